@@ -21,7 +21,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         sync(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         sync(partial)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(partial, path)
+        partial.replace(path)
         sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
