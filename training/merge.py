@@ -1,0 +1,325 @@
+"""Merges a LoRA adapter into its 16-bit base on the CPU, a block of rows at a time: memory does not grow with the model.
+
+Sums are made in float32 and rounded once, to the dtype that the base has on disk. Never into 4-bit weights: a run that
+trained over a 4-bit base is merged into the 16-bit one (peft#2321). No model is built: what is written are the base's
+own shards with the targeted tensors replaced, and the base's own files beside them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from training import adapter as adapters
+from training import weights
+from training.adapter import Change
+from training.errors import RunError
+from training.files import whole_folder
+from training.weights import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 1 << 22  # elements computed at a time: 16 MB in float32, and a few temporaries of that size
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+# Never copied from the base: weights in any format, and what belongs to the base's own page or training.
+LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".md", ".partial"}
+TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the merged model: the base's tensor it is made from, its dtype on disk, and what is added."""
+
+    name: str
+    source: Tensor
+    dtype: str
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge will write: the tensors of each shard in order, and whether a tied head is given its own tensor."""
+
+    shards: dict[str, tuple[Output, ...]]
+    untied: bool
+    base_dtype: str
+    dtype: str
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """Every tensor of the merged model by name."""
+        return {output.name: output for outputs in self.shards.values() for output in outputs}
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """What was merged: for the report. `template` says whose chat template stands in the merged folder."""
+
+    path: str
+    base_dtype: str
+    dtype: str
+    tensors: int
+    targeted: int
+    shards: int
+    untied: bool
+    template: str
+    bytes: int
+    seconds: float
+
+
+def plan(base: Path, adapter: Path) -> Plan:
+    """Match an adapter to a base without reading a weight: quick for any size, so it can be tried before training.
+
+    A float32 base is written as bfloat16: 16 bits are what the converter and further training take, and bfloat16 has
+    float32's range, so that no weight overflows. A base that mixes dtypes keeps each tensor's own (float32 norms).
+    Raises RunError naming the tensor that cannot be merged.
+    """
+    found = weights.tensors(base)
+    floats = {tensor.dtype for tensor in found.values() if tensor.dtype in weights.FLOATS}
+    config = _read_json(base / "config.json")
+    strange = next((tensor for tensor in found.values() if tensor.dtype not in weights.FLOATS), None)
+    if strange is not None and "quantization_config" in config:
+        raise RunError(
+            "merge",
+            f"{base} holds quantised weights ({strange.name} is {strange.dtype}); an adapter is merged into the 16-bit "
+            "base: name that as BASE_MODEL_NAME",
+        )
+    head = next((name for name in found if name.endswith(HEAD)), None)
+    embedding = next((name for name in found if name.endswith(EMBEDDING)), None)
+    tied = head is None or bool(config.get("tie_word_embeddings"))
+    changes: dict[str, list[Change]] = {}
+    for change in adapters.changes(found, adapter, tied):
+        name = HEAD if change.module.endswith("lm_head") and head is None else change.target.name
+        changes.setdefault(name, []).append(change)
+    untied = tied and bool({head or HEAD, embedding} & changes.keys())
+    if untied and head is None and embedding is not None:
+        found[HEAD] = found[embedding]
+    narrowed = floats == {"F32"}
+    shards: dict[str, list[Output]] = {shard.name: [] for shard in weights.shards(base)}
+    for name, source in found.items():
+        dtype = "BF16" if narrowed and source.dtype == "F32" else source.dtype
+        shards[source.file.name].append(Output(name, source, dtype, tuple(changes.get(name, ()))))
+    kept = "BF16" if narrowed else max(floats, key=lambda dtype: _bytes_of(found, dtype), default="BF16")
+    base_dtype = "F32" if narrowed else kept
+    return Plan(
+        {name: tuple(outputs) for name, outputs in shards.items()},
+        untied,
+        weights.FLOATS[base_dtype],
+        weights.FLOATS[kept],
+    )
+
+
+def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None) -> MergeRecord:
+    """Write base + adapter to the folder `out` (replacing an older one), whole or not at all.
+
+    base: a Hugging Face folder with safetensors. adapter: PEFT's adapter_config.json and adapter_model.safetensors.
+    chat_template: the Jinja text that was trained with; None, or the base's own text, leaves every file as it is.
+    Raises RunError when the two do not belong together, a value is not finite, or the disk is full.
+    """
+    started = time.monotonic()
+    planned = plan(base, adapter)
+    safe = f"The trained adapter is safe in {adapter}."
+    needed = merge_bytes(base)
+    free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
+    if free < needed:
+        raise RunError("merge", _disk(out, needed, free), safe)
+    try:
+        with whole_folder(out) as folder:
+            template = _copy_files(base, folder, planned, chat_template)
+            for name, outputs in planned.shards.items():
+                _write_shard(base / name, folder / name, outputs)
+            _write_index(base, folder, planned)
+        size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise RunError("merge", _disk(out, needed, 0) if full else f"{out} cannot be written: {error}", safe) from error
+    outputs = planned.outputs.values()
+    return MergeRecord(
+        path=str(out),
+        base_dtype=planned.base_dtype,
+        dtype=planned.dtype,
+        tensors=len(outputs),
+        targeted=sum(bool(output.changes) for output in outputs),
+        shards=len(planned.shards),
+        untied=planned.untied,
+        template=template,
+        bytes=size,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def merge_bytes(base: Path) -> int:
+    """Bytes that the merged folder of this base takes on disk: for adding up before anything is trained."""
+    found = weights.tensors(base).values()
+    narrowed = {tensor.dtype for tensor in found if tensor.dtype in weights.FLOATS} == {"F32"}
+    size = sum(tensor.size // 2 if narrowed and tensor.dtype == "F32" else tensor.size for tensor in found)
+    headers = 200 * len(found)  # a name, a dtype, a shape and two offsets take 120 to 160 bytes of JSON
+    return size + headers + sum(file.stat().st_size for file in _kept_files(base))
+
+
+def merged_rows(output: Output, start: int, stop: int, factors: list[tuple]) -> torch.Tensor:
+    """Rows `start` to `stop` of a merged tensor, in float32 before rounding; `factors` are (change, B, A) in float32."""
+    rows = weights.read_rows(output.source, start, stop).float()
+    for change, b, a in factors:
+        low, high = max(start, change.start), min(stop, change.stop)
+        if low >= high:
+            continue
+        part, own = rows[low - start : high - start], slice(low - change.start, high - change.start)
+        if change.kind == "replaced":
+            part.copy_(weights.read_rows(change.b, own.start, own.stop))
+            continue
+        part.addmm_(b[own], a, alpha=change.scaling)
+        if change.magnitude is not None:  # DoRA: each output's weights are scaled to its trained length
+            length = weights.read_rows(change.magnitude)[0, own].float()
+            part.mul_((length / part.norm(dim=1)).unsqueeze(1))
+    return rows
+
+
+def _write_shard(source: Path, target: Path, outputs: tuple[Output, ...]) -> None:
+    tensors, metadata = weights.header(source)
+    same = len(tensors) == len(outputs) and all(output.dtype == output.source.dtype for output in outputs)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        if same:  # the base's own header, byte for byte
+            length = int.from_bytes(reader.read(8), "little")
+            reader.seek(0)
+            writer.write(reader.read(8 + length))
+        else:
+            entries = {output.name: (output.dtype, output.source.shape) for output in outputs}
+            writer.write(weights.encode_header(entries, metadata))
+        for output in outputs:
+            if output.changes or output.dtype != output.source.dtype:
+                for block in _blocks(output):
+                    writer.write(block)
+            else:
+                _copy_bytes(reader, writer, output.source)
+
+
+def _blocks(output: Output) -> Iterator[memoryview]:
+    """The bytes of a merged tensor, rounded once to its dtype, a block of rows at a time."""
+    import torch
+
+    factors = []
+    for change in output.changes:
+        if change.kind == "replaced":
+            factors.append((change, None, None))
+        else:
+            factors.append((change, *(factor.float() for factor in adapters.factors(change))))
+    step = max(1, BLOCK // max(1, output.source.width))
+    for start in range(0, output.source.rows, step):
+        rows = merged_rows(output, start, min(start + step, output.source.rows), factors)
+        rounded = rows.to(getattr(torch, weights.FLOATS[output.dtype]))
+        if not torch.isfinite(rounded).all():
+            raise RunError("merge", f"{output.name} would hold values that are not finite in {output.dtype}")
+        yield memoryview(rounded.contiguous().view(torch.uint8).numpy()).cast("B")
+
+
+def _copy_bytes(reader: BinaryIO, writer: BinaryIO, tensor: Tensor) -> None:
+    reader.seek(tensor.start)
+    left = tensor.size
+    while left:
+        block = reader.read(min(left, 1 << 23))
+        if not block:
+            raise RunError("merge", f"{tensor.file} ended while {tensor.name} was read")
+        writer.write(block)
+        left -= len(block)
+
+
+def _write_index(base: Path, folder: Path, planned: Plan) -> None:
+    """The base's own index; with the new sizes and the new tensor where dtype or head changed."""
+    if not (base / weights.INDEX).is_file():
+        return
+    if not planned.untied and planned.dtype == planned.base_dtype:
+        shutil.copyfile(base / weights.INDEX, folder / weights.INDEX)
+        return
+    index = _read_json(base / weights.INDEX)
+    sizes = {
+        o.name: o.source.size * weights.SIZES[o.dtype] // weights.SIZES[o.source.dtype]
+        for o in planned.outputs.values()
+    }
+    index["weight_map"] = {output.name: shard for shard, outputs in planned.shards.items() for output in outputs}
+    index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes.values())}
+    _write_json(folder / weights.INDEX, index)
+
+
+def _kept_files(base: Path) -> list[Path]:
+    """The files of the base that go into the merged folder as they are: tokenizer, configuration, licence."""
+    return [
+        file
+        for file in sorted(base.iterdir())
+        if file.is_file()
+        and file.suffix not in LEFT_OUT
+        and not file.name.startswith((".", "adapter_", "training_args", "optimizer"))
+        and not file.name.endswith(".index.json")
+    ]
+
+
+def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -> str:
+    """Copy the base's own files, with the chat template trained with; say whose template it is."""
+    for file in _kept_files(base):
+        shutil.copyfile(file, folder / file.name)
+    _write_config(base, folder, planned)
+    own = own_template(base)
+    if template is None or template == own:
+        return "the base's own" if own is not None else "none"
+    with (folder / TEMPLATE).open("w", encoding="utf-8", newline="") as file:
+        file.write(template)
+    (folder / "chat_template.json").unlink(missing_ok=True)  # an older place for the same text
+    settings = _read_json(base / TOKENIZER_CONFIG)
+    if "chat_template" in settings:
+        _write_json(folder / TOKENIZER_CONFIG, {**settings, "chat_template": template})
+    return "the one trained with" if own is None else "the one trained with, in place of the base's"
+
+
+def own_template(folder: Path) -> str | None:
+    """The chat template of a model folder: chat_template.jinja, which wins, or the one in tokenizer_config.json."""
+    if (folder / TEMPLATE).is_file():
+        with (folder / TEMPLATE).open(encoding="utf-8", newline="") as file:
+            return file.read()
+    template = _read_json(folder / TOKENIZER_CONFIG).get("chat_template")
+    if isinstance(template, list):  # several named ones; "default" is used for chats
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+def _write_config(base: Path, folder: Path, planned: Plan) -> None:
+    """config.json without quantization_config and with the dtype that was written; untouched where that changes nothing."""
+    before = _read_json(base / "config.json")
+    after = {key: value for key, value in before.items() if key != "quantization_config"}
+    for part in (after, after.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        for key in ("dtype", "torch_dtype"):
+            if key in part and (planned.dtype != planned.base_dtype or part is after):
+                part[key] = planned.dtype
+        if planned.untied and (part is after or "tie_word_embeddings" in part):
+            part["tie_word_embeddings"] = False
+    if after != _read_json(base / "config.json"):
+        _write_json(folder / "config.json", after)
+
+
+def _bytes_of(tensors: dict[str, Tensor], dtype: str) -> int:
+    return sum(tensor.size for tensor in tensors.values() if tensor.dtype == dtype)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise RunError("merge", f"{file} is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _disk(out: Path, needed: int, free: int) -> str:
+    left = f"{free / 1e9:.1f} GB are free" if free else "the disk is full"
+    return f"{out} needs {needed:,} bytes ({needed / 1e9:.1f} GB); {left}. Make room and run the export again."

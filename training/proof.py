@@ -1,0 +1,247 @@
+"""Proves a merged model tensor by tensor: merged = base + scaled update, and nothing else has changed.
+
+It reads the files that were written, through the safetensors library (the merge has its own reader and writer), and
+computes in float64 by another order of products, so that one mistake cannot hide itself. Memory does not grow with the
+model, and no model is built.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training import adapter as adapters
+from training import merge as merging
+from training import weights
+from training.errors import RunError
+from training.merge import Output
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS = 1 << 20  # elements compared at a time: 8 MB in float64, and some temporaries of that size
+DIGITS = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}  # significant bits; exponent of the smallest step
+# Rounding to nearest is never off by more than half a step; the rest is for this module's own float64 sums.
+MOST_ULP = 0.501
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The figures of a merge that holds.
+
+    max_ulp: the largest distance between merged and base + update, in steps (units in the last place) of the merged
+    dtype, less what float32 sums may lose. relative_update: norm of the change over norm of the base, over all targeted
+    tensors. rounding_loss: norm of what rounding took, over the norm of the update: the share of the training that
+    16 bits cannot hold. untrained: targeted tensors whose update is exactly 0; lost: whose update rounds away whole.
+    """
+
+    tensors: int
+    targeted: int
+    changed: int
+    untrained: int
+    lost: int
+    max_ulp: float
+    relative_update: float
+    rounding_loss: float
+    elements_changed: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return asdict(self)
+
+
+def verify(base: Path, adapter: Path, merged: Path) -> Proof:
+    """Prove that the folder `merged` holds base + adapter. Raises RunError naming the first tensor that is wrong.
+
+    Every tensor that the adapter does not touch must be the base's bit for bit (rounded once where a float32 base was
+    written as bfloat16); every other one must be base + update within half a step of its dtype. An adapter that changes
+    nothing fails too: it was not trained, or its updates are all too small for 16 bits.
+    """
+    planned = merging.plan(base, adapter)
+    written = weights.tensors(merged, "check of the merge")
+    outputs = planned.outputs
+    _same_names(set(outputs), set(written), merged)
+    sums = {"base": 0.0, "change": 0.0, "update": 0.0, "lost": 0.0, "elements": 0, "changed": 0}
+    worst, untrained, lost, changed = 0.0, 0, 0, 0
+    for name, output in outputs.items():
+        found = written[name]
+        if found.shape != output.source.shape or found.dtype != output.dtype:
+            raise _broken(
+                f"{name} is {found.dtype} {list(found.shape)}, expected {output.dtype} {list(output.source.shape)}"
+            )
+        if not output.changes:
+            _untouched(output, merged / found.file.name)
+            continue
+        ulp, sizes = _compare(output, merged / found.file.name)
+        worst = max(worst, ulp)
+        untrained += sizes["update"] == 0
+        lost += sizes["update"] > 0 and sizes["change"] == 0
+        changed += sizes["change"] > 0
+        for key, value in sizes.items():
+            sums[key] += value
+    targeted = sum(bool(output.changes) for output in outputs.values())
+    if not changed:
+        raise _nothing(targeted, lost)
+    return Proof(
+        len(outputs),
+        targeted,
+        changed,
+        untrained,
+        lost,
+        round(worst, 6),
+        math.sqrt(sums["change"] / sums["base"]) if sums["base"] else math.inf,
+        math.sqrt(sums["lost"] / sums["update"]) if sums["update"] else 0.0,
+        sums["changed"] / sums["elements"],
+    )
+
+
+def _same_names(expected: set[str], found: set[str], merged: Path) -> None:
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    if missing:
+        raise _broken(f"{merged} lacks {len(missing)} tensors of the base, the first of them {missing[0]}")
+    if extra:
+        raise _broken(f"{merged} holds {len(extra)} tensors that the base has not, the first of them {extra[0]}")
+
+
+def _nothing(targeted: int, lost: int) -> RunError:
+    if lost:
+        why = f"its updates of all {lost} trained tensors are smaller than a 16-bit step: train longer or raise LEARNING_RATE"
+    else:
+        why = f"the updates of all {targeted} targeted tensors are exactly 0: it was not trained"
+    return _broken(f"the adapter changes nothing: {why}")
+
+
+def _broken(message: str) -> RunError:
+    return RunError("check of the merge", message)
+
+
+def _untouched(output: Output, file: Path) -> None:
+    """RunError unless a tensor without a change is the base's, bit for bit (or rounded once from float32)."""
+    from safetensors import safe_open
+
+    with safe_open(output.source.file, "pt") as before, safe_open(file, "pt") as after:
+        old, new = before.get_slice(output.source.name), after.get_slice(output.name)
+        for low, high in _steps(output):
+            old_rows, new_rows = _rows(old, output, low, high), _rows(new, output, low, high)
+            if not _bits(old_rows.to(new_rows.dtype)).equal(_bits(new_rows)):
+                raise _broken(f"{output.name} is not targeted by the adapter, but differs from the base")
+
+
+def _compare(output: Output, file: Path) -> tuple[float, dict[str, float]]:
+    """The error of a targeted tensor in ulp, and its squared norms. RunError when it is beyond rounding."""
+    import torch
+    from safetensors import safe_open
+
+    worst = 0.0
+    sums = dict.fromkeys(("base", "change", "update", "lost", "elements", "changed"), 0.0)
+    with safe_open(output.source.file, "pt") as before, safe_open(file, "pt") as after:
+        old, new = before.get_slice(output.source.name), after.get_slice(output.name)
+        updates = [_Update(change) for change in output.changes]
+        for low, high in _steps(output):
+            start = _rows(old, output, low, high).double().view(-1, output.source.width)
+            raw = _rows(new, output, low, high)
+            found = raw.double().view(-1, output.source.width)
+            if not torch.isfinite(found).all():
+                raise _broken(f"{output.name} holds values that are not finite")
+            exact, slack = start.clone(), torch.zeros_like(start)
+            first = low * (output.source.rows // output.source.shape[0]) if len(output.source.shape) > 1 else 0
+            for update in updates:
+                update.apply(exact, slack, first)
+            error = (found - exact).abs()
+            beyond = (error - slack).clamp_min(0) / _step(exact, output.dtype)
+            worst = max(worst, float(beyond.max()) if beyond.numel() else 0.0)
+            rounded = start.to(raw.dtype).double()  # the base as 16 bits hold it: what "changed" is measured against
+            for key, value in (
+                ("base", start),
+                ("change", found - rounded),
+                ("update", exact - start),
+                ("lost", error),
+            ):
+                sums[key] += float(value.square().sum())
+            sums["elements"] += found.numel()
+            sums["changed"] += int((found != rounded).sum())
+            if worst > MOST_ULP:
+                raise _broken(
+                    f"{output.name} is not base + update: off by {worst:.3g} steps of {output.dtype}, rounding explains 0.5"
+                )
+    return worst, sums
+
+
+class _Update:
+    """One change in float64, added to blocks of rows. Factors are read once: they are small beside their tensor."""
+
+    def __init__(self, change: adapters.Change) -> None:
+        from safetensors import safe_open
+
+        self.change = change
+        parts = {"b": change.b, "a": change.a, "magnitude": change.magnitude}
+        self.parts: dict[str, torch.Tensor] = {}
+        for key, part in parts.items():
+            if part is not None:
+                with safe_open(part.file, "pt") as file:
+                    self.parts[key] = file.get_tensor(part.name).double()
+
+    def apply(self, exact: torch.Tensor, slack: torch.Tensor, first: int) -> None:
+        """Add this change to `exact`, whose first row is the target's row `first`; raise `slack` by float32's share."""
+        change = self.change
+        low, high = max(first, change.start), min(first + len(exact), change.stop)
+        if low >= high:
+            return
+        rows, own = slice(low - first, high - first), slice(low - change.start, high - change.start)
+        b = self.parts["b"]
+        if change.kind == "replaced":
+            exact[rows] = b.reshape(-1, exact.shape[1])[own]
+            return
+        left, right = self._factors(own)
+        scaling = change.alpha / math.sqrt(change.rank) if change.rslora else change.alpha / change.rank
+        size = exact[rows].abs() + abs(scaling) * (right.abs() @ left.abs()).T
+        exact[rows] = exact[rows] + (right @ (left * scaling)).T
+        if change.magnitude is not None:
+            wanted = self.parts["magnitude"][own]
+            length = exact[rows].square().sum(dim=1).sqrt()
+            exact[rows] *= (wanted / length)[:, None]
+            size *= (wanted / length).abs()[:, None]
+            slack[rows] += size * 2.0**-24 * math.sqrt(exact.shape[1])  # the norm is a float32 sum over the row
+        # A float32 sum of rank + 1 products is off by at most rank + 2 roundings of its absolute size.
+        slack[rows] += size * (change.rank + 2) * 2.0**-24
+
+    def _factors(self, own: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """(left, right) with update = (right @ left) transposed: left [rank, rows], right [width, rank]."""
+        change, a, b = self.change, self.parts["a"], self.parts["b"]
+        if change.kind == "embedding":
+            return a[:, own], b
+        index, count = change.expert
+        a = a[index * change.rank : (index + 1) * change.rank]
+        rows = slice(change.first_row + own.start, change.first_row + own.stop)
+        return b[rows].reshape(own.stop - own.start, change.rank, count)[:, :, index].T, a.T
+
+
+def _steps(output: Output) -> list[tuple[int, int]]:
+    """Ranges of the first dimension that cover a tensor, about ROWS elements each (a vector: elements)."""
+    shape = output.source.shape
+    first = shape[0] if shape else 1
+    step = max(1, ROWS // max(1, math.prod(shape[1:]))) if len(shape) > 1 else first
+    return [(low, min(low + step, first)) for low in range(0, first, step)]
+
+
+def _rows(view: Any, output: Output, low: int, high: int) -> torch.Tensor:
+    return view[low:high] if output.source.shape else view[:]
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """The bits of a tensor, so that NaN equals NaN and 0 is not -0."""
+    import torch
+
+    return values.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _step(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The distance of neighbouring numbers of `dtype` at each value (frexp: value = mantissa in [0.5, 1) * 2**exponent)."""
+    import torch
+
+    digits, smallest = DIGITS[dtype]
+    exponent = torch.frexp(values).exponent - digits
+    exponent = exponent.where(values != 0, torch.full_like(exponent, smallest))  # frexp(0) says 0: a step of 2**-8
+    return torch.ldexp(torch.ones_like(values), exponent.clamp_min(smallest))

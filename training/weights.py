@@ -1,0 +1,135 @@
+"""The tensors of a model folder, read from its safetensors shards a block of rows at a time, without mapping them.
+
+A file is eight bytes with the length of a JSON header (little endian), the header (name -> dtype, shape, offsets),
+then the data (https://github.com/huggingface/safetensors, "Format"). It is read with plain reads because the pages of
+a mapped file count as memory of the process: a merge would look as large as its shards, and a container's limit on
+memory would take it at its word.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.errors import RunError
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX = "model.safetensors.index.json"
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what can be merged: safetensors' name -> torch's
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor as it lies in a file: `start` and `size` are bytes, `start` counted from the file's first byte."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows the tensor has when every dimension but the last is flattened (a vector is one row)."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def width(self) -> int:
+        """The length of the last dimension."""
+        return self.shape[-1] if self.shape else 1
+
+
+def shards(folder: Path, stage: str = "merge") -> list[Path]:
+    """The safetensors files of a model folder: those its index names, or the only ones there. RunError without any."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise RunError(stage, f"{index} is not a safetensors index ({error}); download the model again") from None
+        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        if missing:
+            raise RunError(stage, f"{folder} lacks {', '.join(missing)}, which its index names; download it again")
+        return [folder / name for name in names]
+    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise RunError(stage, f"{folder} holds no safetensors weights")
+    return found
+
+
+def header(file: Path, stage: str = "merge") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of one file, in the order of their data, and its metadata. RunError when the file is damaged."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            if length > size:
+                raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
+            entries = json.loads(stream.read(length))
+            metadata = entries.pop("__metadata__", {})
+            tensors = [_tensor(file, name, 8 + length, entry) for name, entry in entries.items()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(stage, f"{file} is not a whole safetensors file: {error}") from None
+    for tensor in tensors:
+        if tensor.start + tensor.size > size:
+            raise RunError(stage, f"{file} is cut short: {tensor.name} ends beyond its {size:,} bytes")
+    return {tensor.name: tensor for tensor in sorted(tensors, key=lambda tensor: tensor.start)}, metadata
+
+
+def _tensor(file: Path, name: str, origin: int, entry: dict) -> Tensor:
+    begin, end = entry["data_offsets"]
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if dtype in SIZES and math.prod(shape) * SIZES[dtype] != end - begin:
+        raise ValueError(f"{name} has {end - begin:,} bytes, which is not {dtype} {list(shape)}")
+    return Tensor(name, file, dtype, shape, origin + begin, end - begin)
+
+
+def tensors(folder: Path, stage: str = "merge") -> dict[str, Tensor]:
+    """Every tensor of a model folder by name. RunError when a name is in two shards."""
+    found: dict[str, Tensor] = {}
+    for shard in shards(folder, stage):
+        for name, tensor in header(shard, stage)[0].items():
+            if name in found:
+                raise RunError(stage, f"{folder}: {name} is in {found[name].file.name} and in {shard.name}")
+            found[name] = tensor
+    return found
+
+
+def encode_header(entries: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    """The start of a safetensors file whose data follows in the order of `entries` (name -> dtype and shape)."""
+    described: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, (dtype, shape) in entries.items():
+        end = offset + math.prod(shape) * SIZES[dtype]
+        described[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of eight, as the format asks
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_rows(tensor: Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    """Rows `start` to `stop` of a float tensor as a writable torch tensor [rows, width] in the file's own dtype."""
+    import torch
+
+    stop = tensor.rows if stop is None else stop
+    row = tensor.width * SIZES[tensor.dtype]
+    data = bytearray((stop - start) * row)
+    with tensor.file.open("rb", buffering=0) as stream:
+        stream.seek(tensor.start + start * row)
+        view = memoryview(data)
+        while view:
+            count = stream.readinto(view)
+            if not count:
+                raise RunError("merge", f"{tensor.file} ended while {tensor.name} was read")
+            view = view[count:]
+    if not data:
+        return torch.empty(stop - start, tensor.width, dtype=getattr(torch, FLOATS[tensor.dtype]))
+    return torch.frombuffer(data, dtype=getattr(torch, FLOATS[tensor.dtype])).view(stop - start, tensor.width)
