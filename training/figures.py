@@ -1,0 +1,59 @@
+"""Figures as people read them: sizes, times, counts and settings."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+def number(value: float | None, form: str = ".4g") -> str:
+    """A figure, or `-` where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def value_text(value: Any) -> str:
+    """A setting or a figure as a person writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ",".join(value_text(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items())
+    return str(value)
+
+
+def count(value: int) -> str:
+    """A large number: 135 M, 8.03 G."""
+    for unit, name in ((10**9, "G"), (10**6, "M")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:,}"
+
+
+def size(value: int) -> str:
+    """Bytes as Ollama and file managers say them: powers of 1000."""
+    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if value >= unit:
+            return f"{value / unit:.{1 if value < 100 * unit else 0}f} {name}"
+    return f"{value} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0.8 s, 42 s, 5 min 12 s, 1 h 02 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+
+
+def moment(seconds: float | None) -> str:
+    """A time of day in the machine's own zone."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(seconds))

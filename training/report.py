@@ -1,0 +1,72 @@
+"""Write what came of a run: report.md for a person in a hurry, report.html to look at, report.json for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training import curves, files, page, runs, summary
+from training.record import Artefact, Report, TrainingFacts, build, plain
+
+MOST_STEPS = 2000  # in report.json, evenly spread; every one stands in events.jsonl
+JSON, MARKDOWN, HTML = runs.REPORT, "report.md", "report.html"
+# No artefacts: the report itself, and what is still written to or removed again when artefacts are listed.
+LEFT_OUT = (JSON, MARKDOWN, HTML, runs.STATUS, runs.EVENTS, runs.LOG, runs.CHECKPOINTS)
+
+
+def write(run: Path, record: Report | Mapping[str, Any]) -> Report:
+    """Write report.md and report.html into `run` and, of a completed run, report.json as the last; returns what they say.
+
+    report.json there means done: a run that was interrupted or failed gets the two for people only, and one that an
+    earlier attempt left behind is removed first. Losses that the record leaves out are read back from events.jsonl.
+    Raises ValueError when `record` is a dict with a field that Report does not know.
+    """
+    report = with_curves(run, build(plain(record)))
+    (run / JSON).unlink(missing_ok=True)
+    files.write_text(run / MARKDOWN, summary.markdown(report))
+    files.write_text(run / HTML, page.html(report))
+    if report.run.state == "completed":
+        files.write_json(run / JSON, thinned(report))
+    return report
+
+
+def read(path: Path) -> Report:
+    """The report in a report.json."""
+    return build(json.loads(path.read_text(encoding="utf-8")))
+
+
+def with_curves(run: Path, report: Report) -> Report:
+    """`report` with the losses and evaluations of the run's events, where it does not bring its own."""
+    training = report.training
+    if training is not None and training.losses:
+        return report
+    steps, evaluations, total = curves.read(run / runs.EVENTS)
+    if not steps and not evaluations:
+        return report
+    training = training or TrainingFacts(steps=steps[-1].step if steps else 0)
+    filled = dataclasses.replace(
+        training, losses=steps, evaluations=training.evaluations or evaluations, total=training.total or total
+    )
+    return dataclasses.replace(report, training=filled)
+
+
+def thinned(report: Report) -> dict[str, Any]:
+    """What report.json holds: everything, with a long run's steps thinned."""
+    if report.training:
+        losses = tuple(curves.thin(report.training.losses, MOST_STEPS))
+        report = dataclasses.replace(report, training=dataclasses.replace(report.training, losses=losses))
+    return plain(report)
+
+
+def artefacts(run: Path) -> tuple[Artefact, ...]:
+    """Every finished file of a run with its size and SHA-256, in the order of their paths; half-written ones are no artefacts."""
+    found = []
+    for path in sorted(path for path in run.rglob("*") if path.is_file() and not path.is_symlink()):
+        name = path.relative_to(run)
+        if name.parts[0] in LEFT_OUT or any(part.endswith(files.PARTIAL) for part in name.parts):
+            continue
+        found.append(Artefact(name.as_posix(), path.stat().st_size, files.sha256(path)))
+    return tuple(found)

@@ -1,0 +1,300 @@
+"""What the report says, and in which order: records in, sections of plain blocks out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePosixPath
+from typing import Any
+
+from training import curves, figures
+from training.blocks import Answers, Commands, Details, Pictures, Section, Table, Text
+from training.record import Report
+
+SHOWN_STEPS = 40  # rows of the table of steps; the rest stands in events.jsonl
+
+
+def result(report: Report) -> Text:
+    """The run in one sentence."""
+    run, training = report.run, report.training
+    done = f"step {training.steps:,} of {training.total:,}" if training else "before training began"
+    if run.state == "interrupted":
+        return Text(f"Interrupted after {done}. Nothing is lost: it goes on where it stopped.", "warn")
+    if run.state == "failed":
+        where = f" in {run.failed_stage}" if run.failed_stage else ""
+        return Text(" ".join(f"Failed{where}: {run.error or 'see the log'}".split()), "bad")
+    if training is None:
+        return Text("Nothing was trained.", "warn")
+    if training.before is None or training.after is None:
+        seen = [step.loss for step in training.losses if step.loss is not None]
+        fell = f" Training loss {seen[0]:.3f} -> {seen[-1]:.3f}." if seen else ""
+        return Text(
+            f"Trained without validation rows, so no figure says how well it answers new questions.{fell}", "warn"
+        )
+    change = f"validation loss {training.before:.3f} -> {training.after:.3f}{percent(training.before, training.after)}"
+    if training.after < training.before:
+        return Text(f"Better: {change}.", "good")
+    return Text(f"Not better: {change}. The tuned model predicts the held-out answers no better than the base.", "bad")
+
+
+def percent(before: float, after: float) -> str:
+    """The relative change, as ` (-64.7 %)`."""
+    return f" ({(after - before) / abs(before) * 100:+.1f} %)" if before else ""
+
+
+def trained(report: Report) -> str:
+    """What was trained on what, in one line."""
+    parts = [
+        report.base.name + (f" ({figures.count(report.base.parameters)} parameters)" if report.base.parameters else "")
+    ]
+    if report.data and (rows := report.data.rows.get("training")):
+        parts.append(f"{rows:,} rows of {', '.join(dict.fromkeys(_names(report, 'training'))) or 'data'}")
+    if report.training:
+        epochs = f" ({report.training.epochs:.1f} epochs)" if report.training.epochs else ""
+        parts.append(f"{report.training.steps:,} steps{epochs}")
+    if report.run.finished and report.run.started:
+        parts.append(figures.duration(report.run.finished - report.run.started))
+    return ", ".join(parts)
+
+
+def _names(report: Report, role: str) -> list[str]:
+    return [PurePosixPath(file.path).name for file in report.data.files if file.role == role] if report.data else []
+
+
+def headline(report: Report) -> list[tuple[str, str]]:
+    """The few figures that stand above everything else: (name, value)."""
+    training, found = report.training, []
+    if training:
+        if training.before is not None and training.after is not None:
+            found.append(("validation loss", f"{training.before:.3f} \u2192 {training.after:.3f}"))
+        found.append(("steps", f"{training.steps:,}" + (f" of {training.total:,}" if training.total else "")))
+    if report.run.started and report.run.finished:
+        found.append(("time", figures.duration(report.run.finished - report.run.started)))
+    if training and training.tokens_per_second:
+        found.append(("tokens per second", f"{training.tokens_per_second:,.0f}"))
+    if training and training.peak_memory:
+        found.append(("peak memory", figures.size(training.peak_memory)))
+    if ggufs := [item for item in report.artefacts if item.path.endswith(".gguf")]:
+        found.append(("GGUF", figures.size(min(item.bytes for item in ggufs))))
+    return found
+
+
+def sections(report: Report) -> list[Section]:
+    """All that the report says after its headline; parts that the run did not reach are left out."""
+    made = (
+        Section("Warnings", tuple(Text(item, "warn") for item in report.warnings)),
+        Section("Next", _next(report)),
+        Section("Losses", _losses(report)),
+        Section("Before and after", (Answers(report.samples),) if report.samples else ()),
+        Section("Evaluation", _scores(report)),
+        Section("Checks", _checks(report)),
+        Section("Quantised files", _quantised(report)),
+        Section("Files", _files(report)),
+        Section("Data", _data(report)),
+        Section("Settings", _settings(report)),
+        Section("Machine and versions", _machine(report)),
+        Section("This very run again", _again(report)),
+    )
+    return [section for section in made if section.blocks]
+
+
+def _next(report: Report) -> tuple[Any, ...]:
+    run = shlex.quote(report.run.directory)
+    commands = report.next_commands
+    if not commands and report.run.state == "interrupted":
+        commands = (f"./run.sh --resume {run}",)
+    if not commands and report.run.state == "completed":
+        commands = (f"./export_ollama.sh {run} {shlex.quote(report.name)}", f"ollama run {shlex.quote(report.name)}")
+    safe = (Text(report.run.safe),) if report.run.safe else ()
+    return (*safe, *((Commands(commands),) if commands else ()))
+
+
+def _losses(report: Report) -> tuple[Any, ...]:
+    training = report.training
+    if training is None:
+        return ()
+    blocks: list[Any] = []
+    charts = curves.charts(training.losses, training.evaluations, training.total)
+    if charts:
+        blocks.append(Pictures(tuple(charts)))
+    rows = []
+    if training.before is not None:
+        rows.append(("validation, base model", f"{training.before:.4f}"))
+    if training.best is not None:
+        at = f" (step {training.best_step:,})" if training.best_step is not None else ""
+        rows.append((f"validation, lowest{at}", f"{training.best:.4f}"))
+    if training.after is not None:
+        rows.append(("validation, tuned model", f"{training.after:.4f}"))
+    if training.losses:
+        first, last = training.losses[0], training.losses[-1]
+        rows += [
+            (f"training, step {step.step:,}", figures.number(step.loss, ".4f")) for step in dict.fromkeys((first, last))
+        ]
+    if rows:
+        blocks.append(Table(("loss", "value"), tuple(rows), numbers=(1,)))
+    if training.best is not None and training.after is not None and training.after > 1.02 * training.best:
+        blocks.append(Text("Validation loss rose again after its lowest point: fewer steps may do better.", "warn"))
+    if training.losses:
+        blocks.append(_steps(report))
+    return tuple(blocks)
+
+
+def _steps(report: Report) -> Details:
+    """The figures behind the curves, for who cannot see them or wants them exactly."""
+    assert report.training
+    held = {item.step: item.loss for item in report.training.evaluations}
+    rows = tuple(
+        (
+            f"{step.step:,}",
+            figures.number(step.loss, ".4f"),
+            figures.number(held[step.step], ".4f") if step.step in held else "",
+            "" if step.learning_rate is None else f"{step.learning_rate:.2e}",
+            "" if step.gradient_norm is None else f"{step.gradient_norm:.3g}",
+            "" if step.tokens_per_second is None else f"{step.tokens_per_second:,.0f}",
+        )
+        for step in curves.thin(report.training.losses, SHOWN_STEPS)
+    )
+    headers = ("step", "loss", "validation loss", "learning rate", "gradient norm", "tokens/s")
+    return Details(
+        "The curves in figures (every step stands in events.jsonl)", (Table(headers, rows, tuple(range(6))),)
+    )
+
+
+def _scores(report: Report) -> tuple[Any, ...]:
+    rows = tuple(
+        (
+            score.name,
+            figures.number(score.before),
+            figures.number(score.after),
+            figures.number(score.quantised),
+            "" if score.low is None or score.high is None else f"{score.low:+.4g} to {score.high:+.4g}",
+            "" if score.rows is None else f"{score.rows:,}",
+            score.verdict,
+        )
+        for score in report.scores
+    )
+    headers = ("", "base", "tuned", "quantised", "difference, 95 %", "rows", "")
+    return (Table(headers, rows, numbers=(1, 2, 3, 4, 5)),) if rows else ()
+
+
+def _checks(report: Report) -> tuple[Any, ...]:
+    rows = tuple(
+        (
+            check.name,
+            {True: "passed", False: "FAILED", None: "not run"}[check.passed],
+            ", ".join(f"{key} {figures.value_text(item)}" for key, item in check.figures.items()),
+            "" if check.threshold is None else figures.value_text(check.threshold),
+            check.why,
+            "" if check.seconds is None else figures.duration(check.seconds),
+        )
+        for check in report.checks
+    )
+    headers = ("check", "result", "figures", "asked for", "why", "time")
+    return (Table(headers, rows, numbers=(5,), marks=1),) if rows else ()
+
+
+def _quantised(report: Report) -> tuple[Any, ...]:
+    rows = tuple(
+        (
+            item.file,
+            item.method,
+            "" if item.bytes is None else figures.size(item.bytes),
+            figures.number(item.kl),
+            "" if item.top1 is None else f"{item.top1 * 100:.1f} %",
+            figures.number(item.perplexity),
+            figures.number(item.tokens_per_second, ",.0f"),
+            item.fallback or "",
+        )
+        for item in report.quantised
+    )
+    headers = ("file", "method", "size", "divergence from f16", "same next token", "perplexity", "tokens/s", "fallback")
+    return (Table(headers, rows, numbers=(2, 3, 4, 5, 6), code=(0,)),) if rows else ()
+
+
+def _files(report: Report) -> tuple[Any, ...]:
+    """Folders as one line each, and every file with its hash for who asks."""
+    if not report.artefacts:
+        return ()
+    places: dict[str, int] = {}
+    for item in report.artefacts:
+        top, slash, _ = item.path.partition("/")
+        places[top + slash] = places.get(top + slash, 0) + item.bytes
+    every = tuple((item.path, f"{item.bytes:,}", item.sha256) for item in report.artefacts)
+    return (
+        Text(f"In {report.run.directory}"),
+        Table(
+            ("file", "size"),
+            tuple((path, figures.size(total)) for path, total in places.items()),
+            numbers=(1,),
+            code=(0,),
+        ),
+        Details("Every file with its SHA-256", (Table(("file", "bytes", "SHA-256"), every, (1,), (0, 2)),)),
+    )
+
+
+def _data(report: Report) -> tuple[Any, ...]:
+    data = report.data
+    if data is None:
+        return ()
+    facts = [(f"{role} rows", f"{rows:,}") for role, rows in data.rows.items()]
+    if data.tokens is not None:
+        facts.append(("tokens of an epoch", f"{data.tokens:,}"))
+    if data.trained_tokens is not None:
+        facts.append(("of these trained", f"{data.trained_tokens:,}"))
+    if data.percentiles:
+        facts.append(("tokens a row", ", ".join(f"{at} %: {tokens:,}" for at, tokens in data.percentiles.items())))
+    facts.append(("rows cut by MAX_SEQ_LENGTH", f"{data.cut:,}"))
+    facts.append(("rows left out", f"{data.rejected:,}" + (" (see rejected.jsonl)" if data.rejected else "")))
+    files = tuple(
+        (file.path, file.role, "" if file.rows is None else f"{file.rows:,}", file.sha256) for file in data.files
+    )
+    blocks: list[Any] = [Table(("", ""), tuple(facts), numbers=(1,))]
+    if files:
+        blocks.append(
+            Details("Files and their SHA-256", (Table(("file", "used for", "rows", "SHA-256"), files, (2,), (0, 3)),))
+        )
+    return tuple(blocks)
+
+
+def _settings(report: Report) -> tuple[Any, ...]:
+    blocks: list[Any] = []
+    if report.differences:
+        rows = tuple(tuple(figures.value_text(item) for item in row) for row in report.differences)
+        blocks.append(Table(("not the default", "value", "default", "set by"), rows, code=(0, 1, 2)))
+    if report.choices:
+        rows = tuple(tuple(figures.value_text(item) for item in row) for row in report.choices)
+        blocks.append(Table(("chosen automatically", "value", "because"), rows, code=(0, 1)))
+    every = tuple(
+        (f"{section}.{key}", figures.value_text(value))
+        for section, keys in report.settings.items()
+        for key, value in keys.items()
+    )
+    if every:
+        blocks.append(Details("Every setting", (Table(("setting", "value"), every, code=(0, 1)),)))
+    return tuple(blocks)
+
+
+def _machine(report: Report) -> tuple[Any, ...]:
+    run, rows = report.run, []
+    rows += [(name, figures.value_text(value)) for name, value in report.machine.items()]
+    rows += [(name, figures.value_text(value)) for name, value in report.versions.items()]
+    if report.base.revision:
+        rows.append(("base model revision", report.base.revision))
+    blocks: list[Any] = [Table(("", ""), tuple(rows))] if rows else []
+    if run.stages:
+        stages = tuple((name, figures.duration(seconds)) for name, seconds in run.stages.items())
+        blocks.append(Table(("stage", "time"), stages, numbers=(1,)))
+    return tuple(blocks)
+
+
+def _again(report: Report) -> tuple[Any, ...]:
+    if not report.settings:
+        return ()
+    config = str(PurePosixPath(report.run.directory) / "config.ini")
+    seed = f" and seed {report.seed}" if report.seed is not None else ""
+    files = "the same data files (their SHA-256 stands in report.json)"
+    return (
+        Text(
+            f"The run's own config.ini holds every setting with its automatic choice. With {files}{seed} it gives the same losses."
+        ),
+        Commands((f"./run.sh --config {shlex.quote(config)} --fresh",)),
+    )

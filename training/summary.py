@@ -1,0 +1,136 @@
+"""report.md: the report for a person in a hurry, to be read as it is in a terminal or rendered by a Markdown viewer."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from training import figures, pictures, story
+from training.blocks import Answers, Commands, Pictures, Table, Text
+from training.privacy import visible
+from training.record import Report, Sample
+
+QUESTIONS = 3  # shown here; all of them stand in report.html
+LONGEST_ANSWER = 1200  # characters
+WIDEST_PADDING = 48  # columns to which a table's cells are lined up; longer ones stand out
+
+
+def markdown(report: Report) -> str:
+    """The whole of report.md."""
+    lines = [f"# {inline(report.name)}", ""]
+    lines += [f"**{inline(story.result(report).text)}**", "", paragraph(story.trained(report)), ""]
+    for section in story.sections(report):
+        parts = [part for block in section.blocks if (part := render(block))]
+        if parts:
+            lines += [f"## {section.title}", "", "\n\n".join(parts), ""]
+    when = figures.moment(report.run.finished or report.run.started)
+    lines.append(
+        inline(f"Run {report.run.id}, {report.run.state} {when}".rstrip()) + ". Curves and every figure: report.html"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def render(block: Any) -> str:
+    """One block as Markdown; folded details are left to report.html."""
+    if isinstance(block, Text):
+        return ("- " if block.tone == "warn" else "") + paragraph(block.text)
+    if isinstance(block, Commands):
+        return fence("\n".join(block.lines), "sh")
+    if isinstance(block, Pictures):
+        return fence(pictures.text(block.charts[0]), "text")
+    if isinstance(block, Table):
+        return table(block)
+    if isinstance(block, Answers):
+        shown = "\n\n".join(_answers(sample) for sample in block.samples[:QUESTIONS])
+        more = len(block.samples) - QUESTIONS
+        return shown + (f"\n\n{more} more in report.html" if more > 0 else "")
+    return ""
+
+
+def _answers(sample: Sample) -> str:
+    lines = [f"### {inline(short(sample.question, 200))}", ""]
+    if sample.before is not None:
+        lines += ["before:", "", fence(wrapped(sample.before), "text"), ""]
+    ending = " (cut off: it did not stop by itself)" if sample.stopped is False else ""
+    if sample.after is not None:
+        lines += [f"after{ending}:", "", fence(wrapped(sample.after), "text")]
+    return "\n".join(lines).rstrip()
+
+
+def short(text: str, most: int) -> str:
+    """At most `most` characters of the text, saying how many are missing."""
+    return text if len(text) <= most else f"{text[:most]}\u2026 ({len(text) - most:,} more characters)"
+
+
+def wrapped(text: str) -> str:
+    """An answer as lines of at most 100 columns, so that a viewer need not scroll sideways."""
+    lines: list[str] = []
+    for line in short(visible(text), LONGEST_ANSWER).split("\n"):
+        lines += fold(line) or [""]
+    return "\n".join(lines)
+
+
+def fold(line: str, most: int = 100) -> list[str]:
+    """One line as several: at white space, and anywhere in Chinese, whose characters are two columns wide."""
+    if columns(line) <= most:
+        return [line]
+    if columns(line) == len(line):
+        return textwrap.wrap(line, most, replace_whitespace=False, drop_whitespace=True) or [""]
+    found = [""]
+    for character in line:
+        if columns(found[-1] + character) > most:
+            found.append("")
+        found[-1] += character
+    return found
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(bool(unicodedata.combining(character)) for character in text)
+
+
+def fence(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks in it, so that the text cannot end it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{visible(text)}\n{ticks}"
+
+
+def inline(text: str) -> str:
+    """Any text as one line of Markdown that shows exactly it. As few backslashes as will do: terminals show them too."""
+    text = " ".join(visible(text).split())
+    text = re.sub(r"([\\`*\[\]<|~$])", r"\\\1", text)
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word _ is only itself
+    return re.sub(r"&(?=#?\w+;)", r"\\&", text)
+
+
+def paragraph(text: str) -> str:
+    """`inline`, where a line begins: what would be a heading, a quote or a list there is text."""
+    return re.sub(r"^(?:(?=[#>+=-])|(\d+)(?=[.)]))", lambda match: (match[1] or "") + "\\", inline(text))
+
+
+def table(block: Table) -> str:
+    """A Markdown table, lined up for a terminal too. Columns with nothing in them are left out."""
+    used = [at for at in range(len(block.headers)) if any(row[at] for row in block.rows)]
+    rows = [[inline(row[at]) for at in used] for row in (block.headers, *block.rows)]
+    widths = [max(3, *(min(WIDEST_PADDING, columns(row[at])) for row in rows)) for at in range(len(used))]
+    right = [at in block.numbers for at in used]
+    lines = [_row(rows[0], widths, right)]
+    lines.append(
+        "|"
+        + "|".join(f" {'-' * (width - 1)}{':' if end else '-'} " for width, end in zip(widths, right, strict=True))
+        + "|"
+    )
+    return "\n".join(lines + [_row(row, widths, right) for row in rows[1:]])
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    padded = []
+    for cell, width, end in zip(cells, widths, right, strict=True):
+        space = " " * max(0, width - columns(cell))
+        padded.append(space + cell if end else cell + space)
+    return "| " + " | ".join(padded) + " |"
