@@ -10,6 +10,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +79,18 @@ class Change:
 def factors(change: Change) -> tuple[torch.Tensor, torch.Tensor]:
     """B [rows of the target, rank] and A [rank, width] of a change, in the adapter's own dtype."""
     assert change.a is not None
-    a, b = weights.read_rows(change.a), weights.read_rows(change.b)
+    a, b = _whole(change.a), _whole(change.b)
     if change.kind == "embedding":  # A [rank, vocabulary], B [width, rank]: the update is (B A) transposed
         return a.T, b.T
     index, count = change.expert
     rows = change.stop - change.start
     a = a.view(count, change.rank, -1)[index]
     return b[change.first_row : change.first_row + rows, index::count], a
+
+
+@lru_cache(maxsize=4)  # the experts of a layer share one A and one B
+def _whole(tensor: Tensor) -> torch.Tensor:
+    return weights.read_rows(tensor)
 
 
 def changes(base: dict[str, Tensor], adapter: Path, tied: bool = False) -> list[Change]:
@@ -194,8 +200,9 @@ def _module(module: str, parts: dict[str, Tensor], config: dict[str, Any], names
         return made
     if a is None or b is None:
         raise RunError("merge", f"the adapter holds only one of the two factors of {module}")
-    rank, alpha = (_pattern(config.get(f"{key}_pattern"), module, config[name]) for key, name in _RANK)
-    change = {"a": a, "b": b, "rank": rank, "alpha": alpha, "rslora": bool(config.get("use_rslora"))}
+    if re.search(r"\.experts(\.base_layer)?$", module):
+        return [*made, *_experts(module, a, b, config, names)]
+    change = {"a": a, "b": b, **_scale(config, module)}
     weight = names.require(f"{module}.weight")
     change["magnitude"] = _magnitude(module, kind, parts, config)
     made.append(Change(module, kind, weight, 0, weight.rows, **change))
@@ -203,7 +210,52 @@ def _module(module: str, parts: dict[str, Tensor], config: dict[str, Any], names
     return made
 
 
-_RANK = (("rank", "r"), ("alpha", "lora_alpha"))
+def _scale(config: dict[str, Any], module: str) -> dict[str, Any]:
+    return {
+        "rank": _pattern(config.get("rank_pattern"), module, config["r"]),
+        "alpha": _pattern(config.get("alpha_pattern"), module, config["lora_alpha"]),
+        "rslora": bool(config.get("use_rslora")),
+    }
+
+
+def _experts(module: str, a: Tensor, b: Tensor, config: dict[str, Any], names: _Names) -> list[Change]:
+    """The changes of a mixture of experts, whose experts share one A [count * rank, in] and one B [out, rank * count].
+
+    transformers 5 holds the experts of a layer in two tensors, gate_up_proj and down_proj; the checkpoint may hold them
+    so, or a tensor for each expert's gate_proj, up_proj and down_proj. PEFT wraps the module once for each parameter in
+    their order, so that the last one is at "experts" and the one before at "experts.base_layer" (lora.ParamWrapper).
+    """
+    experts = module.removesuffix(".base_layer")
+    ends = {target.rsplit(".", 1)[-1] for target in config.get("target_parameters") or ()}
+    wanted = [parameter for parameter in ("gate_up_proj", "down_proj") if parameter in ends]
+    if len(wanted) < (1 if module == experts else 2):
+        raise RunError("merge", f"adapter_config.json does not say which parameter of {experts} was trained")
+    parameter = wanted[-1] if module == experts else wanted[0]
+    scale = _scale(config, f"{experts}.{parameter}")
+    count, fused = a.shape[0] // scale["rank"], names.find(f"{experts}.{parameter}")
+    made = []
+    for index in range(count):
+        first = 0
+        for target in [fused] if fused else _expert(experts, index, parameter, names):
+            rows = target.rows // count if fused else target.rows
+            start = index * rows if fused else 0
+            place = {"expert": (index, count), "first_row": first}
+            made.append(Change(module, "lora", target, start, start + rows, a=a, b=b, **scale, **place))
+            first += rows
+    # [experts, in, out] (Llama 4, gpt-oss) would pass for [experts, out, in] where the two are equal.
+    whole = fused is None or (fused.shape[0] == count and fused.shape[1] != fused.shape[2])
+    rows, width, rank = first, made[-1].target.width, scale["rank"]
+    if not whole or names.find(f"{experts}.{count}.down_proj.weight") is not None:
+        raise RunError("merge", f"the adapter's {module} does not fit the experts of the base")
+    for part, shape in ((a, (count * rank, width)), (b, (rows, rank * count))):
+        if part.shape != shape:
+            raise _misfit(made[-1].target, part.name, part.shape, shape)
+    return made
+
+
+def _expert(experts: str, index: int, parameter: str, names: _Names) -> list[Tensor]:
+    parts = ("gate_proj", "up_proj") if parameter == "gate_up_proj" else ("down_proj",)
+    return [names.require(f"{experts}.{index}.{part}.weight") for part in parts]
 
 
 def _replaced(module: str, target: Tensor, by: Tensor) -> Change:

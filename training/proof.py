@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from training import merge as merging
 from training import weights
 from training.errors import RunError
 from training.merge import Output
+from training.weights import Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -169,19 +171,21 @@ def _compare(output: Output, file: Path) -> tuple[float, dict[str, float]]:
     return worst, sums
 
 
+@lru_cache(maxsize=6)  # the experts of a layer share their factors
+def _double(part: Tensor) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(part.file, "pt") as file:
+        return file.get_tensor(part.name).double()
+
+
 class _Update:
     """One change in float64, added to blocks of rows. Factors are read once: they are small beside their tensor."""
 
     def __init__(self, change: adapters.Change) -> None:
-        from safetensors import safe_open
-
         self.change = change
         parts = {"b": change.b, "a": change.a, "magnitude": change.magnitude}
-        self.parts: dict[str, torch.Tensor] = {}
-        for key, part in parts.items():
-            if part is not None:
-                with safe_open(part.file, "pt") as file:
-                    self.parts[key] = file.get_tensor(part.name).double()
+        self.parts = {key: _double(part) for key, part in parts.items() if part is not None}
 
     def apply(self, exact: torch.Tensor, slack: torch.Tensor, first: int) -> None:
         """Add this change to `exact`, whose first row is the target's row `first`; raise `slack` by float32's share."""
