@@ -1,0 +1,143 @@
+"""What does not go together in the settings: contradictions (errors), and what is set but not used (notes)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Set
+from typing import TYPE_CHECKING
+
+from training import ini, values
+
+if TYPE_CHECKING:
+    from training.settings import Settings
+
+STEP_SETTINGS = tuple(
+    f"Training.{key}" for key in ("WARMUP_STEPS", "EVAL_STEPS", "SAVE_STEPS", "LOGGING_STEPS", "SAMPLE_STEPS")
+)
+Found = Iterator[tuple[tuple[str, ...], str]]  # the keys, the one to change first; and why they do not go together
+
+
+def find(
+    settings: Settings, bad: Set[str] = frozenset(), check_packages: bool = False
+) -> list[tuple[tuple[str, ...], str]]:
+    """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
+    rules = [_length, _validation, _text, _machines, _device] + [_packages] * check_packages
+    found = [contradiction for rule in rules for contradiction in rule(settings)]
+    return [(keys, _message(settings, keys, reason)) for keys, reason in found if not bad.intersection(keys)]
+
+
+def too_long(settings: Settings, total_steps: int) -> list[tuple[tuple[str, ...], str]]:
+    """The step settings that somebody wrote and that are longer than a run of `total_steps`, as (keys, message)."""
+    return [
+        ((key,), f"{settings.place(key)}: the run has {total_steps} steps only")
+        for key in STEP_SETTINGS
+        if settings.written(key) and settings.get(key) > total_steps
+    ]
+
+
+def _message(settings: Settings, keys: tuple[str, ...], reason: str) -> str:
+    """`config.ini:20: [Training] EVAL_STEPS = 10: <reason>: [Dataset] VALIDATION_SPLIT = 0 (config.ini:12)`."""
+    message = f"{settings.place(keys[0])}: {reason}"
+    others = [_named(settings, key) for key in keys[1:]]
+    return f"{message}: {' and '.join(others)}" if others else message
+
+
+def _named(settings: Settings, key: str) -> str:
+    section, _, name = key.partition(".")
+    text = ini.show(values.write(settings.get(key)))
+    origin = settings.origin(key)
+    return (
+        f"[{section}] {name} {f'= {text}' if text else 'is empty'} ({'the default' if origin == 'default' else origin})"
+    )
+
+
+def can_validate(settings: Settings) -> bool:
+    """Whether the settings leave anything to validate on."""
+    return settings.dataset.validation_file is not None or settings.dataset.validation_split > 0
+
+
+def _length(settings: Settings) -> Found:
+    total = settings.training.max_steps
+    for key in STEP_SETTINGS if total else ():
+        if settings.written(key) and settings.get(key) > total:
+            yield (key, "Training.MAX_STEPS"), "is longer than the run"
+
+
+def _validation(settings: Settings) -> Found:
+    training, data = settings.training, settings.dataset
+    nothing = ("Dataset.VALIDATION_SPLIT", "Dataset.VALIDATION_FILE")
+    if not can_validate(settings):
+        if training.eval_steps and settings.written("Training.EVAL_STEPS"):
+            yield ("Training.EVAL_STEPS", *nothing), "there are no rows to validate on"
+        if training.early_stopping_patience:
+            yield ("Training.EARLY_STOPPING_PATIENCE", *nothing), "there are no rows to validate on"
+        if training.fail_if_worse:
+            yield ("Training.FAIL_IF_WORSE", *nothing), "there are no rows to validate on"
+    elif training.early_stopping_patience and not training.eval_steps:
+        yield ("Training.EARLY_STOPPING_PATIENCE", "Training.EVAL_STEPS"), "nothing is validated during training"
+    if data.validation_file == data.dataset_file:
+        yield ("Dataset.VALIDATION_FILE", "Dataset.DATASET_FILE"), "the model would be validated on its training rows"
+    split = 0 if data.validation_file else data.validation_split
+    if split + data.test_split >= 1:
+        yield ("Dataset.TEST_SPLIT", "Dataset.VALIDATION_SPLIT"), "no row is left for training"
+
+
+def _text(settings: Settings) -> Found:
+    model, data = settings.model, settings.dataset
+    if data.prompt_template and model.chat_template != "auto":
+        yield ("Dataset.PROMPT_TEMPLATE", "Model.CHAT_TEMPLATE"), "only one of the two can say how a row is written"
+    on_the_hub = not model.base_model_name.startswith(("/", "embedded/")) and ":" not in model.base_model_name
+    if model.revision and not on_the_hub:
+        yield ("Model.REVISION", "Model.BASE_MODEL_NAME"), "only models on the Hub have revisions"
+
+
+def _machines(settings: Settings) -> Found:
+    hardware = settings.hardware
+    if hardware.machine_rank >= hardware.num_machines:
+        yield ("Hardware.MACHINE_RANK", "Hardware.NUM_MACHINES"), "must be less than the number of machines"
+    if hardware.num_machines > 1 and not hardware.main_process_address:
+        reason = "several machines need the address of machine 0, as host:port"
+        yield ("Hardware.NUM_MACHINES", "Hardware.MAIN_PROCESS_ADDRESS"), reason
+    if hardware.sharding != "none" and hardware.num_machines * hardware.num_processes == 1:
+        reason = "there is only one process to spread the model over"
+        yield ("Hardware.SHARDING", "Hardware.NUM_PROCESSES", "Hardware.NUM_MACHINES"), reason
+
+
+def _device(settings: Settings) -> Found:
+    hardware, optim = settings.hardware, settings.training.optim
+    if hardware.device == "cpu":
+        if "8bit" in optim or optim.startswith("paged"):
+            yield ("Training.OPTIM", "Hardware.DEVICE"), "this optimizer runs on a GPU only"
+        if hardware.precision == "fp16" and not hardware.auto_fp16_bf16:
+            yield ("Hardware.PRECISION", "Hardware.DEVICE"), "a CPU trains in bf16 or fp32"
+    if hardware.fast_cpu is True and hardware.device not in ("auto", "cpu"):
+        yield ("Hardware.FAST_CPU", "Hardware.DEVICE"), "is for training on the CPU"
+    if hardware.device[-1].isdigit() and hardware.num_processes > 1:
+        yield ("Hardware.DEVICE", "Hardware.NUM_PROCESSES"), "one card cannot serve several processes; write cuda"
+
+
+def _packages(settings: Settings) -> Found:
+    package = settings.training.report_to
+    if package != "none" and importlib.util.find_spec(package) is None:
+        yield ("Training.REPORT_TO",), f"the package {package} is not installed; run .venv/bin/pip install {package}"
+
+
+def unused(settings: Settings) -> list[str]:
+    """What somebody set and the run does not use, one sentence each."""
+    training, data = settings.training, settings.dataset
+    notes = []
+    if training.max_steps:
+        notes.append(f"NUM_TRAIN_EPOCHS is not used: MAX_STEPS = {training.max_steps} sets the length")
+    else:
+        epochs = values.write(training.num_train_epochs)
+        notes.append(f"MAX_STEPS is 0: NUM_TRAIN_EPOCHS = {epochs} sets the length")
+    if data.validation_file and settings.written("Dataset.VALIDATION_SPLIT"):
+        notes.append(f"VALIDATION_SPLIT is not used: VALIDATION_FILE = {data.validation_file} beats it")
+    if settings.hardware.auto_fp16_bf16 and settings.written("Hardware.PRECISION"):
+        notes.append("PRECISION is not used: AUTO_FP16_BF16 = true chooses it")
+    for key in ("REPORT_PROJECT", "REPORT_NAME"):
+        if training.report_to == "none" and settings.get(f"Training.{key}"):
+            notes.append(f"{key} is not used: REPORT_TO = none")
+    if settings.hardware.num_machines == 1 and settings.hardware.main_process_address:
+        notes.append("MAIN_PROCESS_ADDRESS is not used: NUM_MACHINES = 1")
+    return notes

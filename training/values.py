@@ -1,0 +1,318 @@
+"""One setting's rule, and how a value is read from text by it and written back. The settings themselves: settings.py.
+
+A setting is one line in a section's dataclass:
+    r: int = setting(16, at_least=1, help="adapter rank; 8, 16 or 32 suit most runs")
+Its annotation says how the text is read (READERS), `setting` gives its default and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from training import ini, names
+from training.errors import UserError
+
+Auto = Literal["auto"]
+LARGEST_INT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as somebody gave it: its text, whether quotes have settled what it means, where relative paths start."""
+
+    text: str
+    folder: Path
+    quoted: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of a setting besides its name and type. Bounds hold for numbers, `one_of` for words."""
+
+    default: Any
+    help: str
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    one_of: tuple[str, ...] = ()
+    is_a: Literal["", "file", "folder", "model"] = ""  # what must be there on the disk (missing)
+    read: Callable[[Given, Rule], Any] | None = None  # in place of the reader that the annotation names
+
+
+def setting(default: Any, *, help: str, **rule: Any) -> Any:
+    """A field of a section: its default, what it is for, and what is allowed (the fields of Rule)."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(default, help, **rule)})
+
+
+def read(given: Given, rule: Rule, kind: str) -> Any:
+    """The value that the text means under this rule. Raises ValueError with what would be allowed."""
+    if "\0" in given.text:
+        raise ValueError("holds a NUL character")
+    if re.search("[\ud800-\udfff]", f"{given.text}{given.folder}"):
+        raise ValueError("is not UTF-8")  # bytes of an argument or a folder's name that Python could not decode
+    return (rule.read or READERS[kind])(given, rule)
+
+
+def _whole(given: Given, rule: Rule) -> int:
+    text = given.text.strip()
+    if not re.fullmatch(r"[+-]?[0-9]+", text) or len(text) > 30:
+        raise ValueError("expected a whole number" if len(text) <= 30 else f"must be at most {LARGEST_INT}")
+    return _in_range(int(text), rule, LARGEST_INT)
+
+
+def _number(given: Given, rule: Rule) -> float:
+    text = given.text.strip()
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        raise ValueError("expected a number such as 0.1 or 2e-4")
+    return _in_range(float(text), rule, 1e300)
+
+
+def _in_range(value: Any, rule: Rule, largest: float) -> Any:
+    """`value`, or ValueError with the range, worded as a person would."""
+    low = rule.above if rule.above is not None else rule.at_least
+    high = rule.below if rule.below is not None else rule.at_most
+    fits_low = low is None or (value > low if rule.above is not None else value >= low)
+    fits_high = high is None or (value < high if rule.below is not None else value <= high)
+    if fits_low and fits_high and (high is not None or value <= largest):
+        return value
+    if high is None and fits_low:
+        raise ValueError(f"must be at most {largest}")
+    raise ValueError(f"must be {allowed_range(rule)}")
+
+
+def allowed_range(rule: Rule) -> str:
+    """The numbers that a rule allows, in words: "at least 1", "from 0 up to, not including, 1"."""
+    low = rule.above if rule.above is not None else rule.at_least
+    high = rule.below if rule.below is not None else rule.at_most
+    if high is None:
+        return f"above {low}" if rule.above is not None else f"at least {low}"
+    if rule.above is not None:
+        return f"above {low} and " + (f"below {high}" if rule.below is not None else f"at most {high}")
+    return f"from {low} up to, not including, {high}" if rule.below is not None else f"from {low} to {high}"
+
+
+def _switch(given: Given, rule: Rule) -> bool:
+    word = given.text.strip().lower()
+    if word not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return word == "true"
+
+
+def _switch_or_auto(given: Given, rule: Rule) -> bool | Auto:
+    word = given.text.strip().lower()
+    if word not in ("true", "false", "auto"):
+        raise ValueError("expected auto, true or false")
+    return "auto" if word == "auto" else word == "true"
+
+
+def _whole_or_auto(given: Given, rule: Rule) -> int | Auto:
+    if given.text.strip().lower() == "auto":
+        return "auto"
+    try:
+        return _whole(given, rule)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
+
+
+def _word(given: Given, rule: Rule) -> str:
+    """A word of `one_of` in any case; without `one_of` any text that is not empty."""
+    if not rule.one_of:
+        text = _text(given, rule)
+        if not text.strip():
+            raise ValueError("must not be empty")
+        return text
+    word = given.text.strip()
+    for choice in rule.one_of:
+        if word.lower() == choice.lower():
+            return choice
+    raise ValueError(f"must be one of {', '.join(rule.one_of)}{names.did_you_mean(word, rule.one_of)}")
+
+
+def _text(given: Given, rule: Rule) -> str:
+    """Free text: `@file` is the content of that file without its last line end; else escapes stand for line breaks."""
+    if given.quoted:
+        return given.text
+    if not given.text.startswith("@"):
+        return ini.unescape(given.text)
+    path = _path(Given(given.text[1:], given.folder), rule)
+    if path is None:
+        raise ValueError("names no file after @")
+    try:
+        text = ini.read_text(path)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return re.sub(r"(\r\n|\n|\r)\Z", "", text)
+
+
+def _optional_text(given: Given, rule: Rule) -> str | None:
+    """Free text; an empty value, or the bare word none, is None."""
+    text = "" if is_none(given) else _text(given, rule)
+    return text if text.strip() else None
+
+
+def is_none(given: Given) -> bool:
+    """Whether an optional value was left empty, or is the bare word none."""
+    return not given.text.strip() if given.quoted else given.text.strip().lower() in ("", "none")
+
+
+def _path(given: Given, rule: Rule) -> Path:
+    """An absolute path: `~` is the home folder, and a relative one starts where the value was given."""
+    if not given.text.strip():
+        raise ValueError("must not be empty")
+    path = Path(given.text)
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home folder for {path.parts[0]}") from None
+    return given.folder / path
+
+
+def _optional_path(given: Given, rule: Rule) -> Path | None:
+    return None if is_none(given) else _path(given, rule)
+
+
+def _names(given: Given, rule: Rule) -> tuple[str, ...]:
+    """A comma list of names, each at most once."""
+    found = tuple(name.strip() for name in given.text.split(","))
+    if not all(found):
+        raise ValueError("expected names with commas between them")
+    twice = [name for name in found if found.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named twice")
+    return found
+
+
+READERS: dict[str, Callable[[Given, Rule], Any]] = {
+    "int": _whole,
+    "float": _number,
+    "bool": _switch,
+    "bool | Auto": _switch_or_auto,
+    "int | Auto": _whole_or_auto,
+    "str": _word,
+    "str | None": _optional_text,
+    "Path": _path,
+    "Path | None": _optional_path,
+    "tuple[str, ...]": _names,
+}
+
+
+def base_model(given: Given, rule: Rule) -> str:
+    """[Model] BASE_MODEL_NAME: a path becomes absolute, any other name (Hub id, Ollama tag, embedded/...) stays."""
+    name = given.text.strip()
+    if not name or name in ("none", "None", "null"):
+        raise ValueError("must name a model: a Hub id, a folder, a .gguf file or an Ollama tag")
+    if name.startswith("embedded/") and name != rule.default:
+        raise ValueError(f"the only embedded model is {rule.default}")
+    if re.match("https?://", name):
+        raise ValueError("is an address; write the Hub id, such as Qwen/Qwen3-0.6B")
+    if is_path(name) or (name != rule.default and (given.folder / name).exists()):
+        return str(_path(Given(name, given.folder), rule))
+    if not re.fullmatch(r"[A-Za-z0-9_.:/\-]+", name):
+        raise ValueError("is neither a Hub id (letters, digits, - _ . and one /) nor an existing folder or .gguf file")
+    if name.count("/") > 1 and ":" not in name:
+        raise ValueError(f"no such folder ({given.folder / name}); a Hub id has one / only, as in Qwen/Qwen3-0.6B")
+    return name
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name can only be a path."""
+    return name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.lower().endswith(".gguf")
+
+
+def chat_template(given: Given, rule: Rule) -> str:
+    """[Model] CHAT_TEMPLATE: auto, a template's name, a Jinja file (which becomes its absolute path), or Jinja text."""
+    text = _word(given, rule)
+    if not given.quoted and given.text.lower().endswith((".jinja", ".jinja2", ".j2")) and "{" not in text:
+        path = _path(Given(text, given.folder), rule)
+        if not path.is_file():
+            raise ValueError(f"no such file ({path})")
+        return str(path)
+    return text
+
+
+def model_name(given: Given, rule: Rule) -> str:
+    """[Model] NEW_MODEL_NAME: what Ollama takes as a name."""
+    name = given.text.strip()
+    names.check_model_name(name)
+    return name
+
+
+def quantisations(given: Given, rule: Rule) -> tuple[str, ...]:
+    """[Quantization] QUANTIZATION_METHOD: llama.cpp's names in lower case, each at most once."""
+    found = tuple(names.quantisation(name) for name in _names(given, rule))
+    return _names(Given(",".join(found), given.folder), rule)
+
+
+def modules(given: Given, rule: Rule) -> tuple[str, ...]:
+    """[LoRA] TARGET_MODULES: module names, or all-linear alone. Whether the model has them is known later."""
+    found = _names(given, rule)
+    if "all-linear" in found and len(found) > 1:
+        raise ValueError("all-linear stands alone: it means every linear layer")
+    for name in found:
+        if name != "all-linear" and not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
+            raise ValueError(f"{name} is not the name of a module, such as q_proj")
+    return found
+
+
+def device(given: Given, rule: Rule) -> str:
+    """[Hardware] DEVICE: one of the rule's words, or one card by its number, such as cuda:1."""
+    word = given.text.strip().lower()
+    return word if re.fullmatch(r"(cuda|xpu):[0-9]{1,2}", word) else _word(given, rule)
+
+
+def address(given: Given, rule: Rule) -> str | None:
+    """[Hardware] MAIN_PROCESS_ADDRESS: host or host:port, or None."""
+    if is_none(given):
+        return None
+    match = re.fullmatch(r"([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", given.text.strip())
+    if not match or (match[2] and not 1 <= int(match[2]) <= 65535):
+        raise ValueError("expected host or host:port, such as 10.0.0.5:29500")
+    return match[0]
+
+
+def missing(value: Any, rule: Rule) -> str:
+    """What is wrong on the disk with the path in `value`, as this setting needs it; empty when nothing is."""
+    if value is None or not rule.is_a or (rule.is_a == "model" and not str(value).startswith("/")):
+        return ""
+    path = Path(value)
+    try:
+        if rule.is_a == "folder":
+            return f"is there already and is not a folder ({path})" if path.exists() and not path.is_dir() else ""
+        if not path.exists():
+            return f"no such {'file or folder' if rule.is_a == 'model' else 'file'} ({path})"
+    except OSError as error:
+        return f"cannot be used as a path ({error.strerror})"
+    if rule.is_a == "file" and path.is_dir():
+        return f"is a folder; a file is expected ({path})"
+    return "" if os.access(path, os.R_OK) else f"permission denied ({path})"
+
+
+def write(value: Any) -> str:
+    """The text of a value, without quotes: what `read` takes back to the same value, once quoted (ini.quote)."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return _shortest(value) if isinstance(value, float) else str(value)
+
+
+def _shortest(number: float) -> str:
+    """A number with all its digits and no more signs than needed: 3 for 3.0, 2e-4 for 0.0002."""
+    plain = repr(number).removesuffix(".0")
+    mantissa, _, exponent = f"{number:.17e}".partition("e")
+    for digits in range(17):
+        short = f"{number:.{digits}e}"
+        if float(short) == number:
+            mantissa, _, exponent = short.partition("e")
+            break
+    scientific = f"{mantissa}e{int(exponent)}"
+    return scientific if len(scientific) < len(plain) else plain
