@@ -1,0 +1,226 @@
+"""Rebuild a tokenizer from what a GGUF file says, and prove that it cuts text into llama.cpp's own tokens.
+
+The tokenizers that transformers rebuilds from a GGUF are not to be trusted: they take no notice of `tokenizer.ggml.pre`
+("½", emoji and digits come out differently) nor of which token ends a turn. Here the file's tokens, types, merges or
+scores are taken as they are, with the pre-tokenizer that llama.cpp uses for that name (`src/llama-vocab.cpp`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training import files, llama
+from training.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# tokenizer.ggml.token_type
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_END = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_END}"
+_QWEN2 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_END}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_GPT4O_END = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ANY = r"[^\r\n\p{L}\p{N}]?"
+_TEKKEN = rf"{_ANY}{_UPPER}*{_LOWER}+|{_ANY}{_UPPER}+{_LOWER}*|\p{{N}}|{_GPT4O_END}"
+_GPT4O = rf"{_ANY}{_UPPER}*{_LOWER}+{_CONTRACTION}?|{_ANY}{_UPPER}+{_LOWER}*{_CONTRACTION}?|\p{{N}}{{1,3}}|{_GPT4O_END}"
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_DIGITS_GPT2 = (r"\p{N}", _GPT2)
+
+# tokenizer.ggml.pre -> the expressions that cut the text one after the other, and whether a whole word that is in the
+# vocabulary is taken without merging. Only what the proof below has been seen to pass on a real vocabulary, or shares
+# its expressions with one that has.
+PRE_TOKENIZERS: dict[str, tuple[tuple[str, ...], bool]] = {
+    **dict.fromkeys(
+        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "gigachat", "a.x-4.0", "mellum"), ((_GPT2,), False)
+    ),
+    **dict.fromkeys(("trillion", "granite-docling"), ((_GPT2,), False)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (_DIGITS_GPT2, False)),
+    **dict.fromkeys(("minerva-7b", "mellum2"), (_DIGITS_GPT2, False)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"), ((_LLAMA3,), True)),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), ((_LLAMA3,), False)),
+    "glm4": ((_LLAMA3,), True),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "stablelm2", "megrez", "hunyuan"), ((_QWEN2,), False)),
+    **dict.fromkeys(("solar-open", "grok-2"), ((_QWEN2,), False)),
+    "qwen35": (
+        (
+            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        False,
+    ),
+    "falcon": ((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"), False),
+    "default": ((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"), False),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), (_DEEPSEEK3, False)),
+    "deepseek-coder": ((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"), False),
+    "tekken": ((_TEKKEN,), True),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2"), ((_GPT4O,), False)),
+}
+
+# Texts that tokenizers disagree about. The special tokens of the vocabulary at hand are added to them.
+HARD_TEXTS = (
+    "Hello, world! It's 12345 o'clock; I'LL pay $1,234.56 (or 1/2 = 50 %).",
+    "½ ¼ ² ³ ① Ⅷ ٣ ७ 一二三 1234567890 0x1F 3.14e-10",
+    "😀 👩‍👩‍👧‍👦 🇹🇼 ✈️ e\u0301 é ﬁ ﬀ Å ー 한글 日本語テキスト",
+    "你好，世界！今天天氣怎麼樣？「繁體」與『简体』混排123個字。　全形空格",
+    "def f(x):\n\tif x is None:\n        return [i for i in range(10)]  # comment\n\n\n\nprint(f'{x!r}')\r\n",
+    " leading", "  two", "   three\t\ttabs \t mixed", "trailing ", "trailing  \n", "\n", " \n ", "\n\n\n", "\r\n\r\n", "\t",
+    "a\u00a0b\u2003c\u200bd\u3000e\ufefff", "don't DON'T we'Ve I'm they'll Ünïcödé straße ΑΒΓ абв العربية עברית हिन्दी ไทย",
+    "http://example.com/a_b?c=d&e=%20#frag user@host.org C:\\path\\file.txt <b>html</b> &amp; {\"json\": [1, null]}",
+    "aaaaaaaaaaaaaaaaaaaaaaaa !!!!!!!! ======== ........ ________ ########", "'''\"\"\"```~~~^^^|||",
+    "\x00\x01\x1f\x7f control", "\U0001f9d1\u200d\U0001f4bb \U000e0061 \ue000 \ufffd", "x" * 300, "1" * 50, "    " * 20 + "end",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a GGUF file says about its tokenizer, with what llama.cpp makes of it (`vocab` of llama.metadata)."""
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float]
+    merges: list[str]
+    unknown: int | None
+    space_prefix: bool
+    chat_template: str | None
+    special: dict[str, Any]  # bos, eos, eot, pad: token ids, -1 where there is none; add_bos, add_eos; end: ids
+
+    def text(self, name: str) -> str | None:
+        """The text of the special token `name` (bos, eos, pad), None where the vocabulary has none."""
+        token = self.special[name]
+        return self.tokens[token] if 0 <= token < len(self.tokens) else None
+
+
+def build(vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer, without its post-processor for BOS. Raises UserError for a kind that cannot be rebuilt."""
+    if vocabulary.model == "gpt2":
+        tokenizer = _byte_level(vocabulary)
+    elif vocabulary.model == "llama":
+        tokenizer = _sentencepiece(vocabulary)
+    else:
+        raise UserError(
+            f'its tokenizer is of the kind "{vocabulary.model}"; byte-level BPE and SentencePiece are known'
+        )
+    _add_special(tokenizer, vocabulary)
+    return tokenizer
+
+
+def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    if vocabulary.pre not in PRE_TOKENIZERS:
+        raise UserError(
+            f'its pre-tokenizer "{vocabulary.pre}" is not known; known: {", ".join(sorted(PRE_TOKENIZERS))}'
+        )
+    expressions, whole_words = PRE_TOKENIZERS[vocabulary.pre]
+    ids = {token: number for number, token in enumerate(vocabulary.tokens)}
+    tokenizer = Tokenizer(models.BPE(ids, _pairs(vocabulary.merges, ids), ignore_merges=whole_words))
+    if expressions in ((_GPT2,), _DIGITS_GPT2):
+        # Said the way its makers say it: the same cuts, several times faster than expressions.
+        digits = [pre_tokenizers.Digits(individual_digits=True)] if len(expressions) == 2 else []
+        steps = [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    else:
+        steps = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in expressions]
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _pairs(merges: list[str], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Merges as pairs. llama.cpp cuts at the first space after the first character; `tokenizers` refuses a merge whose
+    parts or result are no tokens, which llama.cpp could never use either."""
+    pairs = []
+    for merge in merges:
+        at = merge.find(" ", 1)
+        left, right = merge[:at], merge[at + 1 :]
+        if at > 0 and left in ids and right in ids and left + right in ids:
+            pairs.append((left, right))
+    return pairs
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
+    raise UserError("SentencePiece is not there yet")
+
+
+def _add_special(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """Tell the tokenizer which tokens are recognised in a text as they stand (llama.cpp: control, user-defined, unknown)."""
+    from tokenizers import AddedToken
+
+    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
+        if kind in (CONTROL, USER_DEFINED, UNKNOWN) and token:
+            added = AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+            (tokenizer.add_special_tokens if kind != USER_DEFINED else tokenizer.add_tokens)([added])
+
+
+def prove(tokenizer: Tokenizer, gguf: Path, vocabulary: Vocabulary) -> int:
+    """Compare with llama.cpp's tokens of the same texts; gives their number. Raises UserError at the first difference."""
+    specials = [
+        t for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind in (CONTROL, USER_DEFINED)
+    ]
+    specials = [*specials[:20], *filter(None, (vocabulary.text(name) for name in ("bos", "eos", "eot", "pad")))]
+    texts = [*HARD_TEXTS, *specials, *(f"a{s}b {s} \n{s}\nuser" for s in specials), "".join(specials)]
+    texts += ["".join(t for t in HARD_TEXTS if "\x00" not in t)]
+    expected = llama.tokenise(gguf, texts)
+    for text, theirs in zip(texts, expected, strict=True):
+        ours = tokenizer.encode(text, add_special_tokens=False).ids
+        if ours != theirs:
+            raise UserError(
+                f'its tokenizer (model "{vocabulary.model}", pre "{vocabulary.pre}") cannot be rebuilt faithfully: '
+                f"{text[:60]!r} gives the tokens {_around(ours, theirs)}, but {_around(theirs, ours)} in llama.cpp"
+            )
+    return len(texts)
+
+
+def _around(ids: list[int], other: list[int]) -> str:
+    """A few tokens around the first difference."""
+    at = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+    return f"{'...' if at > 1 else ''}{ids[max(0, at - 1) : at + 4]}"
+
+
+def save(tokenizer: Tokenizer, vocabulary: Vocabulary, folder: Path, max_length: int | None) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos, eos = vocabulary.text("bos"), vocabulary.text("eos")
+    around = [(vocabulary.special["add_bos"], bos, "bos"), (vocabulary.special["add_eos"], eos, "eos")]
+    used = [(text, vocabulary.special[name]) for wanted, text, name in around if wanted and text]
+    if used:
+        single = " ".join(
+            [*(["$BOS"] if around[0][0] and bos else []), "$A", *(["$EOS"] if around[1][0] and eos else [])]
+        )
+        names = {"$BOS": bos, "$EOS": eos}
+        pieces = [names.get(piece, piece) for piece in single.split()]
+        tokenizer.post_processor = TemplateProcessing(
+            single=pieces, pair=[*pieces, *(p.replace("$A", "$B:1") for p in pieces)], special_tokens=used
+        )
+    files.write_text(folder / "tokenizer.json", tokenizer.to_str())
+    unknown = vocabulary.tokens[vocabulary.unknown] if vocabulary.unknown is not None else None
+    settings = {
+        # The class that takes tokenizer.json as it stands; the classes of single models rebuild their own idea of it.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "unk_token": unknown,
+        "pad_token": vocabulary.text("pad") or eos,
+        "add_bos_token": bool(vocabulary.special["add_bos"]),
+        "add_eos_token": bool(vocabulary.special["add_eos"]),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length or int(1e30),
+    }
+    files.write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
+    if vocabulary.chat_template:
+        files.write_text(folder / "chat_template.jinja", vocabulary.chat_template)

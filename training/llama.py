@@ -1,0 +1,290 @@
+"""Run llama.cpp on a GGUF file: its tokens, its logits, its answers. Always in a process of its own.
+
+llama.cpp answers a broken model or tokenizer with abort() or a segmentation fault; here that ends a worker process, and
+becomes a RunError that names what llama.cpp printed last. The worker is this very file run as a script. Requests go to
+its stdin, one JSON object a line; results come back the same way, logits as raw float32 after a line that gives their
+shape, so that neither side ever holds more than a block of them. A worker whose stdin closes (its parent died) ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from training.errors import MachineError, RunError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STAGE = "llama.cpp"
+BLOCK = 256  # tokens decoded at once, and rows of logits sent at once: 256 x 152k x 4 bytes = 155 MB at most
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote after a prompt. `ids` has no end token; `stopped`: it ended by itself, not by max_tokens."""
+
+    text: str
+    ids: tuple[int, ...]
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far one model's next-token distributions are from a reference's, over `tokens` positions (KL in nats)."""
+
+    tokens: int
+    mean_kl: float
+    max_kl: float
+    top1: float
+
+
+def tokenise(gguf: Path, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    """The tokens of each text, no BOS or EOS added; `special`: the texts of special tokens become these tokens.
+
+    Loads the vocabulary only, so a file without weights will do.
+    """
+    with worker(gguf, vocab_only=True) as ask:
+        return ask({"do": "tokenise", "texts": list(texts), "special": special})["ids"]
+
+
+def metadata(gguf: Path) -> dict[str, Any]:
+    """The file's key-value pairs as llama.cpp prints them (arrays shortened), and what it makes of the vocabulary.
+
+    The latter under "vocab": tokens, bos, eos, eot, pad (-1: none), add_bos, add_eos, and end, the ids that end an answer.
+    """
+    with worker(gguf, vocab_only=True) as ask:
+        return ask({"do": "metadata"})["metadata"]
+
+
+def logits(gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None) -> list[np.ndarray]:
+    """For each sequence a float32 array [tokens - first, vocabulary]: row i is the prediction of token first + i + 1.
+
+    `first` (default 0) skips the leading positions of each sequence. Everything is held in memory: tokens x vocabulary
+    x 4 bytes; use `logits_each` or `compare` for more than a few hundred tokens.
+    """
+    return list(logits_each(gguf, sequences, first))
+
+
+def logits_each(
+    gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
+    """Like `logits`, one sequence after the other: memory for one only, and the worker does not run ahead."""
+    import numpy as np
+
+    parts: list[np.ndarray] = []
+    for block, last in _blocks(gguf, sequences, first):
+        parts.append(block)
+        if last:
+            yield np.concatenate(parts) if len(parts) > 1 else parts[0]
+            parts = []
+
+
+def compare(
+    reference: Path, other: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None
+) -> Divergence:
+    """KL(reference || other) and top-1 agreement of two GGUF files on the same tokens; both run side by side."""
+    import numpy as np
+
+    sums: list[tuple[int, float, float, int]] = []
+    pairs = zip(_blocks(reference, sequences, first), _blocks(other, sequences, first), strict=True)
+    for (ours, _), (theirs, _) in pairs:
+        p, q = log_softmax(ours), log_softmax(theirs)
+        kl = (np.exp(p) * (p - q)).sum(axis=-1)
+        same = int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        sums.append((len(kl), float(kl.sum()), float(kl.max()), same))
+    if not sums:
+        raise ValueError("compare() needs at least one token")
+    tokens = sum(s[0] for s in sums)
+    return Divergence(
+        tokens, sum(s[1] for s in sums) / tokens, max(s[2] for s in sums), sum(s[3] for s in sums) / tokens
+    )
+
+
+def log_softmax(rows: np.ndarray) -> np.ndarray:
+    """Log-probabilities of rows of logits, in float64 (sums over 150k entries lose digits in float32)."""
+    import numpy as np
+
+    rows = rows.astype(np.float64)
+    rows -= rows.max(axis=-1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+
+
+def answer(
+    gguf: Path,
+    prompts: Sequence[str | Sequence[int]],
+    max_tokens: int,
+    stop_ids: Sequence[int] | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Answer]:
+    """The greedy continuation of each prompt: rendered text (special tokens recognised, no BOS added) or token ids.
+
+    It ends before a token of `stop_ids`, by default those llama.cpp itself takes for the end of an answer.
+    `on_text(number of the prompt, piece)` is told each piece as it comes.
+    """
+    with worker(gguf) as ask:
+        request = {"do": "answer", "prompts": list(prompts), "max_tokens": max_tokens, "stop_ids": stop_ids}
+        told = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
+        found = ask(request | {"stream": on_text is not None}, told)["answers"]
+    return [Answer(a["text"], tuple(a["ids"]), a["stopped"]) for a in found]
+
+
+@contextmanager
+def worker(gguf: Path, vocab_only: bool = False) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Load a GGUF file in a process of its own; gives ask(request, on_event=None) -> result. Ends it afterwards.
+
+    Several requests to one worker load the model once (a chat). Raises RunError when llama.cpp refuses or dies, and
+    MachineError when llama-cpp-python is not there.
+    """
+    with _Process(gguf, vocab_only) as process:
+        yield process.ask
+
+
+def _blocks(
+    gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Blocks of logits of at most BLOCK rows, in order, each with whether it is its sequence's last."""
+    import numpy as np
+
+    request = {"do": "logits", "sequences": [list(s) for s in sequences], "first": list(first or [0] * len(sequences))}
+    with _Process(gguf, vocab_only=False) as process:
+        process.send(request)
+        while "shape" in (event := process.receive()):
+            rows, width = event["shape"]
+            yield np.frombuffer(process.read(rows * width * 4), dtype=np.float32).reshape(rows, width), event["last"]
+
+
+class _Process:
+    """One worker process and the pipes to it."""
+
+    def __init__(self, gguf: Path, vocab_only: bool) -> None:
+        self.gguf = Path(gguf)
+        self.printed: deque[str] = deque(maxlen=40)  # the end of what llama.cpp prints, for the error message
+        # A session of its own: Ctrl-C on the terminal is the parent's to handle. PYTHONPATH and the like stay as they are.
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), str(self.gguf), "vocab" if vocab_only else "model"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.listener.join()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with suppress(BrokenPipeError):  # unsent bytes for a worker that is gone
+                pipe.close()
+
+    def ask(self, request: dict[str, Any], on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """Send one request; the events before its result go to `on_event`."""
+        self.send(request)
+        while "piece" in (event := self.receive()):
+            if on_event:
+                on_event(event)
+        return event
+
+    def send(self, request: dict[str, Any]) -> None:
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+
+    def receive(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._died()
+        event = json.loads(line)
+        if "missing" in event:
+            raise MachineError(f"llama-cpp-python cannot be used ({event['missing']}): run ./setup.sh")
+        if "error" in event:
+            raise RunError(STAGE, f"{self.gguf}: {event['error']}{self._last_words()}")
+        return event
+
+    def read(self, size: int) -> bytes:
+        content = self.process.stdout.read(size)
+        if len(content) < size:
+            raise self._died()
+        return content
+
+    def _listen(self) -> None:
+        for line in self.process.stderr:
+            if text := line.decode("utf-8", "replace").strip(" .\r\n"):
+                self.printed.append(text)
+
+    def _died(self) -> RunError:
+        code = self.process.wait()
+        self.listener.join()
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        return RunError(STAGE, f"{self.gguf}: llama.cpp {how}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        # Frames of a backtrace and gdb's remarks follow the message of an abort; the message is what helps.
+        told = [
+            line for line in self.printed if not line.startswith(("#", "[New LWP", "[Thread", "warning:", "ptrace:"))
+        ]
+        return f"; it printed last: {' | '.join(told[-3:])}" if told else "; it printed nothing"
+
+
+# ---- the worker's side -------------------------------------------------------------------------------------------
+
+
+def _serve(gguf: str, vocab_only: bool) -> None:
+    """Answer requests from stdin until it closes."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints on stdout must not get between the results
+
+    def send(event: dict[str, Any], content: bytes = b"") -> None:
+        out.write(json.dumps(event).encode() + b"\n" + content)
+        out.flush()
+
+    requests = _requests()
+    try:
+        from training.llama_worker import Model
+    except (ImportError, OSError, RuntimeError) as error:  # a library that is not there or does not load
+        return send({"missing": str(error)})
+    try:
+        model = Model(gguf, vocab_only)
+        for request in requests:
+            send(getattr(model, request.pop("do"))(send=send, **request))
+    except Exception as error:  # everything is told to the parent, which knows what to say
+        send({"error": str(error) or type(error).__name__})
+
+
+def _requests() -> Iterator[dict[str, Any]]:
+    """Requests from stdin. Read in a thread that ends the process with the parent, even amid a long computation."""
+    import queue
+
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.argv[2] == "vocab")

@@ -1,0 +1,203 @@
+"""The inner side of llama.py: one loaded model, driven through llama-cpp-python's plain C functions.
+
+Only the worker process imports this. The C functions and not the binding's own `Llama` class, because that one cannot
+switch `use_extra_bufts` off: with it, native builds took llama.cpp's AMX path and crashed on a hidden size of 576.
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from training.llama import BLOCK
+
+WARNING = 3  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
+
+
+@llama_cpp.llama_log_callback
+def _log(level: int, text: bytes, _: object) -> None:
+    if level >= WARNING:
+        sys.stderr.buffer.write(text)
+        sys.stderr.buffer.flush()
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, hyper-threads counted once: more threads than that only slow llama.cpp down."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in allowed:
+        try:
+            cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+class Model:
+    """A model and the requests it answers; their results are JSON, see llama.py for the meaning of each."""
+
+    def __init__(self, gguf: str, vocab_only: bool) -> None:
+        llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.use_extra_bufts = False
+        params.n_gpu_layers = 0
+        self.model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), params)
+        if not self.model:
+            raise ValueError("llama.cpp cannot load it")
+        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
+        self.size = llama_cpp.llama_vocab_n_tokens(self.vocab)
+
+    def tokenise(self, texts: Sequence[str], special: bool, send: object = None) -> dict[str, Any]:
+        return {"ids": [self._ids(text, special) for text in texts]}
+
+    def metadata(self, send: object = None) -> dict[str, Any]:
+        pairs: dict[str, Any] = {}
+        buffer = ctypes.create_string_buffer(1 << 20)
+        for index in range(llama_cpp.llama_model_meta_count(self.model)):
+            texts = []
+            for read in (llama_cpp.llama_model_meta_key_by_index, llama_cpp.llama_model_meta_val_str_by_index):
+                read(self.model, index, buffer, len(buffer))
+                texts.append(buffer.value.decode("utf-8", "replace"))
+            pairs[texts[0]] = texts[1]
+        one = {
+            name: getattr(llama_cpp, f"llama_vocab_{name}")(self.vocab)
+            for name in ("bos", "eos", "eot", "pad", "get_add_bos", "get_add_eos")
+        }
+        end = [i for i in range(self.size) if llama_cpp.llama_vocab_is_eog(self.vocab, i)]
+        one = {name.removeprefix("get_"): value for name, value in one.items()}
+        return {"metadata": pairs | {"vocab": {"tokens": self.size, "end": end, **one}}}
+
+    def logits(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int], send: Callable[[dict[str, Any], bytes], None]
+    ) -> dict[str, Any]:
+        with _Context(self.model, max(map(len, sequences))) as context:
+            for ids, start in zip(sequences, first, strict=True):
+                if not 0 <= start < len(ids):
+                    raise ValueError(f"a sequence of {len(ids)} tokens has no position {start}")
+                context.clear()
+                for begin in range(0, len(ids), BLOCK):
+                    block = ids[begin : begin + BLOCK]
+                    rows = self._decode(context, block, begin, [begin + i >= start for i in range(len(block))])
+                    if rows.size:
+                        send({"shape": list(rows.shape), "last": begin + BLOCK >= len(ids)}, rows.tobytes())
+        return {"done": True}
+
+    def answer(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_tokens: int,
+        stop_ids: Sequence[int] | None,
+        stream: bool,
+        send: Callable[..., None],
+    ) -> dict[str, Any]:
+        encoded = [self._ids(p, special=True) if isinstance(p, str) else list(p) for p in prompts]
+        if not all(encoded):
+            raise ValueError("a prompt without tokens")
+        answers = []
+        with _Context(self.model, max(map(len, encoded)) + max_tokens) as context:
+            for number, ids in enumerate(encoded):
+                tell = (lambda piece, n=number: send({"prompt": n, "piece": piece})) if stream else (lambda _: None)
+                context.clear()
+                answers.append(self._continue(context, ids, max_tokens, stop_ids, tell))
+        return {"answers": answers}
+
+    def _continue(
+        self,
+        context: _Context,
+        prompt: list[int],
+        max_tokens: int,
+        stop_ids: Sequence[int] | None,
+        tell: Callable[[str], None],
+    ) -> dict[str, Any]:
+        for begin in range(0, len(prompt), BLOCK):
+            block = prompt[begin : begin + BLOCK]
+            wanted = [begin + i == len(prompt) - 1 for i in range(len(block))]
+            rows = self._decode(context, block, begin, wanted)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
+        ids: list[int] = []
+        pieces: list[str] = []
+        stopped = False
+        while len(ids) < max_tokens:
+            token = int(rows[-1].argmax())
+            stopped = llama_cpp.llama_vocab_is_eog(self.vocab, token) if stop_ids is None else token in stop_ids
+            if stopped:
+                break
+            ids.append(token)
+            if piece := decoder.decode(self._piece(token)):
+                pieces.append(piece)
+                tell(piece)
+            if len(ids) < max_tokens:
+                rows = self._decode(context, [token], len(prompt) + len(ids) - 1, [True])
+        return {"text": "".join(pieces) + decoder.decode(b"", final=True), "ids": ids, "stopped": bool(stopped)}
+
+    def _decode(self, context: _Context, ids: Sequence[int], position: int, wanted: Sequence[bool]) -> np.ndarray:
+        """Feed tokens; give the logits [wanted tokens, vocabulary] after those that are wanted (a copy)."""
+        if any(not 0 <= token < self.size for token in ids):
+            raise ValueError(f"a token outside the vocabulary of {self.size}: {max(ids)}")
+        batch = context.batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, position + i, 1, 0
+            batch.logits[i] = wanted[i]
+        if code := llama_cpp.llama_decode(context.pointer, batch):
+            raise ValueError(f"llama_decode gave {code} at token {position} of {context.size}")
+        count = sum(wanted)
+        if not count:
+            return np.empty((0, self.size), np.float32)
+        rows = llama_cpp.llama_get_logits(context.pointer)
+        return np.ctypeslib.as_array(rows, (count, self.size)).copy()
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        raw = text.encode("utf-8")
+        if not raw:
+            return []
+        room = len(raw) + 16  # SentencePiece puts a space in front; never more tokens than bytes otherwise
+        ids = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, room, False, special)
+        if count < 0:
+            ids = (llama_cpp.llama_token * -count)()
+            count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, -count, False, special)
+        return list(ids[:count])
+
+    def _piece(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(256)
+        count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
+        return buffer.raw[:count]
+
+
+class _Context:
+    """A context for one sequence of up to `tokens` tokens, with the batch that feeds it."""
+
+    def __init__(self, model: Any, tokens: int) -> None:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = self.size = max(tokens, 8)
+        params.n_batch = params.n_ubatch = BLOCK
+        params.n_threads = params.n_threads_batch = physical_cores()
+        params.no_perf = True
+        self.pointer = llama_cpp.llama_init_from_model(model, params)
+        if not self.pointer:
+            raise ValueError(f"llama.cpp cannot make a context of {tokens} tokens")
+        self.batch = llama_cpp.llama_batch_init(BLOCK, 0, 1)
+
+    def __enter__(self) -> _Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        llama_cpp.llama_batch_free(self.batch)
+        llama_cpp.llama_free(self.pointer)
+
+    def clear(self) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.pointer), True)
