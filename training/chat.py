@@ -1,0 +1,260 @@
+"""From conversations to tokens: what the model reads, and which of it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.chat_template import ChatTemplate, adds_bos, choose, conversation, names, render
+from training.errors import RunError, UserError
+from training.rows import Row, Turn
+
+__all__ = ["ChatTemplate", "Encoded", "choose", "conversation", "encode", "names", "prompt_ids", "render"]
+
+IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+THINK_END = "\n</think>\n\n"
+
+
+class NothingToTrain(UserError):
+    """This row has no answer token within the length, or cannot be rendered. The text is the reason alone."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training sequence: `labels` equal `input_ids` where the loss is taken, IGNORED elsewhere.
+
+    `cut`: the end did not fit. `prompt_length`: tokens before the first trained one.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    cut: bool
+
+    @property
+    def prompt_length(self) -> int:
+        return next((i for i, label in enumerate(self.labels) if label != IGNORED), len(self.labels))
+
+    @property
+    def answer_length(self) -> int:
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A prompt as inference writes it, and the answer that is trained after it, up to its end."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be tokenised for one row: pieces in order; `joined`: each piece's text begins the next one's prompt."""
+
+    pieces: tuple[_Piece, ...]
+    joined: bool
+    text: str | None = None
+
+    def texts(self) -> list[str]:
+        if self.text is not None:
+            return [self.text]
+        return [text for piece in self.pieces for text in (piece.prompt, piece.prompt + piece.answer)]
+
+
+def encode(
+    template: ChatTemplate,
+    tokenizer: Any,
+    row: Row,
+    max_length: int,
+    train_turns: str = "all",
+    train_on: str = "completion",
+) -> list[Encoded]:
+    """The training sequences of one row, each at most `max_length` tokens.
+
+    One, as a rule. One for every answer where the template writes earlier turns differently from the last (Qwen3 drops
+    their <think> block), or where tokens would run across the border of prompt and answer: so the tokens of each prompt
+    are exactly those that inference makes of it.
+    Raises NothingToTrain (a UserError) when no answer token is left, or the template refuses the row.
+    """
+    plan = plan_row(template, row, train_turns, train_on)
+    tokenise = tokeniser(tokenizer)
+    return assemble(template, tokenizer, plan, tokenise(plan.texts()), tokenise, max_length, train_on)
+
+
+def prompt_ids(template: ChatTemplate, tokenizer: Any, messages: Sequence[Turn]) -> list[int]:
+    """The tokens of the prompt for an answer to `messages`, SYSTEM_PROMPT put in front; the same that training uses."""
+    text = render(template, conversation(template, messages), add_generation_prompt=True)
+    return with_bos(tokeniser(tokenizer)([text])[0], tokenizer)
+
+
+def tokeniser(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
+    """Texts to token ids, nothing added: a rendered chat has its own BOS."""
+
+    def tokenise(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+    return tokenise
+
+
+def with_bos(ids: list[int], tokenizer: Any) -> list[int]:
+    """BOS exactly once, where the model has one: as the template wrote it, else as llama.cpp will add it."""
+    bos = tokenizer.bos_token_id
+    if adds_bos_cached(tokenizer) and ids[:1] != [bos]:
+        return [bos, *ids]
+    return ids
+
+
+def adds_bos_cached(tokenizer: Any) -> bool:
+    known = getattr(tokenizer, "_finetune_adds_bos", None)
+    if known is None:
+        known = tokenizer._finetune_adds_bos = adds_bos(tokenizer)
+    return known
+
+
+def plan_row(template: ChatTemplate, row: Row, train_turns: str, train_on: str) -> _Plan:
+    """Render the row: every prompt that an answer is trained after, and that answer. Raises NothingToTrain."""
+    if row.messages is None:
+        return _Plan((), True, row.text)
+    messages = conversation(template, row.messages)
+    if messages[0].role == "system" and not template.takes_system:
+        raise NothingToTrain("the row has a system message, and the chat template takes none")
+    answers = [i for i, turn in enumerate(messages) if turn.role == "assistant"]
+    if train_turns == "last" or train_on == "all":
+        answers = answers[-1:]
+    try:
+        pieces = tuple(_piece(template, messages[: i + 1]) for i in answers)
+    except UserError as error:
+        raise NothingToTrain(str(error)) from None
+    joined = not template.eos_follows and all(
+        later.prompt.startswith(piece.prompt + piece.answer) for piece, later in zip(pieces, pieces[1:], strict=False)
+    )
+    return _Plan(pieces, joined or len(pieces) == 1)
+
+
+def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> _Piece:
+    """The prompt for the last of `messages`, which is an answer, and the text of that answer up to its turn end."""
+    prompt = render(template, messages[:-1], add_generation_prompt=True)
+    whole = render(template, messages)
+    if not whole.endswith(template.tail):
+        raise UserError("the chat template does not end this answer as it ends others")
+    end = len(whole) - len(template.tail)
+    if whole.startswith(prompt) and end >= len(prompt):
+        return _Piece(prompt, whole[len(prompt) : end] + template.turn_end)
+    if template.opens_think:
+        return _Piece(prompt, _thought(messages[-1].content) + template.turn_end)
+    raise UserError("the chat template's prompt for an answer is not how the answer's turn begins")
+
+
+def _thought(content: str) -> str:
+    """What follows a prompt that ends in "<think>\\n": the row's own thoughts, or none, so that the block is closed."""
+    if "</think>" in content:
+        return content.lstrip().removeprefix("<think>").lstrip("\n")
+    return THINK_END + content
+
+
+def assemble(
+    template: ChatTemplate,
+    tokenizer: Any,
+    plan: _Plan,
+    ids: list[list[int]],
+    tokenise: Callable[[list[str]], list[list[int]]],
+    max_length: int,
+    train_on: str,
+) -> list[Encoded]:
+    """Sequences from the tokens of `plan.texts()`. Raises NothingToTrain when no answer token fits into `max_length`."""
+    ids = [with_bos(sequence, tokenizer) for sequence in ids]
+    if plan.text is not None:
+        whole = [_whole_text(ids[0], tokenizer)]
+    else:
+        whole = _chat(template, tokenizer, plan, ids, tokenise)
+    _one_bos(whole, tokenizer)
+    if train_on == "all":
+        whole = [(sequence, [(int(_starts_with_bos(sequence, tokenizer)), len(sequence))]) for sequence, _ in whole]
+    result = [encoded for encoded in (_fitted(*one, max_length) for one in whole) if encoded.answer_length]
+    if not result:
+        shortest = min(spans[0][0] for _, spans in whole)
+        raise NothingToTrain(
+            f"the prompt has {shortest:,} tokens and MAX_SEQ_LENGTH is {max_length:,}: no token of the answer is left"
+        )
+    return result
+
+
+_Spans = list[tuple[int, int]]  # [start, end) of what is trained
+
+
+def _whole_text(ids: list[int], tokenizer: Any) -> tuple[list[int], _Spans]:
+    ids = [*ids, *_eos(tokenizer)] if ids[-1:] != _eos(tokenizer) else ids
+    return ids, [(int(_starts_with_bos(ids, tokenizer)), len(ids))]
+
+
+def _eos(tokenizer: Any) -> list[int]:
+    return [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+
+
+def _chat(
+    template: ChatTemplate, tokenizer: Any, plan: _Plan, ids: list[list[int]], tokenise: Any
+) -> list[tuple[list[int], _Spans]]:
+    prompts, wholes = ids[0::2], ids[1::2]
+    last = wholes[-1]
+    clean = all(whole[: len(prompt)] == prompt for prompt, whole in zip(prompts, wholes, strict=True))
+    if plan.joined and clean and all(last[: len(each)] == each for each in (*prompts, *wholes)):
+        sequences = [(last, [(len(prompt), len(whole)) for prompt, whole in zip(prompts, wholes, strict=True)])]
+    else:
+        sequences = []
+        for piece, prompt, whole in zip(plan.pieces, prompts, wholes, strict=True):
+            # a token runs across the border: inference will never see it, so the answer is tokenised by itself
+            runs_across = whole[: len(prompt)] != prompt
+            answer = _alone(piece.answer, tokenise) if runs_across else whole[len(prompt) :]
+            sequences.append(([*prompt, *answer], [(len(prompt), len(prompt) + len(answer))]))
+    if template.eos_follows:
+        eos = _eos(tokenizer)
+        sequences = [
+            ([*sequence, *eos], [*spans[:-1], (spans[-1][0], spans[-1][1] + len(eos))]) for sequence, spans in sequences
+        ]
+    _ends_are_trained(template, tokenizer, sequences)
+    return sequences
+
+
+def _alone(answer: str, tokenise: Callable[[list[str]], list[list[int]]]) -> list[int]:
+    """The tokens of an answer as they follow a prompt: without the space that SentencePiece puts in front of a text."""
+    for anchor in ("\n", ".", "a"):
+        before, both = tokenise([anchor, anchor + answer])
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return tokenise([answer])[0]
+
+
+def _fitted(ids: list[int], spans: _Spans, max_length: int) -> Encoded:
+    """Cut to `max_length`: an answer that is cut gets no end token, for it does not end there."""
+    labels = [IGNORED] * len(ids)
+    for start, end in spans:
+        labels[start:end] = ids[start:end]
+    return Encoded(ids[:max_length], labels[:max_length], len(ids) > max_length)
+
+
+def _starts_with_bos(ids: list[int], tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def _one_bos(sequences: list[tuple[list[int], _Spans]], tokenizer: Any) -> None:
+    """BOS twice in front, the classic of fine-tuning, or not at all where the model wants it: neither goes through."""
+    for ids, _ in sequences:
+        if _starts_with_bos(ids, tokenizer) and ids[1:2] == ids[:1]:
+            raise NothingToTrain("BOS stands twice in front of the row")
+        if adds_bos_cached(tokenizer) and not _starts_with_bos(ids, tokenizer):
+            raise RunError("tokenise", "BOS is missing in front of a row")
+
+
+def _ends_are_trained(template: ChatTemplate, tokenizer: Any, sequences: list[tuple[list[int], _Spans]]) -> None:
+    """Every answer must end in a trained end token; a model trained without one never stops."""
+    if template.eos_follows:
+        ends = set(_eos(tokenizer))
+    else:
+        ends = {
+            number for number, token in tokenizer.added_tokens_decoder.items() if template.turn_end.endswith(str(token))
+        }
+    for ids, spans in sequences:
+        for start, end in spans:
+            if end <= start or ids[end - 1] not in ends:
+                raise RunError("tokenise", f"an answer does not end in the turn-end token {template.turn_end!r}")

@@ -1,0 +1,217 @@
+"""The chat template: which one is used and why, and rendering it as transformers does. No torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training import prompt_template
+from training.errors import UserError
+from training.rows import Turn
+
+FOLDER = Path(__file__).resolve().parent / "chat_templates"
+# A model that has no template of its own has never seen one; ChatML is what most tools and servers know.
+FOR_BASE_MODELS = "chatml"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template that was tried out, with all that rendering and masking need.
+
+    `jinja`: its text, to be stored with the model. `source`: where it is from, for the log. `system`: SYSTEM_PROMPT.
+    `turn_end`: the text that closes an answer, up to and including its special token; `turn_end` is "" when nothing does.
+    `eos_follows`: that text is no single token, so that eos is appended to it and trained.
+    `tail`: all that the template writes after the last answer (turn_end + white space, often). `end_tokens`: every text
+    that ends an answer, for Ollama's stop parameters. `opens_think`: the prompt for an answer ends in an open <think>.
+    `takes_system`: a system message shows in the rendering.
+    """
+
+    jinja: str = field(repr=False)
+    source: str
+    system: str | None = None
+    bos: str = ""
+    eos: str = ""
+    turn_end: str = ""
+    tail: str = ""
+    eos_follows: bool = False
+    end_tokens: tuple[str, ...] = ()
+    opens_think: bool = False
+    takes_system: bool = True
+    special: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+def names() -> list[str]:
+    """The templates that CHAT_TEMPLATE knows by name."""
+    return sorted(path.stem for path in FOLDER.glob("*.jinja"))
+
+
+def choose(base: Any, settings: Any, tokenizer: Any) -> ChatTemplate:
+    """The template of this run: PROMPT_TEMPLATE, else CHAT_TEMPLATE, else the model's own, else ChatML.
+
+    `base` has `.path` and may be None. Raises UserError when there is no such template, when it cannot be rendered, or when
+    it leaves out the SYSTEM_PROMPT that was set.
+    """
+    jinja, source = _find(base, settings, tokenizer)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    system = settings.model.system_prompt or None
+    return _tried(jinja, source, special, system, tokenizer)
+
+
+def _find(base: Any, settings: Any, tokenizer: Any) -> tuple[str, str]:
+    """The Jinja text and where it is from."""
+    wanted = settings.model.chat_template
+    automatic = not wanted or wanted == "auto"
+    if settings.dataset.prompt_template:
+        if not automatic:
+            raise UserError(
+                "[Dataset] PROMPT_TEMPLATE and [Model] CHAT_TEMPLATE both say how a chat is written: leave one out"
+            )
+        template = prompt_template.parse(settings.dataset.prompt_template)
+        closed = any(token in template.suffix for token in _added_tokens(tokenizer).values())
+        return _with_bos(template.jinja("" if closed else "eos_token"), tokenizer), "PROMPT_TEMPLATE"
+    if not automatic:
+        return _named(wanted, tokenizer)
+    own = _own(base, tokenizer)
+    if own:
+        return own, "the model's own"
+    jinja, _ = _named(FOR_BASE_MODELS, tokenizer)
+    return jinja, f"CHAT_TEMPLATE = {FOR_BASE_MODELS} (auto: the model has no template of its own)"
+
+
+def _named(wanted: str, tokenizer: Any) -> tuple[str, str]:
+    source = f"CHAT_TEMPLATE = {wanted}"
+    if wanted in names():
+        return _with_bos((FOLDER / f"{wanted}.jinja").read_text(encoding="utf-8").strip(), tokenizer), source
+    path = Path(wanted).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"[Model] CHAT_TEMPLATE = {wanted}: neither a file nor a known name (auto, {', '.join(names())})"
+        )
+    try:
+        return path.read_text(encoding="utf-8"), source
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"[Model] CHAT_TEMPLATE = {wanted}: cannot be read: {error}") from None
+
+
+def _own(base: Any, tokenizer: Any) -> str | None:
+    own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, Mapping):  # some models carry further ones for tools and retrieval
+        own = own.get("default")
+    if not own and base is not None and (base.path / "chat_template.jinja").is_file():
+        own = (base.path / "chat_template.jinja").read_text(encoding="utf-8")
+    return own
+
+
+def _with_bos(jinja: str, tokenizer: Any) -> str:
+    """Our own templates write BOS where the tokenizer would, as the models' own do."""
+    return "{{- bos_token -}}" + jinja if adds_bos(tokenizer) else jinja
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """True when the tokenizer itself puts BOS in front of a text, as llama.cpp and Ollama then do, too."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+
+
+def render(
+    template: ChatTemplate, messages: Iterable[Turn | Mapping[str, str]], add_generation_prompt: bool = False
+) -> str:
+    """The text of a conversation, rendered by transformers' own Jinja environment. SYSTEM_PROMPT is not added here.
+
+    Raises UserError with the template's own words when it refuses the messages.
+    """
+    return _render(template.jinja, template.special, messages, add_generation_prompt)
+
+
+def _render(jinja: str, special: Mapping[str, str], messages: Iterable[Any], add_generation_prompt: bool) -> str:
+    import jinja2
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    chat = [{"role": m.role, "content": m.content} if isinstance(m, Turn) else dict(m) for m in messages]
+    try:
+        rendered, _ = render_jinja_template(
+            conversations=[chat], chat_template=jinja, add_generation_prompt=add_generation_prompt, **special
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"the chat template refuses: {error}") from None
+    return rendered[0]
+
+
+def conversation(template: ChatTemplate, messages: Sequence[Turn]) -> list[Turn]:
+    """The messages with SYSTEM_PROMPT in front, unless they bring a system message of their own."""
+    messages = list(messages)
+    if template.system and (not messages or messages[0].role != "system"):
+        return [Turn("system", template.system), *messages]
+    return messages
+
+
+QUESTION, ANSWER, SYSTEM = "probequestion", "probeanswer", "probesystem"
+
+
+def _tried(jinja: str, source: str, special: dict[str, str], system: str | None, tokenizer: Any) -> ChatTemplate:
+    """Render probes, and learn from them how an answer ends. Raises UserError for a template that cannot serve."""
+
+    def rendered(messages: list[Turn], add_generation_prompt: bool = False) -> str:
+        return _render(jinja, special, messages, add_generation_prompt)
+
+    try:
+        asked = [Turn("user", QUESTION)]
+        whole = rendered([*asked, Turn("assistant", ANSWER)])
+        prompt = rendered(asked, True)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    if whole.count(ANSWER) != 1 or QUESTION not in prompt:
+        raise UserError(f"{source}: the template does not write out the question and the answer once")
+    tail = whole.split(ANSWER)[1]
+    turn_end, eos_follows = _turn_end(tail, tokenizer)
+    eos = special.get("eos_token", "")
+    if eos_follows and not eos:
+        raise UserError(
+            f"{source}: nothing ends an answer: no special token follows it, and the model has no eos token"
+        )
+    takes_system = _takes_system(rendered)
+    if system and takes_system:
+        raise UserError(f"[Model] SYSTEM_PROMPT: {takes_system} ({source})")
+    end = turn_end.strip()
+    return ChatTemplate(
+        jinja=jinja,
+        source=source,
+        system=system,
+        bos=special.get("bos_token", ""),
+        eos=eos,
+        turn_end=turn_end,
+        tail=tail,
+        eos_follows=eos_follows,
+        end_tokens=tuple(dict.fromkeys(text for text in (end, eos) if text)),
+        opens_think=prompt.rstrip().endswith("<think>"),
+        takes_system=not takes_system,
+        special=special,
+    )
+
+
+def _takes_system(rendered: Any) -> str:
+    """Why the template cannot take a system message; "" when it can."""
+    try:
+        text = rendered([Turn("system", SYSTEM), Turn("user", QUESTION), Turn("assistant", ANSWER)])
+    except UserError as error:
+        return str(error)
+    return "" if SYSTEM in text else "the chat template leaves system messages out"
+
+
+def _added_tokens(tokenizer: Any) -> dict[int, str]:
+    return {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+
+
+def _turn_end(tail: str, tokenizer: Any) -> tuple[str, bool]:
+    """The text that closes an answer, and whether eos must follow it because it holds no special token.
+
+    The first special token after the answer is it: Phi writes "<|end|>\\n<|endoftext|>", and answers with <|end|>.
+    """
+    added = _added_tokens(tokenizer)
+    found = [(tail.index(text), text) for text in added.values() if text.strip() and text in tail]
+    if not found:
+        return tail.rstrip(), True
+    place, text = min(found, key=lambda item: (item[0], -len(item[1])))
+    return tail[: place + len(text)], False

@@ -1,0 +1,305 @@
+"""Load the rows of a run: read and check every row, warn of what looks wrong, split, and keep them on disk as Arrow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training import files, prompt_template
+from training.errors import UserError
+from training.prompt_template import PromptTemplate
+from training.rows import BadRow, Row, Turn, read
+
+if TYPE_CHECKING:
+    import datasets
+
+NAMED = 20  # bad rows that a message names; the rest is counted
+BATCH = 1000  # rows an Arrow batch
+SHORT_ANSWER, LONG_ROW = 2, 100_000  # characters: a row outside of these is worth a look
+# UTF-8 that was read as Latin-1 or cp1252 ("Ã©", "â€™", "ä½\xa0"), or what a decoder puts where it gave up.
+MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€[\u0080-\u00bf™œ\u201c\u201d¦]|[äåæçèé][\u0080-\u00bf]{2}|锟斤拷")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a run. Each dataset has the columns messages (list of role, content; or None), text (or None), file, line.
+
+    `sha256`: data file -> hexadecimal digest. `counts`: rows, turns, text, bad, train, validation, test. `plain`: all rows
+    are {text} without turns, so that the finished model takes the bare prompt.
+    """
+
+    train: datasets.Dataset
+    validation: datasets.Dataset | None
+    test: datasets.Dataset | None
+    rejected: list[BadRow]
+    warnings: list[str]
+    notes: list[str]
+    sha256: dict[str, str]
+    counts: dict[str, int]
+    plain: bool
+
+
+@dataclass
+class _Seen:
+    """What is remembered of the rows of one file: 24 bytes a row."""
+
+    prompts: array = field(default_factory=lambda: array("Q"))
+    exact: array = field(default_factory=lambda: array("Q"))
+    normalised: array = field(default_factory=lambda: array("Q"))
+    counts: Counter = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+
+    def note(self, kind: str, line: int) -> None:
+        self.counts[kind] += 1
+        self.first.setdefault(kind, line)
+
+
+def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda text: None) -> Data:
+    """Read DATASET_FILE (and VALIDATION_FILE), check every row, split; Arrow files go into `cache_dir`.
+
+    Raises UserError naming the bad rows by file and line (ON_BAD_ROW = stop), or when no row is left to train on.
+    """
+    chosen = settings.dataset
+    template = prompt_template.parse(chosen.prompt_template) if chosen.prompt_template else None
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    rejected: list[BadRow] = []
+    digests = {str(path): _sha256(path) for path in (chosen.dataset_file, chosen.validation_file) if path}
+    rows, seen = _file(chosen.dataset_file, chosen, template, cache_dir, rejected, say, chosen.max_rows)
+    held, held_seen = None, None
+    if chosen.validation_file:
+        held, held_seen = _file(chosen.validation_file, chosen, template, cache_dir, rejected, say, 0)
+    _stop_for(rejected, chosen.on_bad_row)
+    for path, found in ((chosen.dataset_file, rows), (chosen.validation_file, held)):
+        if path and not len(found):
+            raise UserError(
+                f"{path}: no rows" + (f": all {len(rejected)} are bad" if rejected else ": the file is empty")
+            )
+
+    warnings = _warnings(chosen.dataset_file, seen) + (
+        _warnings(chosen.validation_file, held_seen) if held_seen else []
+    )
+    validation_share = 0.0 if chosen.validation_file else chosen.validation_split
+    parts, notes = split(seen.prompts, validation_share, chosen.test_split, settings.training.seed)
+    if held_seen:
+        warnings += _shared_prompts(seen.prompts, held_seen.prompts, chosen.validation_file)
+        if chosen.validation_split and getattr(settings, "written", lambda key: False)("Dataset.VALIDATION_SPLIT"):
+            notes.append("VALIDATION_FILE is given: VALIDATION_SPLIT is not used")
+    train, validation, test = (rows.select(part) if len(part) else None for part in parts)
+    counts = {
+        "rows": len(rows) + (len(held) if held is not None else 0),
+        "turns": seen.counts["turns"] + (held_seen.counts["turns"] if held_seen else 0),
+        "text": seen.counts["text"] + (held_seen.counts["text"] if held_seen else 0),
+        "bad": len(rejected),
+    }
+    validation = held if held is not None else validation
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        counts[name] = len(part) if part is not None else 0
+    plain = counts["turns"] == 0
+    return Data(train, validation, test, rejected, warnings, notes, digests, counts, plain)
+
+
+def write_rejected(path: Path, rejected: Sequence[BadRow]) -> None:
+    """Write the rows that were left out, one JSON object a line: file, line, reason."""
+    lines = (
+        json.dumps({"file": bad.file, "line": bad.line, "reason": bad.reason}, ensure_ascii=False) for bad in rejected
+    )
+    files.write_text(path, "".join(line + "\n" for line in lines))
+
+
+def bad_rows_error(rejected: Sequence[BadRow], title: str = "") -> UserError:
+    """The error that names the first NAMED bad rows and counts the rest."""
+    named = [str(bad) for bad in rejected[:NAMED]]
+    if len(rejected) > NAMED:
+        named.append(f"and {len(rejected) - NAMED:,} more")
+    count = f"{len(rejected):,} bad row{'s' * (len(rejected) != 1)}"
+    return UserError(named, title or f"{count} (ON_BAD_ROW = skip goes on without them)")
+
+
+def split(
+    prompts: Sequence[int], validation_share: float, test_share: float, seed: int
+) -> tuple[tuple[Any, Any, Any], list[str]]:
+    """Deal rows out to (train, validation, test): three sorted integer arrays of row numbers, and notes on what was not possible.
+
+    `prompts` holds one number a row; rows with the same number stay together. Seeded; never empties the training rows; a
+    part that would hold no row, or no whole group of rows, is left empty, and a note says so.
+    """
+    import numpy as np
+
+    prompts = np.asarray(prompts, dtype=np.uint64)
+    total = len(prompts)
+    _, first, group, sizes = np.unique(prompts, return_index=True, return_inverse=True, return_counts=True)
+    by_place = np.argsort(first, kind="stable")  # groups in the order of the file, so that a hash does not choose
+    order = by_place[np.random.default_rng(seed).permutation(len(sizes))]
+    owner = np.zeros(len(sizes), dtype=np.int8)
+    notes, left = [], len(sizes)
+    for number, name, share in ((2, "TEST_SPLIT", test_share), (1, "VALIDATION_SPLIT", validation_share)):
+        if not share:
+            continue
+        wanted, taken = int(total * share + 0.5), 0
+        for index in order:
+            if taken == wanted or left == 1:
+                break
+            if owner[index] == 0 and taken + sizes[index] <= wanted:
+                owner[index] = number
+                taken += int(sizes[index])
+                left -= 1
+        what = "validation" if number == 1 else "test"
+        if not taken:
+            reason = "too few" if wanted == 0 or total < 2 else "too alike (rows with equal prompts stay together)"
+            notes.append(f"no {what} rows: {total} row{'s' * (total != 1)} are {reason} for {name} = {share:g}")
+    owners = owner[group.reshape(-1)]
+    return tuple(np.flatnonzero(owners == number) for number in (0, 1, 2)), notes
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError:
+        return ""  # the reader says what is wrong with it
+
+
+def _stop_for(rejected: list[BadRow], on_bad_row: str) -> None:
+    broken = [bad for bad in rejected if bad.fatal]
+    if broken and on_bad_row == "skip":
+        raise bad_rows_error(broken, "the file is broken; this cannot be skipped")
+    if rejected and on_bad_row != "skip":
+        raise bad_rows_error(rejected)
+
+
+def _file(
+    path: Path,
+    chosen: Any,
+    template: PromptTemplate | None,
+    cache_dir: Path,
+    rejected: list[BadRow],
+    say: Callable[[str], None],
+    limit: int,
+) -> tuple[datasets.Dataset, _Seen]:
+    """The good rows of one file as Arrow on disk (written once through, row by row), and what was seen of them."""
+    import datasets
+    import pyarrow as pa
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.large_string())])
+    schema = pa.schema(
+        [("messages", pa.list_(turn)), ("text", pa.large_string()), ("file", pa.string()), ("line", pa.int64())]
+    )
+    seen = _Seen()
+    name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    with (
+        files.whole_file(cache_dir / f"rows-{name}.arrow") as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
+        for batch in _batches(_good(path, chosen.format, template, rejected, seen, limit, say)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+    return datasets.Dataset.from_file(str(cache_dir / f"rows-{name}.arrow")), seen
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _good(
+    path: Path,
+    format: str,
+    template: PromptTemplate | None,
+    rejected: list[BadRow],
+    seen: _Seen,
+    limit: int,
+    say: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    for row in read(path, format, template):
+        if isinstance(row, BadRow):
+            rejected.append(row)
+            continue
+        _remember(row, seen)
+        messages = [{"role": turn.role, "content": turn.content} for turn in row.messages] if row.messages else None
+        yield {"messages": messages, "text": row.text, "file": row.file, "line": row.line}
+        if len(seen.prompts) % 100_000 == 0:
+            say(f"{path.name}: {len(seen.prompts):,} rows read")
+        if limit and len(seen.prompts) == limit:
+            return
+
+
+def as_row(record: dict[str, Any]) -> Row:
+    """A Row again from a record of a dataset."""
+    messages = record["messages"]
+    turns = tuple(Turn(turn["role"], turn["content"]) for turn in messages) if messages is not None else None
+    return Row(turns, record["text"], record["file"], record["line"])
+
+
+def _number(*parts: str) -> int:
+    """64 bits of a hash; Python's own differs from process to process."""
+    digest = hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _remember(row: Row, seen: _Seen) -> None:
+    if row.messages is None:
+        texts = [row.text or ""]
+        prompt = texts
+        seen.counts["text"] += 1
+    else:
+        texts = [part for turn in row.messages for part in (turn.role, turn.content)]
+        first_answer = next(i for i, turn in enumerate(row.messages) if turn.role == "assistant")
+        prompt = [turn.content for turn in row.messages[:first_answer] if turn.role == "user"]
+        seen.counts["turns"] += 1
+        if any(turn.role == "assistant" and len(turn.content.strip()) < SHORT_ANSWER for turn in row.messages):
+            seen.note("short", row.line)
+    if sum(map(len, texts)) > LONG_ROW:
+        seen.note("long", row.line)
+    if any(not text.isascii() and MOJIBAKE.search(text) for text in texts):
+        seen.note("mojibake", row.line)
+    seen.exact.append(_number(*texts))
+    seen.normalised.append(_number(*(" ".join(text.split()) for text in texts)))
+    seen.prompts.append(_number(*(" ".join(text.split()) for text in prompt)))
+
+
+def _warnings(path: Path, seen: _Seen) -> list[str]:
+    """What is no error but seldom meant, each with a count and the first line."""
+    import numpy as np
+
+    words = {
+        "short": f"with an answer shorter than {SHORT_ANSWER} characters",
+        "long": f"longer than {LONG_ROW:,} characters",
+        "mojibake": "that look garbled (UTF-8 read as something else, like Ã© for é)",
+    }
+    warnings = []
+    total = len(seen.exact)
+    exact = total - len(np.unique(np.asarray(seen.exact)))
+    alike = total - len(np.unique(np.asarray(seen.normalised))) - exact
+    if exact:
+        warnings.append(f"{path}: {_rows(exact)} the same as an earlier one")
+    if alike:
+        warnings.append(f"{path}: {_rows(alike)} the same as an earlier one but for white space")
+    for kind, what in words.items():
+        if seen.counts[kind]:
+            warnings.append(f"{path}:{seen.first[kind]}: {_rows(seen.counts[kind])} {what}; this is the first")
+    return warnings
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
+def _shared_prompts(train: array, held: array, path: Path) -> list[str]:
+    import numpy as np
+
+    shared = int(np.isin(np.asarray(held), np.asarray(train)).sum())
+    return [f"{path}: {_rows(shared)} with a prompt that is trained on too: the validation loss will flatter"] * (
+        shared > 0
+    )

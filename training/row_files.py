@@ -1,0 +1,383 @@
+"""Read the rows of a data file one by one, with the line each one starts on: JSONL, JSON list, CSV, TXT, each also gzipped.
+
+Standard library only. Memory holds one row, however large the file is. What a row *means* is the business of `rows.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
+
+MAX_ROW_BYTES = 16 << 20  # a row of 16 MiB is some four million tokens: no model takes it, and it is a broken file
+CHUNK = 1 << 16
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be trained on. `fatal`: what follows it in the file cannot be read either, so it is never skipped."""
+
+    file: str
+    line: int
+    reason: str
+    fatal: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The fields of one row as the file has them, and the line it starts on."""
+
+    line: int
+    fields: dict[str, Any]
+
+
+class _NotJSON(ValueError):
+    """Valid for Python's JSON reader, but not for JSON (a key twice, NaN)."""
+
+
+def records(path: Path) -> Iterator[Record | BadRow]:
+    """Yield every row of `path` in order, good or bad. Blank lines are no rows.
+
+    Raises UserError when the file as a whole is unfit: missing, a folder, not permitted, of an unknown kind, UTF-16.
+    """
+    kind = _kind(path)
+    try:
+        with _open(path) as file:
+            readers = {"json": _json, "csv": _csv, "txt": _txt}
+            yield from readers[kind](file, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _kind(path: Path) -> str:
+    """ "json" (lines or a list: the content tells), "csv" or "txt", from the file's name."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown kind of file {suffix!r}; known are {', '.join(SUFFIXES)}, each also with .gz")
+    return {".csv": "csv", ".tsv": "csv", ".txt": "txt"}.get(suffix, "json")
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    """The file's bytes, unpacked when it is gzip (told by its first bytes, not by its name), after the BOM."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, not a file")
+    if not path.is_file():  # a pipe or a device could make us wait for ever
+        raise UserError(f"{path}: is not an ordinary file")
+    file = path.open("rb")
+    head = file.read(4)
+    file.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        file.close()
+        file = gzip.open(path, "rb")  # noqa: SIM115 (the caller closes it)
+        head = _head_of_gzip(file)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        file.close()
+        raise UserError(f"{path}: is UTF-16; save it as UTF-8")
+    if head.startswith(b"\xef\xbb\xbf"):
+        file.seek(3)
+    return file
+
+
+def _head_of_gzip(file: gzip.GzipFile) -> bytes:
+    try:
+        head = file.read(4)
+        file.seek(0)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        file.seek(0)
+        return b""  # reported with its line when it is read
+    return head
+
+
+def _lines(file: io.BufferedIOBase, path: Path) -> Iterator[tuple[int, bytes] | BadRow]:
+    """Number the lines from 1, without their ends. A line longer than MAX_ROW_BYTES is a BadRow, and passed over."""
+    number = 0
+    try:
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if len(line) <= MAX_ROW_BYTES:
+                yield number, line.rstrip(b"\r\n")
+                continue
+            while line and not line.endswith(b"\n"):
+                line = file.readline(CHUNK)
+            yield BadRow(str(path), number, TOO_LONG)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield BadRow(str(path), number + 1, _damaged(error), fatal=True)
+
+
+TOO_LONG = f"the row is longer than {MAX_ROW_BYTES >> 20} MiB"
+
+
+def _damaged(error: Exception) -> str:
+    return f"the gzip file is damaged or cut short here ({error})"
+
+
+# JSON
+
+
+def _json(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
+    """JSON lines, or one list: people give either name to either, so the first bytes decide."""
+    start = file.tell()
+    try:
+        head = file.read(CHUNK)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        head = b""
+    file.seek(start)
+    is_list = re.match(rb"\s*\[\s*(\{|\]|$|//|[^\s\[])", head) and not _is_line_of_list(head)
+    if is_list:
+        yield from _json_list(file, path)
+    else:
+        yield from _json_lines(file, path)
+
+
+def _is_line_of_list(head: bytes) -> bool:
+    """True when the first line is a complete list and further lines follow: JSON lines with a bad first row."""
+    first, _, rest = head.strip().partition(b"\n")
+    return first.rstrip().endswith(b"]") and rest.lstrip().startswith((b"{", b"["))
+
+
+def _json_lines(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
+    for item in _lines(file, path):
+        if isinstance(item, BadRow):
+            yield item
+            continue
+        line, raw = item
+        if raw.strip():
+            yield _parse(raw, path, line)
+
+
+TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+
+
+def _json_list(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
+    """Cut a JSON list into its rows by counting brackets outside of strings; each row is then parsed by itself.
+
+    So a row that is not JSON is named by its line, and the next one is read all the same.
+    """
+    buffer = file.read(CHUNK)
+    position = buffer.index(b"[") + 1
+    line = 1 + buffer.count(b"\n", 0, position)  # of `start`
+    start, depth, count = position, 0, 0
+    while True:
+        token = TOKEN.search(buffer, position)
+        if token is None or token[0] == b'"':  # nothing more in here, or a string that is not whole yet
+            position = token.start() if token else max(len(buffer), position)
+            buffer, position, start = buffer[start:], position - start, 0
+            if len(buffer) > MAX_ROW_BYTES:
+                yield BadRow(
+                    str(path), _first_line(buffer, line), f"{TOO_LONG}; what follows it is not read", fatal=True
+                )
+                return
+            try:
+                chunk = file.read(max(CHUNK, len(buffer)))  # doubling: an endless string is scanned in linear time
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                yield BadRow(str(path), line + buffer.count(b"\n"), _damaged(error), fatal=True)
+                return
+            if not chunk:
+                yield BadRow(str(path), _first_line(buffer, line), "the list is not closed: ] is missing", fatal=True)
+                return
+            buffer += chunk
+            continue
+        position = token.end()
+        mark = token[0]
+        if mark in (b"{", b"[") or (mark in (b"}", b"]") and depth):
+            depth += 1 if mark in (b"{", b"[") else -1
+        elif depth == 0 and mark in (b",", b"]"):
+            row = buffer[start : token.start()]
+            at = _first_line(row, line)
+            if row.strip():
+                yield _parse(row, path, at)
+            elif mark == b"," or count:
+                yield BadRow(str(path), at + (mark == b"," and 0), "not JSON: a comma without a row")
+            count += 1
+            line += buffer.count(b"\n", start, position)
+            start = position
+            if mark == b"]":
+                yield from _after_list(buffer[start:], file, path, line)
+                return
+
+
+def _first_line(text: bytes, line: int) -> int:
+    """The line of the first character of `text` that is not white space, when `text` begins on `line`."""
+    return line + text.count(b"\n", 0, len(text) - len(text.lstrip()))
+
+
+def _after_list(rest: bytes, file: io.BufferedIOBase, path: Path, line: int) -> Iterator[BadRow]:
+    while True:
+        if rest.strip():
+            yield BadRow(str(path), _first_line(rest, line), "not JSON: text after the end of the list", fatal=True)
+            return
+        line += rest.count(b"\n")
+        try:
+            rest = file.read(CHUNK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            yield BadRow(str(path), line, _damaged(error), fatal=True)
+            return
+        if not rest:
+            return
+
+
+def _parse(raw: bytes, path: Path, line: int) -> Record | BadRow:
+    """One row from the bytes of a JSON object that starts on `line`."""
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_object_without_doubles, parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError as error:
+        return BadRow(str(path), line, _not_utf8(raw, error))
+    except json.JSONDecodeError as error:
+        return BadRow(str(path), line, _not_json(raw, error, line))
+    except _NotJSON as error:
+        return BadRow(str(path), line, str(error))
+    except RecursionError:
+        return BadRow(str(path), line, "nested too deep: a row is one object with text in it")
+    except ValueError:  # an integer of more than 4,300 digits
+        return BadRow(str(path), line, "not JSON: a number with too many digits")
+    if not isinstance(value, dict):
+        return BadRow(str(path), line, f'is {describe(value)}, not an object like {{"prompt": ..., "completion": ...}}')
+    return Record(line, value)
+
+
+def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise _NotJSON(f"the key {shorten(twice)!r} stands twice in one object")
+    return fields
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _NotJSON(f"not JSON: {name} is not a JSON value")
+
+
+def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
+    reason = f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
+    try:
+        raw.decode("gb18030")
+    except UnicodeDecodeError:
+        return reason
+    return f"{reason}; it may be GBK: save the file as UTF-8"
+
+
+def _not_json(raw: bytes, error: json.JSONDecodeError, line: int) -> str:
+    if b"\0" in raw:
+        return "not JSON: holds NUL bytes"
+    where = f"column {error.colno}" if error.lineno == 1 else f"line {line + error.lineno - 1}, column {error.colno}"
+    hint = ""
+    if raw.strip() in (b"{", b"["):
+        hint = "; JSON lines hold one whole object a line"
+    elif raw.lstrip()[:2] in (b"{'", b"{ '"):
+        hint = "; JSON takes double quotes"
+    return f"not JSON: {error.msg} ({where}){hint}"
+
+
+# CSV and TXT
+
+
+def _csv(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
+    """Rows of a CSV file with a header. The delimiter is the one of , ; and tab that the header holds most often."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    bad_lines: list[BadRow] = []
+    lines = _csv_lines(file, path, bad_lines)
+    first = next(lines, "")
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            yield _bad_csv(error, path, line)
+            if "unexpected end of data" in str(error):
+                return
+            continue
+        if bad_lines:
+            yield bad_lines[0]
+            return
+        if values is None:
+            return
+        if not values:
+            continue
+        if header is None:
+            header = [name.strip() for name in values]
+            if len(set(header)) != len(header):
+                raise UserError(f"{path}:{line}: a column name stands twice in the header: {', '.join(header)}")
+        elif len(values) != len(header):
+            yield BadRow(str(path), line, f"has {len(values)} fields, the header has {len(header)}")
+        else:
+            yield Record(line, dict(zip(header, values, strict=True)))
+
+
+def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from lines
+
+
+def _csv_lines(file: io.BufferedIOBase, path: Path, bad: list[BadRow]) -> Iterator[str]:
+    """Lines as text; bytes that are not UTF-8 become lone surrogates, so that their row can be named later."""
+    for item in _lines(file, path):
+        if isinstance(item, BadRow):  # a row may go over several lines, so the reader has lost its place
+            bad.append(BadRow(item.file, item.line, item.reason, fatal=True))
+            return
+        yield item[1].decode("utf-8", "surrogateescape") + "\n"
+
+
+def _bad_csv(error: csv.Error, path: Path, line: int) -> BadRow:
+    if "unexpected end of data" in str(error):
+        return BadRow(str(path), line, "not CSV: a quotation mark is opened here and never closed", fatal=True)
+    if "field larger" in str(error):
+        return BadRow(str(path), line, f"{TOO_LONG}: is a quotation mark not closed?")
+    return BadRow(str(path), line, f"not CSV: {error}")
+
+
+def _txt(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
+    """A sample a line."""
+    for item in _lines(file, path):
+        if isinstance(item, BadRow):
+            yield item
+        elif item[1].strip():
+            yield Record(item[0], {"text": item[1].decode("utf-8", "surrogateescape")})
+
+
+# Words for messages
+
+
+def describe(value: Any) -> str:
+    """What a JSON value is, for a message: `a number (4)`, `null`, `a list`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        try:
+            return f"a number ({shorten(str(value))})"
+        except ValueError:
+            return "a number"
+    if isinstance(value, str):
+        return "text"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """`text` on one line, cut to `length` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"

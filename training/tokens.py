@@ -1,0 +1,242 @@
+"""Tokenise a whole dataset with all cores, cached by content, and say what came out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.chat import IGNORED, Encoded, NothingToTrain, assemble, plan_row, tokeniser
+from training.chat_template import ChatTemplate
+from training.dataset import as_row
+from training.row_files import BadRow
+
+if TYPE_CHECKING:
+    import datasets
+
+VERSION = 1  # of the encoding; raise it when the same rows would give other tokens
+BATCH = 500  # rows tokenised in one call
+ROWS_A_WORKER = 5_000  # starting a process costs about as much as tokenising this many rows
+TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of a tokenised dataset. Percentiles are (50, 90, 99, 100) of tokens a sequence."""
+
+    sequences: int
+    tokens: int
+    trained_tokens: int
+    cut: int
+    prompt: tuple[int, int, int, int]
+    answer: tuple[int, int, int, int]
+    total: tuple[int, int, int, int]
+    example: str
+
+    def lines(self) -> list[str]:
+        """The figures for the log."""
+        return [
+            f"{self.sequences:,} sequences, {self.tokens:,} tokens, {self.trained_tokens:,} of them trained, {self.cut:,} cut",
+            *(
+                f"{name} tokens: median {values[0]:,}, 90 % up to {values[1]:,}, 99 % up to {values[2]:,}, most {values[3]:,}"
+                for name, values in (("prompt", self.prompt), ("answer", self.answer), ("all", self.total))
+            ),
+            f"example, with the trained part in {TRAINED[0]} {TRAINED[1]}:",
+            *(f"  {line}" for line in self.example.splitlines()),
+        ]
+
+
+def tokenise(
+    data: datasets.Dataset,
+    template: ChatTemplate,
+    tokenizer: Any,
+    max_length: int,
+    train_turns: str,
+    train_on: str,
+    cache_dir: Path,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[datasets.Dataset | None, list[BadRow]]:
+    """Sequences for the trainer, and the rows of which nothing can be trained. None when no sequence is left.
+
+    Columns: input_ids, labels (int32 lists of equal length, at most `max_length`), prompt_length, answer_length (tokens),
+    cut (bool), file, line. A row gives several sequences where the template asks for it (see chat.encode).
+    The result is kept in `cache_dir` under a name made from the rows, the template, the tokenizer and the options.
+    """
+    import datasets
+
+    workers = _workers(len(data), workers)
+    name = fingerprint(data, template, tokenizer, (max_length, train_turns, train_on))
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    quiet = len(data) < ROWS_A_WORKER and not datasets.are_progress_bars_disabled()  # too short to watch
+    if quiet:
+        datasets.disable_progress_bars()
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    if workers > 1:  # each process has a core of its own; forked processes must not share a thread pool
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        mapped = data.map(
+            _encode_batch,
+            batched=True,
+            batch_size=BATCH,
+            fn_kwargs={
+                "template": template,
+                "tokenizer": tokenizer,
+                "options": (max_length, train_turns, train_on),
+            },
+            remove_columns=data.column_names,
+            features=_features(datasets),
+            num_proc=workers if workers > 1 else None,
+            cache_file_name=str(cache_dir / f"tokens-{name}.arrow"),
+            new_fingerprint=name,
+            desc="tokenising",
+        )
+    finally:
+        if workers > 1:
+            os.environ.pop("TOKENIZERS_PARALLELISM")
+            if before is not None:
+                os.environ["TOKENIZERS_PARALLELISM"] = before
+        if quiet:
+            datasets.enable_progress_bars()
+    say(f"{len(data):,} rows tokenised by {workers} process{'es' * (workers != 1)}")
+    return _sorted_out(mapped)
+
+
+def summary(data: datasets.Dataset, tokenizer: Any) -> Summary:
+    """Figures of a tokenised dataset, with its first sequence as the example."""
+    import numpy as np
+
+    prompt = np.asarray(data.with_format("numpy")["prompt_length"][:])
+    answer = np.asarray(data.with_format("numpy")["answer_length"][:])
+    total = np.asarray(data.with_format("numpy")["length"][:])
+    first = data[0]
+    return Summary(
+        sequences=len(data),
+        tokens=int(total.sum()),
+        trained_tokens=int(answer.sum()),
+        cut=int(np.asarray(data.with_format("numpy")["cut"][:]).sum()),
+        prompt=_percentiles(prompt),
+        answer=_percentiles(answer),
+        total=_percentiles(total),
+        example=marked(first["input_ids"], first["labels"], tokenizer),
+    )
+
+
+def marked(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> str:
+    """The text of a sequence, special tokens visible, each trained stretch in ⟦ ⟧."""
+    text, start = "", 0
+    for end in range(1, len(input_ids) + 1):
+        trained = labels[start] != IGNORED
+        if end < len(input_ids) and (labels[end] != IGNORED) == trained:
+            continue
+        piece = tokenizer.decode(list(input_ids[start:end]), skip_special_tokens=False)
+        text += f"{TRAINED[0]}{piece}{TRAINED[1]}" if trained else piece
+        start = end
+    return text
+
+
+def fingerprint(data: Any, template: ChatTemplate, tokenizer: Any, options: tuple) -> str:
+    """A name for the result of tokenising, from all that goes into it. Rows count by content, not by file name or time."""
+    digest = hashlib.sha256()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    about = {name: value for name, value in asdict(template).items() if name not in ("special", "source")}
+    digest.update(json.dumps([VERSION, about, sorted(template.special.items()), list(options)]).encode())
+    digest.update(words.encode("utf-8", "surrogatepass"))
+    for batch in data.with_format("arrow").iter(batch_size=BATCH):
+        digest.update(json.dumps(batch.to_pylist(), ensure_ascii=False).encode())
+    return digest.hexdigest()[:24]
+
+
+def _workers(rows: int, wanted: int | None) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(wanted or cores, rows // ROWS_A_WORKER))
+
+
+def _features(datasets: Any) -> Any:
+    ids = datasets.List(datasets.Value("int32"))
+    return datasets.Features(
+        {
+            "input_ids": ids,
+            "labels": ids,
+            "length": datasets.Value("int32"),
+            "prompt_length": datasets.Value("int32"),
+            "answer_length": datasets.Value("int32"),
+            "cut": datasets.Value("bool"),
+            "file": datasets.Value("string"),
+            "line": datasets.Value("int64"),
+            "reason": datasets.Value("string"),
+        }
+    )
+
+
+def _encode_batch(
+    batch: dict[str, list], template: ChatTemplate, tokenizer: Any, options: tuple[int, str, str]
+) -> dict[str, list]:
+    """Columns for a batch of rows: all their texts go to the tokenizer in one call. A row that fails gives its reason."""
+    max_length, train_turns, train_on = options
+    rows = [as_row(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
+    tokens = tokeniser(tokenizer)
+    plans: list[Any] = []
+    for row in rows:
+        try:
+            plans.append(plan_row(template, row, train_turns, train_on))
+        except NothingToTrain as error:
+            plans.append(str(error))
+    texts = [text for plan in plans if not isinstance(plan, str) for text in plan.texts()]
+    ids: Iterator[list[int]] = iter(tokens(texts) if texts else [])
+    out: dict[str, list] = {name: [] for name in COLUMNS}
+    for row, plan in zip(rows, plans, strict=True):
+        if isinstance(plan, str):
+            _add(out, row, None, plan)
+            continue
+        own = [next(ids) for _ in plan.texts()]
+        try:
+            for encoded in assemble(template, tokenizer, plan, own, tokens, max_length, train_on):
+                _add(out, row, encoded, None)
+        except NothingToTrain as error:
+            _add(out, row, None, str(error))
+    return out
+
+
+COLUMNS = ("input_ids", "labels", "length", "prompt_length", "answer_length", "cut", "file", "line", "reason")
+
+
+def _add(out: dict[str, list], row: Any, encoded: Encoded | None, reason: str | None) -> None:
+    encoded = encoded or Encoded([], [], False)
+    values = (
+        encoded.input_ids,
+        encoded.labels,
+        len(encoded.input_ids),
+        encoded.prompt_length,
+        encoded.answer_length,
+        encoded.cut,
+        row.file,
+        row.line,
+        reason,
+    )
+    for name, value in zip(COLUMNS, values, strict=True):
+        out[name].append(value)
+
+
+def _sorted_out(mapped: datasets.Dataset) -> tuple[datasets.Dataset | None, list[BadRow]]:
+    """Split off the rows that gave no sequence."""
+    import numpy as np
+
+    lengths = np.asarray(mapped.with_format("numpy")["length"][:])
+    bad = mapped.select(np.flatnonzero(lengths == 0)).select_columns(["file", "line", "reason"])
+    rejected = [BadRow(one["file"], one["line"], one["reason"]) for one in bad]
+    good = mapped.remove_columns("reason")
+    if rejected:
+        good = good.select(np.flatnonzero(lengths)) if len(rejected) < len(mapped) else None
+    return good, rejected
+
+
+def _percentiles(values: Any) -> tuple[int, int, int, int]:
+    import numpy as np
+
+    return tuple(int(value) for value in np.percentile(values, (50, 90, 99, 100), method="higher"))
