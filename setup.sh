@@ -1,0 +1,422 @@
+#!/usr/bin/env bash
+# Make .venv beside this script ready for training:  ./setup.sh [--tests | --ready | --python | --help]
+# Re-runnable: a finished set-up is checked in seconds, a half-finished one is made anew. Everything is said on stderr.
+#
+#   PYTHON=python3.12      the Python to use (default: the first of python3, python3.13 ... python3.10 that fits)
+#   TORCH_INDEX_URL=URL    where PyTorch's builds are (default on a machine without a GPU: PyTorch's own CPU index)
+#   ENGINE=unsloth         the GPU packages, though no nvidia-smi is seen; ENGINE=transformers: keep the CPU packages
+#   XDG_CACHE_HOME=DIR     llama.cpp is built once a machine and kept there (default: ~/.cache)
+set -euo pipefail
+
+# A caller may have closed a stream; the next file that is opened would then take its place.
+{ : >&2; } 2>/dev/null || exec 2>/dev/null
+exec </dev/null
+if { : >&1; } 2>/dev/null; then exec 3>&1; else exec 3>/dev/null; fi # 3: for --python and --help only
+exec 1>&2
+
+self=${BASH_SOURCE[0]}
+while [ -L "$self" ]; do
+    link=$(readlink "$self")
+    case $link in /*) self=$link ;; *) self=$(dirname "$self")/$link ;; esac
+done
+case $self in /*) ;; *) self=$PWD/$self ;; esac
+root=$(dirname "$self")
+venv=$root/.venv
+requirements=$root/requirements
+cache_name=finetune-to-ollama
+torch_cpu_index=https://download.pytorch.org/whl/cpu
+# Portable, for a native build takes llama.cpp's AMX path, which crashes on models with a hidden size such as 576; and
+# without the vision tools, which take a third of the time to build.
+llama_flags="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF"
+
+# What a caller's environment may carry that would put packages elsewhere, or others' packages into our venv.
+unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
+export PYTHONUTF8=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+    say "$@"
+    exit 3
+}
+
+# Why a Python does not serve, in one line; nothing when it does.
+python_problem() {
+    local answer
+    # shellcheck disable=SC2016  # Python's own text
+    answer=$("$1" -c '
+import struct, sys
+version = "%d.%d" % sys.version_info[:2]
+if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+    print("is Python %s; 3.10 to 3.13 serve" % version)
+elif struct.calcsize("P") != 8:
+    print("is a 32-bit Python; PyTorch needs 64 bits")
+else:
+    missing = []
+    for name in ("ctypes", "ssl", "zlib", "bz2", "lzma"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        print("was built without %s" % ", ".join(missing))
+' 2>/dev/null) || answer="does not run"
+    printf '%s' "$answer"
+}
+
+# Sets `python` to the first that serves, or `python_why` to the reasons.
+find_python() {
+    python="" python_why=""
+    local name path why
+    for name in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
+        if path=$(command -v "$name" 2>/dev/null); then
+            why=$(python_problem "$path")
+            if [ -z "$why" ]; then
+                python=$path
+                return
+            fi
+            [ "$why" = "does not run" ] || python_why="$python_why; $path $why"
+        elif [ -n "${PYTHON:-}" ]; then
+            why="is not there"
+        fi
+        if [ -n "${PYTHON:-}" ]; then
+            python_why="; PYTHON=$PYTHON $why"
+            break
+        fi
+    done
+    python_why=${python_why#; }
+}
+
+has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && [ -n "$(nvidia-smi -L 2>/dev/null || true)" ]; }
+
+wanted_variant() {
+    case ${ENGINE:-} in
+    unsloth) echo gpu ;;
+    transformers) if [ -f "$venv/.ready" ]; then sed -n 's/^variant //p' "$venv/.ready"; elif has_gpu; then echo gpu; else echo cpu; fi ;;
+    *) if has_gpu || grep -qx 'variant gpu' "$venv/.ready" 2>/dev/null; then echo gpu; else echo cpu; fi ;;
+    esac
+}
+
+# What the stamp of a finished set-up says; another text means that something is to be done.
+stamp() {
+    local sum
+    sum=$( (cat "$requirements"/[a-su-z]*.txt && printf '%s' "$llama_flags") | cksum)
+    printf 'variant %s\nrequirements %s\n' "$1" "$sum"
+}
+tests_stamp() { cksum <"$requirements/test.txt"; }
+
+is_ready() {
+    [ -x "$venv/bin/python" ] && [ -f "$venv/.ready" ] && [ "$(cat "$venv/.ready")" = "$(stamp "$(wanted_variant)")" ]
+}
+tests_are_ready() { [ -f "$venv/.ready-tests" ] && [ "$(cat "$venv/.ready-tests")" = "$(tests_stamp)" ]; }
+
+# Free bytes in MiB where $1 is, or will be.
+free_mib() {
+    "$python" -c '
+import pathlib, shutil, sys
+path = pathlib.Path(sys.argv[1])
+while not path.exists():
+    path = path.parent
+print(shutil.disk_usage(path).free >> 20)' "$1"
+}
+
+compiles() { # compiles COMPILER LANGUAGE FLAG: does it take a file with the language's own headers?
+    command -v "$1" >/dev/null 2>&1 || return 1
+    if [ "$2" = c++ ]; then printf '#include <filesystem>\nint main() { return 0; }\n'; else printf '#include <stdio.h>\nint main(void) { return 0; }\n'; fi |
+        "$1" "$3" -fsyntax-only -x "$2" - >/dev/null 2>&1
+}
+
+# Name everything that the machine lacks at once, with the line that would help.
+check_machine() {
+    local problems=() apt=() dnf=() need version
+    find_python
+    if [ -z "$python" ]; then
+        problems+=("no Python 3.10 to 3.13${python_why:+ ($python_why)}")
+        apt+=(python3 python3-venv) dnf+=(python3.12)
+    else
+        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+            problems+=("$python has no venv module (ensurepip)")
+            apt+=("python$version-venv") dnf+=("python$version")
+        fi
+        need=3000
+        [ "$(wanted_variant)" = cpu ] || need=14000
+        if ! is_ready && [ ! -d "$venv/lib" ] && [ "$(free_mib "$root")" -lt "$need" ]; then
+            problems+=("too little disk: $root needs $need MiB, $(free_mib "$root") MiB are free")
+        fi
+    fi
+    [ -w "$root" ] || problems+=("$root cannot be written to, and .venv belongs there")
+    if ! cached_wheel >/dev/null; then
+        if ! compiles "${CC:-cc}" c -std=c11; then
+            problems+=("no C compiler (${CC:-cc}) for llama.cpp")
+            apt+=(build-essential) dnf+=(gcc make)
+        fi
+        if ! compiles "${CXX:-c++}" c++ -std=c++17; then
+            problems+=("no C++17 compiler (${CXX:-c++}) for llama.cpp")
+            case " ${apt[*]-} " in *" build-essential "*) ;; *) apt+=(build-essential) ;; esac
+            dnf+=(gcc-c++)
+        fi
+    fi
+    [ ${#problems[@]} -gt 0 ] || return 0
+    say "this machine is not ready:"
+    printf '  %s\n' "${problems[@]}"
+    if [ ${#apt[@]} -gt 0 ]; then
+        printf '  Debian, Ubuntu:  sudo apt-get install -y %s\n' "${apt[*]}"
+        printf '  Fedora, RHEL:    sudo dnf install -y %s\n' "${dnf[*]}"
+        [ "$(uname -s)" != Darwin ] || printf '  macOS:           xcode-select --install; brew install python@3.12\n'
+    fi
+    exit 3
+}
+
+pip() { # pip COMMAND ARGS: quiet but for errors where nobody watches; the whole story is in .venv/setup.log
+    local quiet=-qq
+    [ ! -t 2 ] || quiet=""
+    "$venv/bin/python" -m pip "$@" ${quiet:+"$quiet"} --log "$venv/setup.log"
+}
+
+install() { # install WHAT ARGS: pip install, or stop with what would help
+    local what=$1
+    shift
+    say "$what"
+    pip install "$@" || fail "could not install: $what. pip's reason is above, the whole log in $venv/setup.log. Is the package index reachable, and is there room on the disk? ./setup.sh goes on."
+}
+
+# --- llama.cpp -------------------------------------------------------------------------------------------------------
+
+llama_version() { sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' "$requirements/llama.txt"; }
+
+cache_folder() {
+    local base=${XDG_CACHE_HOME:-}
+    [ -n "$base" ] || base=${HOME:+$HOME/.cache}
+    [ -n "$base" ] || base=$("${python:-python3}" -c 'import pathlib; print(pathlib.Path.home() / ".cache")' 2>/dev/null) || base=${TMPDIR:-/tmp}
+    printf '%s/%s/wheels' "$base" "$cache_name"
+}
+
+wheel_folder() { # one folder for each version, machine, C library and set of flags
+    local libc
+    libc=$(getconf GNU_LIBC_VERSION 2>/dev/null | tr ' ' '-') || libc=libc
+    printf '%s/llama-cpp-python-%s-%s-%s-%s-%s' "$(cache_folder)" "$(llama_version)" "$(uname -s)" "$(uname -m)" "$libc" \
+        "$(printf '%s' "$llama_flags" | cksum | cut -d ' ' -f 1)"
+}
+
+cached_wheel() {
+    local wheel
+    for wheel in "$(wheel_folder)"/llama_cpp_python-*.whl; do
+        [ -s "$wheel" ] || return 1
+        printf '%s' "$wheel"
+    done
+}
+
+# The source archive: the wheel is built from it, and the converter of the very same llama.cpp lies in it.
+source_archive() {
+    local folder archive work
+    folder=$(cache_folder)
+    archive=$folder/llama_cpp_python-$(llama_version).tar.gz
+    if [ ! -s "$archive" ]; then
+        say "llama.cpp's sources (76 MB)"
+        work=$(mktemp -d "$folder/download.XXXXXX")
+        pip download --no-deps --no-binary llama-cpp-python --dest "$work" "llama-cpp-python==$(llama_version)" ||
+            fail "could not fetch the source archive of llama-cpp-python $(llama_version): see above and $venv/setup.log"
+        mv -f "$work"/*.tar.gz "$archive"
+        rm -rf "$work"
+    fi
+    llama_archive=$archive
+}
+
+build_wheel() {
+    local folder work
+    folder=$(wheel_folder)
+    work=$(mktemp -d "$(cache_folder)/build.XXXXXX")
+    say "llama.cpp: building it, about 7 minutes on two cores, once on this machine"
+    # --no-cache-dir: pip's own cache does not tell a native build from a portable one.
+    CMAKE_ARGS=$llama_flags CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)} \
+        pip wheel --no-deps --no-cache-dir --wheel-dir "$work" "$llama_archive" ||
+        fail "llama.cpp could not be built; the compiler's reason is in $venv/setup.log"
+    mkdir -p "$folder"
+    mv -f "$work"/*.whl "$folder/"
+    rm -rf "$work"
+}
+
+install_llama() {
+    mkdir -p "$(cache_folder)" 2>/dev/null && [ -w "$(cache_folder)" ] || {
+        say "$(cache_folder) cannot be written to: what is built is kept in .venv only"
+        export XDG_CACHE_HOME=$venv/cache
+        mkdir -p "$(cache_folder)"
+    }
+    source_archive
+    cached_wheel >/dev/null || build_wheel
+    install "llama.cpp's library and quantiser" --force-reinstall --no-deps --no-cache-dir "$(cached_wheel)"
+    if ! "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' 2>/dev/null; then
+        say "the kept build of llama.cpp does not run here"
+        rm -rf "$(wheel_folder)"
+        build_wheel
+        install "llama.cpp's library and quantiser" --force-reinstall --no-deps --no-cache-dir "$(cached_wheel)"
+    fi
+    say "llama.cpp's converter"
+    "$venv/bin/python" - "$llama_archive" "$venv/llama.cpp" <<'PY' || fail "the converter could not be unpacked from $llama_archive (is it damaged? remove it and run ./setup.sh again)"
+import pathlib, shutil, sys, tarfile
+
+archive, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+wanted = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "models/templates/", "models/ggml-vocab-")
+partial = folder.with_name(folder.name + ".partial")
+shutil.rmtree(partial, ignore_errors=True)
+with tarfile.open(archive) as tar:
+    for member in tar:
+        name = member.name.partition("/vendor/llama.cpp/")[2]
+        if member.isfile() and name.startswith(wanted) and ".." not in name.split("/") and not name.endswith((".inp", ".out")):
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tar.extractfile(member).read())
+assert (partial / "convert_hf_to_gguf.py").is_file() and (partial / "conversion" / "__init__.py").is_file()
+shutil.rmtree(folder, ignore_errors=True)
+partial.rename(folder)
+PY
+}
+
+# --- the rest of the packages ----------------------------------------------------------------------------------------
+
+# Does an index answer within five seconds? A black hole in the network would cost pip many minutes.
+answers() {
+    "$python" - "$1" <<'PY' >/dev/null 2>&1
+import os, pathlib, signal, ssl, sys, urllib.parse, urllib.request
+
+url = urllib.parse.urlsplit(sys.argv[1])
+if url.scheme in ("", "file"):
+    sys.exit(not pathlib.Path(urllib.request.url2pathname(url.path)).is_dir())
+signal.alarm(6)  # looking up a name knows no time limit of its own
+trusted = ssl.create_default_context(cafile=os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE"))
+with urllib.request.urlopen(sys.argv[1].rstrip("/") + "/torch/", timeout=5, context=trusted):
+    pass
+PY
+}
+
+install_torch() {
+    local pin index=${TORCH_INDEX_URL:-}
+    pin=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$requirements/$variant.txt")
+    [ -n "$index" ] || [ "$variant" = gpu ] || index=$torch_cpu_index
+    # An index beside the configured ones, never instead of them. 2.13.0+cpu counts as newer than 2.13.0, so it wins.
+    if [ -z "$index" ]; then
+        install "$pin" "$pin" --no-deps -c "$requirements/constraints.txt"
+    elif answers "$index"; then
+        install "$pin from $index" "$pin" --no-deps --extra-index-url "$index"
+    else
+        say "$index does not answer: taking PyTorch from the configured index, which may hold only the larger build for GPUs (TORCH_INDEX_URL names another)"
+        install "$pin" "$pin" --no-deps
+    fi
+}
+
+# Do the parts import, and are they the pinned ones? `full` also runs the converter. Says what is wrong.
+check_parts() {
+    "$venv/bin/python" - "$1" "$requirements" "$venv/llama.cpp" "$variant" <<'PY'
+import importlib, importlib.metadata, pathlib, re, subprocess, sys
+
+how, requirements, llama, variant = sys.argv[1], *map(pathlib.Path, sys.argv[2:4]), sys.argv[4]
+problems = []
+files = ["common.txt", f"{variant}.txt", "llama.txt", "no-deps.txt"] + (["gpu-no-deps.txt"] if variant == "gpu" else [])
+for line in "\n".join((requirements / name).read_text() for name in files).splitlines():
+    if match := re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line):
+        try:
+            found = importlib.metadata.version(match[1])
+        except importlib.metadata.PackageNotFoundError:
+            found = "not there"
+        if found.partition("+")[0] != match[2]:
+            problems.append(f"{match[1]} {match[2]} is wanted, found: {found}")
+everything = ["transformers", "trl", "peft", "datasets", "accelerate", "loguru", "matplotlib"] if how == "full" else []
+for module in ["torch", "tokenizers", "safetensors", "sentencepiece", "gguf", "llama_cpp", *everything]:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever an import raises, the part does not work
+        problems.append(f"{module}: {type(error).__name__}: {error}")
+converter = llama / "convert_hf_to_gguf.py"
+if not converter.is_file():
+    problems.append(f"{converter} is not there")
+elif how == "full":
+    run = subprocess.run([sys.executable, str(converter), "--print-supported-models"], capture_output=True, text=True)
+    if run.returncode or "LlamaForCausalLM" not in run.stdout + run.stderr:
+        problems.append(f"{converter.name} does not run: {(run.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+for problem in problems:
+    print(f"  {problem}")
+sys.exit(bool(problems))
+PY
+}
+
+lock() { # One set-up at a time; the lock is on this very file and ends with the last process of this set-up.
+    exec 9<"$self"
+    "$python" - <<'PY'
+import fcntl, sys
+try:
+    try:
+        fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("setup: another set-up is at work in this folder; waiting for it", file=sys.stderr)
+        fcntl.flock(9, fcntl.LOCK_EX)
+except OSError as error:
+    print(f"setup: this file system knows no locks ({error}); do not start two set-ups at once", file=sys.stderr)
+PY
+}
+
+install_everything() {
+    local version
+    version=$("$python" -c 'import platform; print(platform.python_version())')
+    say "Python $version ($python), packages for $([ "$variant" = gpu ] && echo a GPU || echo the CPU), into $venv"
+    if [ -f "$venv/.ready" ] && grep -qx "variant $variant" "$venv/.ready" && "$venv/bin/python" -c '' 2>/dev/null; then
+        rm -f "$venv/.ready" # brought up to date in place; killed on the way, it is made anew by the next run
+    else
+        rm -f "$venv/.ready" "$venv/.ready-tests"
+        [ ! -d "$venv" ] || say ".venv is unfinished or was made otherwise: making it anew"
+        "$python" -m venv --clear "$venv" || fail "$python could not make a virtual environment in $venv"
+    fi
+    install_torch
+    install "transformers, trl, peft and the rest" -r "$requirements/$variant.txt"
+    [ "$variant" = cpu ] || install "Unsloth" --no-deps -r "$requirements/gpu-no-deps.txt"
+    install "the embedded model (93 MB)" --no-deps -r "$requirements/no-deps.txt"
+    install_llama
+    say "trying the parts"
+    check_parts full || fail "the set-up does not work (above); $venv/setup.log has the whole story"
+    stamp "$variant" >"$venv/.ready.partial"
+    mv -f "$venv/.ready.partial" "$venv/.ready"
+}
+
+install_tests() {
+    install "what the tests need" --force-reinstall -r "$requirements/test.txt"
+    tests_stamp >"$venv/.ready-tests"
+}
+
+with_tests=false
+case ${1:-} in
+"") ;;
+--tests) with_tests=true ;;
+--ready) if is_ready; then exit 0; else exit 3; fi ;;
+--python)
+    find_python
+    [ -n "$python" ] || exit 3
+    printf '%s\n' "$python" >&3
+    exit 0
+    ;;
+--help | -h)
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$self" >&3
+    exit 0
+    ;;
+*)
+    say "unknown argument: $1 (--tests, --ready, --python or --help)"
+    exit 2
+    ;;
+esac
+
+started=$SECONDS
+check_machine
+lock
+variant=$(wanted_variant)
+if is_ready; then
+    if ! check_parts quick; then
+        say "something is broken in .venv (above)"
+        rm -f "$venv/.ready"
+        install_everything
+    fi
+else
+    install_everything
+fi
+[ "$with_tests" = false ] || tests_are_ready || install_tests
+if [ "$variant" = gpu ] && has_gpu && ! "$venv/bin/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    say "nvidia-smi sees a GPU but PyTorch does not: is the driver too old for this build? TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 ./setup.sh after removing .venv takes a build for older drivers"
+fi
+say "ready in $((SECONDS - started)) s"

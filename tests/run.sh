@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The one test command:  tests/run.sh [arguments for pytest]
+# Sets up, then lints, then three layers of tests, the quickest first; stops at the first part that fails.
+set -euo pipefail
+{ : <&0; } 2>/dev/null || exec 0</dev/null
+
+self=${BASH_SOURCE[0]}
+case $self in /*) ;; *) self=$PWD/$self ;; esac
+tests=$(dirname "$self")
+root=$(dirname "$tests")
+bin=$root/.venv/bin
+
+unset PYTHONHOME PYTHONPATH
+export PYTHONUTF8=1
+
+# part NAME COMMAND...: run it, say how long it took, stop here if it fails.
+part() {
+    local name=$1 started=$SECONDS code=0
+    shift
+    "$@" || code=$?
+    printf '%s: %s, %d s\n' "$name" "$([ "$code" = 0 ] && echo passed || echo "FAILED (exit $code)")" "$((SECONDS - started))"
+    [ "$code" = 0 ] || exit "$code"
+}
+
+# layer NAME MARKERS...: the tests with these markers. pytest's 5 means that arguments of the caller left none in this layer.
+ran=0
+layer() {
+    local name=$1 marker=$2 started=$SECONDS code=0
+    shift 2
+    printf '\n%s:\n' "$name"
+    "$bin/python" -m pytest --rootdir "$root" -c "$root/pyproject.toml" -m "$marker" "$@" || code=$?
+    [ "$code" = 5 ] || ran=$((ran + 1))
+    printf '%s: %d s\n' "$name" "$((SECONDS - started))"
+    case $code in 0 | 5) ;; *) exit "$code" ;; esac
+}
+
+[ $# -gt 0 ] || set -- "$tests"
+part "set-up" "$BASH" "$root/setup.sh" --tests
+part "ruff check" "$bin/python" -m ruff check --quiet "$root"
+part "ruff format" "$bin/python" -m ruff format --quiet --check "$root"
+part "shellcheck" "$bin/shellcheck" "$root"/*.sh "$tests"/*.sh "$root/.ci/run"
+layer "quick tests" "not tiny and not embedded" "$@"
+layer "tests on a tiny model" "tiny" "$@"
+layer "tests on the embedded model" "embedded" "$@"
+if [ "$ran" = 0 ]; then
+    echo "no test was run" >&2
+    exit 5
+fi
