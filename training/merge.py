@@ -26,7 +26,7 @@ from training.weights import Tensor
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 1 << 22  # elements computed at a time: 16 MB in float32, and a few temporaries of that size
+BLOCK = 1 << 21  # elements computed at a time: 8 MB in float32, and a few temporaries of that size
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 # Never copied from the base: weights in any format, and what belongs to the base's own page or training.
 LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".md", ".partial"}

@@ -1,13 +1,14 @@
 """Proves a merged model tensor by tensor: merged = base + scaled update, and nothing else has changed.
 
-It reads the files that were written, through the safetensors library (the merge has its own reader and writer), and
-computes in float64 by another order of products, so that one mistake cannot hide itself. Memory does not grow with the
-model, and no model is built.
+It reads the files that were written and computes in float64 by another order of products, so that a mistake of the
+merge cannot hide itself; the safetensors library must see the same tensors in them. No model is built, and memory does
+not grow with it (so the data are not read through the library: the pages of its mapped files count as memory).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from training.weights import Tensor
 if TYPE_CHECKING:
     import torch
 
-ROWS = 1 << 20  # elements compared at a time: 8 MB in float64, and some temporaries of that size
+ROWS = 1 << 19  # elements compared at a time: 4 MB in float64, and a dozen temporaries of that size
 DIGITS = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}  # significant bits; exponent of the smallest step
 # Rounding to nearest is never off by more than half a step; the rest is for this module's own float64 sums.
 MOST_ULP = 0.501
@@ -65,6 +66,7 @@ def verify(base: Path, adapter: Path, merged: Path) -> Proof:
     written = weights.tensors(merged, "check of the merge")
     outputs = planned.outputs
     _same_names(set(outputs), set(written), merged)
+    _library_agrees(written)
     sums = {"base": 0.0, "change": 0.0, "update": 0.0, "lost": 0.0, "elements": 0, "changed": 0}
     worst, untrained, lost, changed = 0.0, 0, 0, 0
     for name, output in outputs.items():
@@ -74,9 +76,9 @@ def verify(base: Path, adapter: Path, merged: Path) -> Proof:
                 f"{name} is {found.dtype} {list(found.shape)}, expected {output.dtype} {list(output.source.shape)}"
             )
         if not output.changes:
-            _untouched(output, merged / found.file.name)
+            _untouched(output, found)
             continue
-        ulp, sizes = _compare(output, merged / found.file.name)
+        ulp, sizes = _compare(output, found)
         worst = max(worst, ulp)
         untrained += sizes["update"] == 0
         lost += sizes["update"] > 0 and sizes["change"] == 0
@@ -107,6 +109,21 @@ def _same_names(expected: set[str], found: set[str], merged: Path) -> None:
         raise _broken(f"{merged} holds {len(extra)} tensors that the base has not, the first of them {extra[0]}")
 
 
+def _library_agrees(written: dict[str, Tensor]) -> None:
+    """RunError unless the safetensors library, which also checks the layout, finds the same tensors in the files."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted({tensor.file for tensor in written.values()}):
+        ours = {name: tensor.shape for name, tensor in written.items() if tensor.file == path}
+        try:
+            with safe_open(path, "pt") as file:
+                theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise _broken(f"{path} cannot be read by safetensors: {error}") from None
+        if ours != theirs:
+            raise _broken(f"{path} holds other tensors for safetensors than for this check")
+
+
 def _nothing(targeted: int, lost: int) -> RunError:
     if lost:
         why = f"its updates of all {lost} trained tensors are smaller than a 16-bit step: train longer or raise LEARNING_RATE"
@@ -119,55 +136,52 @@ def _broken(message: str) -> RunError:
     return RunError("check of the merge", message)
 
 
-def _untouched(output: Output, file: Path) -> None:
+def _untouched(output: Output, found: Tensor) -> None:
     """RunError unless a tensor without a change is the base's, bit for bit (or rounded once from float32)."""
-    from safetensors import safe_open
-
-    with safe_open(output.source.file, "pt") as before, safe_open(file, "pt") as after:
-        old, new = before.get_slice(output.source.name), after.get_slice(output.name)
-        for low, high in _steps(output):
-            old_rows, new_rows = _rows(old, output, low, high), _rows(new, output, low, high)
-            if not _bits(old_rows.to(new_rows.dtype)).equal(_bits(new_rows)):
-                raise _broken(f"{output.name} is not targeted by the adapter, but differs from the base")
+    if output.source.dtype == found.dtype:
+        same = _same_bytes(output.source, found)
+    else:
+        same = all(old.to(new.dtype).equal(new) for _, old, new in _blocks(output, found))
+    if not same:
+        raise _broken(f"{output.name} is not targeted by the adapter, but differs from the base")
 
 
-def _compare(output: Output, file: Path) -> tuple[float, dict[str, float]]:
+def _same_bytes(ours: Tensor, theirs: Tensor) -> bool:
+    with ours.file.open("rb") as one, theirs.file.open("rb") as other:
+        one.seek(ours.start)
+        other.seek(theirs.start)
+        for done in range(0, ours.size, 1 << 22):
+            size = min(1 << 22, ours.size - done)
+            if one.read(size) != other.read(size):
+                return False
+    return ours.size == theirs.size
+
+
+def _compare(output: Output, written: Tensor) -> tuple[float, dict[str, float]]:
     """The error of a targeted tensor in ulp, and its squared norms. RunError when it is beyond rounding."""
     import torch
-    from safetensors import safe_open
 
     worst = 0.0
     sums = dict.fromkeys(("base", "change", "update", "lost", "elements", "changed"), 0.0)
-    with safe_open(output.source.file, "pt") as before, safe_open(file, "pt") as after:
-        old, new = before.get_slice(output.source.name), after.get_slice(output.name)
-        updates = [_Update(change) for change in output.changes]
-        for low, high in _steps(output):
-            start = _rows(old, output, low, high).double().view(-1, output.source.width)
-            raw = _rows(new, output, low, high)
-            found = raw.double().view(-1, output.source.width)
-            if not torch.isfinite(found).all():
-                raise _broken(f"{output.name} holds values that are not finite")
-            exact, slack = start.clone(), torch.zeros_like(start)
-            first = low * (output.source.rows // output.source.shape[0]) if len(output.source.shape) > 1 else 0
-            for update in updates:
-                update.apply(exact, slack, first)
-            error = (found - exact).abs()
-            beyond = (error - slack).clamp_min(0) / _step(exact, output.dtype)
-            worst = max(worst, float(beyond.max()) if beyond.numel() else 0.0)
-            rounded = start.to(raw.dtype).double()  # the base as 16 bits hold it: what "changed" is measured against
-            for key, value in (
-                ("base", start),
-                ("change", found - rounded),
-                ("update", exact - start),
-                ("lost", error),
-            ):
-                sums[key] += float(value.square().sum())
-            sums["elements"] += found.numel()
-            sums["changed"] += int((found != rounded).sum())
-            if worst > MOST_ULP:
-                raise _broken(
-                    f"{output.name} is not base + update: off by {worst:.3g} steps of {output.dtype}, rounding explains 0.5"
-                )
+    updates = [_Update(change) for change in output.changes]
+    for first, old, new in _blocks(output, written):
+        start, found = old.double(), new.double()
+        exact, slack = start.clone(), torch.zeros_like(start)
+        for update in updates:
+            update.apply(exact, slack, first)
+        error = (found - exact).abs()
+        if not torch.isfinite(error).all():
+            raise _broken(f"{output.name} holds values that are not finite")
+        worst = max(worst, float(((error - slack).clamp_min(0) / _step(exact, output.dtype)).max()))
+        if worst > MOST_ULP:
+            raise _broken(
+                f"{output.name} is not base + update: off by {worst:.3g} steps of {output.dtype}, rounding explains 0.5"
+            )
+        rounded = start.to(new.dtype).double()  # the base as 16 bits hold it: what "changed" is measured against
+        for key, value in (("base", start), ("change", found - rounded), ("update", exact - start), ("lost", error)):
+            sums[key] += float(value.square().sum())
+        sums["elements"] += found.numel()
+        sums["changed"] += int((found != rounded).sum())
     return worst, sums
 
 
@@ -222,23 +236,13 @@ class _Update:
         return b[rows].reshape(own.stop - own.start, change.rank, count)[:, :, index].T, a.T
 
 
-def _steps(output: Output) -> list[tuple[int, int]]:
-    """Ranges of the first dimension that cover a tensor, about ROWS elements each (a vector: elements)."""
-    shape = output.source.shape
-    first = shape[0] if shape else 1
-    step = max(1, ROWS // max(1, math.prod(shape[1:]))) if len(shape) > 1 else first
-    return [(low, min(low + step, first)) for low in range(0, first, step)]
-
-
-def _rows(view: Any, output: Output, low: int, high: int) -> torch.Tensor:
-    return view[low:high] if output.source.shape else view[:]
-
-
-def _bits(values: torch.Tensor) -> torch.Tensor:
-    """The bits of a tensor, so that NaN equals NaN and 0 is not -0."""
-    import torch
-
-    return values.contiguous().reshape(-1).view(torch.uint8)
+def _blocks(output: Output, written: Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """A tensor in blocks of about ROWS elements: (number of the first row, rows of the base, rows of the merged)."""
+    source = output.source
+    step = max(1, ROWS // max(1, source.width))
+    for low in range(0, source.rows, step):
+        high = min(low + step, source.rows)
+        yield low, weights.read_rows(source, low, high), weights.read_rows(written, low, high)
 
 
 def _step(values: torch.Tensor, dtype: str) -> torch.Tensor:
