@@ -124,15 +124,13 @@ def _packages(settings: Settings) -> Found:
 
 def unused(settings: Settings) -> list[str]:
     """What somebody set and the run does not use, one sentence each."""
-    training, data = settings.training, settings.dataset
+    training = settings.training
     notes = []
     if training.max_steps:
         notes.append(f"NUM_TRAIN_EPOCHS is not used: MAX_STEPS = {training.max_steps} sets the length")
     else:
         epochs = values.write(training.num_train_epochs)
         notes.append(f"MAX_STEPS is 0: NUM_TRAIN_EPOCHS = {epochs} sets the length")
-    if data.validation_file and settings.written("Dataset.VALIDATION_SPLIT"):
-        notes.append(f"VALIDATION_SPLIT is not used: VALIDATION_FILE = {data.validation_file} beats it")
     if settings.hardware.auto_fp16_bf16 and settings.written("Hardware.PRECISION"):
         notes.append("PRECISION is not used: AUTO_FP16_BF16 = true chooses it")
     for key in ("REPORT_PROJECT", "REPORT_NAME"):

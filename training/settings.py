@@ -17,6 +17,7 @@ from training import contradictions, ini, names, values
 from training.errors import UserError
 from training.values import Auto, Given, Rule, setting
 
+FORMATS = ("auto", "messages", "conversations", "alpaca", "prompt", "input", "text")  # the fields of a row: rows.py
 OPTIMIZERS = (
     *("auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"),
     *("paged_adamw_32bit", "adafactor", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"),
@@ -45,7 +46,10 @@ class Model:
     )
     revision: str | None = setting(None, help="branch, tag or commit of a model on the Hub")
     chat_template: str = setting(
-        "auto", read=values.chat_template, help="auto (the model's own), a name such as chatml, or a Jinja file"
+        "auto",
+        read=values.chat_template,
+        is_a="file",
+        help="auto (the model's own), a name such as chatml, or a Jinja file",
     )
     system_prompt: str | None = setting(None, help="system text put before every conversation that has none")
     trust_remote_code: bool = setting(
@@ -73,7 +77,7 @@ class Dataset:
     """[Dataset]: the rows, and what of them is learned."""
 
     dataset_file: Path = setting("train_data.jsonl", is_a="file", help="training rows: JSONL, JSON, CSV or TXT")
-    format: str = setting("auto", one_of=("auto", "jsonl", "json", "csv", "txt"), help="auto goes by the file's name")
+    format: str = setting("auto", one_of=FORMATS, help="what the rows hold; auto tells them apart row by row")
     validation_file: Path | None = setting(None, is_a="file", help="rows to validate on; beats VALIDATION_SPLIT")
     validation_split: float = setting(
         0.1, at_least=0, below=1, help="share of the rows kept for validation; 0 for none"
@@ -84,7 +88,9 @@ class Dataset:
     train_on: str = setting("completion", one_of=("completion", "all"), help="learn the answers only, or all the text")
     train_turns: str = setting("all", one_of=("all", "last"), help="learn every answer of a conversation, or the last")
     prompt_template: str | None = setting(
-        None, help="text with {instruction}, {input}, {response} or other columns, in place of a chat template"
+        None,
+        read=values.prompt_template,
+        help="text with {instruction}, {input}, {response} or other columns, in place of a chat template",
     )
     on_bad_row: str = setting("stop", one_of=("stop", "skip"), help="stop at bad rows, or go on without them")
     max_rows: int = setting(0, at_least=0, help="use the first rows only; 0 for all")
@@ -391,6 +397,27 @@ def _raise_all(problems: Sequence[str], config: Path) -> None:
 def _short(path: Path) -> Path:
     """The path from the current folder when it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def reference() -> str:
+    """The table of all settings in Markdown, a section at a time, as the README shows it."""
+    lines = []
+    for section, cls in SECTIONS.items():
+        about = " ".join((cls.__doc__ or "").split()).partition(": ")[2]
+        lines += [
+            f"### [{section}]",
+            "",
+            about[0].upper() + about[1:],
+            "",
+            "| key | default | values | meaning |",
+            "|---|---|---|---|",
+        ]
+        for item in (item for item in TABLE.values() if item.section == section):
+            default = values.write(item.rule.default)
+            default = f"`{default}`" if default else "(none)"
+            lines.append(f"| `{item.key}` | {default} | {values.allowed(item.rule, item.kind)} | {item.rule.help} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def clamp(settings: Settings, total_steps: int) -> Settings:

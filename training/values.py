@@ -20,6 +20,7 @@ from training.errors import UserError
 
 Auto = Literal["auto"]
 LARGEST_INT = 2**31 - 1
+CHAT_TEMPLATES = Path(__file__).resolve().parent / "chat_templates"
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def base_model(given: Given, rule: Rule) -> str:
         raise ValueError(f"the only embedded model is {rule.default}")
     if re.match("https?://", name):
         raise ValueError("is an address; write the Hub id, such as Qwen/Qwen3-0.6B")
-    if is_path(name) or (name != rule.default and (given.folder / name).exists()):
+    if is_path(name) or (name != rule.default and _is_there(given.folder / name)):
         return str(_path(Given(name, given.folder), rule))
     if not re.fullmatch(r"[A-Za-z0-9_.:/\-]+", name):
         raise ValueError("is neither a Hub id (letters, digits, - _ . and one /) nor an existing folder or .gguf file")
@@ -221,19 +222,40 @@ def base_model(given: Given, rule: Rule) -> str:
     return name
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long a name, or a folder that may not be looked into
+        return False
+
+
 def is_path(name: str) -> bool:
     """Whether a model's name can only be a path."""
     return name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.lower().endswith(".gguf")
 
 
 def chat_template(given: Given, rule: Rule) -> str:
-    """[Model] CHAT_TEMPLATE: auto, a template's name, a Jinja file (which becomes its absolute path), or Jinja text."""
-    text = _word(given, rule)
-    if not given.quoted and given.text.lower().endswith((".jinja", ".jinja2", ".j2")) and "{" not in text:
-        path = _path(Given(text, given.folder), rule)
-        if not path.is_file():
-            raise ValueError(f"no such file ({path})")
-        return str(path)
+    """[Model] CHAT_TEMPLATE: auto, the name of one that comes with this project, or a Jinja file, as absolute path."""
+    text = given.text.strip()
+    known = ("auto", *sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
+    if text.lower() in known:
+        return text.lower()
+    name = text.removeprefix("@")
+    if name and (name != text or "/" in name or "." in name or _is_there(given.folder / name)):
+        return str(_path(Given(name, given.folder), rule))
+    raise ValueError(f"is neither one of {', '.join(known)} nor a Jinja file{names.did_you_mean(text, known)}")
+
+
+def prompt_template(given: Given, rule: Rule) -> str | None:
+    """[Dataset] PROMPT_TEMPLATE: free text from which the template for answering follows (prompt_template.py)."""
+    from training import prompt_template
+
+    text = _optional_text(given, rule)
+    try:
+        if text is not None:
+            prompt_template.parse(text)
+    except UserError as error:
+        raise ValueError(str(error).removeprefix(f"{prompt_template.WHERE}: ")) from None
     return text
 
 
@@ -279,7 +301,7 @@ def address(given: Given, rule: Rule) -> str | None:
 
 def missing(value: Any, rule: Rule) -> str:
     """What is wrong on the disk with the path in `value`, as this setting needs it; empty when nothing is."""
-    if value is None or not rule.is_a or (rule.is_a == "model" and not str(value).startswith("/")):
+    if value is None or not rule.is_a or not str(value).startswith("/"):  # a name is looked up elsewhere
         return ""
     path = Path(value)
     try:
@@ -287,11 +309,30 @@ def missing(value: Any, rule: Rule) -> str:
             return f"is there already and is not a folder ({path})" if path.exists() and not path.is_dir() else ""
         if not path.exists():
             return f"no such {'file or folder' if rule.is_a == 'model' else 'file'} ({path})"
+        if rule.is_a == "file" and path.is_dir():
+            return f"is a folder; a file is expected ({path})"
+        return "" if os.access(path, os.R_OK) else f"permission denied ({path})"
     except OSError as error:
-        return f"cannot be used as a path ({error.strerror})"
-    if rule.is_a == "file" and path.is_dir():
-        return f"is a folder; a file is expected ({path})"
-    return "" if os.access(path, os.R_OK) else f"permission denied ({path})"
+        return f"cannot be used as a path: {error.strerror} ({ini.show(str(path))})"
+
+
+def allowed(rule: Rule, kind: str) -> str:
+    """What a setting may be, in a few words for a table."""
+    if rule.one_of:
+        return ", ".join(rule.one_of)
+    words = {
+        "bool": "true, false",
+        "bool | Auto": "auto, true, false",
+        "Path": "path",
+        "Path | None": "path, or none",
+        "str | None": "text, or none",
+        "tuple[str, ...]": "names with commas between",
+        "str": "text",
+    }
+    if kind in words:
+        return words[kind]
+    numbers = f"{'whole number' if kind.startswith('int') else 'number'}, {allowed_range(rule)}"
+    return f"auto, or a {numbers}" if kind.endswith("Auto") else numbers
 
 
 def write(value: Any) -> str:

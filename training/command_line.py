@@ -1,0 +1,288 @@
+"""The command line: what ./run.sh is told, taken apart. Run as a script, it checks the settings and nothing else:
+python3 training/command_line.py ARGUMENTS  (any Python from 3.10 on, nothing installed; exit 0, or 2 with all problems)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
+    sys.path[0] = str(ROOT)
+
+from training import ini, names, settings, values  # noqa: E402
+from training.errors import FinetuneError, UserError  # noqa: E402
+from training.settings import TABLE, Override  # noqa: E402
+
+# Flags that set something: the setting and what to write for its value. --epochs sets MAX_STEPS to 0 as well.
+SETTING_FLAGS = {
+    "--data": "Dataset.DATASET_FILE",
+    "--output": "Training.OUTPUT_DIR",
+    "--model": "Model.BASE_MODEL_NAME",
+    "--epochs": "Training.NUM_TRAIN_EPOCHS",
+    "--batch-size": "Training.PER_DEVICE_TRAIN_BATCH_SIZE",
+    "--learning-rate": "Training.LEARNING_RATE",
+    "--max-length": "Model.MAX_SEQ_LENGTH",
+    "--lora-r": "LoRA.R",
+    "--name": "Model.NEW_MODEL_NAME",
+}
+POSITIONS = (
+    ("DATA", "Dataset.DATASET_FILE"),
+    ("OUTPUT_DIR", "Training.OUTPUT_DIR"),
+    ("BASE_MODEL", "Model.BASE_MODEL_NAME"),
+    ("EPOCHS", "Training.NUM_TRAIN_EPOCHS"),
+)
+# Flags that say what to do, instead of a run: whether a RUN may follow, and the help.
+COMMANDS = {
+    "--check": ("", "check settings, data, machine and disk; print the plan; train nothing"),
+    "--resume": ("[RUN]", "go on with an interrupted run"),
+    "--status": ("[RUN]", "what state a run is in"),
+    "--follow": ("[RUN]", "show the log of a run as it grows"),
+    "--stop": ("[RUN]", "end a run after a full checkpoint"),
+    "--history": ("", "all runs under OUTPUT_DIR"),
+    "--chat": ("[RUN]", "talk to the model that a run made"),
+    "--compare": ("RUN RUN...", "set runs side by side"),
+}
+SWITCHES = {
+    "--fresh": "start a new run and ask nothing, even where one was interrupted",
+    "--detach": "run in the background, tied to no terminal",
+    "--events": "one JSON object a line on standard output",
+    "--json": "print --status, --history or --compare as JSON",
+}
+TRAINS = ("run", "resume")  # the commands that train
+SWITCH_NEEDS = {
+    "fresh": ("run",),
+    "detach": TRAINS,
+    "events": (*TRAINS, "check", "follow"),
+    "json": ("check", "status", "history", "compare"),
+}
+NOT_GIVEN = ("None", "null", "<nil>")  # what programs write for a value they do not have
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line asks for."""
+
+    command: str = "run"  # or a key of COMMANDS without its dashes
+    config: Path = ROOT / "config.ini"
+    overrides: tuple[Override, ...] = ()  # in order: of two for one setting the last one holds
+    runs: tuple[Path, ...] = ()  # absolute paths, or bare names to be looked up in OUTPUT_DIR
+    fresh: bool = False
+    detach: bool = False
+    events: bool = False
+    json: bool = False
+
+    @property
+    def run(self) -> Path | None:
+        """The RUN of --resume, --status, --follow, --stop and --chat; None means the latest one."""
+        return self.runs[0] if self.runs else None
+
+
+@dataclass
+class _Parser:
+    """The state of one pass over the arguments."""
+
+    left: list[str]
+    config: str | None = None
+    commands: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    switches: set[str] = field(default_factory=set)
+    flags: list[Override] = field(default_factory=list)
+    positions: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """The arguments, without the program's name. `--help` prints the help and raises SystemExit(0).
+
+    Flags beat positions, and of two flags the last one wins. Raises UserError with all that is wrong with them;
+    the values are checked by settings.load.
+    """
+    parser = _Parser(list(argv))
+    while parser.left:
+        word = parser.left.pop(0)
+        if word == "--":
+            parser.positions += parser.left
+            parser.left = []
+        elif word.startswith("-") and word != "-":
+            _flag(parser, word)
+        else:
+            parser.positions.append(word)
+    positions = list(_positions(parser))
+    _check_together(parser)
+    if parser.problems:
+        raise UserError([*parser.problems, "./run.sh --help lists all arguments"], title="wrong arguments")
+    command = parser.commands[0].removeprefix("--") if parser.commands else "run"
+    return Arguments(
+        command=command,
+        config=Path.cwd() / Path(parser.config).expanduser() if parser.config else ROOT / "config.ini",
+        overrides=(*positions, *parser.flags),
+        runs=tuple(_run(text) for text in parser.runs),
+        **{switch.removeprefix("--"): True for switch in parser.switches},
+    )
+
+
+def _flag(parser: _Parser, word: str) -> None:
+    """Take in one flag, with its value from after `=` or from the next argument."""
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-")
+    if name in ("--help", "-h"):
+        print(help_text(), end="")
+        raise SystemExit(0)
+    if name in SWITCHES or name in COMMANDS:
+        _command_or_switch(parser, name, value if equals else None)
+    elif name in SETTING_FLAGS or name in ("--config", "--set"):
+        if not equals:
+            value = _next(parser)
+        if not value:
+            parser.problems.append(f"{name} needs a value" + (": Section.KEY=VALUE" if name == "--set" else ""))
+        elif name == "--config":
+            parser.config = value
+        elif name == "--set":
+            _set(parser, value)
+        elif value in NOT_GIVEN:
+            parser.problems.append(
+                f"{name} {value}: is no value; leave the flag out to take the one in the settings file"
+            )
+        else:
+            parser.flags += _override(SETTING_FLAGS[name], value, name)
+    else:
+        known = (*SETTING_FLAGS, *COMMANDS, *SWITCHES, "--config", "--set", "--help")
+        parser.problems.append(f"{ini.show(name)} is not a flag{names.did_you_mean(name, known)}")
+        if parser.left and not parser.left[0].startswith("-"):
+            parser.left.pop(0)  # its value, most likely: not one more position
+
+
+def _next(parser: _Parser) -> str:
+    """The next argument as a value; nothing when it is a flag (a value such as --x is written with =)."""
+    return parser.left.pop(0) if parser.left and not parser.left[0].startswith("--") else ""
+
+
+def _command_or_switch(parser: _Parser, name: str, value: str | None) -> None:
+    if name in SWITCHES:
+        parser.switches.add(name)
+    elif name not in parser.commands:
+        parser.commands.append(name)
+    takes = COMMANDS[name][0] if name in COMMANDS else ""
+    if value is not None and (not takes or not value):
+        parser.problems.append(f"{name} takes no value" if not takes else f"{name}=: names no run")
+    elif value is not None:
+        parser.runs.append(value)
+    while takes and value is None and parser.left and not parser.left[0].startswith("-"):
+        text = parser.left.pop(0)
+        parser.runs += [text] if text else []
+        if name != "--compare":
+            break
+
+
+def _set(parser: _Parser, text: str) -> None:
+    """--set Section.KEY=VALUE. Names that do not exist are left to settings.load, which knows the near ones."""
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if dot and equals and section and key:
+        parser.flags.append(Override(section, key, value, f"--set {section}.{key}"))
+        return
+    fitting = [known for known, item in TABLE.items() if item.key == name.strip().upper()]
+    example = f"{fitting[0]}={value or 'VALUE'}" if fitting else "Section.KEY=VALUE, as in LoRA.R=8"
+    parser.problems.append(f"--set {ini.show(text)}: write {example}")
+
+
+def _override(key: str, value: str, source: str) -> Iterator[Override]:
+    item = TABLE[key]
+    yield Override(item.section, item.key, value, source)
+    if key == "Training.NUM_TRAIN_EPOCHS":
+        yield Override("Training", "MAX_STEPS", "0", source)
+
+
+def _positions(parser: _Parser) -> Iterator[Override]:
+    """The overrides of DATA OUTPUT_DIR BASE_MODEL EPOCHS. An empty one was not given."""
+    for number, ((label, key), value) in enumerate(zip(POSITIONS, parser.positions), start=1):  # noqa: B905
+        source = f"argument {number} ({label})"
+        if value in NOT_GIVEN:
+            parser.problems.append(f'{source} = {value}: is no value; give "" to take the one in the settings file')
+        elif value:
+            yield from _override(key, value, source)
+    if len(parser.positions) > len(POSITIONS):
+        extra = ", ".join(ini.show(text) for text in parser.positions[len(POSITIONS) :])
+        parser.problems.append(f"too many arguments: {extra}; there are four: {' '.join(p for p, _ in POSITIONS)}")
+
+
+def _check_together(parser: _Parser) -> None:
+    """Note what does not go together."""
+    if len(parser.commands) > 1:
+        parser.problems.append(f"{' and '.join(parser.commands)} exclude each other")
+        return
+    command = parser.commands[0].removeprefix("--") if parser.commands else "run"
+    for switch in sorted(parser.switches):
+        if command not in SWITCH_NEEDS[switch.removeprefix("--")]:
+            parser.problems.append(f"{switch} does not go with {'a run' if command == 'run' else '--' + command}")
+    if {"--detach", "--events"} <= parser.switches:
+        parser.problems.append("--detach and --events exclude each other: follow with --follow --events")
+    if command not in (*TRAINS, "check") and any(parser.positions):
+        parser.problems.append(f"--{command} takes {COMMANDS['--' + command][0] or 'no further argument'}")
+    if command == "compare" and len(parser.runs) < 2:
+        parser.problems.append("--compare needs two runs or more")
+
+
+def _run(text: str) -> Path:
+    """A RUN: a path from the caller's folder when it is one, else a name to look up in OUTPUT_DIR."""
+    path = Path(text).expanduser()
+    return Path.cwd() / path if "/" in text or path.exists() else path
+
+
+def help_text() -> str:
+    """What --help prints: all arguments, and every setting from the table."""
+    lines = [
+        "usage: ./run.sh [DATA [OUTPUT_DIR [BASE_MODEL [EPOCHS]]]] [FLAGS]",
+        "",
+        "Fine-tune a chat model as config.ini says, and make a GGUF file and a Modelfile for Ollama.",
+        'DATA OUTPUT_DIR BASE_MODEL EPOCHS take the place of settings; "" leaves one as it is.',
+        "",
+        "Settings for this run (a flag beats an argument, that beats the file, that beats the default):",
+        *_rows([(f"{flag} VALUE", f"[{TABLE[key].section}] {TABLE[key].key}") for flag, key in SETTING_FLAGS.items()]),
+        *_rows([("--set Section.KEY=VALUE", "any setting; may be repeated"), ("--config FILE", "the settings file")]),
+        "EPOCHS and --epochs set MAX_STEPS to 0 as well. Paths start in the folder you are in.",
+        "",
+        "Instead of a run:",
+        *_rows([(f"{flag} {takes}".strip(), text) for flag, (takes, text) in COMMANDS.items()]),
+        "",
+        "Further:",
+        *_rows([*SWITCHES.items(), ("--help", "this text")]),
+        "",
+        "RUN is a run's folder, or its name under OUTPUT_DIR; left out, the latest one.",
+        "Exit code: 0 done, 1 failed while running, 2 wrong settings, arguments or data, 3 machine not ready,",
+        "130 or 143 stopped, and ./run.sh --resume goes on.",
+        "",
+        "All settings, with their defaults:",
+    ]
+    for section in settings.SECTIONS:
+        lines.append(f"[{section}]")
+        items = [item for item in TABLE.values() if item.section == section]
+        lines += _rows([(f"{item.key} = {values.write(item.rule.default)}".rstrip(), item.rule.help) for item in items])
+    return "\n".join(lines) + "\n"
+
+
+def _rows(rows: Sequence[tuple[str, str]], width: int = 24) -> list[str]:
+    return [
+        f"  {left:<{width}} {right}" if len(left) <= width else f"  {left}\n  {'':<{width}} {right}"
+        for left, right in rows
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
+    try:
+        arguments = parse(argv)
+        if arguments.command in ("run", "check"):
+            settings.load(arguments.config, arguments.overrides)
+    except FinetuneError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
