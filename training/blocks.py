@@ -51,10 +51,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that only who asks wants to see: folded in the page, left out of the summary."""
+    """Blocks that only who asks wants to see: folded in the page, left out of report.md."""
 
     title: str
     blocks: tuple[Any, ...]
+    printed: bool = True  # on paper, where nothing unfolds
 
 
 @dataclass(frozen=True)

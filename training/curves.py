@@ -96,7 +96,7 @@ def charts(steps: Sequence[Step], evaluations: Sequence[Evaluation], total: int 
     losses = [(step.step, step.loss) for step in steps]
     series = []
     if len(losses) >= SMOOTH_FROM:
-        width = max(5, len(losses) // 20)
+        width = min(50, max(5, len(losses) // 50))  # a wider one would lag behind a steep beginning
         means = tuple(thin(smooth(losses, width), MOST_POINTS))
         series = [
             Series("training loss", tuple(thin(losses, MOST_POINTS)), "faint"),

@@ -44,6 +44,8 @@ def size(value: int) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as 0.8 s, 42 s, 5 min 12 s, 1 h 02 min."""
+    if seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -74,37 +74,49 @@ def render(block: Any) -> str:
         return "\n".join(_answers(sample) for sample in block.samples)
     if isinstance(block, Details):
         inner = "\n".join(render(inside) for inside in block.blocks)
-        return f"<details><summary>{text(block.title)}</summary>\n{inner}\n</details>"
+        kind = "" if block.printed else ' class="steps"'
+        return f"<details{kind}><summary>{text(block.title)}</summary>\n{inner}\n</details>"
     raise TypeError(f"no HTML for {type(block).__name__}")
 
 
 def figure(chart: Chart, width: int = 760, height: int = 280) -> str:
     """A chart under its title; the key is left out where the title says it."""
     keys = "".join(
-        f'<span class="key {series.kind} k{number}">{text(series.name)}</span>'
-        for number, series in enumerate(chart.series)
+        f'<span class="key {series.kind}">{text(series.name)}</span>'
+        for series in chart.series
         if series.name != chart.title.lower()
     )
-    return f"<figure><figcaption>{text(chart.title)}{keys}</figcaption>{pictures.svg(chart, width, height)}</figure>"
+    if pictures.scale(chart.values()).logarithmic:
+        keys += '<span class="note">logarithmic</span>'
+    large = ' class="large"' if width > 500 else ""
+    return f"<figure{large}><figcaption>{text(chart.title)}{keys}</figcaption>{pictures.svg(chart, width, height)}</figure>"
 
 
 def table(block: Table) -> str:
-    """A table; columns with nothing in them are left out, and so is a heading without words."""
+    """A table without its empty columns. One without headings is a list of facts: the first cell names its row."""
     used = [at for at in range(len(block.headers)) if any(row[at] for row in block.rows)]
-    kinds = {
-        at: " ".join(k for k, on in (("number", at in block.numbers), ("code", at in block.code)) if on) for at in used
-    }
-    heads = "".join(f'<th scope="col" class="{kinds[at]}">{text(block.headers[at])}</th>' for at in used)
+    named = any(block.headers[at] for at in used)
+    heads = "".join(_cell("th", block.headers[at], "number" if at in block.numbers else "", "col") for at in used)
     rows = []
     for row in block.rows:
-        cells = []
-        for at in used:
-            mark = {"passed": "good", "FAILED": "bad"}.get(row[at], "soft") if at == block.marks else ""
-            kind = f"{kinds[at]} {mark}".strip()
-            cells.append(f'<td class="{kind}">{text(row[at])}</td>' if kind else f"<td>{text(row[at])}</td>")
+        cells = [_cell("td", row[at], _looks(block, row, at)) for at in used]
+        if not named:
+            cells[0] = _cell("th", row[used[0]], "", "row")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    top = f"<thead><tr>{heads}</tr></thead>" if any(block.headers[at] for at in used) else ""
+    top = f"<thead><tr>{heads}</tr></thead>" if named else ""
     return f'<div class="wide"><table>{top}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _looks(block: Table, row: tuple[str, ...], at: int) -> str:
+    if at == block.marks:
+        return "verdict " + {"passed": "good", "FAILED": "bad"}.get(row[at], "soft")
+    return " ".join(name for name, columns in (("number", block.numbers), ("code", block.code)) if at in columns)
+
+
+def _cell(tag: str, value: str, looks: str, scope: str = "") -> str:
+    tag = tag if value else "td"  # a heading without words names nothing
+    kind = (f' scope="{scope}"' if scope and tag == "th" else "") + (f' class="{looks}"' if looks else "")
+    return f"<{tag}{kind}>{text(value)}</{tag}>"
 
 
 def _answers(sample: Sample) -> str:

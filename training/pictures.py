@@ -15,7 +15,7 @@ from statistics import median
 
 from training.curves import Chart, Point, Series
 
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34  # margins of a chart, in its own units
+LEFT, RIGHT, TOP, BOTTOM = 58, 26, 12, 34  # margins of a chart, in its own units
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ def scale(values: Sequence[float], marks: int = 5) -> Scale:
     """A scale that holds every value. Logarithmic when a few values dwarf the rest, as in a run that diverged."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if low > 0 and high > 20 * median(values):
+        low = max(low, high * 1e-9)  # a single zero-like value must not squeeze all the others together
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         return Scale(10.0 ** powers[0], 10.0 ** powers[-1], True, tuple(10.0**power for power in powers))
-    if high - low < 1e-9 * max(1e-12, abs(high)):  # a constant
-        low, high = (0.0, high * 2) if high > 0 else (low - 1, high + 1)
+    if high - low < max(1e-12, 1e-9 * abs(high)):  # a constant
+        low, high = (0.0, high * 2) if high > 1e-12 else (low - 1, high + 1)
     if 0 < low < 0.5 * high:
         low = 0.0
     step = nice((high - low) / marks)
@@ -107,41 +108,37 @@ def svg(chart: Chart, width: int = 760, height: int = 280) -> str:
     for step in steps_axis(last, 8 if width > 500 else 4):
         marks.append(f'<text class="mark middle" x="{across(step)}" y="{height - BOTTOM + 17}">{step:,}</text>')
     marks.append(f'<text class="mark middle" x="{LEFT + inner / 2}" y="{height - 3}">step</text>')
-    body = "".join(_drawn(series, number, across, down, chart.format) for number, series in enumerate(chart.series))
+    body = "".join(_drawn(series, across, down, chart.format) for series in chart.series)
     reached = max((x for series in chart.series for x, _ in series.points), default=0)
     edge = ""
-    if reached < chart.last:
-        edge = _edge(across(reached), height, f"stopped at {reached:,} of {chart.last:,}", "stop", width)
     if broken := chart.broken():
-        edge += _edge(across(broken[0]), height, f"not a number from step {broken[0]:,}", "broken", width)
+        edge = _edge(across(broken[0]), height, f"not a number from step {broken[0]:,}", "broken", width)
+    elif reached < chart.last:
+        edge = _edge(across(reached), height, f"ended at {reached:,} of {chart.last:,}", "stop", width)
     said = escape(describe(chart), quote=True)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{said}">{"".join(marks)}{edge}{body}</svg>'
 
 
 def _edge(x: float, height: int, text: str, kind: str, width: int) -> str:
-    """A dashed line where the curve ends before its time, told to the side that has room."""
-    side, place = ("end", x - 6) if x > width / 2 else ("start", x + 6)
-    return (
-        f'<line class="{kind}" x1="{x}" x2="{x}" y1="{TOP}" y2="{height - BOTTOM}"/>'
-        f'<text class="mark {side}" x="{place}" y="{TOP + 10}">{escape(text)}</text>'
-    )
+    """A dashed line where the curve ends before its time; a large chart has room for the words as well."""
+    side, place = ("end", x - 6) if x > 0.7 * width else ("start", x + 6)
+    words = f'<text class="mark {side}" x="{place}" y="{TOP + 16}">{escape(text)}</text>' if width > 500 else ""
+    return f'<line class="{kind}" x1="{x}" x2="{x}" y1="{TOP}" y2="{height - BOTTOM}"/>{words}'
 
 
-def _drawn(
-    series: Series, number: int, across: Callable[[float], float], down: Callable[[float], float], form: str
-) -> str:
+def _drawn(series: Series, across: Callable[[float], float], down: Callable[[float], float], form: str) -> str:
     """One series: its line, broken where a value is missing, and a spot with a title at every point."""
     lines = []
     for piece in pieces(series.points):
         points = " ".join(f"{across(x)},{down(y)}" for x, y in piece)
-        lines.append(f'<polyline class="line {series.kind} s{number}" points="{points}"/>')
+        lines.append(f'<polyline class="line {series.kind}" points="{points}"/>')
     seen = [(x, y) for x, y in series.points if y is not None]
     shown = series.kind == "dots" or len(seen) == 1  # a line of one point would not be seen
     for x, y in seen if series.kind != "faint" else []:
         kind, size = ("dot", 4) if shown else ("spot", 7)
         title = escape(f"step {x:,}: {series.name} {y:{form}}")
         lines.append(
-            f'<circle class="{kind} s{number}" cx="{across(x)}" cy="{down(y)}" r="{size}"><title>{title}</title></circle>'
+            f'<circle class="{kind}" cx="{across(x)}" cy="{down(y)}" r="{size}"><title>{title}</title></circle>'
         )
     return "".join(lines)
 

@@ -17,7 +17,7 @@ _KEYS = re.compile(
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{12,}")
 _ADDRESS_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@:]+:[^/\s@]+@")  # https://user:password@host
-_SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:token|secret|password|passwd|api_?key|access_?key|private_?key)$")
+_SECRET_NAME = re.compile(r"(?i)(?:^|[._])(?:token|secret|password|passwd|api_?key|access_?key|private_?key)$")
 _SURROGATES = re.compile("[\ud800-\udfff]")  # half a character: cannot be written as UTF-8
 # Escape sequences act on the terminal that shows a report; bidirectional overrides show another text than is there.
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -192,7 +193,7 @@ def build(value: Any, kind: Any = Report) -> Any:
     if dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             return value
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         if unknown := sorted(set(value) - set(hints)):
             raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
         return kind(**{key: build(item, hints[key]) for key, item in value.items()})
@@ -201,6 +202,11 @@ def build(value: Any, kind: Any = Report) -> Any:
     if typing.get_origin(kind) is tuple:
         return tuple(build(item, typing.get_args(kind)[0]) for item in value)
     return value
+
+
+@functools.cache  # a long run has a record for every step
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def plain(value: Any, name: str = "") -> Any:

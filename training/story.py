@@ -10,6 +10,7 @@ from training import curves, figures
 from training.blocks import Answers, Commands, Details, Pictures, Section, Table, Text
 from training.record import Report
 
+CLEAR = 0.01  # of the validation loss: a smaller change is not called one
 SHOWN_STEPS = 40  # rows of the table of steps; the rest stands in events.jsonl
 
 
@@ -31,9 +32,11 @@ def result(report: Report) -> Text:
             f"Trained without validation rows, so no figure says how well it answers new questions.{fell}", "warn"
         )
     change = f"validation loss {training.before:.3f} -> {training.after:.3f}{percent(training.before, training.after)}"
-    if training.after < training.before:
+    if training.after < (1 - CLEAR) * training.before:
         return Text(f"Better: {change}.", "good")
-    return Text(f"Not better: {change}. The tuned model predicts the held-out answers no better than the base.", "bad")
+    if training.after < (1 + CLEAR) * training.before:
+        return Text(f"Hardly changed: {change}. More steps or a higher LEARNING_RATE would teach it more.", "warn")
+    return Text(f"Worse: {change}. The tuned model predicts the held-out answers less well than the base.", "bad")
 
 
 def percent(before: float, after: float) -> str:
@@ -51,8 +54,6 @@ def trained(report: Report) -> str:
     if report.training:
         epochs = f" ({report.training.epochs:.1f} epochs)" if report.training.epochs else ""
         parts.append(f"{report.training.steps:,} steps{epochs}")
-    if report.run.finished and report.run.started:
-        parts.append(figures.duration(report.run.finished - report.run.started))
     return ", ".join(parts)
 
 
@@ -85,10 +86,10 @@ def sections(report: Report) -> list[Section]:
         Section("Next", _next(report)),
         Section("Losses", _losses(report)),
         Section("Before and after", (Answers(report.samples),) if report.samples else ()),
+        Section("Files", _files(report)),
         Section("Evaluation", _scores(report)),
         Section("Checks", _checks(report)),
         Section("Quantised files", _quantised(report)),
-        Section("Files", _files(report)),
         Section("Data", _data(report)),
         Section("Settings", _settings(report)),
         Section("Machine and versions", _machine(report)),
@@ -119,7 +120,7 @@ def _losses(report: Report) -> tuple[Any, ...]:
     rows = []
     if training.before is not None:
         rows.append(("validation, base model", f"{training.before:.4f}"))
-    if training.best is not None:
+    if training.best is not None and training.best != training.after:
         at = f" (step {training.best_step:,})" if training.best_step is not None else ""
         rows.append((f"validation, lowest{at}", f"{training.best:.4f}"))
     if training.after is not None:
@@ -154,9 +155,8 @@ def _steps(report: Report) -> Details:
         for step in curves.thin(report.training.losses, SHOWN_STEPS)
     )
     headers = ("step", "loss", "validation loss", "learning rate", "gradient norm", "tokens/s")
-    return Details(
-        "The curves in figures (every step stands in events.jsonl)", (Table(headers, rows, tuple(range(6))),)
-    )
+    title = "The curves in figures (every step stands in events.jsonl)"
+    return Details(title, (Table(headers, rows, tuple(range(6))),), printed=False)
 
 
 def _scores(report: Report) -> tuple[Any, ...]:
@@ -166,7 +166,7 @@ def _scores(report: Report) -> tuple[Any, ...]:
             figures.number(score.before),
             figures.number(score.after),
             figures.number(score.quantised),
-            "" if score.low is None or score.high is None else f"{score.low:+.4g} to {score.high:+.4g}",
+            "" if score.low is None or score.high is None else f"{score.low:+.3g} to {score.high:+.3g}",
             "" if score.rows is None else f"{score.rows:,}",
             score.verdict,
         )
@@ -247,7 +247,7 @@ def _data(report: Report) -> tuple[Any, ...]:
     files = tuple(
         (file.path, file.role, "" if file.rows is None else f"{file.rows:,}", file.sha256) for file in data.files
     )
-    blocks: list[Any] = [Table(("", ""), tuple(facts), numbers=(1,))]
+    blocks: list[Any] = [Table(("", ""), tuple(facts))]
     if files:
         blocks.append(
             Details("Files and their SHA-256", (Table(("file", "used for", "rows", "SHA-256"), files, (2,), (0, 3)),))

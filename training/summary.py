@@ -13,6 +13,7 @@ from training.blocks import Answers, Commands, Pictures, Table, Text
 from training.privacy import visible
 from training.record import Report, Sample
 
+SAID = ("validation loss", "steps")  # by the sentences above the headline's figures
 QUESTIONS = 3  # shown here; all of them stand in report.html
 LONGEST_ANSWER = 1200  # characters
 WIDEST_PADDING = 48  # columns to which a table's cells are lined up; longer ones stand out
@@ -22,6 +23,8 @@ def markdown(report: Report) -> str:
     """The whole of report.md."""
     lines = [f"# {inline(report.name)}", ""]
     lines += [f"**{inline(story.result(report).text)}**", "", paragraph(story.trained(report)), ""]
+    if figures_line := [f"{name} {value}" for name, value in story.headline(report) if name not in SAID]:
+        lines += [paragraph(", ".join(figures_line)), ""]
     for section in story.sections(report):
         parts = [part for block in section.blocks if (part := render(block))]
         if parts:
