@@ -15,6 +15,7 @@ while [ -L "$self" ]; do
 done
 case $self in /*) ;; *) self=$PWD/$self ;; esac
 root=$(dirname "$self")
+root=${root%/.}
 
 unset PYTHONHOME PYTHONPATH # another Python's packages do not belong into ours
 export PYTHONUTF8=1         # file names and settings are UTF-8, whatever the locale says

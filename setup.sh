@@ -21,6 +21,7 @@ while [ -L "$self" ]; do
 done
 case $self in /*) ;; *) self=$PWD/$self ;; esac
 root=$(dirname "$self")
+root=${root%/.}
 venv=$root/.venv
 requirements=$root/requirements
 cache_name=finetune-to-ollama
@@ -167,17 +168,20 @@ check_machine() {
     exit 3
 }
 
-pip() { # pip COMMAND ARGS: quiet but for errors where nobody watches; the whole story is in .venv/setup.log
-    local quiet=-qq
-    [ ! -t 2 ] || quiet=""
-    "$venv/bin/python" -m pip "$@" ${quiet:+"$quiet"} --log "$venv/setup.log"
+pip() { # pip COMMAND ARGS: shown where a person watches, else kept in .venv/setup.log, whose end is shown on failure
+    if [ -t 2 ]; then
+        "$venv/bin/python" -m pip "$@"
+    elif ! "$venv/bin/python" -m pip "$@" >>"$venv/setup.log" 2>&1; then
+        tail -n 25 "$venv/setup.log" | cut -c 1-300 | sed 's/^/  /'
+        return 1
+    fi
 }
 
 install() { # install WHAT ARGS: pip install, or stop with what would help
     local what=$1
     shift
     say "$what"
-    pip install "$@" || fail "could not install: $what. pip's reason is above, the whole log in $venv/setup.log. Is the package index reachable, and is there room on the disk? ./setup.sh goes on."
+    pip install "$@" || fail "could not install: $what. pip's reason is above. Is the package index reachable, and is there room on the disk? Then run ./setup.sh again."
 }
 
 # --- llama.cpp -------------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ source_archive() {
         say "llama.cpp's sources (76 MB)"
         work=$(mktemp -d "$folder/download.XXXXXX")
         pip download --no-deps --no-binary llama-cpp-python --dest "$work" "llama-cpp-python==$(llama_version)" ||
-            fail "could not fetch the source archive of llama-cpp-python $(llama_version): see above and $venv/setup.log"
+            fail "could not fetch the source archive of llama-cpp-python $(llama_version): pip's reason is above"
         mv -f "$work"/*.tar.gz "$archive"
         rm -rf "$work"
     fi
@@ -230,7 +234,7 @@ build_wheel() {
     # --no-cache-dir: pip's own cache does not tell a native build from a portable one.
     CMAKE_ARGS=$llama_flags CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)} \
         pip wheel --no-deps --no-cache-dir --wheel-dir "$work" "$llama_archive" ||
-        fail "llama.cpp could not be built; the compiler's reason is in $venv/setup.log"
+        fail "llama.cpp could not be built; the compiler's reason is above"
     mkdir -p "$folder"
     mv -f "$work"/*.whl "$folder/"
     rm -rf "$work"
@@ -307,19 +311,25 @@ install_torch() {
 # Do the parts import, and are they the pinned ones? `full` also runs the converter. Says what is wrong.
 check_parts() {
     "$venv/bin/python" - "$1" "$requirements" "$venv/llama.cpp" "$variant" <<'PY'
-import importlib, importlib.metadata, pathlib, re, subprocess, sys
+import importlib, importlib.metadata, pathlib, subprocess, sys
+
+from packaging.requirements import Requirement
 
 how, requirements, llama, variant = sys.argv[1], *map(pathlib.Path, sys.argv[2:4]), sys.argv[4]
 problems = []
 files = ["common.txt", f"{variant}.txt", "llama.txt", "no-deps.txt"] + (["gpu-no-deps.txt"] if variant == "gpu" else [])
 for line in "\n".join((requirements / name).read_text() for name in files).splitlines():
-    if match := re.match(r"([A-Za-z0-9_.-]+)==([^\s;#]+)", line):
+    line = line.partition("#")[0].strip()
+    if not line or line.startswith("-"):
+        continue
+    wanted = Requirement(line)
+    if wanted.marker is None or wanted.marker.evaluate():
         try:
-            found = importlib.metadata.version(match[1])
+            found = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            found = "not there"
-        if found.partition("+")[0] != match[2]:
-            problems.append(f"{match[1]} {match[2]} is wanted, found: {found}")
+            found = "none"
+        if found == "none" or found not in wanted.specifier:
+            problems.append(f"{wanted.name}{wanted.specifier} is wanted, found: {found}")
 everything = ["transformers", "trl", "peft", "datasets", "accelerate", "loguru", "matplotlib"] if how == "full" else []
 for module in ["torch", "tokenizers", "safetensors", "sentencepiece", "gguf", "llama_cpp", *everything]:
     try:
@@ -371,7 +381,7 @@ install_everything() {
     install "the embedded model (93 MB)" --no-deps -r "$requirements/no-deps.txt"
     install_llama
     say "trying the parts"
-    check_parts full || fail "the set-up does not work (above); $venv/setup.log has the whole story"
+    check_parts full || fail "the set-up does not work (above). Remove $venv and run ./setup.sh again; if that does not help, this Python or CPU is one that these packages do not know"
     stamp "$variant" >"$venv/.ready.partial"
     mv -f "$venv/.ready.partial" "$venv/.ready"
 }

@@ -1,0 +1,271 @@
+"""From a Hugging Face folder to GGUF files, with llama.cpp's own converter and quantiser.
+
+Both run in a process of their own (convert_worker.py): a crash of llama.cpp must not take the run with it, and the
+memory they took is given back. Nothing is downloaded. A file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from training import files
+from training.errors import MachineError, RunError
+from training.names import QUANTISATIONS
+
+METHODS = QUANTISATIONS
+CONVERTER = Path(sys.prefix) / "llama.cpp" / "convert_hf_to_gguf.py"
+WORKER = Path(__file__).with_name("convert_worker.py")
+OUTTYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # what the converter writes -> bytes a weight
+SCRATCH = 1 << 24  # less free than this after a failure means that the disk was full
+
+Progress = Callable[[float], None]  # is told the part that is done, from 0 to 1
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised file. `types`: how many tensors have each type; `fallbacks`: those whose rows did not fit the type
+    that the method wanted, as "Q4_K -> Q5_0": count. `fell_back` is their sum, of `tensors`."""
+
+    path: Path
+    method: str
+    size: int  # bytes
+    tensors: int
+    types: dict[str, int]
+    fell_back: int
+    fallbacks: dict[str, int]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON-able values, for the report."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def to_gguf(folder: Path, out: Path, outtype: str = "f16", progress: Progress | None = None) -> Path:
+    """Convert a model folder (config.json, *.safetensors, tokenizer files) to `out`. `outtype` is one of OUTTYPES.
+
+    RunError with the converter's own reason, or with the bytes that the disk lacks.
+    """
+    if outtype not in OUTTYPES:
+        raise ValueError(f"outtype is one of {', '.join(OUTTYPES)}, not {outtype}")
+    if not CONVERTER.is_file():
+        raise MachineError(f"llama.cpp's converter is not there ({CONVERTER}): run ./setup.sh")
+    stage = f"convert to {outtype}"
+    need = converted_size(folder, outtype)
+    _check_room(stage, out, need)
+    with files.whole_file(out) as partial:
+        arguments = [folder.absolute(), "--outfile", partial.absolute(), "--outtype", outtype]
+        _work(stage, out, need, ["convert", CONVERTER, *arguments], progress)
+        _check_written(stage, partial)
+    return out
+
+
+def quantise(source: Path, out: Path, method: str, progress: Progress | None = None) -> Quantised:
+    """Quantise a 16- or 32-bit GGUF file to one of METHODS, without an importance matrix.
+
+    RunError with llama.cpp's own reason, or with the bytes that the disk lacks.
+    """
+    from training import gguf_file
+
+    if method not in METHODS:
+        raise ValueError(f"{method} is none of {', '.join(METHODS)}")
+    stage = f"quantise to {method}"
+    need = least_size(source, method)
+    _check_room(stage, out, need)
+    started = time.monotonic()
+    with files.whole_file(out) as partial:
+        printed = _work(stage, out, need, ["quantise", source.absolute(), partial.absolute(), method], progress)
+        _check_written(stage, partial)
+        tensors = gguf_file.read(partial).tensors
+        fallbacks = _fallbacks(stage, printed, {name: tensor.kind_name for name, tensor in tensors.items()})
+        size = partial.stat().st_size
+    types = Counter(tensor.kind_name for tensor in tensors.values())
+    return Quantised(
+        path=out,
+        method=method,
+        size=size,
+        tensors=len(tensors),
+        types=dict(types.most_common()),
+        fell_back=sum(fallbacks.values()),
+        fallbacks=fallbacks,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def ready(config: Mapping[str, Any] | None = None, tokenizer: Path | None = None, method: str = "q4_k_m") -> dict:
+    """Execute converter and quantiser before hours are spent on training; gives the figures, for the log and report.
+
+    They work on a random model of two layers, made in a temporary folder: of the architecture that `config` (a
+    config.json) describes and with the tokenizer files in the folder `tokenizer`, else a Llama with a tokenizer of its
+    own. MachineError, with what would help, when either fails.
+    """
+    from training import trial_model
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="finetune-ready-") as name:
+        folder = Path(name)
+        try:
+            architecture = trial_model.make(folder / "model", config, tokenizer)
+            made = time.monotonic()
+            f16 = to_gguf(folder / "model", folder / "trial.f16.gguf")
+            converted = time.monotonic()
+            quantised = quantise(f16, folder / "trial.gguf", method)
+        except RunError as error:
+            raise MachineError(f"a trial of llama.cpp's converter and quantiser failed: {error}") from error
+        except OSError as error:
+            raise MachineError(f"no trial of the converter: {error}; TMPDIR names another place") from error
+        return {
+            "architecture": architecture,
+            "method": method,
+            "f16_bytes": f16.stat().st_size,
+            "quantised_bytes": quantised.size,
+            "types": quantised.types,
+            "make_seconds": round(made - started, 1),
+            "convert_seconds": round(converted - made, 1),
+            "quantise_seconds": quantised.seconds,
+        }
+
+
+# ---- sizes -------------------------------------------------------------------------------------------------------
+
+
+def converted_size(folder: Path, outtype: str = "f16") -> int:
+    """Bytes that the converter will write for the weights in `folder`, to within a few per cent."""
+    from training import weights
+
+    count = sum(tensor.rows * tensor.width for tensor in weights.tensors(folder, "convert").values())
+    return int(count * OUTTYPES[outtype])
+
+
+def least_size(source: Path, method: str) -> int:
+    """Bytes that a GGUF file takes at least when quantised: every weight in the method's own type."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    from training import gguf_file
+
+    name = re.sub(r"_[SML]$|_MOE$", "", method.upper()) if method.upper() != "IQ3_M" else "IQ3_S"
+    name = name if name in GGMLQuantizationType.__members__ else method.upper()
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    return sum(math.prod(t.shape) * size // block for t in gguf_file.read(source).tensors.values())
+
+
+def _check_room(stage: str, out: Path, need: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < need:
+        raise RunError(stage, f"the disk is full: {out} needs {need:,} bytes, {free:,} are free")
+
+
+# ---- the worker --------------------------------------------------------------------------------------------------
+
+
+def _work(stage: str, out: Path, need: int, arguments: Sequence[Any], progress: Progress | None) -> list[str]:
+    """Run convert_worker.py; gives the lines it printed. RunError when it fails, whatever it died of."""
+    process = subprocess.Popen(
+        [sys.executable, str(WORKER), *map(str, arguments)],
+        stdin=subprocess.PIPE,  # closes with this process; the worker then ends
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C on the terminal is ours to handle
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"},
+    )
+    printed: list[str] = []
+    with process:
+        try:
+            for line in _lines(process.stdout):
+                share = _share(line)
+                if share is None:
+                    printed.append(line)
+                elif progress:
+                    progress(share)
+            code = process.wait()
+        except BaseException:  # interrupted, or progress() failed: nobody waits for the result any more
+            process.kill()
+            raise
+    if code:
+        free = shutil.disk_usage(out.parent).free
+        if free < SCRATCH or any("No space left on device" in line for line in printed):
+            raise RunError(stage, f"the disk is full: {out} needs {need:,} bytes, {free:,} are free")
+        raise RunError(stage, reason(printed, code))
+    return printed
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come; a carriage return ends one too, so that a progress bar is heard of while it moves."""
+    rest = b""
+    while block := stream.read1(1 << 16):
+        *whole, rest = re.split(rb"[\r\n]", rest + block)
+        yield from (line.decode("utf-8", "replace") for line in whole if line.strip())
+    if rest.strip():
+        yield rest.decode("utf-8", "replace")
+
+
+def _share(line: str) -> float | None:
+    """How much is done, from the quantiser's "[  3/ 272] name ..." or the converter's "Writing:  45%|..."."""
+    if found := re.match(r"\[ *(\d+)/ *(\d+)\]", line):
+        return int(found[1]) / int(found[2])
+    if found := re.match(r"Writing: +(\d+)%", line):
+        return int(found[1]) / 100
+    return None
+
+
+def _fallbacks(stage: str, printed: Sequence[str], kinds: Mapping[str, str]) -> dict[str, int]:
+    """How many tensors fell back, by "wanted -> got": as the quantiser said it, held against the types in the file."""
+    said = re.compile(r"warning: (\S+) .*required for type +(\S+)\).*-> falling back to +(\S+)")
+    found: Counter[str] = Counter()
+    for line in printed:
+        if match := said.match(line):
+            name, wanted, got = match[1], match[2].upper(), match[3].upper()
+            if kinds.get(name) != got:
+                raise RunError(stage, f"{name} should be {got} and is {kinds.get(name)} in the file")
+            found[f"{wanted} -> {got}"] += 1
+    return dict(found.most_common())
+
+
+def _check_written(stage: str, partial: Path) -> None:
+    if not partial.is_file() or not partial.stat().st_size:
+        raise RunError(stage, "llama.cpp said that all went well and wrote nothing")
+
+
+# What the converter or quantiser prints -> what it means. The first that is found anywhere is told.
+MEANINGS = (
+    (r"Model (\S+) is not supported", "llama.cpp cannot convert the architecture {0}"),
+    (
+        r"BPE pre-tokenizer was not recognized",
+        "llama.cpp's converter does not know this tokenizer; are the folder's tokenizer files the base model's own?",
+    ),
+    (
+        r"Can not map tensor '([^']+)'",
+        "the tensor {0} has no place in a GGUF file; are the weights quantised or of another architecture?",
+    ),
+    (r"No module named '([^']+)'", "the Python package {0} is missing: run ./setup.sh"),
+    (r"MemoryError|Cannot allocate memory|std::bad_alloc", "not enough memory"),
+    (r"failed to quantize: (.+)", "llama.cpp: {0}"),
+)
+
+
+def reason(printed: Sequence[str], code: int) -> str:
+    """Why the worker failed, in one line: what is known to be meant, or the last thing said that is not a traceback."""
+    for pattern, meaning in MEANINGS:
+        for line in reversed(printed):
+            if found := re.search(pattern, line):
+                return meaning.format(*found.groups())
+    if code == -signal.SIGKILL:
+        return "it was killed, most likely because memory ran out"
+    if code == -signal.SIGILL:
+        return "llama.cpp was built for another CPU (x86 needs AVX2): remove .venv and its kept build, run ./setup.sh"
+    told = [line.strip() for line in printed if line.strip() and not line.startswith((" ", "Traceback"))]
+    last = told[-1] if told else "it printed nothing"
+    how = f"signal {-code}" if code < 0 else f"code {code}"
+    return f"llama.cpp ended with {how}; it printed last: {last}"
