@@ -240,20 +240,25 @@ build_wheel() {
     rm -rf "$work"
 }
 
+loads_llama() { "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' 2>&1 | tail -n 1; [ "${PIPESTATUS[0]}" = 0 ]; }
+
 install_llama() {
     mkdir -p "$(cache_folder)" 2>/dev/null && [ -w "$(cache_folder)" ] || {
         say "$(cache_folder) cannot be written to: what is built is kept in .venv only"
         export XDG_CACHE_HOME=$venv/cache
         mkdir -p "$(cache_folder)"
     }
+    # What killed set-ups left there. A day old, for another clone may be building right now.
+    find "$(cache_folder)" -maxdepth 1 \( -name 'build.*' -o -name 'download.*' \) -mtime +0 -exec rm -rf {} + 2>/dev/null || true
     source_archive
     cached_wheel >/dev/null || build_wheel
     install "llama.cpp's library and quantiser" --force-reinstall --no-deps --no-cache-dir "$(cached_wheel)"
-    if ! "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' 2>/dev/null; then
-        say "the kept build of llama.cpp does not run here"
+    if ! loads_llama; then
+        say "the kept build of llama.cpp does not run here (above)"
         rm -rf "$(wheel_folder)"
         build_wheel
         install "llama.cpp's library and quantiser" --force-reinstall --no-deps --no-cache-dir "$(cached_wheel)"
+        loads_llama || fail "llama.cpp was built and does not run (above)"
     fi
     say "llama.cpp's converter"
     "$venv/bin/python" - "$llama_archive" "$venv/llama.cpp" <<'PY' || fail "the converter could not be unpacked from $llama_archive (is it damaged? remove it and run ./setup.sh again)"
