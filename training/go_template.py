@@ -13,9 +13,9 @@ from training.pieces import Pieces
 
 PLAIN = "{{ .Prompt }}"  # for a model trained on plain text: the prompt as it is, nothing around it
 
-# Text that has to be written as a Go string inside an action: what begins an action, three quotes (they would end the
-# TEMPLATE in the Modelfile), and characters that Ollama's Modelfile reader drops or an editor might change.
-_UNSAFE = re.compile(r'\{(?:\{+|$)|"{3,}|[^ -~\n\w]', re.MULTILINE)
+# Looked at letter by letter or run by run: what begins an action, three quotes (they would end the TEMPLATE in the
+# Modelfile), and everything outside plain ASCII, of which only what Ollama's Modelfile reader keeps can stay as it is.
+_SUSPECT = re.compile(r'\{(?:\{+|$)|"{3,}|[^ -~\n]')
 
 
 def go_template(pieces: Pieces, write_bos: bool = False) -> str:
@@ -27,28 +27,47 @@ def go_template(pieces: Pieces, write_bos: bool = False) -> str:
     out = _Text()
     if write_bos:
         out.text(pieces.bos)
-    if fold := pieces.system in ("first user", "last user", "last message"):
+    folded = pieces.system in ("first user", "last user", "last message")
+    if folded:
         out.action('$system := ""').action("$held := false")
     if pieces.system == "last user":
         out.action("$question := -1")
         out.action("range $i, $_ := .Messages").action('if eq .Role "user"').action("$question = $i")
         out.action("end").action("end")
     out.action("range $i, $_ := .Messages").action("$last := eq (len (slice $.Messages $i)) 1")
+    _default(out, pieces)
+    if pieces.system != "none":
+        _system_turn(out, pieces, folded)
+    out.action('else if eq .Role "user"' if pieces.system != "none" else 'if eq .Role "user"')
+    _question(out, pieces, folded)
+    out.action('else if eq .Role "assistant"')
+    _answer(out, pieces)
+    out.action("end")
+    if pieces.generation:
+        out.action('if and $last (ne .Role "assistant")').text(pieces.generation).action("end")
+    return out.action("end").written()
+
+
+def _default(out: _Text, pieces: Pieces) -> None:
     if pieces.default:
         absent = 'or (ne .Role "system") (not .Content)' if pieces.empty_system == "absent" else 'ne .Role "system"'
         out.action(f"if and (eq $i 0) ({absent})").text(pieces.default).action("end")
-    written = "" if pieces.empty_system == "written" else " .Content"
-    system_test = f'and (eq .Role "system"){written}' if written else 'eq .Role "system"'
-    opened = "if"
-    if pieces.system != "none":
-        out.action(f"if {system_test}")
-        if fold:
-            out.action("$system = .Content").action("$held = true")
-        else:
-            out.text(pieces.system_before).action(".Content").text(pieces.system_after)
-        opened = "else if"
-    out.action(f'{opened} eq .Role "user"')
-    if fold:
+
+
+def _system_turn(out: _Text, pieces: Pieces, folded: bool) -> None:
+    out.action('if eq .Role "system"')
+    if pieces.empty_system != "written":
+        out.action("if .Content")
+    if folded:
+        out.action("$system = .Content").action("$held = true")
+    else:
+        out.text(pieces.system_before).action(".Content").text(pieces.system_after)
+    if pieces.empty_system != "written":
+        out.action("end")
+
+
+def _question(out: _Text, pieces: Pieces, folded: bool) -> None:
+    if folded:
         place = {"first user": "$held", "last user": "and $held (eq $i $question)", "last message": "and $held $last"}
         out.action(f"if {place[pieces.system]}")
         out.text(pieces.system_before).action("$system").text(pieces.system_after).action("$held = false")
@@ -56,7 +75,9 @@ def go_template(pieces: Pieces, write_bos: bool = False) -> str:
     else:
         out.text(pieces.user_before)
     out.action(".Content").text(pieces.user_after)
-    out.action('else if eq .Role "assistant"')
+
+
+def _answer(out: _Text, pieces: Pieces) -> None:
     if pieces.continued_before == pieces.answer_before:
         out.text(pieces.answer_before).action(".Content")
         if pieces.answer_after:
@@ -64,10 +85,6 @@ def go_template(pieces: Pieces, write_bos: bool = False) -> str:
     else:
         out.action("if $last").text(pieces.continued_before).action(".Content")
         out.action("else").text(pieces.answer_before).action(".Content").text(pieces.answer_after).action("end")
-    out.action("end")
-    if pieces.generation:
-        out.action('if and $last (ne .Role "assistant")').text(pieces.generation).action("end")
-    return out.action("end").written()
 
 
 class _Text:
@@ -96,12 +113,14 @@ class _Text:
 
 
 def escape(literal: str) -> str:
-    """`literal` as template text: what Go or the Modelfile would not leave alone is written as {{ "..." }}.
+    """`literal` as template text: what Go or the Modelfile would not leave alone is written as {{ "..." }}."""
 
-    >>> escape("{{ x")
-    '{{ "{{" }} x'
-    """
-    return _UNSAFE.sub(lambda match: f'{{{{ "{go_string(match[0])}" }}}}', literal)
+    def written(match: re.Match[str]) -> str:
+        text = match[0]
+        kept = text.isprintable() and text[0] not in '{"'
+        return text if kept else f'{{{{ "{go_string(text)}" }}}}'
+
+    return _SUSPECT.sub(written, literal)
 
 
 def go_string(text: str) -> str:
