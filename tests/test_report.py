@@ -9,6 +9,8 @@ import json
 import math
 import re
 import shlex
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -291,6 +293,13 @@ def test_a_cell_with_pipe_backtick_and_line_end_shows_exactly_that() -> None:
     assert lines[2] == r"| x\|\`y\` z | my_name \_\_init\_\_ \<b> |"
 
 
+@pytest.mark.parametrize("text", ["*a*", "_a_", "~~a~~", "[a](b)", "<b>", "$a$", "`a`", "&lt;", "a\\*b"])
+def test_marks_of_markdown_and_of_its_viewers_stay_text(text: str) -> None:
+    shown = summary.inline(text)
+    assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", shown) == text  # what a viewer makes of it
+    assert re.match(r"\\|a\\", shown)
+
+
 @given(st.text(alphabet="`a\n~ "))
 def test_no_answer_can_end_its_code_block(answer: str) -> None:
     lines = summary.fence(summary.wrapped(answer), "text").split("\n")
@@ -391,6 +400,13 @@ def test_hashes_revisions_and_ordinary_words_are_not_taken_for_secrets() -> None
     text = "max_tokens 64, tokens_per_second 412, revision 7ae557604adf67be50417f59c2c2f167def9a775, task-oriented-model-name"
     assert privacy.redact(text) == text
     assert not privacy.names_a_secret("MAX_TOKENS") and not privacy.names_a_secret("tokenizers")
+
+
+def test_reading_and_writing_a_report_needs_no_heavy_package() -> None:
+    code = "import sys, training.report; print(*sorted({'torch', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    root = Path(record.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 # Curves
