@@ -1,0 +1,135 @@
+"""Checkpoints: complete folders `checkpoints/checkpoint-N`, each with a manifest that proves it whole.
+
+The manifest (checkpoint.json) is written last into the folder, before the folder gets its name: it holds the SHA-256
+of every file, the fingerprint of the run, and what the trainer itself does not keep.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from training import files
+from training.errors import UserError
+
+MANIFEST = "checkpoint.json"
+NOT_COMPARED = {  # settings that change neither the losses nor the adapter
+    "Model.NEW_MODEL_NAME",
+    "Training.OUTPUT_DIR",
+    "Training.LOGGING_STEPS",
+    "Training.SAVE_STEPS",
+    "Training.SAVE_TOTAL_LIMIT",
+    "Training.SAMPLE_STEPS",
+    "Training.REPORT_TO",
+    "Training.REPORT_PROJECT",
+    "Training.REPORT_NAME",
+    "Training.FAIL_IF_WORSE",
+    "Training.PER_DEVICE_TRAIN_BATCH_SIZE",  # their product counts: "effective batch"
+    "Training.GRADIENT_ACCUMULATION_STEPS",
+    "Dataset.DATASET_FILE",  # its content counts: "data SHA-256"
+    "Dataset.VALIDATION_FILE",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: its folder, its optimizer step, and the manifest."""
+
+    path: Path
+    step: int
+    manifest: dict[str, Any]
+
+
+def fingerprint(settings: Any, data_sha256: str, base: Any, template: str) -> dict[str, Any]:
+    """What must be equal for a resumed run to give the losses of an undisturbed one, field by field."""
+    every = {f"{section}.{key}": value for section, keys in settings.as_dict().items() for key, value in keys.items()}
+    kept = {
+        key: value
+        for key, value in every.items()
+        if key not in NOT_COMPARED
+        and not key.startswith("Quantization.QUANTIZATION")
+        and not key.startswith("Quantization.KEEP")
+    }
+    training = settings.training
+    return kept | {
+        "effective batch": training.per_device_train_batch_size * training.gradient_accumulation_steps,
+        "data SHA-256": data_sha256,
+        "base model revision": base.revision,
+        "chat template": template,
+    }
+
+
+def refuse_mismatch(stored: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raise UserError naming every field in which a run and the attempt to resume it differ."""
+    stored = json.loads(json.dumps(stored, default=str))
+    current = json.loads(json.dumps(current, default=str))
+    problems = [
+        f"{field} = {stored.get(field)!r} in the run, {current.get(field)!r} now"
+        for field in sorted({*stored, *current})
+        if stored.get(field) != current.get(field)
+    ]
+    if problems:
+        raise UserError(
+            [*problems, "put it back as it was, or start a new run with --fresh"], "this run cannot be resumed"
+        )
+
+
+@contextmanager
+def writing(folder: Path, step: int, manifest: dict[str, Any]) -> Iterator[Path]:
+    """Give a folder to write a checkpoint's files to; it becomes `checkpoint-<step>` when the block ends well."""
+    with files.whole_folder(folder / f"checkpoint-{step}") as partial:
+        yield partial
+        written = {p.name: files.sha256(p) for p in sorted(partial.iterdir()) if p.is_file()}
+        files.write_json(partial / MANIFEST, {"v": 1, "step": step, "files": written, **manifest})
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are named in the log and passed over."""
+    numbered = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+        damage = _damage(path)
+        if damage is None:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            return Checkpoint(path, int(manifest["step"]), manifest)
+        logger.warning("{} is damaged ({}); the one before it is used", path.name, damage)
+    return None
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name, digest in manifest["files"].items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if files.sha256(path / name) != digest:
+                return f"{name} has changed or is cut short"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST}: {error}"
+    return None
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Remove the oldest checkpoints beyond `keep` (0 keeps all), and what a killed process left half-written."""
+    for leftover in folder.glob(f"checkpoint-*{files.PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    numbered = sorted(
+        (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()),
+        key=lambda p: int(p.name.removeprefix("checkpoint-")),
+    )
+    for path in numbered[:-keep] if keep else []:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def where(folder: Path) -> str:
+    """What is safe, in words, for the end of an error message."""
+    found = newest(folder)
+    if found is None:
+        return "no checkpoint was written yet; nothing else was changed"
+    return f"the checkpoint of step {found.step} is safe in {found.path}; `./run.sh --resume {folder.parent}` goes on from it"

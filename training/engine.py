@@ -1,0 +1,164 @@
+"""The one module that knows Unsloth from transformers + PEFT: both give a LoRA model, a tokenizer and TRL's trainer.
+
+`start` must run before anything imports transformers, trl or peft: Unsloth patches them at import, for the whole
+process, and names bound earlier stay unpatched. So one process has one engine, and never falls back to the other.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.errors import MachineError, RunError
+
+EAGER_UP_TO = 512  # tokens; below, SDPA's bf16 backward on a CPU is slower than plain matrix products
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to train: its tokenizer, and the trainer classes that fit the engine."""
+
+    model: Any  # peft.PeftModel
+    tokenizer: Any
+    trainer_class: Any  # trl.SFTTrainer, or Unsloth's version of it
+    config_class: Any  # trl.SFTConfig, likewise
+
+
+def start(settings: Any, cache: Path) -> None:
+    """Prepare the process for the engine that was chosen: environment variables, threads, then its import."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer's threads and the data loader's fork do not mix
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the base model is on the disk by now: nothing may ask the Hub again
+    if settings.hardware.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if settings.hardware.engine == "unsloth":
+        _start_unsloth(cache)
+    import torch
+
+    torch.set_num_threads(settings.hardware.num_threads)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _start_unsloth(cache: Path) -> None:
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else a Hub download that can hang for two minutes
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(cache / "unsloth_compiled")  # else a folder where the caller stands
+    os.environ["UNSLOTH_AUTO_INSTALL"] = "0"  # else saving may answer "yes" to apt-get and pip
+    try:
+        import unsloth  # noqa: F401
+    except Exception as error:  # its import runs code that fails in many ways: all of them mean the same here
+        raise MachineError(
+            f"Unsloth cannot be imported ({type(error).__name__}: {error}). Repair it with `ENGINE=unsloth ./setup.sh`, "
+            "or set ENGINE = transformers in [Hardware] (slower)"
+        ) from error
+
+
+def tokenizer(base: Any, settings: Any) -> Any:
+    """The base model's own tokenizer, from its local folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        base.path, local_files_only=True, trust_remote_code=settings.model.trust_remote_code
+    )
+
+
+def load(base: Any, settings: Any, longest: int) -> Loaded:
+    """Load the base model and put a fresh LoRA adapter on it, seeded.
+
+    `longest` is the longest row in tokens; it decides the attention on a CPU. Raises RunError when the weights
+    cannot be read or no module fits TARGET_MODULES.
+    """
+    from transformers import set_seed
+
+    set_seed(settings.training.seed)
+    try:
+        if settings.hardware.engine == "unsloth":
+            return _load_unsloth(base, settings)
+        return _load_transformers(base, settings, longest)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise RunError("model", f"{base.name} cannot be loaded for training: {error}") from error
+
+
+def _lora(settings: Any) -> dict[str, Any]:
+    """The adapter's parameters, under the names that PEFT and Unsloth share."""
+    lora = settings.lora
+    modules = list(lora.target_modules)
+    return {
+        "r": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "bias": lora.bias,
+        "target_modules": modules[0] if modules == ["all-linear"] else modules,
+        "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora,
+    }
+
+
+def _load_transformers(base: Any, settings: Any, longest: int) -> Loaded:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    on_cpu = settings.hardware.device == "cpu"
+    options: dict[str, Any] = {"attn_implementation": "eager" if on_cpu and longest <= EAGER_UP_TO else "sdpa"}
+    if settings.quantization.load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, DTYPES[settings.hardware.precision]),
+        )
+    # fp16 training scales the loss over float32 weights; bf16 weights are trained as they are.
+    dtype = (
+        torch.float32
+        if settings.hardware.precision in ("fp16", "fp32") and on_cpu
+        else getattr(torch, DTYPES[settings.hardware.precision])
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base.path,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=settings.model.trust_remote_code,
+        device_map=None if on_cpu else {"": settings.hardware.device},
+        **options,
+    )
+    model.config.use_cache = False
+    # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(settings)), autocast_adapter_dtype=True)
+    return Loaded(model, tokenizer(base, settings), SFTTrainer, SFTConfig)
+
+
+def _load_unsloth(base: Any, settings: Any) -> Loaded:
+    from unsloth import FastLanguageModel  # isort: skip  first, for it patches the others
+
+    import torch
+    from trl import SFTConfig, SFTTrainer
+
+    checkpointing = settings.training.gradient_checkpointing
+    checkpointing = "unsloth" if checkpointing == "auto" else checkpointing
+    model, its_tokenizer = FastLanguageModel.from_pretrained(
+        model_name=str(base.path),  # absolute: a relative name is asked of the Hub
+        max_seq_length=settings.model.max_seq_length,
+        dtype=getattr(torch, DTYPES[settings.hardware.precision]),
+        load_in_4bit=settings.quantization.load_in_4bit,
+        use_exact_model_name=True,  # else it swaps in a 4-bit mirror of its own
+        use_gradient_checkpointing=checkpointing,
+        trust_remote_code=settings.model.trust_remote_code,
+        random_state=settings.training.seed,
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        use_gradient_checkpointing=checkpointing,
+        random_state=settings.training.seed,
+        **_lora(settings),
+    )
+    return Loaded(model, its_tokenizer, SFTTrainer, SFTConfig)

@@ -1,0 +1,76 @@
+"""events.jsonl: one JSON object a line, for programs that follow a run. The schema is in README.md, "Events".
+
+Every line carries v (schema version), event and time (seconds since 1970). Names of events: started, environment,
+dataset, model, step, evaluation, sample, checkpoint, warning, stage, done, failed, interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from training import log
+
+VERSION = 1
+
+
+class Events:
+    """Appends events to a file and, with --events, to stdout. A line is one write: whole, or not there."""
+
+    def __init__(self, path: Path, stdout: IO[str] | None = None) -> None:
+        self.path, self.stdout, self.last = path, stdout, ""
+        _drop_torn_line(path)
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write one event. Numbers that JSON does not know (NaN, infinity) become null."""
+        record = {"v": VERSION, "event": event, "time": round(time.time(), 3), **fields}
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=str)
+        self.last = event
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (line + "\n").encode("utf-8", "replace"))
+            finally:
+                os.close(handle)
+        except OSError:  # a full disk is reported by the stage that needs the space, not by its log
+            pass
+        if self.stdout is not None:
+            log.say(self.stdout, line)
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run in order; a torn last line (the machine stopped while writing) is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

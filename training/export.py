@@ -1,0 +1,292 @@
+"""From the adapter to files that Ollama runs:  python training/export.py RUN [--only STAGE] [--name NAME]
+
+Stages: merge, convert, quantise, modelfile, check. A stage that is done is not done again, unless --only names it. Runs
+in a process of its own, without the training's memory and without Unsloth. Prints the Modelfile's path on stdout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from loguru import logger
+
+from training import chat, convert, files, llama, log, merge, modelfile, runs, settings
+from training.errors import FinetuneError, RunError, UserError
+from training.signals import Signals
+
+FACTS = "export.json"  # in checkpoints/: what the export must know of the base, the template and the held-out rows
+F16 = "F16"
+
+
+class Told(RunError):
+    """A failure that the export's own process has told already."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to export: its directory, its own settings, and the facts that training left for the export."""
+
+    run: runs.Run
+    settings: Any
+    facts: dict[str, Any]
+
+    @property
+    def merged(self) -> Path:
+        return self.run.path / runs.MERGED
+
+    @property
+    def f16(self) -> Path:
+        """The 16-bit GGUF: a file of the run when it is asked for, else put aside until everything is checked."""
+        wanted = self.settings.quantization.keep_f16 or "f16" in self.settings.quantization.quantization_method
+        folder = self.run.path if wanted else self.run.path / runs.CHECKPOINTS
+        return folder / f"{self.settings.name}.{F16}.gguf"
+
+    def quantised(self, method: str) -> Path:
+        """The file of one method: <name>.Q4_K_M.gguf."""
+        return self.f16 if method == "f16" else self.run.path / f"{self.settings.name}.{method.upper()}.gguf"
+
+    @property
+    def template(self) -> chat.ChatTemplate:
+        """The chat template that was trained with."""
+        fields = dict(self.facts["template"])
+        fields["end_tokens"] = tuple(fields["end_tokens"])
+        return chat.ChatTemplate(**fields)
+
+    def chat(self, adds_bos: bool) -> modelfile.Chat | None:
+        """How the model was trained to chat; None for plain text."""
+        if self.facts["plain"]:
+            return None
+        template = self.template
+        return modelfile.Chat(
+            lambda messages, add_generation_prompt: chat.render(template, messages, add_generation_prompt),
+            jinja=template.jinja,
+            bos=template.bos,
+            eos=template.eos,
+            adds_bos=adds_bos,
+            system=template.system,
+        )
+
+
+def keep_facts(
+    run: runs.Run, plan: Any, questions: Sequence[dict], sequences: Sequence[dict], end_ids: Sequence[int]
+) -> None:
+    """Write down what the export needs, so that it can be done later, again, and without the data file."""
+    template = dataclasses.asdict(plan.template)
+    stops = modelfile.stop_texts(
+        plan.template.eos, plan.template.end_tokens, (plan.tokenizer.decode([i]) for i in end_ids)
+    )
+    files.write_json(
+        run.path / runs.CHECKPOINTS / FACTS,
+        {
+            "v": 1,
+            "base": {"name": plan.base.name, "path": str(plan.base.path), "kind": plan.base.kind},
+            "template": template,
+            "plain": plan.data.plain,
+            "stops": stops,
+            "end_ids": list(end_ids),
+            "num_ctx": plan.settings.model.max_seq_length,
+            "questions": list(questions),
+            "sequences": list(sequences),
+        },
+    )
+
+
+def open_job(path: Path) -> Job:
+    """Read a run directory that has an adapter. UserError when there is nothing to export."""
+    run = runs.open_run(path)
+    facts = run.path / runs.CHECKPOINTS / FACTS
+    if not (run.path / runs.ADAPTER).is_dir() or not facts.is_file():
+        raise UserError(f"{path} has no finished adapter to export; ./run.sh --resume {path} goes on with its training")
+    return Job(run, settings.load(run.path / runs.CONFIG), json.loads(facts.read_text(encoding="utf-8")))
+
+
+def export(job: Job, only: str | None = None) -> None:
+    """Do every stage that is not done yet (or the one named by `only`). Raises RunError naming the stage."""
+    for name, (done, work) in STAGES.items():
+        if only is None and job.run.stage(name) is not None and done(job):
+            continue
+        if only not in (None, name):
+            continue
+        began = time.perf_counter()
+        try:
+            record = work(job)
+        except OSError as error:
+            raise RunError(name, str(error), _safe(job)) from error
+        except RunError as error:
+            raise RunError(error.stage, error.message, error.safe or _safe(job)) from error
+        seconds = round(time.perf_counter() - began, 1)
+        job.run.finish_stage(name, {"seconds": seconds, **record})
+        logger.info("{}: {:.1f} s", name, seconds)
+    if only in (None, "check"):
+        tidy(job)
+
+
+def _merge(job: Job) -> dict[str, Any]:
+    template = None if job.facts["plain"] else job.template.jinja
+    record = merge.merge(_base(job), job.run.path / runs.ADAPTER, job.merged, template)
+    return {"merge": dataclasses.asdict(record)}
+
+
+def _convert(job: Job) -> dict[str, Any]:
+    convert.to_gguf(job.merged, job.f16)
+    return {"bytes": job.f16.stat().st_size}
+
+
+def _quantise(job: Job) -> dict[str, Any]:
+    table = []
+    for method in job.settings.quantization.quantization_method:
+        if method == "f16":
+            table.append({"file": job.f16.name, "method": "f16", "bytes": job.f16.stat().st_size})
+            continue
+        made = convert.quantise(job.f16, job.quantised(method), method)
+        kinds = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
+        fallback = f"{made.fell_back} of {made.tensors} tensors: {kinds}" if made.fell_back else None
+        table.append({"file": made.path.name, "method": method, "bytes": made.size, "fallback": fallback})
+        if fallback:
+            logger.info("{}: rows do not fit the type for {}", method, fallback)
+    return {"quantised": table}
+
+
+def _modelfile(job: Job) -> dict[str, Any]:
+    path = write_modelfile(job, job.run.path / "Modelfile")
+    held = modelfile.verify(path, job.chat(_adds_bos(job)))
+    if not held["passed"]:
+        raise RunError("modelfile", held["note"])
+    logger.info("Modelfile: {}", held["note"])
+    return {"modelfile": held}
+
+
+def write_modelfile(job: Job, path: Path) -> Path:
+    """Write a Modelfile for the run's first quantised file to `path`, which must be in the run directory."""
+    generation = job.merged / "generation_config.json"
+    if not generation.is_file():
+        generation = _base(job) / "generation_config.json"
+    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    text = modelfile.compose(
+        job.quantised(job.settings.quantization.quantization_method[0]).name,
+        job.chat(_adds_bos(job)),
+        stops=job.facts["stops"],
+        num_ctx=job.facts["num_ctx"],
+        sampling=modelfile.sampling(values),
+    )
+    modelfile.write(path, text)
+    return path
+
+
+def _check(job: Job) -> dict[str, Any]:
+    from training import checks
+
+    return checks.run(job)
+
+
+def failure(run: runs.Run, code: int) -> FinetuneError:
+    """What a failed export process means to the run that started it."""
+    if code < 0:
+        name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
+        adapter = run.path / runs.ADAPTER
+        return RunError(
+            "export",
+            f"its process was killed by {name}",
+            f"the adapter is safe in {adapter}; `./run.sh --resume {run.path}` does the rest again",
+        )
+    said = run.status.get("failure") or {"stage": "export", "message": f"exit code {code}", "safe": ""}
+    return Told(said["stage"], said["message"], said["safe"])
+
+
+def tidy(job: Job) -> None:
+    """Remove what was needed on the way and is not to be kept."""
+    if not job.settings.quantization.keep_merged:
+        shutil.rmtree(job.merged, ignore_errors=True)
+    if job.f16.parent != job.run.path:
+        job.f16.unlink(missing_ok=True)
+
+
+def _adds_bos(job: Job) -> bool:
+    first = job.quantised(job.settings.quantization.quantization_method[0])
+    return bool(llama.metadata(first)["vocab"]["add_bos"])
+
+
+def _base(job: Job) -> Path:
+    path = Path(job.facts["base"]["path"])
+    if not (path / "config.json").is_file():
+        raise RunError("merge", f"the base model is no longer at {path}; put it back, or train again", _safe(job))
+    return path
+
+
+def _safe(job: Job) -> str:
+    return (
+        f"the adapter is safe in {job.run.path / runs.ADAPTER}; `./run.sh --resume {job.run.path}` does the rest again"
+    )
+
+
+def _all_quantised(job: Job) -> bool:
+    return all(job.quantised(method).is_file() for method in job.settings.quantization.quantization_method)
+
+
+def _checked(job: Job) -> bool:
+    return job.run.stage("check") is not None
+
+
+STAGES: dict[str, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {
+    "merge": (lambda job: job.merged.is_dir() or _checked(job), _merge),
+    "convert": (lambda job: job.f16.is_file() or _checked(job), _convert),
+    "quantise": (_all_quantised, _quantise),
+    "modelfile": (lambda job: (job.run.path / "Modelfile").is_file(), _modelfile),
+    "check": (_checked, _check),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; errors go to the log, the Modelfile's path to stdout."""
+    stdout = log.claim_stdout()
+    Signals().install()
+    job: Job | None = None
+    try:
+        path, only, name = _arguments(list(argv))
+        job = open_job(path)
+        log.start(job.run.path / runs.LOG)
+        export(job, only)
+        made = job.run.path / "Modelfile"
+        if name:
+            made = write_modelfile(job, job.run.path / f"Modelfile.{name.replace('/', '-').replace(':', '-')}")
+        log.say(stdout, str(made))
+        return 0
+    except FinetuneError as error:
+        logger.error("{}", error)
+        if job is not None and isinstance(error, RunError):
+            job.run.update(failure={"stage": error.stage, "message": error.message, "safe": error.safe})
+        return error.exit_code
+
+
+def _arguments(words: list[str]) -> tuple[Path, str | None, str | None]:
+    found: dict[str, str] = {}
+    for flag, allowed in (("--only", list(STAGES)), ("--name", None)):
+        if flag in words:
+            at = words.index(flag)
+            value = "".join(words[at + 1 : at + 2])
+            if not value or (allowed and value not in allowed):
+                raise UserError(
+                    f"{flag} {value}: {'one of ' + ', '.join(allowed) if allowed else 'a name must follow'}"
+                )
+            found[flag] = value
+            del words[at : at + 2]
+    if len(words) != 1 or words[0].startswith("-"):
+        raise UserError("usage: python training/export.py RUN [--only STAGE] [--name NAME]")
+    path = Path(words[0]).resolve()
+    path = path.parent if path.name in (runs.MERGED, runs.ADAPTER) else path
+    return path, found.get("--only"), found.get("--name")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

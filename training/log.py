@@ -1,0 +1,127 @@
+"""What people read: plain lines on stderr, in `training/finetune.log`, and in the run's own finetune.log.
+
+stdout belongs to programs (DESIGN 4): `claim_stdout` keeps it for the one line of result and sends whatever a library
+prints there to stderr, also from C code and child processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from loguru import logger
+
+SHARED_LOG = Path(__file__).resolve().parent / "finetune.log"
+ROTATE_AT = 10 * 1024 * 1024  # bytes; the older half of two files is kept as finetune.log.1
+FILE_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} {level:<7} {message}"
+
+
+_early: list[str] = []  # lines from before the run had a directory
+
+
+def start(run_log: Path | None = None, terminal: bool = True) -> None:
+    """Send log lines to stderr, to the shared log and, when given, to the run's own log."""
+    logger.remove()
+    _early.clear()
+    if terminal:
+        logger.add(_to_terminal, format=_terminal_format, level="INFO", backtrace=False, diagnose=False)
+    for path in filter(None, (SHARED_LOG, run_log)):
+        sink = _LockedFile(path, rotate=path == SHARED_LOG)
+        # diagnose=False: a traceback must not print the values of variables, for the data is private.
+        logger.add(sink.write, format=FILE_FORMAT, level="DEBUG", backtrace=False, diagnose=False)
+    if run_log is None:
+        logger.add(_early.append, format=FILE_FORMAT, level="DEBUG", backtrace=False, diagnose=False)
+
+
+def join_run(run_log: Path) -> None:
+    """From now on write the run's own log too, beginning with what was said before it had a directory."""
+    said = "".join(_early)
+    start(run_log)
+    sink = _LockedFile(run_log, rotate=False)
+    sink.write(said)
+
+
+def _terminal_format(record: Any) -> str:
+    prefix = "" if record["level"].no <= 20 else record["level"].name.lower() + ": "
+    return prefix.replace("{", "{{") + "{message}\n{exception}"
+
+
+def _to_terminal(message: str) -> None:
+    """Write above a running progress bar, if there is one. A closed terminal (SIGHUP, closed pipe) stops nothing."""
+    try:
+        bars = sys.modules.get("tqdm")
+        if bars is not None:
+            bars.tqdm.write(message, file=sys.stderr, end="")
+        else:
+            sys.stderr.write(message)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+class _LockedFile:
+    """A log file that several processes append to and that one of them at a time may rotate.
+
+    loguru's own rotation renames under the feet of a second process, which then writes into the renamed file; here
+    each line is one append under a lock on the file that the name stands for now.
+    """
+
+    def __init__(self, path: Path, rotate: bool) -> None:
+        self.path, self.rotate, self.failed = path, rotate, False
+
+    def write(self, message: str) -> None:
+        try:
+            self._append(message.encode("utf-8", "backslashreplace"))
+        except OSError as error:  # a full disk or a read-only folder must not stop a night of training
+            if not self.failed:
+                self.failed = True
+                _to_terminal(f"warning: cannot write {self.path}: {error.strerror}; the log goes on without it\n")
+
+    def _append(self, line: bytes) -> None:
+        while True:
+            with self.path.open("ab", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    named = self.path.stat()
+                except FileNotFoundError:
+                    continue  # rotated between open and lock
+                if named.st_ino != os.fstat(file.fileno()).st_ino:
+                    continue
+                if self.rotate and named.st_size > ROTATE_AT:
+                    self.path.replace(self.path.with_name(self.path.name + ".1"))
+                    continue
+                file.write(line)
+                return
+
+
+def claim_stdout() -> IO[str]:
+    """Return a stream on the real stdout and point descriptor 1 at stderr for everybody else.
+
+    A host may start us with stdout closed: the result then goes nowhere and nothing fails.
+    """
+    for descriptor in (1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    real = os.dup(1)
+    os.set_inheritable(real, False)
+    sys.stdout.flush() if sys.stdout else None
+    os.dup2(2, 1)
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), encoding="utf-8", errors="backslashreplace")
+    sys.stdout = sys.stderr
+    return os.fdopen(real, "w", encoding="utf-8", errors="surrogateescape")
+
+
+def say(stream: IO[str], line: str) -> None:
+    """Print one line of result; a reader that has gone away (closed pipe) is not our failure."""
+    try:
+        stream.write(line + "\n")
+        stream.flush()
+    except (OSError, ValueError):
+        logger.debug("stdout is closed; not printed: {}", line)

@@ -1,0 +1,310 @@
+"""Everything short of training: look at the machine, the model and every row, and say what will happen.
+
+A run starts only when all of it went well; `./run.sh --check` ends here. Nothing is written under OUTPUT_DIR.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from training import (
+    base_model,
+    chat,
+    convert,
+    dataset,
+    engine,
+    environment,
+    modelfile,
+    settings,
+    tokens,
+    train,
+    weights,
+)
+from training.environment import Choice, Machine, gigabytes
+from training.errors import MachineError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "rows"
+MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
+BITS = {
+    "q8": 8.5,
+    "q6": 6.6,
+    "q5": 5.7,
+    "q4": 4.9,
+    "q3": 4.0,
+    "q2": 3.4,
+    "iq4": 4.6,
+    "iq3": 3.8,
+    "iq2": 2.8,
+    "iq1": 2.0,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start: all choices made, all rows read and tokenised."""
+
+    settings: Any
+    machine: Machine
+    base: Any  # base_model.BaseModel
+    tokenizer: Any
+    template: Any  # chat.ChatTemplate
+    data: Any  # dataset.Data
+    train: Any  # datasets.Dataset with input_ids and labels
+    validation: Any  # the same, or None
+    summary: Any  # tokens.Summary of the training rows
+    rejected: list[Any]
+    steps: int
+    disk: dict[str, int]  # bytes on the way and at the end, by what takes them
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the training rows."""
+        return train.steps_per_epoch(len(self.train), self.settings)
+
+
+def prepare(given: Any) -> Plan:
+    """Check and choose everything, in the order of the run. Raises UserError or MachineError; logs what it finds."""
+    machine = environment.inspect()
+    for line in machine.lines():
+        logger.info(line)
+    given = environment.decide(given, machine)
+    _not_built(given)
+    environment.check_writable(given.training.output_dir)
+    base = base_model.locate(given.model, say=logger.info)
+    given = _fit_to_model(given, base)
+    for name, version in convert.ready(base.config).items():
+        logger.info("{}: {}", name, version)
+    engine.start(given, CACHE.parent)
+    tokenizer = engine.tokenizer(base, given)
+    template = chat.choose(base, given, tokenizer)
+    logger.info("chat template: {}", template.source)
+    data = dataset.load(given, CACHE, say=logger.info)
+    for warning in data.warnings:
+        logger.warning(warning)
+    for note in (*data.notes, *given.notes()):
+        logger.info(note)
+    rows, validation, rejected = _tokenise(data, template, tokenizer, given)
+    summary = tokens.summary(rows, tokenizer)
+    given = _choose_for_rows(given, base, summary, machine)
+    steps = train.total_steps(len(rows), given)
+    given = settings.clamp(given, steps)
+    _try_modelfile(given, base, template, tokenizer, data.plain)
+    disk = disk_needed(given, base, steps)
+    environment.check_disk(given.training.output_dir, sum(disk.values()), _words(disk))
+    plan = Plan(given, machine, base, tokenizer, template, data, rows, validation, summary, rejected, steps, disk)
+    _check_memory(plan)
+    return plan
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` row numbers out of `count`, evenly spread."""
+    most = min(count, most)
+    return [int(i * count / most) for i in range(most)]
+
+
+def questions(plan: Plan, rows: Any, most: int, held_out: bool) -> list[dict[str, Any]]:
+    """Prompts of some rows, for samples and checks: question, expected answer, prompt ids. Plain text rows have none."""
+    asked = []
+    for number in spread(len(rows), most):
+        row = dataset.as_row(rows[number])
+        if row.messages is None or row.messages[-1].role != "assistant":
+            continue
+        ids = chat.prompt_ids(plan.template, plan.tokenizer, row.messages[:-1])
+        if len(ids) < plan.settings.model.max_seq_length:
+            question, expected = row.messages[-2].content, row.messages[-1].content
+            asked.append({"question": question, "expected": expected, "ids": ids, "held_out": held_out})
+    return asked
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan, for the log and for --check."""
+    given, counts = plan.settings, plan.data.counts
+    training = given.training
+    out = [
+        f"{name} = {value} ({origin})" for name, value, _, origin in given.differences() if not _automatic(given, name)
+    ]
+    out += [f"{name} = {value}: {reason}" for name, value, reason in given.choices]
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    held_out = f", {counts['validation']:,} to validate" if plan.validation is not None else ", no validation"
+    out.append(
+        f"rows: {counts['train']:,} to train{held_out}" + (f", {counts['test']:,} to test" if counts["test"] else "")
+    )
+    out += plan.summary.lines()
+    epochs = plan.steps / plan.steps_per_epoch
+    why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"
+    out.append(f"{plan.steps:,} steps of {batch} rows ({why}), {epochs:.2g} epochs")
+    out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({_words(plan.disk)})")
+    return out
+
+
+def _automatic(given: Any, name: str) -> bool:
+    return any(name == key for key, _, _ in given.choices)
+
+
+def _not_built(given: Any) -> None:
+    """A setting that this version cannot honour is refused, never silently ignored."""
+    problems = [
+        f"{given.place(key)}: {why}"
+        for key, harmless, why in (
+            ("Hardware.NUM_PROCESSES", (1,), "training in several processes is not built yet; set it to 1"),
+            ("Hardware.NUM_MACHINES", (1,), "training on several machines is not built yet; set it to 1"),
+            ("Hardware.SHARDING", ("none",), "sharding is not built yet; set it to none"),
+            ("Hardware.FAST_CPU", ("auto", False), "there is no fast path for CPUs yet; set it to auto"),
+        )
+        if given.get(key) not in harmless
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _fit_to_model(given: Any, base: Any) -> Any:
+    """MAX_SEQ_LENGTH and TARGET_MODULES against the model itself."""
+    longest = base.max_length
+    if longest and given.model.max_seq_length > longest:
+        if given.written("Model.MAX_SEQ_LENGTH"):
+            raise UserError(f"{given.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
+        given = given.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
+    known = {module.rpartition(".")[2] for module, _, _ in linear_modules(base.path)}
+    unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
+    if unknown:
+        raise UserError(
+            f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(known))}, or use all-linear"
+        )
+    return given
+
+
+def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any, Any, list[Any]]:
+    """Sequences of the training and validation rows, and all rows that were left out. UserError at bad rows, or none left."""
+    options = (
+        template,
+        tokenizer,
+        given.model.max_seq_length,
+        given.dataset.train_turns,
+        given.dataset.train_on,
+        CACHE,
+    )
+    rows, bad = tokens.tokenise(data.train, *options)
+    held, held_bad = tokens.tokenise(data.validation, *options) if data.validation is not None else (None, [])
+    rejected = [*bad, *held_bad]
+    if rejected and (given.dataset.on_bad_row != "skip" or rows is None):
+        raise dataset.bad_rows_error(rejected)
+    for one in [*data.rejected, *rejected][:5]:
+        logger.warning("left out: {}", one)
+    return rows, held, [*data.rejected, *rejected]
+
+
+def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
+    """Choices that depend on the length of the rows."""
+    if given.training.gradient_checkpointing == "auto":
+        chosen = _checkpointing(given, base, summary, machine)
+        given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
+    if given.training.packing == "auto":
+        given = given.with_choice("Training.PACKING", False, "rows are padded to the longest of their micro-batch")
+    return given
+
+
+def _checkpointing(given: Any, base: Any, summary: Any, machine: Machine) -> Choice:
+    """Recompute activations in the backward pass only where memory asks for it: it costs a third more time."""
+    if given.hardware.engine == "unsloth" and given.hardware.device != "cpu":
+        return Choice(True, "Unsloth's own, which offloads to the CPU")
+    if given.hardware.device != "cpu":
+        return Choice(True, "a GPU's memory is better spent on the batch")
+    needed = activations(given, base, summary)
+    fits = needed < 0.5 * machine.memory_available
+    words = f"activations need about {gigabytes(needed)}, {gigabytes(machine.memory_available)} are free"
+    return Choice(not fits, words)
+
+
+def activations(given: Any, base: Any, summary: Any) -> int:
+    """A rough upper bound for the bytes of activations that one micro-batch keeps for the backward pass.
+
+    34 values of 2 bytes a token, layer and hidden unit (Korthikanti et al. 2022, table 2, without the attention
+    matrices, which eager attention adds: 5 x heads x length), measured to be on the high side here.
+    """
+    config = base.config
+    length = summary.total[3]
+    batch = given.training.per_device_train_batch_size
+    hidden, layers = config.get("hidden_size", 4096), config.get("num_hidden_layers", 32)
+    heads = config.get("num_attention_heads", 32)
+    return batch * length * layers * (34 * 2 * hidden + 5 * 2 * heads * length)
+
+
+def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: bool) -> None:
+    """Compose the Modelfile now: a system text or a name that it cannot hold must not be found out after the training."""
+    chatting = None if plain else modelfile.Chat(
+        lambda messages, add_generation_prompt: chat.render(template, messages, add_generation_prompt),
+        jinja=template.jinja, bos=template.bos, eos=template.eos, adds_bos=False, system=template.system,
+    )  # fmt: skip
+    modelfile.compose(
+        f"{given.name}.Q4_K_M.gguf",
+        chatting,
+        stops=template.end_tokens or (template.eos,),
+        num_ctx=given.model.max_seq_length,
+    )
+
+
+def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:
+    """Bytes that the run will take under OUTPUT_DIR at its fullest, by what takes them."""
+    sixteen = base.parameters * 2
+    needed = {"merged": sixteen, "f16 GGUF": sixteen}
+    for method in given.quantization.quantization_method:
+        if method not in ("f16",):
+            bits = next((b for prefix, b in sorted(BITS.items(), reverse=True) if method.startswith(prefix)), 16)
+            needed[method] = int(base.parameters * bits / 8)
+    lora = adapter_parameters(given, base) * 4
+    kept = (given.training.save_total_limit or math.ceil(steps / (given.training.save_steps or steps))) + 1
+    needed["adapter and checkpoints"] = lora * (1 + 3 * kept)
+    needed["margin"] = MARGIN
+    return needed
+
+
+def adapter_parameters(given: Any, base: Any) -> int:
+    """Trainable parameters of the adapter: r x (inputs + outputs) of every targeted weight."""
+    chosen = set(given.lora.target_modules)
+    return sum(
+        given.lora.r * (rows + columns)
+        for module, rows, columns in linear_modules(base.path)
+        if "all-linear" in chosen or module.rpartition(".")[2] in chosen
+    )
+
+
+def linear_modules(folder: Path) -> list[tuple[str, int, int]]:
+    """The linear layers inside the model's blocks: (full name, outputs, inputs), from the headers of its weights."""
+    return [
+        (name.removesuffix(".weight"), *tensor.shape)
+        for name, tensor in weights.tensors(folder, "model").items()
+        if name.endswith(".weight") and len(tensor.shape) == 2 and ".layers." in name
+    ]
+
+
+def _check_memory(plan: Plan) -> None:
+    """Refuse a run that cannot fit into memory, before hours are spent on finding out."""
+    if plan.settings.hardware.device != "cpu":
+        return
+    width = 4 if plan.settings.hardware.precision != "bf16" else 2
+    needed = plan.base.parameters * width + adapter_parameters(plan.settings, plan.base) * 16
+    if needed > plan.machine.memory_available:
+        raise MachineError(
+            f"too little memory: {gigabytes(plan.machine.memory_available)} free, and the model alone takes "
+            f"{gigabytes(needed)} in {plan.settings.hardware.precision}; choose a smaller BASE_MODEL_NAME"
+        )
+
+
+def _words(disk: dict[str, int]) -> str:
+    return ", ".join(f"{name} {gigabytes(size)}" for name, size in disk.items())
+
+
+def generation_eos(base: Any) -> list[int]:
+    """The end tokens that generation_config.json names, else config.json."""
+    file = base.path / "generation_config.json"
+    named = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = named.get("eos_token_id", base.config.get("eos_token_id"))
+    return found if isinstance(found, list) else [found] if found is not None else []

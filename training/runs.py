@@ -1,0 +1,163 @@
+"""Run directories: OUTPUT_DIR/finetune_YYYYmmdd_HHMMSS/, its status.json, and the link `latest`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from training import files
+from training.errors import MachineError, UserError
+
+STATES = ("queued", "running", "interrupted", "completed", "failed")
+CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
+CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
+REPORT, REJECTED = "report.json", "rejected.jsonl"
+
+
+@dataclass
+class Run:
+    """One run: its directory and what status.json says of it. `update` writes status.json, whole or not at all."""
+
+    path: Path
+    status: dict[str, Any] = field(default_factory=dict)
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of status.json. A status that cannot be written (full disk) stops nothing."""
+        self.status.update(changes)
+        self.status["updated"] = round(time.time(), 3)
+        try:
+            files.write_json(self.path / STATUS, self.status)
+        except OSError as error:
+            from loguru import logger
+
+            logger.warning("cannot write {}: {}", self.path / STATUS, error.strerror)
+
+    def reload(self) -> None:
+        """Read status.json again, after another process has worked on the run."""
+        self.status = open_run(self.path).status
+
+    def finish_stage(self, name: str, record: dict[str, Any]) -> None:
+        """Remember that a stage is done, with its figures; a resumed run does not do it again."""
+        self.update(stages={**self.status.get("stages", {}), name: record})
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """The figures of a finished stage, or None when it has still to run."""
+        return self.status.get("stages", {}).get(name)
+
+
+def create(output_dir: Path) -> Run:
+    """Make the next run directory and point `latest` at it. Raises MachineError when OUTPUT_DIR cannot be written."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        path = _new_directory(output_dir)
+    except OSError as error:
+        raise MachineError(
+            f"OUTPUT_DIR {output_dir} cannot be written: {error.strerror}; "
+            "choose another one (OUTPUT_DIR in config.ini, or --output DIR)"
+        ) from None
+    run = Run(path)
+    (path / CHECKPOINTS).mkdir()
+    run.update(v=1, run=path.name, state="queued", step=0, total=0, progress=0, eta=None, **identity())
+    point_latest(path)
+    return run
+
+
+def _new_directory(output_dir: Path) -> Path:
+    stamp = f"finetune_{datetime.now():%Y%m%d_%H%M%S}"
+    number = 1
+    while True:
+        path = output_dir / (stamp if number == 1 else f"{stamp}_{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def point_latest(path: Path) -> None:
+    """Let OUTPUT_DIR/latest name this run; on a file system without links, or with a real folder there, leave it."""
+    link = path.parent / "latest"
+    partial = path.parent / f".latest.{os.getpid()}"
+    try:
+        partial.symlink_to(path.name)
+        partial.replace(link)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def open_run(path: Path) -> Run:
+    """Read a run directory. Raises UserError when it is not one."""
+    status = path / STATUS
+    if not status.is_file():
+        raise UserError(f"{path} is not a run directory: it has no {STATUS}")
+    try:
+        return Run(path, json.loads(status.read_text(encoding="utf-8")))
+    except ValueError:
+        raise UserError(f"{status} cannot be read as JSON") from None
+
+
+def find(output_dir: Path, wanted: Path | str | None) -> Run:
+    """The run that was asked for: a path, a name under OUTPUT_DIR, or (None) the newest one."""
+    if wanted is None:
+        every = history(output_dir)
+        if not every:
+            raise UserError(f"there is no run under {output_dir} yet; ./run.sh starts one")
+        return every[-1]
+    for path in (Path(wanted), output_dir / str(wanted)):
+        if (path / STATUS).is_file():
+            return open_run(path.resolve())
+        if path.name in (MERGED, ADAPTER) and (path.parent / STATUS).is_file():
+            return open_run(path.parent.resolve())
+    known = ", ".join(run.path.name for run in history(output_dir)[-3:]) or "none"
+    raise UserError(f"{wanted} is not a run directory (runs under {output_dir}: {known})")
+
+
+def history(output_dir: Path) -> list[Run]:
+    """All runs under OUTPUT_DIR, oldest first; folders that are no runs are left out."""
+    found = []
+    for path in sorted(output_dir.glob("finetune_*"), key=_age) if output_dir.is_dir() else []:
+        try:
+            found.append(open_run(path))
+        except (UserError, OSError):
+            continue
+    return found
+
+
+def _age(path: Path) -> tuple[str, int]:
+    stamp, _, number = path.name.removeprefix("finetune_").rpartition("_")
+    return (path.name, 1) if "_" not in stamp else (f"finetune_{stamp}", int(number) if number.isdigit() else 0)
+
+
+def identity() -> dict[str, Any]:
+    """Who is working on a run: the pid, and when that process started, for a pid alone is given out again."""
+    return {"pid": os.getpid(), "pid_started": started(os.getpid())}
+
+
+def started(pid: int) -> int | None:
+    """The start time of a process in clock ticks since boot (/proc/PID/stat, field 22), or None if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def alive(run: Run) -> bool:
+    """Whether the process that works on the run is still the one that wrote status.json."""
+    pid, since = run.status.get("pid"), run.status.get("pid_started")
+    return bool(pid) and since is not None and started(int(pid)) == since
+
+
+def state(run: Run) -> str:
+    """The run's state as it is now: a run that says `running` but whose process is gone has been killed."""
+    stored = run.status.get("state", "failed")
+    if stored in ("running", "queued") and not alive(run):
+        return "killed"
+    return stored

@@ -1,0 +1,162 @@
+"""TRL's trainer with the hooks that this program needs: whole checkpoints, exact resume, and errors caught early."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training import checkpoint
+from training.errors import RunError
+
+
+class OutOfMemory(Exception):
+    """A step did not fit into memory; the model and the optimizer are as they were after the step before."""
+
+
+class StopNow(Exception):
+    """Leave an evaluation that is under way, for a signal has come."""
+
+
+@dataclass
+class Watch:
+    """What the hooks of one training run share, and what a checkpoint carries over to a resumed one."""
+
+    folder: Path  # where checkpoints go
+    manifest: dict[str, Any]  # what each checkpoint's manifest says beside its files
+    keep: int  # SAVE_TOTAL_LIMIT
+    carried: dict[str, Any] = field(default_factory=dict)  # best loss, patience: stored with each checkpoint
+    tokens: int = 0  # real tokens since the start of the step
+    began: float = 0.0  # when the step began
+    random_state: dict[str, Any] | None = None  # as it was when the step began
+    in_step: bool = False  # some micro-batches of the step are done, its update is not
+
+
+def hooked(trainer_class: Any, watch: Watch) -> Any:
+    """A subclass of TRL's (or Unsloth's) trainer with the hooks."""
+    import torch
+
+    class Trainer(trainer_class):
+        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            watch.in_step = True
+            watch.tokens += _tokens(inputs)
+            try:
+                loss = super().training_step(model, inputs, *args, **kwargs)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise OutOfMemory(str(error).splitlines()[0]) from error
+                raise
+            if not torch.isfinite(loss):
+                raise _not_finite("loss", self.state.global_step + 1, watch)
+            return loss
+
+        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+            norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+            # With fp16 an infinite gradient is the loss scaler's business: it skips the step and lowers the scale.
+            if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+                raise _not_finite("gradient", self.state.global_step + 1, watch)
+            return norm
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            state = take_random_state()  # so that evaluating more or less often does not change the training
+            try:
+                return super().evaluate(*args, **kwargs)
+            finally:
+                set_random_state(state)
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            step = self.state.global_step
+            manifest = {**watch.manifest, "carried": watch.carried}
+            with checkpoint.writing(watch.folder, step, manifest) as partial:
+                target = partial.with_name(partial.name.replace(".partial", ".files.partial"))
+                self._run_folder = str(target)
+                try:
+                    super()._save_checkpoint(model, trial)
+                    for file in sorted((target / f"checkpoint-{step}").iterdir()):
+                        file.replace(partial / file.name)
+                finally:
+                    self._run_folder = None
+                    _remove(target)
+                (partial / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form nobody filled in
+            checkpoint.rotate(watch.folder, watch.keep)
+
+        def _get_output_dir(self, trial: Any) -> str:
+            return getattr(self, "_run_folder", None) or super()._get_output_dir(trial)
+
+        def _save_rng_state(self, output_dir: str) -> None:
+            # A partial accumulation is thrown away on resume, and with it the randomness that it used up.
+            now = take_random_state()
+            if watch.in_step and watch.random_state is not None:
+                set_random_state(watch.random_state)
+            super()._save_rng_state(output_dir)
+            set_random_state(now)
+
+        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+            """No model card: report.md says what was trained."""
+
+    return Trainer
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, on a GPU or a CPU, says that memory ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
+
+
+def take_random_state() -> dict[str, Any]:
+    """Every random state that training draws from: Python's, NumPy's, torch's, and each GPU's."""
+    import numpy
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    return {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `take_random_state` returned."""
+    import numpy
+    import torch
+
+    random.setstate(state["python"])
+    numpy.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def begin_step(watch: Watch) -> None:
+    """Called when an optimizer step begins, before its first micro-batch."""
+    watch.tokens, watch.began, watch.in_step = 0, time.perf_counter(), False
+    watch.random_state = take_random_state()
+
+
+def _tokens(inputs: dict[str, Any]) -> int:
+    """Real tokens of a micro-batch: without padding, and all of them where rows are joined without padding."""
+    mask = inputs.get("attention_mask")
+    return int(mask.sum()) if mask is not None else int(inputs["input_ids"].numel())
+
+
+def _not_finite(what: str, step: int, watch: Watch) -> RunError:
+    return RunError(
+        "training",
+        f"the {what} of step {step} is not a finite number; lower LEARNING_RATE, or set PRECISION = fp32 with "
+        "AUTO_FP16_BF16 = false",
+        checkpoint.where(watch.folder),
+    )
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(os.fspath(folder), ignore_errors=True)
