@@ -102,6 +102,12 @@ def test_a_line_that_cannot_be_read_is_named(text, found):
     assert problems(text) == found
 
 
+def test_a_file_of_other_lines_is_not_read_to_its_end():
+    found = problems("[S]\n" + '{"prompt": "a"}\n' * 100_000)
+    assert len(found) == ini.MOST_PROBLEMS + 1
+    assert found[-1] == (102, "the rest was not read; is this a settings file?")
+
+
 def refused(path):
     with pytest.raises(UserError) as error:
         ini.read(path)

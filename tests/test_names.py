@@ -54,7 +54,9 @@ def test_llama_cpp_makes_what_is_listed_and_refuses_what_needs_an_importance_mat
 @pytest.mark.tiny
 def test_every_type_of_llama_cpp_is_listed():
     llama_cpp = pytest.importorskip("llama_cpp")
-    known = {name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_") for name in dir(llama_cpp) if "LLAMA_FTYPE" in name}
+    known = {
+        name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_") for name in dir(llama_cpp) if "LLAMA_FTYPE" in name
+    }
     listed = {name.upper() for name in (*names.QUANTISATIONS, *names.NEED_IMPORTANCE_MATRIX)}
     # GUESSED is a flag; its quantiser has no type for NVFP4 files (llama_ftype_get_default_type)
     assert known - {"GUESSED", "NVFP4", "ALL_F32"} | {"F32"} == listed
@@ -67,7 +69,14 @@ def test_quantisations_are_known_in_any_case_and_by_alias(given, found):
 
 @pytest.mark.parametrize(
     "name",
-    ["my-assistant", "qwen3:0.6b-personal-20260214", "me/my_model:v1.0", "registry.local:5000/me/model", "_x", "a" * 80],
+    [
+        "my-assistant",
+        "qwen3:0.6b-personal-20260214",
+        "me/my_model:v1.0",
+        "registry.local:5000/me/model",
+        "_x",
+        "a" * 80,
+    ],
 )
 def test_names_that_ollama_takes(name):
     names.check_model_name(name)
@@ -83,23 +92,23 @@ def test_names_that_ollama_takes(name):
         ("a" * 81, "the model has 81 characters; Ollama takes at most 80"),
         (
             "my model",
-            "the model must begin with a letter, a digit or _ and go on with letters, digits and _ - ., as Ollama wants it",
+            "Ollama takes a model of letters, digits and _ - . only, beginning with a letter, a digit or _",
         ),
         (
             "my.team/model",
-            "the namespace must begin with a letter, a digit or _ and go on with letters, digits and _ -, as Ollama wants it",
+            "Ollama takes a namespace of letters, digits and _ - only, beginning with a letter, a digit or _",
         ),
         (
             "../model",
-            "the namespace must begin with a letter, a digit or _ and go on with letters, digits and _ -, as Ollama wants it",
+            "Ollama takes a namespace of letters, digits and _ - only, beginning with a letter, a digit or _",
         ),
         (
             "助手",
-            "the model must begin with a letter, a digit or _ and go on with letters, digits and _ - ., as Ollama wants it",
+            "Ollama takes a model of letters, digits and _ - . only, beginning with a letter, a digit or _",
         ),
         (
             "m:a:b",
-            "the tag must begin with a letter, a digit or _ and go on with letters, digits and _ - ., as Ollama wants it",
+            "Ollama takes a tag of letters, digits and _ - . only, beginning with a letter, a digit or _",
         ),
     ],
 )

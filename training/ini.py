@@ -16,6 +16,7 @@ from pathlib import Path
 from training.errors import UserError
 
 LARGEST = 1 << 20  # bytes; a settings file of a megabyte is some other file
+MOST_PROBLEMS = 100
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"'}
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"(?:\s*|\s+[#;].*)', re.DOTALL)
@@ -95,6 +96,9 @@ def parse(text: str) -> Ini:
     section: str | None = None
     first: dict[tuple[str, str], int] = {}
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):  # not splitlines: it cuts at U+2028 too
+        if len(ini.problems) >= MOST_PROBLEMS:
+            ini.problems.append((number, "the rest was not read; is this a settings file?"))
+            break
         stripped = line.strip()
         if not stripped or stripped[0] in "#;":
             continue

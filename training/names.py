@@ -42,18 +42,14 @@ def check_model_name(name: str) -> None:
         raise ValueError("has too many slashes; Ollama takes [[host/]namespace/]model[:tag]")
     for kind, part in [*zip(kinds, parts, strict=True), *([("tag", tag)] if colon else [])]:
         most = 350 if kind == "host" else 80
-        allowed = r"[A-Za-z0-9_][A-Za-z0-9_\-]*" if kind == "namespace" else r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
-        if kind == "host":
-            allowed = r"[A-Za-z0-9_][A-Za-z0-9_.\-:]*"
+        marks = {"host": "_-.:", "namespace": "_-"}.get(kind, "_-.")
         if not part:
             raise ValueError(f"the {kind} is empty; Ollama takes [[host/]namespace/]model[:tag]")
         if len(part) > most:
             raise ValueError(f"the {kind} has {len(part)} characters; Ollama takes at most {most}")
-        if not re.fullmatch(allowed, part):
-            marks = "_ -" if kind == "namespace" else "_ - ."
+        if not re.fullmatch(f"[A-Za-z0-9_][A-Za-z0-9{re.escape(marks)}]*", part):
             raise ValueError(
-                f"the {kind} must begin with a letter, a digit or _ and go on with letters, digits and {marks}, "
-                "as Ollama wants it"
+                f"Ollama takes a {kind} of letters, digits and {' '.join(marks)} only, beginning with a letter, a digit or _"
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,11 +143,10 @@ def _text(given: Given, rule: Rule) -> str:
         return given.text
     if not given.text.startswith("@"):
         return ini.unescape(given.text)
-    path = _path(Given(given.text[1:], given.folder), rule)
-    if path is None:
+    if not given.text[1:].strip():
         raise ValueError("names no file after @")
     try:
-        text = ini.read_text(path)
+        text = ini.read_text(_path(Given(given.text[1:], given.folder), rule))
     except UserError as error:
         raise ValueError(str(error)) from None
     return re.sub(r"(\r\n|\n|\r)\Z", "", text)
@@ -263,6 +263,8 @@ def model_name(given: Given, rule: Rule) -> str:
     """[Model] NEW_MODEL_NAME: what Ollama takes as a name."""
     name = given.text.strip()
     names.check_model_name(name)
+    if len(name) > 200:  # with its ending it must fit into the 255 bytes of a file name
+        raise ValueError(f"has {len(name)} characters; files are named after it, so 200 is the most")
     return name
 
 
@@ -286,6 +288,8 @@ def modules(given: Given, rule: Rule) -> tuple[str, ...]:
 def device(given: Given, rule: Rule) -> str:
     """[Hardware] DEVICE: one of the rule's words, or one card by its number, such as cuda:1."""
     word = given.text.strip().lower()
+    if word in ("gpu", "nvidia"):
+        raise ValueError("write cuda")
     return word if re.fullmatch(r"(cuda|xpu):[0-9]{1,2}", word) else _word(given, rule)
 
 
@@ -305,15 +309,19 @@ def missing(value: Any, rule: Rule) -> str:
         return ""
     path = Path(value)
     try:
-        if rule.is_a == "folder":
-            return f"is there already and is not a folder ({path})" if path.exists() and not path.is_dir() else ""
-        if not path.exists():
-            return f"no such {'file or folder' if rule.is_a == 'model' else 'file'} ({path})"
-        if rule.is_a == "file" and path.is_dir():
-            return f"is a folder; a file is expected ({path})"
-        return "" if os.access(path, os.R_OK) else f"permission denied ({path})"
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        kind = "file or folder" if rule.is_a == "model" else "file"
+        return "" if rule.is_a == "folder" else f"no such {kind} ({path})"
+    except PermissionError:
+        return f"permission denied ({path})"
     except OSError as error:
         return f"cannot be used as a path: {error.strerror} ({ini.show(str(path))})"
+    if is_folder and rule.is_a == "file":
+        return f"is a folder; a file is expected ({path})"
+    if not is_folder and rule.is_a == "folder":
+        return f"is there already and is not a folder ({path})"
+    return "" if os.access(path, os.R_OK) else f"permission denied ({path})"
 
 
 def allowed(rule: Rule, kind: str) -> str:
