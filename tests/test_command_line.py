@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import command_line, settings
-from training.command_line import COMMANDS, SETTING_FLAGS, SWITCHES, parse
+from training.command_line import parse
 from training.errors import UserError
-from training.settings import TABLE
+from training.sections import TABLE
+from training.usage import COMMANDS, SETTING_FLAGS, SWITCHES
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from training import ini, names, settings, values
+from training import contradictions, ini, names, readers, sections, settings, values
 from training.errors import UserError
-from training.settings import TABLE, Override
+from training.sections import TABLE
+from training.settings import Override
 
 ROOT = Path(__file__).resolve().parents[1]
 ANY_FIXTURE = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -116,7 +117,7 @@ WRONG_VALUES = [
 
 @pytest.mark.parametrize(("section", "line", "message"), WRONG_VALUES, ids=[line for _, line, _ in WRONG_VALUES])
 def test_a_wrong_value_is_named_with_its_line(tmp_path, section, line, message):
-    templates = ", ".join(["auto", *sorted(p.stem for p in values.CHAT_TEMPLATES.glob("*.jinja"))])
+    templates = ", ".join(["auto", *sorted(p.stem for p in readers.CHAT_TEMPLATES.glob("*.jinja"))])
     expected = message.replace("{folder}", str(tmp_path)).replace("{templates}", templates)
     assert refused(tmp_path, f"[{section}]\n\n{line}\n") == [f"config.ini:3: {expected}"]
 
@@ -488,9 +489,7 @@ def test_the_effective_settings_read_back_the_same_for_every_legal_value(tmp_pat
     found = load(tmp_path)
     for key, value in chosen.items():
         found = found.with_choice(key, value, 'tried # ; "quoted" out')
-    bad = settings.contradictions.find(
-        dataclasses.replace(found, choices=(), origins=dict.fromkeys(TABLE, "config.ini:1"))
-    )
+    bad = contradictions.find(dataclasses.replace(found, choices=(), origins=dict.fromkeys(TABLE, "config.ini:1")))
     assume(not bad)
     path = tmp_path / "effective.ini"
     path.write_bytes(found.to_ini().encode("utf-8"))
@@ -544,7 +543,7 @@ def test_every_setting_has_a_reader_and_a_help_of_one_line():
 
 
 def test_the_reference_has_a_row_for_every_setting():
-    rows = [line for line in settings.reference().split("\n") if line.startswith("| `")]
+    rows = [line for line in sections.reference().split("\n") if line.startswith("| `")]
     assert [re.match(r"\| `([A-Z0-9_]+)` ", row)[1] for row in rows] == [item.key for item in TABLE.values()]
     assert "| `LORA_DROPOUT` | `0` | number, from 0 up to, not including, 1 | 0 is Unsloth's fast path |" in rows
     assert (
@@ -563,7 +562,7 @@ def test_optimizers_and_schedulers_are_known_to_transformers():
     training_args = (Path(sys.prefix) / "lib").glob("python*/site-packages/transformers")
     (package,) = list(training_args) or pytest.skip("transformers is not installed")
     names_there = (package / "training_args.py").read_text() + (package / "trainer_utils.py").read_text()
-    for name in (*settings.OPTIMIZERS[1:], *settings.SCHEDULERS):
+    for name in (*sections.OPTIMIZERS[1:], *sections.SCHEDULERS):
         assert f'= "{name}"' in names_there, name
 
 

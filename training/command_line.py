@@ -13,53 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
 
-from training import ini, names, settings, values  # noqa: E402
+from training import ini, names, settings, usage  # noqa: E402
 from training.errors import FinetuneError, UserError  # noqa: E402
-from training.settings import TABLE, Override  # noqa: E402
-
-# Flags that set something: the setting and what to write for its value. --epochs sets MAX_STEPS to 0 as well.
-SETTING_FLAGS = {
-    "--data": "Dataset.DATASET_FILE",
-    "--output": "Training.OUTPUT_DIR",
-    "--model": "Model.BASE_MODEL_NAME",
-    "--epochs": "Training.NUM_TRAIN_EPOCHS",
-    "--batch-size": "Training.PER_DEVICE_TRAIN_BATCH_SIZE",
-    "--learning-rate": "Training.LEARNING_RATE",
-    "--max-length": "Model.MAX_SEQ_LENGTH",
-    "--lora-r": "LoRA.R",
-    "--name": "Model.NEW_MODEL_NAME",
-}
-POSITIONS = (
-    ("DATA", "Dataset.DATASET_FILE"),
-    ("OUTPUT_DIR", "Training.OUTPUT_DIR"),
-    ("BASE_MODEL", "Model.BASE_MODEL_NAME"),
-    ("EPOCHS", "Training.NUM_TRAIN_EPOCHS"),
-)
-# Flags that say what to do, instead of a run: whether a RUN may follow, and the help.
-COMMANDS = {
-    "--check": ("", "check settings, data, machine and disk; print the plan; train nothing"),
-    "--resume": ("[RUN]", "go on with an interrupted run"),
-    "--status": ("[RUN]", "what state a run is in"),
-    "--follow": ("[RUN]", "show the log of a run as it grows"),
-    "--stop": ("[RUN]", "end a run after a full checkpoint"),
-    "--history": ("", "all runs under OUTPUT_DIR"),
-    "--chat": ("[RUN]", "talk to the model that a run made"),
-    "--compare": ("RUN RUN...", "set runs side by side"),
-}
-SWITCHES = {
-    "--fresh": "start a new run and ask nothing, even where one was interrupted",
-    "--detach": "run in the background, tied to no terminal",
-    "--events": "one JSON object a line on standard output",
-    "--json": "print --status, --history or --compare as JSON",
-}
-TRAINS = ("run", "resume")  # the commands that train
-SWITCH_NEEDS = {
-    "fresh": ("run",),
-    "detach": TRAINS,
-    "events": (*TRAINS, "check", "follow"),
-    "json": ("check", "status", "history", "compare"),
-}
-NOT_GIVEN = ("None", "null", "<nil>")  # what programs write for a value they do not have
+from training.sections import TABLE  # noqa: E402
+from training.settings import Override  # noqa: E402
+from training.usage import COMMANDS, NOT_GIVEN, POSITIONS, SETTING_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -130,7 +88,7 @@ def _flag(parser: _Parser, word: str) -> None:
     name, equals, value = word.partition("=")
     name = name.replace("_", "-")
     if name in ("--help", "-h"):
-        print(help_text(), end="")
+        print(usage.help_text(), end="")
         raise SystemExit(0)
     if name in SWITCHES or name in COMMANDS:
         _command_or_switch(parser, name, value if equals else None)
@@ -231,45 +189,6 @@ def _run(text: str) -> Path:
     """A RUN: a path from the caller's folder when it is one, else a name to look up in OUTPUT_DIR."""
     path = Path(text).expanduser()
     return Path.cwd() / path if "/" in text or path.exists() else path
-
-
-def help_text() -> str:
-    """What --help prints: all arguments, and every setting from the table."""
-    lines = [
-        "usage: ./run.sh [DATA [OUTPUT_DIR [BASE_MODEL [EPOCHS]]]] [FLAGS]",
-        "",
-        "Fine-tune a chat model as config.ini says, and make a GGUF file and a Modelfile for Ollama.",
-        'DATA OUTPUT_DIR BASE_MODEL EPOCHS take the place of settings; "" leaves one as it is.',
-        "",
-        "Settings for this run (a flag beats an argument, that beats the file, that beats the default):",
-        *_rows([(f"{flag} VALUE", f"[{TABLE[key].section}] {TABLE[key].key}") for flag, key in SETTING_FLAGS.items()]),
-        *_rows([("--set Section.KEY=VALUE", "any setting; may be repeated"), ("--config FILE", "the settings file")]),
-        "EPOCHS and --epochs set MAX_STEPS to 0 as well. Paths start in the folder you are in.",
-        "",
-        "Instead of a run:",
-        *_rows([(f"{flag} {takes}".strip(), text) for flag, (takes, text) in COMMANDS.items()]),
-        "",
-        "Further:",
-        *_rows([*SWITCHES.items(), ("--help", "this text")]),
-        "",
-        "RUN is a run's folder, or its name under OUTPUT_DIR; left out, the latest one.",
-        "Exit code: 0 done, 1 failed while running, 2 wrong settings, arguments or data, 3 machine not ready,",
-        "130 or 143 stopped, and ./run.sh --resume goes on.",
-        "",
-        "All settings, with their defaults:",
-    ]
-    for section in settings.SECTIONS:
-        lines.append(f"[{section}]")
-        items = [item for item in TABLE.values() if item.section == section]
-        lines += _rows([(f"{item.key} = {values.write(item.rule.default)}".rstrip(), item.rule.help) for item in items])
-    return "\n".join(lines) + "\n"
-
-
-def _rows(rows: Sequence[tuple[str, str]], width: int = 24) -> list[str]:
-    return [
-        f"  {left:<{width}} {right}" if len(left) <= width else f"  {left}\n  {'':<{width}} {right}"
-        for left, right in rows
-    ]
 
 
 def main(argv: Sequence[str]) -> int:

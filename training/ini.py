@@ -48,7 +48,7 @@ def read(path: Path) -> Ini:
     """Read the file. Raises UserError when it cannot be read as text at all, or is empty."""
     text = read_text(path)
     if not text.strip():
-        raise UserError(f"{path}: the file is empty; a settings file needs at least a line such as [Model]")
+        raise UserError(f"{shown(path)}: the file is empty; a settings file needs at least a line such as [Model]")
     return parse(text)
 
 
@@ -56,34 +56,34 @@ def read_text(path: Path) -> str:
     """The text of a small UTF-8 file, without its byte order mark, line ends as they are. Raises UserError."""
     try:
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; a file is expected")
+            raise UserError(f"{shown(path)}: is a folder; a file is expected")
         if path.exists() and not path.is_file():
-            raise UserError(f"{path}: is not a regular file")  # opening a pipe would wait for ever
+            raise UserError(f"{shown(path)}: is not a regular file")  # opening a pipe would wait for ever
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{shown(path)}: no such file") from None
     except PermissionError:
-        raise UserError(f"{path}: permission denied") from None
+        raise UserError(f"{shown(path)}: permission denied") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(f"{shown(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if len(content) > LARGEST:
-        raise UserError(f"{path}: larger than {LARGEST >> 20} MiB; is this the right file?")
+        raise UserError(f"{shown(path)}: larger than {LARGEST >> 20} MiB; is this the right file?")
     return _decode(content, path)
 
 
 def _decode(content: bytes, path: Path) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: is UTF-16; save it as UTF-8")
+        raise UserError(f"{shown(path)}: is UTF-16; save it as UTF-8")
     if b"\0" in content:
         line = _line_of(content, content.index(b"\0"))
-        raise UserError(f"{path}:{line}: holds a NUL byte: this is not a text file")
+        raise UserError(f"{shown(path)}:{line}: holds a NUL byte: this is not a text file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         start = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)  # counted without the mark
         line = _line_of(content, start)
-        raise UserError(f"{path}:{line}: is not UTF-8 (byte 0x{content[start]:02x}); save it as UTF-8") from None
+        raise UserError(f"{shown(path)}:{line}: is not UTF-8 (byte 0x{content[start]:02x}); save it as UTF-8") from None
 
 
 def _line_of(content: bytes, position: int) -> int:
@@ -169,3 +169,8 @@ def show(text: str, most: int = 60) -> str:
     """`text` for an error message: on one line, without control characters, and not too long."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def shown(path: Path) -> str:
+    """A whole path for an error message."""
+    return show(str(path), 4096)

@@ -21,7 +21,6 @@ from training.errors import UserError
 
 Auto = Literal["auto"]
 LARGEST_INT = 2**31 - 1
-CHAT_TEMPLATES = Path(__file__).resolve().parent / "chat_templates"
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,10 @@ def _whole_or_auto(given: Given, rule: Rule) -> int | Auto:
         raise ValueError(f"{error}, or auto") from None
 
 
-def _word(given: Given, rule: Rule) -> str:
+def one_word(given: Given, rule: Rule) -> str:
     """A word of `one_of` in any case; without `one_of` any text that is not empty."""
     if not rule.one_of:
-        text = _text(given, rule)
+        text = free_text(given, rule)
         if not text.strip():
             raise ValueError("must not be empty")
         return text
@@ -137,7 +136,7 @@ def _word(given: Given, rule: Rule) -> str:
     raise ValueError(f"must be one of {', '.join(rule.one_of)}{names.did_you_mean(word, rule.one_of)}")
 
 
-def _text(given: Given, rule: Rule) -> str:
+def free_text(given: Given, rule: Rule) -> str:
     """Free text: `@file` is the content of that file without its last line end; else escapes stand for line breaks."""
     if given.quoted:
         return given.text
@@ -146,15 +145,15 @@ def _text(given: Given, rule: Rule) -> str:
     if not given.text[1:].strip():
         raise ValueError("names no file after @")
     try:
-        text = ini.read_text(_path(Given(given.text[1:], given.folder), rule))
+        text = ini.read_text(absolute_path(Given(given.text[1:], given.folder), rule))
     except UserError as error:
         raise ValueError(str(error)) from None
     return re.sub(r"(\r\n|\n|\r)\Z", "", text)
 
 
-def _optional_text(given: Given, rule: Rule) -> str | None:
+def optional_text(given: Given, rule: Rule) -> str | None:
     """Free text; an empty value, or the bare word none, is None."""
-    text = "" if is_none(given) else _text(given, rule)
+    text = "" if is_none(given) else free_text(given, rule)
     return text if text.strip() else None
 
 
@@ -163,7 +162,7 @@ def is_none(given: Given) -> bool:
     return not given.text.strip() if given.quoted else given.text.strip().lower() in ("", "none")
 
 
-def _path(given: Given, rule: Rule) -> Path:
+def absolute_path(given: Given, rule: Rule) -> Path:
     """An absolute path: `~` is the home folder, and a relative one starts where the value was given."""
     if not given.text.strip():
         raise ValueError("must not be empty")
@@ -176,10 +175,10 @@ def _path(given: Given, rule: Rule) -> Path:
 
 
 def _optional_path(given: Given, rule: Rule) -> Path | None:
-    return None if is_none(given) else _path(given, rule)
+    return None if is_none(given) else absolute_path(given, rule)
 
 
-def _names(given: Given, rule: Rule) -> tuple[str, ...]:
+def name_list(given: Given, rule: Rule) -> tuple[str, ...]:
     """A comma list of names, each at most once."""
     found = tuple(name.strip() for name in given.text.split(","))
     if not all(found):
@@ -196,111 +195,12 @@ READERS: dict[str, Callable[[Given, Rule], Any]] = {
     "bool": _switch,
     "bool | Auto": _switch_or_auto,
     "int | Auto": _whole_or_auto,
-    "str": _word,
-    "str | None": _optional_text,
-    "Path": _path,
+    "str": one_word,
+    "str | None": optional_text,
+    "Path": absolute_path,
     "Path | None": _optional_path,
-    "tuple[str, ...]": _names,
+    "tuple[str, ...]": name_list,
 }
-
-
-def base_model(given: Given, rule: Rule) -> str:
-    """[Model] BASE_MODEL_NAME: a path becomes absolute, any other name (Hub id, Ollama tag, embedded/...) stays."""
-    name = given.text.strip()
-    if not name or name in ("none", "None", "null"):
-        raise ValueError("must name a model: a Hub id, a folder, a .gguf file or an Ollama tag")
-    if name.startswith("embedded/") and name != rule.default:
-        raise ValueError(f"the only embedded model is {rule.default}")
-    if re.match("https?://", name):
-        raise ValueError("is an address; write the Hub id, such as Qwen/Qwen3-0.6B")
-    if is_path(name) or (name != rule.default and _is_there(given.folder / name)):
-        return str(_path(Given(name, given.folder), rule))
-    if not re.fullmatch(r"[A-Za-z0-9_.:/\-]+", name):
-        raise ValueError("is neither a Hub id (letters, digits, - _ . and one /) nor an existing folder or .gguf file")
-    if name.count("/") > 1 and ":" not in name:
-        raise ValueError(f"no such folder ({given.folder / name}); a Hub id has one / only, as in Qwen/Qwen3-0.6B")
-    return name
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # too long a name, or a folder that may not be looked into
-        return False
-
-
-def is_path(name: str) -> bool:
-    """Whether a model's name can only be a path."""
-    return name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.lower().endswith(".gguf")
-
-
-def chat_template(given: Given, rule: Rule) -> str:
-    """[Model] CHAT_TEMPLATE: auto, the name of one that comes with this project, or a Jinja file, as absolute path."""
-    text = given.text.strip()
-    known = ("auto", *sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
-    if text.lower() in known:
-        return text.lower()
-    name = text.removeprefix("@")
-    if name and (name != text or "/" in name or "." in name or _is_there(given.folder / name)):
-        return str(_path(Given(name, given.folder), rule))
-    raise ValueError(f"is neither one of {', '.join(known)} nor a Jinja file{names.did_you_mean(text, known)}")
-
-
-def prompt_template(given: Given, rule: Rule) -> str | None:
-    """[Dataset] PROMPT_TEMPLATE: free text from which the template for answering follows (prompt_template.py)."""
-    from training import prompt_template
-
-    text = _optional_text(given, rule)
-    try:
-        if text is not None:
-            prompt_template.parse(text)
-    except UserError as error:
-        raise ValueError(str(error).removeprefix(f"{prompt_template.WHERE}: ")) from None
-    return text
-
-
-def model_name(given: Given, rule: Rule) -> str:
-    """[Model] NEW_MODEL_NAME: what Ollama takes as a name."""
-    name = given.text.strip()
-    names.check_model_name(name)
-    if len(name) > 200:  # with its ending it must fit into the 255 bytes of a file name
-        raise ValueError(f"has {len(name)} characters; files are named after it, so 200 is the most")
-    return name
-
-
-def quantisations(given: Given, rule: Rule) -> tuple[str, ...]:
-    """[Quantization] QUANTIZATION_METHOD: llama.cpp's names in lower case, each at most once."""
-    found = tuple(names.quantisation(name) for name in _names(given, rule))
-    return _names(Given(",".join(found), given.folder), rule)
-
-
-def modules(given: Given, rule: Rule) -> tuple[str, ...]:
-    """[LoRA] TARGET_MODULES: module names, or all-linear alone. Whether the model has them is known later."""
-    found = _names(given, rule)
-    if "all-linear" in found and len(found) > 1:
-        raise ValueError("all-linear stands alone: it means every linear layer")
-    for name in found:
-        if name != "all-linear" and not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
-            raise ValueError(f"{name} is not the name of a module, such as q_proj")
-    return found
-
-
-def device(given: Given, rule: Rule) -> str:
-    """[Hardware] DEVICE: one of the rule's words, or one card by its number, such as cuda:1."""
-    word = given.text.strip().lower()
-    if word in ("gpu", "nvidia"):
-        raise ValueError("write cuda")
-    return word if re.fullmatch(r"(cuda|xpu):[0-9]{1,2}", word) else _word(given, rule)
-
-
-def address(given: Given, rule: Rule) -> str | None:
-    """[Hardware] MAIN_PROCESS_ADDRESS: host or host:port, or None."""
-    if is_none(given):
-        return None
-    match = re.fullmatch(r"([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", given.text.strip())
-    if not match or (match[2] and not 1 <= int(match[2]) <= 65535):
-        raise ValueError("expected host or host:port, such as 10.0.0.5:29500")
-    return match[0]
 
 
 def missing(value: Any, rule: Rule) -> str:
@@ -312,16 +212,16 @@ def missing(value: Any, rule: Rule) -> str:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
         kind = "file or folder" if rule.is_a == "model" else "file"
-        return "" if rule.is_a == "folder" else f"no such {kind} ({path})"
+        return "" if rule.is_a == "folder" else f"no such {kind} ({ini.shown(path)})"
     except PermissionError:
-        return f"permission denied ({path})"
+        return f"permission denied ({ini.shown(path)})"
     except OSError as error:
-        return f"cannot be used as a path: {error.strerror} ({ini.show(str(path))})"
+        return f"cannot be used as a path: {error.strerror} ({ini.shown(path)})"
     if is_folder and rule.is_a == "file":
-        return f"is a folder; a file is expected ({path})"
+        return f"is a folder; a file is expected ({ini.shown(path)})"
     if not is_folder and rule.is_a == "folder":
-        return f"is there already and is not a folder ({path})"
-    return "" if os.access(path, os.R_OK) else f"permission denied ({path})"
+        return f"is there already and is not a folder ({ini.shown(path)})"
+    return "" if os.access(path, os.R_OK) else f"permission denied ({ini.shown(path)})"
 
 
 def allowed(rule: Rule, kind: str) -> str:

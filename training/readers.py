@@ -1,0 +1,116 @@
+"""Readers of the settings whose text is more than a number, a word or a path: models, templates, modules, devices.
+
+Each takes what was given and the setting's rule, and raises ValueError with what would be allowed (values.py).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from training import ini, names, values
+from training.errors import UserError
+from training.values import Given, Rule
+
+CHAT_TEMPLATES = Path(__file__).resolve().parent / "chat_templates"
+
+
+def base_model(given: Given, rule: Rule) -> str:
+    """[Model] BASE_MODEL_NAME: a path becomes absolute, any other name (Hub id, Ollama tag, embedded/...) stays."""
+    name = given.text.strip()
+    if not name or name in ("none", "None", "null"):
+        raise ValueError("must name a model: a Hub id, a folder, a .gguf file or an Ollama tag")
+    if name.startswith("embedded/") and name != rule.default:
+        raise ValueError(f"the only embedded model is {rule.default}")
+    if re.match("https?://", name):
+        raise ValueError("is an address; write the Hub id, such as Qwen/Qwen3-0.6B")
+    if is_path(name) or (name != rule.default and _is_there(given.folder / name)):
+        return str(values.absolute_path(Given(name, given.folder), rule))
+    if not re.fullmatch(r"[A-Za-z0-9_.:/\-]+", name):
+        raise ValueError("is neither a Hub id (letters, digits, - _ . and one /) nor an existing folder or .gguf file")
+    if name.count("/") > 1 and ":" not in name:
+        raise ValueError(
+            f"no such folder ({ini.shown(given.folder / name)}); a Hub id has one / only, as in Qwen/Qwen3-0.6B"
+        )
+    return name
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long a name, or a folder that may not be looked into
+        return False
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name can only be a path."""
+    return name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.lower().endswith(".gguf")
+
+
+def chat_template(given: Given, rule: Rule) -> str:
+    """[Model] CHAT_TEMPLATE: auto, the name of one that comes with this project, or a Jinja file, as absolute path."""
+    text = given.text.strip()
+    known = ("auto", *sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
+    if text.lower() in known:
+        return text.lower()
+    name = text.removeprefix("@")
+    if name and (name != text or "/" in name or "." in name or _is_there(given.folder / name)):
+        return str(values.absolute_path(Given(name, given.folder), rule))
+    raise ValueError(f"is neither one of {', '.join(known)} nor a Jinja file{names.did_you_mean(text, known)}")
+
+
+def prompt_template(given: Given, rule: Rule) -> str | None:
+    """[Dataset] PROMPT_TEMPLATE: free text from which the template for answering follows (prompt_template.py)."""
+    from training import prompt_template
+
+    text = values.optional_text(given, rule)
+    try:
+        if text is not None:
+            prompt_template.parse(text)
+    except UserError as error:
+        raise ValueError(str(error).removeprefix(f"{prompt_template.WHERE}: ")) from None
+    return text
+
+
+def model_name(given: Given, rule: Rule) -> str:
+    """[Model] NEW_MODEL_NAME: what Ollama takes as a name."""
+    name = given.text.strip()
+    names.check_model_name(name)
+    if len(name) > 200:  # with its ending it must fit into the 255 bytes of a file name
+        raise ValueError(f"has {len(name)} characters; files are named after it, so 200 is the most")
+    return name
+
+
+def quantisations(given: Given, rule: Rule) -> tuple[str, ...]:
+    """[Quantization] QUANTIZATION_METHOD: llama.cpp's names in lower case, each at most once."""
+    found = tuple(names.quantisation(name) for name in values.name_list(given, rule))
+    return values.name_list(Given(",".join(found), given.folder), rule)
+
+
+def modules(given: Given, rule: Rule) -> tuple[str, ...]:
+    """[LoRA] TARGET_MODULES: module names, or all-linear alone. Whether the model has them is known later."""
+    found = values.name_list(given, rule)
+    if "all-linear" in found and len(found) > 1:
+        raise ValueError("all-linear stands alone: it means every linear layer")
+    for name in found:
+        if name != "all-linear" and not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
+            raise ValueError(f"{name} is not the name of a module, such as q_proj")
+    return found
+
+
+def device(given: Given, rule: Rule) -> str:
+    """[Hardware] DEVICE: one of the rule's words, or one card by its number, such as cuda:1."""
+    word = given.text.strip().lower()
+    if word in ("gpu", "nvidia"):
+        raise ValueError("write cuda")
+    return word if re.fullmatch(r"(cuda|xpu):[0-9]{1,2}", word) else values.one_word(given, rule)
+
+
+def address(given: Given, rule: Rule) -> str | None:
+    """[Hardware] MAIN_PROCESS_ADDRESS: host or host:port, or None."""
+    if values.is_none(given):
+        return None
+    match = re.fullmatch(r"([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", given.text.strip())
+    if not match or (match[2] and not 1 <= int(match[2]) <= 65535):
+        raise ValueError("expected host or host:port, such as 10.0.0.5:29500")
+    return match[0]

@@ -1,0 +1,206 @@
+"""Every setting, stated once: its name, type, default, what is allowed, and what it is for.
+
+To add a setting, write one line in its section, and the same key in config.ini. Checking, --set, --help, the record of
+a run and the table for the README follow from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from training import readers, values
+from training.values import Auto, Rule, setting
+
+FORMATS = ("auto", "messages", "conversations", "alpaca", "prompt", "input", "text")  # the fields of a row: rows.py
+OPTIMIZERS = (
+    *("auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"),
+    *("paged_adamw_32bit", "adafactor", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"),
+    *("adagrad", "rmsprop", "sgd"),
+)  # those of transformers that need no further package than bitsandbytes
+SCHEDULERS = (
+    *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
+)  # those of transformers that need no further arguments
+
+
+@dataclass(frozen=True)
+class Model:
+    """[Model]: what is trained, and how a conversation is written for it."""
+
+    base_model_name: str = setting(
+        "embedded/SmolLM2-135M-Instruct",
+        read=readers.base_model,
+        is_a="model",
+        help="Hub id, local folder, .gguf file, Ollama tag, or the model that comes with this project",
+    )
+    new_model_name: str = setting(
+        "my-assistant", read=readers.model_name, help="name in Ollama: [namespace/]model[:tag]"
+    )
+    max_seq_length: int = setting(
+        4096, at_least=16, help="tokens; longer rows are cut; capped by the model unless you write another value"
+    )
+    revision: str | None = setting(None, help="branch, tag or commit of a model on the Hub")
+    chat_template: str = setting(
+        "auto",
+        read=readers.chat_template,
+        is_a="file",
+        help="auto (the model's own), a name such as chatml, or a Jinja file",
+    )
+    system_prompt: str | None = setting(None, help="system text put before every conversation that has none")
+    trust_remote_code: bool = setting(
+        False, help="run Python code that comes with the model; only for models you trust"
+    )
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """[LoRA]: the adapter that is trained."""
+
+    r: int = setting(16, at_least=1, help="adapter rank; 8, 16 or 32 suit most runs")
+    lora_alpha: int = setting(16, at_least=1, help="strength of the adapter: the update is scaled by LORA_ALPHA / R")
+    lora_dropout: float = setting(0.0, at_least=0, below=1, help="0 is Unsloth's fast path")
+    bias: str = setting("none", one_of=("none", "all", "lora_only"), help="which biases are trained")
+    target_modules: tuple[str, ...] = setting(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), read=readers.modules, help="modules to adapt, or all-linear"
+    )
+    use_rslora: bool = setting(False, help="scale by LORA_ALPHA / sqrt(R), steadier at high ranks")
+    use_dora: bool = setting(False, help="weight-decomposed LoRA: slower, sometimes better at low ranks")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """[Dataset]: the rows, and what of them is learned."""
+
+    dataset_file: Path = setting("train_data.jsonl", is_a="file", help="training rows: JSONL, JSON, CSV or TXT")
+    format: str = setting("auto", one_of=FORMATS, help="what the rows hold; auto tells them apart row by row")
+    validation_file: Path | None = setting(None, is_a="file", help="rows to validate on; beats VALIDATION_SPLIT")
+    validation_split: float = setting(
+        0.1, at_least=0, below=1, help="share of the rows kept for validation; 0 for none"
+    )
+    test_split: float = setting(
+        0.0, at_least=0, below=1, help="share of the rows kept for a test at the end; 0 for none"
+    )
+    train_on: str = setting("completion", one_of=("completion", "all"), help="learn the answers only, or all the text")
+    train_turns: str = setting("all", one_of=("all", "last"), help="learn every answer of a conversation, or the last")
+    prompt_template: str | None = setting(
+        None,
+        read=readers.prompt_template,
+        help="text with {instruction}, {input}, {response} or other columns, in place of a chat template",
+    )
+    on_bad_row: str = setting("stop", one_of=("stop", "skip"), help="stop at bad rows, or go on without them")
+    max_rows: int = setting(0, at_least=0, help="use the first rows only; 0 for all")
+
+
+@dataclass(frozen=True)
+class Training:
+    """[Training]: how long, how fast, and what is kept."""
+
+    per_device_train_batch_size: int = setting(2, at_least=1, help="rows at a time on each device")
+    gradient_accumulation_steps: int = setting(4, at_least=1, help="batches that make one optimizer step")
+    learning_rate: float = setting(2e-4, above=0, at_most=1, help="2e-4 suits LoRA; lower it when the loss jumps")
+    max_steps: int = setting(60, at_least=0, help="optimizer steps; 0 lets NUM_TRAIN_EPOCHS decide")
+    num_train_epochs: float = setting(3.0, above=0, at_most=10000, help="passes over the rows, when MAX_STEPS is 0")
+    warmup_steps: int = setting(5, at_least=0, help="steps over which the learning rate rises")
+    output_dir: Path = setting("outputs", is_a="folder", help="each run makes its own folder in here")
+    logging_steps: int = setting(1, at_least=0, help="steps between progress lines; 0 for none")
+    weight_decay: float = setting(0.01, at_least=0, below=1, help="pull of the weights towards 0")
+    lr_scheduler_type: str = setting("linear", one_of=SCHEDULERS, help="course of the learning rate")
+    max_grad_norm: float = setting(1.0, at_least=0, help="longer gradients are scaled down to this; 0 for never")
+    optim: str = setting("auto", one_of=OPTIMIZERS, help="optimizer; auto takes 8-bit AdamW with Unsloth, else AdamW")
+    seed: int = setting(3407, at_least=0, at_most=2**32 - 1, help="same seed, same data: same run")
+    save_steps: int = setting(20, at_least=0, help="steps between checkpoints; 0 for none")
+    save_total_limit: int = setting(2, at_least=0, help="checkpoints to keep; 0 for all")
+    eval_steps: int = setting(20, at_least=0, help="steps between validations; 0 for none during training")
+    sample_steps: int = setting(0, at_least=0, help="steps between sample answers in the log; 0 for none")
+    early_stopping_patience: int = setting(
+        0, at_least=0, help="stop after this many validations without a better loss, and keep the best; 0 for never"
+    )
+    packing: bool | Auto = setting("auto", help="fill sequences with several short rows")
+    gradient_checkpointing: bool | Auto = setting("auto", help="less memory for more computing")
+    report_to: str = setting(
+        "none", one_of=("none", "tensorboard", "wandb", "trackio"), help="tracker that gets the figures as well"
+    )
+    report_project: str | None = setting(None, help="project in the tracker")
+    report_name: str | None = setting(None, help="name of the run in the tracker")
+    fail_if_worse: bool = setting(False, help="exit 1 when the validation loss ends higher than it began")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """[Quantization]: precision of the base model in training, and of the files made."""
+
+    load_in_4bit: bool = setting(True, help="load the base model in 4 bit (CUDA only; logged and ignored elsewhere)")
+    quantization_method: tuple[str, ...] = setting(
+        ("q4_k_m",), read=readers.quantisations, help="GGUF types to make: llama.cpp's names, with commas between"
+    )
+    keep_merged: bool = setting(True, help="keep merged/, the 16-bit model as a Hugging Face folder")
+    keep_f16: bool = setting(False, help="keep the 16-bit GGUF that the others are made from")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """[Hardware]: where and in which precision it runs. auto is decided at the start, and logged with its reason."""
+
+    auto_fp16_bf16: bool = setting(True, help="choose the precision that the hardware is fast in")
+    precision: str = setting("bf16", one_of=("bf16", "fp16", "fp32"), help="used when AUTO_FP16_BF16 = false")
+    engine: str = setting("auto", one_of=("auto", "unsloth", "transformers"), help="auto is Unsloth on a GPU")
+    device: str = setting(
+        "auto", one_of=("auto", "cpu", "cuda", "xpu"), read=readers.device, help="or cuda:1, one card"
+    )
+    fast_cpu: bool | Auto = setting("auto", help="the faster kernels for training on a CPU")
+    num_threads: int | Auto = setting("auto", at_least=1, at_most=4096, help="CPU threads; auto is one per core")
+    num_processes: int = setting(1, at_least=1, at_most=1024, help="processes on each machine: one per GPU")
+    num_machines: int = setting(1, at_least=1, at_most=1024, help="machines that train together")
+    machine_rank: int = setting(0, at_least=0, help="number of this machine, from 0 on")
+    main_process_address: str | None = setting(
+        None, read=readers.address, help="host:port of machine 0, when there are several"
+    )
+    sharding: str = setting("none", one_of=("none", "fsdp"), help="fsdp spreads the model over the processes")
+
+
+SECTIONS = {cls.__name__: cls for cls in (Model, LoRA, Dataset, Training, Quantization, Hardware)}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One setting of the table: its names, its rule, and the annotation that says how it is read."""
+
+    section: str
+    key: str
+    rule: Rule
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Section.KEY, as --set and the records name it."""
+        return f"{self.section}.{self.key}"
+
+
+TABLE: dict[str, Item] = {
+    item.name: item
+    for section, cls in SECTIONS.items()
+    for f in dataclasses.fields(cls)
+    for item in [Item(section, f.name.upper(), f.metadata["rule"], str(f.type))]
+}
+
+
+def reference() -> str:
+    """The table of all settings in Markdown, a section at a time, as the README shows it."""
+    lines = []
+    for section, cls in SECTIONS.items():
+        about = " ".join((cls.__doc__ or "").split()).partition(": ")[2]
+        lines += [
+            f"### [{section}]",
+            "",
+            about[0].upper() + about[1:],
+            "",
+            "| key | default | values | meaning |",
+            "|---|---|---|---|",
+        ]
+        for item in (item for item in TABLE.values() if item.section == section):
+            default = values.write(item.rule.default)
+            default = f"`{default}`" if default else "(none)"
+            lines.append(f"| `{item.key}` | {default} | {values.allowed(item.rule, item.kind)} | {item.rule.help} |")
+        lines.append("")
+    return "\n".join(lines)
