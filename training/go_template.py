@@ -13,9 +13,10 @@ from training.pieces import Pieces
 
 PLAIN = "{{ .Prompt }}"  # for a model trained on plain text: the prompt as it is, nothing around it
 
-# Looked at letter by letter or run by run: what begins an action, three quotes (they would end the TEMPLATE in the
-# Modelfile), and everything outside plain ASCII, of which only what Ollama's Modelfile reader keeps can stay as it is.
-_SUSPECT = re.compile(r'\{(?:\{+|$)|"{3,}|[^ -~\n]')
+# Looked at more closely: what begins an action, by itself or with the "{{" of an action written after it; three quotes
+# (they would end the TEMPLATE in the Modelfile); and everything outside plain ASCII, of which only what Ollama's
+# Modelfile reader keeps can stay as it is.
+_SUSPECT = re.compile(r'\{(?:\{+|(?![ !#-z|}~\n]))|"{3,}|[^ -~\n]')
 
 
 def go_template(pieces: Pieces, write_bos: bool = False) -> str:

@@ -58,24 +58,8 @@ def compose(
     `chat` None is a model trained on plain text. `adapter_of`: a model that Ollama has already, for which `gguf` is an
     adapter. TEMPLATE is left out when it cannot be proved. UserError names every value that a Modelfile cannot hold.
     """
-    notes: list[str] = []
-    template: str | None = PLAIN
-    system = None
-    if chat is not None:
-        pieces = derive(chat.render, bos=chat.bos, eos=chat.eos, jinja=chat.jinja)
-        if isinstance(pieces, Refusal):
-            template, system = None, chat.system
-            notes.append(left_out(pieces, adapter_of))
-        else:
-            pieces, system = place_system(pieces, chat.system)
-            template = _template(pieces, chat)
-            if pieces.exceptions:
-                notes.append(
-                    f"TEMPLATE is proved equal to the chat template; may differ in: {', '.join(pieces.exceptions)}"
-                )
-            if pieces.system == "none":
-                notes.append("The chat template has no place for a system message: one that is sent is left out.")
-    return _text(gguf, template, system, stops, num_ctx, sampling or {}, adapter_of, notes)
+    parts = _parts(chat, adapter_of)
+    return _text(gguf, parts, stops, num_ctx, sampling or {}, adapter_of)
 
 
 def write(path: Path, text: str) -> None:
@@ -83,35 +67,57 @@ def write(path: Path, text: str) -> None:
     files.write_text(path, text)
 
 
-def verify(path: Path, chat: Chat | None) -> dict[str, Any]:
+def verify(path: Path, chat: Chat | None, stops: Sequence[str] = ()) -> dict[str, Any]:
     """The check "modelfile_template" for the report: the TEMPLATE on the disk renders what the chat template renders.
 
-    The chat template is taken apart and proved anew, and what the file holds is compared with that. A TEMPLATE left out
-    because it cannot be proved passes, and the record says what it needs.
+    The chat template is taken apart and proved anew, and what the file holds is compared with that; `stops` are texts
+    that must be stop texts. A TEMPLATE left out because it cannot be proved passes, and the record says what it needs.
     """
-    record: dict[str, Any] = {"check": "modelfile_template", "passed": False, "conversations": 0, "exceptions": []}
-    held = dict(read(path))
-    template, system = held.get("template"), held.get("system")
-    if chat is None:
-        wanted_template, wanted_system, note = PLAIN, None, "plain text: the prompt as it is"
+    commands = read(path)
+    held = dict(commands)
+    parts = _parts(chat, held.get("from") if "adapter" in held else None)
+    record = {"check": "modelfile_template", "passed": False, **parts.record}
+    missing = [stop for stop in stops if ("stop", stop) not in commands]
+    if held.get("template") != parts.template:
+        record["note"] = f"TEMPLATE is not the chat template: {_compared(parts.template, held.get('template'))}"
+    elif (held.get("system") or None) != parts.system:
+        record["note"] = f"SYSTEM is not the SYSTEM_PROMPT: {_compared(parts.system, held.get('system'))}"
+    elif missing:
+        record["note"] = f"PARAMETER stop is missing for {', '.join(map(repr, missing))}"
     else:
-        pieces = derive(chat.render, bos=chat.bos, eos=chat.eos, jinja=chat.jinja)
-        if isinstance(pieces, Refusal):
-            wanted_template, wanted_system = None, chat.system
-            note = left_out(pieces, held["from"] if "adapter" in held else None)
-            record["requires"] = f"Ollama {NATIVE}"
-        else:
-            record |= {"conversations": pieces.conversations, "exceptions": list(pieces.exceptions)}
-            note = f"equal to the chat template in {pieces.conversations} conversations"
-            if pieces.exceptions:
-                note += f"; may differ in: {', '.join(pieces.exceptions)}"
-            pieces, wanted_system = place_system(pieces, chat.system)
-            wanted_template = _template(pieces, chat)
-    if template != wanted_template:
-        return record | {"note": f"TEMPLATE is not the chat template: {_compared(wanted_template, template)}"}
-    if (system or None) != (wanted_system or None):
-        return record | {"note": f"SYSTEM is not the SYSTEM_PROMPT: {_compared(wanted_system, system)}"}
-    return record | {"passed": True, "note": note}
+        record["passed"] = True
+    return record
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What follows from the chat template: two values, comments for the file, and what the report is told."""
+
+    template: str | None
+    system: str | None
+    comments: tuple[str, ...]
+    record: dict[str, Any]
+
+
+def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
+    record: dict[str, Any] = {"conversations": 0, "exceptions": []}
+    if chat is None:
+        return _Parts(PLAIN, None, (), record | {"note": "plain text: the prompt as it is"})
+    pieces = derive(chat.render, bos=chat.bos, eos=chat.eos, jinja=chat.jinja)
+    if isinstance(pieces, Refusal):
+        note = left_out(pieces, adapter_of)
+        requires = {} if adapter_of is not None else {"requires": f"Ollama {NATIVE}"}
+        return _Parts(None, chat.system or None, (note,), record | requires | {"note": note})
+    comments = [f"TEMPLATE is equal to the chat template in {pieces.conversations} conversations."]
+    if pieces.exceptions:
+        comments.append(f"It may differ in: {', '.join(pieces.exceptions)}.")
+    if prefers_jinja(chat.jinja):
+        comments.append(f"Ollama {NATIVE} and later use the chat template in the GGUF, which knows tools or thinking.")
+    if pieces.system == "none":
+        comments.append("The chat template has no place for a system message: one that is sent is left out.")
+    record |= {"conversations": pieces.conversations, "exceptions": list(pieces.exceptions), "note": " ".join(comments)}
+    pieces, system = place_system(pieces, chat.system, chat.jinja)
+    return _Parts(go_template(pieces, write_bos=not chat.adds_bos), system, tuple(comments), record)
 
 
 def left_out(refusal: Refusal, adapter_of: str | None = None) -> str:
@@ -124,10 +130,6 @@ def left_out(refusal: Refusal, adapter_of: str | None = None) -> str:
     )
 
 
-def _template(pieces: Pieces, chat: Chat) -> str:
-    return go_template(pieces, write_bos=not chat.adds_bos)
-
-
 def _compared(wanted: str | None, found: str | None) -> str:
     if wanted is None or found is None:
         return "it is there, but should be left out" if wanted is None else "it is missing"
@@ -136,13 +138,11 @@ def _compared(wanted: str | None, found: str | None) -> str:
 
 def _text(
     gguf: str,
-    template: str | None,
-    system: str | None,
+    parts: _Parts,
     stops: Sequence[str],
     num_ctx: int,
     sampling: Mapping[str, float],
     adapter_of: str | None,
-    notes: Sequence[str],
 ) -> str:
     problems = file_name_problems(gguf) + (model_name_problems(adapter_of) if adapter_of is not None else [])
 
@@ -153,14 +153,14 @@ def _text(
             problems.extend(error.problems)
             return ""
 
-    lines = [f"# {line}" for note in notes for line in note.splitlines()]
+    lines = [f"# {line}" for comment in parts.comments for line in comment.splitlines()]
     lines += [f"FROM {adapter_of}", f"ADAPTER ./{gguf}"] if adapter_of is not None else [f"FROM ./{gguf}"]
-    if template is not None:
-        lines.append(f"TEMPLATE {value('TEMPLATE', template)}")
+    if parts.template is not None:
+        lines.append(f"TEMPLATE {value('TEMPLATE', parts.template)}")
     elif adapter_of is None:
         lines.append(f"REQUIRES {NATIVE}")  # Ollama before 0.14 does not know the word, and stops at it: rightly so
-    if system:
-        lines.append(f"SYSTEM {value('SYSTEM_PROMPT', system)}")
+    if parts.system:
+        lines.append(f"SYSTEM {value('SYSTEM_PROMPT', parts.system)}")
     lines += [f"PARAMETER stop {value('a stop text', stop)}" for stop in stops]
     lines.append(f"PARAMETER num_ctx {num_ctx:d}")
     lines += [f"PARAMETER {key} {number}" for key, number in sampling.items()]
@@ -169,11 +169,11 @@ def _text(
     return "\n".join(lines) + "\n"
 
 
-def place_system(pieces: Pieces, system: str | None) -> tuple[Pieces, str | None]:
+def place_system(pieces: Pieces, system: str | None, jinja: str = "") -> tuple[Pieces, str | None]:
     """Find the place for a system text: a SYSTEM line, or, if that cannot hold it, the template's own default.
 
-    TEMPLATE can hold any text (Go strings have escapes). Returns the pieces for go_template, and the text for SYSTEM.
-    UserError when neither can hold it.
+    TEMPLATE can hold any text (Go strings have escapes), but serves only where Ollama does not prefer the GGUF's `jinja`.
+    Returns the pieces for go_template, and the text for SYSTEM. UserError when neither can hold it.
     """
     if not system:
         return pieces, None
@@ -183,9 +183,18 @@ def place_system(pieces: Pieces, system: str | None) -> tuple[Pieces, str | None
         quote(system, "SYSTEM_PROMPT")
         return pieces, system
     except UserError:
-        if pieces.system != "turn":
+        if pieces.system != "turn" or prefers_jinja(jinja):
             raise
         return replace(pieces, default=pieces.system_before + system + pieces.system_after), None
+
+
+def prefers_jinja(jinja: str) -> bool:
+    """Whether Ollama 0.30 and later pass over TEMPLATE and use the GGUF's own `jinja`, because it can do more.
+
+    That is so when it knows of tools or of thinking and TEMPLATE does not (server/images.go, shouldPreferChatTemplate).
+    The prompt is the same: that is what is proved. Only what stands in TEMPLATE alone would be lost.
+    """
+    return "tools" in jinja or "tool_call" in jinja or "</think>" in jinja
 
 
 def stop_texts(
