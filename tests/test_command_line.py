@@ -227,6 +227,17 @@ def test_as_a_script_it_is_silent_when_all_is_right(tmp_path):
     assert os.listdir(tmp_path) == []  # noqa: PTH208 - the names are what is asked for
 
 
+def test_a_folder_that_was_removed_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    code = f"import os, sys; os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); sys.path.insert(0, {str(ROOT)!r})"
+    code += "; from training.command_line import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-I", "-S", "-c", code]
+    for argv in (["data.jsonl"], ["--config", "x.ini"]):
+        result = subprocess.run([*command, *argv], capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (2, "the folder you are in was removed; go to another one\n")
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
 def test_help_names_every_flag_and_every_setting_on_stdout():
     result = run("--help", "--nonsense")
     assert (result.returncode, result.stderr) == (0, "")

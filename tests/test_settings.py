@@ -88,6 +88,8 @@ WRONG_VALUES = [
     ("Dataset", "VALIDATION_SPLIT = 1", "[Dataset] VALIDATION_SPLIT = 1: must be from 0 up to, not including, 1"),
     ("Dataset", "VALIDATION_SPLIT = 10%", "[Dataset] VALIDATION_SPLIT = 10%: expected a number such as 0.1 or 2e-4"),
     ("Dataset", "PROMPT_TEMPLATE = {instruction}", "[Dataset] PROMPT_TEMPLATE = {instruction}: {response} is missing: it marks where the answer stands"),
+    ("Dataset", "PROMPT_TEMPLATE = ### Q:\\n{q}\\n### A:\\n{response}", "[Dataset] PROMPT_TEMPLATE is empty: ### Q:\\n{q}\\n### A:\\n{respo... is read as a comment; put the whole text in double quotes"),
+    ("Model", "SYSTEM_PROMPT = Write ## above", "[Model] SYSTEM_PROMPT = Write: ## above is read as a comment; put the whole text in double quotes"),
     ("Dataset", "ON_BAD_ROW = ignore", "[Dataset] ON_BAD_ROW = ignore: must be one of stop, skip"),
     ("Dataset", "MAX_ROWS = -1", "[Dataset] MAX_ROWS = -1: must be at least 0"),
     ("Training", "LEARNING_RATE = 0", "[Training] LEARNING_RATE = 0: must be above 0 and at most 1"),
@@ -362,6 +364,12 @@ def test_a_text_may_stand_in_a_file_of_its_own(tmp_path):
     assert line.endswith("prompt.txt:1: is not UTF-8 (byte 0xd6); save it as UTF-8")
 
 
+def test_a_template_that_the_shipped_file_suggests_is_taken(tmp_path):
+    example = re.search(r'such as: (".*")  \(with', (ROOT / "config.ini").read_text("utf-8"))[1]
+    found = load(tmp_path, f"[Dataset]\nPROMPT_TEMPLATE = {example}")
+    assert found.dataset.prompt_template == "### Question:\n{instruction}\n\n### Answer:\n{response}"
+
+
 def test_the_bare_word_none_is_none_and_in_quotes_a_text(tmp_path):
     assert load(tmp_path, "[Model]\nSYSTEM_PROMPT = None").model.system_prompt is None
     assert load(tmp_path, '[Model]\nSYSTEM_PROMPT = "none"').model.system_prompt == "none"
@@ -488,7 +496,7 @@ SOME_LEGAL = st.lists(st.sampled_from(list(TABLE)), max_size=5, unique=True).fla
 def test_the_effective_settings_read_back_the_same_for_every_legal_value(tmp_path, chosen):
     found = load(tmp_path)
     for key, value in chosen.items():
-        found = found.with_choice(key, value, 'tried # ; "quoted" out')
+        found = found.with_choice(key, value, 'tried # ; "quoted" {out}')
     bad = contradictions.find(dataclasses.replace(found, choices=(), origins=dict.fromkeys(TABLE, "config.ini:1")))
     assume(not bad)
     path = tmp_path / "effective.ini"

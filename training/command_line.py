@@ -76,7 +76,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     command = parser.commands[0].removeprefix("--") if parser.commands else "run"
     return Arguments(
         command=command,
-        config=Path.cwd() / Path(parser.config).expanduser() if parser.config else ROOT / "config.ini",
+        config=settings.here() / Path(parser.config).expanduser() if parser.config else ROOT / "config.ini",
         overrides=(*positions, *parser.flags),
         runs=tuple(_run(text) for text in parser.runs),
         **{switch.removeprefix("--"): True for switch in parser.switches},
@@ -188,7 +188,7 @@ def _check_together(parser: _Parser) -> None:
 def _run(text: str) -> Path:
     """A RUN: a path from the caller's folder when it is one, else a name to look up in OUTPUT_DIR."""
     path = Path(text).expanduser()
-    return Path.cwd() / path if "/" in text or path.exists() else path
+    return settings.here() / path if "/" in text or path.exists() else path
 
 
 def main(argv: Sequence[str]) -> int:

@@ -33,6 +33,7 @@ class Entry:
     value: str
     quoted: bool
     line: int
+    comment: str = ""  # what was cut off behind the value
 
 
 @dataclass
@@ -135,7 +136,9 @@ def _header(stripped: str, number: int, ini: Ini) -> str:
 
 def _add(ini: Ini, section: str, key: str, rest: str, number: int) -> None:
     if not rest.lstrip().startswith('"'):
-        ini.entries.append(Entry(section, key, _COMMENT.sub("", rest, count=1).strip(), False, number))
+        comment = _COMMENT.search(rest)
+        value = rest[: comment.start()] if comment else rest
+        ini.entries.append(Entry(section, key, value.strip(), False, number, comment[0].strip() if comment else ""))
     elif match := _QUOTED.fullmatch(rest.strip()):
         ini.entries.append(Entry(section, key, unescape(match[1]), True, number))
     else:

@@ -105,7 +105,8 @@ class Settings:
             for item in (item for item in TABLE.values() if item.section == section):
                 text = values.write(self.get(item.name))
                 text = text if item.rule.one_of else ini.quote(text)
-                lines.append(f"{item.key} = {text}  # {ini.show(self.origin(item.name), 200)}")
+                origin = ini.show(self.origin(item.name), 200).replace("{", "(").replace("}", ")")  # no template
+                lines.append(f"{item.key} = {text}  # {origin}")
         return "\n".join(lines) + "\n"
 
 
@@ -177,14 +178,14 @@ def _collect(
         key = f"{entry.section}.{entry.key}"
         origin = f"{config.name}:{entry.line}"
         if key in TABLE:
-            found[key] = (Given(entry.value, config.parent, entry.quoted), entry.line, origin)
+            found[key] = (Given(entry.value, config.parent, entry.quoted, entry.comment), entry.line, origin)
         elif entry.section in SECTIONS:
             problems.append((entry.line, f"{origin}: {unknown_key(entry.section, entry.key)}"))
     others = []
     for given in overrides:
         key = f"{given.section}.{given.key}"
         if key in TABLE:
-            found[key] = (Given(given.value, Path.cwd()), 0, given.source)
+            found[key] = (Given(given.value, here()), 0, given.source)
         elif given.section in SECTIONS:
             others.append(f"{given.source}: {unknown_key(given.section, given.key)}")
         else:
@@ -222,9 +223,20 @@ def _raise_all(problems: Sequence[str], config: Path) -> None:
     raise UserError(shown, title=f"{_short(config)}: {count}")
 
 
-def _short(path: Path) -> Path:
+def _short(path: Path) -> str:
     """The path from the current folder when it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        return ini.shown(path.relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return ini.shown(path)
+
+
+def here() -> Path:
+    """The caller's folder. Raises UserError when it is there no more."""
+    try:
+        return Path.cwd()
+    except OSError:
+        raise UserError("the folder you are in was removed; go to another one") from None
 
 
 def clamp(settings: Settings, total_steps: int) -> Settings:

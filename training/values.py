@@ -30,6 +30,7 @@ class Given:
     text: str
     folder: Path
     quoted: bool = False
+    comment: str = ""  # what the file has behind the value
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ def free_text(given: Given, rule: Rule) -> str:
 
 def optional_text(given: Given, rule: Rule) -> str | None:
     """Free text; an empty value, or the bare word none, is None."""
+    if given.comment.startswith("##") or "{" in given.comment:  # a heading or a template: hardly meant as a comment
+        raise ValueError(f"{ini.show(given.comment, 30)} is read as a comment; put the whole text in double quotes")
     text = "" if is_none(given) else free_text(given, rule)
     return text if text.strip() else None
 
