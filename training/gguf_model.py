@@ -2,115 +2,71 @@
 
 The names and shapes of the tensors are those of transformers' own model for the file's architecture, laid out without
 weights; every one of them must be filled, and every tensor of the file used, or the file is refused. Weights pass one
-by one, so memory holds one tensor and one shard.
+by one, so memory holds one tensor and one shard. At the end the folder is run against llama.cpp running the file: a
+setting that the file does not tell, or that was misread, shows there and nowhere else.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, gguf_tokenizer, llama
-from training.errors import MachineError, UserError
+from training import files, gguf_config, gguf_file, gguf_tokenizer, llama
+from training.errors import UserError
+from training.gguf_file import GGUF
 
 if TYPE_CHECKING:
     import torch
-    from gguf import GGUFReader, ReaderTensor
 
 SHARD = 2 << 30  # bytes of weights a file, at most (a single larger tensor gets a file of its own)
 ROWS = 16384  # rows of an embedding de-quantised at once: 16384 x 8192 x 4 bytes = 512 MB
+UNUSED = ("rope_freqs.weight",)  # in the file for llama.cpp's sake; config.json says the same
+DIVERGENCE = (
+    0.05  # nats, mean: the embedded model has 0.007 (llama.cpp's 8-bit activations, bf16); a wrong setting, 1 and more
+)
+SAMPLE = (
+    "The quick brown fox jumps over 13 lazy dogs. Water boils at 100 °C, and in 1789 the people of Paris stormed it."
+)
 
 
-def unpack(gguf: Path, folder: Path, say: Callable[[str], None] = lambda text: None) -> None:
-    """Fill the existing, empty `folder` with the model in `gguf`.
+def unpack(path: Path, folder: Path, say: Callable[[str], None] = lambda text: None) -> None:
+    """Fill the existing, empty `folder` with the model in the GGUF file `path`.
 
-    Raises UserError where the file is damaged, its architecture is not known to transformers, or its tokenizer cannot be
-    rebuilt so that it equals llama.cpp's on the texts of gguf_tokenizer.
+    Raises UserError where the file is damaged, its architecture is not known to transformers, its tokenizer cannot be
+    rebuilt so that it equals llama.cpp's on the texts of gguf_tokenizer, or the result does not predict what llama.cpp
+    predicts from the file.
     """
-    reader = _open(gguf)
+    gguf = gguf_file.read(path)
     try:
-        vocabulary = read_vocabulary(gguf, reader)
+        if gguf.fields.get("split.count", 0) > 1:
+            raise UserError("it is one part of several; join them first with `llama-gguf-split --merge`")
+        vocabulary = gguf_tokenizer.read(gguf)
         tokenizer = gguf_tokenizer.build(vocabulary)
-        texts = gguf_tokenizer.prove(tokenizer, gguf, vocabulary)
-        say(f"{gguf.name}: the rebuilt tokenizer equals llama.cpp's on {texts} hard texts")
-        config = _config(gguf, reader, vocabulary)
+        texts = gguf_tokenizer.prove(tokenizer, path, vocabulary)
+        say(f"{path.name}: the rebuilt tokenizer equals llama.cpp's on {texts} texts")
+        config = gguf_config.build(gguf, vocabulary.special)
         gguf_tokenizer.save(tokenizer, vocabulary, folder, getattr(config, "max_position_embeddings", None))
-        _write_weights(reader, config, folder)
+        write_weights(gguf, config, folder)
+        agreement(path, folder, say)
     except UserError as error:
-        raise UserError([f"{gguf}: {problem}" for problem in error.problems]) from error
+        raise UserError([f"{path}: {problem}" for problem in error.problems]) from error
 
 
-def read_vocabulary(gguf: Path, reader: GGUFReader) -> gguf_tokenizer.Vocabulary:
-    """What the file says about its tokenizer."""
-
-    def field(name: str, default: Any) -> Any:
-        found = reader.fields.get(f"tokenizer.{name}")
-        return default if found is None else found.contents()
-
-    tokens = field("ggml.tokens", [])
-    if not tokens:
-        raise UserError("it holds no vocabulary")
-    return gguf_tokenizer.Vocabulary(
-        model=field("ggml.model", ""),
-        pre=field("ggml.pre", "") or "default",
-        tokens=tokens,
-        types=field("ggml.token_type", None) or [gguf_tokenizer.NORMAL] * len(tokens),
-        scores=field("ggml.scores", []),
-        merges=field("ggml.merges", []),
-        unknown=field("ggml.unknown_token_id", None),
-        space_prefix=field("ggml.add_space_prefix", True),
-        chat_template=field("chat_template", None),
-        special=llama.metadata(gguf)["vocab"],
-    )
-
-
-def _open(gguf: Path) -> GGUFReader:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise MachineError(f"the package gguf cannot be used ({error}): run ./setup.sh") from error
-    try:
-        return GGUFReader(gguf)
-    except (ValueError, KeyError, IndexError, UnicodeDecodeError) as error:  # what it raises on a damaged file
-        raise UserError(f"{gguf}: not a whole GGUF file: {error}") from error
-
-
-def _config(gguf: Path, reader: GGUFReader, vocabulary: gguf_tokenizer.Vocabulary) -> Any:
-    """transformers' configuration of the model, with the token ids the file gives."""
-    from transformers import AutoConfig
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    architecture = reader.fields["general.architecture"].contents()
-    try:
-        found = load_gguf_checkpoint(str(gguf))["config"]
-    except ValueError as error:
-        raise UserError(
-            f'transformers cannot read the architecture "{architecture}" from a GGUF file ({error})'
-        ) from error
-    found.pop("_model_name_or_path", None)
-    ids = {f"{name}_token_id": vocabulary.special[name] for name in ("bos", "eos", "pad")}
-    found |= {name: token if token >= 0 else None for name, token in ids.items()}
-    found["pad_token_id"] = found["eos_token_id"] if found["pad_token_id"] is None else found["pad_token_id"]
-    config = AutoConfig.for_model(found.pop("model_type"), **found)
-    config.dtype = "bfloat16"
-    return config
-
-
-def _write_weights(reader: GGUFReader, config: Any, folder: Path) -> None:
+def write_weights(gguf: GGUF, config: Any, folder: Path) -> None:
     """Write config.json, generation_config.json and the weights as bf16 safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    architecture = reader.fields["general.architecture"].contents()
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
-    names = get_gguf_hf_weights_map(model, processor)
+    processor = TENSOR_PROCESSORS.get(gguf.architecture, TensorProcessor)(config=config.to_dict())
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}
-    _save_shards(_tensors(reader, processor, names, shapes), shapes, folder)
+    _save_shards(_tensors(gguf, processor, _names(gguf, model, processor), shapes), shapes, folder)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     GenerationConfig(
@@ -118,49 +74,110 @@ def _write_weights(reader: GGUFReader, config: Any, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def agreement(path: Path, folder: Path, say: Callable[[str], None]) -> float | None:
+    """Mean KL (nats) of the folder's predictions to llama.cpp's, both of the same few tokens; UserError above DIVERGENCE.
+
+    None, and said, where memory does not hold the model beside the mapped file. The folder is run in float32 if that
+    fits, else in bf16.
+    """
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    free = _free_memory() - path.stat().st_size
+    if free < 1.5 * size:
+        say(f"{path.name}: not compared with llama.cpp: {size >> 20} MB of weights, {free >> 20} MB of memory left")
+        return None
+    ids = llama.tokenise(path, [SAMPLE])[0]
+    special = llama.metadata(path)["vocab"]
+    ids = [special["bos"], *ids] if special["add_bos"] and special["bos"] >= 0 else ids
+    theirs = llama.log_softmax(llama.logits(path, [ids])[0])
+    dtype = torch.float32 if free > 3 * size else torch.bfloat16
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    with torch.no_grad():
+        ours = llama.log_softmax(model(torch.tensor([ids])).logits[0].float().numpy())
+    found = float((np.exp(theirs) * (theirs - ours)).sum(-1).mean())
+    if not found <= DIVERGENCE:  # NaN is no agreement either
+        raise UserError(
+            f"unpacked, the model does not predict what llama.cpp predicts from the file (mean divergence {found:.3f} "
+            f"nats, at most {DIVERGENCE}): transformers reads this file differently; name the model's Hub id instead"
+        )
+    say(f"{path.name}: predicts what llama.cpp predicts (mean divergence {found:.4f} nats on {len(ids)} tokens)")
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers: this one is over before it is read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _free_memory() -> int:
+    """Bytes that can be used without swapping."""
+    try:
+        with Path("/proc/meminfo").open() as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _names(gguf: GGUF, model: Any, processor: Any) -> dict[str, str]:
+    """GGUF name -> Hugging Face name, for the weights of the model laid out without them."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+    architecture = next((number for number, name in MODEL_ARCH_NAMES.items() if name == gguf.architecture), None)
+    if architecture is None:
+        raise UserError(f'the package gguf does not know the architecture "{gguf.architecture}"')
+    table = get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    names: dict[str, str] = {}
+    for ours in model.state_dict():
+        stem, dot, suffix = processor.preprocess_name(ours).rpartition(".")
+        stem, suffix = (stem, dot + suffix) if suffix in ("weight", "bias") else (ours, "")
+        if theirs := table.get_name(stem):
+            names[theirs + suffix] = ours
+        else:
+            processor.perform_fallback_tensor_mapping(names, suffix, "", ours)
+    if gguf.tensors.keys() - names.keys() - set(UNUSED):
+        # Its way of looking into the parts of the model finds more, and takes 5 s for 30 layers.
+        names = get_gguf_hf_weights_map(model, processor) | names
+    return names
+
+
 def _tensors(
-    reader: GGUFReader, processor: Any, names: dict[str, str], shapes: dict[str, tuple[int, ...]]
+    gguf: GGUF, processor: Any, names: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each weight of the model under its Hugging Face name, in bf16; UserError when one is left over or has another shape."""
+    """Each weight of the model under its Hugging Face name, in bf16; UserError when one is left over."""
     import torch
 
     collected: dict[str, dict[str, torch.Tensor]] = {"tensors": {}}  # what a processor of experts puts together
-    for tensor in reader.tensors:
-        if tensor.name in ("token_embd.weight", "output.weight") and tensor.name in names:
-            yield names[tensor.name], _embedding(tensor)
+    for name, tensor in gguf.tensors.items():
+        if name in UNUSED:
+            continue
+        if name in ("token_embd.weight", "output.weight") and names.get(name) in shapes:
+            parts = (gguf.values(tensor, first, ROWS) for first in range(0, tensor.shape[0], ROWS))
+            yield names[name], torch.cat([torch.from_numpy(part).to(torch.bfloat16) for part in parts])
             continue
         result = processor.process(
-            weights=_values(tensor), name=tensor.name, tensor_key_mapping=names, parsed_parameters=collected
+            weights=gguf.values(tensor), name=name, tensor_key_mapping=names, parsed_parameters=collected
         )
         if result.name is None:
             continue
-        if result.name not in names or names[result.name] not in shapes:
-            raise UserError(f"its tensor {tensor.name} has no place in transformers' model of this architecture")
+        if names.get(result.name) not in shapes:
+            raise UserError(f"its tensor {name} has no place in transformers' model of this architecture")
         yield names[result.name], torch.from_numpy(result.weights.copy()).to(torch.bfloat16)
     for name, value in collected["tensors"].items():
         yield name, value.to(torch.bfloat16)
-
-
-def _values(tensor: ReaderTensor) -> Any:
-    from gguf.quants import dequantize
-
-    try:
-        return dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
-        raise UserError(
-            f"its tensor {tensor.name} is of the type {tensor.tensor_type.name}, which cannot be read"
-        ) from error
-
-
-def _embedding(tensor: ReaderTensor) -> torch.Tensor:
-    """A large matrix, de-quantised some rows at a time: at 152k x 4096 its float32 form alone would take 2.5 GB."""
-    import torch
-    from gguf.quants import dequantize
-
-    parts = [tensor.data[i : i + ROWS] for i in range(0, len(tensor.data), ROWS)]
-    return torch.cat(
-        [torch.from_numpy(dequantize(part, tensor.tensor_type).copy()).to(torch.bfloat16) for part in parts]
-    )
 
 
 def _save_shards(tensors: Iterator[tuple[str, torch.Tensor]], shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
@@ -176,11 +193,12 @@ def _save_shards(tensors: Iterator[tuple[str, torch.Tensor]], shapes: dict[str, 
         nonlocal waiting, size
         shards.append(folder / f"part-{len(shards)}.safetensors")
         save_file(waiting, shards[-1], metadata={"format": "pt"})
+        shards[-1].chmod((folder / "tokenizer.json").stat().st_mode & 0o777)  # safetensors writes for the owner only
         waiting, size = {}, 0
 
     for name, value in tensors:
-        if tuple(value.shape) != shapes.get(name):
-            raise UserError(f"{name} has the shape {tuple(value.shape)}; its architecture wants {shapes.get(name)}")
+        if tuple(value.shape) != shapes[name]:
+            raise UserError(f"{name} has the shape {tuple(value.shape)}; its architecture wants {shapes[name]}")
         if waiting and size + value.nbytes > SHARD:
             flush()
         waiting[name], where[name] = value.contiguous(), len(shards)

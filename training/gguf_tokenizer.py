@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from training import files, llama
 from training.errors import UserError
+from training.gguf_file import GGUF
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# tokenizer.ggml.token_type
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+# llama.h: llama_token_attr. llama.cpp's flags and not the file's types: it corrects those of some well-known tokens.
+UNKNOWN, UNUSED, CONTROL, USER_DEFINED, BYTE, LSTRIP, RSTRIP = 1 << 0, 1 << 1, 1 << 3, 1 << 4, 1 << 5, 1 << 7, 1 << 8
+SPECIAL = UNKNOWN | CONTROL | USER_DEFINED  # recognised in a text as they stand
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
@@ -39,8 +41,7 @@ _DEEPSEEK3 = (
 _DIGITS_GPT2 = (r"\p{N}", _GPT2)
 
 # tokenizer.ggml.pre -> the expressions that cut the text one after the other, and whether a whole word that is in the
-# vocabulary is taken without merging. Only what the proof below has been seen to pass on a real vocabulary, or shares
-# its expressions with one that has.
+# vocabulary is taken without merging. Nothing rests on this table: every file's tokenizer is proved before it is used.
 PRE_TOKENIZERS: dict[str, tuple[tuple[str, ...], bool]] = {
     **dict.fromkeys(
         ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "gigachat", "a.x-4.0", "mellum"), ((_GPT2,), False)
@@ -90,18 +91,36 @@ class Vocabulary:
     model: str
     pre: str
     tokens: list[str]
-    types: list[int]
     scores: list[float]
     merges: list[str]
     unknown: int | None
     space_prefix: bool
     chat_template: str | None
-    special: dict[str, Any]  # bos, eos, eot, pad: token ids, -1 where there is none; add_bos, add_eos; end: ids
+    special: dict[str, Any]  # "vocab" of llama.metadata: bos, eos, eot, pad, add_bos, add_eos, end, attributes
 
     def text(self, name: str) -> str | None:
         """The text of the special token `name` (bos, eos, pad), None where the vocabulary has none."""
         token = self.special[name]
         return self.tokens[token] if 0 <= token < len(self.tokens) else None
+
+
+def read(gguf: GGUF) -> Vocabulary:
+    """What the file says about its tokenizer. Raises UserError when it says nothing."""
+    fields = {key.removeprefix("tokenizer."): value for key, value in gguf.fields.items()}
+    tokens = fields.get("ggml.tokens")
+    if not tokens:
+        raise UserError("it holds no vocabulary")
+    return Vocabulary(
+        model=fields.get("ggml.model", ""),
+        pre=fields.get("ggml.pre") or "default",
+        tokens=tokens,
+        scores=fields.get("ggml.scores", []),
+        merges=fields.get("ggml.merges", []),
+        unknown=fields.get("ggml.unknown_token_id"),
+        space_prefix=fields.get("ggml.add_space_prefix", True),
+        chat_template=fields.get("chat_template"),
+        special=llama.metadata(gguf.path)["vocab"],
+    )
 
 
 def build(vocabulary: Vocabulary) -> Tokenizer:
@@ -153,24 +172,55 @@ def _pairs(merges: list[str], ids: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
-    raise UserError("SentencePiece is not there yet")
+    """The fast form of a SentencePiece BPE model: pieces merged by score, what is left over cut into bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    if len(vocabulary.scores) != len(vocabulary.tokens):
+        raise UserError("its SentencePiece vocabulary has no scores")
+    ids = {token: number for number, token in enumerate(vocabulary.tokens)}
+    unknown = vocabulary.tokens[vocabulary.unknown] if vocabulary.unknown is not None else None
+    merges = _merges_by_score(vocabulary, ids)
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback="<0x00>" in ids))
+    prefix = [normalizers.Prepend("▁")] if vocabulary.space_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if vocabulary.space_prefix else []
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+def _merges_by_score(vocabulary: Vocabulary, ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to put two tokens together to a third, the third's score deciding, as SentencePiece does."""
+    pairs = []
+    for token, number in ids.items():
+        if vocabulary.special["attributes"].get(number, 0) & (SPECIAL | BYTE):
+            continue
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        cuts = [(left, right) for left, right in cuts if left in ids and right in ids]
+        cuts.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        pairs += [(-vocabulary.scores[number], cut) for cut in cuts]
+    pairs.sort(key=lambda pair: pair[0])
+    return [cut for _, cut in pairs]
 
 
 def _add_special(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Tell the tokenizer which tokens are recognised in a text as they stand (llama.cpp: control, user-defined, unknown)."""
+    """Tell the tokenizer which tokens are recognised in a text as they stand."""
     from tokenizers import AddedToken
 
-    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        if kind in (CONTROL, USER_DEFINED, UNKNOWN) and token:
-            added = AddedToken(token, special=kind != USER_DEFINED, normalized=False)
-            (tokenizer.add_special_tokens if kind != USER_DEFINED else tokenizer.add_tokens)([added])
+    for number, flags in vocabulary.special["attributes"].items():
+        token = vocabulary.tokens[number]
+        if not flags & SPECIAL or not token:
+            continue
+        special = not flags & USER_DEFINED
+        strip = {"lstrip": bool(flags & LSTRIP), "rstrip": bool(flags & RSTRIP)}
+        added = AddedToken(token, special=special, normalized=False, **strip)
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
 
 
 def prove(tokenizer: Tokenizer, gguf: Path, vocabulary: Vocabulary) -> int:
     """Compare with llama.cpp's tokens of the same texts; gives their number. Raises UserError at the first difference."""
-    specials = [
-        t for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind in (CONTROL, USER_DEFINED)
-    ]
+    attributes = vocabulary.special["attributes"]
+    specials = [vocabulary.tokens[i] for i, flags in attributes.items() if flags & (CONTROL | USER_DEFINED)]
     specials = [*specials[:20], *filter(None, (vocabulary.text(name) for name in ("bos", "eos", "eot", "pad")))]
     texts = [*HARD_TEXTS, *specials, *(f"a{s}b {s} \n{s}\nuser" for s in specials), "".join(specials)]
     texts += ["".join(t for t in HARD_TEXTS if "\x00" not in t)]
@@ -221,6 +271,48 @@ def save(tokenizer: Tokenizer, vocabulary: Vocabulary, folder: Path, max_length:
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length or int(1e30),
     }
+    if vocabulary.model == "llama":
+        settings |= {"add_prefix_space": vocabulary.space_prefix, "added_tokens_decoder": _added(vocabulary)}
+        files.write_bytes(folder / "tokenizer.model", _sentencepiece_model(vocabulary))
     files.write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
     if vocabulary.chat_template:
         files.write_text(folder / "chat_template.jinja", vocabulary.chat_template)
+
+
+def _added(vocabulary: Vocabulary) -> dict[str, dict[str, Any]]:
+    """tokenizer_config.json's list of special tokens, from which the converter takes their types beside tokenizer.model."""
+    return {
+        str(number): {
+            "content": vocabulary.tokens[number], "special": not flags & USER_DEFINED, "normalized": False,
+            "lstrip": bool(flags & LSTRIP), "rstrip": bool(flags & RSTRIP), "single_word": False,
+        }
+        for number, flags in vocabulary.special["attributes"].items()
+        if flags & (CONTROL | USER_DEFINED)
+    }  # fmt: skip
+
+
+def _sentencepiece_model(vocabulary: Vocabulary) -> bytes:
+    """tokenizer.model: without it llama.cpp's converter would take the tokenizer for byte-level BPE."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    kinds = proto.ModelProto.SentencePiece
+    by_flag = {UNKNOWN: kinds.UNKNOWN, CONTROL: kinds.CONTROL, USER_DEFINED: kinds.USER_DEFINED, UNUSED: kinds.UNUSED}
+    by_flag[BYTE] = kinds.BYTE
+    model = proto.ModelProto()
+    for number, (token, score) in enumerate(zip(vocabulary.tokens, vocabulary.scores, strict=True)):
+        flags = vocabulary.special["attributes"].get(number, 0)
+        kind = next((kind for flag, kind in by_flag.items() if flags & flag), kinds.NORMAL)
+        model.pieces.add(piece=token, score=score, type=kind)
+    model.trainer_spec.model_type = proto.TrainerSpec.BPE
+    model.trainer_spec.vocab_size = len(vocabulary.tokens)
+    model.trainer_spec.byte_fallback = "<0x00>" in vocabulary.tokens
+    for name in ("bos", "eos", "pad"):
+        setattr(model.trainer_spec, f"{name}_id", vocabulary.special[name])
+    model.trainer_spec.unk_id = -1 if vocabulary.unknown is None else vocabulary.unknown
+    if vocabulary.unknown is not None:
+        model.trainer_spec.unk_piece = vocabulary.tokens[vocabulary.unknown]
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = vocabulary.space_prefix
+    model.normalizer_spec.remove_extra_whitespaces = False
+    model.normalizer_spec.escape_whitespaces = True
+    return model.SerializeToString()

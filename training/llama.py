@@ -63,10 +63,14 @@ def tokenise(gguf: Path, texts: Sequence[str], special: bool = True) -> list[lis
 def metadata(gguf: Path) -> dict[str, Any]:
     """The file's key-value pairs as llama.cpp prints them (arrays shortened), and what it makes of the vocabulary.
 
-    The latter under "vocab": tokens, bos, eos, eot, pad (-1: none), add_bos, add_eos, and end, the ids that end an answer.
+    The latter under "vocab": tokens (how many), bos, eos, eot, pad (-1: none), add_bos, add_eos, end (the ids that end an
+    answer), and attributes, id -> flags of llama.h's `llama_token_attr` for every token that is not a plain one.
     """
     with worker(gguf, vocab_only=True) as ask:
-        return ask({"do": "metadata"})["metadata"]
+        found = ask({"do": "metadata"})["metadata"]
+    vocab = found["vocab"]
+    vocab["attributes"] = {int(token): flags for token, flags in vocab["attributes"].items()}
+    return found
 
 
 def logits(gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None) -> list[np.ndarray]:

@@ -73,9 +73,11 @@ class Model:
             name: getattr(llama_cpp, f"llama_vocab_{name}")(self.vocab)
             for name in ("bos", "eos", "eot", "pad", "get_add_bos", "get_add_eos")
         }
+        attributes = {i: llama_cpp.llama_vocab_get_attr(self.vocab, i) for i in range(self.size)}
+        attributes = {i: flags for i, flags in attributes.items() if flags != llama_cpp.LLAMA_TOKEN_ATTR_NORMAL}
         end = [i for i in range(self.size) if llama_cpp.llama_vocab_is_eog(self.vocab, i)]
         one = {name.removeprefix("get_"): value for name, value in one.items()}
-        return {"metadata": pairs | {"vocab": {"tokens": self.size, "end": end, **one}}}
+        return {"metadata": pairs | {"vocab": {"tokens": self.size, "end": end, "attributes": attributes, **one}}}
 
     def logits(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int], send: Callable[[dict[str, Any], bytes], None]

@@ -1,0 +1,194 @@
+"""Get a model from the Hugging Face Hub, or a mirror of it (HF_ENDPOINT): only the files that training needs.
+
+huggingface_hub does the work: its cache (HF_HOME), resuming of a cut download, HF_TOKEN, HF_HUB_OFFLINE. Here its errors
+become messages that say what to do. They never repeat what a library says: it may contain a token.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from training import model_folder
+from training.errors import MachineError, UserError
+
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt"]
+NOT = ["*/*", "consolidated*"]  # other formats of the same weights stand in folders; Mistral's own beside the others
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model on the Hub before its download. `size` in bytes; None where the Hub does not say, as `parameters`."""
+
+    commit: str
+    config: dict[str, Any]
+    size: int | None
+    parameters: int | None
+
+
+def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
+    """What the Hub says about a model; downloads config.json only. UserError when it is no model to train here."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    with _explained(name, revision):
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: file.size for file in info.siblings or ()}
+    wanted = list(filter_repo_objects(sizes, allow_patterns=FILES, ignore_patterns=NOT))
+    if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in wanted):
+        raise UserError(f"{name}{_hint(sizes)}")
+    with _explained(name, revision):
+        config = json.loads(Path(hf_hub_download(name, "config.json", revision=info.sha)).read_text("utf-8"))
+    if problems := model_folder.config_problems(config, trust_remote_code):
+        raise UserError([f"{name}: {problem}" for problem in problems])
+    known = [sizes[file] for file in wanted]
+    parameters = info.safetensors.total if info.safetensors else None
+    return Remote(info.sha, config, None if None in known else sum(known), parameters)
+
+
+def download(
+    name: str, revision: str | None, trust_remote_code: bool, say: Callable[[str], None]
+) -> tuple[Path, str | None]:
+    """The model's folder in the local cache, and its commit. From the cache alone with HF_HUB_OFFLINE.
+
+    Raises MachineError (exit 3) when the Hub cannot be reached or refuses, UserError when it is no model to train.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    allowed = [*FILES, "*.py"] if trust_remote_code else FILES
+    if constants.is_offline_mode():
+        with _explained(name, revision):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=NOT))
+        return folder, folder.name
+    try:
+        remote = look(name, revision, trust_remote_code)
+    except MachineError as error:
+        # A model that was downloaded before serves without the network, said aloud; a refusal is not overruled.
+        if not isinstance(error, _Unreachable) or not (folder := _cached(name, revision, allowed)):
+            raise
+        say(f"{error}; using the copy downloaded before")
+        return folder, folder.name
+    _enough_disk(name, remote)
+    say(f"{name}: getting {_megabytes(remote.size)} from {_endpoint()} (what is there already is kept)")
+    with _explained(name, revision):
+        folder = snapshot_download(name, revision=remote.commit, allow_patterns=allowed, ignore_patterns=NOT)
+    return Path(folder), remote.commit
+
+
+class _Unreachable(MachineError):
+    """No answer from the Hub."""
+
+
+@contextmanager
+def _explained(name: str, revision: str | None) -> Iterator[None]:
+    """Turn huggingface_hub's errors into ours. `from None`: a chained error would be printed with its request."""
+    import httpx
+    from huggingface_hub import errors
+
+    at = f" at the revision {revision}" if revision else ""
+    page = f"{_endpoint()}/{name}"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise MachineError(
+            f"{name} is gated: ask for access at {page} with your account, then set HF_TOKEN to a token of it "
+            f"(now {'set, but not enough' if _token() else 'not set'})"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise MachineError(
+            f"{name} has no revision {revision}: see its branches and tags at {page}/tree/main"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        private = "a private model needs HF_TOKEN" if not _token() else "HF_TOKEN may lack the right to read it"
+        raise MachineError(f"the Hub ({_endpoint()}) knows no {name}: check the spelling; {private}") from None
+    except errors.HfHubHTTPError as error:
+        code = getattr(error.response, "status_code", None)
+        if code in (401, 403):
+            raise MachineError(f"the Hub ({_endpoint()}) refuses {name} (HTTP {code}): check HF_TOKEN") from None
+        raise _Unreachable(f"the Hub ({_endpoint()}) fails on {name}{at} (HTTP {code}): try again later") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        from huggingface_hub import constants
+
+        if constants.is_offline_mode():
+            raise MachineError(
+                f"{name}{at} was never downloaded, and HF_HUB_OFFLINE is set: unset it once, or name a local folder"
+            ) from None
+        raise _Unreachable(_unreachable(name)) from None
+    except errors.HFValidationError:
+        raise UserError(
+            f"{name} is no name of a model on the Hub; it is written org/name, as in Qwen/Qwen3-0.6B"
+        ) from None
+    except OSError as error:
+        if error.errno is not None and error.filename is not None:  # the disk's, not the network's
+            raise MachineError(f"{error.filename} cannot be written: {error.strerror}") from None
+        raise _Unreachable(_unreachable(name)) from None
+    except httpx.HTTPError:
+        raise _Unreachable(_unreachable(name)) from None
+
+
+def _unreachable(name: str) -> str:
+    return (
+        f"the Hub ({_endpoint()}) cannot be reached for {name}: check the network or proxy, name a mirror in HF_ENDPOINT, "
+        "or name a local folder; run again, a cut download goes on where it stopped"
+    )
+
+
+def _cached(name: str, revision: str | None, allowed: list[str]) -> Path | None:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=allowed, ignore_patterns=NOT, local_files_only=True
+        )
+        model_folder.check(Path(found))  # a cut download leaves a folder too
+    except (errors.LocalEntryNotFoundError, UserError):
+        return None
+    return Path(found)
+
+
+def _enough_disk(name: str, remote: Remote) -> None:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    while not cache.exists():
+        cache = cache.parent
+    free = shutil.disk_usage(cache).free
+    if remote.size and remote.size > free:
+        raise MachineError(
+            f"{name} takes {_megabytes(remote.size)}, {cache} has {_megabytes(free)} left: free some, or move HF_HOME"
+        )
+
+
+def _hint(sizes: dict[str, int | None]) -> str:
+    if "adapter_config.json" in sizes:
+        return " is a LoRA adapter, no model: name the model it belongs to, or a merged one"
+    if any(file.endswith(".gguf") for file in sizes):
+        return " holds GGUF files: download one and name it, or name the original model"
+    if any(file.endswith(".bin") for file in sizes):
+        return " holds pickled weights only (.bin), which can run code when read; safetensors are wanted"
+    return " is no model folder: it lacks config.json or safetensors"
+
+
+def _megabytes(size: int | None) -> str:
+    return "an unknown number of bytes" if size is None else f"{size / 1e6:,.0f} MB"
+
+
+def _token() -> bool:
+    from huggingface_hub import get_token
+
+    return bool(get_token())
+
+
+def _endpoint() -> str:
+    """The Hub's address without a name or password that may stand in it."""
+    from huggingface_hub import constants
+
+    parts = urlsplit(constants.ENDPOINT)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"

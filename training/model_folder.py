@@ -1,0 +1,124 @@
+"""Is a folder a model that can be trained? Looked at without loading it: its files, their lengths, its config.json."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import runpy
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from training import weights
+from training.errors import MachineError, RunError, UserError
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # Gemma 3's larger models see pictures too
+
+
+def find(path: Path) -> Path:
+    """The model folder that a path means: itself, or `merged` in a finished run. UserError when it means none."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist{_alike(path)}")
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder and no .gguf file")
+    if (path / "config.json").is_file():
+        return path
+    if (path / "status.json").is_file() or (path / "report.json").is_file():
+        if (path / "merged" / "config.json").is_file():
+            return path / "merged"
+        raise UserError(f"{path} is a run without a merged model (not finished, or KEEP_MERGED = false)")
+    if (path / "adapter_config.json").is_file():
+        base = _json(path / "adapter_config.json").get("base_model_name_or_path", "its base model")
+        raise UserError(f"{path} is a LoRA adapter, no model: name the folder where it was merged, or {base}")
+    if ggufs := sorted(path.glob("*.gguf")):
+        raise UserError(f"{path} holds no config.json, but {ggufs[0].name}: name that file")
+    raise UserError(f"{path} is no model folder: it holds no config.json")
+
+
+def check(path: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], int]:
+    """config.json and the number of parameters of a folder. UserError with everything that is wrong with it."""
+    config = _json(path / "config.json")
+    problems = [f"{path}: {problem}" for problem in config_problems(config, trust_remote_code)]
+    if not any((path / name).is_file() for name in TOKENIZERS):
+        problems.append(f"{path}: it has no tokenizer (none of {', '.join(TOKENIZERS)})")
+    parameters = 0
+    if not any(path.glob("*.safetensors")) and (old := sorted(path.glob("*.bin")) + sorted(path.glob("*.pt*"))):
+        problems.append(
+            f"{path}: its weights are pickled ({old[0].name}), which can run code when read; safetensors are wanted: "
+            "most models on the Hub have them by now, in the main branch or in a pull request (REVISION = refs/pr/1)"
+        )
+    else:
+        try:
+            parameters = sum(math.prod(tensor.shape) for tensor in weights.tensors(path).values())
+        except RunError as error:
+            problems.append(error.message)
+    if problems:
+        raise UserError(problems)
+    return config, parameters
+
+
+def config_problems(config: dict[str, Any], trust_remote_code: bool = False) -> list[str]:
+    """Why a model with this config.json cannot be trained here; nothing when it can."""
+    problems = []
+    kind, known = config.get("model_type"), _architectures()
+    if method := config.get("quantization_config"):
+        method = method.get("quant_method", "quantized") if isinstance(method, dict) else "quantized"
+        problems.append(
+            f"its weights are quantized already ({method}); name the original in 16 bits (LOAD_IN_4BIT makes it small)"
+        )
+    if not isinstance(kind, str):
+        problems.append("its config.json has no model_type")
+    elif kind not in known and "auto_map" in config:
+        if not trust_remote_code:
+            problems.append(
+                f'its architecture "{kind}" is Python code that comes with it; TRUST_REMOTE_CODE = true would run it'
+            )
+    elif kind not in known:
+        near = difflib.get_close_matches(kind, known, 1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        problems.append(f'its architecture "{kind}" is unknown to the installed transformers{hint}')
+    named = config.get("architectures") or []
+    if named and (config.get("is_encoder_decoder") or not any(str(name).endswith(WRITERS) for name in named)):
+        problems.append(f"{named[0]} is no model that continues a text; one that ends in ForCausalLM is wanted")
+    return problems
+
+
+@lru_cache
+def _architectures() -> frozenset[str]:
+    """The model types of the installed transformers, read from its table without importing it (3 s, and torch)."""
+    spec = find_spec("transformers")
+    if spec is None or not spec.origin:
+        raise MachineError("transformers is not installed: run ./setup.sh")
+    table = Path(spec.origin).parent / "models" / "auto" / "auto_mappings.py"
+    if table.is_file():
+        return frozenset(runpy.run_path(str(table))["CONFIG_MAPPING_NAMES"])
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return frozenset(CONFIG_MAPPING_NAMES)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return found
+
+
+def _alike(path: Path) -> str:
+    """A hint: what there is instead of a path that does not exist."""
+    parent = path.parent
+    while not parent.is_dir():
+        path, parent = parent, parent.parent
+    try:
+        names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return ""
+    if near := difflib.get_close_matches(path.name, names, 1, 0.6):
+        return f"; did you mean {parent / near[0]}?"
+    return f"; {parent} exists, without {path.name}"
