@@ -190,6 +190,14 @@ def test_the_settings_file_is_looked_for_where_the_caller_is(tmp_path, monkeypat
     assert parse(["--config=a.ini", "--config=~/b.ini"]).config == Path("/home/me/b.ini")
 
 
+def test_odd_paths_give_an_error_or_a_path_never_a_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argv in (["--config", "~nobody-here/x.ini"], ["--status", "~nobody-here"]):
+        with pytest.raises(UserError, match="^~nobody-here.*: Could not determine home directory"):
+            parse(argv)
+    assert parse(["--status", "x" * 300]).run == tmp_path / ("x" * 300)
+
+
 def test_an_error_names_the_argument_it_comes_from(tmp_path):
     (tmp_path / "c.ini").write_text("[LoRA]\nR = 0")
     arguments = parse(["", "", "", "three", "--set", "LoRA.r=1", "--set", "LoRA.LORA_ALPHA=x", "--batch_size", "0"])

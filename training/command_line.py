@@ -76,7 +76,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     command = parser.commands[0].removeprefix("--") if parser.commands else "run"
     return Arguments(
         command=command,
-        config=settings.here() / Path(parser.config).expanduser() if parser.config else ROOT / "config.ini",
+        config=_from_here(parser.config) if parser.config else ROOT / "config.ini",
         overrides=(*positions, *parser.flags),
         runs=tuple(_run(text) for text in parser.runs),
         **{switch.removeprefix("--"): True for switch in parser.switches},
@@ -187,8 +187,20 @@ def _check_together(parser: _Parser) -> None:
 
 def _run(text: str) -> Path:
     """A RUN: a path from the caller's folder when it is one, else a name to look up in OUTPUT_DIR."""
-    path = Path(text).expanduser()
-    return settings.here() / path if "/" in text or path.exists() else path
+    path = _from_here(text)
+    try:
+        return path if "/" in text or path.exists() else Path(text)
+    except OSError:  # too long for a name
+        return path
+
+
+def _from_here(text: str) -> Path:
+    """The absolute path of an argument. Raises UserError where `~somebody` has no home folder."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{ini.show(text)}: {error}") from None
+    return path if path.is_absolute() else settings.here() / path
 
 
 def main(argv: Sequence[str]) -> int:
