@@ -1,0 +1,342 @@
+"""The checks between trained weights and quantised file: each link against the one before it, with its figure.
+
+A check gives a record, passed or not; `require` then fails the run with the name of the first link that broke, because
+what comes after a broken link is broken too. Inputs are plain: token ids, where the answers begin in them, prompts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training import agreement, llama, proof, reference
+from training.agreement import Agreement
+from training.errors import RunError
+from training.reference import Reference, TooLarge
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Mean KL in nats, by the dtype that transformers computed in. Measured on SmolLM2-135M-Instruct, 145 answer tokens:
+#   merged against base + adapter  float32 3.2e-5 (the weights' rounding)           bfloat16 2.7e-3 (the activations')
+#   f16 GGUF against merged        float32 4.7e-6 (llama.cpp's f16 activations)     bfloat16 1.8e-3
+# A rope frequency, a bias or a scaling that is wrong costs 0.01 to several nats. So: well above the noise, well below that.
+MOST_KL = {"float32": 2e-3, "bfloat16": 2e-2}
+# Of the positions where the reference leads clearly (agreement.MARGIN); measured: float32 1.0, bfloat16 0.992.
+LEAST_TOP1 = {"float32": 0.98, "bfloat16": 0.95}
+# No quantisation that is worth shipping does this (q2_k of a small model: 3 times); a damaged file does it at once.
+MOST_PERPLEXITY = 10.0
+
+# What tokenisers disagree on when something went wrong: digits, white space, contractions, scripts, emoji with joiners,
+# code, controls, long runs. All in NFC: llama.cpp applies no normalisation, and chats are nearly always NFC already.
+HARD = (
+    *("Hello, world!", " leading", "trailing ", "  two  spaces  ", "tab\there", "line\nfeed", "a\r\nb", "\n\n\n", " \n \n"),
+    *("I'm you're he'll WE'VE", "don't DON'T", "1", "12", "123", "1234567890", "3.14159", "1,000,000", "2026-11-21", "½ ²"),
+    *("The quick brown fox jumps over the lazy dog.", "naïve café Ærø ß ﬁ", "ÀÉÎÕÜ", "Привет, мир!", "Γειά σου Κόσμε"),
+    *("你好，世界！", "用户：请问台北天气如何？", "助手：今天晴。", "繁體中文與简体中文", "日本語のテキスト、カタカナ", "한국어 문장"),
+    *("العربية مرحبا", "שלום עולם", "हिन्दी में", "ภาษาไทย", "😀", "👩‍👩‍👧‍👦 🇹🇼 👍🏽", "∀x∈ℝ: x²≥0", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢"),
+    *("def f(x):\n    return x ** 2  # comment", "<div class=\"a\">&amp;</div>", '{"key": [1, 2.5, null]}', "C:\\Users\\x"),
+    *("a" * 70, "=" * 40, "." * 9, " " * 17, "\t\t\t", "https://example.org/a?b=c&d=%20", "user@example.org", "___init___"),
+    *("\u00a0non-breaking\u3000wide", "zero\u200bwidth", "\ufeffmark", "\x01\x02", "\u0301", "<|not_special|>", "<s>", "</s>"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check. `why`: the reason of the threshold, and what a failure means; `skipped`: why it was not made.
+
+    A check that was left out has passed, as far as the run goes; a warning does not fail the run either.
+    """
+
+    name: str
+    passed: bool
+    figures: dict[str, Any]
+    threshold: str
+    why: str
+    seconds: float = 0.0
+    failure: str = ""
+    skipped: str = ""
+    warnings: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON values, for report.json."""
+        return {**asdict(self), "warnings": list(self.warnings)}
+
+
+def require(checks: Sequence[Check], safe: str = "") -> None:
+    """RunError unless every check passed; names the first link that broke, and those after it."""
+    failed = [check for check in checks if not check.passed]
+    if not failed:
+        return
+    message = failed[0].failure + "".join(f"\nalso failed: {check.name}: {check.failure}" for check in failed[1:])
+    raise RunError(f"check '{failed[0].name}'", message, safe)
+
+
+def merged_tensors(base: Path, adapter: Path, merged: Path) -> Check:
+    """merged = base + update, tensor by tensor, and nothing else has changed (proof.verify)."""
+    check = Check(
+        "merged tensors",
+        True,
+        {},
+        f"max_ulp <= {proof.MOST_ULP}; untouched tensors equal bit for bit; some tensor changed",
+        "rounding once to 16 bits moves a value by half a step at most",
+    )
+
+    def measure() -> Check:
+        found = proof.verify(base, adapter, merged)
+        warnings = []
+        if found.untrained:
+            warnings.append(
+                f"{found.untrained} of {found.targeted} targeted tensors were not trained: their update is 0"
+            )
+        if found.lost:
+            warnings.append(f"the updates of {found.lost} of {found.targeted} tensors are too small for 16 bits")
+        return replace(check, figures=found.as_dict(), warnings=tuple(warnings))
+
+    return _timed(check, measure)
+
+
+def merged_logits(
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    memory: int | None = None,
+) -> Check:
+    """The merged model predicts what base + adapter, run by PEFT, predict. Left out where memory does not allow it.
+
+    starts: where the answer begins in each sequence. memory: bytes that may be used; None asks the machine. The two
+    models are in memory one after the other; the first one's logits wait on the disk (at most SCORED rows a sequence).
+    """
+    import tempfile
+
+    import numpy as np
+
+    check = Check(
+        "merged logits",
+        True,
+        {},
+        f"mean KL <= {MOST_KL['float32']} nats in float32, {MOST_KL['bfloat16']} in bfloat16",
+        "proves the merge against PEFT's own forward pass; rounding to 16 bits alone costs about 3e-5",
+    )
+
+    def measure() -> Check:
+        rows, first = agreement.bounded(sequences, starts)
+        if not rows:
+            return replace(check, skipped="there are no held-out answers")
+        with tempfile.TemporaryDirectory(prefix="finetune-logits-") as folder:
+            saved = [Path(folder) / f"{number}.npy" for number in range(len(rows))]
+            with reference.opened(base, memory, adapter) as model:
+                if isinstance(model, TooLarge):
+                    return replace(check, skipped=f"base + adapter was not run: {model.reason}")
+                for path, logits in zip(saved, model.logits(rows, first), strict=True):
+                    np.save(path, logits)
+                with model.model.disable_adapter():  # how much the training changed, to read the other figure by
+                    trained = agreement.compare(map(np.load, saved), model.logits(rows, first), rows, first)
+                del model
+            with reference.opened(merged, memory) as model:
+                if isinstance(model, TooLarge):
+                    return replace(check, skipped=f"the merged model was not run: {model.reason}")
+                found = agreement.compare(map(np.load, saved), model.logits(rows, first), rows, first)
+                dtype = model.dtype
+        figures = {"dtype": dtype, **found.as_dict(), "mean_kl_of_training": trained.as_dict()["mean_kl"]}
+        return _judged(check, figures, found, dtype, "the merged model does not predict what base + adapter predict")
+
+    return _timed(check, measure)
+
+
+def gguf_tokenizer(gguf: Path, folder: Path, texts: Sequence[str] = ()) -> Check:
+    """llama.cpp cuts texts into the tokens that the folder's own tokenizer gives: HARD and `texts` (rendered rows).
+
+    A GGUF file without weights will do, so that this can be proved before anything is trained.
+    """
+    check = Check(
+        "GGUF tokenizer",
+        True,
+        {},
+        "every text gives the same tokens",
+        "a model that reads other tokens than it was trained on babbles, and no figure of the weights shows it",
+    )
+
+    def measure() -> Check:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        corpus = [*HARD, *_specials(tokenizer), *texts]
+        ours = [tokenizer.encode(text, add_special_tokens=False) for text in corpus]
+        theirs = llama.tokenise(gguf, corpus)
+        wrong = [number for number in range(len(corpus)) if ours[number] != theirs[number]]
+        figures = {"texts": len(corpus), "tokens": sum(map(len, ours)), "different": len(wrong)}
+        if not wrong:
+            return replace(check, figures=figures)
+        one = wrong[0]
+        failure = (
+            f"llama.cpp cuts {len(wrong)} of {len(corpus)} texts otherwise than the tokenizer in {folder}; the first is "
+            f"{_short(corpus[one])}: {_short(theirs[one])} instead of {_short(ours[one])}"
+        )
+        return replace(check, passed=False, figures=figures, failure=failure)
+
+    return _timed(check, measure)
+
+
+def f16_agrees(
+    f16: Path, model: Reference | TooLarge, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Check:
+    """The f16 GGUF, run by llama.cpp, predicts what the merged model, run by transformers, predicts.
+
+    model: the merged folder as reference.opened gives it.
+    """
+    check = Check(
+        "f16 GGUF",
+        True,
+        {},
+        f"mean KL <= {MOST_KL['float32']} nats and first choice equal in {LEAST_TOP1['float32']:.0%} of the clear cases "
+        f"(transformers in float32; in bfloat16 {MOST_KL['bfloat16']} and {LEAST_TOP1['bfloat16']:.0%})",
+        "the converter permutes and renames tensors; a mistake there costs 0.01 nats to several, f16 alone 5e-6",
+    )
+
+    def measure() -> Check:
+        rows, first = agreement.bounded(sequences, starts)
+        if isinstance(model, TooLarge) or not rows:
+            why = f"the merged model was not run: {model.reason}" if rows else "there are no held-out answers"
+            return replace(check, skipped=why)
+        found = agreement.compare(model.logits(rows, first), llama.logits_each(f16, rows, first), rows, first)
+        figures = {"dtype": model.dtype, **found.as_dict()}
+        judged = _judged(
+            check, figures, found, model.dtype, "the f16 GGUF does not predict what the merged model predicts"
+        )
+        if judged.passed and not found.top1_sure >= LEAST_TOP1[model.dtype]:
+            failure = (
+                f"the f16 GGUF's first choice is the merged model's in only {found.top1_sure:.1%} of the clear cases"
+            )
+            return replace(judged, passed=False, failure=failure)
+        return judged
+
+    return _timed(check, measure)
+
+
+def quantised(f16: Path, other: Path, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Check:
+    """What quantising cost: KL, first choices and perplexities against the f16 file, on held-out answers."""
+    check = Check(
+        f"quantised {other.name}",
+        True,
+        {},
+        f"perplexity is finite and <= {MOST_PERPLEXITY:.0f} times the f16 file's",
+        "what is lost is reported, not judged; only a damaged file goes beyond this",
+    )
+
+    def measure() -> Check:
+        rows, first = agreement.bounded(sequences, starts)
+        if not rows:
+            return replace(check, skipped="there are no held-out answers")
+        logits = (llama.logits_each(file, rows, first) for file in (f16, other))
+        found = agreement.compare(*logits, rows, first)
+        ratio = found.perplexity / found.perplexity_reference
+        figures = {**found.as_dict(), "perplexity_ratio": ratio if ratio == ratio else None}
+        if ratio <= MOST_PERPLEXITY:  # NaN is not
+            return replace(check, figures=figures)
+        failure = (
+            f"{other.name} is damaged: perplexity {found.perplexity:.4g} on held-out answers, "
+            f"{found.perplexity_reference:.4g} before quantising"
+        )
+        return replace(check, passed=False, figures=figures, failure=failure)
+
+    return _timed(check, measure)
+
+
+def answers(
+    model: Reference | TooLarge,
+    f16: Path,
+    others: Mapping[str, Path],
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    max_tokens: int = 96,
+) -> Check:
+    """Greedy answers of the merged model, the f16 GGUF and the quantised files to the same prompts: do they stop?
+
+    prompts: token ids up to where the answer begins. stop_ids end the merged model's answers; the GGUF files are left
+    to what they themselves take for an end, as Ollama does. Fails only where the merged model stops and f16 does not
+    although it follows the merged model's own answer: not for a near tie that leads it elsewhere, and not for a model
+    that has not learned to stop, which is a warning.
+    """
+    check = Check(
+        "answers",
+        True,
+        {},
+        "where the merged model stops, the f16 GGUF stops too, or ends the merged model's own answer as it does",
+        "a GGUF with a wrong end token answers without end; an answer of its own after a near tie is no fault",
+    )
+
+    def measure() -> Check:
+        if isinstance(model, TooLarge):
+            return replace(check, skipped=f"the merged model was not run: {model.reason}")
+        from training import evaluation
+
+        told = {
+            "merged": [evaluation.answer(model.model, model.tokenizer, ids, stop_ids, max_tokens) for ids in prompts]
+        }
+        for name, file in {"f16": f16, **others}.items():
+            told[name] = llama.answer(file, prompts, max_tokens)
+        stopped = {name: sum(answer.stopped for answer in found) for name, found in told.items()}
+        texts = [{name: found[number].text for name, found in told.items()} for number in range(len(prompts))]
+        figures = {"prompts": len(prompts), "stopped": stopped, "answers": texts}
+        warnings = [
+            f"{name} did not stop within {max_tokens} tokens on {len(prompts) - count} of {len(prompts)} prompts"
+            for name, count in stopped.items()
+            if count < len(prompts)
+        ]
+        check_ = replace(check, figures=figures, warnings=tuple(warnings))
+        for ids, merged, gguf in zip(prompts, told["merged"], told["f16"], strict=True):
+            if merged.stopped and not gguf.stopped and (fault := _endless(f16, list(ids), list(merged.ids))):
+                return replace(check_, passed=False, failure=fault)
+        return check_
+
+    return _timed(check, measure)
+
+
+def _endless(f16: Path, prompt: list[int], answer: list[int]) -> str:
+    """Why the GGUF would not end the merged model's own answer (its last token is the end), or nothing if it would."""
+    end = answer[-1]
+    known = llama.metadata(f16)["vocab"]["end"]
+    if end not in known:
+        return f"the merged model stops at token {end}, which the GGUF does not take for an end (it knows {known})"
+    before = [*prompt, *answer[:-1]]
+    row = llama.logits(f16, [before], [len(before) - 1])[0][-1]
+    if int(row.argmax()) == end:
+        return ""
+    return (
+        f"after the merged model's own answer the GGUF goes on with token {int(row.argmax())} instead of the end, {end}"
+    )
+
+
+def _judged(check: Check, figures: dict[str, Any], found: Agreement, dtype: str, failure: str) -> Check:
+    if found.mean_kl <= MOST_KL[dtype]:  # NaN is not
+        return replace(check, figures=figures)
+    says = (
+        f"{failure}: mean KL {found.mean_kl:.3g} nats over {found.tokens} tokens, at most {MOST_KL[dtype]} is rounding"
+    )
+    return replace(check, figures=figures, passed=False, failure=says)
+
+
+def _specials(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts around the tokenizer's own special tokens: those that a chat template writes."""
+    return [f"{token}user\nHi{token}" for token in tokenizer.all_special_tokens]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _timed(check: Check, measure: Callable[[], Check]) -> Check:
+    """Run a check; what breaks while it runs is its failure, so that the others are still made and told together."""
+    started = time.monotonic()
+    try:
+        done = measure()
+    except RunError as error:
+        done = replace(check, passed=False, failure=error.message)
+    return replace(done, seconds=round(time.monotonic() - started, 3))
