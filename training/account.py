@@ -44,10 +44,10 @@ def gather(plan: Any, run: runs.Run, state: str, error: Any = None) -> record.Re
             for s in stages.get("evaluate", {}).get("samples", [])
         ),
         scores=tuple(record.Score(**score) for score in stages.get("evaluate", {}).get("scores", [])),
-        quantised=tuple(record.Quantised(**q) for q in stages.get("check", {}).get("quantised", [])),
-        checks=tuple(record.Check(**c) for c in stages.get("check", {}).get("checks", [])),
+        quantised=tuple(record.Quantised(**q) for q in run.status.get("quantised", [])),
+        checks=tuple(record.Check(**c) for c in run.status.get("checks", [])),
         artefacts=report.artefacts(run.path),
-        warnings=(*plan.data.warnings, *run.status.get("warnings", [])),
+        warnings=(*plan.data.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
     )
 
 

@@ -28,7 +28,7 @@ WAIT_TO_STOP = 60  # seconds that --stop waits for the checkpoint
 
 def output_dir(arguments: command_line.Arguments) -> Path:
     """OUTPUT_DIR of the settings that the command line names."""
-    return settings.load(arguments.config, arguments.overrides).training.output_dir
+    return settings.load(arguments.config, arguments.overrides, check_files=False).training.output_dir
 
 
 def found(arguments: command_line.Arguments) -> runs.Run:
@@ -57,10 +57,10 @@ def to_resume(arguments: command_line.Arguments) -> runs.Run:
 
 def settings_of(run: runs.Run, arguments: command_line.Arguments) -> Any:
     """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
-    own = settings.load(run.path / runs.CONFIG, installed=True)
+    own = settings.load(run.path / runs.CONFIG, check_packages=True)
     if not arguments.overrides:
         return own
-    changed = settings.load(run.path / runs.CONFIG, arguments.overrides, installed=True)
+    changed = settings.load(run.path / runs.CONFIG, arguments.overrides, check_packages=True)
     problems = [
         f"{override.source}: {override.section}.{override.key} is {own.get(key)} in the run, not {changed.get(key)}"
         for override in arguments.overrides

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import chat, convert, files, llama, log, merge, modelfile, runs, settings
+from training import chat, convert, files, llama, log, merge, modelfile, runs, settings, verification
 from training.errors import FinetuneError, RunError, UserError
 from training.signals import Signals
 
@@ -55,6 +55,20 @@ class Job:
     def quantised(self, method: str) -> Path:
         """The file of one method: <name>.Q4_K_M.gguf."""
         return self.f16 if method == "f16" else self.run.path / f"{self.settings.name}.{method.upper()}.gguf"
+
+    @property
+    def base(self) -> Path:
+        """The base model's folder. RunError when it has gone since the training."""
+        path = Path(self.facts["base"]["path"])
+        if not (path / "config.json").is_file():
+            raise RunError("merge", f"the base model is no longer at {path}; put it back, or train again", _safe(self))
+        return path
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the finished file's tokenizer puts BOS in front of a prompt by itself."""
+        first = self.quantised(self.settings.quantization.quantization_method[0])
+        return bool(llama.metadata(first)["vocab"]["add_bos"])
 
     @property
     def template(self) -> chat.ChatTemplate:
@@ -108,7 +122,9 @@ def open_job(path: Path) -> Job:
     facts = run.path / runs.CHECKPOINTS / FACTS
     if not (run.path / runs.ADAPTER).is_dir() or not facts.is_file():
         raise UserError(f"{path} has no finished adapter to export; ./run.sh --resume {path} goes on with its training")
-    return Job(run, settings.load(run.path / runs.CONFIG), json.loads(facts.read_text(encoding="utf-8")))
+    return Job(
+        run, settings.load(run.path / runs.CONFIG, check_files=False), json.loads(facts.read_text(encoding="utf-8"))
+    )
 
 
 def export(job: Job, only: str | None = None) -> None:
@@ -134,7 +150,7 @@ def export(job: Job, only: str | None = None) -> None:
 
 def _merge(job: Job) -> dict[str, Any]:
     template = None if job.facts["plain"] else job.template.jinja
-    record = merge.merge(_base(job), job.run.path / runs.ADAPTER, job.merged, template)
+    record = merge.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template)
     return {"merge": dataclasses.asdict(record)}
 
 
@@ -160,7 +176,7 @@ def _quantise(job: Job) -> dict[str, Any]:
 
 def _modelfile(job: Job) -> dict[str, Any]:
     path = write_modelfile(job, job.run.path / "Modelfile")
-    held = modelfile.verify(path, job.chat(_adds_bos(job)))
+    held = modelfile.verify(path, job.chat(job.adds_bos), job.facts["stops"])
     if not held["passed"]:
         raise RunError("modelfile", held["note"])
     logger.info("Modelfile: {}", held["note"])
@@ -171,11 +187,11 @@ def write_modelfile(job: Job, path: Path) -> Path:
     """Write a Modelfile for the run's first quantised file to `path`, which must be in the run directory."""
     generation = job.merged / "generation_config.json"
     if not generation.is_file():
-        generation = _base(job) / "generation_config.json"
+        generation = job.base / "generation_config.json"
     values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     text = modelfile.compose(
         job.quantised(job.settings.quantization.quantization_method[0]).name,
-        job.chat(_adds_bos(job)),
+        job.chat(job.adds_bos),
         stops=job.facts["stops"],
         num_ctx=job.facts["num_ctx"],
         sampling=modelfile.sampling(values),
@@ -185,9 +201,7 @@ def write_modelfile(job: Job, path: Path) -> Path:
 
 
 def _check(job: Job) -> dict[str, Any]:
-    from training import checks
-
-    return checks.run(job)
+    return verification.run(job)
 
 
 def failure(run: runs.Run, code: int) -> FinetuneError:
@@ -210,18 +224,6 @@ def tidy(job: Job) -> None:
         shutil.rmtree(job.merged, ignore_errors=True)
     if job.f16.parent != job.run.path:
         job.f16.unlink(missing_ok=True)
-
-
-def _adds_bos(job: Job) -> bool:
-    first = job.quantised(job.settings.quantization.quantization_method[0])
-    return bool(llama.metadata(first)["vocab"]["add_bos"])
-
-
-def _base(job: Job) -> Path:
-    path = Path(job.facts["base"]["path"])
-    if not (path / "config.json").is_file():
-        raise RunError("merge", f"the base model is no longer at {path}; put it back, or train again", _safe(job))
-    return path
 
 
 def _safe(job: Job) -> str:

@@ -185,7 +185,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         given = (
             control.settings_of(old, arguments)
             if old
-            else setting.load(arguments.config, arguments.overrides, installed=True)
+            else setting.load(arguments.config, arguments.overrides, check_packages=True)
         )
         if old is None and not arguments.fresh:
             control.offer_resume(given.training.output_dir)
@@ -242,7 +242,7 @@ def ended(error: FinetuneError, plan: Any, run: Any, events: Any, arguments: Any
 
 def check(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
-    plan = planning.prepare(setting.load(arguments.config, arguments.overrides, installed=True))
+    plan = planning.prepare(setting.load(arguments.config, arguments.overrides, check_packages=True))
     for line in planning.lines(plan):
         log.say(stdout, line)
     log.say(stdout, "ready: ./run.sh starts it")

@@ -16,6 +16,7 @@ from loguru import logger
 from training import (
     base_model,
     chat,
+    contradictions,
     convert,
     dataset,
     engine,
@@ -76,11 +77,15 @@ def prepare(given: Any) -> Plan:
         logger.info(line)
     given = environment.decide(given, machine)
     _not_built(given)
+    if problems := [message for _, message in contradictions.find(given)]:
+        raise UserError(problems)
     environment.check_writable(given.training.output_dir)
     base = base_model.locate(given.model, say=logger.info)
     given = _fit_to_model(given, base)
-    for name, version in convert.ready(base.config).items():
-        logger.info("{}: {}", name, version)
+    tried = convert.ready(base.config)
+    logger.info(
+        "converter and quantiser tried on a small {architecture}: {convert_seconds} s and {quantise_seconds} s", **tried
+    )
     engine.start(given, CACHE.parent)
     tokenizer = engine.tokenizer(base, given)
     template = chat.choose(base, given, tokenizer)

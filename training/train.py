@@ -197,7 +197,7 @@ def _build(
 ) -> Any:  # fmt: skip
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    options = arguments(settings, run, micro, accumulation, bool(validation_rows))
+    options = arguments(settings, run, micro, accumulation, bool(validation_rows), fresh="before" not in watch.carried)
     one = trainer.hooked(loaded.trainer_class, watch)(
         model=loaded.model,
         args=loaded.config_class(**options),
@@ -211,7 +211,7 @@ def _build(
     return one
 
 
-def arguments(settings: Any, run: Any, micro: int, accumulation: int, validate: bool) -> dict[str, Any]:
+def arguments(settings: Any, run: Any, micro: int, accumulation: int, validate: bool, fresh: bool) -> dict[str, Any]:
     """Every hyper-parameter for TRL's SFTConfig, said explicitly: Unsloth's version has other defaults."""
     t, hardware = settings.training, settings.hardware
     checkpointing = t.gradient_checkpointing is True
@@ -242,6 +242,7 @@ def arguments(settings: Any, run: Any, micro: int, accumulation: int, validate: 
         "save_total_limit": None,  # checkpoint.rotate does it
         "eval_strategy": "steps" if validate and t.eval_steps else "no",
         "eval_steps": t.eval_steps or None,
+        "eval_on_start": validate and fresh,  # the base model's loss
         "prediction_loss_only": True,
         "report_to": t.report_to if t.report_to != "none" else "none",
         "run_name": t.report_name or run.path.name,

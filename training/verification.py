@@ -1,0 +1,99 @@
+"""The stage `check` of the export: every link from the trained adapter to the Modelfile, proved before "done"."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from loguru import logger
+
+from training import checks, modelfile, reference, runs
+from training.checks import Check
+
+MOST_TOKENS = 96  # of an answer, when it is seen whether it stops
+
+
+def run(job: Any) -> dict[str, Any]:
+    """Do all checks of an exported run (export.Job). RunError naming the first link that is broken.
+
+    The figures are kept in status.json in either case, so that the report of a failed run has them too.
+    """
+    sequences = [row["ids"] for row in job.facts["sequences"]]
+    starts = [row["first"] for row in job.facts["sequences"]]
+    prompts = [question["ids"] for question in job.facts["questions"] if not question["held_out"]]
+    base, adapter = job.base, job.run.path / runs.ADAPTER
+    done = [checks.merged_tensors(base, adapter, job.merged)]
+    done.append(checks.merged_logits(base, adapter, job.merged, sequences, starts))
+    done.append(checks.gguf_tokenizer(job.f16, job.merged))
+    others = {
+        method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"
+    }
+    with reference.opened(job.merged) as model:
+        done.append(checks.f16_agrees(job.f16, model, sequences, starts))
+        if prompts:
+            done.append(checks.answers(model, job.f16, others, prompts, job.facts["end_ids"], MOST_TOKENS))
+    cost = {method: checks.quantised(job.f16, path, sequences, starts) for method, path in others.items()}
+    done += cost.values()
+    done.append(_modelfile(job))
+    for check in done:
+        _tell(check)
+    table = [_row(entry, cost.get(entry["method"])) for entry in job.run.stage("quantise")["quantised"]]
+    warnings = [warning for check in done for warning in check.warnings]
+    job.run.update(checks=[_record(check) for check in done], quantised=table, check_warnings=warnings)
+    checks.require(done)
+    return {"checks": len(done)}
+
+
+def _modelfile(job: Any) -> Check:
+    held = modelfile.verify(job.run.path / "Modelfile", job.chat(job.adds_bos), job.facts["stops"])
+    why = "Ollama must show the model the prompts that it was trained on"
+    figures = {key: value for key, value in held.items() if key not in ("check", "passed")}
+    return Check(
+        "modelfile",
+        held["passed"],
+        figures,
+        "equal, byte for byte",
+        why,
+        failure="" if held["passed"] else held["note"],
+    )
+
+
+def _tell(check: Check) -> None:
+    if check.skipped:
+        logger.info("check {}: left out, {}", check.name, check.skipped)
+        return
+    shown = ", ".join(f"{name} {_short(value)}" for name, value in check.figures.items() if _is_figure(value))
+    logger.log(
+        "INFO" if check.passed else "WARNING",
+        "check {}: {}{}",
+        check.name,
+        "passed" if check.passed else "FAILED",
+        f" ({shown})" if shown else "",
+    )
+    for warning in check.warnings:
+        logger.warning("{}", warning)
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _record(check: Check) -> dict[str, Any]:
+    """A check as the report has it; the answers themselves are data, and stay out of it."""
+    return {
+        "name": check.name,
+        "passed": None if check.skipped else check.passed,
+        "figures": {name: value for name, value in check.figures.items() if name != "answers"},
+        "threshold": check.threshold,
+        "why": check.skipped or check.failure or check.why,
+        "seconds": round(check.seconds, 2),
+    }
+
+
+def _row(entry: dict[str, Any], cost: Check | None) -> dict[str, Any]:
+    figures = cost.figures if cost else {}
+    return {**entry, "kl": figures.get("mean_kl"), "top1": figures.get("top1"), "perplexity": figures.get("perplexity")}
