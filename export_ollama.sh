@@ -9,8 +9,8 @@
 # Where GGUF and Modelfile are there already, this needs no Python: RUN and this script can be copied to a Mac (bash 3.2).
 set -euo pipefail
 
-{ : >&2; } 2>/dev/null || exec 2>/dev/null
-{ : >&1; } 2>/dev/null || exec 1>/dev/null
+: 7>&2 || exec 2>/dev/null
+{ : 7>&1; } 2>/dev/null || exec 1>/dev/null
 exec </dev/null
 
 self=${BASH_SOURCE[0]}

@@ -4,9 +4,9 @@
 set -euo pipefail
 
 # A caller may have closed a stream; the next file that is opened would then take its place and be written over.
-{ : >&2; } 2>/dev/null || exec 2>/dev/null
-{ : >&1; } 2>/dev/null || exec 1>/dev/null
-{ : <&0; } 2>/dev/null || exec 0</dev/null
+: 7>&2 || exec 2>/dev/null
+{ : 7>&1; } 2>/dev/null || exec 1>/dev/null
+{ : 7<&0; } 2>/dev/null || exec 0</dev/null
 
 self=${BASH_SOURCE[0]}
 while [ -L "$self" ]; do

@@ -9,9 +9,9 @@
 set -euo pipefail
 
 # A caller may have closed a stream; the next file that is opened would then take its place.
-{ : >&2; } 2>/dev/null || exec 2>/dev/null
+: 7>&2 || exec 2>/dev/null
 exec </dev/null
-if { : >&1; } 2>/dev/null; then exec 3>&1; else exec 3>/dev/null; fi # 3: for --python and --help only
+if { : 7>&1; } 2>/dev/null; then exec 3>&1; else exec 3>/dev/null; fi # 3: for --python and --help only
 exec 1>&2
 
 self=${BASH_SOURCE[0]}

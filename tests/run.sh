@@ -2,7 +2,7 @@
 # The one test command:  tests/run.sh [arguments for pytest]
 # Sets up, then lints, then three layers of tests, the quickest first; stops at the first part that fails.
 set -euo pipefail
-{ : <&0; } 2>/dev/null || exec 0</dev/null
+{ : 7<&0; } 2>/dev/null || exec 0</dev/null
 
 self=${BASH_SOURCE[0]}
 case $self in /*) ;; *) self=$PWD/$self ;; esac
