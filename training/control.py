@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +71,11 @@ def settings_of(run: runs.Run, arguments: command_line.Arguments) -> Any:
             [*problems, "leave it out, or start a new run with --fresh"], f"{run.path.name} has settings of its own"
         )
     return own
+
+
+def began_on(run: runs.Run | None) -> date | None:
+    """The day on which a run began."""
+    return date.fromtimestamp(run.status["started"]) if run and run.status.get("started") else None
 
 
 def offer_resume(folder: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Job:
         """The chat template that was trained with."""
         fields = dict(self.facts["template"])
         fields["end_tokens"] = tuple(fields["end_tokens"])
+        fields["today"] = fields["today"] and date.fromisoformat(fields["today"])
         return chat.ChatTemplate(**fields)
 
     def chat(self, adds_bos: bool) -> modelfile.Chat | None:
@@ -97,6 +99,7 @@ def keep_facts(
 ) -> None:
     """Write down what the export needs, so that it can be done later, again, and without the data file."""
     template = dataclasses.asdict(plan.template)
+    template["today"] = plan.template.today and plan.template.today.isoformat()
     stops = modelfile.stop_texts(
         plan.template.eos, plan.template.end_tokens, (plan.tokenizer.decode([i]) for i in end_ids)
     )

@@ -68,12 +68,20 @@ def evaluate_stage(plan: planning.Plan, loaded: Any, questions: list[dict], run:
     asked = [(q["question"], q["expected"], q["ids"]) for q in questions[:QUESTIONS]]
     samples = evaluation.compare(loaded.model, loaded.tokenizer, asked, ends(plan))
     for sample in samples:
-        logger.info("asked: {}\n  before: {}\n  after:  {}", sample.question, sample.before, sample.after)
+        logger.info(
+            "asked: {}\n  before: {}\n  after:  {}", *map(short, (sample.question, sample.before, sample.after))
+        )
     scores = evaluation.test_scores(loaded.model, plan.test)
     seconds = round(time.perf_counter() - began, 1)
     run.finish_stage("evaluate", {"seconds": seconds, "samples": [s.as_dict() for s in samples], "scores": scores})
     events.emit("stage", name="evaluate", seconds=seconds)
     judge(plan, run, events)
+
+
+def short(text: str, most: int = 200) -> str:
+    """One line of the log for a text of any length."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def judge(plan: planning.Plan, run: runs.Run, events: Events) -> None:
@@ -189,7 +197,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         )
         if old is None and not arguments.fresh:
             control.offer_resume(given.training.output_dir)
-        plan = planning.prepare(given)
+        plan = planning.prepare(given, control.began_on(old))
         for line in planning.lines(plan):
             logger.info(line)
         if old is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from training.errors import MachineError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "rows"
+NAMED = 5  # rows left out that the log names
 MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
 BITS = {
     "q8": 8.5,
@@ -59,6 +61,7 @@ class Plan:
     data: Any  # dataset.Data
     train: Any  # datasets.Dataset with input_ids and labels
     validation: Any  # the same, or None
+    test: Any  # the same, or None: rows kept for a last test (TEST_SPLIT)
     summary: Any  # tokens.Summary of the training rows
     rejected: list[Any]
     steps: int
@@ -70,8 +73,11 @@ class Plan:
         return train.steps_per_epoch(len(self.train), self.settings)
 
 
-def prepare(given: Any) -> Plan:
-    """Check and choose everything, in the order of the run. Raises UserError or MachineError; logs what it finds."""
+def prepare(given: Any, today: date | None = None) -> Plan:
+    """Check and choose everything, in the order of the run. Raises UserError or MachineError; logs what it finds.
+
+    `today`: the date on which a run that is resumed began, for the templates that write one into the prompt.
+    """
     machine = environment.inspect()
     for line in machine.lines():
         logger.info(line)
@@ -88,14 +94,14 @@ def prepare(given: Any) -> Plan:
     )
     engine.start(given, CACHE.parent)
     tokenizer = engine.tokenizer(base, given)
-    template = chat.choose(base, given, tokenizer)
+    template = chat.choose(base, given, tokenizer, today)
     logger.info("chat template: {}", template.source)
     data = dataset.load(given, CACHE, say=logger.info)
     for warning in data.warnings:
         logger.warning(warning)
     for note in (*data.notes, *given.notes()):
         logger.info(note)
-    rows, validation, rejected = _tokenise(data, template, tokenizer, given)
+    rows, validation, test, rejected = _tokenise(data, template, tokenizer, given)
     summary = tokens.summary(rows, tokenizer)
     given = _choose_for_rows(given, base, summary, machine)
     steps = train.total_steps(len(rows), given)
@@ -103,7 +109,7 @@ def prepare(given: Any) -> Plan:
     _try_modelfile(given, base, template, tokenizer, data.plain)
     disk = disk_needed(given, base, steps)
     environment.check_disk(given.training.output_dir, sum(disk.values()), _words(disk))
-    plan = Plan(given, machine, base, tokenizer, template, data, rows, validation, summary, rejected, steps, disk)
+    plan = Plan(given, machine, base, tokenizer, template, data, rows, validation, test, summary, rejected, steps, disk)
     _check_memory(plan)
     return plan
 
@@ -186,8 +192,8 @@ def _fit_to_model(given: Any, base: Any) -> Any:
     return given
 
 
-def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any, Any, list[Any]]:
-    """Sequences of the training and validation rows, and all rows that were left out. UserError at bad rows, or none left."""
+def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any, Any, Any, list[Any]]:
+    """Sequences of the training, validation and test rows, and all rows left out. UserError at bad rows, or none left."""
     options = (
         template,
         tokenizer,
@@ -196,14 +202,21 @@ def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any
         given.dataset.train_on,
         CACHE,
     )
-    rows, bad = tokens.tokenise(data.train, *options)
-    held, held_bad = tokens.tokenise(data.validation, *options) if data.validation is not None else (None, [])
-    rejected = [*bad, *held_bad]
-    if rejected and (given.dataset.on_bad_row != "skip" or rows is None):
-        raise dataset.bad_rows_error(rejected)
-    for one in [*data.rejected, *rejected][:5]:
+    parts, bad = [], []
+    for part in (data.train, data.validation, data.test):
+        rows, unusable = tokens.tokenise(part, *options) if part is not None else (None, [])
+        parts.append(rows)
+        bad += unusable
+    if bad and (given.dataset.on_bad_row != "skip" or parts[0] is None):
+        raise dataset.bad_rows_error(bad)
+    rejected = [*data.rejected, *bad]
+    for one in rejected[:NAMED]:
         logger.warning("left out: {}", one)
-    return rows, held, [*data.rejected, *rejected]
+    if len(rejected) > NAMED:
+        logger.warning(
+            "{:,} rows more are left out; the run's {} has them all", len(rejected) - NAMED, "rejected.jsonl"
+        )
+    return *parts, rejected
 
 
 def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:

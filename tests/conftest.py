@@ -1,0 +1,105 @@
+"""Shared by all tests: where the repository is, the embedded model, and a tiny random model made on the spot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The unpacked embedded model's folder."""
+    from training import base_model, settings
+
+    model = settings.Model(base_model_name=base_model.EMBEDDED)
+    return base_model.locate(model).path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
+    """A random Llama of two layers, hidden size 256, with SmolLM2's tokenizer: real in every part, trained in seconds."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = json.loads((embedded / "config.json").read_text(encoding="utf-8"))
+    small = LlamaConfig(
+        vocab_size=config["vocab_size"], hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=config["bos_token_id"],
+        eos_token_id=config["eos_token_id"], pad_token_id=config.get("pad_token_id"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(small).to(torch.bfloat16).save_pretrained(folder)
+    for file in embedded.iterdir():
+        if file.name.startswith(("tokenizer", "special", "vocab", "merges", "chat_template")):
+            shutil.copy(file, folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a started program ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def run(self) -> Path:
+        """The run directory that was printed."""
+        lines = self.stdout.splitlines()
+        assert len(lines) == 1, self.stdout + self.stderr
+        return Path(lines[0])
+
+
+def finetune(*arguments: str | Path, cwd: Path | None = None, timeout: float = 600, **environment: str) -> Ended:
+    """Run training/finetune.py in a process of its own, as run.sh does, with no terminal and no stdin."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "training" / "finetune.py"), *map(str, arguments)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=timeout, cwd=cwd,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, tiny_model: Path) -> Path:
+    """Settings for a run of six steps on the tiny model, with a dozen rows; outputs go beside the file."""
+    rows = [{"instruction": f"What is {i} and {i}?", "output": f"It is {2 * i}."} for i in range(1, 17)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = tmp_path / "config.ini"
+    config.write_text(
+        f"""[Model]
+BASE_MODEL_NAME = {tiny_model}
+NEW_MODEL_NAME = tiny
+[Dataset]
+DATASET_FILE = rows.jsonl
+VALIDATION_SPLIT = 0.2
+[Training]
+PER_DEVICE_TRAIN_BATCH_SIZE = 2
+GRADIENT_ACCUMULATION_STEPS = 2
+LEARNING_RATE = 1e-3
+MAX_STEPS = 6
+SAVE_STEPS = 2
+EVAL_STEPS = 3
+""",
+        encoding="utf-8",
+    )
+    return config
