@@ -184,10 +184,9 @@ def _work(stage: str, out: Path, need: int, arguments: Sequence[Any], progress: 
     with process:
         try:
             for line in _lines(process.stdout):
+                printed.append(line)
                 share = _share(line)
-                if share is None:
-                    printed.append(line)
-                elif progress:
+                if progress and share is not None:
                     progress(share)
             code = process.wait()
         except BaseException:  # interrupted, or progress() failed: nobody waits for the result any more
@@ -265,7 +264,7 @@ def reason(printed: Sequence[str], code: int) -> str:
         return "it was killed, most likely because memory ran out"
     if code == -signal.SIGILL:
         return "llama.cpp was built for another CPU (x86 needs AVX2): remove .venv and its kept build, run ./setup.sh"
-    told = [line.strip() for line in printed if line.strip() and not line.startswith((" ", "Traceback"))]
+    told = [line.strip() for line in printed if not line.startswith((" ", "Traceback")) and _share(line) is None]
     last = told[-1] if told else "it printed nothing"
     how = f"signal {-code}" if code < 0 else f"code {code}"
     return f"llama.cpp ended with {how}; it printed last: {last}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 QUANTISATIONS = (
     *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
     *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "mxfp4_moe"),
-    *("tq2_0", "tq1_0", "q2_0", "q1_0"),
+    *("tq2_0", "tq1_0", "q1_0"),  # not q2_0: the gguf package (0.19) does not know the type and cannot read it back
 )
 # Refused by llama.cpp without an importance matrix: they hold IQ1, IQ2 or IQ3_XXS tensors, or are Q2_K_S
 # (src/llama-quant.cpp, tensor_requires_imatrix; iq3_xs because its attention tensors become IQ3_XXS).

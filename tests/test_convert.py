@@ -1,0 +1,249 @@
+"""The converter and the quantiser: llama.cpp's own, in processes of their own, on a random model of two layers."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training import convert, convert_worker, files, gguf_file, trial_model
+from training.errors import MachineError, RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convert") / "model"
+    trial_model.make(folder, None, None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def f16(model):
+    return convert.to_gguf(model, model.parent / "trial.f16.gguf")
+
+
+def copy(model, tmp_path, **changes):
+    """The model folder with other values in its config.json."""
+    folder = tmp_path / "changed"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# ---- without torch -------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_its_own_number_in_llama_cpp():
+    import llama_cpp
+
+    numbers = [convert_worker.file_type(llama_cpp, method) for method in convert.METHODS]
+    assert len(set(numbers)) == len(numbers) > 20
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "meaning"),
+    [
+        (
+            ["ERROR:hf-to-gguf:Model FooForCausalLM is not supported"],
+            1,
+            "cannot convert the architecture FooForCausalLM",
+        ),
+        (["NotImplementedError: BPE pre-tokenizer was not recognized - update"], 1, "does not know this tokenizer"),
+        (["ValueError: Can not map tensor 'model.layers.0.x.absmax'"], 1, "model.layers.0.x.absmax has no place"),
+        (["ModuleNotFoundError: No module named 'sentencepiece'"], 1, "sentencepiece is missing: run ./setup.sh"),
+        (["MemoryError"], 1, "not enough memory"),
+        (["llama_model_quantize: failed to quantize: unsupported"], 1, "llama.cpp: unsupported"),
+        ([], -signal.SIGKILL, "memory ran out"),
+        ([], -signal.SIGILL, "built for another CPU"),
+        (["Traceback (most recent call last):", "  File x", "KeyError: 'y'"], 1, "it printed last: KeyError: 'y'"),
+        ([], -signal.SIGSEGV, "signal 11; it printed last: it printed nothing"),
+    ],
+)
+def test_a_failure_is_told_in_one_line_that_says_what_it_means(printed, code, meaning):
+    told = convert.reason(printed, code)
+    assert meaning in told
+    assert "\n" not in told
+
+
+def test_an_unknown_method_or_type_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="q4_k_x is none of"):
+        convert.quantise(tmp_path / "a", tmp_path / "b", "q4_k_x")
+    with pytest.raises(ValueError, match="q4_k_m"):
+        convert.to_gguf(tmp_path, tmp_path / "b", "q4_k_m")
+
+
+def test_a_missing_converter_says_to_set_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "CONVERTER", tmp_path / "convert_hf_to_gguf.py")
+    with pytest.raises(MachineError, match=r"\./setup\.sh"):
+        convert.to_gguf(tmp_path, tmp_path / "out.gguf")
+
+
+def test_the_worker_ends_when_its_parent_does():
+    code = "import convert_worker as w, time; w.end_with_parent(); print('up', flush=True); time.sleep(60)"
+    worker = [sys.executable, "-c", code]
+    process = subprocess.Popen(
+        worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "training")}
+    )
+    assert process.stdout.readline() == b"up\n"
+    process.stdin.close()
+    assert process.wait(timeout=10) == 1
+
+
+# ---- on the tiny model ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.tiny
+def test_a_model_is_converted_and_quantised_and_progress_is_told(model, tmp_path):
+    told = []
+    f16 = convert.to_gguf(model, tmp_path / "a.gguf", progress=told.append)
+    assert told == sorted(told) and told[-1] == 1.0
+    expected = convert.converted_size(model)
+    assert expected <= f16.stat().st_size < 1.5 * expected
+
+    told.clear()
+    made = convert.quantise(f16, tmp_path / "b.gguf", "q4_k_m", told.append)
+    assert told == sorted(told) and told[-1] == 1.0
+    assert made.size == (tmp_path / "b.gguf").stat().st_size >= convert.least_size(f16, "q4_k_m")
+    assert made.tensors == sum(made.types.values()) == len(gguf_file.read(tmp_path / "b.gguf").tensors)
+    assert made.types["Q4_K"] > 0 and made.fell_back == 0 and made.fallbacks == {}
+    assert json.loads(json.dumps(made.as_dict()))["path"] == str(tmp_path / "b.gguf")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+@pytest.mark.tiny
+def test_rows_that_do_not_fit_the_type_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setitem(trial_model.SMALL, "hidden_size", 288)  # not a multiple of 256
+    trial_model.make(tmp_path / "model", None, None)
+    f16 = convert.to_gguf(tmp_path / "model", tmp_path / "a.gguf")
+    made = convert.quantise(f16, tmp_path / "b.gguf", "q4_k_m")
+    assert made.fallbacks["Q4_K -> Q5_0"] == made.types["Q5_0"] > 0
+    assert made.fell_back == sum(made.fallbacks.values())
+
+
+@pytest.mark.tiny
+def test_every_method_quantises_without_an_importance_matrix(f16, tmp_path):
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:2]\n"
+        "from training import convert, convert_worker\n"
+        "print([m for m in convert.METHODS if convert_worker.quantise(sys.argv[2], f'{sys.argv[3]}/{m}.gguf', m)])"
+    )
+    command = [sys.executable, "-c", code, str(ROOT), str(f16), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+    for method in convert.METHODS:
+        size = (tmp_path / f"{method}.gguf").stat().st_size
+        assert size >= convert.least_size(f16, method), method
+
+
+@pytest.mark.tiny
+def test_an_architecture_that_llama_cpp_does_not_know_is_named(model, tmp_path):
+    folder = copy(model, tmp_path, architectures=["NoSuchForCausalLM"])
+    with pytest.raises(RunError, match="cannot convert the architecture NoSuchForCausalLM"):
+        convert.to_gguf(folder, tmp_path / "out.gguf")
+    assert [p.name for p in tmp_path.iterdir()] == ["changed"]
+
+
+@pytest.mark.tiny
+def test_a_folder_without_weights_is_named(model, tmp_path):
+    folder = copy(model, tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="changed"):
+        convert.to_gguf(folder, tmp_path / "out.gguf")
+
+
+@pytest.mark.tiny
+def test_a_gguf_that_is_quantised_already_is_refused_with_llama_cpps_reason(f16, tmp_path):
+    first = convert.quantise(f16, tmp_path / "a.gguf", "q4_0")
+    with pytest.raises(RunError, match="requantizing from type"):
+        convert.quantise(first.path, tmp_path / "b.gguf", "q4_k_m")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
+
+
+@pytest.mark.tiny
+def test_an_interruption_ends_the_worker_and_leaves_nothing(f16, tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert.quantise(f16, tmp_path / "b.gguf", "q4_k_m", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 600 KiB; it takes root to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.tiny
+def test_a_full_disk_is_told_in_bytes_before_and_while_writing(model, f16, small_disk, monkeypatch):
+    with pytest.raises(RunError, match=r"the disk is full: .* needs [\d,]+ bytes, 614,400 are free"):
+        convert.to_gguf(model, small_disk / "a.gguf")
+    monkeypatch.setattr(convert, "_check_room", lambda *_: None)  # as if another program took the room meanwhile
+    for job in (
+        lambda: convert.to_gguf(model, small_disk / "a.gguf"),
+        lambda: convert.quantise(f16, small_disk / "b.gguf", "q8_0"),
+    ):
+        with pytest.raises(RunError, match="the disk is full"):
+            job()
+        assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.tiny
+def test_ready_tries_both_and_says_what_it_found(model):
+    found = convert.ready(json.loads((model / "config.json").read_text()), model, "q5_k_m")
+    assert found["architecture"] == "LlamaForCausalLM"
+    assert found["types"]["Q5_K"] > 0
+    assert 0 < found["quantised_bytes"] < found["f16_bytes"]
+
+
+@pytest.mark.tiny
+def test_ready_leaves_the_random_numbers_of_the_run_alone(monkeypatch, tmp_path):
+    import torch
+
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    trial_model.make(tmp_path / "model", None, None)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.tiny
+def test_ready_says_what_to_do_when_llama_cpp_is_broken(model, tmp_path, monkeypatch):
+    broken = tmp_path / "convert_hf_to_gguf.py"
+    files.write_text(broken, "import no_such_module_at_all\n")
+    monkeypatch.setattr(convert, "CONVERTER", broken)
+    with pytest.raises(MachineError, match=r"no_such_module_at_all is missing: run \./setup\.sh"):
+        convert.ready(json.loads((model / "config.json").read_text()), model)
+
+
+def test_the_trial_model_keeps_what_the_architecture_is_and_shrinks_what_it_costs():
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": 4096,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 3,
+        "vocab_size": 151936,
+        "num_experts": 128,
+        "layer_types": ["full_attention"] * 48,
+        "quantization_config": {"bits": 4},
+    }
+    small = trial_model.shrunk(config)
+    assert (small["model_type"], small["vocab_size"]) == ("qwen3_moe", 151936)
+    assert (small["hidden_size"], small["num_hidden_layers"], len(small["layer_types"])) == (256, 2, 2)
+    assert small["num_attention_heads"] % small["num_key_value_heads"] == 0
+    assert small["num_experts"] == 4
+    assert "quantization_config" not in small and "intermediate_size" not in small
+    assert config["hidden_size"] == 4096
