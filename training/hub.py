@@ -77,8 +77,9 @@ def download(
     _enough_disk(name, remote)
     say(f"{name}: getting {_megabytes(remote.size)} from {_endpoint()} (what is there already is kept)")
     with _explained(name, revision):
-        folder = snapshot_download(name, revision=remote.commit, allow_patterns=allowed, ignore_patterns=NOT)
-    return Path(folder), remote.commit
+        # By its name and not by the commit just seen: only so the cache remembers the name for a run without network.
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=NOT))
+    return folder, folder.name
 
 
 class _Unreachable(MachineError):
