@@ -9,152 +9,35 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
 
-import dataclasses  # noqa: E402
+
 import gc  # noqa: E402
 import os  # noqa: E402
-import subprocess  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from typing import IO, Any  # noqa: E402
 
 from loguru import logger  # noqa: E402
 
-from training import account, checkpoint, command_line, control, dataset, engine, evaluation, export, log, runs  # noqa: E402
+from training import account, checkpoint, command_line, control, dataset, engine, export, log, runs, stages  # noqa: E402
 from training import plan as planning  # noqa: E402
 from training import settings as setting  # noqa: E402
-from training import train as training  # noqa: E402
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError  # noqa: E402
 from training.events import Events  # noqa: E402
 from training.signals import Signals  # noqa: E402
-
-QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
 
 
 def finetune(plan: planning.Plan, run: runs.Run, events: Events, signals: Signals) -> None:
     """The story of one run, from a plan to the report. Every stage that a former attempt has done is left out."""
     if run.stage("train") is None or run.stage("evaluate") is None:
         loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
-        questions = held_out_questions(plan)
+        questions = stages.held_out_questions(plan)
         if run.stage("train") is None:
-            train_stage(plan, loaded, questions, run, events, signals)
-        evaluate_stage(plan, loaded, questions, run, events)
+            stages.train_stage(plan, loaded, questions, run, events, signals)
+        stages.evaluate_stage(plan, loaded, questions, run, events)
         del loaded
         gc.collect()
-    export_stage(run, events)
+    stages.export_stage(run, events)
     account.write(plan, run, "completed")
-
-
-def train_stage(
-    plan: planning.Plan, loaded: Any, questions: list[dict], run: runs.Run, events: Events, signals: Signals
-) -> None:
-    """Train, and keep what the later stages need; the adapter is on the disk at the end."""
-    began = time.perf_counter()
-    end_ids = ends(plan)
-    export.keep_facts(run, plan, questions + trained_prompts(plan), held_out_sequences(plan), end_ids)
-    marks = checkpoint.fingerprint(plan.settings, _digest(plan), plan.base, plan.template.jinja)
-    result = training.train(loaded, plan, run, events, signals, marks, questions[:QUESTIONS], end_ids)
-    trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
-    seconds = round(time.perf_counter() - began, 1)
-    run.finish_stage("train", {**dataclasses.asdict(result), "seconds": seconds, "trainable": trainable})
-    logger.info("adapter saved in {}", run.path / runs.ADAPTER)
-    events.emit("stage", name="train", seconds=seconds)
-
-
-def evaluate_stage(plan: planning.Plan, loaded: Any, questions: list[dict], run: runs.Run, events: Events) -> None:
-    """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
-    began = time.perf_counter()
-    if run.status.get("resumed_after_training"):
-        training.load_adapter(loaded.model, run.path / runs.ADAPTER)
-    asked = [(q["question"], q["expected"], q["ids"]) for q in questions[:QUESTIONS]]
-    samples = evaluation.compare(loaded.model, loaded.tokenizer, asked, ends(plan))
-    for sample in samples:
-        logger.info(
-            "asked: {}\n  before: {}\n  after:  {}", *map(short, (sample.question, sample.before, sample.after))
-        )
-    scores = evaluation.test_scores(loaded.model, plan.test)
-    seconds = round(time.perf_counter() - began, 1)
-    run.finish_stage("evaluate", {"seconds": seconds, "samples": [s.as_dict() for s in samples], "scores": scores})
-    events.emit("stage", name="evaluate", seconds=seconds)
-    judge(plan, run, events)
-
-
-def short(text: str, most: int = 200) -> str:
-    """One line of the log for a text of any length."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
-def judge(plan: planning.Plan, run: runs.Run, events: Events) -> None:
-    """Say so when the tuned model is worse than the base; FAIL_IF_WORSE makes it a failure."""
-    validation = run.stage("train")["validation"]
-    before, after = (
-        validation["before"],
-        validation["best" if plan.settings.training.early_stopping_patience else "after"],
-    )
-    if before is None or after is None or after <= before:
-        return
-    words = f"the tuned model is worse than the base: validation loss {before:.4f} before, {after:.4f} after"
-    if plan.settings.training.fail_if_worse:
-        raise RunError(
-            "evaluate",
-            words,
-            f"the adapter is in {run.path / runs.ADAPTER}; lower LEARNING_RATE or the number of steps",
-        )
-    logger.warning(words)
-    run.update(warnings=[*run.status.get("warnings", []), words])
-    events.emit("warning", message=words)
-
-
-def export_stage(run: runs.Run, events: Events) -> None:
-    """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
-    command = [sys.executable, str(ROOT / "training" / "export.py"), str(run.path)]
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    try:
-        code = child.wait()
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    finally:
-        run.reload()
-    for name in export.STAGES:
-        if (stage := run.stage(name)) is not None:
-            events.emit("stage", name=name, seconds=stage["seconds"])
-    if code:
-        raise export.failure(run, code)
-
-
-def ends(plan: planning.Plan) -> list[int]:
-    """The ids of all tokens that end an answer: the template's turn end, eos, and those of generation_config.json."""
-    tokenizer = plan.tokenizer
-    texts = [*plan.template.end_tokens, tokenizer.eos_token or ""]
-    known = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
-    found = planning.generation_eos(plan.base)
-    return list(dict.fromkeys([*known, *found]))
-
-
-def held_out_questions(plan: planning.Plan) -> list[dict[str, Any]]:
-    """A few questions of the validation rows, or of the training rows where there are none."""
-    rows = plan.data.validation if plan.data.validation is not None else plan.data.train
-    return planning.questions(plan, rows, QUESTIONS, held_out=plan.data.validation is not None)
-
-
-def trained_prompts(plan: planning.Plan) -> list[dict[str, Any]]:
-    """A few prompts that were trained on: the checks of the export see whether their answers stop."""
-    return planning.questions(plan, plan.data.train, TRAINED_PROMPTS, held_out=False)
-
-
-def held_out_sequences(plan: planning.Plan) -> list[dict[str, Any]]:
-    """Tokenised rows on which the exported files are compared: ids, and the first position that is an answer's."""
-    rows = plan.validation if plan.validation is not None else plan.train
-    chosen = rows.select(planning.spread(len(rows), HELD_OUT))
-    return [{"ids": row["input_ids"][:LONGEST], "first": min(row["prompt_length"], LONGEST - 1)} for row in chosen]
-
-
-def _digest(plan: planning.Plan) -> str:
-    return " ".join(sorted(plan.data.sha256.values()))
 
 
 def start(plan: planning.Plan, stdout: IO[str], with_events: bool) -> tuple[runs.Run, Events]:

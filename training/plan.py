@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -88,11 +89,19 @@ def prepare(given: Any, today: date | None = None) -> Plan:
     environment.check_writable(given.training.output_dir)
     base = base_model.locate(given.model, say=logger.info)
     given = _fit_to_model(given, base)
-    tried = convert.ready(base.config)
+    engine.start(given, CACHE.parent)
+    with ThreadPoolExecutor(1) as pool:  # it works in processes of its own, while the rows are read here
+        trial = pool.submit(convert.ready, base.config)
+        plan = _read_rows(given, machine, base, today)
+    tried = trial.result()
     logger.info(
         "converter and quantiser tried on a small {architecture}: {convert_seconds} s and {quantise_seconds} s", **tried
     )
-    engine.start(given, CACHE.parent)
+    return plan
+
+
+def _read_rows(given: Any, machine: Machine, base: Any, today: date | None) -> Plan:
+    """The part of the plan that follows from the rows."""
     tokenizer = engine.tokenizer(base, given)
     template = chat.choose(base, given, tokenizer, today)
     logger.info("chat template: {}", template.source)

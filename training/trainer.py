@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import random
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ class Watch:
     keep: int  # SAVE_TOTAL_LIMIT
     carried: dict[str, Any] = field(default_factory=dict)  # best loss, patience: stored with each checkpoint
     tokens: int = 0  # real tokens since the start of the step
+    tokens_per_second: float = 0.0  # of the last whole step
     began: float = 0.0  # when the step began
     random_state: dict[str, Any] | None = None  # as it was when the step began
     in_step: bool = False  # some micro-batches of the step are done, its update is not
@@ -44,12 +47,8 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             watch.in_step = True
             watch.tokens += _tokens(inputs)
-            try:
+            with _memory_watched():
                 loss = super().training_step(model, inputs, *args, **kwargs)
-            except (RuntimeError, MemoryError) as error:
-                if is_out_of_memory(error):
-                    raise OutOfMemory(str(error).splitlines()[0]) from error
-                raise
             if not torch.isfinite(loss):
                 raise _not_finite("loss", self.state.global_step + 1, watch)
             return loss
@@ -60,6 +59,10 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
                 raise _not_finite("gradient", self.state.global_step + 1, watch)
             return norm
+
+        def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+            with _memory_watched():
+                return super().prediction_step(*args, **kwargs)
 
         def evaluate(self, *args: Any, **kwargs: Any) -> Any:
             state = take_random_state()  # so that evaluating more or less often does not change the training
@@ -80,7 +83,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                         file.replace(partial / file.name)
                 finally:
                     self._run_folder = None
-                    _remove(target)
+                    shutil.rmtree(target, ignore_errors=True)
                 (partial / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form nobody filled in
             checkpoint.rotate(watch.folder, watch.keep)
 
@@ -99,6 +102,17 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             """No model card: report.md says what was trained."""
 
     return Trainer
+
+
+@contextmanager
+def _memory_watched() -> Iterator[None]:
+    """Turn the ways in which torch says that memory ran out into OutOfMemory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory((str(error).splitlines() or ["no memory"])[0]) from None
+        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -154,9 +168,3 @@ def _not_finite(what: str, step: int, watch: Watch) -> RunError:
         "AUTO_FP16_BF16 = false",
         checkpoint.where(watch.folder),
     )
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(os.fspath(folder), ignore_errors=True)

@@ -1,0 +1,197 @@
+"""What is said while the model trains (log, events, status.json), and what signals and early stopping ask of it."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loguru import logger
+
+from training import evaluation, files, runs, trainer
+from training.trainer import Watch
+
+BEST = "best"  # in checkpoints/: the adapter of the best validation loss, for early stopping
+
+
+@dataclass
+class Session:
+    """One process training one run: what its hooks need, and what they count."""
+
+    settings: Any
+    run: runs.Run
+    events: Any
+    signals: Any
+    watch: Watch
+    tokenizer: Any
+    questions: Sequence[dict[str, Any]]  # asked every SAMPLE_STEPS steps
+    end_ids: Sequence[int]
+    total: int  # optimizer steps of the run
+    first_step: int = 0  # where this process took the run up
+    started: float = field(default_factory=time.perf_counter)
+    tokens: int = 0
+    seconds: float = 0.0  # spent in optimizer steps
+    recent: list[float] = field(default_factory=list)  # losses since the last line of the log
+    stopped_early: bool = False
+    trainer: Any = None
+    bar: Any = None
+
+
+def callback(session: Session) -> Any:
+    """The trainer's callback for a session."""
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            session.bar = _bar(session)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            _catch_up(session, state.global_step)
+            trainer.begin_step(session.watch)
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            _obey(session, control)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            session.watch.in_step = False
+            took = time.perf_counter() - session.watch.began
+            session.seconds += took
+            session.tokens += session.watch.tokens
+            session.watch.tokens_per_second = session.watch.tokens / took
+            every = session.settings.training.sample_steps
+            if every and state.global_step % every == 0:
+                _sample(session, kwargs["model"], state.global_step)
+            _obey(session, control)
+
+        def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+            if session.signals.stop is not None:
+                raise trainer.StopNow
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if "loss" in logs:
+                _report_step(session, state, logs)
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
+            if "eval_loss" in metrics:
+                _report_evaluation(session, state.global_step, metrics["eval_loss"], control, kwargs["model"])
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            where = f"{runs.CHECKPOINTS}/checkpoint-{state.global_step}"
+            session.events.emit("checkpoint", at_step=state.global_step, path=where)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            session.bar.close()
+
+    return Callback()
+
+
+def _bar(session: Session) -> Any:
+    """A progress bar on a terminal; nothing elsewhere."""
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty()
+    return tqdm(
+        total=session.total, initial=session.first_step, unit="step", leave=False, disable=not shown, file=sys.stderr
+    )
+
+
+def _obey(session: Session, control: Any) -> None:
+    """Stop after this micro-batch with a checkpoint (SIGINT, SIGTERM), or write one and go on (SIGUSR1)."""
+    if session.signals.stop is not None:
+        control.should_training_stop = control.should_save = True
+        control.should_evaluate = False
+    elif session.signals.save and not session.watch.in_step:
+        session.signals.save = False
+        control.should_save = True
+
+
+def _catch_up(session: Session, step: int) -> None:
+    """An evaluation that a signal cut off is made up for, so that a resumed run has the curve of an undisturbed one."""
+    every = session.settings.training.eval_steps
+    due = step == session.first_step > 0 and every and step % every == 0
+    if due and session.trainer.eval_dataset is not None and session.watch.carried.get("evaluated_at") != step:
+        session.trainer.evaluate()
+
+
+def _report_step(session: Session, state: Any, logs: dict[str, Any]) -> None:
+    step, total = state.global_step, session.total
+    elapsed = time.perf_counter() - session.started
+    remaining = elapsed / max(1, step - session.first_step) * (total - step)
+    speed = session.watch.tokens_per_second
+    session.events.emit(
+        "step", step=step, total=total, epoch=round(state.epoch or 0, 4), loss=logs["loss"],
+        learning_rate=logs["learning_rate"], gradient_norm=logs.get("grad_norm"), tokens_per_second=round(speed, 1),
+        elapsed=round(elapsed, 2), remaining=round(remaining, 1), peak_memory=peak_memory(),
+    )  # fmt: skip
+    session.run.update(
+        step=step, total=total, progress=round(100 * step / total, 1), eta=round(time.time() + remaining)
+    )
+    session.bar.update(1)
+    session.recent.append(logs["loss"])
+    every = session.settings.training.logging_steps
+    if every and (step % every == 0 or step == total):
+        mean = sum(session.recent) / len(session.recent)
+        session.recent.clear()
+        logger.info(
+            "step {}/{} ({:.0f}%)  loss {:.4f}  lr {:.1e}  {:.0f} tok/s  eta {}",
+            step, total, 100 * step / total, mean, logs["learning_rate"], speed, clock(remaining),
+        )  # fmt: skip
+
+
+def _report_evaluation(session: Session, step: int, loss: float, control: Any, model: Any) -> None:
+    carried = session.watch.carried
+    carried.setdefault("before", loss)
+    carried.update(after=loss, evaluated_at=step)
+    better = loss < carried.get("best_loss", math.inf)
+    if better:
+        carried.update(best_loss=loss, best_step=step, worse=0)
+    else:
+        carried["worse"] = carried.get("worse", 0) + 1
+    session.events.emit("evaluation", at_step=step, loss=loss, best=better)
+    words = " (the base model)" if step == 0 else ", the best so far" if better else ""
+    logger.info("step {}: validation loss {:.4f}{}", step, loss, words)
+    patience = session.settings.training.early_stopping_patience
+    if patience and better:
+        with files.whole_folder(session.watch.folder / BEST) as partial:
+            model.save_pretrained(str(partial), safe_serialization=True)
+    if patience and carried["worse"] >= patience:
+        session.stopped_early = carried["stopped_early"] = True
+        control.should_training_stop = control.should_save = True
+        logger.info(
+            "stopping early: {} evaluations without a better validation loss; the best was at step {}",
+            patience,
+            carried["best_step"],
+        )
+
+
+def _sample(session: Session, model: Any, step: int) -> None:
+    """Answer a few held-out questions as the model stands, outside of the time that counts as training."""
+    began = time.perf_counter()
+    for question in session.questions:
+        told = evaluation.answer(model, session.tokenizer, question["ids"], session.end_ids)
+        line = " ".join(told.text.split())
+        session.events.emit(
+            "sample", at_step=step, question=question["question"], answer=told.text, stopped=told.stopped
+        )
+        logger.info("step {}: asked: {}\n  answer: {}", step, question["question"], line[:200])
+    logger.debug("samples took {:.1f} s", time.perf_counter() - began)
+
+
+def peak_memory() -> int:
+    """The most memory used so far, in bytes: of the GPU where one is used, else of this process."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:40 or 2:03:04."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
