@@ -50,6 +50,7 @@ def test_a_folder_is_described_without_loading_it(tmp_path: Path) -> None:
     assert (found.path, found.kind, found.parameters, found.max_length) == (tmp_path / "m", "folder", 15, 512)
 
 
+@pytest.mark.tiny
 def test_the_doors_do_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom types import SimpleNamespace as N\nfrom training import base_model\n"
@@ -288,7 +289,7 @@ class Hub:
             "tags": [],
             "private": False,
         }
-        self.send(to, 200, json.dumps(info).encode())
+        return self.send(to, 200, json.dumps(info).encode())
 
     def file(self, to: BaseHTTPRequestHandler, name: str, revision: str, path: str, body: bool) -> None:
         if self.refused(to, name, revision, info=False):
@@ -391,6 +392,7 @@ def ask(hub: Hub | str, home: Path, name: str, revision: str = "", peek: bool = 
     return SimpleNamespace(code=done.returncode, said=done.stderr, found=json.loads(done.stdout or "null"))
 
 
+@pytest.mark.tiny
 def test_a_hub_id_is_downloaded_with_the_files_that_training_needs(hub: Hub, tmp_path: Path) -> None:
     done = ask(hub, tmp_path / "home", "org/good", HF_TOKEN=TOKEN)
     assert (done.code, done.found["revision"], done.found["parameters"]) == (0, "a" * 40, 15)
@@ -398,6 +400,7 @@ def test_a_hub_id_is_downloaded_with_the_files_that_training_needs(hub: Hub, tmp
     assert names == {"config.json", "model.safetensors", "tokenizer.json"}
 
 
+@pytest.mark.tiny
 def test_a_revision_is_honoured_and_a_wrong_one_named(hub: Hub, tmp_path: Path) -> None:
     assert ask(hub, tmp_path / "home", "org/good", "v2").found["revision"] == "b" * 40
     done = ask(hub, tmp_path / "home", "org/good", "v3")
@@ -405,6 +408,7 @@ def test_a_revision_is_honoured_and_a_wrong_one_named(hub: Hub, tmp_path: Path) 
     assert "org/good has no revision v3: see its branches and tags at" in done.said
 
 
+@pytest.mark.tiny
 def test_a_peek_downloads_the_config_only(hub: Hub, tmp_path: Path) -> None:
     done = ask(hub, tmp_path / "home", "org/large", peek=True)
     assert (done.code, done.found["max_length"]) == (0, 512)
@@ -412,6 +416,7 @@ def test_a_peek_downloads_the_config_only(hub: Hub, tmp_path: Path) -> None:
     assert not any("model.safetensors" in request for request in hub.requests)
 
 
+@pytest.mark.tiny
 @pytest.mark.parametrize(
     ("name", "token", "code", "said"),
     [
@@ -431,6 +436,7 @@ def test_each_refusal_says_what_to_do(name: str, token: str, code: int, said: st
     assert not any("model.safetensors" in request for request in hub.requests)
 
 
+@pytest.mark.tiny
 def test_a_cut_download_is_no_model_and_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     hub.cut = 15_000_000  # huggingface_hub writes blocks of 10 MB
     done = ask(hub, tmp_path / "home", "org/large")
@@ -443,6 +449,7 @@ def test_a_cut_download_is_no_model_and_goes_on_where_it_stopped(hub: Hub, tmp_p
     assert any(re.search(r"GET .*model.safetensors bytes=1\d{7}-", request) for request in hub.requests)
 
 
+@pytest.mark.tiny
 def test_without_a_network_the_copy_from_before_serves_and_a_new_model_does_not(hub: Hub, tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert ask(hub, home, "org/good").code == 0
@@ -457,6 +464,7 @@ def test_without_a_network_the_copy_from_before_serves_and_a_new_model_does_not(
     assert "cannot be reached for org/large: check the network or proxy, name a mirror in HF_ENDPOINT" in done.said
 
 
+@pytest.mark.tiny
 def test_offline_mode_takes_the_cache_alone(hub: Hub, tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert ask(hub, home, "org/good").code == 0
@@ -485,6 +493,7 @@ def unpack_in(models: Path, wait: float = 0.0) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, models, str(wait)], cwd=ROOT, stdout=-1, stderr=-1, text=True)
 
 
+@pytest.mark.tiny
 def test_two_processes_that_unpack_at_once_unpack_once(tmp_path: Path) -> None:
     both = [unpack_in(tmp_path, 1.0) for _ in range(2)]
     said = [process.communicate(timeout=60)[0] for process in both]
@@ -493,6 +502,7 @@ def test_two_processes_that_unpack_at_once_unpack_once(tmp_path: Path) -> None:
     assert {text.splitlines()[-1] for text in said} == {str(tmp_path / "SmolLM2-135M-Instruct")}
 
 
+@pytest.mark.tiny
 def test_an_unpacking_that_was_killed_leaves_nothing_that_counts(tmp_path: Path) -> None:
     first = unpack_in(tmp_path, 30)
     while not list(tmp_path.glob("*.partial/model.safetensors")):
@@ -505,9 +515,33 @@ def test_an_unpacking_that_was_killed_leaves_nothing_that_counts(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["SmolLM2-135M-Instruct"]
 
 
+@pytest.mark.tiny
 def test_a_damaged_unpacked_folder_is_made_anew(tmp_path: Path) -> None:
     unpack_in(tmp_path).communicate(timeout=60)
     spoil(tmp_path / "SmolLM2-135M-Instruct", "cut")
     assert "unpacked" in unpack_in(tmp_path).communicate(timeout=60)[0]
     assert "unpacked" not in unpack_in(tmp_path).communicate(timeout=60)[0].splitlines()
     shutil.rmtree(tmp_path / "SmolLM2-135M-Instruct")
+
+
+@pytest.mark.tiny
+def test_a_gguf_file_and_the_same_file_in_ollamas_store_open_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_gguf_model import byte_vocabulary, model_pairs, model_tensors, write_gguf
+
+    vocabulary = byte_vocabulary("qwen2")
+    gguf = write_gguf(tmp_path / "own.gguf", model_pairs(vocabulary), model_tensors(vocabulary))
+    digest = files.sha256(gguf)
+    monkeypatch.setattr(base_model, "MODELS", tmp_path / "models")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "store"))
+    store(tmp_path / "store", "registry.ollama.ai/library/own/1b", gguf.read_bytes())
+    before = base_model.peek(settings(gguf))
+    found, tagged = base_model.locate(settings(gguf)), base_model.locate(settings("own:1b"))
+    assert (found.kind, found.path.name) == ("gguf", f"own-{digest[:12]}")
+    assert (tagged.kind, tagged.path.name) == ("ollama", f"own-1b-{digest[:12]}")
+    assert (before.parameters, before.max_length) == (found.parameters, 256)
+    said: list[str] = []
+    assert base_model.locate(settings(gguf), said.append) == found
+    assert said == []  # unpacked once
+    assert base_model.peek(settings(gguf)).size == 0

@@ -117,9 +117,7 @@ def test_our_reader_and_the_packages_agree(tmp_path: Path) -> None:
 
     path = write_gguf(tmp_path / "m.gguf", byte_vocabulary("gpt-2"), {"a": np_arange(6).reshape(2, 3)})
     ours, theirs = gguf_file.read(path), GGUFReader(path)
-    assert {k: v for k, v in ours.fields.items()} == {
-        k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")
-    }
+    assert ours.fields == {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
     assert ours.tensors["a"].shape == (2, 3)
     assert ours.values(ours.tensors["a"]).tolist() == [[0, 1, 2], [3, 4, 5]]
     assert ours.values(ours.tensors["a"], 1, 1).tolist() == [[3, 4, 5]]
