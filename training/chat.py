@@ -14,6 +14,7 @@ __all__ = ["ChatTemplate", "Encoded", "choose", "conversation", "encode", "names
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 THINK_END = "\n</think>\n\n"
+CLOSED_THOUGHTS = ("</think>", "</think>\n", "</think>\n\n", "<channel|>")  # DeepSeek, QwQ; Gemma 4
 
 
 class NothingToTrain(UserError):
@@ -139,15 +140,21 @@ def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> _Piece:
     if not whole.endswith(template.tail):
         raise UserError("the chat template does not end this answer as it ends others")
     end = len(whole) - len(template.tail)
+    content = messages[-1].content
+    if template.opens_think and "</think>" not in whole[len(prompt) : end]:
+        return _Piece(prompt, _thought(content) + template.turn_end)
     if whole.startswith(prompt) and end >= len(prompt):
         return _Piece(prompt, whole[len(prompt) : end] + template.turn_end)
-    if template.opens_think:
-        return _Piece(prompt, _thought(messages[-1].content) + template.turn_end)
+    said = content.rpartition("</think>")[2].strip()
+    if prompt.endswith(CLOSED_THOUGHTS) and whole[:end].rstrip().endswith(said):
+        return _Piece(
+            prompt, said + template.turn_end
+        )  # inference puts an empty thought in front, training data do not
     raise UserError("the chat template's prompt for an answer is not how the answer's turn begins")
 
 
 def _thought(content: str) -> str:
-    """What follows a prompt that ends in "<think>\\n": the row's own thoughts, or none, so that the block is closed."""
+    """What follows a prompt that ends in "<think>\n": the row's own thoughts, or none, so that the block is closed."""
     if "</think>" in content:
         return content.lstrip().removeprefix("<think>").lstrip("\n")
     return THINK_END + content

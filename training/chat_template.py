@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,8 @@ class ChatTemplate:
     `eos_follows`: that text is no single token, so that eos is appended to it and trained.
     `tail`: all that the template writes after the last answer (turn_end + white space, often). `end_tokens`: every text
     that ends an answer, for Ollama's stop parameters. `opens_think`: the prompt for an answer ends in an open <think>.
-    `takes_system`: a system message shows in the rendering.
+    `takes_system`: a system message shows in the rendering. `today`: the date that some templates write into the system
+    text (Llama 3.2), so that a run that is resumed tomorrow sees the same tokens.
     """
 
     jinja: str = field(repr=False)
@@ -39,6 +41,7 @@ class ChatTemplate:
     end_tokens: tuple[str, ...] = ()
     opens_think: bool = False
     takes_system: bool = True
+    today: datetime.date | None = None
     special: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -47,16 +50,16 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.jinja"))
 
 
-def choose(base: Any, settings: Any, tokenizer: Any) -> ChatTemplate:
+def choose(base: Any, settings: Any, tokenizer: Any, today: datetime.date | None = None) -> ChatTemplate:
     """The template of this run: PROMPT_TEMPLATE, else CHAT_TEMPLATE, else the model's own, else ChatML.
 
-    `base` has `.path` and may be None. Raises UserError when there is no such template, when it cannot be rendered, or when
+    `base` has `.path` and may be None. `today` is the run's date, for templates that write one. Raises UserError when there is no such template, when it cannot be rendered, or when
     it leaves out the SYSTEM_PROMPT that was set.
     """
     jinja, source = _find(base, settings, tokenizer)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     system = settings.model.system_prompt or None
-    return _tried(jinja, source, special, system, tokenizer)
+    return _tried(jinja, source, special, system, tokenizer, today or datetime.date.today())
 
 
 def _find(base: Any, settings: Any, tokenizer: Any) -> tuple[str, str]:
@@ -122,17 +125,24 @@ def render(
 
     Raises UserError with the template's own words when it refuses the messages.
     """
-    return _render(template.jinja, template.special, messages, add_generation_prompt)
+    return _render(template.jinja, template.special, messages, add_generation_prompt, template.today)
 
 
-def _render(jinja: str, special: Mapping[str, str], messages: Iterable[Any], add_generation_prompt: bool) -> str:
+def _render(
+    jinja: str,
+    special: Mapping[str, str],
+    messages: Iterable[Any],
+    add_generation_prompt: bool,
+    today: datetime.date | None = None,
+) -> str:
     import jinja2
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    dated = {"strftime_now": today.strftime} if today else {}
     chat = [{"role": m.role, "content": m.content} if isinstance(m, Turn) else dict(m) for m in messages]
     try:
         rendered, _ = render_jinja_template(
-            conversations=[chat], chat_template=jinja, add_generation_prompt=add_generation_prompt, **special
+            conversations=[chat], chat_template=jinja, add_generation_prompt=add_generation_prompt, **special, **dated
         )
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"the chat template refuses: {error}") from None
@@ -150,11 +160,13 @@ def conversation(template: ChatTemplate, messages: Sequence[Turn]) -> list[Turn]
 QUESTION, ANSWER, SYSTEM = "probequestion", "probeanswer", "probesystem"
 
 
-def _tried(jinja: str, source: str, special: dict[str, str], system: str | None, tokenizer: Any) -> ChatTemplate:
+def _tried(
+    jinja: str, source: str, special: dict[str, str], system: str | None, tokenizer: Any, today: datetime.date
+) -> ChatTemplate:
     """Render probes, and learn from them how an answer ends. Raises UserError for a template that cannot serve."""
 
     def rendered(messages: list[Turn], add_generation_prompt: bool = False) -> str:
-        return _render(jinja, special, messages, add_generation_prompt)
+        return _render(jinja, special, messages, add_generation_prompt, today)
 
     try:
         asked = [Turn("user", QUESTION)]
@@ -187,6 +199,7 @@ def _tried(jinja: str, source: str, special: dict[str, str], system: str | None,
         end_tokens=tuple(dict.fromkeys(text for text in (end, eos) if text)),
         opens_think=prompt.rstrip().endswith("<think>"),
         takes_system=not takes_system,
+        today=today,
         special=special,
     )
 

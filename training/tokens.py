@@ -144,7 +144,9 @@ def fingerprint(data: Any, template: ChatTemplate, tokenizer: Any, options: tupl
     digest = hashlib.sha256()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    about = {name: value for name, value in asdict(template).items() if name not in ("special", "source")}
+    about = {name: value for name, value in asdict(template).items() if name not in ("special", "source", "today")}
+    if "strftime_now" in template.jinja:
+        about["today"] = str(template.today)
     digest.update(json.dumps([VERSION, about, sorted(template.special.items()), list(options)]).encode())
     digest.update(words.encode("utf-8", "surrogatepass"))
     for batch in data.with_format("arrow").iter(batch_size=BATCH):
