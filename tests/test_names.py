@@ -58,8 +58,8 @@ def test_every_type_of_llama_cpp_is_listed():
         name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_") for name in dir(llama_cpp) if "LLAMA_FTYPE" in name
     }
     listed = {name.upper() for name in (*names.QUANTISATIONS, *names.NEED_IMPORTANCE_MATRIX)}
-    # GUESSED is a flag; its quantiser has no type for NVFP4 files (llama_ftype_get_default_type)
-    assert known - {"GUESSED", "NVFP4", "ALL_F32"} | {"F32"} == listed
+    # GUESSED is a flag; its quantiser has no type for NVFP4 files (llama_ftype_get_default_type); gguf cannot read Q2_0 back
+    assert known - {"GUESSED", "NVFP4", "Q2_0", "ALL_F32"} | {"F32"} == listed
 
 
 @pytest.mark.parametrize(("given", "found"), [("Q4_K_M", "q4_k_m"), ("q5_K", "q5_k_m"), ("BF16", "bf16")])
