@@ -82,6 +82,11 @@ def finetune(*arguments: str | Path, cwd: Path | None = None, timeout: float = 6
 @pytest.fixture
 def tiny_config(tmp_path: Path, tiny_model: Path) -> Path:
     """Settings for a run of six steps on the tiny model, with a dozen rows; outputs go beside the file."""
+    return write_tiny_config(tmp_path, tiny_model)
+
+
+def write_tiny_config(tmp_path: Path, tiny_model: Path) -> Path:
+    """Write `tiny_config` and its rows into a folder."""
     rows = [{"instruction": f"What is {i} and {i}?", "output": f"It is {2 * i}."} for i in range(1, 17)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = tmp_path / "config.ini"

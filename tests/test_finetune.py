@@ -1,0 +1,286 @@
+"""The whole road on a tiny model: settings in, a GGUF that llama.cpp answers from out; and every way that ends early."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, finetune
+
+from training import events, llama, runs
+
+RUN_FILES = {
+    "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
+    "finetune.log", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
+    "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "report.html", "report.json",
+    "report.md", "status.json", "tiny.Q4_K_M.gguf",
+}  # fmt: skip
+
+
+def files_of(run: Path) -> set[str]:
+    """The files of a run, without what checkpoints/ holds."""
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith("checkpoints/")}
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The loss of each step; of a step that was done twice, the last one."""
+    return {e["step"]: e["loss"] for e in events.read(run / "events.jsonl") if e["event"] == "step"}
+
+
+def start(*arguments: str | Path, **options) -> subprocess.Popen:
+    """Start the program and do not wait for it."""
+    command = [sys.executable, str(ROOT / "training" / "finetune.py"), *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen, seconds: float = 120) -> Path:
+    """Wait until a run under `folder` has done `step`; gives its directory."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        for run in folder.glob("finetune_*"):
+            if max(losses(run), default=0) >= step:
+                return run
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step}: {process.communicate()[1] if process.poll() is not None else 'too slow'}")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, tiny_model) -> Path:
+    """One finished run, which the tests only look at."""
+    from conftest import write_tiny_config
+
+    config = write_tiny_config(tmp_path_factory.mktemp("undisturbed"), tiny_model)
+    ended = finetune("--config", config)
+    assert ended.code == 0, ended.stderr
+    return ended.run
+
+
+@pytest.mark.tiny
+def test_a_run_leaves_exactly_the_files_of_the_contract(undisturbed):
+    assert files_of(undisturbed) == RUN_FILES
+
+
+@pytest.mark.tiny
+def test_the_link_latest_names_the_newest_run(undisturbed):
+    assert (undisturbed.parent / "latest").resolve() == undisturbed
+
+
+@pytest.mark.tiny
+def test_the_quantised_file_answers_through_llama_cpp(undisturbed):
+    (answer,) = llama.answer(
+        undisturbed / "tiny.Q4_K_M.gguf", ["<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"], 4
+    )
+    assert answer.ids
+
+
+@pytest.mark.tiny
+def test_the_report_says_that_every_check_passed(undisturbed):
+    report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
+    assert {check["name"]: check["passed"] for check in report["checks"]} == {
+        "merged tensors": True, "merged logits": True, "GGUF tokenizer": True, "f16 GGUF": True, "answers": True,
+        "quantised tiny.Q4_K_M.gguf": True, "modelfile": True,
+    }  # fmt: skip
+
+
+@pytest.mark.tiny
+def test_the_report_has_a_validation_loss_from_before_and_from_after_the_last_step(undisturbed):
+    report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
+    assert [e["step"] for e in report["training"]["evaluations"]] == [0, 3, 6]
+    assert report["training"]["before"] > report["training"]["after"] > 0
+
+
+@pytest.mark.tiny
+def test_every_event_line_is_a_json_object_and_the_last_one_says_done(undisturbed):
+    lines = (undisturbed / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    told = [json.loads(line) for line in lines]
+    assert all(one["v"] == 1 and one["time"] > 0 for one in told)
+    assert [one["event"] for one in told][:4] == ["started", "environment", "dataset", "model"]
+    assert told[-1]["event"] == "done"
+
+
+@pytest.mark.tiny
+def test_the_runs_own_config_starts_an_equal_run(undisturbed, tmp_path):
+    ended = finetune("--config", undisturbed / "config.ini", "--output", tmp_path / "again")
+    assert ended.code == 0, ended.stderr
+    assert losses(ended.run) == losses(undisturbed)
+    weights = "adapter/adapter_model.safetensors"
+    assert (ended.run / weights).read_bytes() == (undisturbed / weights).read_bytes()
+
+
+@pytest.mark.tiny
+def test_check_prints_a_plan_and_writes_nothing_under_output_dir(tiny_config):
+    ended = finetune("--config", tiny_config, "--check")
+    assert ended.code == 0, ended.stderr
+    assert "6 steps of 4 rows (MAX_STEPS)" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "ready: ./run.sh starts it"
+    assert not (tiny_config.parent / "outputs").exists()
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_resume_gives_the_losses_of_an_undisturbed_run(
+    tiny_config, undisturbed, number, code
+):
+    process = start("--config", tiny_config)
+    run = wait_for_step(tiny_config.parent / "outputs", 1, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert out == f"{run}\n"
+    assert runs.open_run(run).status["state"] == "interrupted"
+    assert f"./run.sh --resume {run}" in err
+    ended = finetune("--config", tiny_config, "--resume")
+    assert ended.code == 0, ended.stderr
+    assert ended.run == run
+    assert losses(run) == losses(undisturbed)
+    weights = "adapter/adapter_model.safetensors"
+    assert (run / weights).read_bytes() == (undisturbed / weights).read_bytes()
+    assert files_of(run) == RUN_FILES
+
+
+@pytest.mark.tiny
+def test_a_closed_terminal_does_not_end_a_run(tiny_config):
+    process = start("--config", tiny_config)
+    wait_for_step(tiny_config.parent / "outputs", 1, process)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=180)
+    assert process.returncode == 0
+
+
+@pytest.mark.tiny
+def test_a_run_killed_outright_is_told_apart_and_goes_on_from_its_last_checkpoint(tiny_config, undisturbed):
+    process = start("--config", tiny_config)
+    run = wait_for_step(tiny_config.parent / "outputs", 3, process)
+    process.kill()
+    process.communicate(timeout=60)
+    status = finetune("--config", tiny_config, "--status", "--json")
+    assert json.loads(status.stdout)["state"] == "killed"
+    ended = finetune("--config", tiny_config, "--resume", run)
+    assert ended.code == 0, ended.stderr
+    assert losses(run) == losses(undisturbed)
+
+
+@pytest.mark.tiny
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_config, undisturbed):
+    process = start("--config", tiny_config)
+    run = wait_for_step(tiny_config.parent / "outputs", 5, process)
+    process.kill()
+    process.communicate(timeout=60)
+    newest = max((run / "checkpoints").glob("checkpoint-?"))
+    os.truncate(newest / "optimizer.pt", 100)
+    ended = finetune("--config", tiny_config, "--resume", run)
+    assert ended.code == 0, ended.stderr
+    assert (
+        f"{newest.name} is damaged (optimizer.pt has changed or is cut short); the one before it is used"
+        in ended.stderr
+    )
+    assert losses(run) == losses(undisturbed)
+
+
+@pytest.mark.tiny
+def test_a_run_is_not_resumed_with_other_data(tiny_config):
+    process = start("--config", tiny_config)
+    run = wait_for_step(tiny_config.parent / "outputs", 2, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    rows = tiny_config.parent / "rows.jsonl"
+    rows.write_text(rows.read_text(encoding="utf-8").replace("It is 2.", "It is 3."), encoding="utf-8")
+    ended = finetune("--config", tiny_config, "--resume", run)
+    assert ended.code == 2
+    assert "this run cannot be resumed" in ended.stderr
+    assert "data SHA-256 = " in ended.stderr
+
+
+@pytest.mark.tiny
+def test_a_flag_beside_resume_must_agree_with_the_run(tiny_config):
+    process = start("--config", tiny_config)
+    run = wait_for_step(tiny_config.parent / "outputs", 1, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    ended = finetune("--config", tiny_config, "--resume", run, "--lora-r", "8")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "--lora-r: LoRA.R is 16 in the run, not 8" in ended.stderr
+
+
+@pytest.mark.tiny
+def test_a_poisoned_weight_stops_the_run_naming_the_step(tiny_config, tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(tiny_model, poisoned)
+    tensors = load_file(poisoned / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, poisoned / "model.safetensors", metadata={"format": "pt"})
+    ended = finetune("--config", tiny_config, "--model", poisoned)
+    assert ended.code == 1
+    assert "training: the loss of step 1 is not a finite number; lower LEARNING_RATE" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.tiny
+def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room(tiny_config, undisturbed, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        process = start("--config", tiny_config, "--output", disk / "out")
+        run = wait_for_step(disk / "out", 2, process)
+        with (disk / "ballast").open("wb") as ballast:
+            try:
+                while True:
+                    ballast.write(b"\0" * (1 << 20))
+                    ballast.flush()
+            except OSError:
+                pass
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 1, err
+        assert out == f"{run}\n"
+        assert "the disk is full" in err
+        assert "Traceback" not in err
+        (disk / "ballast").unlink()
+        ended = finetune("--config", tiny_config, "--resume", run)
+        assert ended.code == 0, ended.stderr
+        assert losses(run) == losses(undisturbed)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.tiny
+def test_two_runs_at_once_into_one_folder_do_not_disturb_each_other(tiny_config, undisturbed):
+    both = [start("--config", tiny_config) for _ in range(2)]
+    outs = [process.communicate(timeout=300)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outs[0] != outs[1]
+    for out in outs:
+        assert losses(Path(out)) == losses(undisturbed)
+
+
+@pytest.mark.tiny
+def test_detach_prints_the_run_directory_and_the_run_goes_on_without_its_parent(tiny_config):
+    ended = finetune("--config", tiny_config, "--detach")
+    assert ended.code == 0, ended.stderr
+    run = ended.run
+    followed = finetune("--config", tiny_config, "--follow", run)
+    assert followed.code == 0
+    assert "step 6/6" in followed.stdout
+    assert runs.open_run(run).status["state"] == "completed"
+
+
+@pytest.mark.tiny
+def test_with_events_the_last_line_of_stdout_says_how_it_ended(tiny_config):
+    ended = finetune("--config", tiny_config, "--events")
+    told = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert told[-1]["event"] == "done"
+    assert Path(told[-1]["run"]).is_dir()
+    assert [one["step"] for one in told if one["event"] == "step"] == [1, 2, 3, 4, 5, 6]
