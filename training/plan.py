@@ -35,6 +35,7 @@ from training.errors import MachineError, UserError
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "rows"
 NAMED = 5  # rows left out that the log names
+LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
 MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
 BITS = {
     "q8": 8.5,
@@ -191,6 +192,12 @@ def _fit_to_model(given: Any, base: Any) -> Any:
         if given.written("Model.MAX_SEQ_LENGTH"):
             raise UserError(f"{given.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
         given = given.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
+    if base.parameters > LARGE and given.training.learning_rate > HIGH_RATE:
+        logger.warning(
+            "{}: high for a model of {:,} parameters; 2e-4 is usual",
+            given.place("Training.LEARNING_RATE"),
+            base.parameters,
+        )
     known = {module.rpartition(".")[2] for module, _, _ in linear_modules(base.path)}
     unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
     if unknown:

@@ -16,6 +16,10 @@ from training import checkpoint
 from training.errors import RunError
 
 
+# The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
+NOT_KEPT = ("README.md", "training_args.bin", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
 class OutOfMemory(Exception):
     """A step did not fit into memory; the model and the optimizer are as they were after the step before."""
 
@@ -84,7 +88,8 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 finally:
                     self._run_folder = None
                     shutil.rmtree(target, ignore_errors=True)
-                (partial / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form nobody filled in
+                for name in NOT_KEPT:
+                    (partial / name).unlink(missing_ok=True)
             checkpoint.rotate(watch.folder, watch.keep)
 
         def _get_output_dir(self, trial: Any) -> str:
