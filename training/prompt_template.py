@@ -55,8 +55,10 @@ def parse(text: str) -> PromptTemplate:
     """Take a PROMPT_TEMPLATE apart. Raises UserError when no template for answering follows from it."""
     try:
         pieces = list(string.Formatter().parse(text))
-    except ValueError as error:
-        raise UserError(f"{WHERE}: {error}; a brace that is meant as text is written twice: {{{{ or }}}}") from None
+    except ValueError:
+        raise UserError(
+            f"{WHERE}: a brace has no partner; a brace that is meant as text is written twice: {{{{ or }}}}"
+        ) from None
     names = [name for _, name, _, _ in pieces if name is not None]
     for _, name, spec, conversion in pieces:
         if name is not None and (not name.isidentifier() or spec or conversion):

@@ -202,10 +202,12 @@ def _json_list(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]
         elif depth == 0 and mark in (b",", b"]"):
             row = buffer[start : token.start()]
             at = _first_line(row, line)
-            if row.strip():
-                yield _parse(row, path, at)
+            if len(row) > MAX_ROW_BYTES:
+                yield BadRow(str(path), at, TOO_LONG)
+            elif row.strip():
+                yield _parse(row.strip(), path, at)
             elif mark == b"," or count:
-                yield BadRow(str(path), at + (mark == b"," and 0), "not JSON: a comma without a row")
+                yield BadRow(str(path), at, "not JSON: a comma without a row")
             count += 1
             line += buffer.count(b"\n", start, position)
             start = position
@@ -283,7 +285,7 @@ def _not_json(raw: bytes, error: json.JSONDecodeError, line: int) -> str:
     where = f"column {error.colno}" if error.lineno == 1 else f"line {line + error.lineno - 1}, column {error.colno}"
     hint = ""
     if raw.strip() in (b"{", b"["):
-        hint = "; JSON lines hold one whole object a line"
+        hint = "; rows are whole objects, one a line, or a list of them in [ ]"
     elif raw.lstrip()[:2] in (b"{'", b"{ '"):
         hint = "; JSON takes double quotes"
     return f"not JSON: {error.msg} ({where}){hint}"
@@ -322,7 +324,7 @@ def _csv(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
             if len(set(header)) != len(header):
                 raise UserError(f"{path}:{line}: a column name stands twice in the header: {', '.join(header)}")
         elif len(values) != len(header):
-            yield BadRow(str(path), line, f"has {len(values)} fields, the header has {len(header)}")
+            yield BadRow(str(path), line, f"{len(values)} in the row, {len(header)} fields in the header")
         else:
             yield Record(line, dict(zip(header, values, strict=True)))
 

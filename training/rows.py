@@ -121,6 +121,8 @@ def _format(fields: Mapping[str, Any], format: str, template: PromptTemplate | N
             question = next((name for name in ("instruction", "prompt", "input") if name in there), "")
             if question or not any(name == "instruction" for _, name in template.columns):
                 return question, answer
+    if template and not there.isdisjoint(name for pairs in PAIRS.values() for pair in pairs for name in pair):
+        raise _Bad(_no_known_fields(fields, format, template))
     for name, pairs in PAIRS.items():
         for pair in pairs:
             if format in ("auto", name) and there.issuperset(pair):

@@ -1,0 +1,513 @@
+"""Reading data files row by row: every format, every kind of badness with its exact message, and a fuzz."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from training import prompt_template, rows, sections
+from training.errors import UserError
+from training.rows import BadRow, Row, Turn
+
+# (file name, content, the exact message for its first bad row)
+WRONG = [
+    (
+        "a.jsonl",
+        b'{"prompt": "a", "completion": "b"}\n{"prompt": "a" "completion": "b"}\n',
+        "a.jsonl:2: not JSON: Expecting ',' delimiter (column 16)",
+    ),
+    (
+        "a.jsonl",
+        b"{'prompt': 'a', 'completion': 'b'}\n",
+        "a.jsonl:1: not JSON: Expecting property name enclosed in double quotes (column 2); JSON takes double quotes",
+    ),
+    (
+        "a.jsonl",
+        b'{\n"prompt": "a"}\n',
+        "a.jsonl:1: not JSON: Expecting property name enclosed in double quotes (column 2); rows are whole objects, one a line, or a list of them in [ ]",
+    ),
+    ("a.jsonl", b"hello\n", "a.jsonl:1: not JSON: Expecting value (column 1)"),
+    (
+        "a.jsonl",
+        '{"prompt": "你好", "completion": "b"}\n'.encode("gbk"),
+        "a.jsonl:1: not UTF-8: byte 0xc4 at position 13; it may be GBK: save the file as UTF-8",
+    ),
+    ("a.jsonl", b'{"prompt": "caf\xe9", "completion": "b"}\n', "a.jsonl:1: not UTF-8: byte 0xe9 at position 16"),
+    (
+        "a.jsonl",
+        b'{"text": "a"}\n["a"]\n',
+        'a.jsonl:2: is a list, not an object like {"prompt": ..., "completion": ...}',
+    ),
+    ("a.jsonl", b"4\n", 'a.jsonl:1: is a number (4), not an object like {"prompt": ..., "completion": ...}'),
+    ("a.jsonl", b"null\n", 'a.jsonl:1: is null, not an object like {"prompt": ..., "completion": ...}'),
+    ("a.jsonl", b'"hi"\n', 'a.jsonl:1: is text, not an object like {"prompt": ..., "completion": ...}'),
+    (
+        "a.jsonl",
+        b'{"question": "a", "answer": "b"}\n',
+        f"a.jsonl:1: no known fields (found: question, answer); what would do: {rows.WOULD_DO}",
+    ),
+    ("a.jsonl", b"{}\n", f"a.jsonl:1: no known fields (found: none); what would do: {rows.WOULD_DO}"),
+    ("a.jsonl", b'{"prompt": "a"}\n', f"a.jsonl:1: no known fields (found: prompt); what would do: {rows.WOULD_DO}"),
+    (
+        "a.jsonl",
+        b'{"prompt": "2+2", "completion": 4}\n',
+        "a.jsonl:1: completion is a number (4), not text; write it in quotes",
+    ),
+    ("a.jsonl", b'{"prompt": "2+2", "completion": true}\n', "a.jsonl:1: completion is true, not text"),
+    ("a.jsonl", b'{"prompt": "2+2", "completion": ["4"]}\n', "a.jsonl:1: completion is a list, not text"),
+    ("a.jsonl", b'{"text": {"a": 1}}\n', "a.jsonl:1: text is an object, not text"),
+    (
+        "a.jsonl",
+        b'{"instruction": "a", "output": null}\n',
+        "a.jsonl:1: output is null, not text (fields found: instruction, output)",
+    ),
+    ("a.jsonl", b'{"messages": null}\n', "a.jsonl:1: messages is null, not a list (fields found: messages)"),
+    (
+        "a.jsonl",
+        b'{"instruction": "a", "input": 1.5, "output": "b"}\n',
+        "a.jsonl:1: input is a number (1.5), not text; write it in quotes",
+    ),
+    ("a.jsonl", b'{"instruction": "a", "output": ""}\n', "a.jsonl:1: the answer is empty: output holds no text"),
+    ("a.jsonl", b'{"prompt": "a", "completion": " \\n"}\n', "a.jsonl:1: the answer is empty: completion holds no text"),
+    (
+        "a.jsonl",
+        '{"prompt": "用户: a", "completion": "助手: "}\n'.encode(),
+        "a.jsonl:1: the answer is empty: completion holds no text",
+    ),
+    ("a.jsonl", b'{"prompt": " ", "completion": "b"}\n', "a.jsonl:1: prompt is empty"),
+    ("a.jsonl", b'{"text": ""}\n', "a.jsonl:1: text is empty"),
+    (
+        "a.jsonl",
+        b'{"prompt": "a", "prompt": "b", "completion": "c"}\n',
+        "a.jsonl:1: the key 'prompt' stands twice in one object",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "role": "user", "content": "a"}]}\n',
+        "a.jsonl:1: the key 'role' stands twice in one object",
+    ),
+    ("a.jsonl", b'{"text": NaN}\n', "a.jsonl:1: not JSON: NaN is not a JSON value"),
+    ("a.jsonl", b'{"text": "a\\u0000b"}\n', "a.jsonl:1: text holds a NUL character"),
+    ("a.jsonl", b'{"text": "a\x00b"}\n', "a.jsonl:1: not JSON: holds NUL bytes"),
+    ("a.jsonl", b'{"text": "a\\ud800b"}\n', "a.jsonl:1: text holds half a character (a lone surrogate, \\ud800)"),
+    (
+        "a.jsonl",
+        b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+        "a.jsonl:1: nested too deep: a row is one object with text in it",
+    ),
+    ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", "a.jsonl:1: not JSON: a number with too many digits"),
+    ("a.jsonl", b'{"messages": "hi"}\n', "a.jsonl:1: messages is text, not a list of turns"),
+    ("a.jsonl", b'{"messages": []}\n', "a.jsonl:1: there are no turns"),
+    ("a.jsonl", b'{"messages": ["hi"]}\n', "a.jsonl:1: messages, turn 1 is text, not an object with role and content"),
+    ("a.jsonl", b'{"messages": [{"content": "hi"}]}\n', "a.jsonl:1: messages, turn 1 has no role (found: content)"),
+    (
+        "a.jsonl",
+        b'{"conversations": [{"from": "human"}]}\n',
+        "a.jsonl:1: conversations, turn 1 has no value (found: from)",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": null}]}\n',
+        "a.jsonl:1: messages, turn 1: content is null, not text",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": 3}]}\n',
+        "a.jsonl:1: messages, turn 1: content is a number (3), not text; write it in quotes",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "tool", "content": "a"}]}\n',
+        "a.jsonl:1: messages, turn 1: role 'tool' is not known; system, user and assistant are",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}\n',
+        "a.jsonl:1: roles do not alternate: user comes after user, assistant was expected",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "assistant", "content": "a"}]}\n',
+        "a.jsonl:1: roles do not alternate: assistant comes first, user was expected",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}\n',
+        "a.jsonl:1: roles do not alternate: system comes after user, assistant was expected",
+    ),
+    (
+        "a.jsonl",
+        b'{"conversations": [{"from": "human", "value": "a"}]}\n',
+        "a.jsonl:1: the last turn is the user's: the answer is missing",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}\n',
+        "a.jsonl:1: the answer is empty",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]}\n',
+        "a.jsonl:1: the user's turn is empty",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [1]}]}\n',
+        "a.jsonl:1: messages, turn 2 holds tool calls, which are not trained here",
+    ),
+    (
+        "a.jsonl",
+        b'{"text": "User: a\\nUser: b\\nAssistant: c"}\n',
+        "a.jsonl:1: roles do not alternate: user comes after user, assistant was expected",
+    ),
+    ("a.jsonl", b'{"text": "' + b"a" * (17 << 20) + b'"}\n{"text": 1}\n', "a.jsonl:1: the row is longer than 16 MiB"),
+    (
+        "a.json",
+        b'[\n{"text": "a"},\n{"text": "b"}\n{"text": "c"}\n]',
+        "a.json:3: not JSON: Extra data (line 4, column 1)",
+    ),
+    (
+        "a.json",
+        b'[\n{"text": "a"},\n\n{"text":\n  b},\n{"text": 3}]',
+        "a.json:4: not JSON: Expecting value (line 5, column 3)",
+    ),
+    ("a.json", b'[\n{"text": "a"},\n{"text": "b"}\n', "a.json:3: the list is not closed: ] is missing"),
+    ("a.json", b'[\n{"text": "a"},\n{"text": "b}\n]', "a.json:3: the list is not closed: ] is missing"),
+    ("a.json", b'[{"text": "a"},\n]', "a.json:2: not JSON: a comma without a row"),
+    ("a.json", b'[{"text": "a"},\n,{"text": "a"}]', "a.json:2: not JSON: a comma without a row"),
+    ("a.json", b'[{"text": "a"}]\n\nmore', "a.json:3: not JSON: text after the end of the list"),
+    ("a.json", b"[1,\n2]", 'a.json:1: is a number (1), not an object like {"prompt": ..., "completion": ...}'),
+    ("a.json", b'[{"text": "a"},\n{"text": "\xff\xfe"}]', "a.json:2: not UTF-8: byte 0xff at position 11"),
+    (
+        "a.json",
+        b'[\n{"text": "' + b"a" * (17 << 20) + b'"}\n, {"text": 1}\n]',
+        "a.json:2: the row is longer than 16 MiB",
+    ),
+    (
+        "a.json",
+        b'{\n  "data": [{"text": "a"}]\n}\n',
+        "a.json:1: not JSON: Expecting property name enclosed in double quotes (column 2); rows are whole objects, one a line, or a list of them in [ ]",
+    ),
+    ("a.csv", b"prompt,completion\na,b\na,b,c\na\n", "a.csv:3: 3 in the row, 2 fields in the header"),
+    (
+        "a.csv",
+        b"question,answer\na,b\n",
+        f"a.csv:2: no known fields (found: question, answer); what would do: {rows.WOULD_DO}",
+    ),
+    ("a.csv", b'prompt,completion\n"a\nb",""\n', "a.csv:2: the answer is empty: completion holds no text"),
+    ("a.csv", b'prompt,completion\na,"b\nc,d\n', "a.csv:2: not CSV: a quotation mark is opened here and never closed"),
+    ("a.csv", b'prompt,completion\na,"b"c\nd,e\n', "a.csv:2: not CSV: ',' expected after '\"'"),
+    ("a.csv", b"prompt,completion\na,caf\xe9\n", "a.csv:2: completion is not UTF-8: byte 0xe9; save the file as UTF-8"),
+    ("a.txt", b"ok\ncaf\xe9\n", "a.txt:2: text is not UTF-8: byte 0xe9; save the file as UTF-8"),
+    ("a.txt", b"ok\na\x00b\n", "a.txt:2: text holds a NUL character"),
+    (
+        "a.jsonl.gz",
+        gzip.compress(b'{"text": "a"}\n' * 5000)[:-20],
+        "a.jsonl.gz:4646: the gzip file is damaged or cut short here (Compressed file ended before the end-of-stream marker was reached)",
+    ),
+    (
+        "a.jsonl.gz",
+        b"\x1f\x8b\x08\x00rubbish that is no gzip",
+        "a.jsonl.gz:1: the gzip file is damaged or cut short here (Error -3 while decompressing data: invalid stored block lengths)",
+    ),
+    ("a.csv", b"prompt,prompt\na,b\n", "a.csv:1: a column name stands twice in the header: prompt, prompt"),
+    ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "a.jsonl: is UTF-16; save it as UTF-8"),
+    (
+        "a.parquet",
+        b"PAR1",
+        "a.parquet: unknown kind of file '.parquet'; known are .jsonl, .ndjson, .json, .csv, .tsv, .txt, each also with .gz",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # so that the messages above can name the files without a path
+
+
+def _read(name: str, content: bytes | str, format: str = "auto", template: str | None = None) -> list[Row | BadRow]:
+    path = Path(name)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(rows.read(path, format, prompt_template.parse(template) if template else None))
+
+
+def _jsonl(*fields: dict) -> str:
+    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in fields)
+
+
+def _chat(*contents: str) -> tuple[Turn, ...]:
+    return tuple(Turn("assistant" if i % 2 else "user", content) for i, content in enumerate(contents))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
+def test_a_wrong_file_gives_exactly_this_message(name: str, content: bytes, message: str) -> None:
+    try:
+        found = [str(row) for row in _read(name, content) if isinstance(row, BadRow)]
+    except UserError as error:
+        found = [str(error)]
+    assert found[0] == message
+
+
+def test_a_missing_file_a_folder_and_a_pipe_are_named() -> None:
+    Path("folder.jsonl").mkdir()
+    os.mkfifo("pipe.jsonl")
+    for name, reason in (
+        ("none.jsonl", "there is no such file"),
+        ("folder.jsonl", "is a folder, not a file"),
+        ("pipe.jsonl", "is not an ordinary file"),
+    ):
+        with pytest.raises(UserError, match=f"^{name}: {reason}$"):
+            list(rows.read(Path(name)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named() -> None:
+    Path("a.jsonl").write_text("{}")
+    Path("a.jsonl").chmod(0)
+    with pytest.raises(UserError, match="^a.jsonl: cannot be read: Permission denied$"):
+        list(rows.read(Path("a.jsonl")))
+
+
+def test_rows_after_a_bad_one_are_read_all_the_same() -> None:
+    for name, content in (
+        ("a.jsonl", '{"text": "a"}\nrubbish\n{"text": "b"}\n'),
+        ("a.json", '[{"text": "a"},\n{"text": },\n{"text": "b"}]'),
+        ("a.csv", 'text,x\na,1\n"a"b,1\nb,1\n'),
+        ("a.txt", b"a\n\xff\nb\n"),
+    ):
+        found = _read(name, content)
+        assert [row.text if isinstance(row, Row) else "bad" for row in found] == ["a", "bad", "b"], name
+
+
+def test_every_format_becomes_turns_row_by_row_in_one_file() -> None:
+    found = _read(
+        "a.jsonl",
+        _jsonl(
+            {"instruction": "Add", "input": "1 and 2", "output": "3"},
+            {"instruction": "Add", "input": None, "output": "3"},
+            {"instruction": "Q", "response": "A"},
+            {"prompt": "Q", "completion": "A"},
+            {"input": "Q", "output": "A"},
+            {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+            {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+            {"text": "just text"},
+        ),
+    )
+    assert [row.messages for row in found] == [
+        _chat("Add\n\n1 and 2", "3"),
+        _chat("Add", "3"),
+        *[_chat("Q", "A")] * 5,
+        None,
+    ]
+    assert [row.line for row in found] == list(range(1, 9))
+    assert found[-1].text == "just text"
+
+
+def test_a_system_text_is_taken_from_the_turns_or_from_its_own_field() -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    found = _read(
+        "a.jsonl",
+        _jsonl(
+            {"messages": [{"role": "system", "content": "S"}, *turns]},
+            {"system": "S", "prompt": "Q", "completion": "A"},
+            {"messages": [{"role": "system", "content": " "}, *turns]},
+        ),
+    )
+    assert [row.messages[0] for row in found] == [Turn("system", "S"), Turn("system", "S"), Turn("user", "Q")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("用户: 你好", "助手: 您好", ("你好", "您好")),
+        ("用户：你好", "助手：您好", ("你好", "您好")),
+        ("他说 用户: 你好", "答 助手: 您好", ("他说 用户: 你好", "答 助手: 您好")),
+        ("用户: 用户: 你好", "助手: 助手: 您好", ("用户: 你好", "助手: 您好")),
+        ("用户:admin", "a", ("用户:admin", "a")),
+    ],
+)
+def test_a_role_in_front_is_stripped_once_and_only_at_the_start(prompt: str, completion: str, expected: tuple) -> None:
+    (row,) = _read("a.jsonl", _jsonl({"prompt": prompt, "completion": completion}))
+    assert row.messages == _chat(*expected)
+
+
+def test_what_the_go_host_writes_is_read() -> None:
+    line = (
+        b'{"completion":"\xe5\x8a\xa9\xe6\x89\x8b: \\u003cb\\u003e \\u0026","prompt":"\xe7\x94\xa8\xe6\x88\xb7: a"}\n'
+    )
+    (row,) = _read("a.jsonl", line)
+    assert row.messages == _chat("a", "<b> &")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["用户：你好\n助手：您好\n用户：再见\n助手：再\n见", "User: 你好\nAssistant: 您好\nUser: 再见\nAssistant: 再\n见"],
+)
+def test_text_written_as_turns_becomes_turns(text: str) -> None:
+    (row,) = _read("a.jsonl", _jsonl({"text": text}))
+    assert row.messages == _chat("你好", "您好", "再见", "再\n见")
+
+
+@pytest.mark.parametrize("text", ["See User: a\nAssistant: b", "User: alone", "A user: said\nthis"])
+def test_other_text_stays_text(text: str) -> None:
+    (row,) = _read("a.jsonl", _jsonl({"text": text}))
+    assert (row.messages, row.text) == (None, text)
+
+
+def test_bom_crlf_blank_lines_and_gzip_change_nothing() -> None:
+    plain = '{"text": "a"}\n{"text": "ü"}\n'
+    expected = [(1, "a"), (2, "ü")]
+    for name, content in (
+        ("a.jsonl", plain),
+        ("b.jsonl", b"\xef\xbb\xbf" + plain.encode()),
+        ("c.jsonl", plain.replace("\n", "\r\n")),
+        ("d.jsonl", plain.rstrip()),
+        ("e.jsonl.gz", gzip.compress(plain.encode())),
+        ("f.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + plain.encode())),
+        ("g.json", '[{"text": "a"},\n{"text": "ü"}]'),
+        ("h.json", plain),
+        ("i.jsonl", '[{"text": "a"},\n{"text": "ü"}]'),
+        ("j.txt", "a\nü\n"),
+        ("k.txt.gz", gzip.compress("a\nü".encode())),
+    ):
+        assert [(row.line, row.text) for row in _read(name, content)] == expected, name
+    assert [row.line for row in _read("l.jsonl", plain.replace("\n", "\n\n"))] == [1, 3]
+
+
+def test_csv_knows_its_delimiter_and_the_line_a_row_starts_on() -> None:
+    for name, mark in (("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t"), ("d.csv.gz", ",")):
+        content = f'prompt{mark}completion\n"a\n, ""b"""{mark}c\n\nd{mark}e\n'.encode()
+        found = _read(name, gzip.compress(content) if name.endswith("gz") else content)
+        assert [(row.line, row.messages) for row in found] == [(2, _chat('a\n, "b"', "c")), (5, _chat("d", "e"))]
+
+
+def test_a_forced_format_refuses_rows_of_another() -> None:
+    content = _jsonl({"prompt": "a", "completion": "b"}, {"text": "a"})
+    good, bad = _read("a.jsonl", content, "prompt")
+    assert good.messages == _chat("a", "b")
+    assert str(bad) == "a.jsonl:2: fields found: text; FORMAT = prompt wants prompt + completion"
+    with pytest.raises(UserError, match="FORMAT = sharegpt: must be one of auto, messages"):
+        list(rows.read(Path("a.jsonl"), "sharegpt"))
+
+
+def test_the_settings_know_the_same_formats() -> None:
+    assert sections.FORMATS == rows.FORMATS
+
+
+def test_a_prompt_template_builds_the_users_turn_from_any_columns() -> None:
+    template = "### {instruction}\nTopic: {topic}\n{input}\n=> {response}"
+    content = _jsonl(
+        {"instruction": "Do", "topic": "x", "input": "y", "output": "z"},
+        {"instruction": "Do", "topic": "x", "output": "z"},
+        {"instruction": "Do", "output": "z"},
+    )
+    first, second, third = _read("a.jsonl", content, "auto", template)
+    assert first.messages == _chat("Do\nTopic: x\ny", "z")
+    assert second.messages == _chat("Do\nTopic: x", "z")  # an empty column goes with its label
+    assert third.reason.startswith("fields found: instruction, output; PROMPT_TEMPLATE wants instruction, topic, input")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{instruction}", "{response} is missing: it marks where the answer stands"),
+        ("{response}", "only {response} is there: {instruction} (or another column) must stand in front of it"),
+        (
+            "{response} {instruction}",
+            "{instruction} stands after {response}, so the prompt for an answer would hold what comes after it",
+        ),
+        (
+            "{instruction}{instruction}{response}",
+            "{instruction} stands twice, so the prompt for an answer does not follow from it",
+        ),
+        (
+            "{instruction.x}{response}",
+            "{instruction.x} is not the name of a column; a brace that is meant as text is written twice",
+        ),
+        ("{a}{response!r}", "{response!r} is not the name of a column; a brace that is meant as text is written twice"),
+        ("{}{response}", "{} is not the name of a column; a brace that is meant as text is written twice"),
+        (
+            "{instruction {response}",
+            "a brace has no partner; a brace that is meant as text is written twice: {{ or }}",
+        ),
+    ],
+)
+def test_a_prompt_template_that_no_answering_follows_from_is_refused(template: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        prompt_template.parse(template)
+    assert str(caught.value) == f"[Dataset] PROMPT_TEMPLATE: {message}"
+
+
+def test_braces_written_twice_are_text() -> None:
+    found = prompt_template.parse('{{"q": "{instruction}"}} {response} {{}}')
+    assert (found.prefix, found.middle, found.suffix) == ('{"q": "', '"} ', " {}")
+
+
+JSON_VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4) | st.sampled_from(sorted(rows.KNOWN)), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+KNOWN_FIELDS = st.dictionaries(
+    st.sampled_from([*sorted(rows.KNOWN), "system"]), JSON_VALUE | st.text(alphabet=string.printable), max_size=4
+)
+FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FUZZ
+@given(st.binary(max_size=400), st.sampled_from(["f.jsonl", "f.json", "f.csv", "f.txt", "f.jsonl.gz"]))
+def test_no_bytes_whatever_bring_a_traceback(content: bytes, name: str) -> None:
+    for prefix in (b"", b"[", b'[{"text": "', b"\x1f\x8b\x08\x00", b"prompt,completion\n"):
+        try:
+            found = _read(name, prefix + content)
+        except UserError:
+            continue
+        assert all(isinstance(row, (Row, BadRow)) and row.line >= 1 for row in found)
+
+
+@FUZZ
+@given(st.lists(KNOWN_FIELDS | JSON_VALUE, max_size=6).filter(lambda values: not values or values[0] != []))
+def test_any_json_gives_one_verdict_a_row_and_good_rows_alternate(values: list) -> None:
+    lines = _read("f.jsonl", "".join(json.dumps(value) + "\n" for value in values))
+    assert [row.line for row in lines] == list(range(1, len(values) + 1))
+    for row in lines:
+        if isinstance(row, Row) and row.messages:
+            talk = [turn for turn in row.messages if turn.role != "system"]
+            assert [turn.role for turn in talk] == ["user", "assistant"] * (len(talk) // 2)
+            assert all(turn.content.strip() for turn in talk)
+
+
+@FUZZ
+@given(st.lists(KNOWN_FIELDS, max_size=6), st.sampled_from([None, 0, 2]))
+def test_a_json_list_says_the_same_as_json_lines(values: list, indent: int | None) -> None:
+    def verdicts(found: list) -> list:
+        return [row.reason if isinstance(row, BadRow) else (row.messages, row.text) for row in found]
+
+    lines = _read("f.jsonl", "".join(json.dumps(value) + "\n" for value in values))
+    assert verdicts(_read("f.json", json.dumps(values, indent=indent))) == verdicts(lines)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=30)
+
+
+@FUZZ
+@given(st.lists(st.tuples(TEXT, TEXT).filter(lambda pair: pair[0].strip() and pair[1].strip()), min_size=1, max_size=5))
+def test_csv_and_json_rows_come_back_as_they_were_written(pairs: list[tuple[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["input", "output"])
+    writer.writerows(pairs)
+    for found in (
+        _read("f.csv", text.getvalue()),
+        _read("f.jsonl", _jsonl(*({"input": a, "output": b} for a, b in pairs))),
+    ):
+        assert [row.messages for row in found] == [_chat(*pair) for pair in pairs]
