@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import command_line, log, runs, settings
+from training import command_line, files, log, runs, settings
 from training.errors import MachineError, UserError
 from training.events import Events
 from training.events import read as read_events
@@ -92,6 +92,7 @@ def offer_resume(folder: Path) -> None:
 def reopen(run: runs.Run, plan: Any, stdout: IO[str] | None) -> tuple[runs.Run, Events]:
     """Take a stopped run up again, in its own directory."""
     log.join_run(run.path / runs.LOG)
+    files.remove_partial(run.path)
     done = run.stage("train") is not None
     run.update(state="running", error=None, resumed_after_training=done, total=plan.steps, **runs.identity())
     logger.info("resuming {}", run.path)

@@ -145,10 +145,19 @@ def export(job: Job, only: str | None = None) -> None:
         except RunError as error:
             raise RunError(error.stage, error.message, error.safe or _safe(job)) from error
         seconds = round(time.perf_counter() - began, 1)
+        _forget_later(job, name)
         job.run.finish_stage(name, {"seconds": seconds, **record})
         logger.info("{}: {:.1f} s", name, seconds)
     if only in (None, "check"):
         tidy(job)
+
+
+def _forget_later(job: Job, name: str) -> None:
+    """What follows from a stage that was done anew has to be done anew."""
+    names = list(STAGES)
+    later = names[names.index(name) + 1 :]
+    kept = {stage: record for stage, record in job.run.status.get("stages", {}).items() if stage not in later}
+    job.run.update(stages=kept)
 
 
 def _merge(job: Job) -> dict[str, Any]:
@@ -239,16 +248,17 @@ def _all_quantised(job: Job) -> bool:
     return all(job.quantised(method).is_file() for method in job.settings.quantization.quantization_method)
 
 
-def _checked(job: Job) -> bool:
-    return job.run.stage("check") is not None
+def _finished(job: Job) -> bool:
+    """Everything is there and checked, so that what was only needed on the way may be gone."""
+    return _all_quantised(job) and job.run.stage("check") is not None
 
 
-STAGES: dict[str, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {
-    "merge": (lambda job: job.merged.is_dir() or _checked(job), _merge),
-    "convert": (lambda job: job.f16.is_file() or _checked(job), _convert),
+STAGES: dict[str, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {  # is its result there; do it
+    "merge": (lambda job: job.merged.is_dir() or _finished(job), _merge),
+    "convert": (lambda job: job.f16.is_file() or _finished(job), _convert),
     "quantise": (_all_quantised, _quantise),
     "modelfile": (lambda job: (job.run.path / "Modelfile").is_file(), _modelfile),
-    "check": (_checked, _check),
+    "check": (lambda job: True, _check),
 }
 
 
@@ -261,6 +271,7 @@ def main(argv: Sequence[str]) -> int:
         path, only, name = _arguments(list(argv))
         job = open_job(path)
         log.start(job.run.path / runs.LOG)
+        files.remove_partial(job.run.path)
         export(job, only)
         made = job.run.path / "Modelfile"
         if name:

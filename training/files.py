@@ -63,6 +63,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left half-written under a folder that nobody else is writing to."""
+    for leftover in [*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*/*{PARTIAL}")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Ask the system to put a file or folder on the disk; a file system that cannot (EINVAL) is left alone."""
     handle = os.open(path, os.O_RDONLY)
