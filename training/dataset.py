@@ -153,7 +153,9 @@ def split(
         what = "validation" if number == 1 else "test"
         if not taken:
             reason = "too few" if wanted == 0 or total < 2 else "too alike (rows with equal prompts stay together)"
-            notes.append(f"no {what} rows: {total} row{'s' * (total != 1)} are {reason} for {name} = {share:g}")
+            notes.append(
+                f"no {what} rows: {total} row{'s are' if total != 1 else ' is'} {reason} for {name} = {share:g}"
+            )
     owners = owner[group.reshape(-1)]
     return tuple(np.flatnonzero(owners == number) for number in (0, 1, 2)), notes
 
@@ -276,7 +278,7 @@ def _warnings(path: Path, seen: _Seen) -> list[str]:
     words = {
         "short": f"with an answer shorter than {SHORT_ANSWER} characters",
         "long": f"longer than {LONG_ROW:,} characters",
-        "mojibake": "that look garbled (UTF-8 read as something else, like Ã© for é)",
+        "mojibake": "with garbled text (UTF-8 read as something else, like Ã© for é)",
     }
     warnings = []
     total = len(seen.exact)

@@ -1,0 +1,199 @@
+"""Loading rows: bad rows stop or are kept for the record, warnings, and a split that can be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training import dataset
+from training.errors import UserError
+from training.rows import BadRow, Row, Turn
+
+Load = Callable[..., dataset.Data]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Load rows (or the lines of a file) with the defaults of config.ini, but for what is given."""
+
+    def run(rows: list[Any], **given: Any) -> dataset.Data:
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), "utf-8")
+        chosen = {
+            "dataset_file": path,
+            "validation_file": None,
+            "format": "auto",
+            "prompt_template": None,
+            "max_rows": 0,
+            "on_bad_row": "stop",
+            "validation_split": 0.0,
+            "test_split": 0.0,
+        } | given
+        training = SimpleNamespace(seed=3407)
+        return dataset.load(SimpleNamespace(dataset=SimpleNamespace(**chosen), training=training), tmp_path / "cache")
+
+    return run
+
+
+def _row(prompt: Any, answer: str = "an answer") -> dict:
+    return {"prompt": f"question {prompt}", "completion": answer}
+
+
+def _lines(part: Any) -> list[int]:
+    return part["line"][:] if part is not None else []
+
+
+def test_rows_keep_their_turns_file_and_line(load: Load, tmp_path: Path) -> None:
+    data = load([_row(1), "", {"text": "plain"}])
+    assert [dataset.as_row(record) for record in data.train] == [
+        Row((Turn("user", "question 1"), Turn("assistant", "an answer")), None, str(tmp_path / "a.jsonl"), 1),
+        Row(None, "plain", str(tmp_path / "a.jsonl"), 3),
+    ]
+    assert data.counts == {"rows": 2, "turns": 1, "text": 1, "bad": 0, "train": 2, "validation": 0, "test": 0}
+    assert not data.plain
+    assert data.sha256 == {
+        str(tmp_path / "a.jsonl"): hashlib.sha256((tmp_path / "a.jsonl").read_bytes()).hexdigest(),
+    }
+
+
+def test_bad_rows_are_named_up_to_a_limit_and_the_rest_counted(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load([_row(1), *['{"text": 1}'] * 1234])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "1,234 bad rows (ON_BAD_ROW = skip goes on without them)"
+    assert lines[1] == f"  {tmp_path / 'a.jsonl'}:2: text is a number (1), not text; write it in quotes"
+    assert lines[-1] == "  and 1,214 more"
+    assert len(lines) == 22
+
+
+def test_skipped_rows_are_counted_and_written_down(load: Load, tmp_path: Path) -> None:
+    data = load([_row(1), "rubbish", _row(2)], on_bad_row="skip")
+    assert (_lines(data.train), data.counts["bad"]) == ([1, 3], 1)
+    dataset.write_rejected(tmp_path / "rejected.jsonl", data.rejected)
+    written = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text("utf-8").splitlines()]
+    reason = "not JSON: Expecting value (column 1)"
+    assert written == [{"file": str(tmp_path / "a.jsonl"), "line": 2, "reason": reason}]
+
+
+def test_a_broken_file_is_never_skipped(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "a"},\n{"text": "b"}', "utf-8")
+    with pytest.raises(UserError) as caught:
+        load([], dataset_file=tmp_path / "a.json", on_bad_row="skip")
+    assert str(caught.value) == (
+        f"the file is broken; this cannot be skipped\n  {tmp_path / 'a.json'}:2: the list is not closed: ] is missing"
+    )
+
+
+def test_a_file_without_a_good_row_is_refused(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path / 'a.jsonl'}: no rows: the file is empty$"):
+        load([])
+    with pytest.raises(UserError, match=f"^{tmp_path / 'a.jsonl'}: no rows: all 2 are bad$"):
+        load(["rubbish", "rubbish"], on_bad_row="skip")
+
+
+def test_max_rows_takes_the_first_rows(load: Load) -> None:
+    assert _lines(load([_row(i) for i in range(9)], max_rows=4).train) == [1, 2, 3, 4]
+
+
+def test_all_plain_text_is_told(load: Load) -> None:
+    assert load([{"text": "a"}, {"text": "b"}]).plain
+
+
+def test_duplicates_short_long_and_garbled_rows_are_warned_of(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [_row(1), _row(1), _row(" 1"), _row(2, "x"), _row(3, "y" * 100_001), _row(4, "cafÃ© olÃ©"), _row(5, "café")]
+    assert load(rows).warnings == [
+        f"{path}: 1 row the same as an earlier one",
+        f"{path}: 1 row the same as an earlier one but for white space",
+        f"{path}:4: 1 row with an answer shorter than 2 characters; this is the first",
+        f"{path}:5: 1 row longer than 100,000 characters; this is the first",
+        f"{path}:6: 1 row with garbled text (UTF-8 read as something else, like Ã© for é); this is the first",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["鸡蛋à la carte", "Ärger, Öl, Übung, naïve façade", "你好，世界", "“quotes” – dashes…"]
+)
+def test_sound_text_is_not_called_garbled(load: Load, text: str) -> None:
+    assert load([_row(1, text)]).warnings == []
+
+
+def test_the_split_is_seeded_and_loses_no_row(load: Load) -> None:
+    rows = [_row(i) for i in range(100)]
+    data, again = (load(rows, validation_split=0.1, test_split=0.05) for _ in range(2))
+    parts = [_lines(part) for part in (data.train, data.validation, data.test)]
+    assert [len(part) for part in parts] == [85, 10, 5]
+    assert sorted(sum(parts, [])) == list(range(1, 101))
+    assert parts == [_lines(part) for part in (again.train, again.validation, again.test)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "note"),
+    [
+        ([_row(1)], "no validation rows: 1 row is too few for VALIDATION_SPLIT = 0.5"),
+        (
+            [_row(1), _row(1)],
+            "no validation rows: 2 rows are too alike (rows with equal prompts stay together) for VALIDATION_SPLIT = 0.5",
+        ),
+    ],
+)
+def test_too_few_rows_for_a_split_mean_no_validation_and_it_is_said(load: Load, rows: list, note: str) -> None:
+    data = load(rows, validation_split=0.5)
+    assert (len(data.train), data.validation, data.notes) == (len(rows), None, [note])
+
+
+def test_a_validation_file_beats_the_split_and_shared_prompts_are_warned_of(load: Load, tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps(_row(3)) + "\n" + json.dumps(_row("new")) + "\n", "utf-8")
+    data = load([_row(i) for i in range(10)], validation_file=held, validation_split=0.5)
+    assert (len(data.train), _lines(data.validation)) == (10, [1, 2])
+    assert data.warnings == [f"{held}: 1 row with a prompt that is trained on too: the validation loss will flatter"]
+    assert set(data.sha256) == {str(tmp_path / "a.jsonl"), str(held)}
+
+
+def test_bad_rows_of_both_files_are_named_together(load: Load, tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text("rubbish\n", "utf-8")
+    with pytest.raises(UserError) as caught:
+        load(["rubbish"], validation_file=held)
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [f"{tmp_path / 'a.jsonl'}:1", f"{held}:1"]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=60),
+    st.sampled_from([0, 0.01, 0.1, 0.5, 0.99]),
+    st.sampled_from([0, 0.05, 0.5, 0.99]),
+    st.integers(0, 5),
+)
+def test_no_split_straddles_equal_prompts_or_empties_the_training_rows(
+    prompts: list[int], validation: float, test: float, seed: int
+) -> None:
+    parts, notes = dataset.split(prompts, validation, test, seed)
+    assert sorted(int(i) for part in parts for i in part) == list(range(len(prompts)))
+    assert len(parts[0]) >= 1
+    of_parts = [{prompts[i] for i in part} for part in parts]
+    assert not (of_parts[0] & of_parts[1] or of_parts[0] & of_parts[2] or of_parts[1] & of_parts[2])
+    for part, share in ((parts[1], validation), (parts[2], test)):
+        assert len(part) <= int(len(prompts) * share + 0.5)
+    assert len(notes) == sum(
+        bool(share) and not len(part) for part, share in ((parts[1], validation), (parts[2], test))
+    )
+
+
+def test_the_split_does_not_depend_on_what_a_hash_happens_to_be() -> None:
+    assert [list(part) for part in dataset.split([7, 8, 9, 1], 0.25, 0, 0)[0]] == [
+        list(part) for part in dataset.split([1, 2, 3, 4], 0.25, 0, 0)[0]
+    ]
+
+
+def test_rejected_rows_say_where_they_are() -> None:
+    assert str(BadRow("a.jsonl", 3, "is bad")) == "a.jsonl:3: is bad"
