@@ -476,6 +476,7 @@ def test_updates_too_small_for_16_bits_fail_the_proof(parts, tmp_path: Path) -> 
         proof.verify(base, adapter, tmp_path / "out")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_merge_and_proof_does_not_grow_with_the_shard(tmp_path: Path) -> None:
     """A shard of 192 MB, half of it one targeted tensor: both stay well below that, above an idle torch."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"
@@ -495,9 +496,9 @@ def test_memory_of_merge_and_proof_does_not_grow_with_the_shard(tmp_path: Path) 
         file.write(b"\x00\x00\x80\x3c" * sum(rows * width for rows, width in factors.values()))  # 2**-6
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    script = (
-        "import resource, sys, torch; from pathlib import Path; from training import merge, proof\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    script = (  # not ru_maxrss: a child starts with its parent's peak in it
+        "import re, sys, torch; from pathlib import Path; from training import merge, proof\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "idle, paths = peak(), [Path(path) for path in sys.argv[1:]]\n"
         "merge.merge(*paths); merged = peak(); assert proof.verify(*paths).changed == 1\n"
         "print(merged - idle, peak() - idle)"
@@ -508,4 +509,4 @@ def test_memory_of_merge_and_proof_does_not_grow_with_the_shard(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     merge_kb, proof_kb = map(int, done.stdout.split())
     assert merge_kb < 130_000
-    assert proof_kb < 190_000
+    assert proof_kb < 130_000

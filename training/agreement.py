@@ -98,4 +98,4 @@ def compare(
 
 def _perplexity(losses: list[float]) -> float:
     mean = sum(losses) / len(losses)
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.inf if mean >= 700 else math.exp(mean)  # NaN stays NaN

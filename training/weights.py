@@ -52,7 +52,7 @@ def shards(folder: Path, stage: str = "merge") -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(stage, f"{index} is not a safetensors index ({error}); download the model again") from None
         missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
         if missing:

@@ -1,0 +1,297 @@
+"""The checks on a whole chain (base, adapter, merged, f16, quantised), then with each link broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from training import agreement, checks, convert, llama, merge, reference
+from training.checks import Check
+from training.errors import RunError
+
+pytestmark = pytest.mark.tiny
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The files of one run, and held-out material: token ids, where answers begin, prompts."""
+
+    base: Path
+    adapter: Path
+    merged: Path
+    f16: Path
+    quantised: Path
+    sequences: list[list[int]]
+    starts: list[int]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Chain:
+    """The tiny random Llama, and an adapter that changes it clearly."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("chain")
+    base, adapter, merged = tiny_model, folder / "adapter", folder / "merged"
+    settings = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "o_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(**settings))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(adapter)
+    merge.merge(base, adapter, merged)
+    convert.to_gguf(merged, folder / "f16.gguf")
+    convert.quantise(folder / "f16.gguf", folder / "q8_0.gguf", "q8_0")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    sequences = [
+        tokenizer.encode(text) for text in ("What is the answer to this? It is 42.", "one two three four five")
+    ]
+    starts = [len(ids) // 2 for ids in sequences]
+    return Chain(base, adapter, merged, folder / "f16.gguf", folder / "q8_0.gguf", sequences, starts)
+
+
+@pytest.fixture(scope="module")
+def model(chain: Chain):
+    """The merged model in transformers."""
+    with reference.opened(chain.merged) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def ending(chain: Chain, model) -> tuple[list[int], int, Path]:
+    """A prompt, the token that the random model answers to it, and the GGUF with that token as its end."""
+    from training import evaluation
+
+    prompt = chain.sequences[0][: chain.starts[0]]
+    end = evaluation.answer(model.model, model.tokenizer, prompt, [0], 12).ids[0]
+    gguf = chain.f16.with_name("ending.gguf")
+    shutil.copyfile(chain.f16, gguf)
+    edit_end(gguf, end)
+    return prompt, end, gguf
+
+
+def edit_end(gguf: Path, token: int) -> None:
+    """Write another eos into a GGUF file, in place."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf, "r+").get_field("tokenizer.ggml.eos_token_id")
+    field.parts[field.data[0]][0] = token
+
+
+def edit_tensor(source: Path, target: Path, name: str, change) -> Path:
+    """A copy of a GGUF file with one tensor's raw data changed in place."""
+    from gguf import GGUFReader
+
+    shutil.copyfile(source, target)
+    reader = GGUFReader(target, "r+")
+    change(next(tensor for tensor in reader.tensors if tensor.name == name).data)
+    reader.data.flush()
+    return target
+
+
+def passes(check: Check) -> dict:
+    assert check.passed, check.failure
+    assert not check.failure
+    assert not check.skipped
+    json.dumps(check.as_dict(), allow_nan=False)
+    return check.figures
+
+
+def fails(check: Check, *said: str) -> None:
+    assert not check.passed
+    for part in said:
+        assert part in check.failure
+    json.dumps(check.as_dict(), allow_nan=False)
+    with pytest.raises(RunError, match="^check '" + check.name):
+        checks.require([check])
+
+
+# ---- the whole chain ----------------------------------------------------------------------------------------------
+
+
+def test_every_check_passes_on_a_chain_that_holds(chain: Chain, model, ending) -> None:
+    made = [
+        checks.merged_tensors(chain.base, chain.adapter, chain.merged),
+        checks.merged_logits(chain.base, chain.adapter, chain.merged, chain.sequences, chain.starts),
+        checks.gguf_tokenizer(chain.f16, chain.merged, ["a rendered row<|endoftext|>"]),
+        checks.f16_agrees(chain.f16, model, chain.sequences, chain.starts),
+        checks.quantised(chain.f16, chain.quantised, chain.sequences, chain.starts),
+        checks.answers(model, ending[2], {"q8_0": chain.quantised}, [ending[0]], [ending[1]], 12),
+    ]
+    tensors, logits, tokenizer, f16, quantised, answers = map(passes, made)
+    checks.require(made)
+    assert tensors["changed"] == tensors["targeted"] == 6
+    assert logits["mean_kl"] < logits["mean_kl_of_training"] / 10
+    assert tokenizer["texts"] > len(checks.HARD)
+    assert f16["mean_kl"] < 1e-4
+    assert f16["tokens"] == sum(len(ids) - start for ids, start in zip(chain.sequences, chain.starts, strict=True))
+    assert 0 < quantised["mean_kl"] < 0.1
+    assert 0.9 < quantised["perplexity_ratio"] < 1.1
+    assert answers["stopped"]["merged"] == answers["stopped"]["f16"] == 1
+
+
+# ---- links broken on purpose --------------------------------------------------------------------------------------
+
+
+def test_an_untrained_adapter_fails_the_check_of_the_tensors(chain: Chain, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapter = shutil.copytree(chain.adapter, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({n: t * ("lora_A" in n) for n, t in tensors.items()}, adapter / "adapter_model.safetensors")
+    merge.merge(chain.base, adapter, tmp_path / "merged")
+    fails(checks.merged_tensors(chain.base, adapter, tmp_path / "merged"), "the adapter changes nothing")
+
+
+def test_a_half_trained_adapter_is_a_warning(chain: Chain, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapter = shutil.copytree(chain.adapter, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    kept = {n: t * ("layers.0" in n or "lora_A" in n) for n, t in tensors.items()}
+    save_file(kept, adapter / "adapter_model.safetensors")
+    merge.merge(chain.base, adapter, tmp_path / "merged")
+    check = checks.merged_tensors(chain.base, adapter, tmp_path / "merged")
+    assert passes(check)["untrained"] == 3
+    assert check.warnings == ("3 of 6 targeted tensors were not trained: their update is 0",)
+
+
+def test_a_merge_that_is_not_the_trained_model_fails_the_check_of_the_logits(chain: Chain) -> None:
+    check = checks.merged_logits(chain.base, chain.adapter, chain.base, chain.sequences, chain.starts)
+    fails(check, "the merged model does not predict what base + adapter predict: mean KL")
+    assert check.figures["mean_kl"] == pytest.approx(check.figures["mean_kl_of_training"], rel=1e-3)
+
+
+def test_another_base_fails_both_checks_of_the_merge(chain: Chain, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = shutil.copytree(chain.base, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    save_file({n: t.flip(0).contiguous() for n, t in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    fails(checks.merged_tensors(base, chain.adapter, chain.merged), "differs from the base")
+    fails(checks.merged_logits(base, chain.adapter, chain.merged, chain.sequences, chain.starts), "mean KL")
+
+
+def test_a_swapped_token_fails_the_check_of_the_tokenizer(chain: Chain, tmp_path: Path) -> None:
+    folder = shutil.copytree(chain.merged, tmp_path / "merged")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    fails(checks.gguf_tokenizer(chain.f16, folder), "llama.cpp cuts", "texts otherwise than the tokenizer in")
+
+
+def test_a_tensor_shuffled_by_the_converter_fails_the_check_of_f16(chain: Chain, model, tmp_path: Path) -> None:
+    def shuffle(data) -> None:
+        data[:] = data[::-1].copy()
+
+    broken = edit_tensor(chain.f16, tmp_path / "broken.gguf", "blk.1.attn_output.weight", shuffle)
+    check = checks.f16_agrees(broken, model, chain.sequences, chain.starts)
+    fails(check, "the f16 GGUF does not predict what the merged model predicts: mean KL")
+
+
+def test_a_damaged_quantised_file_fails_its_check(chain: Chain, tmp_path: Path) -> None:
+    def no_number(data) -> None:
+        data[:, 0:2] = (0x00, 0x7E)  # the first block's scale of each row becomes NaN
+
+    broken = edit_tensor(chain.quantised, tmp_path / "broken.gguf", "blk.0.ffn_down.weight", no_number)
+    fails(checks.quantised(chain.f16, broken, chain.sequences, chain.starts), "broken.gguf is damaged: perplexity nan")
+
+
+def test_a_wrong_end_token_fails_the_check_of_the_answers(chain: Chain, model, ending) -> None:
+    prompt, end, _ = ending
+    check = checks.answers(model, chain.f16, {}, [prompt], [end], 12)
+    fails(check, f"the merged model stops at token {end}, which the GGUF does not take for an end")
+
+
+def test_a_model_that_never_learned_to_stop_is_a_warning(chain: Chain, model, ending) -> None:
+    check = checks.answers(model, chain.f16, {"q8_0": chain.quantised}, [ending[0]], [0], 3)
+    assert passes(check)["stopped"] == {"merged": 0, "f16": 0, "q8_0": 0}
+    assert len(check.warnings) == 3
+    assert check.warnings[0] == "merged did not stop within 3 tokens on 1 of 1 prompts"
+
+
+def test_llama_cpp_that_dies_is_a_failed_check_with_its_last_words(chain: Chain, model, tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    fails(checks.f16_agrees(tmp_path / "no.gguf", model, chain.sequences, chain.starts), "no.gguf")
+
+
+# ---- left out, and told together -----------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_into_memory_is_left_out_and_says_so(chain: Chain) -> None:
+    check = checks.merged_logits(chain.base, chain.adapter, chain.merged, chain.sequences, chain.starts, memory=10**6)
+    assert check.passed
+    assert "base + adapter was not run: it takes 1.1 GB of memory in bfloat16, 0.0 GB are free" in check.skipped
+    large = reference.fitting(chain.merged, 10**6)
+    assert isinstance(large, reference.TooLarge)
+    assert checks.f16_agrees(chain.f16, large, chain.sequences, chain.starts).skipped.startswith("the merged model was")
+    assert checks.answers(large, chain.f16, {}, [[1]], [2]).skipped.startswith("the merged model was")
+
+
+def test_the_dtype_of_the_reference_follows_from_the_memory(chain: Chain) -> None:
+    full, half = (reference.needed(chain.merged, size) for size in (4, 2))
+    assert reference.fitting(chain.merged, full) == "float32"
+    assert reference.fitting(chain.merged, full - 1) == "bfloat16"
+    assert reference.fitting(chain.merged, half) == "bfloat16"
+
+
+def test_without_held_out_answers_nothing_is_compared(chain: Chain, model) -> None:
+    for check in (
+        checks.merged_logits(chain.base, chain.adapter, chain.merged, [], []),
+        checks.f16_agrees(chain.f16, model, [[1, 2]], [2]),
+        checks.quantised(chain.f16, chain.quantised, [], []),
+    ):
+        assert check.passed
+        assert check.skipped == "there are no held-out answers"
+
+
+def test_several_failures_are_told_together_the_first_link_first() -> None:
+    made = [
+        Check("a", True, {}, "", ""),
+        Check("b", False, {}, "", "", failure="broke here"),
+        Check("c", False, {}, "", "", failure="and so here"),
+    ]
+    with pytest.raises(RunError) as error:
+        checks.require(made, safe="merged/ is on disk")
+    assert str(error.value) == "check 'b': broke here\nalso failed: c: and so here\nmerged/ is on disk"
+
+
+# ---- the comparison itself -----------------------------------------------------------------------------------------
+
+
+def test_divergence_and_perplexity_are_those_of_a_calculation_by_hand() -> None:
+    import numpy as np
+
+    p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.25, 0.5]])
+    unused = np.zeros((1, 3))  # predicts a token after the last
+    found = agreement.compare([np.log(np.vstack([p, unused + 1]))], [np.log(np.vstack([q, unused + 1]))], [[1, 0]], [0])
+    assert found.tokens == 1
+    assert found.mean_kl == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
+    assert (found.top1, found.top1_sure, found.sure) == (0, 0, 1)
+    assert found.perplexity_reference == pytest.approx(2)
+    assert found.perplexity == pytest.approx(4)
+
+
+def test_only_so_many_tokens_of_an_answer_are_compared() -> None:
+    rows, first = agreement.bounded([list(range(1000)), [1, 2, 3], [4]], [10, 3, 0])
+    assert rows == [list(range(10 + agreement.SCORED))]
+    assert first == [9]
+
+
+def test_transformers_gives_only_the_wanted_rows(chain: Chain, model) -> None:
+    import numpy as np
+
+    ids = chain.sequences[0]
+    whole, part = next(model.logits([ids], [0])), next(model.logits([ids], [len(ids) - 2]))
+    assert whole.shape[0] == len(ids)
+    assert part.shape[0] == 2
+    np.testing.assert_allclose(whole[-2:], part, atol=1e-5)
+    assert len(next(llama.logits_each(chain.f16, [ids], [len(ids) - 2]))) == 2
