@@ -9,9 +9,13 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
 
+import os  # noqa: E402
+
+# Threads that wait for each other sleep instead of spinning (read when torch is loaded): beside other programs, spinning
+# made a step many times slower, see benchmarks/.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gc  # noqa: E402
-import os  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from typing import IO, Any  # noqa: E402

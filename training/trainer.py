@@ -15,7 +15,6 @@ from typing import Any
 from training import checkpoint
 from training.errors import RunError
 
-
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
 NOT_KEPT = ("README.md", "training_args.bin", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
