@@ -1,0 +1,434 @@
+"""Templates and masks on real vocabularies and real chat templates: llama.cpp's vocabulary files, TRL's and llama.cpp's Jinja."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, tokens
+from training.chat import IGNORED, NothingToTrain
+from training.errors import UserError
+from training.rows import Row, Turn
+
+pytestmark = pytest.mark.tiny
+
+LLAMA_CPP = Path(sys.prefix) / "llama.cpp/models"
+TRL = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
+GEMMA = ("<start_of_turn>", "<end_of_turn>")
+MISTRAL = ("[INST]", "[/INST]")
+
+# name: (vocabulary, template, tokens the vocabulary lacks, the text that ends a turn)
+FAMILIES = {
+    "llama-3": ("llama-bpe", TRL / "llama3.jinja", (), "<|eot_id|>"),
+    "llama-3.1": ("llama-bpe", LLAMA_CPP / "templates/meta-llama-Llama-3.1-8B-Instruct.jinja", (), "<|eot_id|>"),
+    "llama-3.2": ("llama-bpe", LLAMA_CPP / "templates/meta-llama-Llama-3.2-3B-Instruct.jinja", (), "<|eot_id|>"),
+    "qwen-2.5": ("qwen2", TRL / "qwen2_5.jinja", (), "<|im_end|>"),
+    "qwen-3": ("qwen2", LLAMA_CPP / "templates/Qwen-Qwen3-0.6B.jinja", (), "<|im_end|>"),
+    "qwen-3-instruct-2507": ("qwen2", TRL / "qwen3_instruct_2507.jinja", (), "<|im_end|>"),
+    "qwen-3.5-thinking": ("qwen2", TRL / "qwen3_5_think.jinja", (), "<|im_end|>"),
+    "qwen-3.5-not-thinking": ("qwen2", TRL / "qwen3_5_nothink.jinja", (), "<|im_end|>"),
+    "gemma-2": ("llama-spm", LLAMA_CPP / "templates/google-gemma-2-2b-it.jinja", GEMMA, "<end_of_turn>"),
+    "gemma-3": ("llama-spm", TRL / "gemma3.jinja", GEMMA, "<end_of_turn>"),
+    "mistral-nemo": (
+        "llama-spm",
+        LLAMA_CPP / "templates/mistralai-Mistral-Nemo-Instruct-2407.jinja",
+        MISTRAL,
+        "</s>",
+    ),
+    "mistral": ("llama-spm", "mistral", (), "</s>"),
+    "phi-3": ("phi-3", TRL / "phi3.jinja", (), "<|end|>"),
+    "phi-3.5": ("phi-3", TRL / "phi3_5.jinja", (), "<|end|>"),
+    "smollm2": ("embedded", None, (), "<|im_end|>"),
+    "chatml": ("qwen2", "chatml", (), "<|im_end|>"),
+    "chatml-without-its-tokens": ("llama-spm", "chatml", (), "</s>"),
+    "alpaca": ("llama-spm", "alpaca", (), "</s>"),
+    "zephyr": ("llama-spm", "zephyr", (), "</s>"),
+    "vicuna": ("llama-spm", "vicuna", (), "</s>"),
+}
+
+ONE = (Turn("user", "What is 2+2?"), Turn("assistant", "It is 4."))
+TWO = (*ONE, Turn("user", "And 你好 in French?"), Turn("assistant", "Bonjour, my friend.\nIt is 'salut' too."))
+
+
+def _settings(chat: str = "auto", system: str | None = None, prompt: str | None = None) -> Any:
+    return SimpleNamespace(
+        model=SimpleNamespace(chat_template=chat, system_prompt=system), dataset=SimpleNamespace(prompt_template=prompt)
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Callable[..., Any]:
+    """A real tokenizer by the name of llama.cpp's vocabulary file, with further special tokens if asked for."""
+    from transformers import AutoTokenizer
+
+    folders: dict[str, Path] = {"embedded": embedded}
+
+    def load(name: str, *added: str) -> Any:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("vocabulary") / name
+            folders[name].mkdir()
+            vocabulary = gguf_tokenizer.read(gguf_file.read(LLAMA_CPP / f"ggml-vocab-{name}.gguf"))
+            gguf_tokenizer.save(gguf_tokenizer.build(vocabulary), vocabulary, folders[name], None)
+        loaded = AutoTokenizer.from_pretrained(folders[name])
+        if added:
+            loaded.add_special_tokens({"additional_special_tokens": list(added)})
+        return loaded
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def families(tokenizer: Callable[..., Any]) -> dict[str, tuple[Any, chat.ChatTemplate]]:
+    made = {}
+    for name, (vocabulary, template, added, _) in FAMILIES.items():
+        words = tokenizer(vocabulary, *added)
+        if isinstance(template, Path):
+            words.chat_template = template.read_text("utf-8")
+        named = template if isinstance(template, str) else "auto"
+        made[name] = (words, chat.choose(None, _settings(named), words))
+    return made
+
+
+def _trained(sequence: chat.Encoded, words: Any) -> str:
+    return words.decode([label for label in sequence.labels if label != IGNORED], skip_special_tokens=False)
+
+
+def _row(turns: tuple[Turn, ...] = ONE) -> Row:
+    return Row(turns, None, "a.jsonl", 1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("turns", [ONE, TWO], ids=["one", "two"])
+def test_every_answer_ends_in_a_trained_turn_end_and_nothing_after_it(name: str, turns: tuple, families: dict) -> None:
+    words, template = families[name]
+    sequences = chat.encode(template, words, _row(turns), 4096)
+    end = words.convert_tokens_to_ids(FAMILIES[name][3])
+    answers = [turn.content for turn in turns if turn.role == "assistant"]
+    closed = [position for one in sequences for position in _ends_of_spans(one)]
+    assert len(closed) == len(answers)
+    for one in sequences:
+        assert not one.cut
+        assert one.labels[-1] == one.input_ids[-1] == end
+        assert all(one.labels[position] == end for position in _ends_of_spans(one))
+        assert all(label in (IGNORED, token) for label, token in zip(one.labels, one.input_ids, strict=True))
+    trained = "".join(_trained(one, words) for one in sequences)
+    assert all(answer in trained for answer in answers)
+    assert not any(turn.content in trained for turn in turns if turn.role == "user")
+
+
+def _ends_of_spans(one: chat.Encoded) -> list[int]:
+    flags = [label != IGNORED for label in one.labels]
+    return [i for i, flag in enumerate(flags) if flag and not (flags + [False])[i + 1]]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("turns", [ONE, TWO], ids=["one", "two"])
+def test_the_prompt_has_exactly_the_tokens_that_inference_gives_it(name: str, turns: tuple, families: dict) -> None:
+    words, template = families[name]
+    sequences = chat.encode(template, words, _row(turns), 4096)
+    chats = [[{"role": t.role, "content": t.content} for t in turns[:i]] for i in range(1, len(turns), 2)]
+    for number, messages in enumerate(chats):
+        text = words.apply_chat_template(
+            messages, chat_template=template.jinja, add_generation_prompt=True, tokenize=False
+        )
+        ids = words(text, add_special_tokens=False)["input_ids"]
+        if words("a")["input_ids"][0] == words.bos_token_id != ids[0]:
+            ids = [words.bos_token_id, *ids]  # as llama.cpp does for this vocabulary
+        one = sequences[number if len(sequences) > 1 else 0]
+        assert one.input_ids[: len(ids)] == ids
+        assert one.labels[len(ids)] != IGNORED
+        assert one.labels[len(ids) - 1] == IGNORED
+        turn = [Turn(message["role"], message["content"]) for message in messages]
+        assert chat.prompt_ids(template, words, turn) == ids
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bos_stands_once_where_the_model_has_one_and_nowhere_else(name: str, families: dict) -> None:
+    words, template = families[name]
+    bos = words.bos_token_id
+    for row in (_row(ONE), _row(TWO), Row(None, "just text", "a.jsonl", 1)):
+        for one in chat.encode(template, words, row, 4096):
+            if name == "smollm2":  # its BOS is <|im_start|>, which opens every turn, and is not added to plain text
+                assert (one.input_ids[0] == bos) == (row.messages is not None)
+                assert one.input_ids[1] != bos
+            elif chat_template.adds_bos(words):
+                assert one.input_ids[0] == bos
+                assert one.input_ids.count(bos) == 1
+            else:
+                assert one.input_ids[0] != bos  # Qwen's GGUF names <|endoftext|>, which is its eos, too
+                assert bos not in one.input_ids[:-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "added"),
+    [
+        ("llama3", "llama-bpe", ()),
+        ("qwen2_5", "qwen2", ()),
+        ("qwen3_instruct_2507", "qwen2", ()),
+        ("phi3", "phi-3", ()),
+        ("gemma3", "llama-spm", GEMMA),
+    ],
+)
+def test_the_mask_is_that_of_trls_own_training_template(
+    name: str, vocabulary: str, added: tuple, tokenizer: Callable[..., Any]
+) -> None:
+    """TRL carries each template a second time, with the answers marked: an independent word on what is to be trained."""
+    words = tokenizer(vocabulary, *added)
+    words.chat_template = (TRL / f"{name}.jinja").read_text("utf-8")
+    (ours,) = chat.encode(chat.choose(None, _settings(), words), words, _row(TWO), 4096)
+    theirs = words.apply_chat_template(
+        [{"role": turn.role, "content": turn.content} for turn in TWO],
+        chat_template=(TRL / f"{name}_training.jinja").read_text("utf-8"),
+        return_assistant_tokens_mask=True,
+        return_dict=True,
+    )
+    length = len(ours.input_ids)
+    ids = theirs["input_ids"]
+    offset = int(ids[0] != ours.input_ids[0])  # BOS, where only the tokenizer writes it
+    assert ids[: length - offset] == ours.input_ids[offset:]
+    newline = set(words("\n", add_special_tokens=False)["input_ids"])
+    mask = theirs["assistant_masks"]
+    ours_mask = [int(label != IGNORED) for label in ours.labels[offset:]]
+    different = [ids[i] for i in range(length - offset) if mask[i] != ours_mask[i]]
+    assert set(different) <= newline  # TRL trains the line break after the turn end where the template has one
+
+
+def test_qwen3_trains_each_answer_as_it_is_asked_for(families: dict) -> None:
+    words, template = families["qwen-3"]
+    first, second = chat.encode(template, words, _row(TWO), 4096)
+    assert _trained(first, words) == "<think>\n\n</think>\n\nIt is 4.<|im_end|>"
+    assert _trained(second, words) == f"<think>\n\n</think>\n\n{TWO[-1].content}<|im_end|>"
+    assert "<think>" not in words.decode(
+        [t for t, lb in zip(second.input_ids, second.labels, strict=True) if lb == IGNORED]
+    )
+
+
+def test_qwen3_keeps_the_rows_own_thoughts(families: dict) -> None:
+    words, template = families["qwen-3"]
+    (one,) = chat.encode(template, words, _row((ONE[0], Turn("assistant", "<think>\n2 and 2\n</think>\n\n4"))), 4096)
+    assert _trained(one, words) == "<think>\n2 and 2\n</think>\n\n4<|im_end|>"
+
+
+def test_a_think_block_that_the_prompt_opens_is_closed_by_the_answer(families: dict) -> None:
+    words, template = families["qwen-3.5-thinking"]
+    assert template.opens_think
+    (plain,) = chat.encode(template, words, _row(), 4096)
+    (thought,) = chat.encode(
+        template, words, _row((ONE[0], Turn("assistant", "<think>\n2 and 2\n</think>\n\n4"))), 4096
+    )
+    assert words.decode(plain.input_ids).endswith("<think>\n\n</think>\n\nIt is 4.<|im_end|>")
+    assert words.decode(thought.input_ids).endswith("<think>\n2 and 2\n</think>\n\n4<|im_end|>")
+
+
+def test_an_end_text_that_is_no_token_is_followed_by_a_trained_eos(families: dict) -> None:
+    words, template = families["chatml-without-its-tokens"]
+    assert template.eos_follows
+    assert template.end_tokens == ("<|im_end|>", "</s>")
+    sequences = chat.encode(template, words, _row(TWO), 4096)
+    assert [_trained(one, words).endswith("<|im_end|></s>") for one in sequences] == [True, True]
+    assert [one.input_ids.count(words.eos_token_id) for one in sequences] == [1, 1]  # none inside a prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("Q: {instruction}\nA: {response}", "word"), ("{instruction}=>{response}", "> > x"), ("{instruction} a{response}", "bc")]
+)  # fmt: skip
+@pytest.mark.parametrize("vocabulary", ["embedded", "llama-spm", "qwen2", "llama-bpe"])
+def test_a_token_never_runs_across_the_border_of_prompt_and_answer(
+    prompt: str, answer: str, vocabulary: str, tokenizer: Callable[..., Any]
+) -> None:
+    words = tokenizer(vocabulary)
+    template = chat.choose(None, _settings(prompt=prompt), words)
+    (one,) = chat.encode(template, words, _row((Turn("user", "why"), Turn("assistant", answer))), 4096)
+    asked = chat.prompt_ids(template, words, [Turn("user", "why")])
+    assert one.input_ids[: len(asked)] == asked
+    whole = words.decode(one.input_ids, skip_special_tokens=True)
+    assert whole == prompt.replace("{instruction}", "why").replace("{response}", answer)
+
+
+def test_the_last_answer_alone_or_everything_is_trained_when_asked_for(families: dict) -> None:
+    words, template = families["smollm2"]
+    (last,) = chat.encode(template, words, _row(TWO), 4096, train_turns="last")
+    assert _trained(last, words) == TWO[-1].content + "<|im_end|>"
+    (everything,) = chat.encode(template, words, _row(TWO), 4096, train_on="all")
+    assert everything.labels[1:] == everything.input_ids[1:]
+    assert everything.input_ids == last.input_ids
+
+
+def test_plain_text_is_trained_whole_with_eos(families: dict) -> None:
+    for name in ("smollm2", "llama-3", "phi-3"):
+        words, template = families[name]
+        (one,) = chat.encode(template, words, Row(None, "just text", "a.jsonl", 1), 4096)
+        start = int(chat_template.adds_bos(words))
+        assert one.labels[start:] == one.input_ids[start:]
+        assert one.input_ids[-1] == words.eos_token_id
+        assert words.decode(one.input_ids, skip_special_tokens=True) == "just text"
+
+
+def test_a_cut_answer_gets_no_end_token_and_a_row_without_room_for_one_is_refused(families: dict) -> None:
+    words, template = families["smollm2"]
+    (whole,) = chat.encode(template, words, _row(), 4096)
+    length = len(whole.input_ids)
+    (fits,) = chat.encode(template, words, _row(), length)
+    assert fits == whole
+    (cut,) = chat.encode(template, words, _row(), length - 1)
+    assert cut.cut
+    assert cut.input_ids == whole.input_ids[:-1]
+    assert words.eos_token_id != cut.labels[-1]
+    with pytest.raises(NothingToTrain) as caught:
+        chat.encode(template, words, _row(), whole.prompt_length)
+    assert str(caught.value) == (
+        f"the prompt has {whole.prompt_length} tokens and MAX_SEQ_LENGTH is {whole.prompt_length}: "
+        "no token of the answer is left"
+    )
+
+
+def test_a_system_prompt_stands_in_front_unless_the_row_has_one(embedded: Path, tokenizer: Callable[..., Any]) -> None:
+    words = tokenizer("embedded")
+    template = chat.choose(None, _settings(system="Be brief."), words)
+    (one,) = chat.encode(template, words, _row(), 4096)
+    assert words.decode(one.input_ids).startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+    (own,) = chat.encode(template, words, _row((Turn("system", "Be long."), *ONE)), 4096)
+    assert words.decode(own.input_ids).startswith("<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user")
+
+
+def test_a_template_without_system_role_folds_it_in_or_refuses(families: dict, tokenizer: Callable[..., Any]) -> None:
+    words, template = families["gemma-3"]
+    (one,) = chat.encode(template, words, _row((Turn("system", "Be brief."), *ONE)), 4096)
+    assert "<start_of_turn>user\nBe brief.\n\nWhat is 2+2?<end_of_turn>" in chat.render(
+        template, (Turn("system", "Be brief."), *ONE)
+    )
+    assert one.labels[-1] != IGNORED
+    words, template = families["gemma-2"]
+    with pytest.raises(NothingToTrain, match="^the row has a system message, and the chat template takes none$"):
+        chat.encode(template, words, _row((Turn("system", "Be brief."), *ONE)), 4096)
+    with pytest.raises(UserError) as caught:
+        chat.choose(None, _settings(system="Be brief."), words)
+    assert str(caught.value) == (
+        "[Model] SYSTEM_PROMPT: the chat template refuses: System role not supported (the model's own)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("jinja", "message"),
+    [
+        ("{% for m in messages %}", "the chat template refuses: Unexpected end of template."),
+        ("{{ messages[0].content }}", "the template does not write out the question and the answer once"),
+        ("{{ nothing.at.all }}", "the chat template refuses: 'nothing' is undefined"),
+        ("{{ raise_exception('no') }}", "the chat template refuses: no"),
+    ],
+)
+def test_a_template_that_cannot_serve_is_refused(
+    jinja: str, message: str, tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text(jinja, "utf-8")
+    with pytest.raises(UserError) as caught:
+        chat.choose(None, _settings(str(path)), tokenizer("embedded"))
+    assert str(caught.value).startswith(f"CHAT_TEMPLATE = {path}: {message}")
+
+
+def test_the_choice_says_where_it_is_from(tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+    words = tokenizer("embedded")
+    assert chat.choose(None, _settings(), words).source == "the model's own"
+    assert chat.choose(None, _settings("alpaca"), words).source == "CHAT_TEMPLATE = alpaca"
+    assert chat.choose(None, _settings(prompt="{instruction} {response}"), words).source == "PROMPT_TEMPLATE"
+    with pytest.raises(UserError, match="^\\[Model\\] CHAT_TEMPLATE = chatlm: neither a file nor a known name"):
+        chat.choose(None, _settings("chatlm"), words)
+    with pytest.raises(UserError, match="PROMPT_TEMPLATE and \\[Model\\] CHAT_TEMPLATE both say"):
+        chat.choose(None, _settings("alpaca", prompt="{instruction} {response}"), words)
+    words.chat_template = None
+    base = SimpleNamespace(path=tmp_path)
+    assert (
+        chat.choose(base, _settings(), words).source
+        == "CHAT_TEMPLATE = chatml (auto: the model has no template of its own)"
+    )
+    (tmp_path / "chat_template.jinja").write_text((chat_template.FOLDER / "zephyr.jinja").read_text("utf-8"), "utf-8")
+    assert chat.choose(base, _settings(), words).source == "the model's own"
+
+
+def test_a_template_that_writes_the_date_gets_the_runs(families: dict) -> None:
+    words, _ = families["llama-3.2"]
+    template = chat.choose(None, _settings(), words, datetime.date(2024, 2, 29))
+    assert "Today Date: 29 Feb 2024" in chat.render(template, ONE)
+
+
+def test_a_prompt_template_becomes_a_chat_template(tokenizer: Callable[..., Any]) -> None:
+    words = tokenizer("llama-spm")
+    template = chat.choose(None, _settings(prompt='<<{instruction}\\ "😀">>\n{response}!'), words)
+    assert chat.render(template, ONE) == '<s><<What is 2+2?\\ "😀">>\nIt is 4.!</s>'
+    assert chat.render(template, ONE[:1], True) == '<s><<What is 2+2?\\ "😀">>\n'
+    assert prompt_template.parse("{instruction} {response}").jinja("").count("eos_token") == 0
+
+
+# A whole dataset
+
+
+@pytest.fixture
+def rows() -> Any:
+    import datasets
+
+    turn = [{"role": t.role, "content": t.content} for t in TWO]
+    long = [{"role": "user", "content": "word " * 500}, {"role": "assistant", "content": "short"}]
+    records = [{"messages": turn, "text": None}, {"messages": long, "text": None}, {"messages": None, "text": "plain"}]
+    return datasets.Dataset.from_list([{**one, "file": "a.jsonl", "line": i} for i, one in enumerate(records, 1)])
+
+
+def test_a_dataset_gives_the_sequences_of_its_rows_and_names_those_without(
+    rows: Any, families: dict, tmp_path: Path
+) -> None:
+    words, template = families["qwen-3"]
+    data, rejected = tokens.tokenise(rows, template, words, 100, "all", "completion", tmp_path)
+    expected = [
+        *chat.encode(template, words, _row(TWO), 100),
+        *chat.encode(template, words, Row(None, "plain", "a", 3), 100),
+    ]
+    assert [(one["input_ids"], one["labels"]) for one in data] == [(one.input_ids, one.labels) for one in expected]
+    assert data["line"][:] == [1, 1, 3]
+    assert [str(bad)[:45] for bad in rejected] == ["a.jsonl:2: the prompt has 509 tokens and MAX_"]
+    nothing, rejected = tokens.tokenise(rows.select([1]), template, words, 100, "all", "completion", tmp_path)
+    assert (nothing, len(rejected)) == (None, 1)
+
+
+def test_tokenising_is_cached_by_content_not_by_file(
+    rows: Any, families: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, template = families["qwen-3"]
+    first, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "plan_row", None)  # to render again would fail
+        again, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+        assert again.to_list() == first.to_list()
+    other, _ = tokens.tokenise(rows, template, words, 20, "all", "completion", tmp_path)
+    assert other.to_list() != first.to_list()
+
+
+def test_several_processes_give_the_same_as_one(
+    rows: Any, families: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, template = families["smollm2"]
+    alone, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "1")
+    monkeypatch.setattr(tokens, "ROWS_A_WORKER", 1)
+    monkeypatch.setattr(tokens, "_workers", lambda rows, wanted: 2)
+    both, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "2")
+    assert both.to_list() == alone.to_list()
+
+
+def test_the_summary_counts_and_shows_the_trained_part(rows: Any, families: dict, tmp_path: Path) -> None:
+    words, template = families["smollm2"]
+    data, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+    found = tokens.summary(data, words)
+    lengths = [len(one["input_ids"]) for one in data]
+    assert (found.sequences, found.tokens, found.total[3]) == (3, sum(lengths), max(lengths))
+    assert found.trained_tokens == sum(label != IGNORED for one in data for label in one["labels"])
+    assert found.cut == 0
+    short, _ = tokens.tokenise(rows, template, words, 50, "all", "completion", tmp_path)
+    assert tokens.summary(short, words).cut == sum(one["cut"] for one in short) == 1
+    assert "<|im_start|>assistant\n⟦It is 4.<|im_end|>⟧\n<|im_start|>user" in found.example
+    assert found.lines()[0].startswith(f"3 sequences, {sum(lengths):,} tokens, ")
