@@ -1,0 +1,166 @@
+"""Run directories, their states, their logs and events."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from training import checkpoint, events, files, log, runs
+from training.errors import MachineError, UserError
+
+
+def test_two_runs_in_the_same_second_get_directories_of_their_own(tmp_path):
+    first, second, third = (runs.create(tmp_path) for _ in range(3))
+    assert len({first.path, second.path, third.path}) == 3
+    assert (tmp_path / "latest").resolve() == third.path
+
+
+def test_many_runs_started_at_once_all_get_their_own_directory(tmp_path):
+    made: list[Path] = []
+    threads = [threading.Thread(target=lambda: made.append(runs.create(tmp_path).path)) for _ in range(12)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(set(made)) == 12
+
+
+def test_history_is_in_the_order_of_the_starts(tmp_path):
+    names = [
+        "finetune_20260101_000000",
+        "finetune_20260101_000000_2",
+        "finetune_20260101_000000_10",
+        "finetune_20260102_000000",
+    ]
+    for name in reversed(names):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "finetune_no_run").mkdir()
+    assert [run.path.name for run in runs.history(tmp_path)] == names
+
+
+def test_an_output_dir_that_cannot_be_made_is_the_machines_fault(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(MachineError, match="OUTPUT_DIR .* cannot be written: .*--output DIR"):
+        runs.create(tmp_path / "file")
+
+
+def test_a_run_is_alive_only_while_the_very_process_that_wrote_it_lives(tmp_path):
+    run = runs.create(tmp_path)
+    run.update(state="running")
+    assert runs.state(run) == "running"
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    run.update(pid=sleeper.pid, pid_started=runs.started(sleeper.pid))
+    assert runs.alive(run)
+    sleeper.kill()
+    sleeper.wait()
+    assert runs.state(run) == "killed"
+    run.update(pid=os.getpid(), pid_started=1)  # the pid was given out again
+    assert runs.state(run) == "killed"
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="is not a run directory: it has no status.json"):
+        runs.open_run(tmp_path)
+    with pytest.raises(UserError, match="there is no run under"):
+        runs.find(tmp_path, None)
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
+    run = runs.create(tmp_path / "out")
+    (run.path / "status.json").unlink()
+    (run.path / "status.json").mkdir()
+    run.update(step=3)
+    assert run.status["step"] == 3
+
+
+def test_numbers_that_json_does_not_know_become_null_in_events(tmp_path):
+    told = events.Events(tmp_path / "events.jsonl")
+    told.emit("step", loss=float("nan"), nested=[float("inf"), {"x": float("-inf")}])
+    (record,) = events.read(tmp_path / "events.jsonl")
+    assert record["loss"] is None
+    assert record["nested"] == [None, {"x": None}]
+
+
+def test_a_torn_last_line_is_dropped_when_a_run_goes_on(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"v":1,"event":"step","step":1}\n{"v":1,"eve')
+    events.Events(path).emit("step", step=2)
+    assert [record["step"] for record in events.read(path)] == [1, 2]
+    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def test_a_file_that_is_not_finished_does_not_appear(tmp_path):
+    with pytest.raises(RuntimeError), files.whole_file(tmp_path / "a") as partial:
+        partial.write_text("half", encoding="utf-8")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_replaces_an_older_one_only_when_it_is_whole(tmp_path):
+    with files.whole_folder(tmp_path / "a") as partial:
+        (partial / "x").write_text("old", encoding="utf-8")
+    with pytest.raises(RuntimeError), files.whole_folder(tmp_path / "a") as partial:
+        (partial / "x").write_text("new", encoding="utf-8")
+        raise RuntimeError
+    assert (tmp_path / "a" / "x").read_text(encoding="utf-8") == "old"
+
+
+WRITER = """
+import sys
+sys.path.insert(0, {root!r})
+from training import log
+log.ROTATE_AT = 30_000  # bytes: the lines below fill it one and a half times
+sink = log._LockedFile(__import__("pathlib").Path({path!r}), rotate=True)
+for i in range(300):
+    sink.write(f"{{sys.argv[1]}} {{i}} " + "x" * 40 + chr(10))
+"""
+
+
+def test_several_processes_lose_no_line_of_the_shared_log_while_it_rotates(tmp_path, root):
+    path = tmp_path / "finetune.log"
+    code = WRITER.format(root=str(root), path=str(path))
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(n)]) for n in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    kept = "".join(p.read_text(encoding="utf-8") for p in (path.with_name("finetune.log.1"), path) if p.exists())
+    found = [line.split()[:2] for line in kept.splitlines()]
+    assert all(len(line.split()) == 3 for line in kept.splitlines())
+    for number in "012":
+        assert [int(i) for n, i in found if n == number] == list(range(300))
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
+    sink = log._LockedFile(tmp_path / "missing" / "finetune.log", rotate=False)
+    sink.write("one\n")
+    sink.write("two\n")
+    assert capsys.readouterr().err.count("the log goes on without it") == 1
+
+
+def test_of_two_checkpoints_a_damaged_newer_one_is_passed_over(tmp_path):
+    for step in (2, 4):
+        with checkpoint.writing(tmp_path, step, {"fingerprint": {}}) as partial:
+            (partial / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    assert checkpoint.newest(tmp_path).step == 4
+    (tmp_path / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"x" * 50)
+    assert checkpoint.newest(tmp_path).step == 2
+    (tmp_path / "checkpoint-2" / "checkpoint.json").write_text("{", encoding="utf-8")
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in (2, 4, 10):
+        with checkpoint.writing(tmp_path, step, {}):
+            pass
+    checkpoint.rotate(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-4"]
+
+
+def test_a_mismatch_names_the_field_the_old_and_the_new_value():
+    with pytest.raises(UserError) as caught:
+        checkpoint.refuse_mismatch({"LoRA.R": 16, "Training.SEED": 1}, {"LoRA.R": 8, "Training.SEED": 1})
+    assert caught.value.problems[0] == "LoRA.R = 16 in the run, 8 now"
+    assert "--fresh" in caught.value.problems[1]
