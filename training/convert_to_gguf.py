@@ -1,0 +1,234 @@
+"""Any Hugging Face folder as GGUF files:  python training/convert_to_gguf.py --model-path DIR [--quantization Q4_K_M]
+
+The folder may come from anywhere; a run of ours is exported by export.py. Each file is proved before it appears: its
+tokenizer, its predictions against transformers' (where memory allows), what quantising cost. Prints their paths, one a
+line, on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from loguru import logger
+
+from training import base_model, chat, checks, convert, files, llama, log, modelfile, names, plan, reference, settings
+from training.errors import FinetuneError, MachineError, RunError, UserError
+from training.signals import Signals
+
+F16 = "f16"
+LONGEST = 4096  # tokens of num_ctx at most: Ollama reserves memory for all of them, and models name 131072 and more
+SAMPLE = (
+    "The Danube rises in the Black Forest and flows through ten countries to the sea. In 1856 a treaty opened it to the "
+    "ships of all nations.\n\ndef area(width, height):\n    return width * height\n\nQuestion: which river is longer? "
+    "Answer: the Volga, with 3,530 kilometres; it ends in the Caspian Sea."
+)
+
+
+def convert_folder(base: Any, targets: dict[str, Path]) -> None:
+    """Make the files of `targets`, quantisation -> path, all in one folder. They appear together, proved, or not at all.
+
+    RunError naming the step or the check that failed.
+    """
+    with _workspace(next(iter(targets.values()))) as room:
+        f16 = convert.to_gguf(base.path, room / (targets[F16].name if F16 in targets else "model.F16.gguf"))
+        logger.info("converted to f16: {:,} bytes", f16.stat().st_size)
+        made = {method: f16 if method == F16 else room / path.name for method, path in targets.items()}
+        for method, path in made.items():
+            if method != F16:
+                _quantise(f16, path, method)
+        _prove(base, f16, [path for method, path in made.items() if method != F16])
+        for method, path in targets.items():
+            files.sync(made[method])
+            made[method].replace(path)
+
+
+def _quantise(f16: Path, out: Path, method: str) -> None:
+    made = convert.quantise(f16, out, method)
+    fallbacks = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
+    fell_back = f"; rows do not fit the type in {made.fell_back} of {made.tensors} tensors: {fallbacks}"
+    logger.info("{}: {:,} bytes{}", method, made.size, fell_back if made.fell_back else "")
+
+
+def _prove(base: Any, f16: Path, others: Sequence[Path]) -> None:
+    done = [checks.gguf_tokenizer(f16, base.path)]
+    checks.require(done)  # the rest would be measured on wrong tokens
+    ids = llama.tokenise(f16, [SAMPLE])[0][: base.max_length or None]
+    with reference.opened(base.path) as model:
+        done.append(checks.f16_agrees(f16, model, [ids], [1]))
+    done += [checks.quantised(f16, path, [ids], [1]) for path in others]
+    for check in done:
+        figures = {name: check.figures[name] for name in ("different", "mean_kl", "top1") if name in check.figures}
+        said = check.skipped or ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        logger.info("check {}: {} ({})", check.name, "passed" if check.passed else "FAILED", said)
+    checks.require(done)
+
+
+@contextmanager
+def _workspace(beside: Path) -> Iterator[Path]:
+    """A folder for unfinished files on the disk that the finished ones go to; removed at the end."""
+    room = beside.with_name(f".{beside.name}.{os.getpid()}{files.PARTIAL}")
+    try:
+        room.mkdir(parents=True)
+    except OSError as error:
+        raise MachineError(f"{beside.parent} cannot be written: {error.strerror}; --output names another") from error
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+# ---- the Modelfile -----------------------------------------------------------------------------------------------
+
+
+def compose(base: Any, gguf: str) -> tuple[str, modelfile.Chat | None, list[str]]:
+    """A Modelfile for the untouched model, by its own chat template; without one it continues plain text.
+
+    Gives the text, and the chat and the stop texts that it can be verified with. UserError when the template is broken.
+    """
+    tokenizer = _tokenizer(base.path)
+    ends = [tokenizer.decode([number]) for number in plan.generation_eos(base)]
+    chatting, stops = None, modelfile.stop_texts(tokenizer.eos_token or "", (), ends)
+    if getattr(tokenizer, "chat_template", None):
+        wanted = SimpleNamespace(
+            model=SimpleNamespace(chat_template="auto", system_prompt=None),
+            dataset=SimpleNamespace(prompt_template=None),
+        )
+        template = chat.choose(base, wanted, tokenizer)
+        stops = modelfile.stop_texts(template.eos, template.end_tokens, ends)
+        chatting = modelfile.Chat(
+            lambda messages, add_generation_prompt: chat.render(template, messages, add_generation_prompt),
+            jinja=template.jinja,
+            bos=template.bos,
+            eos=template.eos,
+            adds_bos=chat.adds_bos_cached(tokenizer),
+        )
+    generation = base.path / "generation_config.json"
+    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    num_ctx = min(_length(base.config) or LONGEST, LONGEST)
+    text = modelfile.compose(gguf, chatting, stops=stops, num_ctx=num_ctx, sampling=modelfile.sampling(values))
+    return text, chatting, stops
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from error
+
+
+def _length(config: dict[str, Any]) -> int | None:
+    """Tokens that the model takes; a model that also sees pictures says it inside text_config."""
+    return config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings")
+
+
+# ---- the command line --------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert what the arguments ask for; errors go to the log, the paths of the files to stdout."""
+    given = _parser().parse_args(argv)
+    stdout = log.claim_stdout()
+    Signals().install()
+    log.start()
+    try:
+        for path in run(given):
+            log.say(stdout, str(path))
+        return 0
+    except FinetuneError as error:
+        logger.error("{}", error)
+        return error.exit_code
+    except OSError as error:
+        logger.error("{}", error)
+        return MachineError.exit_code
+
+
+def run(given: argparse.Namespace) -> list[Path]:
+    """Check everything that can be known before the work, then do it; gives the files made."""
+    methods = _methods(given.quantization)
+    base = _locate(given.model_path)
+    name = given.model_name or base.path.name
+    if given.model_name or given.create_modelfile:
+        try:
+            names.check_model_name(name)
+        except ValueError as error:
+            raise UserError(f"--model-name {name}: {error}") from None
+    targets = _targets(given.output, base.path, name.replace("/", "-").replace(":", "-"), methods)
+    first = next(iter(targets.values()))
+    composed = compose(base, first.name) if given.create_modelfile else None  # refused before the work, if at all
+    convert_folder(base, targets)
+    if composed:
+        text, chatting, stops = composed
+        path = first.with_name(f"Modelfile.{name.replace('/', '-').replace(':', '-')}")
+        modelfile.write(path, text)
+        held = modelfile.verify(path, chatting, stops)
+        if not held["passed"]:
+            raise RunError("modelfile", held["note"])
+        logger.info("{}: {}", path, held["note"])
+        logger.info("ollama create {} -f {}", name, path)
+    return list(targets.values())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="convert_to_gguf.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "--model-path", required=True, metavar="DIR", help="config.json, *.safetensors, tokenizer files"
+    )
+    parser.add_argument("--quantization", default="q4_k_m", metavar="NAMES", help="one or several, separated by commas")
+    parser.add_argument(
+        "--output", metavar="F", help="a .gguf file, or a folder; default: beside DIR, NAME.Q4_K_M.gguf"
+    )
+    parser.add_argument("--create-modelfile", action="store_true", help="write Modelfile.NAME beside the GGUF")
+    parser.add_argument("--model-name", metavar="NAME", help="for the files and for Ollama; default: DIR's own name")
+    return parser
+
+
+def _methods(written: str) -> list[str]:
+    found, problems = [], []
+    for word in filter(None, (part.strip() for part in written.split(","))):
+        try:
+            found.append(names.quantisation(word))
+        except ValueError as error:
+            problems.append(f"--quantization {word}: {error}")
+    if problems or not found:
+        raise UserError(problems or "--quantization is empty; q4_k_m, q8_0 and f16 are usual")
+    return list(dict.fromkeys(found))
+
+
+def _locate(written: str) -> Any:
+    path = Path(written).expanduser().resolve()
+    if path.suffix.lower() == ".gguf":
+        raise UserError(f"--model-path {written}: it is a GGUF file already; a folder with config.json is wanted")
+    return base_model.locate(settings.Model(base_model_name=str(path)), say=logger.info)
+
+
+def _targets(output: str | None, folder: Path, name: str, methods: Sequence[str]) -> dict[str, Path]:
+    """Where each file goes. UserError when one file is named for several quantisations, or it is not called .gguf."""
+    into = folder.parent
+    if output is not None:
+        path = Path(output).expanduser().absolute()
+        if path.suffix == ".gguf" and not path.is_dir():
+            if len(methods) > 1:
+                raise UserError(f"--output {output}: {len(methods)} quantisations make as many files; name a folder")
+            return {methods[0]: path}
+        if not path.is_dir() and not output.endswith(os.sep):
+            raise UserError(f"--output {output}: a file name ends in .gguf, and a folder in {os.sep} or exists already")
+        into = path
+    return {method: into / f"{name}.{method.upper()}.gguf" for method in methods}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
