@@ -23,6 +23,7 @@ from training import (
     dataset,
     engine,
     environment,
+    fast_cpu,
     modelfile,
     settings,
     tokens,
@@ -92,7 +93,7 @@ def prepare(given: Any, today: date | None = None) -> Plan:
     given = _fit_to_model(given, base)
     engine.start(given, CACHE.parent)
     with ThreadPoolExecutor(1) as pool:  # it works in processes of its own, while the rows are read here
-        trial = pool.submit(convert.ready, base.config)
+        trial = pool.submit(convert.ready, base.config, base.path)
         plan = _read_rows(given, machine, base, today)
     tried = trial.result()
     logger.info(
@@ -177,7 +178,6 @@ def _not_built(given: Any) -> None:
             ("Hardware.NUM_PROCESSES", (1,), "training in several processes is not built yet; set it to 1"),
             ("Hardware.NUM_MACHINES", (1,), "training on several machines is not built yet; set it to 1"),
             ("Hardware.SHARDING", ("none",), "sharding is not built yet; set it to none"),
-            ("Hardware.FAST_CPU", ("auto", False), "there is no fast path for CPUs yet; set it to auto"),
         )
         if given.get(key) not in harmless
     ]
@@ -237,12 +237,31 @@ def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any
 
 def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
     """Choices that depend on the length of the rows."""
+    fast = fast_cpu.wanted(given)
+    if fast.value is False and given.hardware.fast_cpu is True:
+        raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
+    given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
+    if fast.value:
+        given = _regrouped(given, summary.total[3])
     if given.training.gradient_checkpointing == "auto":
         chosen = _checkpointing(given, base, summary, machine)
         given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
     if given.training.packing == "auto":
         given = given.with_choice("Training.PACKING", False, "rows are padded to the longest of their micro-batch")
     return given
+
+
+def _regrouped(given: Any, longest: int) -> Any:
+    """Short rows of one optimizer step taken together; the step stays what it was."""
+    before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
+    after = fast_cpu.regrouped(*before, longest)
+    if after == before:
+        return given
+    reason = (
+        f"rows are short, so those of one step are taken together: {before[0]} x {before[1]} = {after[0]} x {after[1]}"
+    )
+    given = given.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", after[0], reason)
+    return given.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)
 
 
 def _checkpointing(given: Any, base: Any, summary: Any, machine: Machine) -> Choice:

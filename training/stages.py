@@ -34,6 +34,7 @@ def train_stage(
     digests = " ".join(sorted(plan.data.sha256.values()))
     marks = checkpoint.fingerprint(plan.settings, digests, plan.base, plan.template.jinja)
     watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks}, plan.settings.training.save_total_limit)
+    watch.fast = plan.settings.hardware.fast_cpu is True
     session = Session(plan.settings, run, events, signals, watch, loaded.tokenizer, questions, end_ids, plan.steps)
     result = train.train(loaded, plan, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training import checkpoint
+from loguru import logger
+
+from training import checkpoint, fast_cpu
 from training.errors import RunError
 
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
@@ -35,6 +37,7 @@ class Watch:
     manifest: dict[str, Any]  # what each checkpoint's manifest says beside its files
     keep: int  # SAVE_TOTAL_LIMIT
     carried: dict[str, Any] = field(default_factory=dict)  # best loss, patience: stored with each checkpoint
+    fast: bool = False  # take the fast path of a CPU, once it has proved equal
     tokens: int = 0  # real tokens since the start of the step
     tokens_per_second: float = 0.0  # of the last whole step
     began: float = 0.0  # when the step began
@@ -62,6 +65,32 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
                 raise _not_finite("gradient", self.state.global_step + 1, watch)
             return norm
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            bare = self.accelerator.unwrap_model(model)
+            if watch.fast and not self._fast_is_proved:
+                self._prove_fast(model, bare, inputs, num_items_in_batch)
+            if not watch.fast:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            value = fast_cpu.loss(bare.get_base_model(), inputs, num_items_in_batch)
+            return (value, {"loss": value}) if return_outputs else value
+
+        _fast_is_proved = False
+
+        def _prove_fast(self, model: Any, bare: Any, inputs: dict[str, Any], num_items: Any) -> None:
+            """Compare the fast path with the plain one on a first micro-batch; turn it off where they differ."""
+            self._fast_is_proved = True
+            causal_lm, plain = bare.get_base_model(), super().compute_loss
+            with torch.enable_grad():
+                watch.fast = fast_cpu.plain_head(causal_lm) and fast_cpu.agrees(
+                    bare,
+                    lambda: plain(model, dict(inputs), False, num_items),
+                    lambda: fast_cpu.loss(causal_lm, inputs, num_items),
+                )
+            if not watch.fast:
+                logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
 
         def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
             with _memory_watched():

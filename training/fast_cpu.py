@@ -1,0 +1,93 @@
+"""Faster training on a CPU, with the same rows, masks, hyper-parameters and losses ([Hardware] FAST_CPU).
+
+Two things that TRL's plain path leaves lying on a CPU (benchmarks/train_speed.py measures each):
+- Matrix products of a few dozen tokens run at half the speed of those of several hundred. The rows of one optimizer step
+  are taken together where they are short: 2 rows x 4 batches become 8 x 1. The loss is a mean over all trained tokens
+  of the step in either case.
+- TRL computes the output layer for whole chunks of 256 tokens, and a second time in the backward pass. Short answers
+  train a few dozen: here it is computed for these, once.
+The trainer stays TRL's. At the start the loss and the gradients of one micro-batch are compared with the plain path's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loguru import logger
+
+from training.environment import Choice
+
+ENOUGH = 1024  # tokens in a micro-batch beyond which larger products are no faster
+CHUNK = 1024  # trained tokens whose logits are held at once: 1024 x 49k x 4 bytes = 200 MB
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 5e-3, 5e-2  # relative; bf16 keeps 8 bits, and sums are taken in another order
+
+
+def wanted(settings: Any) -> Choice:
+    """Whether the fast path is taken, before it is tried."""
+    chosen, hardware = settings.hardware.fast_cpu, settings.hardware
+    if chosen is False:
+        return Choice(False, "FAST_CPU")
+    if hardware.device != "cpu" or hardware.engine != "transformers":
+        return Choice(False, "it is for training with transformers on a CPU")
+    if "lm_head" in settings.lora.target_modules:
+        return Choice(False, "lm_head is trained")
+    return Choice(True, "checked against the plain path when training starts")
+
+
+def regrouped(micro: int, accumulation: int, longest: int) -> tuple[int, int]:
+    """Rows a micro-batch and micro-batches a step, with the same product: as many rows together as ENOUGH tokens hold."""
+    step = micro * accumulation
+    fitting = [size for size in range(micro, step + 1) if step % size == 0 and size * longest <= ENOUGH]
+    together = max(fitting, default=micro)
+    return together, step // together
+
+
+def loss(causal_lm: Any, inputs: dict[str, Any], num_items: Any) -> Any:
+    """Cross-entropy over the trained tokens of a micro-batch: their sum over `num_items`, or their mean where it is None.
+
+    `inputs`: input_ids, labels and attention_mask, all [rows, tokens]; labels of -100 are not trained.
+    """
+    import torch
+
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    hidden = causal_lm.get_decoder()(**rest, use_cache=False).last_hidden_state
+    labels = inputs["labels"][:, 1:]
+    chosen = labels != -100
+    states, targets = hidden[:, :-1][chosen], labels[chosen]
+    head = causal_lm.get_output_embeddings()
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(targets), CHUNK):
+        logits = head(states[start : start + CHUNK]).float()
+        total = total + torch.nn.functional.cross_entropy(logits, targets[start : start + CHUNK], reduction="sum")
+    return total / (len(targets) if num_items is None else num_items)
+
+
+def plain_head(causal_lm: Any) -> bool:
+    """Whether the logits are nothing but the output layer's: no soft cap, no scale, no expert loss beside them."""
+    config = causal_lm.config.get_text_config()
+    extras = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_router_logits")
+    return not any(getattr(config, name, None) for name in extras)
+
+
+def agrees(model: Any, plain: Any, fast: Any) -> bool:
+    """Compare two ways to the loss of one micro-batch: value and gradients. Leaves no gradient behind.
+
+    `plain` and `fast` return a loss; both start from the same random state, so that dropout is the same.
+    """
+    import torch
+
+    state = torch.get_rng_state()
+    found = []
+    for way in (plain, fast):
+        torch.set_rng_state(state)
+        value = way()
+        value.backward()
+        gradients = [p.grad.detach().float().flatten() for p in model.parameters() if p.grad is not None]
+        found.append((float(value.detach()), torch.cat(gradients)))
+        model.zero_grad(set_to_none=True)
+    torch.set_rng_state(state)
+    (value, gradient), (fast_value, fast_gradient) = found
+    off = abs(fast_value - value) / max(abs(value), 1e-6)
+    turned = float((fast_gradient - gradient).norm() / gradient.norm().clamp(min=1e-12))
+    logger.debug("fast path: loss off by {:.2g}, gradients by {:.2g} of the plain path's", off, turned)
+    return off <= LOSS_TOLERANCE and turned <= GRADIENT_TOLERANCE
