@@ -335,7 +335,7 @@ for line in "\n".join((requirements / name).read_text() for name in files).split
             found = "none"
         if found == "none" or found not in wanted.specifier:
             problems.append(f"{wanted.name}{wanted.specifier} is wanted, found: {found}")
-everything = ["transformers", "trl", "peft", "datasets", "accelerate", "loguru", "matplotlib"] if how == "full" else []
+everything = ["transformers", "trl", "peft", "datasets", "accelerate", "loguru"] if how == "full" else []
 for module in ["torch", "tokenizers", "safetensors", "sentencepiece", "gguf", "llama_cpp", *everything]:
     try:
         importlib.import_module(module)
