@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from training import convert, convert_worker, files, gguf_file, trial_model
-from training.errors import MachineError, RunError
+from training.errors import MachineError, RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -247,3 +247,30 @@ def test_the_trial_model_keeps_what_the_architecture_is_and_shrinks_what_it_cost
     assert small["num_experts"] == 4
     assert "quantization_config" not in small and "intermediate_size" not in small
     assert config["hidden_size"] == 4096
+
+
+def test_long_rope_factors_are_cut_to_the_small_head():
+    scaling = {"rope_type": "longrope", "long_factor": [1.5] * 48, "short_factor": [1.0] * 48}
+    small = trial_model.shrunk({"hidden_size": 3072, "rope_scaling": scaling, "partial_rotary_factor": 0.75})
+    assert small["rope_scaling"] == {"rope_type": "longrope", "long_factor": [1.5] * 24, "short_factor": [1.0] * 24}
+
+
+@pytest.fixture(scope="module")
+def opt():
+    """The config.json of an architecture that transformers knows and llama.cpp does not."""
+    from transformers import OPTConfig
+
+    return OPTConfig(vocab_size=512, ffn_dim=64, word_embed_proj_dim=256).to_dict()
+
+
+@pytest.mark.tiny
+def test_ready_refuses_an_architecture_that_llama_cpp_does_not_know(model, opt):
+    with pytest.raises(UserError, match="cannot become a GGUF file: llama.cpp cannot convert the architecture OPTForC"):
+        convert.ready(opt, model)
+
+
+@pytest.mark.tiny
+def test_where_no_small_model_of_an_architecture_can_be_made_a_llama_stands_in_and_a_note_says_why(model, opt):
+    found = convert.ready(opt | {"word_embed_proj_dim": "wide"}, model)
+    assert found["architecture"] == "LlamaForCausalLM"
+    assert "word_embed_proj_dim" in found["note"]

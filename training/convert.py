@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from training import files
-from training.errors import MachineError, RunError
+from training.errors import MachineError, RunError, UserError
 from training.names import QUANTISATIONS
 
 METHODS = QUANTISATIONS
@@ -109,23 +109,41 @@ def ready(config: Mapping[str, Any] | None = None, tokenizer: Path | None = None
 
     They work on a random model of two layers, made in a temporary folder: of the architecture that `config` (a
     config.json) describes and with the tokenizer files in the folder `tokenizer`, else a Llama with a tokenizer of its
-    own. MachineError, with what would help, when either fails.
+    own. UserError when llama.cpp does not know the architecture or the tokenizer; MachineError, with what would help,
+    when its tools do not work at all. Where only making a small model of this architecture went wrong, the Llama stands
+    in for it, and "note" in the record says why.
     """
+    note = ""
+    try:
+        if config is not None and tokenizer is not None:
+            try:
+                return _trial(config, tokenizer, method)
+            except RunError as error:
+                if any(words in error.message for words in UNKNOWN):
+                    raise UserError(f"this model cannot become a GGUF file: {error.message}; choose another") from error
+                note = error.message
+            except OSError:
+                raise
+            except Exception as error:  # transformers' configurations raise what they like at values they do not fit
+                note = f"{type(error).__name__}: {error}"
+        return _trial(None, None, method) | ({"note": note} if note else {})
+    except RunError as error:
+        raise MachineError(f"a trial of llama.cpp's converter and quantiser failed: {error}") from error
+    except OSError as error:
+        raise MachineError(f"no trial of the converter: {error}; TMPDIR names another place") from error
+
+
+def _trial(config: Mapping[str, Any] | None, tokenizer: Path | None, method: str) -> dict[str, Any]:
     from training import trial_model
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="finetune-ready-") as name:
         folder = Path(name)
-        try:
-            architecture = trial_model.make(folder / "model", config, tokenizer)
-            made = time.monotonic()
-            f16 = to_gguf(folder / "model", folder / "trial.f16.gguf")
-            converted = time.monotonic()
-            quantised = quantise(f16, folder / "trial.gguf", method)
-        except RunError as error:
-            raise MachineError(f"a trial of llama.cpp's converter and quantiser failed: {error}") from error
-        except OSError as error:
-            raise MachineError(f"no trial of the converter: {error}; TMPDIR names another place") from error
+        architecture = trial_model.make(folder / "model", config, tokenizer)
+        made = time.monotonic()
+        f16 = to_gguf(folder / "model", folder / "trial.f16.gguf")
+        converted = time.monotonic()
+        quantised = quantise(f16, folder / "trial.gguf", method)
         return {
             "architecture": architecture,
             "method": method,
@@ -237,6 +255,8 @@ def _check_written(stage: str, partial: Path) -> None:
         raise RunError(stage, "llama.cpp said that all went well and wrote nothing")
 
 
+UNKNOWN = ("cannot convert the architecture", "does not know this tokenizer")  # no trial of another kind would help
+
 # What the converter or quantiser prints -> what it means. The first that is found anywhere is told.
 MEANINGS = (
     (r"Model (\S+) is not supported", "llama.cpp cannot convert the architecture {0}"),
@@ -264,7 +284,17 @@ def reason(printed: Sequence[str], code: int) -> str:
         return "it was killed, most likely because memory ran out"
     if code == -signal.SIGILL:
         return "llama.cpp was built for another CPU (x86 needs AVX2): remove .venv and its kept build, run ./setup.sh"
-    told = [line.strip() for line in printed if not line.startswith((" ", "Traceback")) and _share(line) is None]
+    noise = (
+        " ",
+        "Traceback",
+        "#",
+        "[Inferior",
+        "[New LWP",
+        "[Thread",
+        "warning:",
+        "ptrace:",
+    )  # the last ones are gdb's
+    told = [line.strip() for line in printed if not line.startswith(noise) and _share(line) is None]
     last = told[-1] if told else "it printed nothing"
     how = f"signal {-code}" if code < 0 else f"code {code}"
     return f"llama.cpp ended with {how}; it printed last: {last}"

@@ -96,6 +96,8 @@ def prepare(given: Any, today: date | None = None) -> Plan:
         trial = pool.submit(convert.ready, base.config, base.path)
         plan = _read_rows(given, machine, base, today)
     tried = trial.result()
+    if "note" in tried:
+        logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), tried["note"])
     logger.info(
         "converter and quantiser tried on a small {architecture}: {convert_seconds} s and {quantise_seconds} s", **tried
     )

@@ -94,9 +94,21 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
         small["num_key_value_heads"] = next(n for n in (4, 2, 1) if n <= small["num_key_value_heads"])
     if isinstance(small.get("layer_types"), list):
         small["layer_types"] = small["layer_types"][:LAYERS]
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(small.get(key), Mapping):
+            small[key] = _positions(small[key], small.get("partial_rotary_factor"))
     if isinstance(small.get("text_config"), Mapping):
         small["text_config"] = shrunk(small["text_config"])
     return small
+
+
+def _positions(scaling: Mapping[str, Any], partial: float | None) -> dict[str, Any]:
+    """LongRoPE (Phi-3.5, Phi-4-mini) has a factor for every pair of rotated dimensions, and there are fewer of them."""
+    pairs = int(HIDDEN // HEADS * (partial or scaling.get("partial_rotary_factor") or 1.0)) // 2
+    return {
+        key: value[:pairs] if key in ("long_factor", "short_factor") and isinstance(value, list) else value
+        for key, value in scaling.items()
+    }
 
 
 def _own_tokenizer(folder: Path) -> int:
