@@ -302,6 +302,10 @@ def _sentencepiece_model(vocabulary: Vocabulary) -> bytes:
     for number, (token, score) in enumerate(zip(vocabulary.tokens, vocabulary.scores, strict=True)):
         flags = vocabulary.special["attributes"].get(number, 0)
         kind = next((kind for flag, kind in by_flag.items() if flags & flag), kinds.NORMAL)
+        if kind == kinds.UNKNOWN and number != vocabulary.unknown:
+            kind = (
+                kinds.CONTROL
+            )  # SentencePiece takes one unknown piece only; padding in Phi-3's file is marked so, too
         model.pieces.add(piece=token, score=score, type=kind)
     model.trainer_spec.model_type = proto.TrainerSpec.BPE
     model.trainer_spec.vocab_size = len(vocabulary.tokens)
