@@ -1,0 +1,3 @@
+module example.com/finetune
+
+go 1.21
