@@ -6,6 +6,7 @@ memory they took is given back. Nothing is downloaded. A file appears whole or n
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -17,9 +18,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
+
+if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training import files
 from training.errors import MachineError, RunError, UserError
@@ -154,6 +159,37 @@ def _trial(config: Mapping[str, Any] | None, tokenizer: Path | None, method: str
             "convert_seconds": round(converted - made, 1),
             "quantise_seconds": quantised.seconds,
         }
+
+
+@contextmanager
+def trial(config: Mapping[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """`ready` in a process of its own, while the caller goes on; gives the function that waits for its figures.
+
+    The process is ended when the block is left, so that whoever finds a mistake meanwhile need not wait for it.
+    """
+    with tempfile.TemporaryDirectory(prefix="finetune-trial-", ignore_cleanup_errors=True) as folder:
+        described = Path(folder) / "config.json"
+        described.write_text(json.dumps(config), encoding="utf-8")
+        child = subprocess.Popen(
+            [sys.executable, __file__, str(described)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+            errors="replace", env={**os.environ, "TMPDIR": folder},
+        )  # fmt: skip
+
+        def result() -> dict[str, Any]:
+            out, said = child.communicate()
+            if child.returncode:
+                raise MachineError((said.strip().splitlines() or ["a trial of llama.cpp's converter failed"])[-1])
+            return json.loads(out.splitlines()[-1])
+
+        try:
+            yield result
+        finally:
+            if child.poll() is None:
+                child.terminate()
+            child.wait()
+            for stream in (child.stdout, child.stderr):
+                stream.close()
 
 
 # ---- sizes -------------------------------------------------------------------------------------------------------
@@ -298,3 +334,17 @@ def reason(printed: Sequence[str], code: int) -> str:
     last = told[-1] if told else "it printed nothing"
     how = f"signal {-code}" if code < 0 else f"code {code}"
     return f"llama.cpp ended with {how}; it printed last: {last}"
+
+
+def main(config: str) -> int:
+    """The process of `trial`: its figures as JSON on stdout, or the reason on stderr's last line and exit 3."""
+    try:
+        print(json.dumps(ready(json.loads(Path(config).read_text(encoding="utf-8")))))
+        return 0
+    except MachineError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

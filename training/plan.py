@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -91,15 +90,13 @@ def prepare(given: Any, today: date | None = None) -> Plan:
     environment.check_writable(given.training.output_dir)
     base = base_model.locate(given.model, say=logger.info)
     given = _fit_to_model(given, base)
-    engine.start(given, CACHE.parent)
-    with ThreadPoolExecutor(1) as pool:  # it works in processes of its own, while the rows are read here
-        trial = pool.submit(convert.ready, base.config, base.path)
+    with convert.trial(base.config) as tried:  # beside this process, while the rows are read
+        engine.start(given, CACHE.parent)
         plan = _read_rows(given, machine, base, today)
-    tried = trial.result()
-    if "note" in tried:
-        logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), tried["note"])
+        figures = tried()
     logger.info(
-        "converter and quantiser tried on a small {architecture}: {convert_seconds} s and {quantise_seconds} s", **tried
+        "converter and quantiser tried on a small {architecture}: {convert_seconds} s and {quantise_seconds} s",
+        **figures,
     )
     return plan
 
