@@ -94,7 +94,14 @@ def reopen(run: runs.Run, plan: Any, stdout: IO[str] | None) -> tuple[runs.Run, 
     log.join_run(run.path / runs.LOG)
     files.remove_partial(run.path)
     done = run.stage("train") is not None
-    run.update(state="running", error=None, resumed_after_training=done, total=plan.steps, **runs.identity())
+    run.update(
+        state="running",
+        error=None,
+        resumed_after_training=done,
+        total=plan.steps,
+        oom_kills=oom_kills(),
+        **runs.identity(),
+    )
     logger.info("resuming {}", run.path)
     return run, Events(run.path / runs.EVENTS, stdout)
 

@@ -22,7 +22,7 @@ from typing import IO, Any  # noqa: E402
 
 from loguru import logger  # noqa: E402
 
-from training import account, checkpoint, command_line, control, dataset, engine, export, log, runs, stages  # noqa: E402
+from training import account, checkpoint, command_line, control, dataset, engine, export, files, log, runs, stages  # noqa: E402
 from training import plan as planning  # noqa: E402
 from training import settings as setting  # noqa: E402
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError  # noqa: E402
@@ -48,11 +48,12 @@ def start(plan: planning.Plan, stdout: IO[str], with_events: bool) -> tuple[runs
     """Make the run directory: from here on there is something on the disk, and a caller is told where."""
     run = runs.create(plan.settings.training.output_dir)
     log.join_run(run.path / runs.LOG)
-    (run.path / runs.CONFIG).write_text(plan.settings.to_ini(), encoding="utf-8")
+    files.write_text(run.path / runs.CONFIG, plan.settings.to_ini())
     if plan.rejected:
         dataset.write_rejected(run.path / runs.REJECTED, plan.rejected)
     events = Events(run.path / runs.EVENTS, stdout if with_events else None)
-    run.update(state="running", started=time.time(), total=plan.steps, model=plan.settings.model.new_model_name)
+    known = {"total": plan.steps, "model": plan.settings.model.new_model_name, "oom_kills": control.oom_kills()}
+    run.update(state="running", started=time.time(), **known)
     announce(plan, run, events)
     return run, events
 
