@@ -1,7 +1,7 @@
 """From the adapter to files that Ollama runs:  python training/export.py RUN [--only STAGE] [--name NAME]
 
-Stages: merge, convert, quantise, modelfile, check. A stage that is done is not done again, unless --only names it. Runs
-in a process of its own, without the training's memory and without Unsloth. Prints the Modelfile's path on stdout.
+Stages: merge, convert, quantise, modelfile, check. A stage that is done is not done again, unless --only names it. With
+--adapter BASE_IN_OLLAMA it writes the adapter alone as GGUF, and a Modelfile that puts it on that model. Runs in a process of its own, without the training's memory and without Unsloth. Prints the Modelfile's path on stdout.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import chat, convert, files, llama, log, merge, modelfile, runs, settings, verification
+from training import adapter_gguf, chat, convert, files, llama, log, merge, modelfile, runs, settings, verification
 from training.errors import FinetuneError, RunError, UserError
 from training.signals import Signals
 
@@ -268,14 +268,17 @@ def main(argv: Sequence[str]) -> int:
     Signals().install()
     job: Job | None = None
     try:
-        path, only, name = _arguments(list(argv))
+        path, only, name, base = _arguments(list(argv))
         job = open_job(path)
         log.start(job.run.path / runs.LOG)
         files.remove_partial(job.run.path)
+        if base:
+            log.say(stdout, str(adapter_gguf.export(job, base, name and _modelfile_of(job, name))))
+            return 0
         export(job, only)
         made = job.run.path / "Modelfile"
         if name:
-            made = write_modelfile(job, job.run.path / f"Modelfile.{name.replace('/', '-').replace(':', '-')}")
+            made = write_modelfile(job, _modelfile_of(job, name))
         log.say(stdout, str(made))
         return 0
     except FinetuneError as error:
@@ -285,9 +288,13 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
 
 
-def _arguments(words: list[str]) -> tuple[Path, str | None, str | None]:
+def _modelfile_of(job: Job, name: str) -> Path:
+    return job.run.path / f"Modelfile.{name.replace('/', '-').replace(':', '-')}"
+
+
+def _arguments(words: list[str]) -> tuple[Path, str | None, str | None, str | None]:
     found: dict[str, str] = {}
-    for flag, allowed in (("--only", list(STAGES)), ("--name", None)):
+    for flag, allowed in (("--only", list(STAGES)), ("--name", None), ("--adapter", None)):
         if flag in words:
             at = words.index(flag)
             value = "".join(words[at + 1 : at + 2])
@@ -297,11 +304,13 @@ def _arguments(words: list[str]) -> tuple[Path, str | None, str | None]:
                 )
             found[flag] = value
             del words[at : at + 2]
+    if "--only" in found and "--adapter" in found:
+        raise UserError("--adapter makes the adapter's file alone; --only STAGE is about the merged model's")
     if len(words) != 1 or words[0].startswith("-"):
-        raise UserError("usage: python training/export.py RUN [--only STAGE] [--name NAME]")
+        raise UserError("usage: python training/export.py RUN [--only STAGE | --adapter BASE_IN_OLLAMA] [--name NAME]")
     path = Path(words[0]).resolve()
     path = path.parent if path.name in (runs.MERGED, runs.ADAPTER) else path
-    return path, found.get("--only"), found.get("--name")
+    return path, found.get("--only"), found.get("--name"), found.get("--adapter")
 
 
 if __name__ == "__main__":
