@@ -1,7 +1,8 @@
 """From the adapter to files that Ollama runs:  python training/export.py RUN [--only STAGE] [--name NAME]
 
 Stages: merge, convert, quantise, modelfile, check. A stage that is done is not done again, unless --only names it. With
---adapter BASE_IN_OLLAMA it writes the adapter alone as GGUF, and a Modelfile that puts it on that model. Runs in a process of its own, without the training's memory and without Unsloth. Prints the Modelfile's path on stdout.
+--adapter BASE_IN_OLLAMA it writes the adapter alone as GGUF, and a Modelfile that puts it on that model. Runs in a
+process of its own, without the training's memory and without Unsloth. Prints the Modelfile's path on stdout.
 """
 
 from __future__ import annotations
