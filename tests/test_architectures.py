@@ -1,0 +1,193 @@
+"""The whole road for each architecture, on random models of a few layers: adapter, merge, convert, quantise, agree.
+
+The real configuration classes with what sets each architecture apart. All are converted in one process, because most
+of a conversion's time is the import of the libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, finetune, write_tiny_config
+
+from training import checks, convert, gguf_file, gguf_tokenizer, merge, reference
+
+pytestmark = pytest.mark.tiny
+
+SMALL = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 64,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256, "mlp_only_layers": []}
+# Gemma-3: llama.cpp takes every sixth layer for one with full attention, as all its sizes have it
+SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention"] * 5 + ["full_attention"], "num_hidden_layers": 6}
+# name -> tokenizer (of the embedded model, or of a vocabulary that llama.cpp brings), configuration, LoRA
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("smollm", {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 128}}, {}),
+    "mistral": ("llama-spm", {"sliding_window": None}, {"use_rslora": True}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}, {}),  # transformers cuts the words of a Qwen2 its own way
+    "qwen3": ("smollm", {}, {"use_dora": True}),
+    "gemma3_text": ("llama-spm", {**SLIDING, "query_pre_attn_scalar": 64}, {}),
+    "phi3": ("phi-3", {"sliding_window": None}, {}),
+    "qwen3_moe": ("smollm", EXPERTS, {
+        "target_modules": ["q_proj", "v_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+    }),
+}  # fmt: skip
+# What llama.cpp must find in the file: a tensor that only this architecture has, or that shows what was merged into.
+MARKS = {
+    "llama": "rope_freqs.weight", "mistral": "output.weight", "qwen2": "blk.0.attn_q.bias", "qwen3": "blk.0.attn_q_norm.weight",
+    "gemma3_text": "blk.5.post_ffw_norm.weight", "phi3": "blk.0.attn_qkv.weight", "qwen3_moe": "blk.0.ffn_gate_exps.weight",
+}  # fmt: skip
+KINDS = ("llama-spm", "phi-3", "llama-bpe")  # real vocabularies, rebuilt from GGUF files
+
+CONVERT_ALL = """
+import sys, traceback
+_, root, converter, *folders = sys.argv  # the converter is given a sys.argv of its own
+sys.path.insert(0, root)
+from training import convert_worker
+for folder in folders:
+    try:
+        convert_worker.convert(converter, folder + "/merged", "--outfile", folder + "/f16.gguf", "--outtype", "f16")
+    except BaseException:
+        open(folder + "/failed", "w").write(traceback.format_exc())
+"""
+
+
+def tokenizer_into(folder: Path, kind: str, embedded: Path, space_prefix: bool = True) -> int:
+    """Write tokenizer files into a folder; gives the size of the vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "smollm":
+        for file in embedded.iterdir():
+            if file.name.startswith(("tokenizer", "chat_template")):
+                shutil.copy(file, folder)
+        return json.loads((embedded / "config.json").read_text())["vocab_size"]
+    gguf = gguf_file.read(convert.CONVERTER.parent / "models" / f"ggml-vocab-{kind}.gguf")
+    vocabulary = gguf_tokenizer.read(gguf)
+    vocabulary = replace(vocabulary, space_prefix=vocabulary.space_prefix and space_prefix)
+    gguf_tokenizer.save(gguf_tokenizer.build(vocabulary), vocabulary, folder, 512)
+    return len(vocabulary.tokens)
+
+
+def random_model(folder: Path, kind: str, **config: Any) -> None:
+    """A random model in bf16; biases and norms are random too: what is all 0 or 1 cannot be seen to be mixed up."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            if name.endswith("mlp.gate.weight"):
+                parameter.mul_(50)  # a random router's experts are so near a tie that rounding to f16 swaps them
+    model.to(torch.bfloat16).save_pretrained(folder)  # which writes experts one by one, as their makers do
+
+
+def random_adapter(base: Path, folder: Path, **lora: Any) -> None:
+    """What PEFT saves after a training that changed every part of the adapter."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora}
+    model = get_peft_model(model, LoraConfig(**settings))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+            if "magnitude" in name:
+                parameter.mul_(1.1)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> dict[str, Path]:
+    """Every architecture merged, every kind of tokenizer under a small model, all converted (or a file `failed`)."""
+    root = tmp_path_factory.mktemp("architectures")
+    folders = {}
+    for name, (kind, config, lora) in ARCHITECTURES.items():
+        folder = folders[name] = root / name
+        # Gemma's tokenizers put no space in front, and llama.cpp's converter counts on it
+        size = tokenizer_into(folder / "base", kind, embedded, space_prefix=name != "gemma3_text")
+        random_model(folder / "base", name, **{**SMALL, **config, "vocab_size": size})
+        random_adapter(folder / "base", folder / "adapter", **lora)
+        merge.merge(folder / "base", folder / "adapter", folder / "merged")
+    for kind in KINDS:
+        folder = folders[f"tokenizer {kind}"] = root / f"tokenizer-{kind}"
+        size = tokenizer_into(folder / "merged", kind, embedded)
+        flat = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+        architecture = "phi3" if kind == "phi-3" else "llama"
+        random_model(
+            folder / "merged", architecture, **{**SMALL, **flat, "vocab_size": size, "tie_word_embeddings": True}
+        )
+    command = [sys.executable, "-c", CONVERT_ALL, str(ROOT), str(convert.CONVERTER), *map(str, folders.values())]
+    subprocess.run(command, capture_output=True, check=True)
+    return folders
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_goes_the_whole_road(name: str, converted: Any, record_property: Any) -> None:
+    folder = converted[name]
+    began = time.perf_counter()
+    assert not (folder / "failed").is_file(), (folder / "failed").read_text()
+    vocabulary = json.loads((folder / "merged" / "config.json").read_text())["vocab_size"]
+    ids, start = [[(position * 7919 + 13) % vocabulary for position in range(40)]], [1]
+    quantised = convert.quantise(folder / "f16.gguf", folder / "q.gguf", "q4_k_m")
+    with reference.opened(folder / "merged") as model:
+        made = [
+            checks.merged_tensors(folder / "base", folder / "adapter", folder / "merged"),
+            checks.merged_logits(folder / "base", folder / "adapter", folder / "merged", ids, start),
+            checks.gguf_tokenizer(folder / "f16.gguf", folder / "merged"),
+            checks.f16_agrees(folder / "f16.gguf", model, ids, start),
+            checks.quantised(folder / "f16.gguf", folder / "q.gguf", ids, start),
+        ]
+    checks.require(made)
+    assert [check.skipped for check in made] == [""] * 5
+    tensors, logits, _, f16, cost = (check.figures for check in made)
+    assert tensors["changed"] == tensors["targeted"] > 0
+    assert logits["mean_kl_of_training"] > 100 * logits["mean_kl"], "the adapter must be seen beside the rounding"
+    assert f16["mean_kl"] < 1e-4
+    assert MARKS[name] in gguf_file.read(folder / "f16.gguf").tensors
+    assert quantised.types["Q4_K"] > 0
+    assert quantised.fell_back == 0
+    figures = {"merge KL": logits["mean_kl"], "f16 KL": f16["mean_kl"], "q4_k_m KL": cost["mean_kl"]}
+    for what, figure in {**figures, "f16 top-1": f16["top1"], "seconds": time.perf_counter() - began}.items():
+        record_property(what, figure)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_unpacked_from_a_gguf_file_converts_back_to_the_same_tokens(kind: str, converted: Any) -> None:
+    folder = converted[f"tokenizer {kind}"]
+    assert not (folder / "failed").is_file(), (folder / "failed").read_text()
+    found = checks.gguf_tokenizer(folder / "f16.gguf", folder / "merged")
+    checks.require([found])
+    fields = gguf_file.read(folder / "f16.gguf").fields
+    original = gguf_file.read(convert.CONVERTER.parent / "models" / f"ggml-vocab-{kind}.gguf").fields
+    assert fields["tokenizer.ggml.model"] == original["tokenizer.ggml.model"]
+    assert fields["tokenizer.ggml.tokens"] == original["tokenizer.ggml.tokens"]
+    if kind == "llama-bpe":
+        assert fields["tokenizer.ggml.pre"] == kind
+
+
+def test_a_mixture_of_experts_is_trained_and_exported_by_the_program(embedded: Path, tmp_path: Path) -> None:
+    size = tokenizer_into(tmp_path / "base", "smollm", embedded)
+    random_model(tmp_path / "base", "qwen3_moe", **{**SMALL, **EXPERTS, "vocab_size": size})
+    config = write_tiny_config(tmp_path, tmp_path / "base")
+    text = config.read_text().replace("MAX_STEPS = 6", "MAX_STEPS = 2").replace("EVAL_STEPS = 3", "EVAL_STEPS = 0")
+    config.write_text(text)
+    ended = finetune("--config", config)
+    assert ended.code == 0, ended.stderr
+    report = json.loads((ended.run / "report.json").read_text(encoding="utf-8"))
+    assert {check["passed"] for check in report["checks"]} == {True}
+    assert "tried on a small Qwen3MoeForCausalLM" in (ended.run / "finetune.log").read_text(encoding="utf-8")
