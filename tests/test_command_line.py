@@ -144,7 +144,8 @@ def test_switches_go_with_what_they_are_for():
         (["--detach", "--events"], ["--detach and --events exclude each other: follow with --follow --events"]),
         (["--status", "a", "b"], ["--status takes [RUN]"]),
         (["--history", "a"], ["--history takes no further argument"]),
-        (["--compare", "a"], ["--compare needs two runs or more"]),
+        (["--check", "--events"], ["--events does not go with --check"]),
+        (["--check", "--json"], ["--json does not go with --check"]),
         (["--chekc", "--set", "x", "--name=None"], [
             "--chekc is not a flag; did you mean --check?", "--set x: write Section.KEY=VALUE, as in LoRA.R=8",
             "--name None: is no value; leave the flag out to take the one in the settings file"]),
@@ -229,7 +230,7 @@ def test_as_a_script_it_says_on_stderr_what_is_wrong_and_exits_with_2(tmp_path):
 
 
 def test_as_a_script_it_is_silent_when_all_is_right(tmp_path):
-    for argv in (["--check"], [], ["--status"], ["--compare", "a", "b"]):
+    for argv in (["--check"], [], ["--status"]):
         result = run(*argv, cwd=tmp_path)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert os.listdir(tmp_path) == []  # noqa: PTH208 - the names are what is asked for

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, finetune
 
-from training import events, llama, runs
+from training import checkpoint, events, llama, runs
 
 RUN_FILES = {
     "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
@@ -127,15 +127,12 @@ def test_check_prints_a_plan_and_writes_nothing_under_output_dir(tiny_config):
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_with_a_checkpoint_and_resume_gives_the_losses_of_an_undisturbed_run(
-    tiny_config, undisturbed, number, code
-):
+def test_sigterm_ends_a_run_with_a_checkpoint_and_resume_gives_what_an_undisturbed_run_gives(tiny_config, undisturbed):
     process = start("--config", tiny_config)
     run = wait_for_step(tiny_config.parent / "outputs", 1, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    assert process.returncode == 143, err
     assert out == f"{run}\n"
     assert runs.open_run(run).status["state"] == "interrupted"
     assert f"./run.sh --resume {run}" in err
@@ -149,33 +146,59 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_resume_gives_the_losses_of_an
 
 
 @pytest.mark.tiny
-def test_a_closed_terminal_does_not_end_a_run(tiny_config):
-    process = start("--config", tiny_config)
-    wait_for_step(tiny_config.parent / "outputs", 1, process)
-    process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=180)
-    assert process.returncode == 0
+def test_ctrl_c_ends_a_run_with_130_and_its_last_event_says_interrupted(tiny_config):
+    process = start("--config", tiny_config, "--events")
+    run = wait_for_step(tiny_config.parent / "outputs", 1, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert json.loads(out.splitlines()[-1])["event"] == "interrupted"
+    assert list((run / "checkpoints").glob("checkpoint-*/checkpoint.json"))
 
 
 @pytest.mark.tiny
-def test_a_run_killed_outright_is_told_apart_and_goes_on_from_its_last_checkpoint(tiny_config, undisturbed):
+def test_a_second_signal_ends_a_run_at_once_and_leaves_the_last_checkpoint_good(tiny_config):
     process = start("--config", tiny_config)
-    run = wait_for_step(tiny_config.parent / "outputs", 3, process)
-    process.kill()
+    run = wait_for_step(tiny_config.parent / "outputs", 3, process)  # the checkpoint of step 2 is there
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    status = finetune("--config", tiny_config, "--status", "--json")
-    assert json.loads(status.stdout)["state"] == "killed"
-    ended = finetune("--config", tiny_config, "--resume", run)
-    assert ended.code == 0, ended.stderr
-    assert losses(run) == losses(undisturbed)
+    assert process.returncode in (130, 143)
+    assert checkpoint.newest(run / "checkpoints").step >= 2
 
 
 @pytest.mark.tiny
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny_config, undisturbed):
+def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(tiny_config):
+    process = start("--config", tiny_config, "--set", "Training.SAVE_STEPS=6")
+    run = wait_for_step(tiny_config.parent / "outputs", 1, process)
+    process.send_signal(signal.SIGUSR1)
+    wait_for_step(tiny_config.parent / "outputs", 5, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    saved = [e["at_step"] for e in events.read(run / "events.jsonl") if e["event"] == "checkpoint"]
+    assert saved[0] in (2, 3, 4)
+
+
+@pytest.mark.tiny
+def test_a_closed_terminal_does_not_end_a_run_and_with_events_the_last_line_of_stdout_says_done(tiny_config):
+    process = start("--config", tiny_config, "--events")
+    run = wait_for_step(tiny_config.parent / "outputs", 1, process)
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    told = [json.loads(line) for line in out.splitlines()]
+    assert (told[-1]["event"], told[-1]["run"]) == ("done", str(run))
+    assert [one["step"] for one in told if one["event"] == "step"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.tiny
+def test_a_run_killed_outright_is_told_apart_and_goes_on_from_the_checkpoint_that_is_whole(tiny_config, undisturbed):
     process = start("--config", tiny_config)
     run = wait_for_step(tiny_config.parent / "outputs", 5, process)
     process.kill()
     process.communicate(timeout=60)
+    status = finetune("--config", tiny_config, "--status", "--json")
+    assert json.loads(status.stdout)["state"] == "killed"
     newest = max((run / "checkpoints").glob("checkpoint-?"))
     os.truncate(newest / "optimizer.pt", 100)
     ended = finetune("--config", tiny_config, "--resume", run)
@@ -196,8 +219,9 @@ def test_a_run_is_not_resumed_with_other_data(tiny_config):
     rows = tiny_config.parent / "rows.jsonl"
     rows.write_text(rows.read_text(encoding="utf-8").replace("It is 2.", "It is 3."), encoding="utf-8")
     ended = finetune("--config", tiny_config, "--resume", run)
-    assert ended.code == 2
+    assert (ended.code, ended.stdout) == (2, "")
     assert "this run cannot be resumed" in ended.stderr
+    assert runs.open_run(run).status["state"] == "interrupted"
     assert "data SHA-256 = " in ended.stderr
 
 
@@ -257,30 +281,36 @@ def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room
 
 
 @pytest.mark.tiny
-def test_two_runs_at_once_into_one_folder_do_not_disturb_each_other(tiny_config, undisturbed):
-    both = [start("--config", tiny_config) for _ in range(2)]
-    outs = [process.communicate(timeout=300)[0].strip() for process in both]
+def test_two_detached_runs_at_once_into_one_folder_go_on_without_their_parents_and_do_not_disturb_each_other(
+    tiny_config, undisturbed
+):
+    both = [start("--config", tiny_config, "--detach") for _ in range(2)]
+    outs = [Path(process.communicate(timeout=120)[0].strip()) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outs[0] != outs[1]
-    for out in outs:
-        assert losses(Path(out)) == losses(undisturbed)
+    for run in outs:
+        followed = finetune("--config", tiny_config, "--follow", run)
+        assert followed.code == 0
+        assert "step 6/6" in followed.stdout
+        assert runs.open_run(run).status["state"] == "completed"
+        assert losses(run) == losses(undisturbed)
+    history = json.loads(finetune("--config", tiny_config, "--history", "--json").stdout)
+    assert [(row["run"], row["state"]) for row in history] == [(run.name, "completed") for run in sorted(outs)]
 
 
 @pytest.mark.tiny
-def test_detach_prints_the_run_directory_and_the_run_goes_on_without_its_parent(tiny_config):
-    ended = finetune("--config", tiny_config, "--detach")
-    assert ended.code == 0, ended.stderr
-    run = ended.run
-    followed = finetune("--config", tiny_config, "--follow", run)
-    assert followed.code == 0
-    assert "step 6/6" in followed.stdout
-    assert runs.open_run(run).status["state"] == "completed"
+def test_a_detached_run_that_cannot_start_says_why_with_its_exit_code(tiny_config):
+    ended = finetune("--config", tiny_config, "--detach", "--model", "./nowhere")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "nowhere" in ended.stderr
 
 
 @pytest.mark.tiny
-def test_with_events_the_last_line_of_stdout_says_how_it_ended(tiny_config):
-    ended = finetune("--config", tiny_config, "--events")
-    told = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert told[-1]["event"] == "done"
-    assert Path(told[-1]["run"]).is_dir()
-    assert [one["step"] for one in told if one["event"] == "step"] == [1, 2, 3, 4, 5, 6]
+def test_stop_ends_a_running_run_after_a_checkpoint(tiny_config):
+    process = start("--config", tiny_config, "--set", "Training.MAX_STEPS=500", "--set", "Training.SAVE_STEPS=400")
+    run = wait_for_step(tiny_config.parent / "outputs", 1, process)
+    stopped = finetune("--config", tiny_config, "--stop")
+    process.communicate(timeout=60)
+    assert stopped.code == 0, stopped.stderr
+    assert stopped.stdout == f"{run.name}: interrupted\n"
+    assert checkpoint.newest(run / "checkpoints") is not None

@@ -595,3 +595,17 @@ def test_loading_takes_milliseconds(tmp_path):
     start = time.process_time()
     load(tmp_path, (ROOT / "config.ini").read_text("utf-8"))
     assert time.process_time() - start < 0.1
+
+
+def test_rows_given_on_the_command_line_are_not_measured_on_the_validation_rows_of_the_file(tmp_path):
+    for name in ("own.jsonl", "held.jsonl", "mine.jsonl"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    config = tmp_path / "config.ini"
+    config.write_text("[Dataset]\nDATASET_FILE = own.jsonl\nVALIDATION_FILE = held.jsonl\n", encoding="utf-8")
+    assert settings.load(config).dataset.validation_file == tmp_path / "held.jsonl"
+    mine = Override("Dataset", "DATASET_FILE", str(tmp_path / "mine.jsonl"), "argument 1 (DATA)")
+    found = settings.load(config, [mine])
+    assert found.dataset.validation_file is None
+    assert "argument 1 (DATA) gives other rows than the file" in found.origin("Dataset.VALIDATION_FILE")
+    held = Override("Dataset", "VALIDATION_FILE", str(tmp_path / "held.jsonl"), "--set Dataset.VALIDATION_FILE")
+    assert settings.load(config, [mine, held]).dataset.validation_file == tmp_path / "held.jsonl"

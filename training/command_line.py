@@ -35,7 +35,7 @@ class Arguments:
 
     @property
     def run(self) -> Path | None:
-        """The RUN of --resume, --status, --follow, --stop and --chat; None means the latest one."""
+        """The RUN of --resume, --status, --follow and --stop; None means the latest one."""
         return self.runs[0] if self.runs else None
 
 
@@ -129,11 +129,9 @@ def _command_or_switch(parser: _Parser, name: str, value: str | None) -> None:
         parser.problems.append(f"{name} takes no value" if not takes else f"{name}=: names no run")
     elif value is not None:
         parser.runs.append(value)
-    while takes and value is None and parser.left and not parser.left[0].startswith("-"):
+    elif takes and parser.left and not parser.left[0].startswith("-"):
         text = parser.left.pop(0)
         parser.runs += [text] if text else []
-        if name != "--compare":
-            break
 
 
 def _set(parser: _Parser, text: str) -> None:
@@ -181,8 +179,6 @@ def _check_together(parser: _Parser) -> None:
         parser.problems.append("--detach and --events exclude each other: follow with --follow --events")
     if command not in (*TRAINS, "check") and any(parser.positions):
         parser.problems.append(f"--{command} takes {COMMANDS['--' + command][0] or 'no further argument'}")
-    if command == "compare" and len(parser.runs) < 2:
-        parser.problems.append("--compare needs two runs or more")
 
 
 def _run(text: str) -> Path:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import command_line, files, log, runs, settings
+from training import checkpoint, command_line, files, log, runs, settings
 from training.errors import MachineError, UserError
 from training.events import Events
 from training.events import read as read_events
@@ -87,6 +87,13 @@ def offer_resume(folder: Path) -> None:
             "the last run, {}, stopped at step {} of {}; `./run.sh --resume` goes on with it. This is a new run",
             last.path.name, last.status.get("step", 0), last.status.get("total", 0),
         )  # fmt: skip
+
+
+def refuse_mismatch(run: runs.Run, marks: dict[str, Any]) -> None:
+    """Raise UserError, before anything is touched, where a run's newest checkpoint and its plan of today do not agree."""
+    found = checkpoint.newest(run.path / runs.CHECKPOINTS) if run.stage("train") is None else None
+    if found is not None:
+        checkpoint.refuse_mismatch(found.manifest["fingerprint"], marks)
 
 
 def reopen(run: runs.Run, plan: Any, stdout: IO[str] | None) -> tuple[runs.Run, Events]:
@@ -171,7 +178,7 @@ def killed_by(run: runs.Run) -> str:
     before = run.status.get("oom_kills")
     now = oom_kills()
     if before is not None and now is not None and now > before:
-        return "the kernel killed a process because memory ran out; lower PER_DEVICE_TRAIN_BATCH_SIZE or MAX_SEQ_LENGTH"
+        return "the kernel killed a process because memory ran out; close other programs and ./run.sh --resume, or start a new run with a smaller MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE"
     return "its process is gone; ./run.sh --resume goes on"
 
 

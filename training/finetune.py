@@ -89,6 +89,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         for line in planning.lines(plan):
             logger.info(line)
         if old is not None:
+            control.refuse_mismatch(old, stages.marks(plan))
             run, events = control.reopen(old, plan, stdout if arguments.events else None)
             announce(plan, run, events)
         else:

@@ -83,8 +83,8 @@ def prepare(given: Any, today: date | None = None) -> Plan:
     machine = environment.inspect()
     for line in machine.lines():
         logger.info(line)
-    given = environment.decide(given, machine)
     _not_built(given)
+    given = environment.decide(given, machine)
     if problems := [message for _, message in contradictions.find(given)]:
         raise UserError(problems)
     environment.check_writable(given.training.output_dir)
@@ -191,6 +191,7 @@ def _fit_to_model(given: Any, base: Any) -> Any:
         if given.written("Model.MAX_SEQ_LENGTH"):
             raise UserError(f"{given.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
         given = given.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
+    given = _rate_of_another_model(given, base)
     if base.parameters > LARGE and given.training.learning_rate > HIGH_RATE:
         logger.warning(
             "{}: high for a model of {:,} parameters; 2e-4 is usual",
@@ -205,6 +206,18 @@ def _fit_to_model(given: Any, base: Any) -> Any:
             f"it has {', '.join(sorted(known))}, or use all-linear"
         )
     return given
+
+
+def _rate_of_another_model(given: Any, base: Any) -> Any:
+    """A high LEARNING_RATE in the file was meant for the file's own model, not for one named on the command line."""
+    own_file = f"{given.config.name}:"
+    other_model = not given.origins.get("Model.BASE_MODEL_NAME", own_file).startswith(own_file)
+    rate_of_file = given.origins.get("Training.LEARNING_RATE", "").startswith(own_file)
+    if not (other_model and rate_of_file and base.parameters > LARGE and given.training.learning_rate > HIGH_RATE):
+        return given
+    usual = given.default("Training.LEARNING_RATE")
+    reason = f"{given.training.learning_rate:g} stands in {given.config.name} for another, smaller model"
+    return given.with_choice("Training.LEARNING_RATE", usual, reason)
 
 
 def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any, Any, Any, list[Any]]:

@@ -33,6 +33,7 @@ class Session:
     total: int  # optimizer steps of the run
     first_step: int = 0  # where this process took the run up
     started: float = field(default_factory=time.perf_counter)
+    first_began: float | None = None  # when the first step of this process began
     tokens: int = 0
     seconds: float = 0.0  # spent in optimizer steps
     recent: list[float] = field(default_factory=list)  # losses since the last line of the log
@@ -51,6 +52,7 @@ def callback(session: Session) -> Any:
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             _catch_up(session, state.global_step)
+            session.first_began = session.first_began or time.perf_counter()
             trainer.begin_step(session.watch)
 
         def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -120,7 +122,8 @@ def _catch_up(session: Session, step: int) -> None:
 def _report_step(session: Session, state: Any, logs: dict[str, Any]) -> None:
     step, total = state.global_step, session.total
     elapsed = time.perf_counter() - session.started
-    remaining = elapsed / max(1, step - session.first_step) * (total - step)
+    stepping = time.perf_counter() - session.first_began  # without the base model's validation, which comes first
+    remaining = stepping / max(1, step - session.first_step) * (total - step)
     speed = session.watch.tokens_per_second
     session.events.emit(
         "step", step=step, total=total, epoch=round(state.epoch or 0, 4), loss=logs["loss"],

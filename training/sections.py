@@ -116,7 +116,7 @@ class Training:
     early_stopping_patience: int = setting(
         0, at_least=0, help="stop after this many validations without a better loss, and keep the best; 0 for never"
     )
-    packing: bool | Auto = setting("auto", help="fill sequences with several short rows")
+    packing: bool | Auto = setting("auto", help="join the rows of a micro-batch into one sequence, without padding")
     gradient_checkpointing: bool | Auto = setting("auto", help="less memory for more computing")
     report_to: str = setting(
         "none", one_of=("none", "tensorboard", "wandb", "trackio"), help="tracker that gets the figures as well"

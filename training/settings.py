@@ -156,12 +156,23 @@ def load(
         sections[item.section][item.key.lower()] = value
     origins = {key: origin for key, (_, _, origin) in found.items()}
     made = [cls(**sections[section]) for section, cls in SECTIONS.items()]
-    settings = Settings(*made, config=config, origins=origins)
+    settings = _without_others_rows(Settings(*made, config=config, origins=origins))
     for keys, message in contradictions.find(settings, bad, check_packages):
         line = found[keys[0]][1] if keys[0] in found else 0
         (problems.append((line, message)) if line else others.append(message))
     _raise_all([message for _, message in sorted(problems)] + others, config)
     return settings
+
+
+def _without_others_rows(settings: Settings) -> Settings:
+    """Rows given on the command line are not measured on the validation rows that the file names for its own rows."""
+    own_file = f"{settings.config.name}:"
+    data = settings.origins.get("Dataset.DATASET_FILE", own_file)
+    held_out = settings.origins.get("Dataset.VALIDATION_FILE", "")
+    if data.startswith(own_file) or not held_out.startswith(own_file) or settings.dataset.validation_file is None:
+        return settings
+    reason = f"{data} gives other rows than the file, whose validation rows do not belong to them"
+    return settings.with_choice("Dataset.VALIDATION_FILE", None, reason)
 
 
 def _collect(

@@ -31,9 +31,7 @@ def train_stage(
     began = time.perf_counter()
     end_ids = ends(plan)
     export.keep_facts(run, plan, questions + trained_prompts(plan), held_out_sequences(plan), end_ids)
-    digests = " ".join(sorted(plan.data.sha256.values()))
-    marks = checkpoint.fingerprint(plan.settings, digests, plan.base, plan.template.jinja)
-    watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks}, plan.settings.training.save_total_limit)
+    watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
     watch.fast = plan.settings.hardware.fast_cpu is True
     session = Session(plan.settings, run, events, signals, watch, loaded.tokenizer, questions, end_ids, plan.steps)
     result = train.train(loaded, plan, session)
@@ -111,6 +109,12 @@ def export_stage(run: runs.Run, events: Events) -> None:
             events.emit("stage", name=name, seconds=stage["seconds"])
     if code:
         raise export.failure(run, code)
+
+
+def marks(plan: planning.Plan) -> dict[str, Any]:
+    """The fingerprint of the run that a plan leads to."""
+    digests = " ".join(sorted(plan.data.sha256.values()))
+    return checkpoint.fingerprint(plan.settings, digests, plan.base, plan.template.jinja)
 
 
 def ends(plan: planning.Plan) -> list[int]:

@@ -33,21 +33,19 @@ COMMANDS = {
     "--follow": ("[RUN]", "show the log of a run as it grows"),
     "--stop": ("[RUN]", "end a run after a full checkpoint"),
     "--history": ("", "all runs under OUTPUT_DIR"),
-    "--chat": ("[RUN]", "talk to the model that a run made"),
-    "--compare": ("RUN RUN...", "set runs side by side"),
 }
 SWITCHES = {
-    "--fresh": "start a new run and ask nothing, even where one was interrupted",
+    "--fresh": "start a new run, and do not mention an interrupted one",
     "--detach": "run in the background, tied to no terminal",
     "--events": "one JSON object a line on standard output",
-    "--json": "print --status, --history or --compare as JSON",
+    "--json": "print --status or --history as JSON",
 }
 TRAINS = ("run", "resume")  # the commands that train
 SWITCH_NEEDS = {
     "fresh": ("run",),
     "detach": TRAINS,
-    "events": (*TRAINS, "check", "follow"),
-    "json": ("check", "status", "history", "compare"),
+    "events": (*TRAINS, "follow"),
+    "json": ("status", "history"),
 }
 NOT_GIVEN = ("None", "null", "<nil>")  # what programs write for a value they do not have
 

@@ -1,0 +1,95 @@
+"""What the plan chooses and refuses, on settings and models described in a line."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from training import fast_cpu, plan, settings
+from training.environment import Machine
+from training.errors import MachineError, UserError
+from training.settings import Override
+
+CPU = Machine("3.11", "Linux", "a CPU", 2, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
+
+
+def given(tmp_path, text: str, *overrides: Override):
+    config = tmp_path / "config.ini"
+    config.write_text(text, encoding="utf-8")
+    return settings.load(config, overrides, check_files=False)
+
+
+def model(parameters: int) -> SimpleNamespace:
+    config = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16}
+    return SimpleNamespace(parameters=parameters, config=config, name="a model")
+
+
+OTHER = Override("Model", "BASE_MODEL_NAME", "Qwen/Qwen3-0.6B", "argument 3 (BASE_MODEL)")
+
+
+def test_a_high_learning_rate_of_the_file_is_not_taken_to_a_larger_model_named_on_the_command_line(tmp_path):
+    chosen = plan._rate_of_another_model(
+        given(tmp_path, "[Training]\nLEARNING_RATE = 2e-3\n", OTHER), model(600_000_000)
+    )
+    assert chosen.training.learning_rate == 2e-4
+    assert "0.002 stands in config.ini for another, smaller model" in chosen.origin("Training.LEARNING_RATE")
+
+
+@pytest.mark.parametrize("parameters", [135_000_000, 600_000_000])
+def test_a_learning_rate_that_was_written_for_the_files_own_model_is_kept(tmp_path, parameters):
+    chosen = given(tmp_path, "[Training]\nLEARNING_RATE = 2e-3\n")
+    assert plan._rate_of_another_model(chosen, model(parameters)).training.learning_rate == 2e-3
+
+
+def test_a_learning_rate_from_the_command_line_is_kept_for_any_model(tmp_path):
+    rate = Override("Training", "LEARNING_RATE", "2e-3", "--learning-rate")
+    chosen = given(tmp_path, "[Training]\nMAX_STEPS = 9\n", OTHER, rate)
+    assert plan._rate_of_another_model(chosen, model(600_000_000)).training.learning_rate == 2e-3
+
+
+def test_short_rows_of_one_step_are_taken_together_and_their_number_stays():
+    assert fast_cpu.regrouped(2, 4, 70) == (8, 1)
+    assert fast_cpu.regrouped(2, 4, 200) == (4, 2)
+    assert fast_cpu.regrouped(2, 4, 1000) == (2, 4)
+    assert fast_cpu.regrouped(3, 5, 64) == (15, 1)
+
+
+def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken(tmp_path):
+    on_gpu = given(tmp_path, "[Hardware]\nDEVICE = cuda\nENGINE = transformers\n")
+    assert fast_cpu.wanted(on_gpu) == (False, "it is for training with transformers on a CPU")
+    off = given(tmp_path, "[Hardware]\nFAST_CPU = false\nDEVICE = cpu\nENGINE = transformers\n")
+    assert fast_cpu.wanted(off) == (False, "FAST_CPU")
+
+
+def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes(tmp_path):
+    chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n")
+    short, long = (SimpleNamespace(total=(0, 0, 0, length)) for length in (100, 4096))
+    assert plan._checkpointing(chosen, model(600_000_000), short, CPU).value is False
+    choice = plan._checkpointing(chosen, model(600_000_000), long, CPU)
+    assert choice.value is True
+    assert "12.0 GB are free" in choice.reason
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "adapter_parameters", lambda *_: 1_000_000)
+    chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nAUTO_FP16_BF16 = false\nPRECISION = bf16\n")
+    with pytest.raises(
+        MachineError, match=r"too little memory: 12.0 GB free, and the model alone takes 16.0 GB in bf16"
+    ):
+        plan._check_memory(SimpleNamespace(settings=chosen, base=model(8_000_000_000), machine=CPU))
+
+
+def test_settings_that_are_not_built_yet_are_refused_all_at_once(tmp_path):
+    chosen = given(tmp_path, "[Hardware]\nNUM_PROCESSES = 2\nSHARDING = fsdp\n")
+    with pytest.raises(UserError) as caught:
+        plan._not_built(chosen)
+    assert [problem.split(": ")[-1] for problem in caught.value.problems] == [
+        "training in several processes is not built yet; set it to 1",
+        "sharding is not built yet; set it to none",
+    ]
+
+
+def test_numbers_are_spread_evenly_and_never_more_than_there_are():
+    assert plan.spread(10, 3) == [0, 3, 6]
+    assert plan.spread(2, 16) == [0, 1]
