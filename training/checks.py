@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #   f16 GGUF against merged        float32 4.7e-6 (llama.cpp's f16 activations)     bfloat16 1.8e-3
 # A rope frequency, a bias or a scaling that is wrong costs 0.01 to several nats. So: well above the noise, well below that.
 MOST_KL = {"float32": 2e-3, "bfloat16": 2e-2}
+# Merged against base + adapter: the merge rounds every targeted weight to 16 bits, which alone was seen to cost 6e-3 (one
+# step on all seven projections, where the update is no larger than the rounding). merged_tensors is the sharp check.
+MOST_KL_OF_ROUNDING = 2e-2
 # Of the positions where the reference leads clearly (agreement.MARGIN); measured: float32 1.0, bfloat16 0.992.
 LEAST_TOP1 = {"float32": 0.98, "bfloat16": 0.95}
 # No quantisation that is worth shipping does this (q2_k of a small model: 3 times); a damaged file does it at once.
@@ -120,8 +123,8 @@ def merged_logits(
         "merged logits",
         True,
         {},
-        f"mean KL <= {MOST_KL['float32']} nats in float32, {MOST_KL['bfloat16']} in bfloat16",
-        "proves the merge against PEFT's own forward pass; rounding to 16 bits alone costs about 3e-5",
+        f"mean KL <= {MOST_KL_OF_ROUNDING} nats",
+        "proves the merge against PEFT's own forward pass; rounding to 16 bits alone costs up to 6e-3",
     )
 
     def measure() -> Check:
@@ -144,7 +147,8 @@ def merged_logits(
                 found = agreement.compare(map(np.load, saved), model.logits(rows, first), rows, first)
                 dtype = model.dtype
         figures = {"dtype": dtype, **found.as_dict(), "mean_kl_of_training": trained.as_dict()["mean_kl"]}
-        return _judged(check, figures, found, dtype, "the merged model does not predict what base + adapter predict")
+        failure = "the merged model does not predict what base + adapter predict"
+        return _judged(check, figures, found, MOST_KL_OF_ROUNDING, failure)
 
     return _timed(check, measure)
 
@@ -206,9 +210,8 @@ def f16_agrees(
             return replace(check, skipped=why)
         found = agreement.compare(model.logits(rows, first), llama.logits_each(f16, rows, first), rows, first)
         figures = {"dtype": model.dtype, **found.as_dict()}
-        judged = _judged(
-            check, figures, found, model.dtype, "the f16 GGUF does not predict what the merged model predicts"
-        )
+        failure = "the f16 GGUF does not predict what the merged model predicts"
+        judged = _judged(check, figures, found, MOST_KL[model.dtype], failure)
         if judged.passed and not found.top1_sure >= LEAST_TOP1[model.dtype]:
             failure = (
                 f"the f16 GGUF's first choice is the merged model's in only {found.top1_sure:.1%} of the clear cases"
@@ -313,12 +316,10 @@ def _endless(f16: Path, prompt: list[int], answer: list[int]) -> str:
     )
 
 
-def _judged(check: Check, figures: dict[str, Any], found: Agreement, dtype: str, failure: str) -> Check:
-    if found.mean_kl <= MOST_KL[dtype]:  # NaN is not
+def _judged(check: Check, figures: dict[str, Any], found: Agreement, most: float, failure: str) -> Check:
+    if found.mean_kl <= most:  # NaN is not
         return replace(check, figures=figures)
-    says = (
-        f"{failure}: mean KL {found.mean_kl:.3g} nats over {found.tokens} tokens, at most {MOST_KL[dtype]} is rounding"
-    )
+    says = f"{failure}: mean KL {found.mean_kl:.3g} nats over {found.tokens} tokens, at most {most} is rounding"
     return replace(check, figures=figures, passed=False, failure=says)
 
 

@@ -1,4 +1,4 @@
-"""events.jsonl: one JSON object a line, for programs that follow a run. The schema is in README.md, "Events".
+"""events.jsonl: one JSON object a line, for programs that follow a run. The schema is in examples/go-host/README.md, "Events".
 
 Every line carries v (schema version), event and time (seconds since 1970). Names of events: started, environment,
 dataset, model, step, evaluation, sample, checkpoint, warning, stage, done, failed, interrupted.
