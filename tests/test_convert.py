@@ -274,3 +274,14 @@ def test_where_no_small_model_of_an_architecture_can_be_made_a_llama_stands_in_a
     found = convert.ready(opt | {"word_embed_proj_dim": "wide"}, model)
     assert found["architecture"] == "LlamaForCausalLM"
     assert "word_embed_proj_dim" in found["note"]
+
+
+@pytest.mark.tiny
+def test_the_trial_of_a_run_is_of_its_own_architecture_and_its_refusal_is_the_users_to_mend(model, opt):
+    with convert.trial(json.loads((model / "config.json").read_text()), model) as figures:
+        assert figures()["architecture"] == "LlamaForCausalLM"
+    with (
+        convert.trial(opt, model) as figures,
+        pytest.raises(UserError, match="cannot convert the architecture OPTForC"),
+    ):
+        figures()

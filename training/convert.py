@@ -162,7 +162,7 @@ def _trial(config: Mapping[str, Any] | None, tokenizer: Path | None, method: str
 
 
 @contextmanager
-def trial(config: Mapping[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
+def trial(config: Mapping[str, Any], tokenizer: Path) -> Iterator[Callable[[], dict[str, Any]]]:
     """`ready` in a process of its own, while the caller goes on; gives the function that waits for its figures.
 
     The process is ended when the block is left, so that whoever finds a mistake meanwhile need not wait for it.
@@ -171,7 +171,7 @@ def trial(config: Mapping[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
         described = Path(folder) / "config.json"
         described.write_text(json.dumps(config), encoding="utf-8")
         child = subprocess.Popen(
-            [sys.executable, __file__, str(described)],
+            [sys.executable, __file__, str(described), str(tokenizer)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
             errors="replace", env={**os.environ, "TMPDIR": folder},
         )  # fmt: skip
@@ -179,7 +179,8 @@ def trial(config: Mapping[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
         def result() -> dict[str, Any]:
             out, said = child.communicate()
             if child.returncode:
-                raise MachineError((said.strip().splitlines() or ["a trial of llama.cpp's converter failed"])[-1])
+                kind = UserError if child.returncode == UserError.exit_code else MachineError
+                raise kind((said.strip().splitlines() or ["a trial of llama.cpp's converter failed"])[-1])
             return json.loads(out.splitlines()[-1])
 
         try:
@@ -336,15 +337,15 @@ def reason(printed: Sequence[str], code: int) -> str:
     return f"llama.cpp ended with {how}; it printed last: {last}"
 
 
-def main(config: str) -> int:
-    """The process of `trial`: its figures as JSON on stdout, or the reason on stderr's last line and exit 3."""
+def main(config: str, tokenizer: str) -> int:
+    """The process of `trial`: its figures as JSON on stdout, or the reason on stderr's last line and exit 2 or 3."""
     try:
-        print(json.dumps(ready(json.loads(Path(config).read_text(encoding="utf-8")))))
+        print(json.dumps(ready(json.loads(Path(config).read_text(encoding="utf-8")), Path(tokenizer))))
         return 0
-    except MachineError as error:
+    except (UserError, MachineError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    raise SystemExit(main(*sys.argv[1:]))

@@ -90,10 +90,12 @@ def prepare(given: Any, today: date | None = None) -> Plan:
     environment.check_writable(given.training.output_dir)
     base = base_model.locate(given.model, say=logger.info)
     given = _fit_to_model(given, base)
-    with convert.trial(base.config) as tried:  # beside this process, while the rows are read
+    with convert.trial(base.config, base.path) as tried:  # beside this process, while the rows are read
         engine.start(given, CACHE.parent)
         plan = _read_rows(given, machine, base, today)
         figures = tried()
+    if "note" in figures:
+        logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), figures["note"])
     logger.info(
         "converter and quantiser tried on a small {architecture}: {convert_seconds} s and {quantise_seconds} s",
         **figures,
