@@ -1,0 +1,155 @@
+"""Stages of the export: done again on request, not done again without one; and links broken on a run's own disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, finetune, write_tiny_config
+
+from training import export
+
+pytestmark = pytest.mark.tiny
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with a finished run of two steps, its f16 file kept, and the base model it was trained on."""
+    folder = tmp_path_factory.mktemp("export")
+    config = write_tiny_config(folder, shutil.copytree(tiny_model, folder / "base"))
+    text = config.read_text().replace("MAX_STEPS = 6", "MAX_STEPS = 2").replace("EVAL_STEPS = 3", "EVAL_STEPS = 0")
+    config.write_text(f"{text}[Quantization]\nKEEP_F16 = true\n")
+    ended = finetune("--config", config)
+    assert ended.code == 0, ended.stderr
+    ended.run.rename(folder / "run")
+    return folder
+
+
+@pytest.fixture
+def run(kept: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to be broken."""
+    return shutil.copytree(kept / "run", tmp_path / "run")
+
+
+def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    script = ROOT / "training" / "export.py"
+    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True)
+
+
+def stages(run: Path) -> dict[str, dict]:
+    return json.loads((run / "status.json").read_text(encoding="utf-8"))["stages"]
+
+
+def times(run: Path) -> dict[str, int]:
+    """When each file of the run was written; its logs and its status left out."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.suffix not in (".log", ".jsonl")]
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in files if path.name != "status.json"}
+
+
+def broken(run: Path, *arguments: str) -> str:
+    """Export again; gives what was said when it failed with exit 1 and an empty stdout."""
+    ended = program(run, *arguments)
+    assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "the adapter is safe in" in ended.stderr
+    failure = json.loads((run / "status.json").read_text(encoding="utf-8"))["failure"]
+    assert failure["message"].splitlines()[0] in ended.stderr
+    return ended.stderr
+
+
+def test_a_second_export_does_nothing_and_is_over_at_once(run: Path) -> None:
+    before, status = times(run), stages(run)
+    ended = program(run)
+    assert (ended.returncode, ended.stdout) == (0, f"{run}/Modelfile\n")
+    assert times(run) == before
+    assert stages(run) == status
+
+
+@pytest.mark.parametrize(
+    ("stage", "written"),
+    [("quantise", "tiny.Q4_K_M.gguf"), ("modelfile", "Modelfile"), ("merge", "merged/config.json")],
+)
+def test_a_stage_that_is_named_is_done_again_and_what_follows_from_it_is_forgotten(
+    stage: str, written: str, run: Path
+) -> None:
+    before = times(run)
+    ended = program(run, "--only", stage)
+    assert ended.returncode == 0, ended.stderr
+    after = times(run)
+    assert after[written] > before[written]
+    folder = written.partition("/")[0]
+    assert {name for name in after if after[name] != before.get(name)} <= {n for n in after if n.startswith(folder)}
+    names = list(export.STAGES)
+    assert [name for name in stages(run) if name in names] == names[: names.index(stage) + 1]
+
+
+def test_a_stage_that_does_not_exist_is_refused(run: Path) -> None:
+    ended = program(run, "--only", "mege")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "--only mege: one of merge, convert, quantise, modelfile, check" in ended.stderr
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    ended = program(tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Traceback" not in ended.stderr
+
+
+# ---- links broken on purpose ----------------------------------------------------------------------------------------
+
+
+def test_another_base_under_the_run_fails_the_check_of_the_tensors(kept: Path, run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = shutil.copytree(kept / "base", tmp_path / "other")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].flip(0).contiguous()
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    facts = run / "checkpoints" / export.FACTS
+    facts.write_text(facts.read_text().replace(str(kept / "base"), str(base)))
+    said = broken(run, "--only", "check")
+    assert "check 'merged tensors'" in said
+    assert "model.layers.0.mlp.up_proj.weight" in said
+
+
+def test_a_base_that_is_gone_is_told_with_its_place(kept: Path, run: Path, tmp_path: Path) -> None:
+    facts = run / "checkpoints" / export.FACTS
+    facts.write_text(facts.read_text().replace(str(kept / "base"), str(tmp_path / "gone")))
+    assert f"merge: the base model is no longer at {tmp_path}/gone; put it back" in broken(run, "--only", "merge")
+
+
+def test_an_adapter_that_was_not_trained_fails_the_export(run: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = run / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor * ("lora_A" in name) for name, tensor in load_file(file).items()}, file)
+    assert program(run, "--only", "merge").returncode == 0
+    said = broken(run)
+    assert "check 'merged tensors': the adapter changes nothing" in said
+
+
+def test_a_stray_space_in_the_template_fails_the_check_of_the_modelfile(run: Path) -> None:
+    file = run / "Modelfile"
+    file.write_text(file.read_text().replace("<|im_start|>assistant\n{{ end }}", "<|im_start|>assistant \n{{ end }}"))
+    assert "check 'modelfile': TEMPLATE is not the chat template" in broken(run, "--only", "check")
+    assert program(run, "--only", "modelfile").returncode == 0
+    assert program(run).returncode == 0, "mended, it passes"
+
+
+def test_a_tokenizer_changed_in_merged_fails_the_check_of_the_tokenizer(run: Path) -> None:
+    file = run / "merged" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    words = tokenizer["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert "check 'GGUF tokenizer': llama.cpp cuts" in broken(run, "--only", "check")
+
+
+def test_a_stop_text_that_is_missing_fails_the_check_of_the_modelfile(run: Path) -> None:
+    file = run / "Modelfile"
+    file.write_text(file.read_text().replace('PARAMETER stop "<|im_end|>"\n', ""))
+    assert "PARAMETER stop is missing for '<|im_end|>'" in broken(run, "--only", "check")
