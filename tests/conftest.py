@@ -20,6 +20,11 @@ hypothesis.settings.register_profile("shared machine", deadline=None)  # no time
 hypothesis.settings.load_profile("shared machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """tests/run.sh tests --faults 500: a longer campaign."""
+    parser.addoption("--faults", type=int, default=2, help="how many runs are killed at random moments")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root."""
