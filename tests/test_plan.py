@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training import fast_cpu, plan, settings
+from training import budget, fast_cpu, plan, settings
 from training.environment import Machine
 from training.errors import MachineError, UserError
 from training.settings import Override
@@ -65,19 +65,19 @@ def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken(tmp_path):
 def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes(tmp_path):
     chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n")
     short, long = (SimpleNamespace(total=(0, 0, 0, length)) for length in (100, 4096))
-    assert plan._checkpointing(chosen, model(600_000_000), short, CPU).value is False
-    choice = plan._checkpointing(chosen, model(600_000_000), long, CPU)
+    assert budget.checkpointing(chosen, model(600_000_000), short, CPU).value is False
+    choice = budget.checkpointing(chosen, model(600_000_000), long, CPU)
     assert choice.value is True
     assert "12.0 GB are free" in choice.reason
 
 
 def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "adapter_parameters", lambda *_: 1_000_000)
+    monkeypatch.setattr(budget, "adapter_parameters", lambda *_: 1_000_000)
     chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nAUTO_FP16_BF16 = false\nPRECISION = bf16\n")
     with pytest.raises(
         MachineError, match=r"too little memory: 12.0 GB free, and the model alone takes 16.0 GB in bf16"
     ):
-        plan._check_memory(SimpleNamespace(settings=chosen, base=model(8_000_000_000), machine=CPU))
+        budget.check_memory(SimpleNamespace(settings=chosen, base=model(8_000_000_000), machine=CPU))
 
 
 def test_settings_that_are_not_built_yet_are_refused_all_at_once(tmp_path):

@@ -6,7 +6,6 @@ A run starts only when all of it went well; `./run.sh --check` ends here. Nothin
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ from loguru import logger
 
 from training import (
     base_model,
+    budget,
     chat,
     contradictions,
     convert,
@@ -27,28 +27,14 @@ from training import (
     settings,
     tokens,
     train,
-    weights,
 )
-from training.environment import Choice, Machine, gigabytes
-from training.errors import MachineError, UserError
+from training.environment import Machine, gigabytes
+from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "rows"
 NAMED = 5  # rows left out that the log names
 LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
-MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
-BITS = {
-    "q8": 8.5,
-    "q6": 6.6,
-    "q5": 5.7,
-    "q4": 4.9,
-    "q3": 4.0,
-    "q2": 3.4,
-    "iq4": 4.6,
-    "iq3": 3.8,
-    "iq2": 2.8,
-    "iq1": 2.0,
-}
 
 
 @dataclass(frozen=True)
@@ -119,10 +105,10 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None) -> P
     steps = train.total_steps(len(rows), given)
     given = settings.clamp(given, steps)
     _try_modelfile(given, base, template, tokenizer, data.plain)
-    disk = disk_needed(given, base, steps)
-    environment.check_disk(given.training.output_dir, sum(disk.values()), _words(disk))
+    disk = budget.disk_needed(given, base, steps)
+    environment.check_disk(given.training.output_dir, sum(disk.values()), budget.words(disk))
     plan = Plan(given, machine, base, tokenizer, template, data, rows, validation, test, summary, rejected, steps, disk)
-    _check_memory(plan)
+    budget.check_memory(plan)
     return plan
 
 
@@ -163,7 +149,7 @@ def lines(plan: Plan) -> list[str]:
     epochs = plan.steps / plan.steps_per_epoch
     why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"
     out.append(f"{plan.steps:,} steps of {batch} rows ({why}), {epochs:.2g} epochs")
-    out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({_words(plan.disk)})")
+    out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({budget.words(plan.disk)})")
     return out
 
 
@@ -200,7 +186,7 @@ def _fit_to_model(given: Any, base: Any) -> Any:
             given.place("Training.LEARNING_RATE"),
             base.parameters,
         )
-    known = {module.rpartition(".")[2] for module, _, _ in linear_modules(base.path)}
+    known = {module.rpartition(".")[2] for module, _, _ in budget.linear_modules(base.path)}
     unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
     if unknown:
         raise UserError(
@@ -258,7 +244,7 @@ def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> A
     if fast.value:
         given = _regrouped(given, summary.total[3])
     if given.training.gradient_checkpointing == "auto":
-        chosen = _checkpointing(given, base, summary, machine)
+        chosen = budget.checkpointing(given, base, summary, machine)
         given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
     if given.training.packing == "auto":
         given = given.with_choice("Training.PACKING", False, "rows are padded to the longest of their micro-batch")
@@ -278,32 +264,6 @@ def _regrouped(given: Any, longest: int) -> Any:
     return given.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)
 
 
-def _checkpointing(given: Any, base: Any, summary: Any, machine: Machine) -> Choice:
-    """Recompute activations in the backward pass only where memory asks for it: it costs a third more time."""
-    if given.hardware.engine == "unsloth" and given.hardware.device != "cpu":
-        return Choice(True, "Unsloth's own, which offloads to the CPU")
-    if given.hardware.device != "cpu":
-        return Choice(True, "a GPU's memory is better spent on the batch")
-    needed = activations(given, base, summary)
-    fits = needed < 0.5 * machine.memory_available
-    words = f"activations need about {gigabytes(needed)}, {gigabytes(machine.memory_available)} are free"
-    return Choice(not fits, words)
-
-
-def activations(given: Any, base: Any, summary: Any) -> int:
-    """A rough upper bound for the bytes of activations that one micro-batch keeps for the backward pass.
-
-    34 values of 2 bytes a token, layer and hidden unit (Korthikanti et al. 2022, table 2, without the attention
-    matrices, which eager attention adds: 5 x heads x length), measured to be on the high side here.
-    """
-    config = base.config
-    length = summary.total[3]
-    batch = given.training.per_device_train_batch_size
-    hidden, layers = config.get("hidden_size", 4096), config.get("num_hidden_layers", 32)
-    heads = config.get("num_attention_heads", 32)
-    return batch * length * layers * (34 * 2 * hidden + 5 * 2 * heads * length)
-
-
 def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: bool) -> None:
     """Compose the Modelfile now: a system text or a name that it cannot hold must not be found out after the training."""
     chatting = None if plain else modelfile.Chat(
@@ -316,57 +276,6 @@ def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: 
         stops=template.end_tokens or (template.eos,),
         num_ctx=given.model.max_seq_length,
     )
-
-
-def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:
-    """Bytes that the run will take under OUTPUT_DIR at its fullest, by what takes them."""
-    sixteen = base.parameters * 2
-    needed = {"merged": sixteen, "f16 GGUF": sixteen}
-    for method in given.quantization.quantization_method:
-        if method not in ("f16",):
-            bits = next((b for prefix, b in sorted(BITS.items(), reverse=True) if method.startswith(prefix)), 16)
-            needed[method] = int(base.parameters * bits / 8)
-    lora = adapter_parameters(given, base) * 4
-    kept = (given.training.save_total_limit or math.ceil(steps / (given.training.save_steps or steps))) + 1
-    needed["adapter and checkpoints"] = lora * (1 + 3 * kept)
-    needed["margin"] = MARGIN
-    return needed
-
-
-def adapter_parameters(given: Any, base: Any) -> int:
-    """Trainable parameters of the adapter: r x (inputs + outputs) of every targeted weight."""
-    chosen = set(given.lora.target_modules)
-    return sum(
-        given.lora.r * (rows + columns)
-        for module, rows, columns in linear_modules(base.path)
-        if "all-linear" in chosen or module.rpartition(".")[2] in chosen
-    )
-
-
-def linear_modules(folder: Path) -> list[tuple[str, int, int]]:
-    """The linear layers inside the model's blocks: (full name, outputs, inputs), from the headers of its weights."""
-    return [
-        (name.removesuffix(".weight"), *tensor.shape)
-        for name, tensor in weights.tensors(folder, "model").items()
-        if name.endswith(".weight") and len(tensor.shape) == 2 and ".layers." in name
-    ]
-
-
-def _check_memory(plan: Plan) -> None:
-    """Refuse a run that cannot fit into memory, before hours are spent on finding out."""
-    if plan.settings.hardware.device != "cpu":
-        return
-    width = 4 if plan.settings.hardware.precision != "bf16" else 2
-    needed = plan.base.parameters * width + adapter_parameters(plan.settings, plan.base) * 16
-    if needed > plan.machine.memory_available:
-        raise MachineError(
-            f"too little memory: {gigabytes(plan.machine.memory_available)} free, and the model alone takes "
-            f"{gigabytes(needed)} in {plan.settings.hardware.precision}; choose a smaller BASE_MODEL_NAME"
-        )
-
-
-def _words(disk: dict[str, int]) -> str:
-    return ", ".join(f"{name} {gigabytes(size)}" for name, size in disk.items())
 
 
 def generation_eos(base: Any) -> list[int]:
