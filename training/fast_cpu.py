@@ -79,6 +79,7 @@ def agrees(model: Any, plain: Any, fast: Any) -> bool:
     state = torch.get_rng_state()
     found = []
     for way in (plain, fast):
+        model.zero_grad(set_to_none=True)
         torch.set_rng_state(state)
         value = way()
         value.backward()

@@ -1,0 +1,139 @@
+"""The fast path for CPUs, and rows joined without padding, against the plain path: equal losses and gradients."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.tiny
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    """The tiny model with an untrained adapter, in float64: differences are mistakes, not rounding."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    loaded = get_peft_model(loaded, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    return loaded.double().train()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Rows of unequal length with a prompt that is not trained: (input_ids, labels)."""
+    import torch
+
+    torch.manual_seed(1)
+    made = []
+    for length, prompt in ((9, 4), (17, 12), (5, 1), (12, 7)):
+        ids = torch.randint(100, 40_000, (length,))
+        made.append((ids, torch.where(torch.arange(length) < prompt, -100, ids)))
+    return made
+
+
+def padded(rows):
+    import torch
+
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids, labels = [row[0] for row in rows], [row[1] for row in rows]
+    mask = pad([torch.ones_like(row) for row in ids], batch_first=True)
+    return {
+        "input_ids": pad(ids, batch_first=True),
+        "labels": pad(labels, batch_first=True, padding_value=-100),
+        "attention_mask": mask,
+    }
+
+
+def joined(rows):
+    """What TRL's collator makes with padding_free: one sequence, positions that start again with each row."""
+    import torch
+
+    labels = [torch.cat([torch.tensor([-100]), row[1][1:]]) for row in rows]
+    positions = torch.cat([torch.arange(len(row[0])) for row in rows])
+    return {
+        "input_ids": torch.cat([row[0] for row in rows])[None],
+        "labels": torch.cat(labels)[None],
+        "position_ids": positions[None],
+    }
+
+
+def measured(model, value):
+    import torch
+
+    model.zero_grad()
+    value.backward()
+    return float(value.detach()), torch.cat(
+        [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    ).clone()
+
+
+def close(one, other, tolerance=1e-9):
+    assert one[0] == pytest.approx(other[0], rel=tolerance)
+    assert float((one[1] - other[1]).norm() / other[1].norm()) < tolerance
+
+
+def test_the_loss_over_trained_tokens_alone_is_the_models_own_loss(model, rows):
+    from training import fast_cpu
+
+    batch = padded(rows)
+    items = int((batch["labels"][:, 1:] != -100).sum())
+    plain = measured(model, model(**batch, num_items_in_batch=items).loss)
+    close(measured(model, fast_cpu.loss(model.get_base_model(), batch, items)), plain)
+
+
+def test_the_loss_is_the_same_when_logits_are_computed_in_chunks(model, rows, monkeypatch):
+    from training import fast_cpu
+
+    batch = padded(rows)
+    whole = measured(model, fast_cpu.loss(model.get_base_model(), batch, None))
+    monkeypatch.setattr(fast_cpu, "CHUNK", 3)
+    close(measured(model, fast_cpu.loss(model.get_base_model(), batch, None)), whole)
+
+
+def test_rows_taken_together_have_the_gradient_of_rows_in_micro_batches(model, rows):
+    from training import fast_cpu
+
+    causal, items = model.get_base_model(), 100
+    together = measured(model, fast_cpu.loss(causal, padded(rows), items))
+    apart = measured(
+        model, fast_cpu.loss(causal, padded(rows[:2]), items) + fast_cpu.loss(causal, padded(rows[2:]), items)
+    )
+    close(together, apart)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_rows_joined_without_padding_do_not_see_each_other(model, rows, attention):
+    from training import fast_cpu
+
+    causal = model.get_base_model()
+    causal.set_attn_implementation(attention)
+    close(
+        measured(model, fast_cpu.loss(causal, joined(rows), None)),
+        measured(model, fast_cpu.loss(causal, padded(rows), None)),
+    )
+
+
+def test_a_path_that_gives_another_loss_is_found_out(model, rows):
+    from training import fast_cpu
+
+    causal, batch = model.get_base_model(), padded(rows)
+    right = lambda: fast_cpu.loss(causal, batch, None)  # noqa: E731
+    assert fast_cpu.agrees(model, right, right)
+    assert not fast_cpu.agrees(model, right, lambda: 1.02 * right())
+    assert not fast_cpu.agrees(
+        model, right, lambda: right() + 0.1 * (fast_cpu.loss(causal, padded(rows[:1]), None) - right())
+    )
+
+
+def test_a_model_that_changes_its_logits_takes_the_plain_path(model):
+    from training import fast_cpu
+
+    causal = model.get_base_model()
+    assert fast_cpu.plain_head(causal)
+    causal.config.final_logit_softcapping = 30.0
+    try:
+        assert not fast_cpu.plain_head(causal)
+    finally:
+        del causal.config.final_logit_softcapping
