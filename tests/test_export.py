@@ -153,3 +153,14 @@ def test_a_stop_text_that_is_missing_fails_the_check_of_the_modelfile(run: Path)
     file = run / "Modelfile"
     file.write_text(file.read_text().replace('PARAMETER stop "<|im_end|>"\n', ""))
     assert "PARAMETER stop is missing for '<|im_end|>'" in broken(run, "--only", "check")
+
+
+def test_a_stage_that_is_named_makes_again_what_it_works_on_and_was_not_kept(run: Path) -> None:
+    shutil.rmtree(run / "merged")
+    (run / "tiny.F16.gguf").unlink()
+    before = times(run)
+    ended = program(run, "--only", "check")
+    assert ended.returncode == 0, ended.stderr
+    after = times(run)
+    assert {"merged/config.json", "tiny.F16.gguf"} <= set(after)
+    assert after["tiny.Q4_K_M.gguf"] == before["tiny.Q4_K_M.gguf"]

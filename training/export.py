@@ -133,10 +133,11 @@ def open_job(path: Path) -> Job:
 
 def export(job: Job, only: str | None = None) -> None:
     """Do every stage that is not done yet (or the one named by `only`). Raises RunError naming the stage."""
+    first = _gone(job, only) if only else ()
     for name, (done, work) in STAGES.items():
         if only is None and job.run.stage(name) is not None and done(job):
             continue
-        if only not in (None, name):
+        if only is not None and name != only and name not in first:
             continue
         began = time.perf_counter()
         try:
@@ -146,11 +147,19 @@ def export(job: Job, only: str | None = None) -> None:
         except RunError as error:
             raise RunError(error.stage, error.message, error.safe or _safe(job)) from error
         seconds = round(time.perf_counter() - began, 1)
-        _forget_later(job, name)
+        if name not in first:
+            _forget_later(job, name)
         job.run.finish_stage(name, {"seconds": seconds, **record})
         logger.info("{}: {:.1f} s", name, seconds)
     if only in (None, "check"):
         tidy(job)
+
+
+def _gone(job: Job, only: str) -> tuple[str, ...]:
+    """The stages whose files were not kept (KEEP_MERGED, KEEP_F16) and that `only` works on: they are made again."""
+    f16 = only in ("quantise", "check") and not job.f16.is_file()
+    merged = (only in ("convert", "check") or f16) and not job.merged.is_dir()
+    return ("merge",) * merged + ("convert",) * f16
 
 
 def _forget_later(job: Job, name: str) -> None:
