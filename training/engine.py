@@ -6,6 +6,7 @@ process, and names bound earlier stay unpatched. So one process has one engine, 
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ def start(settings: Any, cache: Path) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("trl").setLevel(logging.ERROR)  # its advice is about settings that are made here on purpose
 
 
 def _start_unsloth(cache: Path) -> None:
