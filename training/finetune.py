@@ -44,18 +44,17 @@ def finetune(plan: planning.Plan, run: runs.Run, events: Events, signals: Signal
     account.write(plan, run, "completed")
 
 
-def start(plan: planning.Plan, stdout: IO[str], with_events: bool) -> tuple[runs.Run, Events]:
-    """Make the run directory: from here on there is something on the disk, and a caller is told where."""
-    run = runs.create(plan.settings.training.output_dir)
+def begin(plan: planning.Plan, run: runs.Run, stdout: IO[str] | None) -> Events:
+    """Fill a new run directory with what is known before training; `stdout`: where events go too (--events)."""
     log.join_run(run.path / runs.LOG)
     files.write_text(run.path / runs.CONFIG, plan.settings.to_ini())
     if plan.rejected:
         dataset.write_rejected(run.path / runs.REJECTED, plan.rejected)
-    events = Events(run.path / runs.EVENTS, stdout if with_events else None)
+    events = Events(run.path / runs.EVENTS, stdout)
     known = {"total": plan.steps, "model": plan.settings.model.new_model_name, "oom_kills": control.oom_kills()}
     run.update(state="running", started=time.time(), **known)
     announce(plan, run, events)
-    return run, events
+    return events
 
 
 def announce(plan: planning.Plan, run: runs.Run, events: Events) -> None:
@@ -88,12 +87,14 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         plan = planning.prepare(given, control.began_on(old))
         for line in planning.lines(plan):
             logger.info(line)
+        told = stdout if arguments.events else None
         if old is not None:
             control.refuse_mismatch(old, stages.marks(plan))
-            run, events = control.reopen(old, plan, stdout if arguments.events else None)
+            run, events = control.reopen(old, plan, told)
             announce(plan, run, events)
         else:
-            run, events = start(plan, stdout, arguments.events)
+            run = runs.create(plan.settings.training.output_dir)  # from here on there is something on the disk
+            events = begin(plan, run, told)
         finetune(plan, run, events, signals)
     except FinetuneError as error:
         return ended(error, plan, run, events, arguments, stdout)
@@ -131,7 +132,8 @@ def ended(error: FinetuneError, plan: Any, run: Any, events: Any, arguments: Any
         account.write(plan, run, state, error)
     except OSError as problem:
         logger.warning("no report: {}", problem)
-    events.emit(state, run=str(run.path), **fields)
+    if events is not None:
+        events.emit(state, run=str(run.path), **fields)
     if not arguments.events:
         log.say(stdout, str(run.path))
     return error.exit_code
