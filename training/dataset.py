@@ -250,15 +250,31 @@ def _number(*parts: str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _remember(row: Row, seen: _Seen) -> None:
-    if row.messages is None:
-        texts = [row.text or ""]
-        prompt = texts
-        seen.counts["text"] += 1
-    else:
-        texts = [part for turn in row.messages for part in (turn.role, turn.content)]
+def numbers(row: Row) -> tuple[int, int, int]:
+    """Numbers that tell rows apart: by all their text, by all of it with white space made alike, by their prompt.
+
+    The prompt is what the user says before the first answer, with white space made alike; of plain text it is all of it.
+    """
+    texts = _texts(row)
+    prompt = texts
+    if row.messages is not None:
         first_answer = next(i for i, turn in enumerate(row.messages) if turn.role == "assistant")
         prompt = [turn.content for turn in row.messages[:first_answer] if turn.role == "user"]
+    alike = (" ".join(text.split()) for text in texts)
+    return _number(*texts), _number(*alike), _number(*(" ".join(text.split()) for text in prompt))
+
+
+def _texts(row: Row) -> list[str]:
+    if row.messages is None:
+        return [row.text or ""]
+    return [part for turn in row.messages for part in (turn.role, turn.content)]
+
+
+def _remember(row: Row, seen: _Seen) -> None:
+    texts = _texts(row)
+    if row.messages is None:
+        seen.counts["text"] += 1
+    else:
         seen.counts["turns"] += 1
         if any(turn.role == "assistant" and len(turn.content.strip()) < SHORT_ANSWER for turn in row.messages):
             seen.note("short", row.line)
@@ -266,9 +282,10 @@ def _remember(row: Row, seen: _Seen) -> None:
         seen.note("long", row.line)
     if any(not text.isascii() and MOJIBAKE.search(text) for text in texts):
         seen.note("mojibake", row.line)
-    seen.exact.append(_number(*texts))
-    seen.normalised.append(_number(*(" ".join(text.split()) for text in texts)))
-    seen.prompts.append(_number(*(" ".join(text.split()) for text in prompt)))
+    exact, normalised, prompt = numbers(row)
+    seen.exact.append(exact)
+    seen.normalised.append(normalised)
+    seen.prompts.append(prompt)
 
 
 def _warnings(path: Path, seen: _Seen) -> list[str]:

@@ -48,12 +48,13 @@ class _NotJSON(ValueError):
     """Valid for Python's JSON reader, but not for JSON (a key twice, NaN)."""
 
 
-def records(path: Path) -> Iterator[Record | BadRow]:
+def records(path: Path, kind: str | None = None) -> Iterator[Record | BadRow]:
     """Yield every row of `path` in order, good or bad. Blank lines are no rows.
 
+    `kind` is "json" (lines or a list), "csv" or "txt"; None takes it from the file's name.
     Raises UserError when the file as a whole is unfit: missing, a folder, not permitted, of an unknown kind, UTF-16.
     """
-    kind = _kind(path)
+    kind = kind or _kind(path)
     try:
         with _open(path) as file:
             readers = {"json": _json, "csv": _csv, "txt": _txt}

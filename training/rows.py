@@ -10,9 +10,9 @@ from typing import Any
 
 from training.errors import UserError
 from training.prompt_template import PromptTemplate
-from training.row_files import BadRow, describe, records, shorten
+from training.row_files import BadRow, Record, describe, records, shorten
 
-__all__ = ["FORMATS", "BadRow", "Row", "Turn", "read"]
+__all__ = ["FORMATS", "BadRow", "Record", "Row", "Turn", "interpret", "read"]
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,18 @@ def read(path: Path, format: str = "auto", prompt_template: PromptTemplate | Non
     if format not in FORMATS:
         raise UserError(f"[Dataset] FORMAT = {format}: must be one of {', '.join(FORMATS)}")
     for record in records(path):
-        if isinstance(record, BadRow):
-            yield record
-            continue
-        try:
-            messages, text = _interpret(record.fields, format, prompt_template)
-        except _Bad as bad:
-            yield BadRow(str(path), record.line, str(bad))
-        else:
-            yield Row(messages, text, str(path), record.line)
+        yield record if isinstance(record, BadRow) else interpret(record, path, format, prompt_template)
+
+
+def interpret(
+    record: Record, path: Path, format: str = "auto", prompt_template: PromptTemplate | None = None
+) -> Row | BadRow:
+    """What one record of the file `path` means, or why it is bad. Never raises for a bad row."""
+    try:
+        messages, text = _interpret(record.fields, format, prompt_template)
+    except _Bad as bad:
+        return BadRow(str(path), record.line, str(bad))
+    return Row(messages, text, str(path), record.line)
 
 
 def _interpret(
