@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Sample:
         return asdict(self)
 
 
-def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[int], most: int = 96) -> Answer:
+def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[int], most: int) -> Answer:
     """The greedy answer to one tokenised prompt, at most `most` tokens."""
     import torch
 
@@ -58,19 +58,18 @@ def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[
     return Answer(tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True).strip(), new, stopped)
 
 
-def compare(
-    model: Any, tokenizer: Any, questions: Sequence[tuple[str, str, Sequence[int]]], end_ids: Sequence[int]
-) -> list[Sample]:
-    """Answer (question, expected, prompt ids) with the adapter switched off, then on.
+def compare(model: Any, tokenizer: Any, questions: Sequence[Mapping[str, Any]], end_ids: Sequence[int]) -> list[Sample]:
+    """Answer questions (question, expected, ids, most: see plan.questions) with the adapter switched off, then on.
 
     The base's answers come after training, so that training starts at once.
     """
     samples = []
-    for question, expected, prompt in questions:
+    for asked in questions:
+        prompt, most = asked["ids"], asked["most"]
         with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
-            before = answer(model, tokenizer, prompt, end_ids)
-        after = answer(model, tokenizer, prompt, end_ids)
-        samples.append(Sample(question, expected, before.text, after.text, after.stopped))
+            before = answer(model, tokenizer, prompt, end_ids, most)
+        after = answer(model, tokenizer, prompt, end_ids, most)
+        samples.append(Sample(asked["question"], asked["expected"], before.text, after.text, after.stopped))
     return samples
 
 

@@ -33,6 +33,7 @@ from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "rows"
+SHORTEST_ANSWER, LONGEST_ANSWER = 32, 256  # tokens that a sample answer may take, within which its row decides
 NAMED = 5  # rows left out that the log names
 LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
 
@@ -119,7 +120,11 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def questions(plan: Plan, rows: Any, most: int, held_out: bool) -> list[dict[str, Any]]:
-    """Prompts of some rows, for samples and checks: question, expected answer, prompt ids. Plain text rows have none."""
+    """Prompts of some rows, for samples and checks. Plain text rows have none.
+
+    Each is question, expected (texts), ids (the prompt's tokens), held_out, and most: an answer of that many tokens, twice
+    what was expected, will not stop by itself any more.
+    """
     asked = []
     for number in spread(len(rows), most):
         row = dataset.as_row(rows[number])
@@ -128,7 +133,9 @@ def questions(plan: Plan, rows: Any, most: int, held_out: bool) -> list[dict[str
         ids = chat.prompt_ids(plan.template, plan.tokenizer, row.messages[:-1])
         if len(ids) < plan.settings.model.max_seq_length:
             question, expected = row.messages[-2].content, row.messages[-1].content
-            asked.append({"question": question, "expected": expected, "ids": ids, "held_out": held_out})
+            length = len(plan.tokenizer(expected, add_special_tokens=False)["input_ids"])
+            most = min(LONGEST_ANSWER, max(SHORTEST_ANSWER, 2 * length))
+            asked.append({"question": question, "expected": expected, "ids": ids, "held_out": held_out, "most": most})
     return asked
 
 

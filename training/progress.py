@@ -175,7 +175,7 @@ def _sample(session: Session, model: Any, step: int) -> None:
     """Answer a few held-out questions as the model stands, outside of the time that counts as training."""
     began = time.perf_counter()
     for question in session.questions:
-        told = evaluation.answer(model, session.tokenizer, question["ids"], session.end_ids)
+        told = evaluation.answer(model, session.tokenizer, question["ids"], session.end_ids, question["most"])
         line = " ".join(told.text.split())
         session.events.emit(
             "sample", at_step=step, question=question["question"], answer=told.text, stopped=told.stopped

@@ -50,8 +50,7 @@ def evaluate_stage(plan: planning.Plan, loaded: Any, questions: list[dict], run:
     began = time.perf_counter()
     if run.status.get("resumed_after_training"):
         train.load_adapter(loaded.model, run.path / runs.ADAPTER)
-    asked = [(q["question"], q["expected"], q["ids"]) for q in questions]
-    samples = evaluation.compare(loaded.model, loaded.tokenizer, asked, ends(plan))
+    samples = evaluation.compare(loaded.model, loaded.tokenizer, questions, ends(plan))
     for sample in samples:
         logger.info(
             "asked: {}\n  before: {}\n  after:  {}", *map(short, (sample.question, sample.before, sample.after))

@@ -10,8 +10,6 @@ from loguru import logger
 from training import checks, modelfile, reference, runs
 from training.checks import Check
 
-MOST_TOKENS = 96  # of an answer, when it is seen whether it stops
-
 
 def run(job: Any) -> dict[str, Any]:
     """Do all checks of an exported run (export.Job). RunError naming the first link that is broken.
@@ -20,7 +18,9 @@ def run(job: Any) -> dict[str, Any]:
     """
     sequences = [row["ids"] for row in job.facts["sequences"]]
     starts = [row["first"] for row in job.facts["sequences"]]
-    prompts = [question["ids"] for question in job.facts["questions"] if not question["held_out"]]
+    trained = [question for question in job.facts["questions"] if not question["held_out"]]
+    prompts = [question["ids"] for question in trained]
+    most = max((question["most"] for question in trained), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
     done = [checks.merged_tensors(base, adapter, job.merged)]
     done.append(checks.merged_logits(base, adapter, job.merged, sequences, starts))
@@ -31,7 +31,7 @@ def run(job: Any) -> dict[str, Any]:
     with reference.opened(job.merged) as model:
         done.append(checks.f16_agrees(job.f16, model, sequences, starts))
         if prompts:
-            done.append(checks.answers(model, job.f16, others, prompts, job.facts["end_ids"], MOST_TOKENS))
+            done.append(checks.answers(model, job.f16, others, prompts, job.facts["end_ids"], most))
     cost = {method: checks.quantised(job.f16, path, sequences, starts) for method, path in others.items()}
     done += cost.values()
     done.append(_modelfile(job))

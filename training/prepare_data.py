@@ -1,0 +1,288 @@
+"""Clean, deduplicate and split a data file:  python training/prepare_data.py --input F --format-type chat --output-dir DIR --output-name NAME
+
+Reads every kind of row that training reads, and `question` + `answer` besides. Writes NAME_train.jsonl,
+NAME_validation.jsonl and NAME_test.jsonl, which DATASET_FILE and VALIDATION_FILE take, and prints their paths, one a
+line, on stdout; with --no-split it is NAME.jsonl. What was left out, and why, goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from training import dataset, files, row_files, rows
+from training.errors import FinetuneError, MachineError, UserError
+from training.rows import BadRow, Record, Row, Turn
+from training.signals import Signals
+
+KINDS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "txt"}  # --input-format -> how row_files names it
+TYPES = ("alpaca", "qa", "chat", "text")
+PARTS = ("train", "validation", "test")
+SEED = 3407  # the default of [Training] SEED
+
+
+@dataclass
+class Tally:
+    """What was met on the way through a file. `bad` holds the first dataset.NAMED bad rows, `bad_count` counts all."""
+
+    rows: int = 0
+    bad_count: int = 0
+    doubles: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    unused: set[str] = field(default_factory=set)
+
+    def lines(self, path: Path) -> Iterator[str]:
+        """What to tell the user."""
+        yield f"{path}: {self.rows:,} rows read, {self.bad_count:,} bad, {self.doubles:,} duplicates"
+        yield from (f"  {line}" for line in self.named())
+        if self.unused:
+            yield f"fields that are not taken over: {', '.join(sorted(map(row_files.shorten, self.unused)))}"
+
+    def named(self) -> list[str]:
+        """The bad rows with their lines, up to the limit, and how many more there are."""
+        more = self.bad_count - len(self.bad)
+        return [*map(str, self.bad), *([f"and {more:,} more"] if more else [])]
+
+
+def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows worth keeping, as the fields to write, each with the number of its prompt (see dataset.numbers).
+
+    Raises UserError when the file cannot be read, or not to its end.
+    """
+    seen: set[int] = set()
+    for record in row_files.records(path, kind):
+        tally.rows += 1
+        made = record if isinstance(record, BadRow) else _clean(record, path, format_type)
+        if isinstance(made, BadRow):
+            if made.fatal:
+                raise UserError(str(made), "the file is broken; what follows this cannot be read")
+            tally.bad_count += 1
+            if len(tally.bad) < dataset.NAMED:
+                tally.bad.append(made)
+            continue
+        row, fields = made
+        tally.unused |= record.fields.keys() - USED
+        _, alike, prompt = dataset.numbers(row)
+        if alike in seen:
+            tally.doubles += 1
+            continue
+        seen.add(alike)
+        yield fields, prompt
+
+
+USED = rows.KNOWN | {"system", "question", "answer"}
+
+
+def _clean(record: Record, path: Path, format_type: str) -> tuple[Row, dict[str, Any]] | BadRow:
+    """The row without outer white space, and its fields in the shape of `format_type`."""
+    asked = {"question", "answer"} <= record.fields.keys() and rows.KNOWN.isdisjoint(record.fields)
+    if asked:
+        names = {"question": "input", "answer": "output"}
+        record = Record(record.line, {names.get(name, name): value for name, value in record.fields.items()})
+    row = rows.interpret(record, path)
+    if isinstance(row, BadRow):
+        said = " (question and answer are read as input and output)" if asked else ""
+        return BadRow(row.file, row.line, row.reason + said)
+    fields = _shaped(record, row, path, format_type)
+    if isinstance(fields, str):
+        return BadRow(row.file, row.line, fields)
+    if row.messages is None:
+        return Row(None, row.text.strip(), row.file, row.line), fields
+    turns = tuple(Turn(turn.role, turn.content.strip()) for turn in row.messages)
+    return Row(turns, None, row.file, row.line), fields
+
+
+def _shaped(record: Record, row: Row, path: Path, format_type: str) -> dict[str, Any] | str:
+    """The fields of a row of `format_type` that trains what `row` trains; or why there is none."""
+    if format_type == "text":
+        if rows.interpret(record, path, "text") == row:  # plain, or written as turns: the reader tells it again
+            return {"text": record.fields["text"].strip()}
+        return "turns are no text row; --format-type chat takes them"
+    if row.messages is None:
+        return "plain text has no question; --format-type text takes it"
+    if format_type == "chat":
+        return {"messages": [{"role": turn.role, "content": turn.content.strip()} for turn in row.messages]}
+    *system, question, answer = (turn.content.strip() for turn in row.messages)
+    if len(row.messages) > 2 + (row.messages[0].role == "system"):
+        return f"{format_type} takes one question and one answer; --format-type chat takes a longer conversation"
+    above = {"system": system[0]} if system else {}
+    if format_type == "qa":
+        return {**above, "input": question, "output": answer}
+    fields = {"instruction": question, "input": "", "output": answer}
+    if "instruction" in record.fields and rows.interpret(record, path, "alpaca") == row:  # its input stays apart
+        fields |= {name: (record.fields.get(name) or "").strip() for name in ("instruction", "input")}
+    return {**above, **fields}
+
+
+# ---- the split ---------------------------------------------------------------------------------------------------
+
+
+def deal(prompts: Sequence[int], validation: float, test: float, seed: int) -> Any:
+    """The part of each row (0 train, 1 validation, 2 test; an int8 array): dataset.split, with no wanted part empty.
+
+    A part that its share leaves without rows gets the smallest group of equal prompts, as long as a part has two groups.
+    """
+    import numpy as np
+
+    prompts = np.asarray(prompts, dtype=np.uint64)
+    parts, _ = dataset.split(prompts, validation, test, seed)
+    owner = np.zeros(len(prompts), dtype=np.int8)
+    for number, part in enumerate(parts):
+        owner[part] = number
+    for number, share in ((1, validation), (2, test)):
+        if not share or (owner == number).any():
+            continue
+        for giver in (0, 1, 2):
+            groups, first, sizes = np.unique(prompts[owner == giver], return_index=True, return_counts=True)
+            if len(groups) > 1:
+                smallest = groups[np.lexsort((first, sizes))[0]]  # the first one in the file of those of equal size
+                owner[prompts == smallest] = number
+                break
+    return owner
+
+
+def prepare(given: argparse.Namespace, source: Path, folder: Path, say: Any) -> list[Path]:
+    """Write the files; gives their paths. They appear when all are whole. UserError when no row is left."""
+    tally, prompts = Tally(), array("Q")
+    with tempfile.TemporaryFile(dir=folder) as kept:  # on the disk, so that memory does not grow with the text
+        for fields, prompt in cleaned(source, KINDS.get(given.input_format), given.format_type, tally):
+            kept.write(json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n")
+            prompts.append(prompt)
+        if not prompts:
+            reason = f"all {tally.bad_count:,} are bad" if tally.bad_count else "the file is empty"
+            raise UserError(tally.named() or "nothing was written", f"{source}: no rows: {reason}")
+        for line in tally.lines(source):
+            say(line)
+        kept.seek(0)
+        if given.no_split:
+            targets, owner = {0: folder / f"{given.output_name}.jsonl"}, bytes(len(prompts))
+        else:
+            targets = {number: folder / f"{given.output_name}_{part}.jsonl" for number, part in enumerate(PARTS)}
+            owner = deal(prompts, given.validation_split, given.test_split, given.seed).tobytes()
+        left_out = [targets.pop(number) for number in list(targets) if number not in owner]
+        _write(kept, owner, targets)
+    for path in left_out:
+        older = path.exists()
+        path.unlink(missing_ok=True)  # its rows are of an older split, and may be among those to train on now
+        why = _why_left_out(path, given, len(prompts), len(set(prompts)))
+        say(f"{path.name} is left out: {why}" + ("; the older one was removed" if older else ""))
+    counts = ", ".join(f"{owner.count(number):,} {path.name}" for number, path in targets.items())
+    say(f"rows written: {counts}")
+    return list(targets.values())
+
+
+def _why_left_out(path: Path, given: argparse.Namespace, count: int, different: int) -> str:
+    part = "validation" if path.name.endswith("_validation.jsonl") else "test"
+    if not getattr(given, f"{part}_split"):
+        return f"--{part}-split 0"
+    return (
+        f"{count:,} row{'s' * (count != 1)} with {different:,} different prompt{'s' * (different != 1)}, too few for it"
+    )
+
+
+def _write(lines: IO[bytes], owner: bytes, targets: dict[int, Path]) -> None:
+    """Deal the lines out to the files that `owner` names, one number a line."""
+    with ExitStack() as stack:
+        partial = {number: stack.enter_context(files.whole_file(path)) for number, path in targets.items()}
+        with ExitStack() as opened:  # closed before they are renamed
+            streams = {number: opened.enter_context(path.open("wb")) for number, path in partial.items()}
+            for number, line in zip(owner, lines, strict=True):
+                streams[number].write(line)
+        for path in partial.values():  # a full disk shows here, before the first of them has its name
+            files.sync(path)
+
+
+# ---- the command line --------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line: paths on stdout, everything else on stderr; returns the exit code."""
+    given = _parser().parse_args(argv)
+    Signals().install()
+    try:
+        for path in run(given):
+            print(path)
+    except FinetuneError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(given: argparse.Namespace) -> list[Path]:
+    """Check the arguments and the folder, then do the work; gives the files made."""
+    source = Path(given.input).expanduser().absolute()
+    folder = Path(given.output_dir).expanduser().absolute()
+    problems = _problems(given)
+    if problems:
+        raise UserError(problems)
+    if not given.no_split:
+        try:
+            import numpy  # noqa: F401
+        except ModuleNotFoundError:
+            raise MachineError(
+                "numpy, which deals the rows out, is not installed in this Python: ./setup.sh makes .venv, "
+                "and .venv/bin/python has it; --no-split does without"
+            ) from None
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output-dir {given.output_dir}: is a file, not a folder")
+        for part in ("", *(f"_{part}" for part in PARTS)):
+            path = folder / f"{given.output_name}{part}.jsonl"
+            if path.exists() and source.exists() and path.samefile(source):
+                raise UserError(f"--input {given.input}: the result would replace it; choose another --output-name")
+        folder.mkdir(parents=True, exist_ok=True)
+        return prepare(given, source, folder, lambda line: print(line, file=sys.stderr))
+    except OSError as error:
+        raise MachineError(
+            f"{folder} cannot be written: {error.strerror or error}; --output-dir names another"
+        ) from None
+
+
+def _problems(given: argparse.Namespace) -> list[str]:
+    problems = []
+    if given.output_name in ("", ".", "..") or "/" in given.output_name:
+        problems.append(f"--output-name {given.output_name}: must be a file name without /; --output-dir is the folder")
+    shares = {"--validation-split": given.validation_split, "--test-split": given.test_split}
+    problems += [
+        f"{flag} {share:g}: must be from 0 up to, not including, 1"
+        for flag, share in shares.items()
+        if not 0 <= share < 1
+    ]
+    if not problems and sum(shares.values()) >= 1:
+        problems.append(
+            f"--validation-split and --test-split make {sum(shares.values()):g}: no rows are left to train on"
+        )
+    if given.seed < 0:
+        problems.append(f"--seed {given.seed}: must be at least 0")
+    return problems
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prepare_data.py", description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False
+    )
+    parser.add_argument("--input", required=True, metavar="F", help="the data file; it may be gzipped")
+    parser.add_argument("--input-format", choices=tuple(KINDS), help="default: from the file's name")
+    parser.add_argument("--format-type", required=True, choices=TYPES, help="the kind of rows to write")
+    parser.add_argument("--output-dir", required=True, metavar="DIR", help="where to write; made if it is not there")
+    parser.add_argument("--output-name", required=True, metavar="NAME", help="what the files' names begin with")
+    parser.add_argument("--no-split", action="store_true", help="one file, NAME.jsonl")
+    parser.add_argument("--validation-split", type=float, default=0.05, metavar="SHARE", help="default: 0.05")
+    parser.add_argument("--test-split", type=float, default=0.05, metavar="SHARE", help="default: 0.05")
+    parser.add_argument("--seed", type=int, default=SEED, metavar="N", help=f"of the split; default: {SEED}")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
