@@ -1,0 +1,424 @@
+"""Preparing data: what is cleaned away and said so, the shapes written, and a split without an empty file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, finetune
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from training import create_sample_data, dataset, prepare_data, rows
+from training.rows import Record, Row
+
+SCRIPT = ROOT / "training" / "prepare_data.py"
+# What each sample can become. Plain text holds no question, and turns are no plain text.
+SINGLE, LONG = ("alpaca", "qa", "chat"), ("chat",)
+FITTING = {
+    "sample_data.json": SINGLE,
+    "sample_alpaca.jsonl": SINGLE,
+    "sample_chat.jsonl": LONG,
+    "sample_conversations.jsonl": LONG,
+    "sample_prompt_completion.jsonl": SINGLE,
+    "sample_qa.csv": SINGLE,
+    "sample_text.txt": ("text",),
+    "sample_text_turns.jsonl": (*SINGLE, "text"),
+}
+CASES = [(name, kind) for name, kinds in FITTING.items() for kind in kinds]
+FORMAT_OF = {"alpaca": "alpaca", "qa": "input", "chat": "messages", "text": "text"}
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    create_sample_data.write(folder)
+    return folder
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., SimpleNamespace]:
+    """Run the script's own main on a file; gives exit code, paths written, what stderr said."""
+
+    def run(source: Path, kind: str, *more: str) -> SimpleNamespace:
+        words = [
+            "--input",
+            source,
+            "--format-type",
+            kind,
+            "--output-dir",
+            tmp_path / "out",
+            "--output-name",
+            "my",
+            *more,
+        ]
+        code = prepare_data.main(list(map(str, words)))
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, paths=[Path(line) for line in out.splitlines()], said=err.splitlines())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """main takes over SIGINT, which pytest wants for itself."""
+    monkeypatch.setattr(prepare_data.Signals, "install", lambda self: None)
+
+
+def script(*arguments: str | Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """The script in a process of its own."""
+    command = [sys.executable, *python, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+
+
+def jsonl(path: Path, found: list) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in found), "utf-8")
+    return path
+
+
+def written(paths: list[Path]) -> list[dict]:
+    return [json.loads(line) for path in paths for line in path.read_text("utf-8").splitlines()]
+
+
+def meaning(row: Row) -> tuple:
+    """What a row trains, without where it stands."""
+    return row.messages, row.text
+
+
+# ---- from the samples --------------------------------------------------------------------------------------------
+
+
+def test_every_sample_has_a_case() -> None:
+    assert set(FITTING) == set(create_sample_data.samples())
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_samples_come_back_from_three_files_as_the_rows_they_were(name: str, kind: str, samples: Path, prepare) -> None:
+    done = prepare(samples / name, kind)
+    assert done.code == 0
+    assert [path.name for path in done.paths] == ["my_train.jsonl", "my_validation.jsonl", "my_test.jsonl"]
+    parts = [list(rows.read(path, FORMAT_OF[kind])) for path in done.paths]
+    assert all(parts)  # no file is empty
+    found = [row for part in parts for row in part]
+    assert [row for row in found if isinstance(row, rows.BadRow)] == []
+    assert sorted(map(repr, map(meaning, found))) == sorted(repr(meaning(row)) for row in rows.read(samples / name))
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_the_input_format_may_be_named_whatever_the_file_is_called(name: str, samples: Path, prepare, tmp_path) -> None:
+    (tmp_path / "data").write_bytes((samples / name).read_bytes())
+    kind = FITTING[name][0]
+    named = prepare(tmp_path / "data", kind, "--input-format", name.rpartition(".")[2])
+    assert (named.code, written(named.paths)) == (0, written(prepare(samples / name, kind).paths))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        ("sample_text.txt", "alpaca", "plain text has no question; --format-type text takes it"),
+        ("sample_text.txt", "qa", "plain text has no question; --format-type text takes it"),
+        ("sample_text.txt", "chat", "plain text has no question; --format-type text takes it"),
+        ("sample_data.json", "text", "turns are no text row; --format-type chat takes them"),
+    ],
+)
+def test_a_kind_that_no_row_fits_ends_with_2_and_writes_nothing(name, kind, reason, samples, prepare, tmp_path) -> None:
+    done = prepare(samples / name, kind)
+    assert (done.code, done.paths, list((tmp_path / "out").iterdir())) == (2, [], [])
+    count = len(list(rows.read(samples / name)))
+    assert done.said[0] == f"{samples / name}: no rows: all {count} are bad"
+    assert done.said[1].endswith(f": {reason}")
+    assert len(done.said) == 1 + count
+
+
+def test_ten_rows_are_split_8_1_1(samples: Path, prepare) -> None:
+    done = prepare(samples / "sample_data.json", "alpaca")
+    assert [len(path.read_text("utf-8").splitlines()) for path in done.paths] == [8, 1, 1]
+    assert done.said == [
+        f"{samples / 'sample_data.json'}: 10 rows read, 0 bad, 0 duplicates",
+        "rows written: 8 my_train.jsonl, 1 my_validation.jsonl, 1 my_test.jsonl",
+    ]
+
+
+def test_no_split_writes_one_file_in_the_order_of_the_input(samples: Path, prepare, tmp_path) -> None:
+    done = prepare(samples / "sample_data.json", "alpaca", "--no-split")
+    assert done.paths == [tmp_path / "out" / "my.jsonl"]
+    assert written(done.paths) == json.loads((samples / "sample_data.json").read_text("utf-8"))
+
+
+def test_the_script_runs_from_anywhere_and_prints_paths_only(samples: Path, tmp_path: Path) -> None:
+    done = script("--input", samples / "sample_qa.csv", "--input-format", "csv", "--format-type", "qa",
+                  "--output-dir", tmp_path / "a" / "b", "--output-name", "my")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "a" / "b" / f"my_{part}.jsonl") for part in prepare_data.PARTS]
+    assert len(list((tmp_path / "a" / "b").iterdir())) == 3
+
+
+@pytest.mark.tiny
+def test_prepared_samples_train(samples: Path, prepare, tiny_config: Path) -> None:
+    done = prepare(samples / "sample_data.json", "alpaca")
+    ended = finetune(
+        "--config", tiny_config, "--data", done.paths[0], "--set", f"Dataset.VALIDATION_FILE={done.paths[1]}",
+        "--set", "Training.MAX_STEPS=1", "--set", "Training.SAVE_STEPS=0", "--set", "Training.EVAL_STEPS=0",
+    )  # fmt: skip
+    assert ended.code == 0, ended.stderr
+    report = json.loads((ended.run / "report.json").read_text("utf-8"))
+    assert "rows: 8 to train, 1 to validate" in ended.stderr
+    assert report["training"]["before"] > 0
+
+
+# ---- cleaning ----------------------------------------------------------------------------------------------------
+
+
+def test_bad_rows_are_dropped_and_named_up_to_a_limit(prepare, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"input": "q", "output": "a"}, *['{"input": "q"}'] * 19, "rubbish", "x", "x"])
+    done = prepare(source, "qa", "--no-split")
+    assert (done.code, written(done.paths)) == (0, [{"input": "q", "output": "a"}])
+    assert done.said[0] == f"{source}: 23 rows read, 22 bad, 0 duplicates"
+    assert done.said[1] == f"  {source}:2: no known fields (found: input); what would do: {rows.WOULD_DO}"
+    assert done.said[20] == f"  {source}:21: not JSON: Expecting value (column 1)"
+    assert done.said[21] == "  and 2 more"
+
+
+def test_outer_white_space_goes_and_inner_stays(prepare, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"instruction": " do\n  it ", "input": "\t", "output": "\u3000done \n"}])
+    done = prepare(source, "alpaca", "--no-split")
+    assert written(done.paths) == [{"instruction": "do\n  it", "input": "", "output": "done"}]
+
+
+def test_rows_without_an_answer_are_bad(prepare, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"instruction": "a", "output": " "}, {"instruction": "a", "output": "b"}])
+    done = prepare(source, "alpaca", "--no-split")
+    assert done.said[1] == f"  {source}:1: the answer is empty: output holds no text"
+    assert len(written(done.paths)) == 1
+
+
+def test_rows_that_differ_in_white_space_only_are_written_once(prepare, tmp_path: Path) -> None:
+    found = [("a b", "c"), ("a  b\n", "c"), (" a b", "c "), ("ab", "c"), ("a b", "d")]
+    source = jsonl(tmp_path / "a.jsonl", [{"input": asked, "output": answer} for asked, answer in found])
+    done = prepare(source, "qa", "--no-split")
+    assert [(row["input"], row["output"]) for row in written(done.paths)] == [("a b", "c"), ("ab", "c"), ("a b", "d")]
+    assert done.said[0] == f"{source}: 5 rows read, 0 bad, 2 duplicates"
+
+
+def test_question_and_answer_are_taken(prepare, tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text("question,answer,id\nWho?,Me.,1\nWhy?,,2\n", "utf-8")
+    done = prepare(source, "qa", "--no-split")
+    assert written(done.paths) == [{"input": "Who?", "output": "Me."}]
+    assert done.said[1:3] == [
+        f"  {source}:3: the answer is empty: output holds no text (question and answer are read as input and output)",
+        "fields that are not taken over: id",
+    ]
+
+
+def test_a_long_conversation_is_bad_for_alpaca_and_qa_and_named(prepare, samples: Path) -> None:
+    for kind in ("alpaca", "qa"):
+        done = prepare(samples / "sample_conversations.jsonl", kind, "--no-split")
+        reason = f"{kind} takes one question and one answer; --format-type chat takes a longer conversation"
+        assert done.said[1] == f"  {samples / 'sample_conversations.jsonl'}:1: {reason}"
+        assert len(written(done.paths)) == 2
+
+
+def test_a_system_text_is_kept_in_every_shape_with_turns(prepare, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"system": " Be kind. ", "prompt": "用户: 你好", "completion": "助手: 好"}])
+    shapes = {kind: written(prepare(source, kind, "--no-split").paths)[0] for kind in SINGLE}
+    assert shapes == {
+        "alpaca": {"system": "Be kind.", "instruction": "你好", "input": "", "output": "好"},
+        "qa": {"system": "Be kind.", "input": "你好", "output": "好"},
+        "chat": {
+            "messages": [
+                {"role": "system", "content": "Be kind."},
+                {"role": "user", "content": "你好"},
+                {"role": "assistant", "content": "好"},
+            ]
+        },
+    }
+
+
+def test_gzip_is_read(prepare, samples: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress((samples / "sample_data.json").read_bytes()))
+    assert len(written(prepare(tmp_path / "a.json.gz", "alpaca").paths)) == 10
+
+
+TEXT = st.text(st.sampled_from('ab \n\t：:用户助手User\u3000\u2028"\\😀'), max_size=12)
+RECORDS = st.one_of(
+    st.fixed_dictionaries({"instruction": TEXT, "output": TEXT}, optional={"input": st.none() | TEXT, "system": TEXT}),
+    st.fixed_dictionaries({"prompt": TEXT, "completion": TEXT}, optional={"instruction": TEXT}),
+    st.fixed_dictionaries({"input": TEXT, "output": TEXT}),
+    st.fixed_dictionaries({"text": TEXT}),
+    st.fixed_dictionaries(
+        {
+            "messages": st.lists(
+                st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "gpt"]), "content": TEXT})
+            )
+        }
+    ),
+)
+
+
+@hypothesis_settings(max_examples=300)
+@given(RECORDS, st.sampled_from(prepare_data.TYPES))
+def test_what_is_written_is_read_back_as_the_row_that_was_kept(fields: dict, kind: str) -> None:
+    made = prepare_data._clean(Record(1, fields), Path("a.jsonl"), kind)
+    if isinstance(made, rows.BadRow):
+        assert made.reason
+        return
+    row, shaped = made
+    again = rows.interpret(Record(1, json.loads(json.dumps(shaped))), Path("a.jsonl"), FORMAT_OF[kind])
+    assert again == rows.interpret(Record(1, shaped), Path("a.jsonl"))  # told without FORMAT as well
+    assert isinstance(again, Row)
+    assert dataset.numbers(again)[1:] == dataset.numbers(row)[1:]
+
+
+# ---- splitting ---------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.sampled_from([0.01, 0.05, 0.4]), st.integers(0, 3))
+def test_three_prompts_fill_three_parts_and_equal_prompts_stay_together(prompts, share, seed) -> None:
+    owner = list(prepare_data.deal(prompts, share, share, seed))
+    assert len(owner) == len(prompts)
+    assert len(set(owner)) == min(3, len(set(prompts)))
+    assert 0 in owner
+    assert len(set(zip(prompts, owner, strict=True))) == len(set(prompts))
+
+
+def test_the_split_is_seeded(prepare, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"input": f"q{i}", "output": "a"} for i in range(200)])
+    first, again, other = (written(prepare(source, "qa", "--seed", seed).paths) for seed in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_200_rows_are_split_90_5_5_by_default(prepare, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"input": f"q{i}", "output": "a"} for i in range(200)])
+    assert [len(written([path])) for path in prepare(source, "qa").paths] == [180, 10, 10]
+    more = prepare(source, "qa", "--validation-split", "0.2", "--test-split", "0.1")
+    assert [len(written([path])) for path in more.paths] == [140, 40, 20]
+
+
+def test_too_few_rows_leave_files_out_and_it_is_said(prepare, tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", [{"input": "q", "output": "a"}])
+    done = prepare(source, "qa")
+    assert [path.name for path in done.paths] == ["my_train.jsonl"]
+    assert done.said[1:3] == [
+        f"my_{part}.jsonl is left out: 1 row with 1 different prompt, too few for it" for part in ("validation", "test")
+    ]
+
+
+def test_a_part_that_is_left_out_does_not_stay_behind_from_an_older_split(prepare, tmp_path: Path, samples) -> None:
+    prepare(samples / "sample_data.json", "qa")
+    done = prepare(samples / "sample_data.json", "qa", "--test-split", "0")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["my_train.jsonl", "my_validation.jsonl"]
+    assert done.said[1] == "my_test.jsonl is left out: --test-split 0; the older one was removed"
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_broken_file_is_refused_and_leaves_older_results_alone(prepare, samples: Path, tmp_path: Path) -> None:
+    before = written(prepare(samples / "sample_data.json", "alpaca").paths)
+    source = tmp_path / "a.json"
+    source.write_text('[{"input": "a", "output": "b"},\n{"input": "c"', "utf-8")
+    done = prepare(source, "qa")
+    assert (done.code, done.said) == (
+        2,
+        ["the file is broken; what follows this cannot be read", f"  {source}:2: the list is not closed: ] is missing"],
+    )
+    assert written([tmp_path / "out" / f"my_{part}.jsonl" for part in prepare_data.PARTS]) == before
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_an_empty_and_a_missing_file_are_refused(prepare, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    assert prepare(tmp_path / "a.txt", "text").said[0] == f"{tmp_path / 'a.txt'}: no rows: the file is empty"
+    done = prepare(tmp_path / "b.txt", "text")
+    assert (done.code, done.said) == (2, [f"{tmp_path / 'b.txt'}: there is no such file"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output-name", "a/b"], "--output-name a/b: must be a file name without /; --output-dir is the folder"),
+        (["--test-split", "1"], "--test-split 1: must be from 0 up to, not including, 1"),
+        (["--validation-split", "nan"], "--validation-split nan: must be from 0 up to, not including, 1"),
+        (
+            ["--validation-split", "0.5", "--test-split", "0.5"],
+            "--validation-split and --test-split make 1: no rows are left to train on",
+        ),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: list[str], message: str, prepare, samples: Path, tmp_path: Path) -> None:
+    done = prepare(samples / "sample_data.json", "qa", *arguments)
+    assert (done.code, done.paths, done.said) == (2, [], [message])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_kind_of_rows_is_told_with_those_there_are(samples: Path, tmp_path: Path) -> None:
+    done = script(
+        "--input", samples / "sample_data.json", "--format-type", "xml", "--output-dir", tmp_path, "--output-name", "a"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    for known in prepare_data.TYPES:
+        assert known in done.stderr.splitlines()[-1]
+
+
+def test_the_input_is_never_replaced(prepare, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    source = jsonl(tmp_path / "out" / "my_train.jsonl", [{"input": "q", "output": "a"}])
+    before = source.read_bytes()
+    done = prepare(source, "qa")
+    assert (done.code, source.read_bytes()) == (2, before)
+    assert done.said == [f"--input {source}: the result would replace it; choose another --output-name"]
+
+
+def test_a_folder_that_cannot_be_written_is_the_machines(prepare, samples: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = prepare(samples / "sample_data.json", "qa", "--output-dir", str(tmp_path / "file" / "below"))
+    assert done.code == 3
+    assert done.said == [
+        f"{tmp_path / 'file' / 'below'} cannot be written: Not a directory; --output-dir names another"
+    ]
+    done = prepare(samples / "sample_data.json", "qa", "--output-dir", str(tmp_path / "file"))
+    assert (done.code, done.said) == (2, [f"--output-dir {tmp_path / 'file'}: is a file, not a folder"])
+
+
+def test_a_full_disk_leaves_nothing_half_written(prepare, samples: Path, tmp_path: Path, monkeypatch) -> None:
+    """The disk is full when the second file is put on it; a fake, for a full disk cannot be had here."""
+    real, calls = prepare_data.files.sync, []
+
+    def full(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(path)
+
+    monkeypatch.setattr(prepare_data.files, "sync", full)
+    done = prepare(samples / "sample_data.json", "qa")
+    assert done.code == 3
+    assert done.said[-1] == f"{tmp_path / 'out'} cannot be written: No space left on device; --output-dir names another"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_without_numpy_the_split_is_refused_and_no_split_works(samples: Path, tmp_path: Path) -> None:
+    words = [
+        "--input",
+        samples / "sample_data.json",
+        "--format-type",
+        "qa",
+        "--output-dir",
+        tmp_path / "o",
+        "--output-name",
+        "a",
+    ]
+    done = script(*words, python=("-S",))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("numpy, which deals the rows out, is not installed in this Python: ./setup.sh")
+    done = script(*words, "--no-split", python=("-S",))
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'o' / 'a.jsonl'}\n"), done.stderr
