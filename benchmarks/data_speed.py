@@ -1,0 +1,167 @@
+"""How fast are rows read and tokenised, and in how much memory?  python benchmarks/data_speed.py [--rows 100000] [--rounds 1]
+
+Makes rows of messages in a temporary folder and takes them, in turn and each in a process of its own, through our
+`dataset.load` + `tokens.tokenise`, and through `datasets.load_dataset("json")` + `map` of the same tokenizer's chat
+template. Ours does more on the way: it checks every row, names bad ones, looks for duplicates, and marks what is trained (and
+leaves out what a template puts behind the last end token, so that the tokens differ by one a row).
+Memory is the peak of the process; with --workers above 1 the largest worker is added once for each. Linux only (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+WAYS = ("ours", "datasets")
+WORDS = (
+    "river",
+    "treaty",
+    "harbour",
+    "engine",
+    "morning",
+    "because",
+    "between",
+    "yellow",
+    "quickly",
+    "answer",
+    "河流",
+    "清晨",
+)
+
+
+def make(path: Path, count: int) -> None:
+    """Write `count` rows of one question and one answer, about 1 kB each, seeded; no two are alike."""
+    chance = random.Random(3407)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            question, answer = (" ".join(chance.choices(WORDS, k=chance.randint(5, most))) for most in (60, 220))
+            turns = [("user", f"{number}: {question}?"), ("assistant", f"{answer}.")]
+            row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
+    """Seconds of reading and of tokenising, and the tokens, through the program's own modules."""
+    from training import chat, dataset, settings, tokens
+
+    base, tokenizer = _model()
+    overrides = [
+        ("Dataset", "DATASET_FILE", str(path)),
+        ("Dataset", "VALIDATION_FILE", ""),
+        ("Dataset", "VALIDATION_SPLIT", "0"),
+    ]
+    root = Path(__file__).resolve().parent.parent
+    given = settings.load(root / "config.ini", [settings.Override(*item, item[1]) for item in overrides])
+    template = chat.choose(base, given, tokenizer)
+    started = time.monotonic()
+    data = dataset.load(given, room)
+    read = time.monotonic()
+    made, bad = tokens.tokenise(data.train, template, tokenizer, 4096, "all", "completion", room, workers)
+    ended = time.monotonic()
+    assert not bad
+    return {"read": read - started, "tokenise": ended - read, "tokens": _total(made, "length")}
+
+
+def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
+    """The same with load_dataset and map, as most training scripts do it."""
+    import datasets
+
+    _, tokenizer = _model()
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        ids = tokenizer.apply_chat_template(
+            batch["messages"], tokenize=True, return_dict=True, truncation=True, max_length=4096
+        )["input_ids"]
+        return {"input_ids": ids, "length": [len(one) for one in ids]}
+
+    started = time.monotonic()
+    data = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(room))
+    read = time.monotonic()
+    made = data.map(encode, batched=True, remove_columns=data.column_names, num_proc=workers if workers > 1 else None)
+    ended = time.monotonic()
+    return {"read": read - started, "tokenise": ended - read, "tokens": _total(made, "length")}
+
+
+def _model() -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    from training import base_model, settings
+
+    base = base_model.locate(settings.Model(base_model_name=base_model.EMBEDDED))
+    return base, AutoTokenizer.from_pretrained(base.path)
+
+
+def _total(data: Any, column: str) -> int:
+    import numpy as np
+
+    return int(np.asarray(data.with_format("numpy")[column][:]).sum())
+
+
+def measure(way: str, path: Path, room: Path, workers: int) -> None:
+    """Do it once in this process and print the figures as JSON."""
+    found = (ours if way == "ours" else plainly)(path, room, workers)
+    # Not ru_maxrss of this process: on Linux it begins at the peak of whoever started it.
+    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    if workers > 1:
+        peak += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(json.dumps({**found, "peak": peak}))
+
+
+def in_a_process(way: str, path: Path, workers: int) -> dict[str, float]:
+    """`measure` in a process of its own, with caches of its own that are removed again."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as room:
+        command = [sys.executable, str(Path(__file__).resolve()), "--measure", way, str(path), room, str(workers)]
+        quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": room}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **quiet})
+    if done.returncode:
+        raise SystemExit(f"{way}: ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition("  ")[0])
+    parser.add_argument("--rows", type=int, default=100_000, help="up to a million (about 1 GB) is usual")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that tokenise")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        make(path, args.rows)
+        print(
+            f"{args.rows:,} rows, {path.stat().st_size / 1e6:.0f} MB, {args.workers} worker{'s' * (args.workers != 1)}"
+        )
+        print(f"{'round':<7}{'way':<10}{'read s':>8}{'tokenise s':>12}{'rows/s':>9}{'tokens':>13}{'peak MB':>9}")
+        ratios = []
+        for number in range(1, args.rounds + 1):
+            speeds = {}
+            for way in WAYS:
+                found = in_a_process(way, path, args.workers)
+                speeds[way] = args.rows / (found["read"] + found["tokenise"])
+                print(
+                    f"{number:<7}{way:<10}{found['read']:>8.1f}{found['tokenise']:>12.1f}{speeds[way]:>9.0f}"
+                    f"{found['tokens']:>13,}{found['peak'] / 1e6:>9.0f}",
+                    flush=True,
+                )
+            ratios.append(speeds["ours"] / speeds["datasets"])
+        print(f"rows/s, ours against datasets: {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))
+    else:
+        main()
