@@ -155,8 +155,17 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for step in (2, 4, 10):
         with checkpoint.writing(tmp_path, step, {}):
             pass
-    checkpoint.rotate(tmp_path, 2)
+    checkpoint.rotate(tmp_path, 2, newest=10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-4"]
+
+
+def test_a_checkpoint_of_a_later_step_than_the_one_just_written_is_not_kept_in_its_place(tmp_path):
+    # resumed from the start because checkpoint-60 was damaged: counted as the newest it would push out every good one
+    for step in (60, 20):
+        with checkpoint.writing(tmp_path, step, {}):
+            pass
+    checkpoint.rotate(tmp_path, 1, newest=20)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
 
 
 def test_a_mismatch_names_the_field_the_old_and_the_new_value():

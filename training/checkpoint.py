@@ -115,15 +115,20 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Remove the oldest checkpoints beyond `keep` (0 keeps all), and what a killed process left half-written."""
+def rotate(folder: Path, keep: int, newest: int) -> None:
+    """Remove the oldest checkpoints beyond `keep` (0 keeps all), and what a killed process left half-written.
+
+    `newest` is the step just written: one with a higher number was damaged, or belongs to a future that was given up.
+    """
     for leftover in folder.glob(f"checkpoint-*{files.PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
     numbered = sorted(
         (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()),
         key=lambda p: int(p.name.removeprefix("checkpoint-")),
     )
-    for path in numbered[:-keep] if keep else []:
+    later = [path for path in numbered if int(path.name.removeprefix("checkpoint-")) > newest]
+    kept = [path for path in numbered if path not in later]
+    for path in [*later, *(kept[:-keep] if keep else [])]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -39,10 +39,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 sync(file)
         sync(partial)
+        old = path.with_name(f"{path.name}.old.{os.getpid()}{PARTIAL}")
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(old)  # renamed, not removed: a kill between the two must not cost both
         partial.replace(path)
         sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
