@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.errors import MachineError, RunError
+from training.errors import Interrupted, MachineError, RunError
 
 EAGER_UP_TO = 512  # tokens; below, SDPA's bf16 backward on a CPU is slower than plain matrix products
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -53,6 +53,8 @@ def _start_unsloth(cache: Path) -> None:
     os.environ["UNSLOTH_AUTO_INSTALL"] = "0"  # else saving may answer "yes" to apt-get and pip
     try:
         import unsloth  # noqa: F401
+    except Interrupted:
+        raise
     except Exception as error:  # its import runs code that fails in many ways: all of them mean the same here
         raise MachineError(
             f"Unsloth cannot be imported ({type(error).__name__}: {error}). Repair it with `ENGINE=unsloth ./setup.sh`, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +22,7 @@ class Sample:
 
     question: str
     expected: str
-    before: str
+    before: str | None  # None where the base cannot be asked any more: its biases were trained
     after: str
     stopped: bool
 
@@ -58,18 +57,23 @@ def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[
     return Answer(tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True).strip(), new, stopped)
 
 
-def compare(model: Any, tokenizer: Any, questions: Sequence[Mapping[str, Any]], end_ids: Sequence[int]) -> list[Sample]:
+def compare(
+    model: Any, tokenizer: Any, questions: Sequence[Mapping[str, Any]], end_ids: Sequence[int], switchable: bool
+) -> list[Sample]:
     """Answer questions (question, expected, ids, most: see plan.questions) with the adapter switched off, then on.
 
-    The base's answers come after training, so that training starts at once.
+    The base's answers come after training, so that training starts at once. `switchable`: no bias was trained, which
+    PEFT does not put back when the adapter is off; else the base is not asked.
     """
     samples = []
     for asked in questions:
         prompt, most = asked["ids"], asked["most"]
-        with model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext():
-            before = answer(model, tokenizer, prompt, end_ids, most)
+        before = None
+        if switchable:
+            with model.disable_adapter():
+                before = answer(model, tokenizer, prompt, end_ids, most).text
         after = answer(model, tokenizer, prompt, end_ids, most)
-        samples.append(Sample(asked["question"], asked["expected"], before.text, after.text, after.stopped))
+        samples.append(Sample(asked["question"], asked["expected"], before, after.text, after.stopped))
     return samples
 
 
@@ -89,11 +93,13 @@ def loss(model: Any, rows: Any) -> float:
     return total / max(1, count)
 
 
-def test_scores(model: Any, rows: Any) -> list[dict[str, Any]]:
+def test_scores(model: Any, rows: Any, switchable: bool) -> list[dict[str, Any]]:
     """The losses of base and tuned model on the test rows (TEST_SPLIT), as scores of the report; none without rows."""
     if rows is None:
         return []
-    with model.disable_adapter():
-        before = loss(model, rows)
+    before = None
+    if switchable:
+        with model.disable_adapter():
+            before = loss(model, rows)
     after = loss(model, rows)
     return [{"name": "test loss", "before": before, "after": after, "rows": len(rows)}]

@@ -146,13 +146,15 @@ def _report_step(session: Session, state: Any, logs: dict[str, Any]) -> None:
 
 
 def _report_evaluation(session: Session, step: int, loss: float, control: Any, model: Any) -> None:
+    if not math.isfinite(loss):
+        raise trainer.not_finite("validation loss", step, session.watch)
     carried = session.watch.carried
     carried.setdefault("before", loss)
     carried.update(after=loss, evaluated_at=step)
-    better = loss < carried.get("best_loss", math.inf)
+    better = step > 0 and loss < carried.get("best_loss", math.inf)  # the base itself is no adapter to keep
     if better:
         carried.update(best_loss=loss, best_step=step, worse=0)
-    else:
+    elif step > 0:
         carried["worse"] = carried.get("worse", 0) + 1
     session.events.emit("evaluation", at_step=step, loss=loss, best=better)
     words = " (the base model)" if step == 0 else ", the best so far" if better else ""
@@ -161,7 +163,7 @@ def _report_evaluation(session: Session, step: int, loss: float, control: Any, m
     if patience and better:
         with files.whole_folder(session.watch.folder / BEST) as partial:
             model.save_pretrained(str(partial), safe_serialization=True)
-    if patience and carried["worse"] >= patience:
+    if patience and carried.get("worse", 0) >= patience:
         session.stopped_early = carried["stopped_early"] = True
         control.should_training_stop = control.should_save = True
         logger.info(

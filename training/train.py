@@ -19,6 +19,7 @@ from training.progress import Session
 
 WEIGHTS = "adapter_model.safetensors"
 # What torch and safetensors say when a write fails, in words of their own instead of an OSError.
+SMALLER = "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true"
 WRITE_FAILED = ("No space left", "file write failed", "unexpected pos", "PytorchStreamWriter failed")
 
 
@@ -59,13 +60,31 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
     `session.watch` says where checkpoints go and what they are marked with. Raises RunError, Interrupted after a full
     checkpoint, or UserError where the run's checkpoint and its settings do not agree.
     """
+    from safetensors import SafetensorError
+
+    try:
+        with session.signals.gentle():  # a first signal is noted, and what is being written is written whole
+            return _train(loaded, plan, session)
+    except (OSError, SafetensorError) as error:
+        raise disk_error(error, session.watch.folder) from error
+    except RuntimeError as error:
+        if any(words in str(error) for words in WRITE_FAILED):
+            raise disk_error(error, session.watch.folder) from error
+        advice = f"; {SMALLER}" if trainer.is_out_of_memory(error) else ""
+        raise RunError(
+            "training", f"{str(error).splitlines()[0]}{advice}", checkpoint.where(session.watch.folder)
+        ) from error
+
+
+def _train(loaded: Any, plan: Any, session: Session) -> Result:
     chosen, watch = plan.settings.training, session.watch
     micro, accumulation = chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps
+    shrunk: tuple[int, int] | None = None
     while True:
         found = checkpoint.newest(watch.folder)
         if found is not None:
             checkpoint.refuse_mismatch(found.manifest["fingerprint"], watch.manifest["fingerprint"])
-            micro, accumulation = found.manifest["micro_batch"]
+            micro, accumulation = shrunk or found.manifest["micro_batch"]
             watch.carried = dict(found.manifest["carried"])
             session.first_step = found.step
             logger.info("going on from the checkpoint of step {}", found.step)
@@ -75,7 +94,7 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
             _run(session, found)
             break
         except trainer.OutOfMemory as error:
-            micro, accumulation = _smaller(session, micro, accumulation, str(error))
+            shrunk = micro, accumulation = _smaller(session, micro, accumulation, str(error))
     _keep_best(loaded.model, session)
     save_adapter(loaded.model, session.run.path / runs.ADAPTER)
     return _result(session, micro, accumulation)
@@ -85,30 +104,27 @@ def _run(session: Session, found: checkpoint.Checkpoint | None) -> None:
     """Let the trainer train; a noted signal becomes Interrupted once the checkpoint is on the disk."""
     one, watch = session.trainer, session.watch
     try:
-        with session.signals.gentle():
-            if found and (found.step >= session.total or watch.carried.get("stopped_early")):
-                _take_up_the_end(one, found)
-            else:
-                one.train(resume_from_checkpoint=str(found.path) if found else None)
-            if (
-                one.eval_dataset is not None
-                and watch.carried.get("evaluated_at") != one.state.global_step
-                and session.signals.stop is None
-            ):
-                one.evaluate()
+        if found and (found.step >= session.total or watch.carried.get("stopped_early")):
+            _take_up_the_end(one, found)
+        else:
+            one.train(resume_from_checkpoint=str(found.path) if found else None)
+        if _unmeasured(session) and session.signals.stop is None:
+            one.evaluate()
     except trainer.StopNow:
-        one._save_checkpoint(one.model, None)
-    except OSError as error:
-        raise disk_error(error, watch.folder) from error
-    except RuntimeError as error:
-        if any(words in str(error) for words in WRITE_FAILED):
-            raise disk_error(error, watch.folder) from error
-        raise RunError("training", str(error).splitlines()[0], checkpoint.where(watch.folder)) from error
+        pass
     step = one.state.global_step
-    if session.signals.stop is not None and step < session.total and not session.stopped_early:
-        raise Interrupted(
-            session.signals.stop, f"stopped at step {step} of {session.total}; {checkpoint.where(watch.folder)}"
-        )
+    if one.optimizer is not None and not (watch.folder / f"checkpoint-{step}" / checkpoint.MANIFEST).is_file():
+        one._save_checkpoint(one.model, None)
+    unfinished = (step < session.total and not session.stopped_early) or _unmeasured(session)
+    if session.signals.stop is not None and unfinished:
+        where = checkpoint.where(watch.folder)
+        raise Interrupted(session.signals.stop, f"stopped at step {step} of {session.total}; {where}")
+
+
+def _unmeasured(session: Session) -> bool:
+    """Whether the model as it stands has still to be measured on the validation rows."""
+    one = session.trainer
+    return one.eval_dataset is not None and session.watch.carried.get("evaluated_at") != one.state.global_step
 
 
 def _take_up_the_end(one: Any, found: checkpoint.Checkpoint) -> None:
@@ -123,17 +139,17 @@ def _smaller(session: Session, micro: int, accumulation: int, error: str) -> tup
     """After running out of memory: save where we are, and give the next smaller batch of equal product."""
     one, watch = session.trainer, session.watch
     step = one.state.global_step
-    if micro == 1:
+    smaller = max((size for size in range(1, micro // 2 + 1) if micro % size == 0), default=1)
+    watch.manifest["micro_batch"] = [smaller, accumulation * micro // smaller]
+    if one.optimizer is not None:  # it is None where only the last evaluation was left to do
         one._save_checkpoint(one.model, None)
+    if micro == 1:
         raise RunError(
             "training",
-            f"out of memory at a batch of one row ({error}); lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true",
+            f"out of memory at a batch of one row ({error}); {SMALLER}",
             checkpoint.where(watch.folder),
         )
-    smaller = max(size for size in range(1, micro // 2 + 1) if micro % size == 0)
     accumulation = accumulation * micro // smaller
-    watch.manifest["micro_batch"] = [smaller, accumulation]
-    one._save_checkpoint(one.model, None)
     logger.warning(
         "out of memory: PER_DEVICE_TRAIN_BATCH_SIZE is now {}, GRADIENT_ACCUMULATION_STEPS {}; going on from step {}",
         smaller, accumulation, step,
@@ -141,7 +157,9 @@ def _smaller(session: Session, micro: int, accumulation: int, error: str) -> tup
     session.events.emit(
         "warning", at_step=step, message="out of memory", micro_batch=smaller, accumulation=accumulation
     )
-    session.trainer = None
+    session.trainer, session.first_began = None, None
+    if session.bar is not None:
+        session.bar.close()
     gc.collect()
     return smaller, accumulation
 

@@ -56,14 +56,14 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             with _memory_watched():
                 loss = super().training_step(model, inputs, *args, **kwargs)
             if not torch.isfinite(loss):
-                raise _not_finite("loss", self.state.global_step + 1, watch)
+                raise not_finite("loss", self.state.global_step + 1, watch)
             return loss
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
             norm = super()._get_grad_norm(model, grad_norm=grad_norm)
             # With fp16 an infinite gradient is the loss scaler's business: it skips the step and lowers the scale.
             if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
-                raise _not_finite("gradient", self.state.global_step + 1, watch)
+                raise not_finite("gradient", self.state.global_step + 1, watch)
             return norm
 
         def compute_loss(
@@ -92,9 +92,20 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             if not watch.fast:
                 logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
 
-        def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            count = int((inputs["labels"][..., 1:] != -100).sum())
             with _memory_watched():
-                return super().prediction_step(*args, **kwargs)
+                result = super().prediction_step(model, inputs, *args, **kwargs)
+            self._loss_sum += float(result[0]) * count
+            self._loss_count += count
+            return result
+
+        def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+            """The loss is a mean over all trained tokens; the trainer's own is one of batches, whatever they hold."""
+            self._loss_sum, self._loss_count = 0.0, 0
+            output = super().evaluation_loop(*args, **kwargs)
+            output.metrics["eval_loss"] = self._loss_sum / max(1, self._loss_count)
+            return output
 
         def evaluate(self, *args: Any, **kwargs: Any) -> Any:
             state = take_random_state()  # so that evaluating more or less often does not change the training
@@ -118,7 +129,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                     shutil.rmtree(target, ignore_errors=True)
                 for name in NOT_KEPT:
                     (partial / name).unlink(missing_ok=True)
-            checkpoint.rotate(watch.folder, watch.keep)
+            checkpoint.rotate(watch.folder, watch.keep, step)
 
         def _get_output_dir(self, trial: Any) -> str:
             return getattr(self, "_run_folder", None) or super()._get_output_dir(trial)
@@ -194,7 +205,11 @@ def _tokens(inputs: dict[str, Any]) -> int:
     return int(mask.sum()) if mask is not None else int(inputs["input_ids"].numel())
 
 
-def _not_finite(what: str, step: int, watch: Watch) -> RunError:
+def not_finite(what: str, step: int, watch: Watch) -> RunError:
+    """The error for a loss or gradient that is NaN or infinite."""
+    if step == 0:
+        reason = "the base model's loss is not a finite number: its weights are damaged, or overflow in this PRECISION"
+        return RunError("training", reason, checkpoint.where(watch.folder))
     return RunError(
         "training",
         f"the {what} of step {step} is not a finite number; lower LEARNING_RATE, or set PRECISION = fp32 with "
