@@ -72,7 +72,9 @@ def _data(plan: Any) -> record.DataFacts:
         (chosen.validation_file, "validation", counts["validation"]),
     ]
     files = tuple(
-        record.DataFile(str(path), role, plan.data.sha256[str(path)], path.stat().st_size, rows)
+        record.DataFile(
+            str(path), role, plan.data.sha256[str(path)], path.stat().st_size if path.exists() else None, rows
+        )
         for path, role, rows in roles
         if path
     )

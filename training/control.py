@@ -78,6 +78,11 @@ def began_on(run: runs.Run | None) -> date | None:
     return date.fromtimestamp(run.status["started"]) if run and run.status.get("started") else None
 
 
+def size(run: runs.Run | None) -> int:
+    """Bytes that a run to be resumed has on the disk already."""
+    return sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) if run else 0
+
+
 def offer_resume(folder: Path) -> None:
     """Say how a stopped run could go on, before a new one starts."""
     every = runs.history(folder)
@@ -91,13 +96,15 @@ def offer_resume(folder: Path) -> None:
 
 def refuse_mismatch(run: runs.Run, marks: dict[str, Any]) -> None:
     """Raise UserError, before anything is touched, where a run's newest checkpoint and its plan of today do not agree."""
-    found = checkpoint.newest(run.path / runs.CHECKPOINTS) if run.stage("train") is None else None
-    if found is not None:
-        checkpoint.refuse_mismatch(found.manifest["fingerprint"], marks)
+    trained = run.stage("train")
+    found = checkpoint.newest(run.path / runs.CHECKPOINTS) if trained is None else None
+    if trained is not None or found is not None:
+        checkpoint.refuse_mismatch(trained["fingerprint"] if trained else found.manifest["fingerprint"], marks)
 
 
 def reopen(run: runs.Run, plan: Any, stdout: IO[str] | None) -> tuple[runs.Run, Events]:
     """Take a stopped run up again, in its own directory."""
+    runs.lock(run)
     log.join_run(run.path / runs.LOG)
     files.remove_partial(run.path)
     done = run.stage("train") is not None
@@ -128,8 +135,13 @@ def detach(argv: Sequence[str], stdout: IO[str]) -> int:
             env={**os.environ, PARENT: str(writing)},
         )
         os.close(writing)
-        with os.fdopen(reading, encoding="utf-8") as pipe:
-            path = pipe.readline().strip()
+        try:
+            with os.fdopen(reading, encoding="utf-8") as pipe:
+                path = pipe.readline().strip()
+        except KeyboardInterrupt:  # before it has started: the child has a session of its own and would go on
+            child.terminate()
+            child.wait()
+            return 130
         if path:
             log.say(stdout, path)
             logger.info("running as process {}; ./run.sh --follow shows it, ./run.sh --stop ends it", child.pid)

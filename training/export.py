@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import time
@@ -24,6 +25,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from loguru import logger
 
 from training import adapter_gguf, chat, convert, files, llama, log, merge, modelfile, runs, settings, verification
+from training.convert_worker import end_with_parent
 from training.errors import FinetuneError, RunError, UserError
 from training.signals import Signals
 
@@ -280,6 +282,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         path, only, name, base = _arguments(list(argv))
         job = open_job(path)
+        _alone(job.run)
+        job.run.update(failure=None)
         log.start(job.run.path / runs.LOG)
         files.remove_partial(job.run.path)
         if base:
@@ -296,6 +300,25 @@ def main(argv: Sequence[str]) -> int:
         if job is not None and isinstance(error, RunError):
             job.run.update(failure={"stage": error.stage, "message": error.message, "safe": error.safe})
         return error.exit_code
+    except Exception as error:  # our own mistake, or a library's: told in one line, the traceback is in the log
+        logger.opt(exception=True).debug("unexpected")
+        words = f"{type(error).__name__}: {error}"
+        logger.error("export: {}; the traceback is in {}", words, log.SHARED_LOG)
+        if job is not None:
+            job.run.update(failure={"stage": "export", "message": words, "safe": _safe(job)})
+        return 1
+
+
+def _alone(run: runs.Run) -> None:
+    """Make sure that no other process works on the run: only the run itself may start its export while it is running."""
+    if runs.state(run) != "running":
+        runs.lock(run)
+    elif run.status["pid"] == os.getppid():
+        end_with_parent()
+    else:
+        raise UserError(
+            f"{run.path} is running (process {run.status['pid']}); wait for it, or ./run.sh --stop {run.path}"
+        )
 
 
 def _modelfile_of(job: Job, name: str) -> Path:

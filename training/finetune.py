@@ -40,6 +40,7 @@ def finetune(plan: planning.Plan, run: runs.Run, events: Events, signals: Signal
         stages.evaluate_stage(plan, loaded, questions, run, events)
         del loaded
         gc.collect()
+    stages.judge(plan, run, events)
     stages.export_stage(run, events)
     account.write(plan, run, "completed")
 
@@ -84,7 +85,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         )
         if old is None and not arguments.fresh:
             control.offer_resume(given.training.output_dir)
-        plan = planning.prepare(given, control.began_on(old))
+        plan = planning.prepare(given, control.began_on(old), control.size(old))
         for line in planning.lines(plan):
             logger.info(line)
         told = stdout if arguments.events else None
@@ -96,6 +97,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
             run = runs.create(plan.settings.training.output_dir)  # from here on there is something on the disk
             events = begin(plan, run, told)
         finetune(plan, run, events, signals)
+        run.update(state="completed", progress=100, eta=None, error=None)
     except FinetuneError as error:
         return ended(error, plan, run, events, arguments, stdout)
     except Exception as error:  # our own mistake, or a library's: the traceback belongs into the log, not on the screen
@@ -105,7 +107,6 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
             "unexpected", f"{type(error).__name__}: {error}; the traceback is in {log.SHARED_LOG}", safe
         )
         return ended(unexpected, plan, run, events, arguments, stdout)
-    run.update(state="completed", progress=100, eta=None)
     first = plan.settings.quantization.quantization_method[0]
     made = run.path / f"{plan.settings.name}.{first.upper()}.gguf"
     logger.info("done: {}\nnext: {}/export_ollama.sh {}", made, ROOT, run.path)
@@ -130,7 +131,7 @@ def ended(error: FinetuneError, plan: Any, run: Any, events: Any, arguments: Any
     run.update(state=state, error=str(error), eta=None)
     try:
         account.write(plan, run, state, error)
-    except OSError as problem:
+    except Exception as problem:  # the run has failed already: that, and where it is, must still be told
         logger.warning("no report: {}", problem)
     if events is not None:
         events.emit(state, run=str(run.path), **fields)

@@ -62,10 +62,11 @@ class Plan:
         return train.steps_per_epoch(len(self.train), self.settings)
 
 
-def prepare(given: Any, today: date | None = None) -> Plan:
+def prepare(given: Any, today: date | None = None, there: int = 0) -> Plan:
     """Check and choose everything, in the order of the run. Raises UserError or MachineError; logs what it finds.
 
-    `today`: the date on which a run that is resumed began, for the templates that write one into the prompt.
+    Of a run that is resumed, `today`: the date on which it began, for the templates that write one into the prompt;
+    `there`: the bytes that it has on the disk already.
     """
     machine = environment.inspect()
     for line in machine.lines():
@@ -79,7 +80,7 @@ def prepare(given: Any, today: date | None = None) -> Plan:
     given = _fit_to_model(given, base)
     with convert.trial(base.config, base.path) as tried:  # beside this process, while the rows are read
         engine.start(given, CACHE.parent)
-        plan = _read_rows(given, machine, base, today)
+        plan = _read_rows(given, machine, base, today, there)
         figures = tried()
     if "note" in figures:
         logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), figures["note"])
@@ -90,7 +91,7 @@ def prepare(given: Any, today: date | None = None) -> Plan:
     return plan
 
 
-def _read_rows(given: Any, machine: Machine, base: Any, today: date | None) -> Plan:
+def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, there: int) -> Plan:
     """The part of the plan that follows from the rows."""
     tokenizer = engine.tokenizer(base, given)
     template = chat.choose(base, given, tokenizer, today)
@@ -107,7 +108,9 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None) -> P
     given = settings.clamp(given, steps)
     _try_modelfile(given, base, template, tokenizer, data.plain)
     disk = budget.disk_needed(given, base, steps)
-    environment.check_disk(given.training.output_dir, sum(disk.values()), budget.words(disk))
+    environment.check_disk(
+        given.training.output_dir, max(budget.MARGIN, sum(disk.values()) - there), budget.words(disk)
+    )
     plan = Plan(given, machine, base, tokenizer, template, data, rows, validation, test, summary, rejected, steps, disk)
     budget.check_memory(plan)
     return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -25,6 +26,7 @@ class Run:
 
     path: Path
     status: dict[str, Any] = field(default_factory=dict)
+    held: int | None = field(default=None, repr=False)  # the lock on the directory, while this process works on it
 
     def update(self, **changes: Any) -> None:
         """Change fields of status.json. A status that cannot be written (full disk) stops nothing."""
@@ -61,6 +63,7 @@ def create(output_dir: Path) -> Run:
             "choose another one (OUTPUT_DIR in config.ini, or --output DIR)"
         ) from None
     run = Run(path)
+    lock(run)
     (path / CHECKPOINTS).mkdir()
     run.update(v=1, run=path.name, state="queued", step=0, total=0, progress=0, eta=None, **identity())
     point_latest(path)
@@ -78,6 +81,21 @@ def _new_directory(output_dir: Path) -> Path:
             number += 1
         else:
             return path
+
+
+def lock(run: Run) -> None:
+    """Hold the run's directory for this process as long as it lives. UserError when another one works on the run."""
+    handle = os.open(run.path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            f"{run.path} is being worked on by another process; ./run.sh --status {run.path} tells"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    run.held = handle
 
 
 def point_latest(path: Path) -> None:

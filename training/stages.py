@@ -37,7 +37,9 @@ def train_stage(
     result = train.train(loaded, plan, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
     seconds = round(time.perf_counter() - began, 1)
-    run.finish_stage("train", {**dataclasses.asdict(result), "seconds": seconds, "trainable": trainable})
+    run.finish_stage(
+        "train", {**dataclasses.asdict(result), "seconds": seconds, "trainable": trainable, "fingerprint": marks(plan)}
+    )
     logger.info("adapter saved in {}", run.path / runs.ADAPTER)
     events.emit("stage", name="train", seconds=seconds)
     if signals.stop is not None:  # it came with the last step: the training is done, the rest is for --resume
@@ -50,16 +52,17 @@ def evaluate_stage(plan: planning.Plan, loaded: Any, questions: list[dict], run:
     began = time.perf_counter()
     if run.status.get("resumed_after_training"):
         train.load_adapter(loaded.model, run.path / runs.ADAPTER)
-    samples = evaluation.compare(loaded.model, loaded.tokenizer, questions, ends(plan))
+    switchable = plan.settings.lora.bias == "none"
+    samples = evaluation.compare(loaded.model, loaded.tokenizer, questions, ends(plan), switchable)
     for sample in samples:
         logger.info(
-            "asked: {}\n  before: {}\n  after:  {}", *map(short, (sample.question, sample.before, sample.after))
+            "asked: {}\n  before: {}\n  after:  {}",
+            *map(short, (sample.question, sample.before or "not asked", sample.after)),
         )
-    scores = evaluation.test_scores(loaded.model, plan.test)
+    scores = evaluation.test_scores(loaded.model, plan.test, switchable)
     seconds = round(time.perf_counter() - began, 1)
     run.finish_stage("evaluate", {"seconds": seconds, "samples": [s.as_dict() for s in samples], "scores": scores})
     events.emit("stage", name="evaluate", seconds=seconds)
-    judge(plan, run, events)
 
 
 def short(text: str, most: int = 200) -> str:
@@ -84,6 +87,8 @@ def judge(plan: planning.Plan, run: runs.Run, events: Events) -> None:
             words,
             f"the adapter is in {run.path / runs.ADAPTER}; lower LEARNING_RATE or the number of steps",
         )
+    if words in run.status.get("warnings", []):  # said before the run was resumed
+        return
     logger.warning(words)
     run.update(warnings=[*run.status.get("warnings", []), words])
     events.emit("warning", message=words)
@@ -93,7 +98,7 @@ def export_stage(run: runs.Run, events: Events) -> None:
     """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
     command = [sys.executable, str(ROOT / "training" / "export.py"), str(run.path)]
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
     try:
         code = child.wait()
