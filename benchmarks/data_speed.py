@@ -56,6 +56,8 @@ def make(path: Path, count: int) -> None:
 
 def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     """Seconds of reading and of tokenising, and the tokens, through the program's own modules."""
+    import datasets  # noqa: F401 (its import is no part of the measurement, on either way)
+
     from training import chat, dataset, settings, tokens
 
     base, tokenizer = _model()
