@@ -255,7 +255,9 @@ def _kept_files(base: Path) -> list[Path]:
         for file in sorted(base.iterdir())
         if file.is_file()
         and file.suffix not in LEFT_OUT
-        and not file.name.startswith((".", "adapter_", "training_args", "optimizer"))
+        and not file.name.startswith(
+            (".", "adapter_", "training_args", "optimizer", "unpacked.json")
+        )  # the last: our own note
         and not file.name.endswith(".index.json")
     ]
 
