@@ -23,7 +23,8 @@ def run(job: Any) -> dict[str, Any]:
     most = max((question["most"] for question in trained), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
     done = [checks.merged_tensors(base, adapter, job.merged)]
-    done.append(checks.merged_logits(base, adapter, job.merged, sequences, starts))
+    rounding = done[0].figures.get("rounding_loss", 0.0)
+    done.append(checks.merged_logits(base, adapter, job.merged, sequences, starts, rounding_loss=rounding))
     done.append(checks.gguf_tokenizer(job.f16, job.merged))
     others = {
         method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"
