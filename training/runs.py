@@ -14,7 +14,6 @@ from typing import Any
 from training import files
 from training.errors import MachineError, UserError
 
-STATES = ("queued", "running", "interrupted", "completed", "failed")
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
 REPORT, REJECTED = "report.json", "rejected.jsonl"
