@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +24,7 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import files
+from training import convert_worker, files, zygote
 from training.errors import MachineError, RunError, UserError
 from training.names import QUANTISATIONS
 
@@ -170,27 +168,19 @@ def trial(config: Mapping[str, Any], tokenizer: Path) -> Iterator[Callable[[], d
     with tempfile.TemporaryDirectory(prefix="finetune-trial-", ignore_cleanup_errors=True) as folder:
         described = Path(folder) / "config.json"
         described.write_text(json.dumps(config), encoding="utf-8")
-        child = subprocess.Popen(
-            [sys.executable, __file__, str(described), str(tokenizer)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-            errors="replace", env={**os.environ, "TMPDIR": folder},
-        )  # fmt: skip
+        child = zygote.popen(Path(__file__), [described, tokenizer], {"TMPDIR": folder})
 
         def result() -> dict[str, Any]:
-            out, said = child.communicate()
-            if child.returncode:
-                kind = UserError if child.returncode == UserError.exit_code else MachineError
-                raise kind((said.strip().splitlines() or ["a trial of llama.cpp's converter failed"])[-1])
-            return json.loads(out.splitlines()[-1])
+            printed = child.stdout.read().decode("utf-8", "replace").strip().splitlines()
+            if code := child.wait():
+                kind = UserError if code == UserError.exit_code else MachineError
+                raise kind((printed or ["a trial of llama.cpp's converter failed"])[-1])
+            return json.loads(printed[-1])
 
         try:
             yield result
         finally:
-            if child.poll() is None:
-                child.terminate()
-            child.wait()
-            for stream in (child.stdout, child.stderr):
-                stream.close()
+            zygote.end(child)
 
 
 # ---- sizes -------------------------------------------------------------------------------------------------------
@@ -227,14 +217,7 @@ def _check_room(stage: str, out: Path, need: int) -> None:
 
 def _work(stage: str, out: Path, need: int, arguments: Sequence[Any], progress: Progress | None) -> list[str]:
     """Run convert_worker.py; gives the lines it printed. RunError when it fails, whatever it died of."""
-    process = subprocess.Popen(
-        [sys.executable, str(WORKER), *map(str, arguments)],
-        stdin=subprocess.PIPE,  # closes with this process; the worker then ends
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C on the terminal is ours to handle
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"},
-    )
+    process = zygote.popen(WORKER, arguments)
     printed: list[str] = []
     with process:
         try:
@@ -338,12 +321,13 @@ def reason(printed: Sequence[str], code: int) -> str:
 
 
 def main(config: str, tokenizer: str) -> int:
-    """The process of `trial`: its figures as JSON on stdout, or the reason on stderr's last line and exit 2 or 3."""
+    """The process of `trial`. Its last line is the figures as JSON, or the reason, with exit 2 or 3."""
+    convert_worker.end_with_parent()
     try:
         print(json.dumps(ready(json.loads(Path(config).read_text(encoding="utf-8")), Path(tokenizer))))
         return 0
     except (UserError, MachineError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(" ".join(str(error).split()))
         return error.exit_code
 
 

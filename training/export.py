@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import time
@@ -24,7 +23,20 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import adapter_gguf, chat, convert, files, llama, log, merge, modelfile, runs, settings, verification
+from training import (
+    adapter_gguf,
+    chat,
+    convert,
+    files,
+    llama,
+    log,
+    merge,
+    modelfile,
+    runs,
+    settings,
+    verification,
+    zygote,
+)
 from training.convert_worker import end_with_parent
 from training.errors import FinetuneError, RunError, UserError
 from training.signals import Signals
@@ -313,7 +325,7 @@ def _alone(run: runs.Run) -> None:
     """Make sure that no other process works on the run: only the run itself may start its export while it is running."""
     if runs.state(run) != "running":
         runs.lock(run)
-    elif run.status["pid"] == os.getppid():
+    elif run.status["pid"] == zygote.starter():
         end_with_parent()
     else:
         raise UserError(

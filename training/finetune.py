@@ -1,5 +1,7 @@
 """Fine-tune, check and export one model:  python training/finetune.py [arguments: ./run.sh --help]"""
 
+# ruff: noqa: E402  what stands between the imports must come before some of them
+
 from __future__ import annotations
 
 import sys
@@ -9,25 +11,38 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
 
-import os  # noqa: E402
+import os
 
 # Threads that wait for each other sleep instead of spinning (read when torch is loaded): beside other programs, spinning
 # made a step many times slower, see benchmarks/.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import gc  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from typing import IO, Any  # noqa: E402
+import gc
+import time
+from collections.abc import Sequence
+from typing import IO, Any
 
-from loguru import logger  # noqa: E402
+from loguru import logger
 
-from training import account, checkpoint, command_line, control, dataset, engine, export, files, log, runs, stages  # noqa: E402
-from training import plan as planning  # noqa: E402
-from training import settings as setting  # noqa: E402
-from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError  # noqa: E402
-from training.events import Events  # noqa: E402
-from training.signals import Signals  # noqa: E402
+from training import (
+    account,
+    checkpoint,
+    command_line,
+    control,
+    dataset,
+    engine,
+    export,
+    files,
+    log,
+    runs,
+    stages,
+    zygote,
+)
+from training import plan as planning
+from training import settings as setting
+from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
+from training.events import Events
+from training.signals import Signals
 
 
 def finetune(plan: planning.Plan, run: runs.Run, events: Events, signals: Signals) -> None:
@@ -85,6 +100,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         )
         if old is None and not arguments.fresh:
             control.offer_resume(given.training.output_dir)
+        zygote.start()
         plan = planning.prepare(given, control.began_on(old), control.size(old))
         for line in planning.lines(plan):
             logger.info(line)
@@ -142,7 +158,9 @@ def ended(error: FinetuneError, plan: Any, run: Any, events: Any, arguments: Any
 
 def check(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
-    plan = planning.prepare(setting.load(arguments.config, arguments.overrides, check_packages=True))
+    given = setting.load(arguments.config, arguments.overrides, check_packages=True)
+    zygote.start()
+    plan = planning.prepare(given)
     for line in planning.lines(plan):
         log.say(stdout, line)
     log.say(stdout, "ready: ./run.sh starts it")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, evaluation, export, runs, train
+from training import checkpoint, evaluation, export, runs, train, zygote
 from training import plan as planning
 from training.errors import Interrupted, RunError
 from training.events import Events
@@ -96,10 +93,7 @@ def judge(plan: planning.Plan, run: runs.Run, events: Events) -> None:
 
 def export_stage(run: runs.Run, events: Events) -> None:
     """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
-    command = [sys.executable, str(ROOT / "training" / "export.py"), str(run.path)]
-    child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    child = zygote.popen(ROOT / "training" / "export.py", [run.path], output=False)
     try:
         code = child.wait()
     except BaseException:

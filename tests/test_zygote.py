@@ -1,0 +1,145 @@
+"""Processes forked from one that has imported already: they are what a plain subprocess would be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from training import zygote
+
+SCRIPT = """
+import json, os, sys
+from training import zygote
+print(json.dumps({
+    "name": __name__, "argv": sys.argv[1:], "cwd": os.getcwd(), "extra": os.environ.get("EXTRA"),
+    "session": os.getsid(0) == os.getpid(), "starter": zygote.starter(), "parent": os.getppid(),
+    "preloaded": "wave" in sys.modules, "path": sys.path[0],
+}), flush=True)
+print("on stderr", file=sys.stderr)
+sys.exit(7)
+"""
+
+
+def forget() -> None:
+    """End the zygote of this test and forget it."""
+    zygote._zygote.kill()
+    zygote._zygote.wait()
+    zygote._zygote.stdin.close()
+    zygote._control.close()
+    zygote._control = zygote._zygote = None
+
+
+@pytest.fixture
+def started():
+    """A zygote that has imported one small module, for this test only."""
+    zygote.start(["wave"])
+    yield zygote._zygote
+    forget()
+
+
+@pytest.fixture
+def script(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "script.py"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def run(path: Path, *arguments: str, **options) -> tuple[int, str]:
+    child = zygote.popen(path, arguments, **options)
+    with child:
+        printed = child.stdout.read().decode()
+        code = child.wait()
+    return code, printed
+
+
+def test_a_fork_runs_a_script_as_python_would_and_has_the_modules_already(started, script):
+    code, printed = run(script(SCRIPT), "a b", "ü", extra={"EXTRA": "yes"})
+    said = json.loads(printed.splitlines()[0])
+    assert code == 7 and printed.splitlines()[1] == "on stderr"
+    assert said["argv"] == ["a b", "ü"] and said["name"] == "__main__"
+    assert said["cwd"] == str(Path.cwd()) and said["path"] == str(script(SCRIPT).parent)
+    assert said["extra"] == "yes" and "EXTRA" not in os.environ
+    assert said["session"] and said["preloaded"]
+    assert said["starter"] == os.getpid() and said["parent"] == started.pid
+
+
+def test_without_a_zygote_a_plain_subprocess_does_the_same(script):
+    code, printed = run(script("import sys; print(sys.argv[1:], 'wave' in sys.modules); sys.exit(7)"), "a b")
+    assert (code, printed) == (7, "['a b'] False\n")
+
+
+def test_a_dead_zygote_is_replaced_by_plain_subprocesses(started, script):
+    started.kill()
+    started.wait()
+    code, printed = run(script("import sys; print('here'); sys.exit(3)"))
+    assert (code, printed) == (3, "here\n")
+
+
+def test_a_traceback_in_a_fork_is_printed_and_ends_it_with_1(started, script):
+    code, printed = run(script("raise ValueError('why')"))
+    assert code == 1 and printed.startswith("Traceback") and printed.endswith("ValueError: why\n")
+
+
+def test_a_killed_fork_gives_the_signal(started, script):
+    child = zygote.popen(script("print('up', flush=True); import time; time.sleep(60)"), [])
+    assert child.stdout.readline() == b"up\n" and child.poll() is None
+    child.kill()
+    assert child.wait() == -signal.SIGKILL and child.poll() == -signal.SIGKILL
+    zygote.end(child)
+
+
+def test_a_fork_may_ask_for_a_fork(started, script, tmp_path):
+    inner = tmp_path / "inner.py"
+    inner.write_text("import sys\nfrom training import zygote\nprint('wave' in sys.modules, zygote.starter())\n")
+    outer = script(
+        "import os, sys\nfrom pathlib import Path\nfrom training import zygote\n"
+        "child = zygote.popen(Path(sys.argv[1]), [])\n"
+        "print(child.stdout.read().decode().strip() == f'True {os.getpid()}', child.wait())\n"
+    )
+    assert run(outer, str(inner)) == (0, "True 0\n")
+
+
+def test_a_fork_without_output_keeps_our_stderr_and_drops_its_stdout(started, script, capfd):
+    child = zygote.popen(script("import sys; print('lost'); print('kept', file=sys.stderr)"), [], output=False)
+    assert child.wait() == 0
+    zygote.end(child)
+    assert capfd.readouterr() == ("", "kept\n")
+
+
+def test_a_fork_that_does_not_exist_yet_is_ended_without_waiting_for_it(script, monkeypatch):
+    slow = script("import time; time.sleep(30)")
+    monkeypatch.setenv("PYTHONPATH", str(slow.parent))
+    zygote.start(["script"])  # the zygote is busy importing it
+    child = zygote.popen(slow, [])
+    began = time.monotonic()
+    zygote.end(child)
+    assert time.monotonic() - began < 15, "it waited for the import"
+    forget()
+
+
+def test_a_zygote_ends_with_a_starter_that_was_killed(root):
+    code = "from training import zygote; zygote.start(['wave']); print(zygote._zygote.pid, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as starter:
+        pid = int(starter.stdout.readline())
+        starter.kill()
+    for _ in range(200):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the zygote is still there")

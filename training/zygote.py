@@ -1,0 +1,274 @@
+"""Processes that start at once: forked from one that has imported the heavy libraries already (a "zygote").
+
+torch, transformers and peft take seconds to import, and a run needs them in several processes: the trial of the
+converter, the converter itself, the export. `start` begins to import them once, in a process beside the caller; from
+then on `popen` gives a fork of that one, which runs a script just as `python SCRIPT ARGUMENTS` would. Where there is no
+zygote, or it has died, it is a plain subprocess, only slower. A fork has the environment of the zygote's start plus
+`extra`, is the leader of its own session (the terminal's Ctrl-C is for the caller to handle), and never had Unsloth
+imported.
+
+The two sides share a pair of datagram sockets. A request is one datagram: what to run, with the file descriptors of the
+child's stdin, stdout, stderr and of a pipe into which the zygote writes the child's pid, and its exit code at the end.
+The zygote ends when its stdin closes, and that happens when its starter ends, however it ended.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"}  # read once, when imported
+PRELOADED = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft")
+REQUEST = 1 << 16  # bytes of a request at most
+PID = 16  # characters of a pid or an exit code, so that one read takes one of them
+
+_control: socket.socket | None = None  # where requests go; inherited by the forks, which may ask for forks too
+_zygote: subprocess.Popen | None = None  # in the process that started it
+_starter: int | None = None  # in a fork: the process that asked for it
+
+
+class Child:
+    """A fork of the zygote; the part of subprocess.Popen's interface that is used here, with binary pipes."""
+
+    def __init__(self, status: int, stdin: IO[bytes], stdout: IO[bytes] | None) -> None:
+        self.stdin, self.stdout = stdin, stdout
+        self.returncode: int | None = None
+        self._status = status  # the pipe in which the zygote tells the pid, then the exit code
+        self._pid: int | None = None
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdin.close()
+        if self.stdout:
+            self.stdout.close()
+        self.wait()
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; waits for the zygote, which may still be importing. None when the zygote has died."""
+        if self._pid is None and self.returncode is None:
+            told = os.read(self._status, PID)
+            if told:
+                self._pid = int(told)
+            else:
+                self._ended(-signal.SIGKILL)
+        return self._pid
+
+    def poll(self) -> int | None:
+        """The exit code (negative: the signal's number), or None while it runs."""
+        while self.returncode is None and self._told():
+            if self._pid is None:
+                _ = self.pid  # what was told is the pid; the exit code may have been told too
+            else:
+                self.wait()
+        return self.returncode
+
+    def wait(self) -> int:
+        """Wait for the end; gives the exit code."""
+        if self.pid is not None and self.returncode is None:
+            told = os.read(self._status, PID)
+            # Nothing told: the zygote has died, and with it the knowledge of how the child ended.
+            self._ended(int(told) if told else -signal.SIGKILL)
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._send(signal.SIGTERM)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the zygote has made it already, without waiting for that."""
+        return self._pid is not None or self._told()
+
+    def _told(self) -> bool:
+        return bool(select.select([self._status], [], [], 0)[0])
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None and self.pid is not None:
+            with suppress(ProcessLookupError):  # it ended a moment ago
+                os.kill(self.pid, number)
+
+    def _ended(self, code: int) -> None:
+        self.returncode = code
+        os.close(self._status)
+
+
+def start(preload: Sequence[str] = PRELOADED) -> None:
+    """Begin to import the heavy libraries in a process beside this one. Once a process; returns at once."""
+    global _control, _zygote
+    if _control is not None:
+        return
+    _control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours = _control.fileno()
+    with theirs:
+        _zygote = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno()), str(ours), *preload],
+            stdin=subprocess.PIPE,  # closes with this process
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), ours),
+            start_new_session=True,
+            env={**os.environ, **OFFLINE},
+        )
+
+
+def popen(
+    script: Path, arguments: Sequence[Any], extra: Mapping[str, str] | None = None, output: bool = True
+) -> Child | subprocess.Popen:
+    """Run `script` in a process of its own. `extra`: environment variables that it has besides.
+
+    stdin is a pipe, that closes with this process. `output`: stdout and stderr come through one pipe, `.stdout`; else
+    stdout is thrown away and stderr is this process's own.
+    """
+    words = [str(word) for word in arguments]
+    child = _forked(script, words, dict(extra or {}), output) if _control is not None else None
+    return child or subprocess.Popen(
+        [sys.executable, str(script), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if output else subprocess.DEVNULL,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
+        env={**os.environ, **OFFLINE, **(extra or {})},
+    )
+
+
+def end(child: Child | subprocess.Popen) -> None:
+    """End a child that nobody waits for any more. One that a still importing zygote has yet to make is not waited for:
+    it finds its stdin closed when it begins (convert_worker.end_with_parent)."""
+    child.stdin.close()
+    if child.returncode is None and (isinstance(child, subprocess.Popen) or child.begun):
+        child.kill()
+        child.wait()
+    if child.stdout:
+        child.stdout.close()
+
+
+def starter() -> int:
+    """The process that started this one: in a fork not its parent, which is the zygote, but the one that asked."""
+    return os.getppid() if _starter is None else _starter
+
+
+def _forked(script: Path, arguments: Sequence[str], extra: dict[str, str], output: bool) -> Child | None:
+    """A fork of the zygote; None when there is none any more."""
+    in_read, in_write = os.pipe()
+    out_read, out_write = os.pipe() if output else (-1, os.open(os.devnull, os.O_WRONLY))
+    status_read, status_write = os.pipe()
+    request = {"script": str(script), "arguments": list(arguments), "extra": extra, "starter": os.getpid()}
+    theirs = [in_read, out_write, out_write if output else 2, status_write]
+    try:
+        socket.send_fds(_control, [json.dumps({**request, "cwd": str(Path.cwd())}).encode()], theirs)
+        sent = True
+    except OSError:
+        sent = False
+    for number in {in_read, out_write, status_write}:
+        os.close(number)
+    if not sent:
+        for number in (in_write, status_read, *((out_read,) if output else ())):
+            os.close(number)
+        return None
+    stdout = os.fdopen(out_read, "rb") if output else None
+    return Child(status_read, os.fdopen(in_write, "wb", buffering=0), stdout)
+
+
+# ---- the zygote's side -------------------------------------------------------------------------------------------
+
+
+def serve(requests: int, asking: int, preload: Sequence[str]) -> dict[str, Any]:
+    """Import, then fork for every request, until stdin closes. Only a fork returns, with its request."""
+    import importlib
+
+    for name in preload:
+        with suppress(Exception):  # the fork that needs it will say why it cannot be imported
+            importlib.import_module(name)
+    gc.freeze()  # the collector must not touch, and so copy, what the forks share
+    channel = socket.socket(fileno=requests)
+    children: dict[int, int] = {}  # pid -> the pipe that waits for its exit code
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    while True:
+        ready, _, _ = select.select([0, channel, wake_read], [], [])
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+            _reap(children)
+        if channel in ready:
+            message, handles, _, _ = socket.recv_fds(channel, REQUEST, 4)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for number in (wake_read, wake_write, *children.values(), handles[3]):
+                    os.close(number)
+                channel.close()
+                return _become(json.loads(message), handles[:3], asking)
+            for number in set(handles[:3]):
+                os.close(number)
+            children[pid] = handles[3]
+            _tell(handles[3], f"{pid:{PID}d}")
+        if 0 in ready:
+            os._exit(0)
+
+
+def _reap(children: dict[int, int]) -> None:
+    """Pass on the exit codes of the children that have ended."""
+    for pid, pipe in list(children.items()):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            _tell(pipe, f"{os.waitstatus_to_exitcode(status):{PID}d}")
+            os.close(children.pop(pid))
+
+
+def _tell(pipe: int, text: str) -> None:
+    with suppress(BrokenPipeError):  # the one who asked has gone
+        os.write(pipe, text.encode())
+
+
+def _become(request: dict[str, Any], handles: Sequence[int], asking: int) -> dict[str, Any]:
+    """Make this fork what was asked for: its session, files, environment and folder."""
+    global _control, _starter
+    os.setsid()
+    for number, handle in enumerate(handles):
+        os.dup2(handle, number)
+    for handle in set(handles):
+        os.close(handle)
+    os.environ.update(request["extra"])
+    os.chdir(request["cwd"])
+    tempfile.tempdir = None  # TMPDIR may be another
+    _control, _starter = socket.socket(fileno=asking), request["starter"]
+    return request
+
+
+def main(requests: int, asking: int, preload: Sequence[str]) -> None:
+    """The zygote; in a fork, the script that was asked for, ending as any script ends."""
+    from training import zygote  # this file again, as the module that the script will know
+
+    asked = zygote.serve(requests, asking, preload)
+    sys.argv = [asked["script"], *asked["arguments"]]
+    sys.path[0] = str(Path(asked["script"]).parent)
+    runpy.run_path(asked["script"], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
