@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, tokens
+from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, stretches, tokens
 from training.chat import IGNORED, NothingToTrain
 from training.errors import UserError
 from training.rows import Row, Turn
@@ -164,6 +164,37 @@ def test_bos_stands_once_where_the_model_has_one_and_nowhere_else(name: str, fam
             else:
                 assert one.input_ids[0] != bos  # Qwen's GGUF names <|endoftext|>, which is its eos, too
                 assert bos not in one.input_ids[:-1]
+
+
+ODD = (
+    *(
+        "plain",
+        " spaces around ",
+        "\n\n",
+        "你好，世界",
+        "a<|im_end|>b",
+        "<s> </s>",
+        "<start_of_turn>",
+        "[INST]x[/INST]",
+    ),
+    *("<|im_", "😀é", "<|eot_id|> \t", "x</think>\n\ny", "<|endoftext|>", "▁▁", "<0x0A>"),
+)  # what rows may hold, special tokens of other models among it
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stretch_by_stretch_gives_the_very_same_tokens(name: str, families: dict) -> None:
+    words, template = families[name]
+    chats = [(Turn("user", f"{one}?"), Turn("assistant", other), *TWO) for one in ODD for other in ODD]
+    texts = [chat.render(template, one[:size], size % 2 == 1) for one in chats for size in (1, 2, 3, 4)]
+    texts += [one + other for one in ODD for other in ODD]
+    assert stretches.quick_tokeniser(words)(texts) == stretches.tokeniser(words)(texts)
+
+
+def test_a_quick_way_that_gives_other_tokens_is_not_taken(families: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, template = families["smollm2"]
+    monkeypatch.setattr(stretches, "_joined", lambda own, found: [0])
+    texts = [chat.render(template, ONE)]
+    assert stretches.quick_tokeniser(words)(texts) == stretches.tokeniser(words)(texts)
 
 
 @pytest.mark.parametrize(

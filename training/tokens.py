@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.chat import IGNORED, Encoded, NothingToTrain, assemble, plan_row, tokeniser
+from training.chat import IGNORED, Encoded, NothingToTrain, assemble, plan_row
 from training.chat_template import ChatTemplate
 from training.dataset import as_row
 from training.row_files import BadRow
+from training.stretches import quick_tokeniser
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
-VERSION = 1  # of the encoding; raise it when the same rows would give other tokens
+VERSION = 2  # of the encoding; raise it when the same rows would give other tokens
 BATCH = 500  # rows tokenised in one call
 ROWS_A_WORKER = 5_000  # starting a process costs about as much as tokenising this many rows
 TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example
@@ -79,21 +83,25 @@ def tokenise(
     if workers > 1:  # each process has a core of its own; forked processes must not share a thread pool
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        mapped = data.map(
-            _encode_batch,
-            batched=True,
-            batch_size=BATCH,
-            fn_kwargs={
-                "template": template,
-                "tokenizer": tokenizer,
-                "options": (max_length, train_turns, train_on),
-            },
-            remove_columns=data.column_names,
-            features=_features(datasets),
-            num_proc=workers if workers > 1 else None,
-            cache_file_name=str(cache_dir / f"tokens-{name}.arrow"),
-            new_fingerprint=name,
-            desc="tokenising",
+        mapped = (
+            data.with_format("arrow")
+            .map(
+                _encode_batch,
+                batched=True,
+                batch_size=BATCH,
+                fn_kwargs={
+                    "template": template,
+                    "tokenizer": tokenizer,
+                    "options": (max_length, train_turns, train_on),
+                },
+                remove_columns=data.column_names,
+                features=_features(datasets),
+                num_proc=workers if workers > 1 else None,
+                cache_file_name=str(cache_dir / f"tokens-{name}.arrow"),
+                new_fingerprint=name,
+                desc="tokenising",
+            )
+            .with_format(None)
         )
     finally:
         if workers > 1:
@@ -150,8 +158,20 @@ def fingerprint(data: Any, template: ChatTemplate, tokenizer: Any, options: tupl
     digest.update(json.dumps([VERSION, about, sorted(template.special.items()), list(options)]).encode())
     digest.update(words.encode("utf-8", "surrogatepass"))
     for batch in data.with_format("arrow").iter(batch_size=BATCH):
-        digest.update(json.dumps(batch.to_pylist(), ensure_ascii=False).encode())
+        _digest_rows(digest, batch)
     return digest.hexdigest()[:24]
+
+
+def _digest_rows(digest: Any, batch: pa.Table) -> None:
+    """Take in the rows' content: written out by Arrow, which is quicker than rows in Python and does not depend on how
+    they lie in a file."""
+    import pyarrow as pa
+
+    plain = batch.combine_chunks().replace_schema_metadata(None)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, plain.schema) as writer:
+        writer.write_table(plain)
+    digest.update(sink.getvalue())
 
 
 def _workers(rows: int, wanted: int | None) -> int:
@@ -176,53 +196,62 @@ def _features(datasets: Any) -> Any:
     )
 
 
-def _encode_batch(
-    batch: dict[str, list], template: ChatTemplate, tokenizer: Any, options: tuple[int, str, str]
-) -> dict[str, list]:
-    """Columns for a batch of rows: all their texts go to the tokenizer in one call. A row that fails gives its reason."""
+def _encode_batch(batch: pa.Table, template: ChatTemplate, tokenizer: Any, options: tuple[int, str, str]) -> pa.Table:
+    """A table of COLUMNS for a batch of rows: all their texts go to the tokenizer in one call. A row that fails gives
+    its reason."""
     max_length, train_turns, train_on = options
-    rows = [as_row(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
-    tokens = tokeniser(tokenizer)
+    rows = [as_row(record) for record in batch.to_pylist()]
+    tokenise = _quick(tokenizer)
     plans: list[Any] = []
     for row in rows:
         try:
             plans.append(plan_row(template, row, train_turns, train_on))
         except NothingToTrain as error:
             plans.append(str(error))
-    texts = [text for plan in plans if not isinstance(plan, str) for text in plan.texts()]
-    ids: Iterator[list[int]] = iter(tokens(texts) if texts else [])
-    out: dict[str, list] = {name: [] for name in COLUMNS}
+    texts = [plan.texts() for plan in plans if not isinstance(plan, str)]
+    ids = iter(tokenise([text for own in texts for text in own]))
+    counts = map(len, texts)
+    made: list[tuple[Any, Encoded, str | None]] = []
     for row, plan in zip(rows, plans, strict=True):
         if isinstance(plan, str):
-            _add(out, row, None, plan)
+            made.append((row, NOTHING, plan))
             continue
-        own = [next(ids) for _ in plan.texts()]
+        own = [next(ids) for _ in range(next(counts))]
         try:
-            for encoded in assemble(template, tokenizer, plan, own, tokens, max_length, train_on):
-                _add(out, row, encoded, None)
+            sequences = assemble(template, tokenizer, plan, own, tokenise, max_length, train_on)
+            made += [(row, encoded, None) for encoded in sequences]
         except NothingToTrain as error:
-            _add(out, row, None, str(error))
-    return out
+            made.append((row, NOTHING, str(error)))
+    return _table(made)
 
 
-COLUMNS = ("input_ids", "labels", "length", "prompt_length", "answer_length", "cut", "file", "line", "reason")
+NOTHING = Encoded([], [], False)
+_quick = lru_cache(maxsize=2)(quick_tokeniser)  # kept from batch to batch for what it remembers
 
 
-def _add(out: dict[str, list], row: Any, encoded: Encoded | None, reason: str | None) -> None:
-    encoded = encoded or Encoded([], [], False)
-    values = (
-        encoded.input_ids,
-        encoded.labels,
-        len(encoded.input_ids),
-        encoded.prompt_length,
-        encoded.answer_length,
-        encoded.cut,
-        row.file,
-        row.line,
-        reason,
-    )
-    for name, value in zip(COLUMNS, values, strict=True):
-        out[name].append(value)
+def _table(made: list[tuple[Any, Encoded, str | None]]) -> pa.Table:
+    import numpy as np
+    import pyarrow as pa
+
+    def lists(all_ids: list[list[int]]) -> pa.ListArray:
+        """Ids as Arrow has them, without a look at each one's type (a million rows hold a billion)."""
+        ends = np.cumsum([0, *map(len, all_ids)])
+        flat = np.fromiter(chain.from_iterable(all_ids), dtype=np.int32, count=ends[-1])
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
+
+    encoded = [one for _, one, _ in made]
+    columns = {
+        "input_ids": lists([one.input_ids for one in encoded]),
+        "labels": lists([one.labels for one in encoded]),
+        "length": pa.array([len(one.input_ids) for one in encoded], pa.int32()),
+        "prompt_length": pa.array([one.prompt_length for one in encoded], pa.int32()),
+        "answer_length": pa.array([one.answer_length for one in encoded], pa.int32()),
+        "cut": pa.array([one.cut for one in encoded], pa.bool_()),
+        "file": pa.array([row.file for row, _, _ in made], pa.string()),
+        "line": pa.array([row.line for row, _, _ in made], pa.int64()),
+        "reason": pa.array([reason for _, _, reason in made], pa.string()),
+    }
+    return pa.table(columns)
 
 
 def _sorted_out(mapped: datasets.Dataset) -> tuple[datasets.Dataset | None, list[BadRow]]:

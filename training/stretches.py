@@ -1,0 +1,112 @@
+"""Tokenise texts that begin alike, each stretch of them once.
+
+A prompt and the same prompt with its answer share all but the end, and so do the turns of a conversation: tokenising
+each text whole would do the shared part again and again. Tokenizers cut a text at special tokens before anything else,
+so what stands between two of them can be tokenised by itself. That it gives the same is tried for every batch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Tokenise = Callable[[list[str]], list[list[int]]]
+
+
+def tokeniser(tokenizer: Any) -> Tokenise:
+    """Texts to token ids, nothing added: a rendered chat has its own BOS."""
+
+    def tokenise(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+    return tokenise
+
+
+def quick_tokeniser(tokenizer: Any) -> Tokenise:
+    """The same ids as `tokeniser` gives, sooner, where the texts of a call hold the same special tokens.
+
+    What it gives for the first text of each call is compared with the plain way; where they differ, that call and all
+    later ones take the plain way.
+    """
+    plain = tokeniser(tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not hasattr(backend, "encode_batch_fast"):
+        return plain
+    pattern: re.Pattern[str] | None = None
+    known: dict[tuple[str, str], list[int]] = {}  # short stretches: the roles, the line breaks between turns
+    sound = True
+
+    def tokenise(texts: list[str]) -> list[list[int]]:
+        nonlocal sound, pattern
+        if not sound or not texts:
+            return plain(texts)
+        pattern = pattern or _pattern(tokenizer, texts[:PROBES])
+        cut = [_stretches(text, pattern) for text in texts]
+        new = list({stretch: None for stretches in cut for stretch in stretches if stretch not in known})
+        backend.no_truncation()
+        backend.no_padding()
+        encoded = backend.encode_batch_fast([before + text for before, text in new], add_special_tokens=False)
+        found = known.copy()
+        found.update(zip(new, (one.ids for one in encoded), strict=True))
+        known.update((stretch, found[stretch]) for stretch in new if len(stretch[1]) < SHORT and len(known) < MOST)
+        ids = [_joined(stretches, found) for stretches in cut]
+        if ids[0] != plain(texts[:1])[0]:
+            sound = False
+            return plain(texts)
+        return ids
+
+    return tokenise
+
+
+PROBES = 20  # texts in which the special tokens of the chat template are looked for
+SHORT, MOST = 40, 1000  # characters of a stretch, and how many of them, that are remembered from call to call
+
+
+def _pattern(tokenizer: Any, probes: Sequence[str]) -> re.Pattern[str] | None:
+    """Finds the special tokens in `probes` that always end a stretch, whatever stands around them.
+
+    Not those that swallow white space in front of them, or that another special token may cover: "<a>" beside "<a>b".
+    """
+    added = {str(token): token for token in tokenizer.added_tokens_decoder.values() if str(token)}
+    found = [text for text in added if any(text in probe for probe in probes)]
+    cuts = [
+        text
+        for text in found
+        if not (added[text].normalized or added[text].lstrip or added[text].single_word)
+        and not any(other != text and _covers(other, text) for other in added)
+    ]
+    if not cuts:
+        return None
+    alike = os.path.commonprefix(
+        cuts
+    )  # in front of the alternatives: re searches a literal beginning many times faster
+    return re.compile(re.escape(alike) + "(?:" + "|".join(re.escape(text[len(alike) :]) for text in cuts) + ")")
+
+
+def _covers(other: str, text: str) -> bool:
+    """Whether `other` holds `text`, or may begin before it and end in it."""
+    return text in other or any(other.endswith(text[:size]) for size in range(1, min(len(text), len(other))))
+
+
+def _stretches(text: str, pattern: re.Pattern[str] | None) -> list[tuple[str, str]]:
+    """The text as (special token, what follows it up to the next one); the first has "" for its token."""
+    if pattern is None:
+        return [("", text)]
+    stretches, before, start = [], "", 0
+    for mark in pattern.finditer(text):
+        if before or mark.start():
+            stretches.append((before, text[start : mark.start()]))
+        before, start = mark[0], mark.end()
+    stretches.append((before, text[start:]))
+    return stretches
+
+
+def _joined(stretches: list[tuple[str, str]], found: dict[tuple[str, str], list[int]]) -> list[int]:
+    if len(stretches) == 1:
+        return list(found[stretches[0]])
+    ids: list[int] = []
+    for stretch in stretches:
+        ids += found[stretch]
+    return ids
