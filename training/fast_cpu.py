@@ -1,16 +1,19 @@
 """Faster training on a CPU, with the same rows, masks, hyper-parameters and losses ([Hardware] FAST_CPU).
 
-Two things that TRL's plain path leaves lying on a CPU (benchmarks/train_speed.py measures each):
+What TRL's plain path leaves lying on a CPU (benchmarks/train_speed.py measures each):
 - Matrix products of a few dozen tokens run at half the speed of those of several hundred. The rows of one optimizer step
   are taken together where they are short: 2 rows x 4 batches become 8 x 1. The loss is a mean over all trained tokens
   of the step in either case.
 - TRL computes the output layer for whole chunks of 256 tokens, and a second time in the backward pass. Short answers
   train a few dozen: here it is computed for these, once.
+- The layers of the usual architectures are computed by hand, without padding, in fewer passes over memory
+  (fast_layers.py).
 The trainer stays TRL's. At the start the loss and the gradients of one micro-batch are compared with the plain path's.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from loguru import logger
@@ -42,13 +45,32 @@ def regrouped(micro: int, accumulation: int, longest: int) -> tuple[int, int]:
     return together, step // together
 
 
-def loss(causal_lm: Any, inputs: dict[str, Any], num_items: Any) -> Any:
+def layers(causal_lm: Any) -> Any:
+    """The hand-written layers of a model (fast_layers.Decoder), or None where they do not fit; the log says why."""
+    from training import fast_layers, kernels
+
+    try:
+        kernels.load()
+        return fast_layers.Decoder(causal_lm)
+    except (kernels.Unavailable, ValueError) as error:
+        logger.info("training without the hand-written layers for CPUs: {}", error)
+        return None
+
+
+def loss(causal_lm: Any, inputs: dict[str, Any], num_items: Any, decoder: Any = None) -> Any:
     """Cross-entropy over the trained tokens of a micro-batch: their sum over `num_items`, or their mean where it is None.
 
-    `inputs`: input_ids, labels and attention_mask, all [rows, tokens]; labels of -100 are not trained.
+    `inputs`: input_ids and labels [rows, tokens], with attention_mask, or with position_ids that begin again at each of
+    the rows that are joined; labels of -100 are not trained. `decoder`: what `layers` gave.
     """
     import torch
 
+    if decoder is not None:
+        ids, labels, lengths = joined(inputs)
+        if decoder.window is None or max(lengths) <= decoder.window:
+            with torch.autocast("cpu", enabled=False):  # the dtypes are chosen there, part by part
+                total, count = _loss_by_hand(decoder, ids, labels, lengths)
+            return total / (count if num_items is None else num_items)
     rest = {name: value for name, value in inputs.items() if name != "labels"}
     hidden = causal_lm.get_decoder()(**rest, use_cache=False).last_hidden_state
     labels = inputs["labels"][:, 1:]
@@ -60,6 +82,33 @@ def loss(causal_lm: Any, inputs: dict[str, Any], num_items: Any) -> Any:
         logits = head(states[start : start + CHUNK]).float()
         total = total + torch.nn.functional.cross_entropy(logits, targets[start : start + CHUNK], reduction="sum")
     return total / (len(targets) if num_items is None else num_items)
+
+
+def _loss_by_hand(decoder: Any, ids: Any, labels: Any, lengths: list[int]) -> tuple[Any, int]:
+    """The sum over the trained tokens, and how many they are."""
+    from training import fast_layers
+
+    states = decoder.hidden(ids, lengths)
+    wanted = labels.roll(-1)  # what stands after each token; nothing after the last of a row
+    wanted[[end - 1 for end in itertools.accumulate(lengths)]] = -100
+    chosen = (wanted != -100).nonzero().squeeze(1)
+    head = decoder.head
+    return fast_layers.HeadLoss.apply(states[chosen], head.weight, head.bias, wanted[chosen]), len(chosen)
+
+
+def joined(inputs: dict[str, Any]) -> tuple[Any, Any, list[int]]:
+    """The real tokens of a micro-batch and their labels, row after row, [N], and how many tokens each row has."""
+    ids, labels, mask = inputs["input_ids"], inputs["labels"], inputs.get("attention_mask")
+    if mask is not None:
+        real = mask.bool()
+        return ids[real], labels[real], [length for length in real.sum(1).tolist() if length]
+    positions = inputs.get("position_ids")
+    if positions is None:
+        starts = list(range(0, ids.numel(), ids.shape[1]))
+    else:
+        starts = (positions.flatten() == 0).nonzero().flatten().tolist()
+    ends = [*starts[1:], ids.numel()]
+    return ids.flatten(), labels.flatten(), [end - start for start, end in zip(starts, ends, strict=True)]
 
 
 def plain_head(causal_lm: Any) -> bool:

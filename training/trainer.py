@@ -74,21 +74,32 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 self._prove_fast(model, bare, inputs, num_items_in_batch)
             if not watch.fast:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            value = fast_cpu.loss(bare.get_base_model(), inputs, num_items_in_batch)
+            value = fast_cpu.loss(bare.get_base_model(), inputs, num_items_in_batch, self._layers)
             return (value, {"loss": value}) if return_outputs else value
 
         _fast_is_proved = False
+        _layers: Any = None
 
         def _prove_fast(self, model: Any, bare: Any, inputs: dict[str, Any], num_items: Any) -> None:
-            """Compare the fast path with the plain one on a first micro-batch; turn it off where they differ."""
+            """Compare the fast path with the plain one on a first micro-batch; leave off what differs."""
             self._fast_is_proved = True
             causal_lm, plain = bare.get_base_model(), super().compute_loss
-            with torch.enable_grad():
-                watch.fast = fast_cpu.plain_head(causal_lm) and fast_cpu.agrees(
+
+            def equal(layers: Any) -> bool:
+                return fast_cpu.agrees(
                     bare,
                     lambda: plain(model, dict(inputs), False, num_items),
-                    lambda: fast_cpu.loss(causal_lm, inputs, num_items),
+                    lambda: fast_cpu.loss(causal_lm, inputs, num_items, layers),
                 )
+
+            with torch.enable_grad():
+                watch.fast = fast_cpu.plain_head(causal_lm)
+                self._layers = fast_cpu.layers(causal_lm) if watch.fast else None
+                if self._layers is not None and not equal(self._layers):
+                    logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
+                    self._layers = None
+                if watch.fast and self._layers is None:
+                    watch.fast = equal(None)
             if not watch.fast:
                 logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
 

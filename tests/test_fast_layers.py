@@ -1,0 +1,267 @@
+"""The hand-written layers against transformers + PEFT, in float64. transformers itself computes its norms, softmax and
+losses in float32 also then, so that equal means to a few parts in ten million."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+
+import pytest
+
+pytestmark = pytest.mark.tiny
+
+SHAPE = {
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 101,
+    "max_position_embeddings": 2048,
+}
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapted(family: str = "llama", targets=ALL, dtype="float64", **more):
+    """A random model of a family with a random adapter."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SHAPE, **more}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter.normal_(1, 0.3)
+    lora = {"r": 4, "lora_alpha": 6, "target_modules": list(targets), "init_lora_weights": False}
+    return get_peft_model(model.to(getattr(torch, dtype)), LoraConfig(**lora)).to(getattr(torch, dtype)).train()
+
+
+def batch(lengths=(9, 17, 1, 12)):
+    """Rows of unequal length, padded on the right; the first third of each is not trained."""
+    import torch
+
+    torch.manual_seed(1)
+    width = max(lengths)
+    ids = torch.randint(0, SHAPE["vocab_size"], (len(lengths), width))
+    at = torch.arange(width)[None]
+    mask = (at < torch.tensor(lengths)[:, None]).long()
+    trained = mask.bool() & (at >= torch.tensor(lengths)[:, None] // 3)
+    return {"input_ids": ids, "labels": torch.where(trained, ids, -100), "attention_mask": mask}
+
+
+def measured(model, inputs, decoder=None):
+    """Loss and gradients, by the model's own forward pass or by the hand-written layers."""
+    from training import fast_cpu
+
+    model.zero_grad()
+    value = fast_cpu.loss(model.get_base_model(), inputs, None, decoder) if decoder else model(**inputs).loss
+    value.backward()
+    return float(value.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(model, inputs, tolerance=2e-6):
+    from training import fast_layers
+
+    plain, gradients = measured(model, inputs)
+    value, ours = measured(model, inputs, fast_layers.Decoder(model.get_base_model()))
+    assert value == pytest.approx(plain, rel=tolerance)
+    assert ours.keys() == gradients.keys() and len(ours) > 0
+    for name, gradient in gradients.items():
+        assert float((ours[name] - gradient).norm()) <= tolerance * max(1e-3, float(gradient.norm())), name
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_loss_and_gradients_are_those_of_the_family(family):
+    assert_equal(adapted(family, **({"sliding_window": None} if family == "mistral" else {})), batch())
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["o_proj"], ["up_proj", "k_proj"], ["down_proj"]])
+def test_any_choice_of_projections_may_be_adapted(targets):
+    assert_equal(adapted(targets=targets), batch())
+
+
+def test_rows_of_several_blocks_of_queries_see_all_before_them(monkeypatch):
+    from training import fast_layers
+
+    model = adapted()
+    assert_equal(model, batch((300, 520, 40)))  # two and three blocks, the longest not kept
+    monkeypatch.setattr(fast_layers, "BLOCK", 5)
+    monkeypatch.setattr(fast_layers, "KEPT_UP_TO", 12)
+    assert_equal(model, batch())
+
+
+def test_biases_heads_without_groups_and_long_context_rotation_are_kept():
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
+    rope["original_max_position_embeddings"] = 8
+    assert_equal(adapted(attention_bias=True, mlp_bias=True, num_key_value_heads=6, rope_parameters=rope), batch())
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = adapted()
+    before = measured(model, batch())
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    assert_equal(model, batch())
+    assert measured(model, batch())[0] == pytest.approx(before[0], rel=1e-6)
+
+
+def test_a_switched_off_adapter_is_left_out():
+    import torch
+
+    from training import fast_cpu, fast_layers
+
+    model = adapted()
+    decoder = fast_layers.Decoder(model.get_base_model())
+    with torch.no_grad(), model.disable_adapter():
+        plain = model(**batch()).loss
+        assert float(fast_cpu.loss(model.get_base_model(), batch(), None, decoder)) == pytest.approx(float(plain))
+
+
+def test_the_models_weights_become_views_and_keep_their_values():
+    from training import fast_layers
+
+    model = adapted()
+    before = copy.deepcopy(model.state_dict())
+    decoder = fast_layers.Decoder(model.get_base_model())
+    after = model.state_dict()
+    assert all(after[name].equal(tensor) for name, tensor in before.items())
+    own = model.get_base_model().model.layers[0].mlp.gate_proj.base_layer.weight
+    assert own.data_ptr() == decoder.layers[0].gate_up.weight.data_ptr(), "a second copy in memory"
+
+
+def test_a_window_shorter_than_the_row_takes_the_models_own_layers():
+    from training import fast_cpu, fast_layers
+
+    model = adapted("mistral", sliding_window=8)
+    decoder = fast_layers.Decoder(model.get_base_model())
+    for lengths in ((7, 5), (20, 5)):
+        value = fast_cpu.loss(model.get_base_model(), batch(lengths), None, decoder)
+        assert float(value.detach()) == pytest.approx(float(model(**batch(lengths)).loss.detach()), rel=1e-6)
+
+
+def test_in_bf16_it_is_as_near_to_float32_as_the_models_own_layers_are():
+    import torch
+
+    exact, plain, hand = (
+        measured_in(dtype, by_hand) for dtype, by_hand in (("float32", 0), ("bfloat16", 0), ("bfloat16", 1))
+    )
+    assert abs(hand[0] - exact[0]) <= 2 * abs(plain[0] - exact[0]) + 0.01
+    ours, theirs = (
+        (torch.cat([(g[n].float() - exact[1][n]).flatten() for n in g]).norm()) for g in (hand[1], plain[1])
+    )
+    assert ours <= 1.5 * theirs
+
+
+def measured_in(dtype: str, by_hand: int):
+    from training import fast_layers
+
+    model = adapted(dtype=dtype)
+    return measured(model, batch(), fast_layers.Decoder(model.get_base_model()) if by_hand else None)
+
+
+def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
+    import torch
+
+    from training import fast_layers as hand
+
+    torch.manual_seed(0)
+
+    def random(*shape, wanted=True):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=wanted)
+
+    weight, bias = random(6, 5, wanted=False), random(6, wanted=False)
+    linear = (random(4, 5), weight, bias, random(3, 5), random(6, 3))
+    assert torch.autograd.gradcheck(hand.LoraLinear.apply, linear)
+    assert torch.autograd.gradcheck(hand.AddNorm.apply, (random(4, 5), random(4, 5), random(5, wanted=False), 1e-5))
+    assert torch.autograd.gradcheck(hand.SwiGLU.apply, (random(4, 6),))
+    angles = [random(5, 4, wanted=False) for _ in range(2)]
+    norms = [random(4, wanted=False) for _ in range(2)]
+    for more in ((None, None, 0.0), (*norms, 1e-5)):
+        arguments = (random(5, 32), *angles, (2, 3), 4, 2, 0.5, *more)
+        assert torch.autograd.gradcheck(hand.Attention.apply, arguments)
+    targets = torch.tensor([1, 0, 5])
+    assert torch.autograd.gradcheck(hand.HeadLoss.apply, (random(3, 5), weight, bias, targets))
+
+
+def test_a_number_that_is_not_one_stays_not_one():
+    import torch
+
+    from training import fast_layers
+
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden = torch.ones(3, 8, dtype=dtype)
+        hidden[1, 2] = float("nan")
+        assert fast_layers.HeadLoss.apply(hidden, torch.ones(20, 8, dtype=dtype), None, torch.tensor([1, 2, 3])).isnan()
+        assert fast_layers.SwiGLU.apply(hidden).isnan().any()
+        assert fast_layers.AddNorm.apply(hidden, hidden, torch.ones(8, dtype=dtype), 1e-5)[1].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"family": "phi3", "targets": ["o_proj"], "pad_token_id": 0}, "no hand-written layers for phi3"),
+        ({"attention_dropout": 0.1}, "dropout in its attention"),
+        ({"dtype": "float16"}, "Linear of torch.float16"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_the_reason(change, why):
+    from training import fast_layers
+
+    assert why in fast_layers.unsupported(adapted(**change).get_base_model())
+
+
+@pytest.mark.parametrize(
+    ("lora", "why"),
+    [
+        ({"lora_dropout": 0.1}, "LORA_DROPOUT is not 0"),
+        ({"use_dora": True}, "not plain LoRA"),
+        ({"bias": "all"}, "more than adapters is trained"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(lora, why):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from training import fast_layers
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SHAPE))
+    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **lora))
+    assert why in fast_layers.unsupported(peft.get_base_model())
+
+
+def test_without_a_compiler_training_goes_on_without_them_and_says_why(monkeypatch, tmp_path):
+    from loguru import logger
+
+    from training import fast_cpu, kernels
+
+    said: list[str] = []
+    sink = logger.add(said.append, format="{message}", level="INFO")
+    model = adapted().get_base_model()
+    monkeypatch.setattr(kernels, "CACHE", tmp_path)
+    for compiler, why in (("false", "false failed: no reason given"), (str(tmp_path / "cc"), "No such file")):
+        kernels.load.cache_clear()
+        monkeypatch.setenv("CC", compiler)
+        assert fast_cpu.layers(model) is None and why in said[-1]
+    kernels.load.cache_clear()
+    monkeypatch.delenv("CC")
+    assert fast_cpu.layers(model) is not None
+    assert [path.suffix for path in tmp_path.iterdir()] == [".so"], "nothing half-written is left"
+    kernels.load.cache_clear()
+    logger.remove(sink)
+
+
+def test_the_kernels_compile_without_a_warning(root, tmp_path):
+    from training import kernels
+
+    command = ["cc", *kernels.FLAGS, "-Wall", "-Wextra", str(kernels.SOURCE), "-o", str(tmp_path / "k.so"), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,247 @@
+/* The parts of a decoder layer that are no matrix products, each in one pass over memory (see fast_layers.py).
+ *
+ * Compiled on the machine that trains (kernels.py), so that the compiler may use every vector unit there is. This file
+ * includes itself once for each type: float, bf16 (kept as its upper 16 bits) and double (for tests by finite
+ * differences). Sums are kept in float, for double in double. Arrays are dense, row after row, unless a stride is given.
+ */
+#ifndef T
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+static inline float from_bf16(uint16_t value) {
+    uint32_t bits = (uint32_t)value << 16;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+static inline uint16_t to_bf16(float value) { /* to the nearest, ties to even, as torch does; a NaN stays one */
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
+}
+/* e to the x, to 1e-7: 2^n times a polynomial of the rest. Written out, for compilers vectorise this and not expf(). */
+static inline float fast_exp(float x) {
+    float clamped = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
+    float n = floorf(clamped * 1.44269504f + 0.5f);
+    float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return x != x ? x : p * power; /* NaN stays NaN */
+}
+static inline double exact_exp(double x) { return exp(x); }
+
+#define T float
+#define ACC float
+#define GET(x) (x)
+#define PUT(x) (x)
+#define EXP fast_exp
+#define NAME(name) name##_f32
+#include __FILE__
+#undef T
+#undef GET
+#undef PUT
+#undef NAME
+#define T uint16_t
+#define GET(x) from_bf16(x)
+#define PUT(x) to_bf16(x)
+#define NAME(name) name##_bf16
+#include __FILE__
+#undef T
+#undef ACC
+#undef GET
+#undef PUT
+#undef EXP
+#undef NAME
+#define T double
+#define ACC double
+#define GET(x) (x)
+#define PUT(x) (x)
+#define EXP exact_exp
+#define NAME(name) name##_f64
+#include __FILE__
+#else
+
+/* y = x / sqrt(mean(x^2) + eps) * w, each row of `width`; with `added`, x + added is stored in `sum` and taken instead. */
+void NAME(rms_norm)(const T *x, const T *added, const T *w, T *sum, T *y, ACC *inverse, long rows, long width,
+                    double eps, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < rows; row++) {
+        const T *in = x + row * width;
+        if (added) {
+            const T *more = added + row * width;
+            T *out = sum + row * width;
+            for (long i = 0; i < width; i++) out[i] = PUT(GET(in[i]) + GET(more[i]));
+            in = out;
+        }
+        ACC squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (long i = 0; i < width; i++) squares += GET(in[i]) * GET(in[i]);
+        ACC scale = 1 / sqrt(squares / width + eps);
+        inverse[row] = scale;
+        T *out = y + row * width;
+        /* rounded before the weight, as the Llama family's own code does */
+        for (long i = 0; i < width; i++) out[i] = PUT(GET(PUT(GET(in[i]) * scale)) * GET(w[i]));
+    }
+}
+
+/* The gradient with respect to x of the above, plus `more` (the gradient that reaches the sum by another way). */
+void NAME(rms_norm_backward)(const T *gradient, const T *more, const T *x, const T *w, const ACC *inverse, T *out,
+                             long rows, long width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < rows; row++) {
+        const T *g = gradient + row * width, *in = x + row * width;
+        ACC scale = inverse[row], dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (long i = 0; i < width; i++) dot += GET(g[i]) * GET(w[i]) * GET(in[i]);
+        ACC pull = dot * scale * scale * scale / width;
+        T *to = out + row * width;
+        if (more) {
+            const T *other = more + row * width;
+            for (long i = 0; i < width; i++)
+                to[i] = PUT(GET(other[i]) + GET(g[i]) * GET(w[i]) * scale - GET(in[i]) * pull);
+        } else {
+            for (long i = 0; i < width; i++) to[i] = PUT(GET(g[i]) * GET(w[i]) * scale - GET(in[i]) * pull);
+        }
+    }
+}
+
+/* From [token, head, dimension] (rows of `stride`) to [key-value head, token, group, dimension], turned by the tokens'
+ * angles where `cosine` [token, dimension] is given. */
+void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, T *out, long tokens, long heads, long group,
+                    long dim, int threads) {
+    long half = dim / 2;
+#pragma omp parallel for num_threads(threads)
+    for (long token = 0; token < tokens; token++)
+        for (long head = 0; head < heads * group; head++) {
+            const T *in = x + token * stride + head * dim;
+            T *to = out + (((head / group) * tokens + token) * group + head % group) * dim;
+            if (!cosine) {
+                memcpy(to, in, dim * sizeof(T));
+                continue;
+            }
+            const T *c = cosine + token * dim, *s = sine + token * dim;
+            for (long i = 0; i < half; i++) {
+                ACC a = GET(in[i]), b = GET(in[i + half]);
+                to[i] = PUT(a * GET(c[i]) - b * GET(s[i]));
+                to[i + half] = PUT(b * GET(c[i + half]) + a * GET(s[i + half]));
+            }
+        }
+}
+
+/* The way back of the above, and its gradient: the transposed layout, turned the other way. */
+void NAME(from_heads)(const T *x, long stride, const T *cosine, const T *sine, T *out, long tokens, long heads, long group,
+                      long dim, int threads) {
+    long half = dim / 2;
+#pragma omp parallel for num_threads(threads)
+    for (long token = 0; token < tokens; token++)
+        for (long head = 0; head < heads * group; head++) {
+            const T *in = x + (((head / group) * tokens + token) * group + head % group) * dim;
+            T *to = out + token * stride + head * dim;
+            if (!cosine) {
+                memcpy(to, in, dim * sizeof(T));
+                continue;
+            }
+            const T *c = cosine + token * dim, *s = sine + token * dim;
+            for (long i = 0; i < half; i++) {
+                ACC a = GET(in[i]), b = GET(in[i + half]);
+                to[i] = PUT(a * GET(c[i]) + b * GET(s[i + half]));
+                to[i + half] = PUT(b * GET(c[i + half]) - a * GET(s[i]));
+            }
+        }
+}
+
+/* Softmax of scale * scores in place, row by row of `columns`. Row r belongs to position first + r / group (modulo
+ * `rows_a_head` rows) and sees the columns up to it; those after it become 0. */
+void NAME(softmax)(T *scores, long rows, long columns, long rows_a_head, long group, long first, double scale,
+                   int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < rows; row++) {
+        T *s = scores + row * columns;
+        long seen = first + (row % rows_a_head) / group + 1;
+        ACC factor = scale, largest = -INFINITY, total = 0, buffer[seen];
+#pragma omp simd reduction(max : largest)
+        for (long i = 0; i < seen; i++) {
+            ACC value = GET(s[i]) * factor;
+            buffer[i] = value;
+            largest = value > largest ? value : largest;
+        }
+#pragma omp simd reduction(+ : total)
+        for (long i = 0; i < seen; i++) {
+            ACC value = EXP(buffer[i] - largest);
+            buffer[i] = value;
+            total += value;
+        }
+        ACC inverse = 1 / total;
+        for (long i = 0; i < seen; i++) s[i] = PUT(buffer[i] * inverse);
+        memset(s + seen, 0, (columns - seen) * sizeof(T));
+    }
+}
+
+/* The gradient of the above with respect to the scores, in place of `gradient`. */
+void NAME(softmax_backward)(T *gradient, const T *probabilities, long rows, long columns, double scale, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < rows; row++) {
+        T *g = gradient + row * columns;
+        const T *p = probabilities + row * columns;
+        ACC dot = 0, factor = scale;
+#pragma omp simd reduction(+ : dot)
+        for (long i = 0; i < columns; i++) dot += GET(g[i]) * GET(p[i]);
+        for (long i = 0; i < columns; i++) g[i] = PUT(GET(p[i]) * (GET(g[i]) - dot) * factor);
+    }
+}
+
+/* out = silu(gate) * up, of rows that hold gate and up side by side (`width` each). */
+void NAME(swiglu)(const T *both, T *out, long rows, long width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < rows; row++) {
+        const T *gate = both + row * 2 * width, *up = gate + width;
+        T *to = out + row * width;
+        for (long i = 0; i < width; i++) {
+            ACC x = GET(gate[i]);
+            to[i] = PUT(GET(PUT(x / (1 + EXP(-x)))) * GET(up[i]));
+        }
+    }
+}
+
+void NAME(swiglu_backward)(const T *gradient, const T *both, T *out, long rows, long width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < rows; row++) {
+        const T *gate = both + row * 2 * width, *up = gate + width, *g = gradient + row * width;
+        T *to_gate = out + row * 2 * width, *to_up = to_gate + width;
+        for (long i = 0; i < width; i++) {
+            ACC x = GET(gate[i]), incoming = GET(g[i]), sigmoid = 1 / (1 + EXP(-x));
+            to_up[i] = PUT(incoming * x * sigmoid);
+            to_gate[i] = PUT(incoming * GET(up[i]) * sigmoid * (1 + x * (1 - sigmoid)));
+        }
+    }
+}
+
+/* The sum of -log softmax(logits)[target] over the rows; logits become its gradient, softmax - one at the target. */
+double NAME(cross_entropy)(T *logits, const long *targets, long rows, long classes, int threads) {
+    double sum = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : sum)
+    for (long row = 0; row < rows; row++) {
+        T *x = logits + row * classes;
+        ACC largest = -INFINITY, total = 0;
+#pragma omp simd reduction(max : largest)
+        for (long i = 0; i < classes; i++) largest = GET(x[i]) > largest ? GET(x[i]) : largest;
+#pragma omp simd reduction(+ : total)
+        for (long i = 0; i < classes; i++) total += EXP(GET(x[i]) - largest);
+        ACC target = GET(x[targets[row]]), offset = largest + log(total);
+        sum += offset - target;
+        for (long i = 0; i < classes; i++) x[i] = PUT(EXP(GET(x[i]) - offset));
+        x[targets[row]] = PUT(EXP(target - offset) - 1);
+    }
+    return sum;
+}
+#endif
