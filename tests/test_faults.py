@@ -10,7 +10,7 @@ import time
 
 import pytest
 from conftest import ROOT, finetune
-from test_finetune import RUN_FILES, files_of, losses, start, undisturbed  # noqa: F401 - a fixture
+from test_finetune import RUN_FILES, files_of, losses, start
 
 from training import runs
 

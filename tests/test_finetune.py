@@ -54,17 +54,6 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen, seconds: f
     raise AssertionError(f"no step {step}: {process.communicate()[1] if process.poll() is not None else 'too slow'}")
 
 
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, tiny_model) -> Path:
-    """One finished run, which the tests only look at."""
-    from conftest import write_tiny_config
-
-    config = write_tiny_config(tmp_path_factory.mktemp("undisturbed"), tiny_model)
-    ended = finetune("--config", config)
-    assert ended.code == 0, ended.stderr
-    return ended.run
-
-
 @pytest.mark.tiny
 def test_a_run_leaves_exactly_the_files_of_the_contract(undisturbed):
     assert files_of(undisturbed) == RUN_FILES

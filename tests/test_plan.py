@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from training import budget, fast_cpu, plan, settings
 from training.environment import Machine
-from training.errors import MachineError, UserError
+from training.errors import UserError
 from training.settings import Override
 
 CPU = Machine("3.11", "Linux", "a CPU", 2, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
@@ -68,16 +69,7 @@ def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_size
     assert budget.checkpointing(chosen, model(600_000_000), short, CPU).value is False
     choice = budget.checkpointing(chosen, model(600_000_000), long, CPU)
     assert choice.value is True
-    assert "12.0 GB are free" in choice.reason
-
-
-def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "adapter_parameters", lambda *_: 1_000_000)
-    chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nAUTO_FP16_BF16 = false\nPRECISION = bf16\n")
-    with pytest.raises(
-        MachineError, match=r"too little memory: 12.0 GB free, and the model alone takes 16.0 GB in bf16"
-    ):
-        budget.check_memory(SimpleNamespace(settings=chosen, base=model(8_000_000_000), machine=CPU))
+    assert re.fullmatch(r"about \d+\.\d GB needed without, 12.0 GB are free", choice.reason)
 
 
 def test_settings_that_are_not_built_yet_are_refused_all_at_once(tmp_path):

@@ -153,6 +153,73 @@ def test_a_gpu_asks_for_the_gpu_packages(call, place, tmp_path):
     assert call("setup.sh", "--ready").returncode == 0
 
 
+# Stand-ins for the drivers' tools: what each prints on a machine with such a card.
+NVIDIA_SMI = """case "$*" in -L) echo "GPU 0: Tesla T4 (UUID: GPU-1)"; exit ;; esac
+echo "| NVIDIA-SMI 560.35.03    Driver Version: {driver}    CUDA Version: {cuda}     |"
+"""
+ROCMINFO = 'echo "  Name:                    gfx942"\n'
+XPU_SMI = 'echo "| 0  | Device Name: Intel(R) Data Center GPU Max 1100 |"\n'
+
+
+def test_a_driver_that_is_too_old_for_the_wheels_cuda_is_named_with_both_ways_out(call, place, tmp_path):
+    script(tmp_path / "programs" / "nvidia-smi", NVIDIA_SMI.format(driver="560.35.03", cuda="12.6"))
+    done = call("setup.sh")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert (
+        "the driver (560.35.03) serves CUDA 12.6, PyTorch is built for CUDA 13.0: install driver 580 or newer, or take a "
+        "build for this one: TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 ./setup.sh\n"
+    ) in done.stderr
+    assert not (place / ".venv").exists(), "nothing was downloaded"
+
+
+def function_of_setup(call, place, name, **environment):
+    """What one of setup.sh's functions prints, in a copy that stops before anything is done."""
+    text = (place / "setup.sh").read_text()
+    (place / "setup.sh").write_text(text.replace("with_tests=false\n", f"{name} >&3\nexit 0\n", 1))
+    try:
+        return call("setup.sh", **environment).stdout.strip()
+    finally:
+        (place / "setup.sh").write_text(text)
+
+
+def test_the_wheels_cuda_is_that_of_the_index_and_older_drivers_serve_newer_builds_of_one_major_version(
+    call, place, tmp_path
+):
+    def problem(driver, cuda, **environment):
+        script(tmp_path / "programs" / "nvidia-smi", NVIDIA_SMI.format(driver=driver, cuda=cuda))
+        return function_of_setup(call, place, "card_problem", **environment)
+
+    assert problem("580.65.06", "13.0") == ""
+    assert problem("590.1", "13.2") == ""
+    assert problem("560.35.03", "12.6", TORCH_INDEX_URL="https://example.org/whl/cu126/") == ""
+    assert problem("550.1", "12.4", TORCH_INDEX_URL="https://example.org/whl/cu126") == ""
+    assert "serves CUDA 11.8, PyTorch is built for CUDA 12.6" in problem(
+        "520.61.05", "11.8", TORCH_INDEX_URL="https://example.org/whl/cu126"
+    )
+    assert problem("560.35.03", "12.6", TORCH_INDEX_URL="file:///mirror") == "", "nothing is known of that place"
+
+
+def test_cards_of_amd_and_intel_are_found_by_their_tools_and_get_their_own_builds(call, place, tmp_path):
+    make_ready(place)
+    programs = tmp_path / "programs"
+    assert function_of_setup(call, place, "gpu_kind") == ""
+    assert function_of_setup(call, place, "torch_index").endswith("/whl/cpu")
+    script(programs / "rocminfo", ROCMINFO)
+    assert call("setup.sh", "--ready").returncode == 3, "the packages for a GPU are wanted"
+    rocm = tmp_path / "rocm" / ".info"
+    rocm.mkdir(parents=True)
+    unknown = function_of_setup(call, place, "card_problem", ROCM_PATH=str(tmp_path / "none"))
+    assert unknown.startswith("an AMD card is here, and which ROCm is not known")
+    assert unknown.endswith("TORCH_INDEX_URL=https://download.pytorch.org/whl/rocm7.0 ./setup.sh")
+    (rocm / "version").write_text("7.1.1-38\n")
+    assert function_of_setup(call, place, "torch_index", ROCM_PATH=str(rocm.parent)).endswith("/whl/rocm7.1")
+    assert function_of_setup(call, place, "card_problem", ROCM_PATH=str(rocm.parent)) == ""
+    (programs / "rocminfo").unlink()
+    script(programs / "xpu-smi", XPU_SMI)
+    assert function_of_setup(call, place, "gpu_kind") == "intel"
+    assert function_of_setup(call, place, "torch_index").endswith("/whl/xpu")
+
+
 def test_two_set_ups_do_not_work_at_once(place, tmp_path):
     make_ready(place)
     with (place / "setup.sh").open() as file:

@@ -1,4 +1,4 @@
-"""What a run takes: memory while it trains, disk on its way. Reckoned before it starts, so that it does not end for want of it."""
+"""What a run takes of the disk, and whether activations are kept. Reckoned before it starts (memory: memory.py, fit.py)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from training import weights
+from training import fit, memory, weights
 from training.environment import Choice, Machine, gigabytes
-from training.errors import MachineError
 
 MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
 BITS = {
@@ -31,24 +30,9 @@ def checkpointing(given: Any, base: Any, summary: Any, machine: Machine) -> Choi
         return Choice(True, "Unsloth's own, which offloads to the CPU")
     if given.hardware.device != "cpu":
         return Choice(True, "a GPU's memory is better spent on the batch")
-    needed = activations(given, base, summary)
-    fits = needed < 0.5 * machine.memory_available
-    words = f"activations need about {gigabytes(needed)}, {gigabytes(machine.memory_available)} are free"
-    return Choice(not fits, words)
-
-
-def activations(given: Any, base: Any, summary: Any) -> int:
-    """A rough upper bound for the bytes of activations that one micro-batch keeps for the backward pass.
-
-    34 values of 2 bytes a token, layer and hidden unit (Korthikanti et al. 2022, table 2, without the attention
-    matrices, which eager attention adds: 5 x heads x length), measured to be on the high side here.
-    """
-    config = base.config
-    length = summary.total[3]
-    batch = given.training.per_device_train_batch_size
-    hidden, layers = config.get("hidden_size", 4096), config.get("num_hidden_layers", 32)
-    heads = config.get("num_attention_heads", 32)
-    return batch * length * layers * (34 * 2 * hidden + 5 * 2 * heads * length)
+    needed = sum(memory.estimate(given, memory.shape(base.config, base.parameters), summary.total[3]).values())
+    words = f"about {gigabytes(needed)} needed without, {gigabytes(machine.memory_available)} are free"
+    return Choice(needed * fit.MARGIN > machine.memory_available, words)
 
 
 def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:
@@ -83,19 +67,6 @@ def linear_modules(folder: Path) -> list[tuple[str, int, int]]:
         for name, tensor in weights.tensors(folder, "model").items()
         if name.endswith(".weight") and len(tensor.shape) == 2 and ".layers." in name
     ]
-
-
-def check_memory(plan: Any) -> None:
-    """Refuse a run that cannot fit into memory, before hours are spent on finding out."""
-    if plan.settings.hardware.device != "cpu":
-        return
-    width = 4 if plan.settings.hardware.precision != "bf16" else 2
-    needed = plan.base.parameters * width + adapter_parameters(plan.settings, plan.base) * 16
-    if needed > plan.machine.memory_available:
-        raise MachineError(
-            f"too little memory: {gigabytes(plan.machine.memory_available)} free, and the model alone takes "
-            f"{gigabytes(needed)} in {plan.settings.hardware.precision}; choose a smaller BASE_MODEL_NAME"
-        )
 
 
 def words(disk: dict[str, int]) -> str:

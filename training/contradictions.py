@@ -21,7 +21,7 @@ def find(
     settings: Settings, bad: Set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
-    rules = [_length, _validation, _text, _machines, _device] + [_packages] * check_packages
+    rules = [_length, _validation, _text, _machines, _device, _unsloth] + [_packages] * check_packages
     found = [contradiction for rule in rules for contradiction in rule(settings)]
     return [(keys, _message(settings, keys, reason)) for keys, reason in found if not bad.intersection(keys)]
 
@@ -114,6 +114,22 @@ def _device(settings: Settings) -> Found:
         yield ("Hardware.FAST_CPU", "Hardware.DEVICE"), "is for training on the CPU"
     if hardware.device[-1].isdigit() and hardware.num_processes > 1:
         yield ("Hardware.DEVICE", "Hardware.NUM_PROCESSES"), "one card cannot serve several processes; write cuda"
+
+
+def _unsloth(settings: Settings) -> Found:
+    """What Unsloth does otherwise than it is told, in silence: transformers does what is asked."""
+    hardware, engine = settings.hardware, "Hardware.ENGINE"
+    if hardware.engine != "unsloth":
+        return
+    if hardware.device != "cpu" and hardware.precision == "fp32" and not hardware.auto_fp16_bf16:
+        yield ("Hardware.PRECISION", engine), "on a GPU it trains in bf16 or fp16; write one, or ENGINE = transformers"
+    if hardware.device == "cpu" and settings.training.packing is True:
+        yield ("Training.PACKING", engine), "on a CPU it pads rows all the same; write auto, or ENGINE = transformers"
+    if whole := [name for name in settings.lora.target_modules if name in ("lm_head", "embed_tokens")]:
+        reason = (
+            f"it trains the whole matrix of {' and '.join(whole)} instead of LoRA; leave out, or ENGINE = transformers"
+        )
+        yield ("LoRA.TARGET_MODULES", engine), reason
 
 
 def _packages(settings: Settings) -> Found:

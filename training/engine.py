@@ -6,11 +6,15 @@ process, and names bound earlier stay unpatched. So one process has one engine, 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from loguru import logger
 
 from training.errors import Interrupted, MachineError, RunError
 
@@ -28,7 +32,7 @@ class Loaded:
     config_class: Any  # trl.SFTConfig, likewise
 
 
-def start(settings: Any, cache: Path) -> None:
+def start(settings: Any) -> None:
     """Prepare the process for the engine that was chosen: environment variables, threads, then its import."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer's threads and the data loader's fork do not mix
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -36,7 +40,7 @@ def start(settings: Any, cache: Path) -> None:
     if settings.hardware.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if settings.hardware.engine == "unsloth":
-        _start_unsloth(cache)
+        _start_unsloth(on_cpu=settings.hardware.device == "cpu")
     import torch
 
     torch.set_num_threads(settings.hardware.num_threads)
@@ -47,18 +51,28 @@ def start(settings: Any, cache: Path) -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)  # its advice is about settings that are made here on purpose
 
 
-def _start_unsloth(cache: Path) -> None:
+def _start_unsloth(on_cpu: bool) -> None:
+    """Import Unsloth with what it must find in its environment. MachineError when it fails, or takes the CPU for a GPU.
+
+    It writes code at import, when no run directory is there yet (and `--check` makes none): into a folder of this
+    process's own, which goes with it; two runs at once do not write into each other's.
+    """
+    compiled = tempfile.mkdtemp(prefix="finetune-unsloth-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled  # else a folder where the caller stands
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else a Hub download that can hang for two minutes
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(cache / "unsloth_compiled")  # else a folder where the caller stands
     os.environ["UNSLOTH_AUTO_INSTALL"] = "0"  # else saving may answer "yes" to apt-get and pip
+    # On its own it trains on the CPU where it finds no accelerator: never unasked.
+    os.environ["UNSLOTH_FORCE_CPU" if on_cpu else "UNSLOTH_DISABLE_CPU_FALLBACK"] = "1"
     try:
         import unsloth  # noqa: F401
     except Interrupted:
         raise
-    except Exception as error:  # its import runs code that fails in many ways: all of them mean the same here
+    except (Exception, SystemExit) as error:  # its import runs code that fails in many ways: all mean the same here
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise MachineError(
-            f"Unsloth cannot be imported ({type(error).__name__}: {error}). Repair it with `ENGINE=unsloth ./setup.sh`, "
-            "or set ENGINE = transformers in [Hardware] (slower)"
+            f"Unsloth cannot be imported ({type(error).__name__}: {reason}). Repair it: remove .venv and run "
+            "`ENGINE=unsloth ./setup.sh`; or set ENGINE = transformers in [Hardware] (slower)"
         ) from error
 
 
@@ -106,7 +120,7 @@ def _lora(settings: Any) -> dict[str, Any]:
 def _load_transformers(base: Any, settings: Any, longest: int) -> Loaded:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, set_seed
     from trl import SFTConfig, SFTTrainer
 
     on_cpu = settings.hardware.device == "cpu"
@@ -132,10 +146,11 @@ def _load_transformers(base: Any, settings: Any, longest: int) -> Loaded:
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=settings.model.trust_remote_code,
-        device_map=None if on_cpu else {"": settings.hardware.device},
+        device_map=None if on_cpu else {"": settings.hardware.device.partition(":")[0]},  # the one card that is visible
         **options,
     )
     model.config.use_cache = False
+    set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(settings)), autocast_adapter_dtype=True)
     return Loaded(model, tokenizer(base, settings), SFTTrainer, SFTConfig)
@@ -144,25 +159,48 @@ def _load_transformers(base: Any, settings: Any, longest: int) -> Loaded:
 def _load_unsloth(base: Any, settings: Any) -> Loaded:
     from unsloth import FastLanguageModel  # isort: skip  first, for it patches the others
 
-    import torch
     from trl import SFTConfig, SFTTrainer
 
-    checkpointing = settings.training.gradient_checkpointing
-    checkpointing = "unsloth" if checkpointing == "auto" else checkpointing
-    model, its_tokenizer = FastLanguageModel.from_pretrained(
-        model_name=str(base.path),  # absolute: a relative name is asked of the Hub
-        max_seq_length=settings.model.max_seq_length,
-        dtype=getattr(torch, DTYPES[settings.hardware.precision]),
-        load_in_4bit=settings.quantization.load_in_4bit,
-        use_exact_model_name=True,  # else it swaps in a 4-bit mirror of its own
-        use_gradient_checkpointing=checkpointing,
-        trust_remote_code=settings.model.trust_remote_code,
-        random_state=settings.training.seed,
-    )
-    model = FastLanguageModel.get_peft_model(
-        model,
-        use_gradient_checkpointing=checkpointing,
-        random_state=settings.training.seed,
+    model, _ = FastLanguageModel.from_pretrained(**_unsloth_model(base, settings))
+    if settings.quantization.load_in_4bit and not getattr(model, "is_loaded_in_4bit", False):
+        logger.warning("Unsloth has loaded the model in 16 bit: bitsandbytes does not work on this machine")
+    model = FastLanguageModel.get_peft_model(model, **_unsloth_adapter(settings))
+    # Our own tokenizer: the rows were made with it, and Unsloth may change the padding token of its own.
+    return Loaded(model, tokenizer(base, settings), SFTTrainer, SFTConfig)
+
+
+def _unsloth_model(base: Any, settings: Any) -> dict[str, Any]:
+    """What FastLanguageModel.from_pretrained is told. Its GPU classes have other defaults than its CPU ones."""
+    import torch
+
+    return {
+        "model_name": str(base.path),  # absolute: a relative name is asked of the Hub
+        "max_seq_length": settings.model.max_seq_length,
+        "dtype": getattr(torch, DTYPES[settings.hardware.precision]),
+        "load_in_4bit": settings.quantization.load_in_4bit,
+        "load_in_8bit": False,
+        "full_finetuning": False,
+        "fix_tokenizer": False,  # it may look for a repaired one on the Hub, and none of its tokenizers is used
+        "trust_remote_code": settings.model.trust_remote_code,
+        "use_gradient_checkpointing": _unsloth_checkpointing(settings),
+        "use_exact_model_name": True,  # else it swaps in a 4-bit mirror of its own
+        "offload_embedding": False,
+        "fast_inference": False,
+        "random_state": settings.training.seed,
+    }
+
+
+def _unsloth_adapter(settings: Any) -> dict[str, Any]:
+    """What FastLanguageModel.get_peft_model is told; use_dora goes on to PEFT's LoraConfig."""
+    return {
         **_lora(settings),
-    )
-    return Loaded(model, its_tokenizer, SFTTrainer, SFTConfig)
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "use_gradient_checkpointing": _unsloth_checkpointing(settings),
+        "random_state": settings.training.seed,
+    }
+
+
+def _unsloth_checkpointing(settings: Any) -> str | bool:
+    """Its own way keeps the layers' inputs in the machine's memory; below 512 tokens it takes the plain one by itself."""
+    return False if settings.training.gradient_checkpointing is False else "unsloth"

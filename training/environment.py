@@ -32,6 +32,7 @@ class Gpu:
     name: str
     memory: int  # bytes
     capability: tuple[int, int]
+    free: int | None = None  # bytes; other programs may hold the rest
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,28 @@ class Machine:
             f"{gigabytes(self.memory)}",
         ]
         lines += [
-            f"GPU {g.name}, {gigabytes(g.memory)}, compute capability {g.capability[0]}.{g.capability[1]}"
+            f"GPU {g.name}, {_free(g)}{gigabytes(g.memory)}, compute capability {g.capability[0]}.{g.capability[1]}"
             for g in self.gpus
         ]
         lines.append(" ".join(f"{name} {version}" for name, version in self.versions.items()))
         return lines
+
+
+def show_one_card(device: str) -> None:
+    """Let this process see one card only: the one that DEVICE names, or the first. Before torch looks for them.
+
+    With several in sight the trainer spreads each batch over all of them (nn.DataParallel), and Unsloth the model.
+    A card is counted among those that the caller's own variable shows; one that is not there is then found missing.
+    """
+    number = int(device.partition(":")[2] or 0)
+    for names in (("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), ("ZE_AFFINITY_MASK",)):  # ROCm obeys both of these
+        given = [name for name in names if name in os.environ]
+        for name in given:
+            shown = [one.strip() for one in os.environ[name].split(",") if one.strip()]
+            if shown:  # set to nothing: no card shall be seen
+                os.environ[name] = shown[number] if number < len(shown) else "-1"
+        if not given:
+            os.environ[names[-1]] = str(number)
 
 
 def inspect() -> Machine:
@@ -91,6 +109,10 @@ def inspect() -> Machine:
         backend=backend,
         versions=_versions(),
     )
+
+
+def _free(gpu: Gpu) -> str:
+    return "" if gpu.free is None else f"{gigabytes(gpu.free)} free of "
 
 
 def gigabytes(size: float) -> str:
@@ -207,7 +229,9 @@ def _gpus(torch: Any) -> tuple[tuple[Gpu, ...], str | None]:
     if torch.cuda.is_available():
         backend = "rocm" if torch.version.hip else "cuda"
         described = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return tuple(Gpu(d.name, d.total_memory, (d.major, d.minor)) for d in described), backend
+        free = [torch.cuda.mem_get_info(i)[0] for i in range(len(described))]
+        cards = (Gpu(d.name, d.total_memory, (d.major, d.minor), f) for d, f in zip(described, free, strict=True))
+        return tuple(cards), backend
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         described = [torch.xpu.get_device_properties(i) for i in range(torch.xpu.device_count())]
         return tuple(Gpu(d.name, d.total_memory, (0, 0)) for d in described), "xpu"

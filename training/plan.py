@@ -23,13 +23,15 @@ from training import (
     engine,
     environment,
     fast_cpu,
+    fit,
+    memory,
     modelfile,
     settings,
     tokens,
     train,
 )
 from training.environment import Machine, gigabytes
-from training.errors import UserError
+from training.errors import MachineError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "rows"
@@ -55,6 +57,7 @@ class Plan:
     rejected: list[Any]
     steps: int
     disk: dict[str, int]  # bytes on the way and at the end, by what takes them
+    memory: dict[str, int]  # bytes while it trains, by what takes them
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,6 +71,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0) -> Plan:
     Of a run that is resumed, `today`: the date on which it began, for the templates that write one into the prompt;
     `there`: the bytes that it has on the disk already.
     """
+    environment.show_one_card(given.hardware.device)
     machine = environment.inspect()
     for line in machine.lines():
         logger.info(line)
@@ -76,10 +80,11 @@ def prepare(given: Any, today: date | None = None, there: int = 0) -> Plan:
     if problems := [message for _, message in contradictions.find(given)]:
         raise UserError(problems)
     environment.check_writable(given.training.output_dir)
+    _look_before_download(given, machine)
     base = base_model.locate(given.model, say=logger.info)
     given = _fit_to_model(given, base)
     with convert.trial(base.config, base.path) as tried:  # beside this process, while the rows are read
-        engine.start(given, CACHE.parent)
+        engine.start(given)
         plan = _read_rows(given, machine, base, today, there)
         figures = tried()
     if "note" in figures:
@@ -111,9 +116,40 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
     environment.check_disk(
         given.training.output_dir, max(budget.MARGIN, sum(disk.values()) - there), budget.words(disk)
     )
-    plan = Plan(given, machine, base, tokenizer, template, data, rows, validation, test, summary, rejected, steps, disk)
-    budget.check_memory(plan)
-    return plan
+    model, adapter = memory.shape(base.config, base.parameters), budget.adapter_parameters(given, base)
+    if warning := fit.check(given, model, summary.total[3], machine, adapter):
+        logger.warning(warning)
+    needed = memory.estimate(given, model, summary.total[3], adapter)
+    return Plan(
+        given, machine, base, tokenizer, template, data, rows, validation, test, summary, rejected, steps, disk, needed
+    )
+
+
+def _look_before_download(given: Any, machine: Machine) -> None:
+    """A model on the Hub that cannot fit, however short the rows: MachineError before it is downloaded.
+
+    Where the Hub does not answer nothing is known yet; `locate` then says so, or takes the copy downloaded before.
+    """
+    if base_model.door(given.model.base_model_name) != "hub":
+        return
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return
+    try:
+        seen = base_model.peek(given.model)
+    except MachineError:
+        return
+    if not seen.config or not seen.parameters:
+        return
+    model = memory.shape(seen.config, seen.parameters)
+    fit.check(given, model, fit.SHORT, machine)
+    longest = min(given.model.max_seq_length, seen.max_length or given.model.max_seq_length)
+    short, long = (sum(memory.estimate(given, model, length).values()) for length in (fit.SHORT, longest))
+    logger.info(
+        "{}: about {} of memory with rows of {} tokens, {} with {:,} (MAX_SEQ_LENGTH); {} free",
+        *(seen.name, gigabytes(short), fit.SHORT, gigabytes(long), longest, gigabytes(fit.free(given, machine))),
+    )
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -159,6 +195,8 @@ def lines(plan: Plan) -> list[str]:
     epochs = plan.steps / plan.steps_per_epoch
     why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"
     out.append(f"{plan.steps:,} steps of {batch} rows ({why}), {epochs:.2g} epochs")
+    free = fit.free(given, plan.machine)
+    out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
     out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({budget.words(plan.disk)})")
     return out
 

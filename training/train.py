@@ -178,6 +178,8 @@ def _build(loaded: Any, plan: Any, session: Session, micro: int, accumulation: i
         processing_class=loaded.tokenizer,
         callbacks=[progress.callback(session)],
     )
+    # Unsloth turns these on, and a validation after the last step would then round the adapter to 16 bit.
+    one.args.bf16_full_eval = one.args.fp16_full_eval = False
     one.remove_callback(PrinterCallback)
     one.remove_callback(ProgressCallback)
     return one
@@ -201,11 +203,20 @@ def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate:
         "weight_decay": t.weight_decay,
         "lr_scheduler_type": t.lr_scheduler_type,
         "max_grad_norm": t.max_grad_norm,
+        "lr_scheduler_kwargs": None,
         "optim": t.optim,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "label_smoothing_factor": 0.0,
+        "neftune_noise_alpha": None,
         "seed": t.seed,
         "data_seed": t.seed,
         "bf16": hardware.precision == "bf16",
         "fp16": hardware.precision == "fp16",
+        "tf32": None,
+        "torch_compile": False,
+        "use_liger_kernel": False,
         "use_cpu": hardware.device == "cpu",
         "gradient_checkpointing": t.gradient_checkpointing is True,
         "logging_strategy": "steps",
@@ -227,8 +238,14 @@ def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate:
         "padding_free": t.packing is True,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
-        "loss_type": "nll" if "lm_head" in settings.lora.target_modules else "chunked_nll",
+        "loss_type": _loss_type(settings),
     }
+
+
+def _loss_type(settings: Any) -> str:
+    """TRL computes the output layer in chunks, past the module: not where it is trained, nor where Unsloth has its own way."""
+    own = settings.hardware.engine == "unsloth" or "lm_head" in settings.lora.target_modules
+    return "nll" if own else "chunked_nll"
 
 
 def _keep_best(model: Any, session: Session) -> None:

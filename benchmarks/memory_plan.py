@@ -1,0 +1,158 @@
+"""Is the memory plan right?  python benchmarks/memory_plan.py [--only NAME] [--steps 2]
+
+Trains random Llama models of several shapes on the CPU, each in a process of its own through the program's own stages,
+and compares the peak (VmHWM) with what the plan said before. Bound: 20 %. Linux only (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
+BOUND = 0.20
+# name -> the model, then the run. SmolLM2's vocabulary (49,152 tokens) in all of them.
+CASES: dict[str, tuple[dict[str, int], dict[str, object]]] = {
+    "135M, shipped settings": ({}, {}),
+    "135M, 4 x 512": ({}, {"length": 512, "batch": 4}),
+    "135M, 4 x 512, checkpointing": ({}, {"length": 512, "batch": 4, "checkpointing": "true"}),
+    "135M, 2 x 1024, all linear": ({}, {"length": 1024, "targets": "all-linear", "r": 64}),
+    "135M, 2 x 512, fp32": ({}, {"length": 512, "precision": "fp32"}),
+    "320M, 2 x 512": ({"hidden": 1024, "inner": 3072, "layers": 20, "heads": 16, "kv": 8}, {"length": 512}),
+    "320M, 1 x 2048, checkpointing": (
+        {"hidden": 1024, "inner": 3072, "layers": 20, "heads": 16, "kv": 8},
+        {"length": 2048, "batch": 1, "checkpointing": "true"},
+    ),
+    "500M, 4 x 128, rank 128": (
+        {"hidden": 1536, "inner": 4096, "layers": 16, "heads": 12, "kv": 12},
+        {"length": 128, "batch": 4, "targets": "all-linear", "r": 128},
+    ),
+    "135M, 2 x 768, Unsloth's CPU backend": ({}, {"length": 768, "engine": "unsloth"}),
+}
+CONFIG = """[Model]
+BASE_MODEL_NAME = {model}
+MAX_SEQ_LENGTH = {length}
+[LoRA]
+R = {r}
+TARGET_MODULES = {targets}
+[Dataset]
+DATASET_FILE = rows.jsonl
+VALIDATION_SPLIT = 0
+[Training]
+PER_DEVICE_TRAIN_BATCH_SIZE = {batch}
+GRADIENT_ACCUMULATION_STEPS = {accumulation}
+MAX_STEPS = {steps}
+SAVE_STEPS = 0
+EVAL_STEPS = 0
+GRADIENT_CHECKPOINTING = {checkpointing}
+[Hardware]
+DEVICE = cpu
+AUTO_FP16_BF16 = false
+PRECISION = {precision}
+ENGINE = {engine}
+"""
+USUAL = {
+    "length": 64, "batch": 2, "accumulation": 1, "r": 16, "targets": "q_proj,k_proj,v_proj,o_proj", "checkpointing": "false",
+    "precision": "bf16", "engine": "transformers",
+}  # fmt: skip
+
+
+def make(folder: Path, shape: dict[str, int]) -> None:
+    """Write a random bf16 Llama with the embedded model's tokenizer into `folder`."""
+    import shutil
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from training import base_model, settings
+
+    embedded = base_model.locate(settings.Model(base_model_name=base_model.EMBEDDED)).path
+    given = {"hidden": 576, "inner": 1536, "layers": 30, "heads": 9, "kv": 3, **shape}
+    config = LlamaConfig(
+        vocab_size=json.loads((embedded / "config.json").read_text())["vocab_size"], hidden_size=given["hidden"],
+        intermediate_size=given["inner"], num_hidden_layers=given["layers"], num_attention_heads=given["heads"],
+        num_key_value_heads=given["kv"], max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.set_default_dtype(torch.bfloat16)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in embedded.iterdir():
+        if file.name.startswith(("tokenizer", "special", "vocab", "merges", "chat_template")):
+            shutil.copy(file, folder)
+
+
+def measure(config: Path) -> None:
+    """Plan and train as the program does; print the plan's parts and this process's peak in bytes, as JSON."""
+    from training import engine, finetune, memory, runs, settings, stages
+    from training import plan as planning
+    from training.signals import Signals
+
+    plan = planning.prepare(settings.load(config))
+    parts = memory.estimate(plan.settings, memory.shape(plan.base.config, plan.base.parameters), plan.summary.total[3])
+    run = runs.create(plan.settings.training.output_dir)
+    events = finetune.begin(plan, run, None)
+    loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
+    stages.train_stage(plan, loaded, [], run, events, Signals())
+    # Not ru_maxrss: on Linux a child starts with its parent's peak in it.
+    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    print(json.dumps({"parts": parts, "peak": peak}), file=sys.__stdout__, flush=True)
+
+
+def run_case(name: str, folder: Path, steps: int, python: str) -> dict:
+    """Make the case's model and rows, measure it in a process of its own."""
+    shape, given = CASES[name]
+    options = {**USUAL, **given, "steps": steps}
+    command = [sys.executable, str(Path(__file__).resolve())]
+    subprocess.run([*command, "--make", str(folder / "model"), json.dumps(shape)], check=True, capture_output=True)
+    text = " ".join(f"word{i}" for i in range(int(options["length"]) // 2))
+    rows = [{"instruction": f"Say {i}: {text}", "output": text} for i in range(2 * int(options["batch"]))]
+    if options["length"] == USUAL["length"]:
+        rows = [{"instruction": f"What is {i} and {i}?", "output": f"It is {2 * i}."} for i in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.ini").write_text(CONFIG.format(model=folder / "model", **options))
+    if options["engine"] == "unsloth":
+        command[0] = python
+    done = subprocess.run([*command, "--measure", str(folder / "config.ini")], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    """All cases, a line each; 0 when every estimate is within the bound."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--unsloth-python", default=str(ROOT / ".cache" / "unsloth" / "bin" / "python"))
+    args = parser.parse_args()
+    worst = 0.0
+    print(f"{'case':<40}{'estimate GB':>12}{'measured GB':>12}{'off':>7}  parts in GB")
+    for name in (name for name in CASES if args.only in name):
+        if CASES[name][1].get("engine") == "unsloth" and not Path(args.unsloth_python).is_file():
+            print(f"{name:<40}left out: no {args.unsloth_python} (tests/test_unsloth.py makes it)")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            found = run_case(name, Path(folder), args.steps, args.unsloth_python)
+        estimate = sum(found["parts"].values())
+        off = estimate / found["peak"] - 1
+        worst = max(worst, abs(off))
+        parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in found["parts"].items())
+        print(f"{name:<40}{estimate / 1e9:>12.2f}{found['peak'] / 1e9:>12.2f}{off:>+7.0%}  {parts}", flush=True)
+    print(f"worst: {worst:.0%}, bound {BOUND:.0%}")
+    return int(worst > BOUND)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--make"]:
+        make(Path(sys.argv[2]), json.loads(sys.argv[3]))
+    elif sys.argv[1:2] == ["--measure"]:
+        measure(Path(sys.argv[2]))
+    else:
+        sys.exit(main())

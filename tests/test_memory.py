@@ -1,0 +1,227 @@
+"""The memory plan, and all choices for a card, on described machines: no card is at hand, so each is a record.
+
+Whether the estimate is right on a CPU is measured by benchmarks/memory_plan.py.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from training import budget, environment, fit, memory, plan, settings
+from training.environment import Gpu, Machine
+from training.errors import MachineError
+
+GB = 10**9
+# What torch says of these cards (bytes, compute capability); an MI300X is gfx942, which ROCm's torch gives as 9.4.
+CARDS = {
+    "Tesla T4": (15.8, (7, 5), "cuda"),
+    "NVIDIA GeForce RTX 4090": (25.3, (8, 9), "cuda"),
+    "NVIDIA A100-SXM4-40GB": (42.3, (8, 0), "cuda"),
+    "NVIDIA H100 80GB HBM3": (85.0, (9, 0), "cuda"),
+    "AMD Instinct MI300X": (206.1, (9, 4), "rocm"),
+}
+LLAMA_8B = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128_256,
+}  # fmt: skip
+EIGHT = memory.shape(LLAMA_8B, 8_030_261_248)
+SMALL = memory.shape(
+    {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+     "num_key_value_heads": 3, "vocab_size": 49_152},
+    134_515_008,
+)  # fmt: skip
+
+
+def machine(card: str | None = None, free: float | None = None, memory_free: float = 60) -> Machine:
+    """A described machine: nothing of it is there."""
+    gpus, backend = (), None
+    if card is not None:
+        size, capability, backend = CARDS[card]
+        gpus = (Gpu(card, int(size * GB), capability, int((free or size) * GB)),)
+    return Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 64 * GB, int(memory_free * GB), gpus, backend, {})
+
+
+def decided(tmp_path, monkeypatch, where: Machine, text: str = ""):
+    monkeypatch.setattr(environment, "_versions", lambda: {"unsloth": "2026.10.9"})
+    (tmp_path / "config.ini").write_text(text or "[Model]\n", encoding="utf-8")
+    return environment.decide(settings.load(tmp_path / "config.ini", check_files=False), where)
+
+
+def total(given, model, longest: int) -> int:
+    return sum(memory.estimate(given, model, longest).values())
+
+
+@pytest.mark.parametrize(
+    ("card", "precision", "why"),
+    [
+        ("Tesla T4", "fp16", "compute capability 7.5: no bf16 hardware before 8.0"),
+        ("NVIDIA GeForce RTX 4090", "bf16", "compute capability 8.9"),
+        ("NVIDIA A100-SXM4-40GB", "bf16", "compute capability 8.0"),
+        ("NVIDIA H100 80GB HBM3", "bf16", "compute capability 9.0"),
+        ("AMD Instinct MI300X", "bf16", "rocm device"),
+    ],
+)
+def test_what_is_chosen_and_logged_for_a_card(tmp_path, monkeypatch, card, precision, why):
+    where = machine(card)
+    given = decided(tmp_path, monkeypatch, where)
+    summary = SimpleNamespace(total=(0, 0, 0, 2048))
+    base = SimpleNamespace(config=LLAMA_8B, parameters=EIGHT.parameters, name="a model")
+    checkpointing = budget.checkpointing(given, base, summary, where)
+    assert given.choices == (
+        ("Hardware.DEVICE", "cuda", card),
+        ("Hardware.PRECISION", precision, why),
+        ("Hardware.ENGINE", "unsloth", "training on a GPU"),
+        ("Hardware.NUM_THREADS", 8, "physical cores"),
+        ("Training.OPTIM", "adamw_8bit", "Unsloth on a GPU"),
+    )
+    assert checkpointing == (True, "Unsloth's own, which offloads to the CPU")
+    assert given.quantization.load_in_4bit is True and given.training.per_device_train_batch_size == 2
+    given = given.with_choice("Training.GRADIENT_CHECKPOINTING", *checkpointing)
+    assert fit.check(given, EIGHT, 2048, where) is None, "a model of 8B in 4 bit goes onto each of them"
+    logged = memory.words(memory.estimate(given, EIGHT, 2048))
+    assert logged == (
+        "9.3 GB (program 0.8 GB, weights 5.8 GB, adapter and optimizer 0.1 GB, activations 1.6 GB, logits 1.0 GB)"
+    )
+    (line,) = [line for line in where.lines() if line.startswith("GPU")]
+    size, capability, _ = CARDS[card]
+    assert (
+        line == f"GPU {card}, {size:.1f} GB free of {size:.1f} GB, compute capability {capability[0]}.{capability[1]}"
+    )
+
+
+def test_a_model_in_16_bit_is_too_large_for_a_t4_and_4_bit_is_the_way(tmp_path, monkeypatch):
+    where = machine("Tesla T4")
+    text = "[Quantization]\nLOAD_IN_4BIT = false\n[Training]\nGRADIENT_CHECKPOINTING = true\n"
+    with pytest.raises(MachineError) as caught:
+        fit.check(decided(tmp_path, monkeypatch, where, text), EIGHT, 2048, where)
+    assert str(caught.value) == (
+        "too little memory: about 19.6 GB (program 0.8 GB, weights 16.1 GB, adapter and optimizer 0.1 GB, activations "
+        "1.6 GB, logits 1.0 GB) needed, 15.8 GB free; set LOAD_IN_4BIT = true"
+    )
+
+
+def test_what_other_programs_hold_of_a_card_is_not_free(tmp_path, monkeypatch):
+    where = machine("NVIDIA GeForce RTX 4090", free=4)
+    given = decided(tmp_path, monkeypatch, where, "[Training]\nGRADIENT_CHECKPOINTING = true\n")
+    with pytest.raises(
+        MachineError, match=r"4\.0 GB free; even the least takes \d\.\d GB: choose a smaller BASE_MODEL"
+    ):
+        fit.check(given, EIGHT, 2048, where)
+
+
+def test_on_a_card_a_batch_that_does_not_fit_is_a_warning_for_it_is_halved_while_training(tmp_path, monkeypatch):
+    where = machine("Tesla T4")
+    text = (
+        "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 16\nGRADIENT_ACCUMULATION_STEPS = 1\nGRADIENT_CHECKPOINTING = true\n"
+    )
+    given = decided(tmp_path, monkeypatch, where, text)
+    warning = fit.check(given, EIGHT, 2048, where)
+    assert warning.startswith("memory may not do: about ")
+    assert "set PER_DEVICE_TRAIN_BATCH_SIZE = 8 with GRADIENT_ACCUMULATION_STEPS = 2; or MAX_SEQ_LENGTH = " in warning
+
+
+CPU = "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n"
+
+
+def test_each_way_that_is_named_makes_the_run_fit(tmp_path, monkeypatch):
+    given = decided(
+        tmp_path, monkeypatch, machine(), CPU + "[LoRA]\nR = 64\n[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 8\n"
+    )
+    there = 4 * GB
+    assert total(given, SMALL, 2048) > fit.MARGIN * there
+    named = fit.lower(given, SMALL, 2048, there)
+    assert named.startswith("set GRADIENT_CHECKPOINTING = true; or ")
+    assert total(given.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), SMALL, 2048) <= there
+    length = int(named.rpartition("MAX_SEQ_LENGTH = ")[2])
+    assert total(given, SMALL, length) <= there < total(given, SMALL, length + 128)
+
+
+def test_where_one_setting_does_not_do_several_are_named_and_together_they_do(tmp_path, monkeypatch):
+    given = decided(tmp_path, monkeypatch, machine(), CPU + "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 64\n")
+    there = 2 * GB
+    named = fit.lower(given, SMALL, 4096, there)
+    assert named.startswith("set GRADIENT_CHECKPOINTING = true and PER_DEVICE_TRAIN_BATCH_SIZE = ")
+    size = int(named.partition("BATCH_SIZE = ")[2].split()[0])
+    changed = given.with_choice("Training.GRADIENT_CHECKPOINTING", True, "")
+    changed = changed.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", size, "")
+    assert total(changed, SMALL, 4096) <= there or " and " in named.partition("ACCUMULATION_STEPS")[2]
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    where = machine(memory_free=12)
+    with pytest.raises(
+        MachineError, match=r"too little memory: about .* 12\.0 GB free; even the least takes .* smaller"
+    ):
+        fit.check(decided(tmp_path, monkeypatch, where, CPU), EIGHT, 512, where)
+
+
+def test_a_hub_model_that_cannot_fit_is_refused_before_it_is_downloaded(tmp_path, monkeypatch):
+    """The Hub's answer is a stand-in: config.json and the number of parameters, as `base_model.peek` gives them."""
+    from training import base_model
+
+    seen = base_model.Peek("org/name-8B", "hub", LLAMA_8B, EIGHT.parameters, 8192, 16 * GB)
+    monkeypatch.setattr(base_model, "peek", lambda model: seen)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    given = decided(tmp_path, monkeypatch, machine(memory_free=12), "[Model]\nBASE_MODEL_NAME = org/name-8B\n" + CPU)
+    with pytest.raises(MachineError, match="too little memory: about .* choose a smaller BASE_MODEL_NAME"):
+        plan._look_before_download(given, machine(memory_free=12))
+    said = []
+    monkeypatch.setattr(plan.logger, "info", lambda text, *values: said.append(text.format(*values)))
+    plan._look_before_download(given, machine(memory_free=60))
+    assert len(said) == 1
+    assert said[0].startswith("org/name-8B: about ") and "with 4,096 (MAX_SEQ_LENGTH); 60.0 GB free" in said[0]
+
+
+def test_where_the_hub_does_not_answer_the_look_is_left_out(tmp_path, monkeypatch):
+    from training import base_model
+
+    def unreachable(model):
+        raise MachineError("no Hub")
+
+    monkeypatch.setattr(base_model, "peek", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    given = decided(tmp_path, monkeypatch, machine(), "[Model]\nBASE_MODEL_NAME = org/name-8B\n" + CPU)
+    assert plan._look_before_download(given, machine()) is None
+
+
+def test_more_of_anything_never_takes_less(tmp_path, monkeypatch):
+    given = decided(tmp_path, monkeypatch, machine(), CPU)
+    base = total(given, SMALL, 640)
+    assert total(given, SMALL, 1024) > base
+    assert total(given.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", 4, ""), SMALL, 640) > base
+    assert total(given.with_choice("LoRA.R", 64, ""), SMALL, 640) > base
+    assert total(given.with_choice("Hardware.PRECISION", "fp32", ""), SMALL, 640) > base
+    assert total(given.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), SMALL, 640) < base
+
+
+def test_the_adapter_is_counted_from_the_config_as_from_the_weights(tmp_path, monkeypatch, embedded):
+    given = decided(tmp_path, monkeypatch, machine(), CPU)
+    base = SimpleNamespace(path=embedded)
+    assert memory.adapter_parameters(given, SMALL) == budget.adapter_parameters(given, base)
+
+
+@pytest.mark.parametrize(
+    ("before", "device", "after"),
+    [
+        ({}, "auto", {"CUDA_VISIBLE_DEVICES": "0", "ZE_AFFINITY_MASK": "0"}),
+        ({}, "cuda:1", {"CUDA_VISIBLE_DEVICES": "1", "ZE_AFFINITY_MASK": "1"}),
+        ({"CUDA_VISIBLE_DEVICES": "2,GPU-5"}, "cuda:1", {"CUDA_VISIBLE_DEVICES": "GPU-5", "ZE_AFFINITY_MASK": "1"}),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, "cuda", {"CUDA_VISIBLE_DEVICES": "2", "ZE_AFFINITY_MASK": "0"}),
+        ({"CUDA_VISIBLE_DEVICES": "2"}, "cuda:1", {"CUDA_VISIBLE_DEVICES": "-1", "ZE_AFFINITY_MASK": "1"}),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "auto", {"CUDA_VISIBLE_DEVICES": "", "ZE_AFFINITY_MASK": "0"}),
+        ({"HIP_VISIBLE_DEVICES": "4,5"}, "cuda:1", {"HIP_VISIBLE_DEVICES": "5", "ZE_AFFINITY_MASK": "1"}),
+    ],
+)
+def test_one_process_sees_one_card(monkeypatch, before, device, after):
+    names = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that monkeypatch puts it back
+        monkeypatch.delenv(name)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    environment.show_one_card(device)
+    assert {name: environment.os.environ[name] for name in names if name in environment.os.environ} == after
+    for name in names:
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,183 @@
+"""Will it fit? What a run takes of the memory that it trains in, part by part, from the model's config and the settings.
+
+On a CPU benchmarks/memory_plan.py holds the sum against measured peaks. For GPUs it is reckoned the same way from what
+each library keeps; no card has measured it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from training import fast_cpu
+from training.environment import gigabytes
+
+MARGIN = 1.2  # an estimate may be this factor too high: what does not fit even then is refused, the rest is a warning
+# Python with torch, transformers, trl and datasets loaded, before any weight: measured 0.7 GB. A CUDA context with its
+# kernels and cuBLAS' work space is put at 0.8 GB.
+PROGRAM = {"cpu": 700_000_000, "gpu": 800_000_000}
+STATE = {
+    "8bit": 2.1,
+    "adafactor": 0.1,
+    "sgd": 0,
+    "lion": 4,
+    "adagrad": 4,
+    "rmsprop": 4,
+}  # bytes a trained parameter; AdamW 8
+NF4 = (
+    0.516  # bytes a weight: 4 bits, and a scale for each 64 weights that is itself 8 bits (bitsandbytes, double_quant)
+)
+TRL_CHUNK = 256  # tokens whose logits TRL's chunked_nll holds at once
+FUSED = 1_000_000_000  # bytes that Unsloth's fused cross-entropy takes at most, by cutting the tokens into chunks
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides its memory. `blocks` counts the weights of the layers, which 4 bits apply to."""
+
+    parameters: int
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+    @property
+    def embeddings(self) -> int:
+        """Weights outside of the layers, which stay in 16 bit: one matrix where head and embedding are tied, else two."""
+        per_layer = self.layer_weights
+        one = self.vocabulary * self.hidden
+        return 2 * one if self.parameters - self.layers * per_layer > 1.5 * one else one
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one dense layer: attention and the gated feed-forward."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.inner
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's linear modules, by their usual names."""
+        query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = {
+            "q_proj": (self.hidden, query),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "o_proj": (query, self.hidden),
+        }
+        feed = {"gate_proj": (self.hidden, self.inner), "up_proj": (self.hidden, self.inner)}
+        return attention | feed | {"down_proj": (self.inner, self.hidden)}
+
+
+def shape(config: dict[str, Any], parameters: int) -> Shape:
+    """The shape of a model from its config.json; what a config does not say is taken as in a Llama of 7B."""
+    config = config.get("text_config") or config
+    hidden = config.get("hidden_size") or 4096
+    heads = config.get("num_attention_heads") or 32
+    return Shape(
+        parameters=parameters,
+        hidden=hidden,
+        inner=config.get("intermediate_size") or 4 * hidden,
+        layers=config.get("num_hidden_layers") or 32,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        vocabulary=config.get("vocab_size") or 32_000,
+    )
+
+
+def estimate(given: Any, model: Shape, longest: int, adapter: int | None = None) -> dict[str, int]:
+    """Bytes by part, for micro-batches whose longest row has `longest` tokens. `adapter`: its parameters, where counted.
+
+    `given` has its automatic choices made; GRADIENT_CHECKPOINTING = auto counts as false.
+    """
+    adapter = adapter_parameters(given, model) if adapter is None else adapter
+    tokens = given.training.per_device_train_batch_size * longest
+    return {
+        "program": PROGRAM["cpu" if given.hardware.device == "cpu" else "gpu"],
+        "weights": weights(given, model),
+        "adapter and optimizer": int(adapter * (8 + _state(given.training.optim))),  # 4 bytes of it, 4 of its gradient
+        "activations": activations(given, model, tokens, longest),
+        "logits": _logits(given, model, tokens),
+    }
+
+
+def adapter_parameters(given: Any, model: Shape) -> int:
+    """Trainable parameters of the adapter, from the config alone: r x (inputs + outputs) of every targeted module."""
+    wanted = set(given.lora.target_modules)
+    sizes = [sum(size) for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
+    return given.lora.r * model.layers * sum(sizes)
+
+
+def _state(optim: str) -> float:
+    return next((size for name, size in STATE.items() if name in optim), 8)
+
+
+def weights(given: Any, model: Shape) -> int:
+    """Bytes of the frozen base model."""
+    width = _width(given)
+    if not given.quantization.load_in_4bit:
+        return model.parameters * width
+    # While a layer is at work its largest matrix stands in 16 bit.
+    largest = 2 * max(inputs * outputs for inputs, outputs in model.linear.values())
+    return int(model.embeddings * 2 + (model.parameters - model.embeddings) * NF4 + largest)
+
+
+def _width(given: Any) -> int:
+    """Bytes of a number in the model: fp16 on a CPU is not there."""
+    return 4 if given.hardware.precision == "fp32" else 2
+
+
+def activations(given: Any, model: Shape, tokens: int, longest: int) -> int:
+    """Bytes kept for the backward pass of one micro-batch, and what one layer needs while it is gone through."""
+    one = tokens * _kept(given, model, longest)
+    if given.training.gradient_checkpointing is not True:
+        return model.layers * one + one
+    inputs = tokens * model.hidden * _width(given)
+    offloaded = given.hardware.engine == "unsloth" and given.hardware.device != "cpu"
+    return (2 if offloaded else model.layers) * inputs + 2 * one
+
+
+def _kept(given: Any, model: Shape, longest: int) -> int:
+    """Bytes a token and layer that autograd keeps, the base being frozen (transformers' Llama, PEFT's LoRA).
+
+    Two norms in float32; the input of each targeted module, a copy each in 16 bit, for autocast makes one; queries, keys,
+    values and output of the attention; the gate before and after its activation, and the other factor. Eager attention
+    keeps its probabilities as well, in float32 and in the model's width.
+    """
+    width = _width(given)
+    wanted = set(given.lora.target_modules)
+    targeted = [size[0] for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
+    copies = sum(targeted) if width == 2 else sum(set(targeted))
+    attention = 4 * model.heads * model.head_dim
+    kept = 8 * model.hidden + width * (copies + attention + 3 * model.inner)
+    if eager(given, longest):
+        kept += model.heads * longest * (4 + (width if width == 2 else 0))
+    return kept
+
+
+def eager(given: Any, longest: int) -> bool:
+    """Whether attention probabilities are kept: on a CPU with transformers, for short rows (engine.EAGER_UP_TO)."""
+    from training.engine import EAGER_UP_TO
+
+    return given.hardware.device == "cpu" and given.hardware.engine == "transformers" and longest <= EAGER_UP_TO
+
+
+def _logits(given: Any, model: Shape, tokens: int) -> int:
+    """Bytes of the output layer: 16 bit and float32 logits, their probabilities and gradients, for a chunk of tokens."""
+    a_token = model.vocabulary * 16
+    if given.hardware.engine == "unsloth" and given.hardware.device != "cpu":
+        return min(tokens * a_token, FUSED)
+    if given.hardware.fast_cpu is True:
+        return min(tokens, fast_cpu.CHUNK) * a_token
+    whole = "lm_head" in given.lora.target_modules
+    return (tokens if whole else min(tokens, TRL_CHUNK)) * a_token
+
+
+def words(parts: dict[str, int]) -> str:
+    """The sum and its parts, for the log."""
+    return (
+        f"{gigabytes(sum(parts.values()))} ({', '.join(f'{name} {gigabytes(size)}' for name, size in parts.items())})"
+    )
