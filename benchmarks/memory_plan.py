@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +95,9 @@ def measure(config: Path) -> None:
     from training import plan as planning
     from training.signals import Signals
 
+    # The trial of the converter has a process of its own, and is not what is measured.
+    tried = {"architecture": "Llama", "convert_seconds": 0, "quantise_seconds": 0}
+    planning.convert.trial = lambda *_: nullcontext(lambda: tried)
     plan = planning.prepare(settings.load(config))
     parts = memory.estimate(plan.settings, memory.shape(plan.base.config, plan.base.parameters), plan.summary.total[3])
     run = runs.create(plan.settings.training.output_dir)
@@ -111,8 +115,10 @@ def run_case(name: str, folder: Path, steps: int, python: str) -> dict:
     options = {**USUAL, **given, "steps": steps}
     command = [sys.executable, str(Path(__file__).resolve())]
     subprocess.run([*command, "--make", str(folder / "model"), json.dumps(shape)], check=True, capture_output=True)
-    text = " ".join(f"word{i}" for i in range(int(options["length"]) // 2))
-    rows = [{"instruction": f"Say {i}: {text}", "output": text} for i in range(2 * int(options["batch"]))]
+    text = " ".join(
+        f"word{i}" for i in range(int(options["length"]))
+    )  # cut to the length, and nearly all of it trained
+    rows = [{"instruction": f"Say {i}.", "output": text} for i in range(2 * int(options["batch"]))]
     if options["length"] == USUAL["length"]:
         rows = [{"instruction": f"What is {i} and {i}?", "output": f"It is {2 * i}."} for i in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
