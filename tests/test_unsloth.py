@@ -158,7 +158,7 @@ from peft import LoraConfig
 found["lora"] = sorted(inspect.signature(LoraConfig).parameters)
 
 generated, config_class = loaded.trainer_class, loaded.config_class
-found["classes"] = [generated.__module__, inspect.getfile(config_class.__init__)]
+found["classes"] = [generated.__module__, inspect.getfile(inspect.unwrap(config_class.__init__))]
 parameters = inspect.signature(config_class.__init__).parameters
 defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
 value = lambda v: getattr(v, "value", v)

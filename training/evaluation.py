@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,6 +37,8 @@ def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[
     import torch
 
     ids = torch.tensor([list(prompt)], device=model.device)
+    room = getattr(model.config, "max_position_embeddings", None) or math.inf  # beyond it Unsloth's generate() raises
+    most = max(1, int(min(most, room - len(prompt))))
     model.eval()
     with torch.no_grad():
         out = model.generate(
