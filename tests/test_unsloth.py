@@ -168,6 +168,7 @@ class Recorded:  # stands in for the trainer: binds the call and keeps the argum
     def __init__(self, **kwargs):
         inspect.signature(generated.__init__).bind(self, **kwargs)
         self.args = kwargs["args"]
+        self.args.bf16_full_eval = True  # as Unsloth's own does
     def remove_callback(self, callback): pass
 
 def configured(**options):
