@@ -87,9 +87,8 @@ def test_rows_of_several_blocks_of_queries_see_all_before_them(monkeypatch):
     from training import fast_layers
 
     model = adapted()
-    assert_equal(model, batch((300, 520, 40)))  # two and three blocks, the longest not kept
+    assert_equal(model, batch((300, 1100, 40)))  # three blocks in the middle
     monkeypatch.setattr(fast_layers, "BLOCK", 5)
-    monkeypatch.setattr(fast_layers, "KEPT_UP_TO", 12)
     assert_equal(model, batch())
 
 
@@ -186,7 +185,7 @@ def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
     angles = [random(5, 4, wanted=False) for _ in range(2)]
     norms = [random(4, wanted=False) for _ in range(2)]
     for more in ((None, None, 0.0), (*norms, 1e-5)):
-        arguments = (random(5, 32), *angles, (2, 3), 4, 2, 0.5, *more)
+        arguments = (random(5, 32), *angles, hand.Rows((2, 3)), 4, 2, 0.5, *more)
         assert torch.autograd.gradcheck(hand.Attention.apply, arguments)
     targets = torch.tensor([1, 0, 5])
     assert torch.autograd.gradcheck(hand.HeadLoss.apply, (random(3, 5), weight, bias, targets))

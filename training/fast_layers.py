@@ -25,8 +25,9 @@ from torch.nn import functional
 from training import kernels
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of exactly these parts
-BLOCK = 256  # queries taken together; keys after them are not multiplied
-KEPT_UP_TO = 512  # tokens of a row; its attention probabilities are kept for the backward pass, else computed again
+# Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied, and its attention
+# probabilities are computed again in the backward pass instead of being kept: they grow with the square of the length.
+BLOCK = 512
 CHUNK = 512  # trained tokens whose logits are held at once
 
 
@@ -80,26 +81,27 @@ class Decoder:
     def hidden(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """The last hidden states [N, hidden] of rows that stand one after the other in `ids` [N]."""
         states = self.model.embed_tokens(ids)
-        positions = torch.cat([torch.arange(length) for length in lengths])[None]
-        cosine, sine = (part[0].to(states.dtype).contiguous() for part in self.model.rotary_emb(states, positions))
+        rows = Rows(lengths)
+        angles = self.model.rotary_emb(states, rows.positions[None])
+        cosine, sine = (part[0].to(states.dtype).contiguous() for part in angles)
         repeat = self.model.gradient_checkpointing and self.model.training
         pending = torch.zeros_like(states)  # what the layer before has computed and not yet added
         for layer in self.layers:
-            arguments = (layer, states, pending, cosine, sine, lengths)
+            arguments = (layer, states, pending, cosine, sine, rows)
             if repeat:
                 states, pending = torch.utils.checkpoint.checkpoint(self._layer, *arguments, use_reentrant=False)
             else:
                 states, pending = self._layer(*arguments)
         return AddNorm.apply(states, pending, self.model.norm.weight, self.model.norm.variance_epsilon)[1]
 
-    def _layer(self, layer: Layer, states: Any, pending: Any, cosine: Any, sine: Any, lengths: Sequence[int]) -> Any:
+    def _layer(self, layer: Layer, states: Any, pending: Any, cosine: Any, sine: Any, rows: Rows) -> Any:
         own, attention = layer.own, layer.own.self_attn
         norm = own.input_layernorm
         states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
         inner = project(layer.qkv, inner)
         head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         inner = Attention.apply(
-            inner, cosine, sine, lengths, self.heads, self.groups, attention.scaling,
+            inner, cosine, sine, rows, self.heads, self.groups, attention.scaling,
             *(norm.weight if norm is not None else None for norm in head_norms),
             head_norms[0].variance_epsilon if head_norms[0] is not None else 0.0,
         )  # fmt: skip
@@ -263,79 +265,76 @@ class Attention(Function):
     """Causal attention within each row, from q, k and v side by side [N, (H + 2 KV) D] to [N, H D].
 
     Queries and keys are normed a head where `query_norm` and `key_norm` [D] are given (Qwen3), then turned by `cosine` and
-    `sine` [N, D]. Inside, everything is [KV, tokens, G, D], so that the queries of a group meet their keys in one product.
+    `sine` [N, D]. Inside, every row is [KV, tokens, G, D], one row after the other in one flat tensor, so that the queries
+    of a group meet their keys in one product of dense matrices.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Any, cosine: Any, sine: Any, lengths: Sequence[int], heads: int, groups: int, scale: float,
+        ctx: Any, qkv: Any, cosine: Any, sine: Any, rows: Rows, heads: int, groups: int, scale: float,
         query_norm: Any, key_norm: Any, eps: float,
     ) -> torch.Tensor:  # fmt: skip
-        split = _Split(qkv, heads, groups)
-        normed = [
-            _head_norm(part, weight, eps) for part, weight in zip(split.parts[:2], (query_norm, key_norm), strict=True)
-        ]
+        split = _Split(qkv.shape, heads, groups, rows)
+        parts = qkv.split(split.sizes, dim=1)
+        normed = [_head_norm(part, weight, eps) for part, weight in zip(parts[:2], (query_norm, key_norm), strict=True)]
         query = split.to_heads(normed[0].result, 0, cosine, sine)
         key = split.to_heads(normed[1].result, 1, cosine, sine)
-        value = split.to_heads(split.parts[2], 2, None, None)
+        value = split.to_heads(parts[2], 2)
         result = torch.empty_like(query)
         kept = []
-        for block in _blocks(lengths):
-            probabilities = _probabilities(query, key, block, scale)
-            block.queries(result).copy_(
-                torch.bmm(probabilities, block.keys(value)).view(groups, block.count, -1, split.dim)
-            )
-            if block.length <= KEPT_UP_TO:
+        for block in rows.blocks:
+            probabilities = _probabilities(split, query, key, block, scale)
+            _product(probabilities, split.keys(value, block), split.queries(result, block))
+            if block.whole:
                 kept.append(probabilities)
-        ctx.save_for_backward(
-            query, key, value, cosine, sine, query_norm, key_norm, *normed[0].kept, *normed[1].kept, *kept
-        )
-        ctx.split, ctx.lengths, ctx.scale = split.without_tensors(), lengths, scale
-        return split.from_heads(result, 0, None, None, split.empty(0))
+        norms = (query_norm, key_norm, *normed[0].kept, *normed[1].kept)
+        ctx.save_for_backward(query, key, value, cosine, sine, *norms, *kept)
+        ctx.split, ctx.scale = split, scale
+        return split.from_heads(result, 0, qkv.new_empty(split.tokens, split.sizes[0]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         query, key, value, cosine, sine, query_norm, key_norm, *kept = ctx.saved_tensors
         split, scale = ctx.split, ctx.scale
-        normed = []
-        for weight in (query_norm, key_norm):
-            normed.append((weight, *((kept.pop(0), kept.pop(0)) if weight is not None else (None, None))))
-        outer = split.to_heads(gradient.contiguous(), 0, None, None)
+        norms = [(w, kept.pop(0), kept.pop(0)) if w is not None else None for w in (query_norm, key_norm)]
+        outer = split.to_heads(gradient.contiguous(), 0)
         for_query = torch.empty_like(query)
-        # A row of several blocks sums up what they have to say about its keys: in float, for bf16 would lose the small.
-        single = all(block.whole for block in _blocks(ctx.lengths))
-        for_key, for_value = (
-            torch.empty_like(key) if single else torch.zeros_like(key, dtype=_sums(key)) for _ in "kv"
-        )
-        kept_probabilities = iter(kept)
-        for block in _blocks(ctx.lengths):
-            if block.length <= KEPT_UP_TO:
-                probabilities = next(kept_probabilities)
+        for_key, for_value = torch.empty_like(key), torch.empty_like(value)
+        sums: dict[int, list[torch.Tensor]] = {}  # of rows of several blocks; in float, for bf16 would lose the small
+        for block in split.rows.blocks:
+            probabilities = kept.pop(0) if block.whole else _probabilities(split, query, key, block, scale)
+            incoming, asked = split.queries(outer, block), split.queries(query, block)
+            for_scores = torch.bmm(incoming, split.keys(value, block).transpose(1, 2))
+            kernels.call("softmax_backward", query, for_scores, probabilities, *split.scores(block), float(scale))
+            _product(for_scores, split.keys(key, block), split.queries(for_query, block))
+            targets = [split.keys(for_value, block), split.keys(for_key, block)]
+            for number, (left, right) in enumerate(((probabilities, incoming), (for_scores, asked))):
+                if block.whole:
+                    _product(left.transpose(1, 2), right, targets[number])
+                    continue
+                row = sums.setdefault(block.start, [split.zeros(key, block) for _ in targets])[number]
+                row[:, : block.end] += torch.bmm(left.transpose(1, 2), right)
+                if block.end == block.length:
+                    targets[number].copy_(row)
+        result = torch.empty(split.tokens, split.width, dtype=query.dtype)
+        into = result.split(split.sizes, dim=1)
+        split.from_heads(for_value, 2, into[2])
+        for number, found in enumerate((for_query, for_key)):
+            if norms[number] is None:
+                split.from_heads(found, number, into[number], cosine, sine)
             else:
-                probabilities = _probabilities(query, key, block, scale)
-            incoming, asked, keys = block.rows(outer), block.rows(query), block.keys(key)
-            for_scores = torch.bmm(incoming, block.keys(value).transpose(1, 2))
-            rows = probabilities.shape[0] * probabilities.shape[1]
-            kernels.call("softmax_backward", query, for_scores, probabilities, rows, block.end, float(scale))
-            block.queries(for_query).copy_(torch.bmm(for_scores, keys).view(block.queries(for_query).shape))
-            for target, left, right in ((for_value, probabilities, incoming), (for_key, for_scores, asked)):
-                found = torch.bmm(left.transpose(1, 2), right)
-                if single:
-                    block.keys(target).copy_(found)
-                else:
-                    block.keys(target).add_(found)
-        result = torch.empty(query.shape[1], split.width, dtype=query.dtype)
-        for number, (found, turned) in enumerate(((for_query, True), (for_key, True), (for_value, False))):
-            found = found.to(query.dtype)
-            angles = (cosine, sine) if turned else (None, None)
-            part = result[:, split.columns(number)]
-            if number < 2 and normed[number][0] is not None:
-                flat = split.from_heads(found, number, *angles, split.empty(number))
-                part.copy_(_head_norm_backward(flat, *normed[number]).view(part.shape))
-            else:
-                split.from_heads(found, number, *angles, part)
+                flat = split.from_heads(found, number, torch.empty_like(into[number]), cosine, sine)
+                into[number].copy_(_head_norm_backward(flat, *norms[number]).view(flat.shape))
         return result, *(None,) * 9
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, into: torch.Tensor) -> None:
+    """A batch of matrix products into a view; written there directly where it is dense."""
+    if into.is_contiguous():
+        torch.bmm(left, right, out=into)
+    else:
+        into.copy_(torch.bmm(left, right))
 
 
 @dataclass(frozen=True)
@@ -357,73 +356,75 @@ class _Block:
         """Whether it is all of its row."""
         return self.count == self.length
 
-    def queries(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[KV, count, G, D] of a tensor [KV, N, G, D]."""
-        return tensor[:, self.start + self.first : self.start + self.end]
 
-    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same as [KV, count x G, D]."""
-        return self.queries(tensor).flatten(1, 2)
+class Rows:
+    """The rows of a micro-batch that stand one after the other: where each begins, and their blocks of queries."""
 
-    def keys(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[KV, end, D] of keys or values [KV, N, 1, D]."""
-        return tensor[:, self.start : self.start + self.end, 0]
-
-
-def _blocks(lengths: Sequence[int]) -> list[_Block]:
-    blocks, start = [], 0
-    for length in lengths:
-        blocks += [_Block(start, first, min(BLOCK, length - first), length) for first in range(0, length, BLOCK)]
-        start += length
-    return blocks
-
-
-def _probabilities(query: torch.Tensor, key: torch.Tensor, block: _Block, scale: float) -> torch.Tensor:
-    """The attention of a block's queries to the keys before them, [KV, count x G, end]."""
-    scores = torch.bmm(block.rows(query), block.keys(key).transpose(1, 2))
-    groups, rows, columns = scores.shape
-    kernels.call("softmax", query, scores, groups * rows, columns, rows, query.shape[2], block.first, float(scale))
-    return scores
+    def __init__(self, lengths: Sequence[int]) -> None:
+        counts = torch.tensor(lengths)
+        self.lengths = counts.repeat_interleave(counts)  # [N], of each token's row
+        self.starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        self.positions = torch.arange(len(self.starts)) - self.starts
+        self.blocks, start = [], 0
+        for length in lengths:
+            self.blocks += [_Block(start, at, min(BLOCK, length - at), length) for at in range(0, length, BLOCK)]
+            start += length
 
 
 class _Split:
-    """Where q, k and v lie in a row of qkv, and the way to [KV, N, G, D] and back. Part 0 is q, 1 is k, 2 is v."""
+    """Where q, k and v (parts 0, 1, 2) lie in a row of qkv, and the way to rows of [KV, tokens, G, D] and back."""
 
-    def __init__(self, qkv: torch.Tensor, heads: int, groups: int) -> None:
-        self.dim = qkv.shape[1] // (heads + 2 * groups)
-        self.groups, self.group = groups, heads // groups
-        self.tokens, self.width, self.dtype = *qkv.shape, qkv.dtype
+    def __init__(self, shape: Sequence[int], heads: int, groups: int, rows: Rows) -> None:
+        self.tokens, self.width = shape
+        self.dim = self.width // (heads + 2 * groups)
+        self.groups, self.group, self.rows = groups, heads // groups, rows
         self.sizes = (heads * self.dim, groups * self.dim, groups * self.dim)
-        self.parts: tuple[torch.Tensor, ...] = qkv.split(self.sizes, dim=1)
 
-    def without_tensors(self) -> _Split:
-        """Itself, for the backward pass, which does not need qkv."""
-        self.parts = ()
-        return self
+    def to_heads(self, part: torch.Tensor, number: int, cosine: Any = None, sine: Any = None) -> torch.Tensor:
+        """A part [N, its size], whose rows may lie apart, as a flat tensor of rows."""
+        result = part.new_empty(self.tokens * self.sizes[number])
+        places = (self.rows.starts, self.rows.lengths)
+        kernels.call("to_heads", part, part, part.stride(0), cosine, sine, *places, result, *self._shape(number))
+        return result
 
-    def columns(self, number: int) -> slice:
-        start = sum(self.sizes[:number])
-        return slice(start, start + self.sizes[number])
-
-    def empty(self, number: int) -> torch.Tensor:
-        return torch.empty(self.tokens, self.sizes[number], dtype=self.dtype)
+    def from_heads(self, flat: Any, number: int, into: Any, cosine: Any = None, sine: Any = None) -> torch.Tensor:
+        """The way back; fills and gives `into`, whose rows may lie apart."""
+        places = (self.rows.starts, self.rows.lengths)
+        kernels.call("from_heads", flat, flat, into.stride(0), cosine, sine, *places, into, *self._shape(number))
+        return into
 
     def _shape(self, number: int) -> tuple[int, int, int, int]:
         return self.tokens, self.groups, self.group if number == 0 else 1, self.dim
 
-    def to_heads(self, part: torch.Tensor, number: int, cosine: Any, sine: Any) -> torch.Tensor:
-        tokens, groups, group, dim = self._shape(number)
-        result = part.new_empty(groups, tokens, group, dim)
-        kernels.call("to_heads", part, part, part.stride(0), cosine, sine, result, tokens, groups, group, dim)
-        return result
+    def queries(self, flat: torch.Tensor, block: _Block) -> torch.Tensor:
+        """[KV, count x G, D] of a block."""
+        row = self._row(flat, block, self.group)
+        return row[:, block.first * self.group : block.end * self.group]
 
-    def from_heads(
-        self, heads: torch.Tensor, number: int, cosine: Any, sine: Any, result: torch.Tensor
-    ) -> torch.Tensor:
-        """Fills and gives `result`, whose rows may lie apart."""
-        shape = self._shape(number)
-        kernels.call("from_heads", heads, heads, result.stride(0), cosine, sine, result, *shape)
-        return result
+    def keys(self, flat: torch.Tensor, block: _Block) -> torch.Tensor:
+        """[KV, end, D]: the keys or values that a block may see."""
+        return self._row(flat, block, 1)[:, : block.end]
+
+    def zeros(self, like: torch.Tensor, block: _Block) -> torch.Tensor:
+        """[KV, tokens of the row, D] in the dtype of sums."""
+        return torch.zeros(self.groups, block.length, self.dim, dtype=_sums(like))
+
+    def _row(self, flat: torch.Tensor, block: _Block, group: int) -> torch.Tensor:
+        size = self.groups * group * self.dim  # of a token
+        row = flat[block.start * size : (block.start + block.length) * size]
+        return row.view(self.groups, block.length * group, self.dim)
+
+    def scores(self, block: _Block) -> tuple[int, int, int, int, int]:
+        """What the softmax must know of a block's scores: rows, columns, rows a head, group, first position."""
+        a_head = block.count * self.group
+        return self.groups * a_head, block.end, a_head, self.group, block.first
+
+
+def _probabilities(split: _Split, query: Any, key: Any, block: _Block, scale: float) -> torch.Tensor:
+    """The attention of a block's queries to the keys before them, [KV, count x G, end]."""
+    scores = torch.bmm(split.queries(query, block), split.keys(key, block).transpose(1, 2))
+    kernels.call("softmax", query, scores, *split.scores(block), float(scale))
+    return scores
 
 
 @dataclass(frozen=True)

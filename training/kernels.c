@@ -115,16 +115,18 @@ void NAME(rms_norm_backward)(const T *gradient, const T *more, const T *x, const
     }
 }
 
-/* From [token, head, dimension] (rows of `stride`) to [key-value head, token, group, dimension], turned by the tokens'
- * angles where `cosine` [token, dimension] is given. */
-void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, T *out, long tokens, long heads, long group,
-                    long dim, int threads) {
+/* From [token, head, dimension] (rows of `stride`) to [key-value head, token, group, dimension] within each row of text,
+ * one row of text after the other, turned by the tokens' angles where `cosine` [token, dimension] is given. `first` and
+ * `length` [token]: the first token of its row of text, and how many tokens that has. */
+void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, const long *first, const long *length, T *out,
+                    long tokens, long heads, long group, long dim, int threads) {
     long half = dim / 2;
 #pragma omp parallel for num_threads(threads)
     for (long token = 0; token < tokens; token++)
         for (long head = 0; head < heads * group; head++) {
             const T *in = x + token * stride + head * dim;
-            T *to = out + (((head / group) * tokens + token) * group + head % group) * dim;
+            long place = first[token] * heads + (head / group) * length[token] + token - first[token];
+            T *to = out + (place * group + head % group) * dim;
             if (!cosine) {
                 memcpy(to, in, dim * sizeof(T));
                 continue;
@@ -139,13 +141,14 @@ void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, T *
 }
 
 /* The way back of the above, and its gradient: the transposed layout, turned the other way. */
-void NAME(from_heads)(const T *x, long stride, const T *cosine, const T *sine, T *out, long tokens, long heads, long group,
-                      long dim, int threads) {
+void NAME(from_heads)(const T *x, long stride, const T *cosine, const T *sine, const long *first, const long *length,
+                      T *out, long tokens, long heads, long group, long dim, int threads) {
     long half = dim / 2;
 #pragma omp parallel for num_threads(threads)
     for (long token = 0; token < tokens; token++)
         for (long head = 0; head < heads * group; head++) {
-            const T *in = x + (((head / group) * tokens + token) * group + head % group) * dim;
+            long place = first[token] * heads + (head / group) * length[token] + token - first[token];
+            const T *in = x + (place * group + head % group) * dim;
             T *to = out + token * stride + head * dim;
             if (!cosine) {
                 memcpy(to, in, dim * sizeof(T));
@@ -188,15 +191,18 @@ void NAME(softmax)(T *scores, long rows, long columns, long rows_a_head, long gr
 }
 
 /* The gradient of the above with respect to the scores, in place of `gradient`. */
-void NAME(softmax_backward)(T *gradient, const T *probabilities, long rows, long columns, double scale, int threads) {
+void NAME(softmax_backward)(T *gradient, const T *probabilities, long rows, long columns, long rows_a_head, long group,
+                            long first, double scale, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (long row = 0; row < rows; row++) {
         T *g = gradient + row * columns;
         const T *p = probabilities + row * columns;
+        long seen = first + (row % rows_a_head) / group + 1;
         ACC dot = 0, factor = scale;
 #pragma omp simd reduction(+ : dot)
-        for (long i = 0; i < columns; i++) dot += GET(g[i]) * GET(p[i]);
-        for (long i = 0; i < columns; i++) g[i] = PUT(GET(p[i]) * (GET(g[i]) - dot) * factor);
+        for (long i = 0; i < seen; i++) dot += GET(g[i]) * GET(p[i]);
+        for (long i = 0; i < seen; i++) g[i] = PUT(GET(p[i]) * (GET(g[i]) - dot) * factor);
+        memset(g + seen, 0, (columns - seen) * sizeof(T));
     }
 }
 
