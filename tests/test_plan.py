@@ -50,10 +50,11 @@ def test_a_learning_rate_from_the_command_line_is_kept_for_any_model(tmp_path):
 
 
 def test_short_rows_of_one_step_are_taken_together_and_their_number_stays():
-    assert fast_cpu.regrouped(2, 4, 70) == (8, 1)
-    assert fast_cpu.regrouped(2, 4, 200) == (4, 2)
-    assert fast_cpu.regrouped(2, 4, 1000) == (2, 4)
-    assert fast_cpu.regrouped(3, 5, 64) == (15, 1)
+    assert fast_cpu.regrouped(2, 4, longest=500, mean=200) == (8, 1)
+    assert fast_cpu.regrouped(2, 4, longest=900, mean=400) == (4, 2)
+    assert fast_cpu.regrouped(2, 4, longest=2500, mean=200) == (2, 4), "the longest rows together would take the memory"
+    assert fast_cpu.regrouped(2, 4, longest=2000, mean=1100) == (2, 4)
+    assert fast_cpu.regrouped(3, 5, longest=64, mean=60) == (15, 1)
 
 
 def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken(tmp_path):

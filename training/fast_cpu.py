@@ -20,7 +20,8 @@ from loguru import logger
 
 from training.environment import Choice
 
-ENOUGH = 1024  # tokens in a micro-batch beyond which larger products are no faster
+ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
+MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake of memory
 CHUNK = 1024  # trained tokens whose logits are held at once: 1024 x 49k x 4 bytes = 200 MB
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 5e-3, 5e-2  # relative; bf16 keeps 8 bits, and sums are taken in another order
 
@@ -37,10 +38,14 @@ def wanted(settings: Any) -> Choice:
     return Choice(True, "checked against the plain path when training starts")
 
 
-def regrouped(micro: int, accumulation: int, longest: int) -> tuple[int, int]:
-    """Rows a micro-batch and micro-batches a step, with the same product: as many rows together as ENOUGH tokens hold."""
+def regrouped(micro: int, accumulation: int, longest: int, mean: float) -> tuple[int, int]:
+    """Rows a micro-batch and micro-batches a step, with the same product: as many rows together as ENOUGH tokens hold.
+
+    `longest` and `mean`: tokens a row.
+    """
     step = micro * accumulation
-    fitting = [size for size in range(micro, step + 1) if step % size == 0 and size * longest <= ENOUGH]
+    fitting = [size for size in range(micro, step + 1) if step % size == 0]
+    fitting = [size for size in fitting if size * mean <= ENOUGH and size * longest <= MOST]
     together = max(fitting, default=micro)
     return together, step // together
 

@@ -290,7 +290,7 @@ def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> A
         raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
     given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
     if fast.value:
-        given = _regrouped(given, summary.total[3])
+        given = _regrouped(given, summary)
     if given.training.gradient_checkpointing == "auto":
         chosen = budget.checkpointing(given, base, summary, machine)
         given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
@@ -299,10 +299,10 @@ def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> A
     return given
 
 
-def _regrouped(given: Any, longest: int) -> Any:
+def _regrouped(given: Any, summary: Any) -> Any:
     """Short rows of one optimizer step taken together; the step stays what it was."""
     before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
-    after = fast_cpu.regrouped(*before, longest)
+    after = fast_cpu.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
     if after == before:
         return given
     reason = (
