@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import dataset
-from training.errors import UserError
+from training import dataset, noticed, row_files, row_parts
+from training.errors import MachineError, UserError
 from training.rows import BadRow, Row, Turn
 
 Load = Callable[..., dataset.Data]
@@ -111,12 +114,56 @@ def test_duplicates_short_long_and_garbled_rows_are_warned_of(load: Load, tmp_pa
     path = tmp_path / "a.jsonl"
     rows = [_row(1), _row(1), _row(" 1"), _row(2, "x"), _row(3, "y" * 100_001), _row(4, "cafÃ© olÃ©"), _row(5, "café")]
     assert load(rows).warnings == [
-        f"{path}: 1 row the same as an earlier one",
-        f"{path}: 1 row the same as an earlier one but for white space",
-        f"{path}:4: 1 row with an answer shorter than 2 characters; this is the first",
-        f"{path}:5: 1 row longer than 100,000 characters; this is the first",
-        f"{path}:6: 1 row with garbled text (UTF-8 read as something else, like Ã© for é); this is the first",
+        f"{path}:2: 1 row the same as an earlier one",
+        f"{path}:3: 1 row the same as an earlier one but for white space",
+        f"{path}:4: 1 row with an answer shorter than 2 characters",
+        f"{path}:5: 1 row longer than 100,000 characters",
+        f"{path}:6: 1 row with garbled text (UTF-8 read as something else, like Ã© for é)",
     ]
+
+
+def test_a_warning_names_the_first_lines_and_counts_the_rest(load: Load, tmp_path: Path) -> None:
+    rows = [_row(1, "x"), "", *(_row(i) for i in range(2, 4)), *(_row(i, "y") for i in range(4, 11)), _row(2)]
+    assert load(rows).warnings == [
+        f"{tmp_path / 'a.jsonl'}:12: 1 row the same as an earlier one",
+        f"{tmp_path / 'a.jsonl'}:1: 8 rows with an answer shorter than 2 characters; lines 1, 5, 6, 7, 8 and 3 more",
+    ]
+
+
+def test_columns_that_are_not_used_are_warned_of(load: Load, tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "Q", "name": "Ann"},
+        {"role": "assistant", "content": "A", "reasoning_content": "R"},
+    ]
+    rows = [
+        {**_row(1), "category": "x", "empty": "", "none": None},
+        {"instruction": "I", "input": "used", "system": "used", "output": "O", "history": [["a", "b"]]},
+        {"instruction": "I2", "output": "O", "history": []},
+        {"messages": turns, "id": 7},
+        {**_row(2), "category": "y"},
+        {"text": "plain", "system": "S"},
+        {"input": "Q", "output": "O", "prompt": "P"},
+    ]
+    path = tmp_path / "a.jsonl"
+    assert [told for told in load(rows).warnings if "not used" in told] == [
+        f"{path}:1: 2 rows with 'category', which is not used; lines 1, 5",
+        f"{path}:2: 1 row with 'history', which is not used",
+        f"{path}:4: 1 row with 'id', which is not used",
+        f"{path}:4: 1 row with 'messages: name', which is not used",
+        f"{path}:4: 1 row with 'messages: reasoning_content', which is not used",
+        f"{path}:6: 1 row with 'system', which is not used",
+        f"{path}:7: 1 row with 'prompt', which is not used",
+    ]
+
+
+def test_a_column_of_the_prompt_template_is_used(load: Load) -> None:
+    rows = [{"instruction": "I", "topic": "T", "output": "an answer"}]
+    assert load(rows, prompt_template="{instruction} {topic} {response}").warnings == []
+
+
+def test_a_new_column_in_every_row_is_told_of_a_few_times(load: Load) -> None:
+    told = load([{**_row(i), f"c{i}": 1} for i in range(100)]).warnings
+    assert len(told) == noticed.MOST_COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -193,6 +240,51 @@ def test_the_split_does_not_depend_on_what_a_hash_happens_to_be() -> None:
     assert [list(part) for part in dataset.split([7, 8, 9, 1], 0.25, 0, 0)[0]] == [
         list(part) for part in dataset.split([1, 2, 3, 4], 0.25, 0, 0)[0]
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file is read by one process")
+@pytest.mark.parametrize("ending", [".jsonl", ".txt"])
+def test_a_long_file_read_by_several_processes_says_the_same(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        json.dumps(_row(i % 70, "x" * (i % 3 + 1)) | ({f"c{i % 31}": i} if i % 4 == 0 else {})) for i in range(300)
+    ]
+    lines[50:50] = ["", "rubbish", json.dumps(_row(1, "y" * 9000)), "\ufeff", json.dumps({"text": "cafÃ©"}), "{}"]
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 5000)
+    monkeypatch.setattr(row_files, "CHUNK", 100)
+
+    def read() -> tuple:
+        seen, bad, good = noticed.Seen(), [], []
+        for part in row_parts.parts(path, "auto", None):
+            seen.add(part.seen)
+            bad += part.bad
+            good += part.batch.to_pylist()
+        return good, bad, seen
+
+    alone = read()
+    assert len(alone[1]) > 1 if ending == ".jsonl" else len(alone[1]) == 1
+    assert len(alone[2].lines) > 20 or ending == ".txt"
+    monkeypatch.setattr(row_parts, "_workers", lambda path: 3)
+    for block in (64, 1000, 7000):
+        monkeypatch.setattr(row_parts, "BLOCK", block)
+        assert read() == alone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file is read by one process")
+def test_a_process_that_is_ended_while_it_reads_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(_row(1)) + "\n", "utf-8")
+    monkeypatch.setattr(row_parts, "_workers", lambda path: 2)
+    monkeypatch.setattr(row_parts, "_part", lambda found: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(
+        MachineError, match="a.jsonl: a process that read rows was ended from outside; too little memory"
+    ):
+        list(row_parts.parts(path, "auto", None))
 
 
 def test_rejected_rows_say_where_they_are() -> None:

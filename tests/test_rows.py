@@ -8,13 +8,14 @@ import io
 import json
 import os
 import string
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training import prompt_template, rows, sections
+from training import prompt_template, row_files, rows, sections
 from training.errors import UserError
 from training.rows import BadRow, Row, Turn
 
@@ -450,6 +451,64 @@ def test_a_prompt_template_that_no_answering_follows_from_is_refused(template: s
 def test_braces_written_twice_are_text() -> None:
     found = prompt_template.parse('{{"q": "{instruction}"}} {response} {{}}')
     assert (found.prefix, found.middle, found.suffix) == ('{"q": "', '"} ', " {}")
+
+
+TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+SAMPLES = [
+    {"instruction": "Q", "output": "A"},
+    {"instruction": "Q", "response": "A"},
+    {"prompt": "Q", "completion": "A"},
+    {"input": "Q", "output": "A"},
+    {"messages": TURNS},
+    {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+    {"text": "T"},
+]
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=["+".join(sample) for sample in SAMPLES])
+def test_null_in_the_place_of_any_value_is_a_bad_row_with_its_line(sample: dict) -> None:
+    (whole,) = _read("a.jsonl", _jsonl(sample))
+    assert isinstance(whole, Row)
+    broken = [{**sample, name: None} for name in sample] + [dict.fromkeys(sample)]
+    for name, turns in sample.items():
+        if isinstance(turns, list):
+            broken += [{name: [*turns[:i], None, *turns[i + 1 :]]} for i in range(2)]
+            broken += [
+                {name: [*turns[:i], {**turn, key: None}, *turns[i + 1 :]]}
+                for i, turn in enumerate(turns)
+                for key in turn
+            ]
+    found = _read("a.jsonl", _jsonl(*broken))
+    assert [row.line for row in found] == list(range(1, len(broken) + 1))
+    assert all(isinstance(row, BadRow) and "null" in row.reason for row in found)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_a_line_of_100_megabytes_is_a_bad_row_in_bounded_memory(name: str) -> None:
+    begin = {"a.jsonl": b'{"text": "', "a.json": b'[{"text": "', "a.csv": b'text,x\n"', "a.txt": b""}[name]
+    after = {"a.jsonl": b'\n{"text": "good"}\n', "a.json": b'"}]', "a.csv": b'",1\n', "a.txt": b"\ngood\n"}[name]
+    with Path(name).open("wb") as file:
+        file.write(begin)
+        file.seek(100 << 20, os.SEEK_CUR)  # NUL bytes that take no disk
+        file.write(after)
+    tracemalloc.start()
+    try:
+        bad, *rest = rows.read(Path(name))
+        assert tracemalloc.get_traced_memory()[1] < 5 * row_files.MAX_ROW_BYTES
+    finally:
+        tracemalloc.stop()
+    assert bad.reason.startswith("the row is longer than 16 MiB")
+    assert [row.text for row in rest] == (["good"] if after.endswith(b"\n") and b"good" in after else [])
+
+
+@pytest.mark.parametrize("inner", [b"[", b'{"a":'])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_bomb_of_brackets_is_a_bad_row(name: str, inner: bytes) -> None:
+    bomb = b'{"text": ' + inner * 200_000
+    content = bomb + b'\n{"text": "good"}\n' if name == "a.jsonl" else b"[" + bomb
+    bad, *rest = _read(name, content)
+    assert isinstance(bad, BadRow) and bad.line == 1
+    assert [row.text for row in rest] == (["good"] if name == "a.jsonl" else [])
 
 
 JSON_VALUE = st.recursive(

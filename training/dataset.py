@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, prompt_template
+from training import files, noticed, prompt_template, row_parts
 from training.errors import UserError
+from training.noticed import Seen, count_rows, numbers
 from training.prompt_template import PromptTemplate
-from training.rows import BadRow, Row, Turn, read
+from training.rows import BadRow, Row, Turn
 
 if TYPE_CHECKING:
     import datasets
 
+__all__ = ["Data", "as_row", "bad_rows_error", "load", "numbers", "split", "write_rejected"]
+
 NAMED = 20  # bad rows that a message names; the rest is counted
-BATCH = 1000  # rows an Arrow batch
-SHORT_ANSWER, LONG_ROW = 2, 100_000  # characters: a row outside of these is worth a look
-# UTF-8 that was read as Latin-1 or cp1252 ("Ã©", "â€™", "ä½\xa0"), or what a decoder puts where it gave up.
-MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€[\u0080-\u00bf™œ\u201c\u201d¦]|[äåæçèé][\u0080-\u00bf]{2}|锟斤拷")
+TOLD = 100_000  # rows after which the reading says how far it is
 
 
 @dataclass(frozen=True)
@@ -44,21 +42,6 @@ class Data:
     sha256: dict[str, str]
     counts: dict[str, int]
     plain: bool
-
-
-@dataclass
-class _Seen:
-    """What is remembered of the rows of one file: 24 bytes a row."""
-
-    prompts: array = field(default_factory=lambda: array("Q"))
-    exact: array = field(default_factory=lambda: array("Q"))
-    normalised: array = field(default_factory=lambda: array("Q"))
-    counts: Counter = field(default_factory=Counter)
-    first: dict[str, int] = field(default_factory=dict)
-
-    def note(self, kind: str, line: int) -> None:
-        self.counts[kind] += 1
-        self.first.setdefault(kind, line)
 
 
 def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda text: None) -> Data:
@@ -82,13 +65,13 @@ def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda tex
                 f"{path}: no rows" + (f": all {len(rejected)} are bad" if rejected else ": the file is empty")
             )
 
-    warnings = _warnings(chosen.dataset_file, seen) + (
-        _warnings(chosen.validation_file, held_seen) if held_seen else []
-    )
+    told = noticed.warnings(chosen.dataset_file, seen, rows)
+    if held_seen:
+        told += noticed.warnings(chosen.validation_file, held_seen, held)
     validation_share = 0.0 if chosen.validation_file else chosen.validation_split
     parts, notes = split(seen.prompts, validation_share, chosen.test_split, settings.training.seed)
     if held_seen:
-        warnings += _shared_prompts(seen.prompts, held_seen.prompts, chosen.validation_file)
+        told += _shared_prompts(seen.prompts, held_seen.prompts, chosen.validation_file)
         if chosen.validation_split and getattr(settings, "written", lambda key: False)("Dataset.VALIDATION_SPLIT"):
             notes.append("VALIDATION_FILE is given: VALIDATION_SPLIT is not used")
     train, validation, test = (rows.select(part) if len(part) else None for part in parts)
@@ -102,7 +85,7 @@ def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda tex
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         counts[name] = len(part) if part is not None else 0
     plain = counts["turns"] == 0
-    return Data(train, validation, test, rejected, warnings, notes, digests, counts, plain)
+    return Data(train, validation, test, rejected, told, notes, digests, counts, plain)
 
 
 def write_rejected(path: Path, rejected: Sequence[BadRow]) -> None:
@@ -183,58 +166,27 @@ def _file(
     rejected: list[BadRow],
     say: Callable[[str], None],
     limit: int,
-) -> tuple[datasets.Dataset, _Seen]:
-    """The good rows of one file as Arrow on disk (written once through, row by row), and what was seen of them."""
+) -> tuple[datasets.Dataset, Seen]:
+    """The good rows of one file as Arrow on disk (written once through, part by part), and what was seen of them."""
     import datasets
     import pyarrow as pa
 
-    turn = pa.struct([("role", pa.string()), ("content", pa.large_string())])
-    schema = pa.schema(
-        [("messages", pa.list_(turn)), ("text", pa.large_string()), ("file", pa.string()), ("line", pa.int64())]
-    )
-    seen = _Seen()
+    seen = Seen()
     name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    told = 0
     with (
         files.whole_file(cache_dir / f"rows-{name}.arrow") as partial,
         pa.OSFile(str(partial), "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as writer,
+        pa.ipc.new_stream(sink, row_parts.schema()) as writer,
     ):
-        for batch in _batches(_good(path, chosen.format, template, rejected, seen, limit, say)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        for part in row_parts.parts(path, chosen.format, template, limit):
+            writer.write_batch(part.batch)
+            seen.add(part.seen)
+            rejected += part.bad
+            if len(seen.prompts) - told >= TOLD:
+                told = len(seen.prompts)
+                say(f"{path.name}: {told:,} rows read")
     return datasets.Dataset.from_file(str(cache_dir / f"rows-{name}.arrow")), seen
-
-
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _good(
-    path: Path,
-    format: str,
-    template: PromptTemplate | None,
-    rejected: list[BadRow],
-    seen: _Seen,
-    limit: int,
-    say: Callable[[str], None],
-) -> Iterator[dict[str, Any]]:
-    for row in read(path, format, template):
-        if isinstance(row, BadRow):
-            rejected.append(row)
-            continue
-        _remember(row, seen)
-        messages = [{"role": turn.role, "content": turn.content} for turn in row.messages] if row.messages else None
-        yield {"messages": messages, "text": row.text, "file": row.file, "line": row.line}
-        if len(seen.prompts) % 100_000 == 0:
-            say(f"{path.name}: {len(seen.prompts):,} rows read")
-        if limit and len(seen.prompts) == limit:
-            return
 
 
 def as_row(record: dict[str, Any]) -> Row:
@@ -244,81 +196,10 @@ def as_row(record: dict[str, Any]) -> Row:
     return Row(turns, record["text"], record["file"], record["line"])
 
 
-def _number(*parts: str) -> int:
-    """64 bits of a hash; Python's own differs from process to process."""
-    digest = hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little")
-
-
-def numbers(row: Row) -> tuple[int, int, int]:
-    """Numbers that tell rows apart: by all their text, by all of it with white space made alike, by their prompt.
-
-    The prompt is what the user says before the first answer, with white space made alike; of plain text it is all of it.
-    """
-    texts = _texts(row)
-    prompt = texts
-    if row.messages is not None:
-        first_answer = next(i for i, turn in enumerate(row.messages) if turn.role == "assistant")
-        prompt = [turn.content for turn in row.messages[:first_answer] if turn.role == "user"]
-    alike = (" ".join(text.split()) for text in texts)
-    return _number(*texts), _number(*alike), _number(*(" ".join(text.split()) for text in prompt))
-
-
-def _texts(row: Row) -> list[str]:
-    if row.messages is None:
-        return [row.text or ""]
-    return [part for turn in row.messages for part in (turn.role, turn.content)]
-
-
-def _remember(row: Row, seen: _Seen) -> None:
-    texts = _texts(row)
-    if row.messages is None:
-        seen.counts["text"] += 1
-    else:
-        seen.counts["turns"] += 1
-        if any(turn.role == "assistant" and len(turn.content.strip()) < SHORT_ANSWER for turn in row.messages):
-            seen.note("short", row.line)
-    if sum(map(len, texts)) > LONG_ROW:
-        seen.note("long", row.line)
-    if any(not text.isascii() and MOJIBAKE.search(text) for text in texts):
-        seen.note("mojibake", row.line)
-    exact, normalised, prompt = numbers(row)
-    seen.exact.append(exact)
-    seen.normalised.append(normalised)
-    seen.prompts.append(prompt)
-
-
-def _warnings(path: Path, seen: _Seen) -> list[str]:
-    """What is no error but seldom meant, each with a count and the first line."""
-    import numpy as np
-
-    words = {
-        "short": f"with an answer shorter than {SHORT_ANSWER} characters",
-        "long": f"longer than {LONG_ROW:,} characters",
-        "mojibake": "with garbled text (UTF-8 read as something else, like Ã© for é)",
-    }
-    warnings = []
-    total = len(seen.exact)
-    exact = total - len(np.unique(np.asarray(seen.exact)))
-    alike = total - len(np.unique(np.asarray(seen.normalised))) - exact
-    if exact:
-        warnings.append(f"{path}: {_rows(exact)} the same as an earlier one")
-    if alike:
-        warnings.append(f"{path}: {_rows(alike)} the same as an earlier one but for white space")
-    for kind, what in words.items():
-        if seen.counts[kind]:
-            warnings.append(f"{path}:{seen.first[kind]}: {_rows(seen.counts[kind])} {what}; this is the first")
-    return warnings
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'s' * (count != 1)}"
-
-
 def _shared_prompts(train: array, held: array, path: Path) -> list[str]:
     import numpy as np
 
     shared = int(np.isin(np.asarray(held), np.asarray(train)).sum())
-    return [f"{path}: {_rows(shared)} with a prompt that is trained on too: the validation loss will flatter"] * (
+    return [f"{path}: {count_rows(shared)} with a prompt that is trained on too: the validation loss will flatter"] * (
         shared > 0
     )

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from training.errors import UserError
 
@@ -63,6 +63,37 @@ def records(path: Path, kind: str | None = None) -> Iterator[Record | BadRow]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
+def blocks(path: Path, size: int) -> Iterator[tuple[bytes, str, int]] | None:
+    """The file as blocks of whole lines, of about `size` bytes, for `records_in`: (bytes, kind, lines before it).
+
+    None for a file whose rows are no lines, or that cannot be cut anywhere (gzip).
+    """
+    kind = _kind(path)
+    with _open(path) as file:
+        if kind == "csv" or isinstance(file, gzip.GzipFile) or (kind == "json" and _is_list(file)):
+            return None
+    return _blocks(path, kind, size)
+
+
+def _blocks(path: Path, kind: str, size: int) -> Iterator[tuple[bytes, str, int]]:
+    before = 0
+    with _open(path) as file:
+        while block := file.read(size):
+            rest = file.readline(MAX_ROW_BYTES + 1)
+            block += rest
+            while len(rest) > MAX_ROW_BYTES and not block.endswith(b"\n"):  # too long a row: its end is left out
+                if not (more := file.readline(CHUNK)) or more.endswith(b"\n"):
+                    block += b"\n"
+                    break
+            yield block, kind, before
+            before += block.count(b"\n")
+
+
+def records_in(block: bytes, kind: str, before: int, path: Path) -> Iterator[Record | BadRow]:
+    """The rows of one of `blocks`, as `records` gives them."""
+    return (_txt if kind == "txt" else _json_lines)(io.BytesIO(block), path, before)
+
+
 def _kind(path: Path) -> str:
     """ "json" (lines or a list: the content tells), "csv" or "txt", from the file's name."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
@@ -107,9 +138,9 @@ def _head_of_gzip(file: gzip.GzipFile) -> bytes:
     return head
 
 
-def _lines(file: io.BufferedIOBase, path: Path) -> Iterator[tuple[int, bytes] | BadRow]:
-    """Number the lines from 1, without their ends. A line longer than MAX_ROW_BYTES is a BadRow, and passed over."""
-    number = 0
+def _lines(file: IO[bytes], path: Path, before: int = 0) -> Iterator[tuple[int, bytes] | BadRow]:
+    """Number the lines from `before` + 1, without their ends. One longer than MAX_ROW_BYTES is a BadRow, and passed over."""
+    number = before
     try:
         while line := file.readline(MAX_ROW_BYTES + 1):
             number += 1
@@ -135,17 +166,18 @@ def _damaged(error: Exception) -> str:
 
 def _json(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     """JSON lines, or one list: people give either name to either, so the first bytes decide."""
+    yield from (_json_list if _is_list(file) else _json_lines)(file, path)
+
+
+def _is_list(file: IO[bytes]) -> bool:
+    """Whether one list is to come, and no lines. Leaves the file where it stands."""
     start = file.tell()
     try:
         head = file.read(CHUNK)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         head = b""
     file.seek(start)
-    is_list = re.match(rb"\s*\[\s*(\{|\]|$|//|[^\s\[])", head) and not _is_line_of_list(head)
-    if is_list:
-        yield from _json_list(file, path)
-    else:
-        yield from _json_lines(file, path)
+    return bool(re.match(rb"\s*\[\s*(\{|\]|$|//|[^\s\[])", head)) and not _is_line_of_list(head)
 
 
 def _is_line_of_list(head: bytes) -> bool:
@@ -154,8 +186,8 @@ def _is_line_of_list(head: bytes) -> bool:
     return first.rstrip().endswith(b"]") and rest.lstrip().startswith((b"{", b"["))
 
 
-def _json_lines(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
-    for item in _lines(file, path):
+def _json_lines(file: IO[bytes], path: Path, before: int = 0) -> Iterator[Record | BadRow]:
+    for item in _lines(file, path, before):
         if isinstance(item, BadRow):
             yield item
             continue
@@ -164,7 +196,10 @@ def _json_lines(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow
             yield _parse(raw, path, line)
 
 
-TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+TOKEN = re.compile(rb'["\[\]{},]')
+STRING = re.compile(
+    rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL
+)  # matches always: to ask for the closing mark here would backtrack
 
 
 def _json_list(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
@@ -178,6 +213,11 @@ def _json_list(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]
     start, depth, count = position, 0, 0
     while True:
         token = TOKEN.search(buffer, position)
+        if token and token[0] == b'"':
+            end = STRING.match(buffer, token.end()).end()
+            if buffer[end : end + 1] == b'"':
+                position = end + 1
+                continue
         if token is None or token[0] == b'"':  # nothing more in here, or a string that is not whole yet
             position = token.start() if token else max(len(buffer), position)
             buffer, position, start = buffer[start:], position - start, 0
@@ -352,9 +392,9 @@ def _bad_csv(error: csv.Error, path: Path, line: int) -> BadRow:
     return BadRow(str(path), line, f"not CSV: {error}")
 
 
-def _txt(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
+def _txt(file: IO[bytes], path: Path, before: int = 0) -> Iterator[Record | BadRow]:
     """A sample a line."""
-    for item in _lines(file, path):
+    for item in _lines(file, path, before):
         if isinstance(item, BadRow):
             yield item
         elif item[1].strip():

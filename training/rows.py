@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample: `messages` (system?, then user and assistant in turn, an assistant last), or plain `text`."""
+    """One sample: `messages` (system?, then user and assistant in turn, an assistant last), or plain `text`.
+
+    `unused`: fields of the row that hold something and are not trained.
+    """
 
     messages: tuple[Turn, ...] | None
     text: str | None
     file: str
     line: int
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
 # FORMAT -> the fields that make a row one of it; the first whose fields are all there wins.
@@ -79,7 +83,29 @@ def interpret(
         messages, text = _interpret(record.fields, format, prompt_template)
     except _Bad as bad:
         return BadRow(str(path), record.line, str(bad))
-    return Row(messages, text, str(path), record.line)
+    return Row(messages, text, str(path), record.line, _unused(record.fields, format, prompt_template))
+
+
+def _unused(fields: Mapping[str, Any], format: str, template: PromptTemplate | None) -> tuple[str, ...]:
+    """The fields of a good row that hold something and are left out; of a turn as "messages: name"."""
+    found = _format(fields, format, template)
+    if not isinstance(found, str):
+        question, answer = found
+        used = {question, answer, "system", *(("input",) if question == "instruction" else ())}
+        used |= {name for _, name in template.columns} if template else set()
+        return tuple(name for name in fields if name not in used and fields[name] not in NOTHING)
+    unused = [name for name in fields if name not in (found, "system") and fields[name] not in NOTHING]
+    if found != "text":
+        for turn in fields[found]:
+            if len(turn) > 2:
+                keys = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+                unused += [f"{found}: {name}" for name in turn if name not in keys and turn[name] not in NOTHING]
+    elif fields.get("system") not in NOTHING:
+        unused.append("system")
+    return tuple(dict.fromkeys(unused))
+
+
+NOTHING = (None, "", [], {})  # values of a field whose loss is none
 
 
 def _interpret(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from training.chat import IGNORED, Encoded, NothingToTrain, assemble, plan_row
 from training.chat_template import ChatTemplate
 from training.dataset import as_row
+from training.noticed import SHOWN, warning
 from training.row_files import BadRow
 from training.stretches import quick_tokeniser
 
@@ -68,7 +70,7 @@ def tokenise(
     """Sequences for the trainer, and the rows of which nothing can be trained. None when no sequence is left.
 
     Columns: input_ids, labels (int32 lists of equal length, at most `max_length`), prompt_length, answer_length (tokens),
-    cut (bool), file, line. A row gives several sequences where the template asks for it (see chat.encode).
+    cut (bool), file, line, special (a special token that the row's own text holds, or None). A row gives several sequences where the template asks for it (see chat.encode).
     The result is kept in `cache_dir` under a name made from the rows, the template, the tokenizer and the options.
     """
     import datasets
@@ -134,6 +136,27 @@ def summary(data: datasets.Dataset, tokenizer: Any) -> Summary:
     )
 
 
+def warnings(data: datasets.Dataset, max_length: int) -> list[str]:
+    """Rows that were cut, and rows with a special token in their own text, with the lines of the first ones."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    told = []
+    columns = data.with_format("arrow").select_columns(["cut", "special", "file", "line"])[:]
+    for chosen, what in (
+        (columns["cut"], f"longer than MAX_SEQ_LENGTH = {max_length:,} tokens: their end is cut off"),
+        (pc.is_valid(columns["special"]), "with a special token in the text, which is read as that token and no text"),
+    ):
+        found = columns.filter(chosen)
+        for file in pc.unique(found["file"]).to_pylist():
+            own = found.filter(pc.equal(found["file"], file))
+            lines = np.unique(own["line"].to_numpy())  # a row may have given several sequences
+            token = own["special"][0].as_py()
+            note = f" ({token})" if "special token" in what else ""
+            told.append(warning(file, lines[:SHOWN].tolist(), len(lines), what + note))
+    return told
+
+
 def marked(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> str:
     """The text of a sequence, special tokens visible, each trained stretch in ⟦ ⟧."""
     text, start = "", 0
@@ -191,6 +214,7 @@ def _features(datasets: Any) -> Any:
             "cut": datasets.Value("bool"),
             "file": datasets.Value("string"),
             "line": datasets.Value("int64"),
+            "special": datasets.Value("string"),
             "reason": datasets.Value("string"),
         }
     )
@@ -222,14 +246,30 @@ def _encode_batch(batch: pa.Table, template: ChatTemplate, tokenizer: Any, optio
             made += [(row, encoded, None) for encoded in sequences]
         except NothingToTrain as error:
             made.append((row, NOTHING, str(error)))
-    return _table(made)
+    return _table(made, _special_tokens(tokenizer))
 
 
 NOTHING = Encoded([], [], False)
 _quick = lru_cache(maxsize=2)(quick_tokeniser)  # kept from batch to batch for what it remembers
 
 
-def _table(made: list[tuple[Any, Encoded, str | None]]) -> pa.Table:
+@lru_cache(maxsize=2)
+def _special_tokens(tokenizer: Any) -> Callable[[Any], str | None]:
+    """Finds the first special token that stands in a row's own text, where it is read as that token."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special and str(token).strip()]
+    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+    signs = "".join({text[0] for text in special})
+
+    def find(row: Any) -> str | None:
+        for text in [turn.content for turn in row.messages] if row.messages is not None else [row.text]:
+            if any(sign in text for sign in signs) and (mark := pattern.search(text)):  # most rows have no sign
+                return mark[0]
+        return None
+
+    return find
+
+
+def _table(made: list[tuple[Any, Encoded, str | None]], find: Callable[[Any], str | None]) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
@@ -249,6 +289,7 @@ def _table(made: list[tuple[Any, Encoded, str | None]]) -> pa.Table:
         "cut": pa.array([one.cut for one in encoded], pa.bool_()),
         "file": pa.array([row.file for row, _, _ in made], pa.string()),
         "line": pa.array([row.line for row, _, _ in made], pa.int64()),
+        "special": pa.array([find(row) for row, _, _ in made], pa.string()),
         "reason": pa.array([reason for _, _, reason in made], pa.string()),
     }
     return pa.table(columns)

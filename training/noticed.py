@@ -1,0 +1,145 @@
+"""What is noticed of rows on the way: no error, but seldom meant. Rows that are there twice, garbled text, unused columns."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training import row_files
+from training.rows import Row
+
+SHOWN = 5  # lines that a warning names
+MOST_COLUMNS = 20  # unused columns that are told of: a broken file may have a new one in every row
+SHORT_ANSWER, LONG_ROW = 2, 100_000  # characters: a row outside of these is worth a look
+# UTF-8 that was read as Latin-1 or cp1252 ("Ã©", "â€™", "ä½\xa0"), or what a decoder puts where it gave up.
+MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€[\u0080-\u00bf™œ\u201c\u201d¦]|[äåæçèé][\u0080-\u00bf]{2}|锟斤拷")
+UNUSED = "unused "  # begins the kind of a note on a column
+
+
+@dataclass
+class Seen:
+    """What is remembered of the rows of one file: 24 bytes a row."""
+
+    prompts: array = field(default_factory=lambda: array("Q"))
+    exact: array = field(default_factory=lambda: array("Q"))
+    normalised: array = field(default_factory=lambda: array("Q"))
+    counts: Counter = field(default_factory=Counter)
+    lines: dict[str, list[int]] = field(default_factory=dict)  # the first SHOWN of each kind
+
+    def add(self, later: Seen) -> None:
+        """Take in what was seen of the rows that follow."""
+        for name in ("prompts", "exact", "normalised"):
+            getattr(self, name).extend(getattr(later, name))
+        for kind, lines in later.lines.items():
+            if kind in self.lines or not kind.startswith(UNUSED) or self._room():
+                self.counts[kind] += later.counts[kind]
+                own = self.lines.setdefault(kind, [])
+                own += lines[: SHOWN - len(own)]
+        self.counts.update({kind: later.counts[kind] for kind in ("turns", "text")})
+
+    def _room(self) -> bool:
+        return sum(kind.startswith(UNUSED) for kind in self.lines) < MOST_COLUMNS
+
+    def note(self, kind: str, line: int) -> None:
+        self.counts[kind] += 1
+        lines = self.lines.setdefault(kind, [])
+        if len(lines) < SHOWN:
+            lines.append(line)
+
+
+def _number(*parts: str) -> int:
+    """64 bits of a hash; Python's own differs from process to process."""
+    digest = hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def numbers(row: Row) -> tuple[int, int, int]:
+    """Numbers that tell rows apart: by all their text, by all of it with white space made alike, by their prompt.
+
+    The prompt is what the user says before the first answer, with white space made alike; of plain text it is all of it.
+    """
+    texts = _texts(row)
+    prompt = texts
+    if row.messages is not None:
+        first_answer = next(i for i, turn in enumerate(row.messages) if turn.role == "assistant")
+        prompt = [turn.content for turn in row.messages[:first_answer] if turn.role == "user"]
+    alike = (" ".join(text.split()) for text in texts)
+    return _number(*texts), _number(*alike), _number(*(" ".join(text.split()) for text in prompt))
+
+
+def _texts(row: Row) -> list[str]:
+    if row.messages is None:
+        return [row.text or ""]
+    return [part for turn in row.messages for part in (turn.role, turn.content)]
+
+
+def remember(row: Row, seen: Seen) -> None:
+    texts = _texts(row)
+    if row.messages is None:
+        seen.counts["text"] += 1
+    else:
+        seen.counts["turns"] += 1
+        if any(turn.role == "assistant" and len(turn.content.strip()) < SHORT_ANSWER for turn in row.messages):
+            seen.note("short", row.line)
+    if sum(map(len, texts)) > LONG_ROW:
+        seen.note("long", row.line)
+    if any(not text.isascii() and MOJIBAKE.search(text) for text in texts):
+        seen.note("mojibake", row.line)
+    for name in row.unused:
+        seen.note(UNUSED + name, row.line)
+    exact, normalised, prompt = numbers(row)
+    seen.exact.append(exact)
+    seen.normalised.append(normalised)
+    seen.prompts.append(prompt)
+
+
+def warnings(path: Path, seen: Seen, rows: Any) -> list[str]:
+    """What is no error but seldom meant, each with a count and the first lines. `rows`: the rows as a dataset."""
+    import numpy as np
+
+    told = []
+    exact = _repeated(seen.exact)
+    alike = np.setdiff1d(_repeated(seen.normalised), exact)
+    for found, what in ((exact, ""), (alike, " but for white space")):
+        if len(found):
+            lines = rows.select(found[:SHOWN])["line"][:]
+            told.append(warning(path, lines, len(found), f"the same as an earlier one{what}"))
+    words = {
+        "short": f"with an answer shorter than {SHORT_ANSWER} characters",
+        "long": f"longer than {LONG_ROW:,} characters",
+        "mojibake": "with garbled text (UTF-8 read as something else, like Ã© for é)",
+    }
+    unused = {
+        kind: f"with {row_files.shorten(kind.removeprefix(UNUSED))!r}, which is not used"
+        for kind in seen.lines
+        if kind.startswith(UNUSED)
+    }
+    for kind, what in (words | unused).items():
+        if seen.counts[kind]:
+            told.append(warning(path, seen.lines[kind], seen.counts[kind], what))
+    return told
+
+
+def warning(path: Path | str, lines: Sequence[int], count: int, what: str) -> str:
+    """`path:4: 7 rows <what>; lines 4, 9, 12, 15, 16 and 2 more`. `lines`: those of the first rows."""
+    more = f" and {count - len(lines):,} more" if count > len(lines) else ""
+    named = f"; lines {', '.join(map(str, lines))}{more}" if count > 1 else ""
+    return f"{path}:{lines[0]}: {count_rows(count)} {what}{named}"
+
+
+def _repeated(numbers: array) -> Any:
+    """The places (sorted integers) of the numbers that stood earlier already."""
+    import numpy as np
+
+    values = np.asarray(numbers)
+    return np.setdiff1d(np.arange(len(values)), np.unique(values, return_index=True)[1], assume_unique=True)
+
+
+def count_rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
