@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -208,6 +209,11 @@ def test_the_users_store_is_found_without_a_setting(tmp_path: Path, monkeypatch:
         ("qwen3:0.6b", r"on the Hub it is Qwen/Qwen3-0\.6B: set BASE_MODEL_NAME = Qwen/Qwen3-0\.6B"),
         ("qwen3:0.6b-personal-20260214", r"on the Hub it is Qwen/Qwen3-0\.6B"),
         ("llama3.2", "on the Hub it is meta-llama/Llama-3.2-3B-Instruct"),
+        (
+            "assistant",
+            r"^assistant is no folder here \(write ./assistant, or its whole path\) and not in the Ollama store \(.*\); "
+            "a Hub id is written org/name, or `ollama pull assistant` first$",
+        ),
         ("nothing:1b", "a Hub id is written org/name, or `ollama pull nothing:1b` first"),
         ("ollama:../../etc:x", "is no name of an Ollama model"),
     ],
@@ -366,15 +372,15 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     running.server.shutdown()
 
 
-def ask(hub: Hub | str, home: Path, name: str, revision: str = "", peek: bool = False, **environment: str) -> Any:
-    """locate() or peek() in a process of its own, because huggingface_hub reads its settings when it is imported."""
+def ask(hub: Hub | str, home: Path, name: str, revision: str = "", look: bool = False, **environment: str) -> Any:
+    """locate(), without weights where `look`, in a process of its own, because huggingface_hub reads its settings when it is imported."""
     code = (
         "import json, sys\nfrom types import SimpleNamespace as N\nfrom training import base_model\n"
         "from training.errors import FinetuneError\n"
         "model = N(base_model_name=sys.argv[1], revision=sys.argv[2] or None, trust_remote_code=False)\n"
         "try:\n"
-        "    do = base_model.peek if sys.argv[3] else base_model.locate\n"
-        "    found = do(model) if sys.argv[3] else do(model, lambda text: print(text, file=sys.stderr))\n"
+        "    say = lambda text: print(text, file=sys.stderr)\n"
+        "    found = base_model.locate(model, say, weights=not sys.argv[3])\n"
         "    print(json.dumps(vars(found), default=str))\n"
         "except FinetuneError as error:\n"
         "    print(error, file=sys.stderr)\n"
@@ -384,7 +390,7 @@ def ask(hub: Hub | str, home: Path, name: str, revision: str = "", peek: bool = 
     address = hub if isinstance(hub, str) else hub.address
     clean |= {"HF_HOME": str(home), "HF_ENDPOINT": address, "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     done = subprocess.run(
-        [sys.executable, "-c", code, name, revision, "1" if peek else ""],
+        [sys.executable, "-c", code, name, revision, "1" if look else ""],
         cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
@@ -409,11 +415,18 @@ def test_a_revision_is_honoured_and_a_wrong_one_named(hub: Hub, tmp_path: Path) 
 
 
 @pytest.mark.tiny
-def test_a_peek_downloads_the_config_only(hub: Hub, tmp_path: Path) -> None:
-    done = ask(hub, tmp_path / "home", "org/large", peek=True)
-    assert (done.code, done.found["max_length"]) == (0, 512)
-    assert done.found["size"] > 24_000_000
+def test_a_plan_leaves_the_weights_on_the_hub_and_says_what_a_run_would_get(hub: Hub, tmp_path: Path) -> None:
+    done = ask(hub, tmp_path / "home", "org/large", look=True)
+    assert (done.code, done.found["max_length"], done.found["revision"]) == (0, 512, "a" * 40)
+    assert done.found["parameters"] == sum(map(math.prod, model_folder.laid_out(CONFIG).values())) > 0
+    assert {file.name for file in Path(done.found["path"]).iterdir()} == {"config.json", "tokenizer.json"}
     assert not any("model.safetensors" in request for request in hub.requests)
+    said = f"org/large is not here yet: a run gets 24 MB from {hub.address} first, this check does not"
+    assert said in done.said
+    ask(hub, tmp_path / "home", "org/good")
+    there = ask(hub, tmp_path / "home", "org/good", look=True)
+    assert (Path(there.found["path"]) / "model.safetensors").is_file()
+    assert "is not here yet" not in there.said
 
 
 @pytest.mark.tiny

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,8 @@ def test_check_prints_a_plan_and_writes_nothing_under_output_dir(tiny_config):
     ended = finetune("--config", tiny_config, "--check")
     assert ended.code == 0, ended.stderr
     assert "6 steps of 4 rows (MAX_STEPS)" in ended.stdout
+    assert re.search(r"^time: about .* of training, .* a step \(measured just now", ended.stdout, re.MULTILINE)
+    assert re.search(r"^memory: about .* free$", ended.stdout, re.MULTILINE)
     assert ended.stdout.splitlines()[-1] == "ready: ./run.sh starts it"
     assert not (tiny_config.parent / "outputs").exists()
 

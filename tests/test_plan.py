@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training import budget, fast_cpu, plan, settings
+from training import budget, estimate, fast_cpu, plan, settings
 from training.environment import Machine
 from training.errors import UserError
 from training.settings import Override
@@ -86,3 +86,36 @@ def test_settings_that_are_not_built_yet_are_refused_all_at_once(tmp_path):
 def test_numbers_are_spread_evenly_and_never_more_than_there_are():
     assert plan.spread(10, 3) == [0, 3, 6]
     assert plan.spread(2, 16) == [0, 1]
+
+
+def planned(tmp_path, text: str, **config) -> SimpleNamespace:
+    base = SimpleNamespace(config=config)
+    return SimpleNamespace(settings=given(tmp_path, text), base=base, steps=10, validation=range(8))
+
+
+def test_the_time_of_a_run_follows_from_that_of_one_layer_and_three(tmp_path, monkeypatch):
+    training = "[Training]\nEVAL_STEPS = 5\nMAX_STEPS = 10\n[Hardware]\nDEVICE = cpu\n"
+    monkeypatch.setattr(estimate, "_batch", lambda plan, rows: {})
+    monkeypatch.setattr(estimate, "_pass", lambda plan, layers, batch: float(layers))
+    # 30 layers take 30 s, 4 micro-batches a step 120 s; 4 validations of 8 rows take a third of a step each
+    assert estimate.line(planned(tmp_path, training, num_hidden_layers=30)).startswith(
+        "time: about 22 min 40 s of training, 2 min 00 s a step (measured just now"
+    )
+    assert "22 min 40 s" in estimate.line(planned(tmp_path, training, text_config={"num_hidden_layers": 30}))
+
+
+def test_where_nothing_can_be_measured_the_plan_says_so(tmp_path, monkeypatch):
+    on_gpu = planned(tmp_path, "[Hardware]\nDEVICE = cuda\n")
+    assert estimate.line(on_gpu) == "time: not measured before a run on a GPU; its first steps tell it"
+    monkeypatch.setattr(estimate, "_batch", lambda plan, rows: {})
+    monkeypatch.setattr(estimate, "_pass", lambda plan, layers, batch: 1.0)
+    unknown = planned(tmp_path, "[Hardware]\nDEVICE = cpu\n", model_type="odd")
+    assert estimate.line(unknown) == "time: not measured (StopIteration); the first steps of a run tell it"
+
+
+def test_a_model_is_described_with_fewer_layers_and_nothing_else_changed():
+    types = ["sliding_attention", "full_attention"] * 9
+    whole = {"hidden_size": 8, "num_hidden_layers": 18, "layer_types": types, "transformers_version": "5"}
+    small = {"hidden_size": 8, "num_hidden_layers": 3, "layer_types": types[:3]}
+    assert estimate._with_layers(whole, 3) == small
+    assert estimate._with_layers({"a": 1, "text_config": whole}, 3) == {"a": 1, "text_config": small}

@@ -22,6 +22,7 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE = "unpacked.json"  # in an unpacked folder: from what, by which version of the unpacking
+LONGEST = "max_position_embeddings"
 VERSION = 2  # raised when folders unpacked before are no longer good
 
 
@@ -50,9 +51,10 @@ class Peek:
     size: int | None  # bytes still to be downloaded or unpacked; 0: ready
 
 
-def locate(model: Model, say: Callable[[str], None] = lambda text: None) -> BaseModel:
+def locate(model: Model, say: Callable[[str], None] = lambda text: None, weights: bool = True) -> BaseModel:
     """The model of the settings, unpacked or downloaded when need be; `say` is told what takes time.
 
+    Without `weights`, of a model that must still be downloaded only its settings and its tokenizer are: enough for a plan.
     Raises UserError (exit 2) where the name is wrong or what it names is no model to train, and MachineError (exit 3)
     where something of the machine or the network stands in the way.
     """
@@ -61,6 +63,10 @@ def locate(model: Model, say: Callable[[str], None] = lambda text: None) -> Base
     if kind == "hub":
         from training import hub
 
+        if not weights and (remote := hub.plan(name, model.revision, model.trust_remote_code, say)):
+            config, folder = remote.config, remote.folder
+            parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
+            return BaseModel(name, folder, kind, remote.commit, config, parameters, config.get(LONGEST))
         folder, commit = hub.download(name, model.revision, model.trust_remote_code, say)
         return _described(name, folder, kind, commit, model.trust_remote_code)
     if kind == "folder":
@@ -77,7 +83,7 @@ def peek(model: Model) -> Peek:
         from training import hub
 
         found = hub.look(name, model.revision, model.trust_remote_code)
-        length = found.config.get("max_position_embeddings")
+        length = found.config.get(LONGEST)
         return Peek(name, kind, found.config, found.parameters, length, found.size)
     if kind != "folder":
         from training import gguf_file
@@ -188,4 +194,4 @@ def _described(
     name: str, path: Path, kind: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> BaseModel:
     config, parameters = model_folder.check(path, trust_remote_code)
-    return BaseModel(name, path, kind, revision, config, parameters, config.get("max_position_embeddings"))
+    return BaseModel(name, path, kind, revision, config, parameters, config.get(LONGEST))

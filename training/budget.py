@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from training import fit, memory, weights
+from training import fit, memory, model_folder
 from training.environment import Choice, Machine, gigabytes
 
 MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
@@ -61,11 +61,11 @@ def adapter_parameters(given: Any, base: Any) -> int:
 
 
 def linear_modules(folder: Path) -> list[tuple[str, int, int]]:
-    """The linear layers inside the model's blocks: (full name, outputs, inputs), from the headers of its weights."""
+    """The linear layers inside the model's blocks: (full name, outputs, inputs)."""
     return [
-        (name.removesuffix(".weight"), *tensor.shape)
-        for name, tensor in weights.tensors(folder, "model").items()
-        if name.endswith(".weight") and len(tensor.shape) == 2 and ".layers." in name
+        (name.removesuffix(".weight"), *shape)
+        for name, shape in model_folder.shapes(folder).items()
+        if name.endswith(".weight") and len(shape) == 2 and ".layers." in name
     ]
 
 

@@ -199,12 +199,12 @@ def _from_here(text: str) -> Path:
     return path if path.is_absolute() else settings.here() / path
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], check_packages: bool = False) -> int:
     """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
     try:
         arguments = parse(argv)
         if arguments.command in ("run", "check"):
-            settings.load(arguments.config, arguments.overrides)
+            settings.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
         print(error, file=sys.stderr)
         return error.exit_code

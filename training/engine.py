@@ -102,18 +102,18 @@ def load(base: Any, settings: Any, longest: int) -> Loaded:
         raise RunError("model", f"{base.name} cannot be loaded for training: {error}") from error
 
 
-def _lora(settings: Any) -> dict[str, Any]:
+def lora(settings: Any) -> dict[str, Any]:
     """The adapter's parameters, under the names that PEFT and Unsloth share."""
-    lora = settings.lora
-    modules = list(lora.target_modules)
+    chosen = settings.lora
+    modules = list(chosen.target_modules)
     return {
-        "r": lora.r,
-        "lora_alpha": lora.lora_alpha,
-        "lora_dropout": lora.lora_dropout,
-        "bias": lora.bias,
+        "r": chosen.r,
+        "lora_alpha": chosen.lora_alpha,
+        "lora_dropout": chosen.lora_dropout,
+        "bias": chosen.bias,
         "target_modules": modules[0] if modules == ["all-linear"] else modules,
-        "use_rslora": lora.use_rslora,
-        "use_dora": lora.use_dora,
+        "use_rslora": chosen.use_rslora,
+        "use_dora": chosen.use_dora,
     }
 
 
@@ -152,7 +152,7 @@ def _load_transformers(base: Any, settings: Any, longest: int) -> Loaded:
     model.config.use_cache = False
     set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **_lora(settings)), autocast_adapter_dtype=True)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
     return Loaded(model, tokenizer(base, settings), SFTTrainer, SFTConfig)
 
 
@@ -193,7 +193,7 @@ def _unsloth_model(base: Any, settings: Any) -> dict[str, Any]:
 def _unsloth_adapter(settings: Any) -> dict[str, Any]:
     """What FastLanguageModel.get_peft_model is told; use_dora goes on to PEFT's LoraConfig."""
     return {
-        **_lora(settings),
+        **lora(settings),
         "modules_to_save": None,
         "init_lora_weights": True,
         "use_gradient_checkpointing": _unsloth_checkpointing(settings),

@@ -10,6 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
+    from training import command_line
+
+    # A wrong setting, and --help, are answered before the imports below take half a second. With --events the answer is
+    # an event: it is given further down.
+    if "--events" not in sys.argv and (code := command_line.main(sys.argv[1:], check_packages=True)):
+        raise SystemExit(code)
 
 import os
 
@@ -31,6 +37,7 @@ from training import (
     control,
     dataset,
     engine,
+    estimate,
     export,
     files,
     log,
@@ -160,8 +167,8 @@ def check(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
     given = setting.load(arguments.config, arguments.overrides, check_packages=True)
     zygote.start()
-    plan = planning.prepare(given)
-    for line in planning.lines(plan):
+    plan = planning.prepare(given, weights=False)
+    for line in (*planning.lines(plan), estimate.line(plan)):
         log.say(stdout, line)
     log.say(stdout, "ready: ./run.sh starts it")
     return 0

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ class Remote:
     config: dict[str, Any]
     size: int | None
     parameters: int | None
+    folder: Path | None = None  # with its settings and its tokenizer, once they are here
 
 
 def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
@@ -80,6 +81,24 @@ def download(
         # By its name and not by the commit just seen: only so the cache remembers the name for a run without network.
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=NOT))
     return folder, folder.name
+
+
+def plan(name: str, revision: str | None, trust_remote_code: bool, say: Callable[[str], None]) -> Remote | None:
+    """What a plan needs of a model that is not here yet: all but its weights is downloaded. None when it is here.
+
+    Raises as `download`, also where the disk would not hold the weights.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    if constants.is_offline_mode() or _cached(name, revision, FILES):
+        return None
+    remote = look(name, revision, trust_remote_code)
+    _enough_disk(name, remote)
+    say(f"{name} is not here yet: a run gets {_megabytes(remote.size)} from {_endpoint()} first, this check does not")
+    with _explained(name, revision):
+        small = [pattern for pattern in FILES if "safetensors" not in pattern]
+        folder = snapshot_download(name, revision=revision, allow_patterns=small, ignore_patterns=NOT)
+    return replace(remote, folder=Path(folder))
 
 
 class _Unreachable(MachineError):

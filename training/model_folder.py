@@ -60,6 +60,29 @@ def check(path: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], 
     return config, parameters
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Weight -> shape: from the headers of the files; of a model whose weights are not here yet, from its config.json."""
+    if any(path.glob("*.safetensors")):
+        return {name: tensor.shape for name, tensor in weights.tensors(path, "model").items()}
+    return laid_out(_json(path / "config.json"))
+
+
+def laid_out(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Weight -> shape of the model that a config.json describes, laid out without memory. Imports torch.
+
+    Empty where transformers does not know the architecture (code that comes with the model is not run for this).
+    """
+    if config.get("model_type") not in _architectures():
+        return {}
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known = {key: value for key, value in config.items() if key != "transformers_version"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**known))
+    return {name: tuple(value.shape) for name, value in model.named_parameters()}
+
+
 def config_problems(config: dict[str, Any], trust_remote_code: bool = False) -> list[str]:
     """Why a model with this config.json cannot be trained here; nothing when it can."""
     problems = []

@@ -67,8 +67,10 @@ def find(name: str) -> Stored:
             ) from error
     hub = hub_id(tag)
     instead = f"on the Hub it is {hub}: set BASE_MODEL_NAME = {hub}" if hub else "a Hub id is written org/name"
+    bare = ":" not in name  # a word that could be meant for any of the doors
+    not_there = f"is no folder here (write ./{name}, or its whole path) and not" if bare else "is not"
     raise UserError(
-        f"{name} is not in the Ollama store ({', '.join(map(str, looked)) or 'there is none'}); {instead}"
+        f"{name} {not_there} in the Ollama store ({', '.join(map(str, looked)) or 'there is none'}); {instead}"
         + ("" if name.startswith(PREFIX) and not hub else f", or `ollama pull {tag}` first")
     )
 

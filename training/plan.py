@@ -65,11 +65,11 @@ class Plan:
         return train.steps_per_epoch(len(self.train), self.settings)
 
 
-def prepare(given: Any, today: date | None = None, there: int = 0) -> Plan:
+def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool = True) -> Plan:
     """Check and choose everything, in the order of the run. Raises UserError or MachineError; logs what it finds.
 
     Of a run that is resumed, `today`: the date on which it began, for the templates that write one into the prompt;
-    `there`: the bytes that it has on the disk already.
+    `there`: the bytes that it has on the disk already. Without `weights` a model on the Hub is not downloaded for it.
     """
     environment.show_one_card(given.hardware.device)
     machine = environment.inspect()
@@ -81,7 +81,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0) -> Plan:
         raise UserError(problems)
     environment.check_writable(given.training.output_dir)
     _look_before_download(given, machine)
-    base = base_model.locate(given.model, say=logger.info)
+    base = base_model.locate(given.model, say=logger.info, weights=weights)
     given = _fit_to_model(given, base)
     with convert.trial(base.config, base.path) as tried:  # beside this process, while the rows are read
         engine.start(given)
@@ -236,7 +236,7 @@ def _fit_to_model(given: Any, base: Any) -> Any:
         )
     known = {module.rpartition(".")[2] for module, _, _ in budget.linear_modules(base.path)}
     unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
-    if unknown:
+    if unknown and known:
         raise UserError(
             f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
             f"it has {', '.join(sorted(known))}, or use all-linear"
@@ -269,6 +269,8 @@ def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any
     parts, bad = [], []
     for part in (data.train, data.validation, data.test):
         rows, unusable = tokens.tokenise(part, *options) if part is not None else (None, [])
+        for told in tokens.warnings(rows, given.model.max_seq_length) if rows is not None else ():
+            logger.warning(told)
         parts.append(rows)
         bad += unusable
     if bad and (given.dataset.on_bad_row != "skip" or parts[0] is None):

@@ -1,0 +1,134 @@
+"""How long will the training take? Measured in a few seconds on the model's own shape, before it is loaded.
+
+A model is a stack of equal layers. With one layer and with three, the time of a forward and backward pass over real
+rows tells what a layer costs and what the rest does (embedding, output layer, loss); the weights may hold anything. So
+it works for a model that is not downloaded yet, and takes a twentieth of its memory.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from loguru import logger
+
+from training import engine, fast_cpu, figures
+
+FEW, MORE = 1, 3  # layers of the two small models
+ENOUGH = 3.0  # seconds after which one measurement is enough
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+BACKWARD = 3.0  # a forward and backward pass takes about three times the forward pass that validating takes
+
+
+def line(plan: Any) -> str:
+    """The estimate for the plan, or why there is none."""
+    if plan.settings.hardware.device != "cpu":
+        return "time: not measured before a run on a GPU; its first steps tell it"
+    try:
+        seconds = _seconds(plan)
+    except Exception as error:  # an estimate is no reason to refuse a run that would work
+        logger.opt(exception=True).debug("no estimate")
+        return f"time: not measured ({type(error).__name__}); the first steps of a run tell it"
+    total = seconds * plan.steps + _validations(plan, seconds)
+    return (
+        f"time: about {figures.duration(total)} of training, {figures.duration(seconds)} a step (measured just now on "
+        f"{MORE} layers of random weights); loading, checks and GGUF files come on top"
+    )
+
+
+def _seconds(plan: Any) -> float:
+    """Seconds of one optimizer step."""
+    chosen = plan.settings.training
+    batch = _batch(plan, chosen.per_device_train_batch_size)
+    few, more = (_pass(plan, layers, batch) for layers in (FEW, MORE))
+    a_layer = max(0.0, (more - few) / (MORE - FEW))
+    whole = few + a_layer * (_layers(plan.base.config) - FEW)
+    return whole * chosen.gradient_accumulation_steps
+
+
+def _validations(plan: Any, seconds: float) -> float:
+    """Seconds that validating takes in all: before, at the end, and on the way."""
+    if plan.validation is None:
+        return 0.0
+    chosen = plan.settings.training
+    times = 2 + (plan.steps // chosen.eval_steps if chosen.eval_steps else 0)
+    rows = chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps
+    return times * len(plan.validation) / rows * seconds / BACKWARD
+
+
+def _layers(config: dict[str, Any]) -> int:
+    described = config.get("text_config") or config
+    return next(int(described[key]) for key in LAYERS if key in described)
+
+
+def _batch(plan: Any, rows: int) -> dict[str, Any]:
+    """One micro-batch of rows of a usual length, padded as the trainer pads them."""
+    import torch
+
+    lengths = plan.train.with_format("numpy")["length"][:]
+    order = lengths.argsort()
+    middle = [int(order[len(order) * (2 * i + 1) // (2 * rows)]) for i in range(rows)]  # from short to long
+    chosen = [plan.train[i] for i in middle]
+    longest = max(len(row["input_ids"]) for row in chosen)
+
+    def padded(name: str, filling: int) -> Any:
+        return torch.tensor([row[name] + [filling] * (longest - len(row[name])) for row in chosen])
+
+    masks = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in chosen]
+    return {
+        "input_ids": padded("input_ids", 0),
+        "labels": padded("labels", -100),
+        "attention_mask": torch.tensor(masks),
+    }
+
+
+def _pass(plan: Any, layers: int, batch: dict[str, Any]) -> float:
+    """Seconds of a forward and backward pass of the model with so many layers, its adapter on."""
+    model = _shallow(plan, layers)
+    bare = model.get_base_model()
+    fast = plan.settings.hardware.fast_cpu is True and fast_cpu.plain_head(bare)
+    decoder = fast_cpu.layers(bare) if fast else None
+    taken = []
+    for _ in range(3):  # the first one sets buffers up
+        began = time.perf_counter()
+        loss = fast_cpu.loss(bare, batch, None, decoder) if fast else model(**batch).loss
+        loss.backward()
+        taken.append(time.perf_counter() - began)
+        if sum(taken) > ENOUGH:
+            break
+    return min(taken)
+
+
+def _shallow(plan: Any, layers: int) -> Any:
+    """The model with `layers` layers and an adapter, as the engine sets it up; its weights are all the same number."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    given = plan.settings
+    attention = "eager" if plan.summary.total[3] <= engine.EAGER_UP_TO else "sdpa"
+    config = AutoConfig.for_model(**_with_layers(plan.base.config, layers))
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, engine.DTYPES[given.hardware.precision]), attn_implementation=attention
+        )
+    for parameter in model.parameters():
+        parameter.data.fill_(0.01)  # what memory happens to hold may be denormal, and slow
+    model.config.use_cache = False
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **engine.lora(given)), autocast_adapter_dtype=True)
+    if given.training.gradient_checkpointing is True:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
+    return model.train()
+
+
+def _with_layers(config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """A config.json that describes the same model with fewer layers."""
+    small = {key: value for key, value in config.items() if key != "transformers_version"}
+    if isinstance(small.get("text_config"), dict):
+        return small | {"text_config": _with_layers(small["text_config"], layers)}
+    small |= {key: layers for key in LAYERS if key in small}
+    if isinstance(small.get("layer_types"), list):
+        small["layer_types"] = small["layer_types"][:layers]
+    return small
