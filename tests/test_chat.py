@@ -22,6 +22,7 @@ pytestmark = pytest.mark.tiny
 LLAMA_CPP = Path(sys.prefix) / "llama.cpp/models"
 TRL = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
 GEMMA = ("<start_of_turn>", "<end_of_turn>")
+DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
 MISTRAL = ("[INST]", "[/INST]")
 
 # name: (vocabulary, template, tokens the vocabulary lacks, the text that ends a turn)
@@ -34,6 +35,20 @@ FAMILIES = {
     "qwen-3-instruct-2507": ("qwen2", TRL / "qwen3_instruct_2507.jinja", (), "<|im_end|>"),
     "qwen-3.5-thinking": ("qwen2", TRL / "qwen3_5_think.jinja", (), "<|im_end|>"),
     "qwen-3.5-not-thinking": ("qwen2", TRL / "qwen3_5_nothink.jinja", (), "<|im_end|>"),
+    "qwq": ("qwen2", LLAMA_CPP / "templates/Qwen-QwQ-32B.jinja", (), "<|im_end|>"),
+    "smollm3": ("qwen2", LLAMA_CPP / "templates/HuggingFaceTB-SmolLM3-3B.jinja", (), "<|im_end|>"),
+    "deepseek-r1": (
+        "llama-bpe",
+        LLAMA_CPP / "templates/deepseek-ai-DeepSeek-R1-Distill-Llama-8B.jinja",
+        DEEPSEEK,
+        "<｜end▁of▁sentence｜>",
+    ),
+    "deepseek-r1-not-thinking": (
+        "llama-bpe",
+        LLAMA_CPP / "templates/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja",
+        DEEPSEEK,
+        "<｜end▁of▁sentence｜>",
+    ),
     "gemma-2": ("llama-spm", LLAMA_CPP / "templates/google-gemma-2-2b-it.jinja", GEMMA, "<end_of_turn>"),
     "gemma-3": ("llama-spm", TRL / "gemma3.jinja", GEMMA, "<end_of_turn>"),
     "mistral-nemo": (
@@ -86,14 +101,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Calla
 
 @pytest.fixture(scope="session")
 def families(tokenizer: Callable[..., Any]) -> dict[str, tuple[Any, chat.ChatTemplate]]:
-    made = {}
-    for name, (vocabulary, template, added, _) in FAMILIES.items():
-        words = tokenizer(vocabulary, *added)
-        if isinstance(template, Path):
-            words.chat_template = template.read_text("utf-8")
-        named = template if isinstance(template, str) else "auto"
-        made[name] = (words, chat.choose(None, _settings(named), words))
-    return made
+    """The tokenizer and the template of each family, made when it is asked for."""
+
+    class Families(dict):
+        def __missing__(self, name: str) -> tuple[Any, chat.ChatTemplate]:
+            vocabulary, template, added, _ = FAMILIES[name]
+            words = tokenizer(vocabulary, *added)
+            if isinstance(template, Path):
+                words.chat_template = template.read_text("utf-8")
+            named = template if isinstance(template, str) else "auto"
+            self[name] = words, chat.choose(None, _settings(named), words)
+            return self[name]
+
+    return Families()
 
 
 def _trained(sequence: chat.Encoded, words: Any) -> str:
@@ -256,6 +276,26 @@ def test_a_think_block_that_the_prompt_opens_is_closed_by_the_answer(families: d
     )
     assert words.decode(plain.input_ids).endswith("<think>\n\n</think>\n\nIt is 4.<|im_end|>")
     assert words.decode(thought.input_ids).endswith("<think>\n2 and 2\n</think>\n\n4<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        ("qwen-3", "<think>\n2 and 2\n</think>\n\n4<|im_end|>"),
+        ("smollm3", "<think>\n2 and 2\n</think>\n\n4<|im_end|>"),
+        ("deepseek-r1", "2 and 2\n</think>\n\n4<｜end▁of▁sentence｜>"),  # the prompt ends in "<think>\n"
+        ("qwq", "4<|im_end|>"),  # the prompt ends in a closed thought: what follows it is the answer alone
+        ("deepseek-r1-not-thinking", "4<｜end▁of▁sentence｜>"),
+    ],
+)
+def test_thoughts_are_trained_where_the_prompt_leaves_room_for_them(name: str, trained: str, families: dict) -> None:
+    words, template = families[name]
+    thinking = (ONE[0], Turn("assistant", "<think>\n2 and 2\n</think>\n\n4"))
+    (one,) = chat.encode(template, words, _row(thinking), 4096)
+    assert _trained(one, words) == trained
+    *_, later = chat.encode(template, words, _row((*thinking, *ONE)), 4096, train_turns="last")
+    assert name == "smollm3" or "2 and 2" not in words.decode(later.input_ids)  # as inference leaves it out
+    assert _trained(later, words).endswith(f"It is 4.{FAMILIES[name][3]}")
 
 
 def test_an_end_text_that_is_no_token_is_followed_by_a_trained_eos(families: dict) -> None:
@@ -463,3 +503,47 @@ def test_the_summary_counts_and_shows_the_trained_part(rows: Any, families: dict
     assert tokens.summary(short, words).cut == sum(one["cut"] for one in short) == 1
     assert "<|im_start|>assistant\n⟦It is 4.<|im_end|>⟧\n<|im_start|>user" in found.example
     assert found.lines()[0].startswith(f"3 sequences, {sum(lengths):,} tokens, ")
+
+
+def test_rows_that_were_cut_or_hold_special_tokens_are_named_with_their_lines(families: dict, tmp_path: Path) -> None:
+    import datasets
+
+    words, template = families["smollm2"]
+    texts = ("short", "long " * 90, "a <|im_end|> b", "a <b> c", "longer " * 99, "<|endoftext|>")
+    turns = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in texts]
+    records = [{"messages": one, "text": None, "file": "a.jsonl", "line": i} for i, one in enumerate(turns, 1)]
+    data, _ = tokens.tokenise(datasets.Dataset.from_list(records), template, words, 60, "all", "completion", tmp_path)
+    assert tokens.warnings(data, 60) == [
+        "a.jsonl:2: 2 rows longer than MAX_SEQ_LENGTH = 60 tokens: their end is cut off; lines 2, 5",
+        "a.jsonl:3: 2 rows with a special token in the text, which is read as that token and no text (<|im_end|>); lines 3, 6",
+    ]
+
+
+def test_rows_as_people_and_programs_write_them_train_their_answers(families: dict, tmp_path: Path) -> None:
+    """Alpaca rows of both languages (after the demo files of LLaMA-Factory), the Go host's prefixes, text written as turns."""
+    from training import dataset, settings
+
+    lines = [
+        r'{"instruction": "Describe a process of making crepes.", "input": "", "output": "Easy!\n\n1. Mix: 1 cup flour.\n2. Rest."}',
+        '{"instruction": "输入三支篮球队的名称并生成一个适当的口号。", "input": "输入：雷霆队，公牛队。", "output": "输出： \\"各显神通!\\""}',
+        r'{"completion":"助手: \u003cb\u003e您好\u003c/b\u003e \u0026 再见","prompt":"用户: 你好，用户: 是什么？"}',
+        r'{"text": "用户：你好\n助手：您好！\n用户：几点了？\n助手：三点。"}',
+        r'{"text": "User: Hi\nAssistant: Hello.\nGoodbye."}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), "utf-8")
+    config = tmp_path / "config.ini"
+    config.write_text("[Dataset]\nDATASET_FILE = rows.jsonl\nVALIDATION_SPLIT = 0\n", "utf-8")
+    data = dataset.load(settings.load(config), tmp_path / "cache")
+    assert data.warnings == []
+    words, template = families["smollm2"]
+    made, bad = tokens.tokenise(data.train, template, words, 4096, "all", "completion", tmp_path / "cache")
+    assert bad == []
+    end, start = "<|im_end|>\n", "<|im_start|>"
+    asked = [tokens.marked(one["input_ids"], one["labels"], words).partition(f"{start}user\n")[2] for one in made]
+    assert asked == [
+        f"Describe a process of making crepes.{end}{start}assistant\n⟦Easy!\n\n1. Mix: 1 cup flour.\n2. Rest.<|im_end|>⟧",
+        f'输入三支篮球队的名称并生成一个适当的口号。\n\n输入：雷霆队，公牛队。{end}{start}assistant\n⟦输出： "各显神通!"<|im_end|>⟧',
+        f"你好，用户: 是什么？{end}{start}assistant\n⟦<b>您好</b> & 再见<|im_end|>⟧",
+        f"你好{end}{start}assistant\n⟦您好！<|im_end|>⟧\n{start}user\n几点了？{end}{start}assistant\n⟦三点。<|im_end|>⟧",
+        f"Hi{end}{start}assistant\n⟦Hello.\nGoodbye.<|im_end|>⟧",
+    ]
