@@ -1,10 +1,11 @@
-"""How fast are rows read and tokenised, and in how much memory?  python benchmarks/data_speed.py [--rows 100000] [--rounds 1]
+"""How fast are rows read and tokenised, and in how much memory?  python benchmarks/data_speed.py [--rows 10000 100000]
 
 Makes rows of messages in a temporary folder and takes them, in turn and each in a process of its own, through our
 `dataset.load` + `tokens.tokenise`, and through `datasets.load_dataset("json")` + `map` of the same tokenizer's chat
 template. Ours does more on the way: it checks every row, names bad ones, looks for duplicates, and marks what is trained (and
 leaves out what a template puts behind the last end token, so that the tokens differ by one a row).
-Memory is the peak of the process; with --workers above 1 the largest worker is added once for each. Linux only (/proc).
+Memory is the peak of what the process and its workers hold themselves, looked at four times a second; pages of mapped
+files, which the system takes back when it likes, do not count, and shared ones count once. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import json
 import os
 import random
 import re
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,38 @@ def _total(data: Any, column: str) -> int:
 
 def measure(way: str, path: Path, room: Path, workers: int) -> None:
     """Do it once in this process and print the figures as JSON."""
-    found = (ours if way == "ours" else plainly)(path, room, workers)
-    # Not ru_maxrss of this process: on Linux it begins at the peak of whoever started it.
-    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-    if workers > 1:
-        peak += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    peak = 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.25):
+            peak = max(peak, sum(map(_own_memory, _family(os.getpid()))))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        found = (ours if way == "ours" else plainly)(path, room, workers)
+    finally:
+        done.set()
+        watcher.join()
     print(json.dumps({**found, "peak": peak}))
+
+
+def _family(process: int) -> list[int]:
+    """A process and all that it started."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:  # it has ended
+        return []
+    return [process, *(one for child in children for one in _family(int(child)))]
+
+
+def _own_memory(process: int) -> int:
+    try:
+        return int(re.search(r"Pss_Anon:\s+(\d+)", Path(f"/proc/{process}/smaps_rollup").read_text())[1]) * 1024
+    except OSError:
+        return 0
 
 
 def in_a_process(way: str, path: Path, workers: int) -> dict[str, float]:
@@ -135,31 +162,38 @@ def in_a_process(way: str, path: Path, workers: int) -> dict[str, float]:
 
 
 def main() -> None:
+    cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition("  ")[0])
-    parser.add_argument("--rows", type=int, default=100_000, help="up to a million (about 1 GB) is usual")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="a million is about 1 GB")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1, help="processes that tokenise")
+    parser.add_argument("--workers", type=int, default=cores, help=f"processes that tokenise; {cores} by default")
     args = parser.parse_args()
+    print(f"{args.workers} worker{'s' * (args.workers != 1)}")
+    print(
+        f"{'rows':<11}{'way':<10}{'read s':>8}{'tokenise s':>12}{'rows/s':>9}{'tokens':>13}{'peak MB':>9}", flush=True
+    )
+    for rows in args.rows:
+        compare(rows, args.rounds, args.workers)
+
+
+def compare(rows: int, rounds: int, workers: int) -> None:
+    """A line of the table for each way and round, and how they compare."""
+    ratios = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        make(path, args.rows)
-        print(
-            f"{args.rows:,} rows, {path.stat().st_size / 1e6:.0f} MB, {args.workers} worker{'s' * (args.workers != 1)}"
-        )
-        print(f"{'round':<7}{'way':<10}{'read s':>8}{'tokenise s':>12}{'rows/s':>9}{'tokens':>13}{'peak MB':>9}")
-        ratios = []
-        for number in range(1, args.rounds + 1):
+        make(path, rows)
+        for _ in range(rounds):
             speeds = {}
             for way in WAYS:
-                found = in_a_process(way, path, args.workers)
-                speeds[way] = args.rows / (found["read"] + found["tokenise"])
+                found = in_a_process(way, path, workers)
+                speeds[way] = rows / (found["read"] + found["tokenise"])
                 print(
-                    f"{number:<7}{way:<10}{found['read']:>8.1f}{found['tokenise']:>12.1f}{speeds[way]:>9.0f}"
+                    f"{rows:<11,}{way:<10}{found['read']:>8.1f}{found['tokenise']:>12.1f}{speeds[way]:>9.0f}"
                     f"{found['tokens']:>13,}{found['peak'] / 1e6:>9.0f}",
                     flush=True,
                 )
             ratios.append(speeds["ours"] / speeds["datasets"])
-        print(f"rows/s, ours against datasets: {statistics.median(ratios):.2f}")
+    print(f"rows/s, ours against datasets: {statistics.median(ratios):.2f}", flush=True)
 
 
 if __name__ == "__main__":
