@@ -96,11 +96,14 @@ def planned(tmp_path, text: str, **config) -> SimpleNamespace:
 def test_the_time_of_a_run_follows_from_that_of_one_layer_and_three(tmp_path, monkeypatch):
     training = "[Training]\nEVAL_STEPS = 5\nMAX_STEPS = 10\n[Hardware]\nDEVICE = cpu\n"
     monkeypatch.setattr(estimate, "_batch", lambda plan, rows: {})
-    monkeypatch.setattr(estimate, "_pass", lambda plan, layers, batch: float(layers))
+    monkeypatch.setattr(estimate, "_pass", lambda plan, layers, batch: (float(layers), 2.0 * layers))
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
     # 30 layers take 30 s, 4 micro-batches a step 120 s; 4 validations of 8 rows take a third of a step each
     assert estimate.line(planned(tmp_path, training, num_hidden_layers=30)).startswith(
         "time: about 22 min 40 s of training, 2 min 00 s a step (measured just now"
     )
+    monkeypatch.setattr("os.getloadavg", lambda: (900.0, 9.0, 9.0))
+    assert ", beside other programs: load 900.0 on" in estimate.line(planned(tmp_path, training, num_hidden_layers=30))
     assert "22 min 40 s" in estimate.line(planned(tmp_path, training, text_config={"num_hidden_layers": 30}))
 
 
@@ -108,7 +111,7 @@ def test_where_nothing_can_be_measured_the_plan_says_so(tmp_path, monkeypatch):
     on_gpu = planned(tmp_path, "[Hardware]\nDEVICE = cuda\n")
     assert estimate.line(on_gpu) == "time: not measured before a run on a GPU; its first steps tell it"
     monkeypatch.setattr(estimate, "_batch", lambda plan, rows: {})
-    monkeypatch.setattr(estimate, "_pass", lambda plan, layers, batch: 1.0)
+    monkeypatch.setattr(estimate, "_pass", lambda plan, layers, batch: (1.0, 1.0))
     unknown = planned(tmp_path, "[Hardware]\nDEVICE = cpu\n", model_type="odd")
     assert estimate.line(unknown) == "time: not measured (StopIteration); the first steps of a run tell it"
 

@@ -7,6 +7,7 @@ it works for a model that is not downloaded yet, and takes a twentieth of its me
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -32,18 +33,25 @@ def line(plan: Any) -> str:
     total = seconds * plan.steps + _validations(plan, seconds)
     return (
         f"time: about {figures.duration(total)} of training, {figures.duration(seconds)} a step (measured just now on "
-        f"{MORE} layers of random weights); loading, checks and GGUF files come on top"
+        f"{MORE} layers of random weights{_busy()}); loading, checks and GGUF files come on top"
     )
+
+
+def _busy() -> str:
+    """A word of warning where the machine was not ours alone."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f", beside other programs: load {load:.1f} on {cores} cores" if load > 1.5 * cores else ""
 
 
 def _seconds(plan: Any) -> float:
     """Seconds of one optimizer step."""
     chosen = plan.settings.training
     batch = _batch(plan, chosen.per_device_train_batch_size)
-    few, more = (_pass(plan, layers, batch) for layers in (FEW, MORE))
+    (_, few), (clock, more) = (_pass(plan, layers, batch) for layers in (FEW, MORE))
     a_layer = max(0.0, (more - few) / (MORE - FEW))
     whole = few + a_layer * (_layers(plan.base.config) - FEW)
-    return whole * chosen.gradient_accumulation_steps
+    # The processor's time tells layers apart also where other programs take turns on it; the clock is that of one model.
+    return clock * whole / more * chosen.gradient_accumulation_steps
 
 
 def _validations(plan: Any, seconds: float) -> float:
@@ -82,21 +90,21 @@ def _batch(plan: Any, rows: int) -> dict[str, Any]:
     }
 
 
-def _pass(plan: Any, layers: int, batch: dict[str, Any]) -> float:
-    """Seconds of a forward and backward pass of the model with so many layers, its adapter on."""
+def _pass(plan: Any, layers: int, batch: dict[str, Any]) -> tuple[float, float]:
+    """Seconds by the clock and of the processor for a forward and backward pass of the model with so many layers."""
     model = _shallow(plan, layers)
     bare = model.get_base_model()
     fast = plan.settings.hardware.fast_cpu is True and fast_cpu.plain_head(bare)
     decoder = fast_cpu.layers(bare) if fast else None
     taken = []
     for _ in range(3):  # the first one sets buffers up
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         loss = fast_cpu.loss(bare, batch, None, decoder) if fast else model(**batch).loss
         loss.backward()
-        taken.append(time.perf_counter() - began)
-        if sum(taken) > ENOUGH:
+        taken.append((time.perf_counter() - began, time.process_time() - used))
+        if sum(clock for clock, _ in taken) > ENOUGH:
             break
-    return min(taken)
+    return min(clock for clock, _ in taken), min(used for _, used in taken)
 
 
 def _shallow(plan: Any, layers: int) -> Any:
