@@ -23,7 +23,10 @@ from training.environment import Choice
 ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
 MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake of memory
 CHUNK = 1024  # trained tokens whose logits are held at once: 1024 x 49k x 4 bytes = 200 MB
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 5e-3, 5e-2  # relative; bf16 keeps 8 bits, and sums are taken in another order
+# How far the fast path may be from the plain one, relative: of the loss, and of the gradients taken together. bf16 keeps 8
+# bits: on SmolLM2-135M both ways are 6 % off the gradients in float32, in other directions (7 % off each other).
+TOLERANCES = {"torch.bfloat16": (2e-2, 0.3)}
+EXACT = (1e-3, 1e-2)  # in float32, where only the order of the sums differs
 
 
 def wanted(settings: Any) -> Choice:
@@ -145,4 +148,5 @@ def agrees(model: Any, plain: Any, fast: Any) -> bool:
     off = abs(fast_value - value) / max(abs(value), 1e-6)
     turned = float((fast_gradient - gradient).norm() / gradient.norm().clamp(min=1e-12))
     logger.debug("fast path: loss off by {:.2g}, gradients by {:.2g} of the plain path's", off, turned)
-    return off <= LOSS_TOLERANCE and turned <= GRADIENT_TOLERANCE
+    most_off, most_turned = TOLERANCES.get(str(next(model.parameters()).dtype), EXACT)
+    return off <= most_off and turned <= most_turned

@@ -79,7 +79,8 @@ def callback(session: Session) -> Any:
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
             if "eval_loss" in metrics:
-                _report_evaluation(session, state.global_step, metrics["eval_loss"], control, kwargs["model"])
+                step = 0 if session.watch.on_base else state.global_step
+                _report_evaluation(session, step, metrics["eval_loss"], control, kwargs["model"])
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             where = f"{runs.CHECKPOINTS}/checkpoint-{state.global_step}"
@@ -122,7 +123,7 @@ def _catch_up(session: Session, step: int) -> None:
 def _report_step(session: Session, state: Any, logs: dict[str, Any]) -> None:
     step, total = state.global_step, session.total
     elapsed = time.perf_counter() - session.started
-    stepping = time.perf_counter() - session.first_began  # without the base model's validation, which comes first
+    stepping = time.perf_counter() - session.first_began
     remaining = stepping / max(1, step - session.first_step) * (total - step)
     speed = session.watch.tokens_per_second
     session.events.emit(

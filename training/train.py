@@ -188,7 +188,8 @@ def _build(loaded: Any, plan: Any, session: Session, micro: int, accumulation: i
 def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate: bool, fresh: bool) -> dict[str, Any]:
     """Every hyper-parameter for TRL's SFTConfig, said explicitly: Unsloth's version has other defaults.
 
-    `fresh`: the base model's validation loss has still to be measured.
+    `fresh`: the base model's validation loss has still to be measured. That is done first only where the adapter cannot be
+    switched off later, for biases are trained with it.
     """
     t, hardware = settings.training, settings.hardware
     return {
@@ -227,7 +228,7 @@ def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate:
         "save_total_limit": None,  # checkpoint.rotate does it
         "eval_strategy": "steps" if validate and t.eval_steps else "no",
         "eval_steps": t.eval_steps or None,
-        "eval_on_start": validate and fresh,
+        "eval_on_start": validate and fresh and settings.lora.bias != "none",
         "prediction_loss_only": True,
         "report_to": t.report_to,
         "run_name": t.report_name or run.name,
