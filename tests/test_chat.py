@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -478,6 +479,20 @@ def test_tokenising_is_cached_by_content_not_by_file(
         assert again.to_list() == first.to_list()
     other, _ = tokens.tokenise(rows, template, words, 20, "all", "completion", tmp_path)
     assert other.to_list() != first.to_list()
+
+
+def test_cached_rows_that_nobody_asks_for_any_more_are_removed(rows: Any, families: dict, tmp_path: Path) -> None:
+    words, template = families["smollm2"]
+    tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+    (used,) = tmp_path.glob("tokens-*.arrow")
+    for name in ("tokens-old.arrow", "rows-old.arrow", "other.txt"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "tokens-young.arrow").write_text("young")
+    for file in tmp_path.iterdir():
+        if file.name != "tokens-young.arrow":
+            os.utime(file, (1_000_000_000, 1_000_000_000))
+    tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {used.name, "tokens-young.arrow", "other.txt"}
 
 
 def test_several_processes_give_the_same_as_one(

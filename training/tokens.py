@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION = 2  # of the encoding; raise it when the same rows would give other tokens
+KEPT_DAYS = 30  # since a cached file was last asked for
 BATCH = 500  # rows tokenised in one call
 ROWS_A_WORKER = 5_000  # starting a process costs about as much as tokenising this many rows
 TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example
@@ -78,6 +81,7 @@ def tokenise(
     workers = _workers(len(data), workers)
     name = fingerprint(data, template, tokenizer, (max_length, train_turns, train_on))
     cache_dir.mkdir(parents=True, exist_ok=True)
+    _forget_old(cache_dir, keep=name)
     quiet = len(data) < ROWS_A_WORKER and not datasets.are_progress_bars_disabled()  # too short to watch
     if quiet:
         datasets.disable_progress_bars()
@@ -114,6 +118,16 @@ def tokenise(
             datasets.enable_progress_bars()
     say(f"{len(data):,} rows tokenised by {workers} process{'es' * (workers != 1)}")
     return _sorted_out(mapped)
+
+
+def _forget_old(cache_dir: Path, keep: str) -> None:
+    """Remove what no run has asked for in KEPT_DAYS, so that the cache of large files does not grow for ever."""
+    for file in cache_dir.glob("*.arrow"):
+        with contextlib.suppress(OSError):  # another process may be as tidy at the same time
+            if keep in file.name:
+                os.utime(file)
+            elif time.time() - file.stat().st_mtime > KEPT_DAYS * 86400:
+                file.unlink()
 
 
 def summary(data: datasets.Dataset, tokenizer: Any) -> Summary:
