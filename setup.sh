@@ -463,6 +463,22 @@ install_tests() {
     tests_stamp >"$venv/.ready-tests"
 }
 
+# The browser in which the tests look at report.html, and a font with Chinese in it. Without them those tests are skipped.
+install_browser() {
+    local packages=(chromium fonts-noto-cjk) why=""
+    if command -v chromium >/dev/null 2>&1 && [ -n "$(fc-list :lang=zh 2>/dev/null)" ]; then return 0; fi
+    if ! command -v apt-get >/dev/null 2>&1; then
+        why="no apt-get here; install chromium and a Chinese font by hand"
+    elif [ "$(id -u)" != 0 ]; then
+        why="that takes root: sudo apt-get install -y ${packages[*]}"
+    else
+        say "${packages[*]}, for the tests of the report in a browser"
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"; } >>"$venv/setup.log" 2>&1 ||
+            why="apt-get could not install ${packages[*]}: $(tail -n 1 "$venv/setup.log")"
+    fi
+    [ -z "$why" ] || say "without Chromium the tests of the report in a browser are skipped: $why"
+}
+
 with_tests=false
 case ${1:-} in
 "") ;;
@@ -497,7 +513,10 @@ if is_ready; then
 else
     install_everything
 fi
-[ "$with_tests" = false ] || tests_are_ready || install_tests
+if [ "$with_tests" = true ]; then
+    tests_are_ready || install_tests
+    install_browser
+fi
 if [ "$variant" = gpu ] && has_gpu && ! "$venv/bin/python" -c 'import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available()))'; then
     say "a card ($(gpu_kind)) is here but PyTorch does not see it: does its driver run? For a build for older CUDA drivers remove .venv, then TORCH_INDEX_URL=$torch_builds/cu126 ./setup.sh"
 fi

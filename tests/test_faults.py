@@ -44,7 +44,7 @@ def scarce(rows: int, *arguments) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.tiny
-def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(tiny_config, undisturbed, request):  # noqa: F811
+def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(tiny_config, undisturbed, request):
     seed, lost = 7, []
     moments = random.Random(seed)
     whole = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))["run"]

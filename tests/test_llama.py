@@ -139,7 +139,7 @@ def test_a_missing_library_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch
 def test_the_worker_ends_with_its_parent(gguf: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom training import llama\n"
-        "process = llama._Process(Path(sys.argv[1]), vocab_only=True)\nprocess.ask({'do': 'metadata'})\n"
+        "process = llama.Process(Path(sys.argv[1]), vocab_only=True)\nprocess.ask({'do': 'metadata'})\n"
         "print(process.process.pid, flush=True)\nos._exit(1)\n"
     )
     root = Path(llama.__file__).resolve().parent.parent

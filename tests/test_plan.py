@@ -83,11 +83,6 @@ def test_settings_that_are_not_built_yet_are_refused_all_at_once(tmp_path):
     ]
 
 
-def test_numbers_are_spread_evenly_and_never_more_than_there_are():
-    assert plan.spread(10, 3) == [0, 3, 6]
-    assert plan.spread(2, 16) == [0, 1]
-
-
 def planned(tmp_path, text: str, **config) -> SimpleNamespace:
     base = SimpleNamespace(config=config)
     return SimpleNamespace(settings=given(tmp_path, text), base=base, steps=10, validation=range(8))

@@ -65,6 +65,19 @@ def test_twenty_steps_make_the_validation_loss_fall_by_a_third_and_every_check_p
 
 
 @pytest.mark.embedded
+def test_the_evaluation_calls_the_tuned_model_better_beyond_chance_and_measures_the_quantised_one(shipped):
+    report = json.loads((shipped.run / "report.json").read_text(encoding="utf-8"))
+    scores = {score["name"]: score for score in report["scores"]}
+    loss = scores["loss on held-out answers"]
+    assert loss["verdict"] == "better" and loss["high"] < 0 and loss["rows"] == 31
+    assert abs(loss["before"] - report["training"]["before"]) < 0.05 * loss["before"]  # two ways to the same figure
+    assert abs(loss["quantised"] - loss["after"]) < 0.3
+    assert scores["chrF"]["after"] > scores["chrF"]["before"] and scores["chrF"]["rows"] == len(report["samples"]) == 8
+    assert all(entry["tokens_per_second"] > 0 for entry in report["quantised"])
+    assert report["general"][0]["rows"] == 24
+
+
+@pytest.mark.embedded
 def test_the_exported_file_answers_through_llama_cpp_with_the_chat_template_that_was_trained(shipped):
     from training import chat
     from training.rows import Turn

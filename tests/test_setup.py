@@ -301,6 +301,47 @@ def test_cpu_and_gpu_are_the_same_set():
     assert all("-r common.txt" in (REQUIREMENTS / name).read_text() for name in ("cpu.txt", "gpu.txt"))
 
 
+def browser(folder, **programs):
+    """install_browser of setup.sh, with nothing on the PATH but coreutils and these stand-ins; what it said and called."""
+    function = re.search(r"^install_browser\(\) \{.*?^\}", SETUP, re.DOTALL | re.MULTILINE)[0]
+    bin_ = folder / "bin"
+    bin_.mkdir()
+    for name in ("tail", "cat"):
+        (bin_ / name).symlink_to(shutil.which(name))
+    for name, text in programs.items():
+        script(bin_ / name.replace("_", "-"), text)
+    code = f'set -euo pipefail\nvenv={folder}\nsay() {{ echo "$@"; }}\n{function}\ninstall_browser'
+    done = subprocess.run(
+        [shutil.which("bash"), "-c", code], capture_output=True, text=True, check=True, env={"PATH": str(bin_)}
+    )
+    calls = folder / "calls"
+    return done.stdout, calls.read_text() if calls.exists() else ""
+
+
+def test_the_browser_for_the_tests_is_installed_by_root_on_debian(tmp_path):
+    apt = f'echo "$@" >>"{tmp_path}/calls"\n'
+    _, calls = browser(tmp_path, apt_get=apt, id="echo 0\n")
+    assert calls == "update\ninstall -y --no-install-recommends chromium fonts-noto-cjk\n"
+
+
+def test_a_browser_that_is_there_is_left_alone(tmp_path):
+    programs = {"chromium": "", "fc_list": "echo font\n", "id": "echo 0\n"}
+    assert browser(tmp_path, apt_get=f'touch "{tmp_path}/calls"\n', **programs) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("programs", "why"),
+    [
+        ({}, "no apt-get here"),
+        ({"apt_get": "", "id": "echo 1000\n"}, "that takes root: sudo apt-get install -y chromium fonts-noto-cjk"),
+        ({"apt_get": "echo E: no network; exit 100\n", "id": "echo 0\n"}, "could not install chromium fonts-noto-cjk: E: no network"),
+    ],
+)  # fmt: skip
+def test_where_no_browser_can_be_installed_the_reason_is_said_and_the_set_up_goes_on(tmp_path, programs, why):
+    said, _ = browser(tmp_path, **programs)
+    assert why in said and "are skipped" in said
+
+
 # ---- run.sh --------------------------------------------------------------------------------------------------------
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
-from training import record, report, runs
+from training import dataset, held_out, record, report, runs
 
+PERCENTILES = ("50", "90", "99", "100")
+PROFILED = 1000  # rows
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -40,15 +43,29 @@ def gather(plan: Any, run: runs.Run, state: str, error: Any = None) -> record.Re
         data=_data(plan),
         training=_training(plan, trained) if trained else None,
         samples=tuple(
-            record.Sample(s["question"], s["before"], s["after"], s["stopped"])
+            record.Sample(s["question"], s["before"], s["after"], s["stopped"], s["expected"])
             for s in stages.get("evaluate", {}).get("samples", [])
         ),
-        scores=tuple(record.Score(**score) for score in stages.get("evaluate", {}).get("scores", [])),
-        quantised=tuple(record.Quantised(**q) for q in run.status.get("quantised", [])),
+        scores=_scores(stages),
+        general=tuple(record.Score(**score) for score in stages.get("evaluate", {}).get("general", [])),
+        quantised=_quantised(run, stages),
         checks=tuple(record.Check(**c) for c in run.status.get("checks", [])),
         artefacts=report.artefacts(run.path),
         warnings=(*plan.data.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
     )
+
+
+def _scores(stages: dict[str, Any]) -> tuple[record.Score, ...]:
+    """The lines of the evaluation, with the quantised file's figures put beside those of base and tuned model."""
+    quantised = stages.get("check", {}).get("quantised", {}).get("scores", {})
+    found = (record.Score(**score) for score in stages.get("evaluate", {}).get("scores", []))
+    return tuple(dataclasses.replace(score, quantised=quantised.get(score.name)) for score in found)
+
+
+def _quantised(run: runs.Run, stages: dict[str, Any]) -> tuple[record.Quantised, ...]:
+    speeds = stages.get("check", {}).get("quantised", {}).get("speeds", {})
+    found = (record.Quantised(**row) for row in run.status.get("quantised", []))
+    return tuple(dataclasses.replace(row, tokens_per_second=speeds.get(row.file)) for row in found)
 
 
 def _run(run: runs.Run, state: str, error: Any, stages: dict[str, Any]) -> record.RunFacts:
@@ -84,10 +101,22 @@ def _data(plan: Any) -> record.DataFacts:
         rows={name: counts[key] for key, name in names.items() if counts[key]},
         tokens=summary.tokens,
         trained_tokens=summary.trained_tokens,
-        percentiles=dict(zip(("50", "90", "99", "100"), summary.total, strict=True)),
+        percentiles=dict(zip(PERCENTILES, summary.total, strict=True)),
+        prompts=dict(zip(PERCENTILES, summary.prompt, strict=True)),
+        answers=dict(zip(PERCENTILES, summary.answer, strict=True)),
+        turns=counts["turns"],
+        **_profile(plan.data.train),
         cut=summary.cut,
         rejected=len(plan.rejected),
     )
+
+
+def _profile(rows: Any) -> dict[str, float]:
+    """What the answers of the training rows are like, from at most PROFILED of them."""
+    seen = [dataset.as_row(rows[at]) for at in held_out.spread(len(rows), PROFILED)]
+    answers = [row.messages[-1].content if row.messages else row.text or "" for row in seen]
+    chinese = sum(any("\u4e00" <= character <= "\u9fff" for character in answer) for answer in answers)
+    return {"chinese": chinese / len(answers), "distinct": len(set(answers)) / len(answers)}
 
 
 def _training(plan: Any, trained: dict[str, Any]) -> record.TrainingFacts:

@@ -129,9 +129,11 @@ def _command_or_switch(parser: _Parser, name: str, value: str | None) -> None:
         parser.problems.append(f"{name} takes no value" if not takes else f"{name}=: names no run")
     elif value is not None:
         parser.runs.append(value)
-    elif takes and parser.left and not parser.left[0].startswith("-"):
+    while takes and value is None and parser.left and not parser.left[0].startswith("-"):
         text = parser.left.pop(0)
         parser.runs += [text] if text else []
+        if not takes.endswith("..."):
+            break
 
 
 def _set(parser: _Parser, text: str) -> None:
@@ -172,6 +174,8 @@ def _check_together(parser: _Parser) -> None:
         parser.problems.append(f"{' and '.join(parser.commands)} exclude each other")
         return
     command = parser.commands[0].removeprefix("--") if parser.commands else "run"
+    if command == "compare" and len(parser.runs) < 2:
+        parser.problems.append("--compare needs two runs or more: --compare RUN RUN; --history lists them")
     for switch in sorted(parser.switches):
         if command not in SWITCH_NEEDS[switch.removeprefix("--")]:
             parser.problems.append(f"{switch} does not go with {'a run' if command == 'run' else '--' + command}")

@@ -275,4 +275,21 @@ def stop(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     )
 
 
-COMMANDS = {"status": status, "history": history, "follow": follow, "stop": stop}
+def chat(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+    """Talk to a run's GGUF file."""
+    from training import subject, talk
+
+    talk.with_gguf(subject.of_run(found(arguments).path))
+    return 0
+
+
+def compare(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+    """One page of several runs, in OUTPUT_DIR."""
+    from training import comparison
+
+    folder = output_dir(arguments)
+    log.say(stdout, str(comparison.compare([runs.find(folder, run) for run in arguments.runs], folder)))
+    return 0
+
+
+COMMANDS = {"status": status, "history": history, "follow": follow, "stop": stop, "chat": chat, "compare": compare}

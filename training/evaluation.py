@@ -1,11 +1,19 @@
-"""Answers of the model in training, with the adapter on and off, for the report and for the checks of the export."""
+"""Is the tuned model better? Answers and losses with the adapter on and off, on rows that were not trained on."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from training import scoring
+from training.chat import IGNORED
+from training.held_out import LONGEST, Item
+
+TOGETHER = LONGEST  # tokens of a batch whose losses are taken: more at once are no faster on a CPU
+LOSS, GENERAL_LOSS, PERPLEXITY = "loss on held-out answers", "loss on general questions", "perplexity"
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,21 @@ def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[
     import torch
 
     ids = torch.tensor([list(prompt)], device=model.device)
+    out = _generate(model, ids, torch.ones_like(ids), end_ids, most)
+    return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)
+
+
+def _generate(model: Any, ids: Any, mask: Any, end_ids: Sequence[int], most: int, **options: Any) -> Any:
+    """Greedy continuations of prompts [rows, tokens], at most `most` tokens each; [rows, tokens + new]."""
+    import torch
+
     room = getattr(model.config, "max_position_embeddings", None) or math.inf  # beyond it Unsloth's generate() raises
-    most = max(1, int(min(most, room - len(prompt))))
+    most = max(1, int(min(most, room - ids.shape[1])))
     model.eval()
     with torch.no_grad():
-        out = model.generate(
+        return model.generate(
             input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            attention_mask=mask,
             max_new_tokens=most,
             do_sample=False,
             num_beams=1,
@@ -54,55 +70,161 @@ def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[
             use_cache=True,
             eos_token_id=list(end_ids),
             pad_token_id=end_ids[0],
+            **options,
         )
-    new = out[0, len(prompt) :].tolist()
-    stopped = bool(new) and new[-1] in end_ids
-    return Answer(tokenizer.decode(new[:-1] if stopped else new, skip_special_tokens=True).strip(), new, stopped)
 
 
-def compare(
-    model: Any, tokenizer: Any, questions: Sequence[Mapping[str, Any]], end_ids: Sequence[int], switchable: bool
-) -> list[Sample]:
-    """Answer questions (question, expected, ids, most: see plan.questions) with the adapter switched off, then on.
+def _answer(tokenizer: Any, new: list[int], end_ids: Sequence[int], most: int) -> Answer:
+    """The answer in a row of new tokens: up to and with its first end token, at most `most` tokens."""
+    end = next((at for at, token in enumerate(new[:most]) if token in end_ids), None)
+    new = new[:most] if end is None else new[: end + 1]
+    text = tokenizer.decode(new if end is None else new[:-1], skip_special_tokens=True).strip()
+    return Answer(text, new, end is not None)
 
-    The base's answers come after training, so that training starts at once. `switchable`: no bias was trained, which
-    PEFT does not put back when the adapter is off; else the base is not asked.
+
+def answers(model: Any, tokenizer: Any, items: Sequence[Item], end_ids: Sequence[int]) -> list[Answer]:
+    """Greedy answers to several questions, asked together: a batch of eight takes little longer than one question.
+
+    One after the other where the model carries a state through the padding (Mamba and its like).
     """
-    samples = []
-    for asked in questions:
-        prompt, most = asked["ids"], asked["most"]
-        before = None
-        if switchable:
-            with model.disable_adapter():
-                before = answer(model, tokenizer, prompt, end_ids, most).text
-        after = answer(model, tokenizer, prompt, end_ids, most)
-        samples.append(Sample(asked["question"], asked["expected"], before, after.text, after.stopped))
-    return samples
-
-
-def loss(model: Any, rows: Any) -> float:
-    """Mean cross-entropy (nats) over the trained tokens of tokenised rows (input_ids, labels), one row at a time."""
+    if getattr(getattr(model, "base_model", model), "_is_stateful", False) or len(items) < 2:
+        return [answer(model, tokenizer, item.prompt, end_ids, item.most) for item in items]
     import torch
 
-    total, count = 0.0, 0
+    longest, pad = max(len(item.prompt) for item in items), end_ids[0]
+    ids = torch.full((len(items), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, item in enumerate(items):  # padded on the left: an answer follows its prompt directly
+        ids[row, longest - len(item.prompt) :] = torch.tensor(item.prompt)
+        mask[row, longest - len(item.prompt) :] = 1
+    out = _generate(model, ids.to(model.device), mask.to(model.device), end_ids, max(item.most for item in items))
+    return [
+        _answer(tokenizer, row[longest:].tolist(), end_ids, item.most) for row, item in zip(out, items, strict=True)
+    ]
+
+
+def losses(model: Any, items: Sequence[Item]) -> list[float]:
+    """For each item the mean cross-entropy (nats) over its answer's tokens; as many rows at a time as TOGETHER tokens hold."""
+    import torch
+
+    found = []
     model.eval()
     with torch.no_grad():
-        for row in rows:
-            labels = torch.tensor([row["labels"]], device=model.device)
-            ids = torch.tensor([row["input_ids"]], device=model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            total += float(torch.nn.functional.cross_entropy(logits, labels[0, 1:], ignore_index=-100, reduction="sum"))
-            count += int((labels[0, 1:] != -100).sum())
-    return total / max(1, count)
+        for group in _groups(items):
+            longest = max(len(item.ids) for item in group)
+            ids = torch.zeros((len(group), longest), dtype=torch.long)
+            labels = torch.full((len(group), longest), IGNORED)
+            mask = torch.zeros_like(ids)
+            for row, item in enumerate(group):  # padded on the right: what comes later changes nothing before it
+                size = len(item.ids)
+                ids[row, :size], labels[row, :size] = torch.tensor(item.ids), torch.tensor(item.labels)
+                mask[row, :size] = 1
+            out = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+            for logits, wanted in zip(out.logits[:, :-1], labels[:, 1:].to(model.device), strict=True):
+                chosen = wanted != IGNORED
+                found.append(float(torch.nn.functional.cross_entropy(logits[chosen].float(), wanted[chosen])))
+    return found
 
 
-def test_scores(model: Any, rows: Any, switchable: bool) -> list[dict[str, Any]]:
-    """The losses of base and tuned model on the test rows (TEST_SPLIT), as scores of the report; none without rows."""
-    if rows is None:
+def _groups(items: Sequence[Item]) -> list[list[Item]]:
+    """Items in their order, grouped so that each group, padded to its longest, has at most TOGETHER tokens."""
+    groups: list[list[Item]] = []
+    for item in items:
+        last = groups[-1] if groups else None
+        if last and (len(last) + 1) * max(len(one.ids) for one in (*last, item)) <= TOGETHER:
+            last.append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What base and tuned model made of the same rows: lines of the report's tables, and the answers."""
+
+    samples: list[Sample]
+    scores: list[dict[str, Any]]  # fields of record.Score
+    general: list[dict[str, Any]]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    end_ids: Sequence[int],
+    held_out: Sequence[Item],
+    asked: Sequence[Item],
+    general: Sequence[Item],
+    switchable: bool,
+) -> Evaluated:
+    """Measure a model with its adapter switched off, then on; the base comes after training, which so starts at once.
+
+    held_out: rows whose losses are compared (none: the questions in `asked` were trained on, and nothing is scored).
+    `switchable`: no bias was trained, which PEFT does not put back when the adapter is off; else the base is not asked.
+    """
+
+    def one(adapter: bool) -> tuple[list[Answer], list[float], list[float]]:
+        with contextlib.nullcontext() if adapter else model.disable_adapter():
+            return answers(model, tokenizer, asked, end_ids), losses(model, held_out), losses(model, general)
+
+    base = one(False) if switchable else None
+    tuned = one(True)
+    said = base[0] if base else [None] * len(asked)
+    samples = [
+        Sample(item.question, item.expected, before and before.text, after.text, after.stopped)
+        for item, before, after in zip(asked, said, tuned[0], strict=True)
+    ]
+    scores = loss_scores(held_out, base and base[1], tuned[1])
+    if held_out:
+        scores += scoring.answer_scores(marks(asked, base[0]) if base else None, marks(asked, tuned[0]))
+    weights = [item.tokens for item in general]
+    cost = [scoring.compared(GENERAL_LOSS, -1, base and base[2], tuned[2], weights=weights)] if general else []
+    return Evaluated(samples, scores, cost)
+
+
+def marks(items: Sequence[Item], found: Sequence[Any]) -> list[scoring.Marks]:
+    """Score answers (text, stopped) against what was expected."""
+    return [scoring.marks(one.text, item.expected, one.stopped) for item, one in zip(items, found, strict=True)]
+
+
+def loss_scores(
+    items: Sequence[Item],
+    before: Sequence[float] | None,
+    after: Sequence[float],
+    quantised: Sequence[float] | None = None,
+) -> list[dict[str, Any]]:
+    """The lines of loss and perplexity; a mean over tokens, as the validation loss is."""
+    if not items:
         return []
-    before = None
-    if switchable:
-        with model.disable_adapter():
-            before = loss(model, rows)
-    after = loss(model, rows)
-    return [{"name": "test loss", "before": before, "after": after, "rows": len(rows)}]
+    weights = [item.tokens for item in items]
+    loss = scoring.compared(LOSS, -1, before, after, quantised, weights)
+    values = {key: loss.get(key) for key in ("before", "after", "quantised")}
+    return [loss, {"name": PERPLEXITY, "rows": len(items), **{k: scoring.perplexity(v) for k, v in values.items()}}]
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    end_ids: Sequence[int],
+    most: int,
+    tell: Callable[[str], None],
+    stopping: Callable[[], bool],
+) -> Answer:
+    """Like `answer`, told piece by piece; it ends early once `stopping` says so."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+    class Told(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                tell(text)
+
+    class Stop(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            return torch.full((len(input_ids),), stopping(), dtype=torch.bool, device=input_ids.device)
+
+    ids = torch.tensor([list(prompt)], device=model.device)
+    streamer = Told(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    options = {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([Stop()])}
+    out = _generate(model, ids, torch.ones_like(ids), end_ids, most, **options)
+    return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)

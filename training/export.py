@@ -110,9 +110,12 @@ class Job:
 
 
 def keep_facts(
-    run: runs.Run, plan: Any, questions: Sequence[dict], sequences: Sequence[dict], end_ids: Sequence[int]
+    run: runs.Run, plan: Any, questions: Sequence[dict], sequences: Sequence[dict], rows: Any, end_ids: Sequence[int]
 ) -> None:
-    """Write down what the export needs, so that it can be done later, again, and without the data file."""
+    """Write down what the export needs, so that it can be done later, again, and without the data file.
+
+    `rows` (stages.Rows): what base and tuned model are measured on, and the quantised one, too.
+    """
     template = dataclasses.asdict(plan.template)
     template["today"] = plan.template.today and plan.template.today.isoformat()
     stops = modelfile.stop_texts(
@@ -130,6 +133,8 @@ def keep_facts(
             "num_ctx": plan.settings.model.max_seq_length,
             "questions": list(questions),
             "sequences": list(sequences),
+            "measured": [item.as_dict() for item in rows.measured],
+            "asked": [item.as_dict() for item in rows.asked],
         },
     )
 

@@ -56,10 +56,10 @@ def finetune(plan: planning.Plan, run: runs.Run, events: Events, signals: Signal
     """The story of one run, from a plan to the report. Every stage that a former attempt has done is left out."""
     if run.stage("train") is None or run.stage("evaluate") is None:
         loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
-        questions = stages.held_out_questions(plan)
+        rows = stages.held_out_rows(plan)
         if run.stage("train") is None:
-            stages.train_stage(plan, loaded, questions, run, events, signals)
-        stages.evaluate_stage(plan, loaded, questions, run, events)
+            stages.train_stage(plan, loaded, rows, run, events, signals)
+        stages.evaluate_stage(plan, loaded, rows, run, events)
         del loaded
         gc.collect()
     stages.judge(plan, run, events)
@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    stdout = log.claim_stdout()
+    stdout = sys.stdout if arguments.command == "chat" else log.claim_stdout()  # a talk is for a person
     log.start()
     if arguments.detach:
         return control.detach(argv, stdout)

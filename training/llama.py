@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +29,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 STAGE = "llama.cpp"
+STOP = b'"stop"\n'
 BLOCK = 256  # tokens decoded at once, and rows of logits sent at once: 256 x 152k x 4 bytes = 155 MB at most
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote after a prompt. `ids` has no end token; `stopped`: it ended by itself, not by max_tokens."""
+    """What a model wrote after a prompt. `ids` has no end token; `stopped`: it ended by itself, not by max_tokens.
+
+    `seconds` is the time of writing, without that of reading the prompt.
+    """
 
     text: str
     ids: tuple[int, ...]
     stopped: bool
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,14 @@ def answer(
         request = {"do": "answer", "prompts": list(prompts), "max_tokens": max_tokens, "stop_ids": stop_ids}
         told = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
         found = ask(request | {"stream": on_text is not None}, told)["answers"]
-    return [Answer(a["text"], tuple(a["ids"]), a["stopped"]) for a in found]
+    return [Answer(a["text"], tuple(a["ids"]), a["stopped"], a["seconds"]) for a in found]
+
+
+@contextmanager
+def opened(gguf: Path) -> Iterator[Process]:
+    """A worker for a talk of many requests, which can be told to stop an answer."""
+    with Process(gguf, vocab_only=False) as process:
+        yield process
 
 
 @contextmanager
@@ -152,7 +164,7 @@ def worker(gguf: Path, vocab_only: bool = False) -> Iterator[Callable[..., dict[
     Several requests to one worker load the model once (a chat). Raises RunError when llama.cpp refuses or dies, and
     MachineError when llama-cpp-python is not there.
     """
-    with _Process(gguf, vocab_only) as process:
+    with Process(gguf, vocab_only) as process:
         yield process.ask
 
 
@@ -163,15 +175,15 @@ def _blocks(
     import numpy as np
 
     request = {"do": "logits", "sequences": [list(s) for s in sequences], "first": list(first or [0] * len(sequences))}
-    with _Process(gguf, vocab_only=False) as process:
+    with Process(gguf, vocab_only=False) as process:
         process.send(request)
         while "shape" in (event := process.receive()):
             rows, width = event["shape"]
             yield np.frombuffer(process.read(rows * width * 4), dtype=np.float32).reshape(rows, width), event["last"]
 
 
-class _Process:
-    """One worker process and the pipes to it."""
+class Process:
+    """One worker process and the pipes to it; see `worker` and `opened`."""
 
     def __init__(self, gguf: Path, vocab_only: bool) -> None:
         self.gguf = Path(gguf)
@@ -187,7 +199,7 @@ class _Process:
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
 
-    def __enter__(self) -> _Process:
+    def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,6 +224,11 @@ class _Process:
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
+
+    def stop(self) -> None:
+        """End the answer that is being written; it comes back as far as it got. May be called in a signal handler."""
+        with suppress(BrokenPipeError):
+            os.write(self.process.stdin.fileno(), STOP)  # past the buffer: requests are flushed whole
 
     def receive(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
@@ -261,28 +278,32 @@ def _serve(gguf: str, vocab_only: bool) -> None:
         out.write(json.dumps(event).encode() + b"\n" + content)
         out.flush()
 
-    requests = _requests()
+    stop = threading.Event()
+    requests = _requests(stop)
     try:
         from training.llama_worker import Model
     except (ImportError, OSError, RuntimeError) as error:  # a library that is not there or does not load
         return send({"missing": str(error)})
     try:
-        model = Model(gguf, vocab_only)
+        model = Model(gguf, vocab_only, stop)
         for request in requests:
             send(getattr(model, request.pop("do"))(send=send, **request))
     except Exception as error:  # everything is told to the parent, which knows what to say
         send({"error": str(error) or type(error).__name__})
 
 
-def _requests() -> Iterator[dict[str, Any]]:
-    """Requests from stdin. Read in a thread that ends the process with the parent, even amid a long computation."""
+def _requests(stop: threading.Event) -> Iterator[dict[str, Any]]:
+    """Requests from stdin. Read in a thread that ends the process with the parent, even amid a long computation.
+
+    The one request that does not wait for its turn: STOP ends the answer that is being written.
+    """
     import queue
 
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin.buffer:
-            lines.put(line)
+            stop.set() if line == STOP else lines.put(line)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()

@@ -10,6 +10,8 @@ import codecs
 import ctypes
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,10 @@ def physical_cores() -> int:
 class Model:
     """A model and the requests it answers; their results are JSON, see llama.py for the meaning of each."""
 
-    def __init__(self, gguf: str, vocab_only: bool) -> None:
+    def __init__(self, gguf: str, vocab_only: bool, stop: threading.Event | None = None) -> None:
+        self.stop = stop or threading.Event()  # set: the answer that is being written ends here
+        self.kept: _Context | None = None  # of `converse`, with the tokens that it has read
+        self.fed: list[int] = []
         llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
@@ -102,6 +107,7 @@ class Model:
         stream: bool,
         send: Callable[..., None],
     ) -> dict[str, Any]:
+        self.stop.clear()
         encoded = [self._ids(p, special=True) if isinstance(p, str) else list(p) for p in prompts]
         if not all(encoded):
             raise ValueError("a prompt without tokens")
@@ -113,6 +119,25 @@ class Model:
                 answers.append(self._continue(context, ids, max_tokens, stop_ids, tell))
         return {"answers": answers}
 
+    def converse(
+        self, prompt: Sequence[int], max_tokens: int, tokens: int, send: Callable[..., None]
+    ) -> dict[str, Any]:
+        """One streamed answer of a talk of at most `tokens` tokens: what the prompt shares with the last one is not read again."""
+        self.stop.clear()
+        if self.kept is None:
+            self.kept = _Context(self.model, tokens)
+        same = 0
+        while same < min(len(self.fed), len(prompt) - 1) and self.fed[same] == prompt[same]:
+            same += 1
+        memory = llama_cpp.llama_get_memory(self.kept.pointer)
+        if not llama_cpp.llama_memory_seq_rm(memory, 0, same, -1):  # a recurrent model cannot go back
+            self.kept.clear()
+            same = 0
+        self.fed = []  # until the answer is there: an error leaves nothing to build on
+        found = self._continue(self.kept, list(prompt), max_tokens, None, lambda piece: send({"piece": piece}), same)
+        self.fed = [] if found["unread"] else [*prompt, *found["ids"][:-1]]
+        return found
+
     def _continue(
         self,
         context: _Context,
@@ -120,16 +145,21 @@ class Model:
         max_tokens: int,
         stop_ids: Sequence[int] | None,
         tell: Callable[[str], None],
+        start: int = 0,
     ) -> dict[str, Any]:
-        for begin in range(0, len(prompt), BLOCK):
+        """The answer to a prompt of which the context has read `start` tokens. `unread`: it was stopped in the prompt."""
+        for begin in range(start, len(prompt), BLOCK):
+            if self.stop.is_set():
+                return {"text": "", "ids": [], "stopped": False, "seconds": 0.0, "unread": True}
             block = prompt[begin : begin + BLOCK]
             wanted = [begin + i == len(prompt) - 1 for i in range(len(block))]
             rows = self._decode(context, block, begin, wanted)
+        began = time.perf_counter()
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
         ids: list[int] = []
         pieces: list[str] = []
         stopped = False
-        while len(ids) < max_tokens:
+        while len(ids) < max_tokens and not self.stop.is_set():
             token = int(rows[-1].argmax())
             stopped = llama_cpp.llama_vocab_is_eog(self.vocab, token) if stop_ids is None else token in stop_ids
             if stopped:
@@ -140,7 +170,9 @@ class Model:
                 tell(piece)
             if len(ids) < max_tokens:
                 rows = self._decode(context, [token], len(prompt) + len(ids) - 1, [True])
-        return {"text": "".join(pieces) + decoder.decode(b"", final=True), "ids": ids, "stopped": bool(stopped)}
+        text = "".join(pieces) + decoder.decode(b"", final=True)
+        seconds = time.perf_counter() - began
+        return {"text": text, "ids": ids, "stopped": bool(stopped), "seconds": seconds, "unread": False}
 
     def _decode(self, context: _Context, ids: Sequence[int], position: int, wanted: Sequence[bool]) -> np.ndarray:
         """Feed tokens; give the logits [wanted tokens, vocabulary] after those that are wanted (a copy)."""

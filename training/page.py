@@ -15,6 +15,15 @@ from training.privacy import visible
 from training.record import Report, Sample
 
 STYLE = Path(__file__).with_name("page.css")
+MARKS = {
+    "passed": "good",
+    "yes": "good",
+    "better": "good",
+    "FAILED": "bad",
+    "NO": "bad",
+    "worse": "bad",
+    "look": "warn",
+}
 TONES = {"completed": "good", "interrupted": "warn", "failed": "bad"}
 
 
@@ -109,7 +118,7 @@ def table(block: Table) -> str:
 
 def _looks(block: Table, row: tuple[str, ...], at: int) -> str:
     if at == block.marks:
-        return "verdict " + {"passed": "good", "FAILED": "bad"}.get(row[at], "soft")
+        return "verdict " + MARKS.get(row[at], "soft")
     return " ".join(name for name, columns in (("number", block.numbers), ("code", block.code)) if at in columns)
 
 
@@ -127,4 +136,5 @@ def _answers(sample: Sample) -> str:
         ending = ", cut off: it did not stop by itself" if kind == "tuned" and sample.stopped is False else ""
         shown = text(answer) if answer.strip() else '<span class="soft">(an empty answer)</span>'
         sides.append(f'<div class="{kind}"><div class="who">{who}{ending}</div><div class="answer">{shown}</div></div>')
-    return f'<h3>{text(sample.question)}</h3><div class="pair">{"".join(sides)}</div>'
+    wanted = f'<p class="soft">expected: {text(sample.expected)}</p>' if sample.expected else ""
+    return f'<h3>{text(sample.question)}</h3>{wanted}<div class="pair">{"".join(sides)}</div>'

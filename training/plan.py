@@ -35,7 +35,6 @@ from training.errors import MachineError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "rows"
-SHORTEST_ANSWER, LONGEST_ANSWER = 32, 256  # tokens that a sample answer may take, within which its row decides
 NAMED = 5  # rows left out that the log names
 LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
 
@@ -150,32 +149,6 @@ def _look_before_download(given: Any, machine: Machine) -> None:
         "{}: about {} of memory with rows of {} tokens, {} with {:,} (MAX_SEQ_LENGTH); {} free",
         *(seen.name, gigabytes(short), fit.SHORT, gigabytes(long), longest, gigabytes(fit.free(given, machine))),
     )
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` row numbers out of `count`, evenly spread."""
-    most = min(count, most)
-    return [int(i * count / most) for i in range(most)]
-
-
-def questions(plan: Plan, rows: Any, most: int, held_out: bool) -> list[dict[str, Any]]:
-    """Prompts of some rows, for samples and checks. Plain text rows have none.
-
-    Each is question, expected (texts), ids (the prompt's tokens), held_out, and most: an answer of that many tokens, twice
-    what was expected, will not stop by itself any more.
-    """
-    asked = []
-    for number in spread(len(rows), most):
-        row = dataset.as_row(rows[number])
-        if row.messages is None or row.messages[-1].role != "assistant":
-            continue
-        ids = chat.prompt_ids(plan.template, plan.tokenizer, row.messages[:-1])
-        if len(ids) < plan.settings.model.max_seq_length:
-            question, expected = row.messages[-2].content, row.messages[-1].content
-            length = len(plan.tokenizer(expected, add_special_tokens=False)["input_ids"])
-            most = min(LONGEST_ANSWER, max(SHORTEST_ANSWER, 2 * length))
-            asked.append({"question": question, "expected": expected, "ids": ids, "held_out": held_out, "most": most})
-    return asked
 
 
 def lines(plan: Plan) -> list[str]:
@@ -326,6 +299,13 @@ def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: 
         stops=template.end_tokens or (template.eos,),
         num_ctx=given.model.max_seq_length,
     )
+
+
+def end_ids(template: Any, tokenizer: Any, base: Any) -> list[int]:
+    """The ids of all tokens that end an answer: the template's turn end, eos, and those of generation_config.json."""
+    texts = [*template.end_tokens, tokenizer.eos_token or ""]
+    known = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
+    return list(dict.fromkeys([*known, *generation_eos(base)]))
 
 
 def generation_eos(base: Any) -> list[int]:

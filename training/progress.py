@@ -13,6 +13,7 @@ from typing import Any
 from loguru import logger
 
 from training import evaluation, files, runs, trainer
+from training.held_out import Item
 from training.trainer import Watch
 
 BEST = "best"  # in checkpoints/: the adapter of the best validation loss, for early stopping
@@ -28,7 +29,7 @@ class Session:
     signals: Any
     watch: Watch
     tokenizer: Any
-    questions: Sequence[dict[str, Any]]  # asked every SAMPLE_STEPS steps
+    questions: Sequence[Item]  # asked every SAMPLE_STEPS steps
     end_ids: Sequence[int]
     total: int  # optimizer steps of the run
     first_step: int = 0  # where this process took the run up
@@ -177,14 +178,12 @@ def _report_evaluation(session: Session, step: int, loss: float, control: Any, m
 def _sample(session: Session, model: Any, step: int) -> None:
     """Answer a few held-out questions as the model stands, outside of the time that counts as training."""
     began = time.perf_counter()
-    for question in session.questions:
-        told = evaluation.answer(model, session.tokenizer, question["ids"], session.end_ids, question["most"])
+    answers = evaluation.answers(model, session.tokenizer, session.questions, session.end_ids)
+    for item, told in zip(session.questions, answers, strict=True):
         line = " ".join(told.text.split())
-        session.events.emit(
-            "sample", at_step=step, question=question["question"], answer=told.text, stopped=told.stopped
-        )
-        logger.info("step {}: asked: {}\n  answer: {}", step, question["question"], line[:200])
-    logger.debug("samples took {:.1f} s", time.perf_counter() - began)
+        session.events.emit("sample", at_step=step, question=item.question, answer=told.text, stopped=told.stopped)
+        logger.info("step {}: asked: {}\n  answer: {}", step, item.question, line[:200])
+    logger.info("step {}: the sample answers took {:.1f} s", step, time.perf_counter() - began)
 
 
 def peak_memory() -> int:

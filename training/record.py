@@ -64,6 +64,13 @@ class DataFacts:
     tokens: int | None = None  # of one epoch
     trained_tokens: int | None = None  # of those, the ones with a loss
     percentiles: dict[str, int] = field(default_factory=dict)
+    prompts: dict[str, int] = field(default_factory=dict)  # percentiles of tokens a prompt
+    answers: dict[str, int] = field(default_factory=dict)  # percentiles of trained tokens a row
+    turns: int | None = None  # rows that are conversations; the others are plain text
+    chinese: float | None = (
+        None  # share of the training rows (of at most 1,000 of them) whose answer has Chinese characters
+    )
+    distinct: float | None = None  # share of different answers among them
     cut: int = 0  # rows cut by MAX_SEQ_LENGTH
     rejected: int = 0  # rows that ON_BAD_ROW = skip left out
 
@@ -112,6 +119,7 @@ class Sample:
     before: str | None = None
     after: str | None = None
     stopped: bool | None = None
+    expected: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,16 @@ class Artefact:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One point of the checklist. `done` None: a person must look; `why` says at what, or what was found."""
+
+    part: str  # data, training, evaluation, deployment
+    text: str
+    done: bool | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that report.json, report.md and report.html say."""
 
@@ -180,6 +198,7 @@ class Report:
     training: TrainingFacts | None = None
     samples: tuple[Sample, ...] = ()
     scores: tuple[Score, ...] = ()
+    general: tuple[Score, ...] = ()  # on the shipped general questions: what the tuning cost elsewhere
     quantised: tuple[Quantised, ...] = ()
     checks: tuple[Check, ...] = ()
     artefacts: tuple[Artefact, ...] = ()

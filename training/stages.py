@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, evaluation, export, runs, train, zygote
+from training import checkpoint, evaluation, export, held_out, runs, scoring, train, zygote
 from training import plan as planning
 from training.errors import Interrupted, RunError
 from training.events import Events
+from training.held_out import Item
 from training.progress import Session
 from training.signals import Signals
 from training.trainer import Watch
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
+MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
 
 
-def train_stage(
-    plan: planning.Plan, loaded: Any, questions: list[dict], run: runs.Run, events: Events, signals: Signals
-) -> None:
+@dataclass(frozen=True)
+class Rows:
+    """What a run is measured on. `measured`: rows kept out of the training, at most MEASURED of them; empty when there are
+    none. `asked`: some of them, or of the training rows then."""
+
+    measured: list[Item]
+    asked: list[Item]
+
+
+def train_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, events: Events, signals: Signals) -> None:
     """Train, and keep what the later stages need; the adapter is on the disk at the end."""
     began = time.perf_counter()
     end_ids = ends(plan)
-    export.keep_facts(run, plan, questions + trained_prompts(plan), held_out_sequences(plan), end_ids)
+    export.keep_facts(run, plan, trained_prompts(plan), held_out_sequences(plan), rows, end_ids)
     watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
     watch.fast = plan.settings.hardware.fast_cpu is True
+    questions = held_out.asked(rows.asked, QUESTIONS)
     session = Session(plan.settings, run, events, signals, watch, loaded.tokenizer, questions, end_ids, plan.steps)
     result = train.train(loaded, plan, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
@@ -44,21 +55,34 @@ def train_stage(
         raise Interrupted(signals.stop, words)
 
 
-def evaluate_stage(plan: planning.Plan, loaded: Any, questions: list[dict], run: runs.Run, events: Events) -> None:
+def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, events: Events) -> None:
     """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
     began = time.perf_counter()
     if run.status.get("resumed_after_training"):
         train.load_adapter(loaded.model, run.path / runs.ADAPTER)
     switchable = plan.settings.lora.bias == "none"
-    samples = evaluation.compare(loaded.model, loaded.tokenizer, questions, ends(plan), switchable)
-    for sample in samples:
+    longest = plan.settings.model.max_seq_length
+    general = [] if plan.data.plain else held_out.general(plan.template, plan.tokenizer, longest)
+    found = evaluation.evaluate(
+        loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable
+    )
+    for sample in found.samples[:QUESTIONS]:
         logger.info(
             "asked: {}\n  before: {}\n  after:  {}",
             *map(short, (sample.question, sample.before or "not asked", sample.after)),
         )
-    scores = evaluation.test_scores(loaded.model, plan.test, switchable)
+    if found.scores:
+        logger.info("evaluation on rows that were not trained on: {}", scoring.conclusion(found.scores))
     seconds = round(time.perf_counter() - began, 1)
-    run.finish_stage("evaluate", {"seconds": seconds, "samples": [s.as_dict() for s in samples], "scores": scores})
+    run.finish_stage(
+        "evaluate",
+        {
+            "seconds": seconds,
+            "samples": [sample.as_dict() for sample in found.samples],
+            "scores": found.scores,
+            "general": found.general,
+        },
+    )
     events.emit("stage", name="evaluate", seconds=seconds)
 
 
@@ -70,14 +94,9 @@ def short(text: str, most: int = 200) -> str:
 
 def judge(plan: planning.Plan, run: runs.Run, events: Events) -> None:
     """Say so when the tuned model is worse than the base; FAIL_IF_WORSE makes it a failure."""
-    validation = run.stage("train")["validation"]
-    before, after = (
-        validation["before"],
-        validation["best" if plan.settings.training.early_stopping_patience else "after"],
-    )
-    if before is None or after is None or after <= before:
+    words = worse(run, best=bool(plan.settings.training.early_stopping_patience))
+    if not words:
         return
-    words = f"the tuned model is worse than the base: validation loss {before:.4f} before, {after:.4f} after"
     if plan.settings.training.fail_if_worse:
         raise RunError(
             "evaluate",
@@ -89,6 +108,21 @@ def judge(plan: planning.Plan, run: runs.Run, events: Events) -> None:
     logger.warning(words)
     run.update(warnings=[*run.status.get("warnings", []), words])
     events.emit("warning", message=words)
+
+
+def worse(run: runs.Run, best: bool) -> str:
+    """In which way the tuned model is worse than the base: by the validation loss, or by that on the test rows."""
+    validation = run.stage("train")["validation"]
+    before, after = validation["before"], validation["best" if best else "after"]
+    if before is not None and after is not None and after > before:
+        return f"the tuned model is worse than the base: validation loss {before:.4f} before, {after:.4f} after"
+    for score in run.stage("evaluate")["scores"]:
+        if score["name"] == evaluation.LOSS and score.get("verdict") == "worse":
+            after = "no finite number" if score["after"] is None else f"{score['after']:.4f}"
+            return (
+                f"the tuned model is worse than the base: {score['name']} {score['before']:.4f} before, {after} after"
+            )
+    return ""
 
 
 def export_stage(run: runs.Run, events: Events) -> None:
@@ -117,26 +151,28 @@ def marks(plan: planning.Plan) -> dict[str, Any]:
 
 def ends(plan: planning.Plan) -> list[int]:
     """The ids of all tokens that end an answer: the template's turn end, eos, and those of generation_config.json."""
-    tokenizer = plan.tokenizer
-    texts = [*plan.template.end_tokens, tokenizer.eos_token or ""]
-    known = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
-    found = planning.generation_eos(plan.base)
-    return list(dict.fromkeys([*known, *found]))
+    return planning.end_ids(plan.template, plan.tokenizer, plan.base)
 
 
-def held_out_questions(plan: planning.Plan) -> list[dict[str, Any]]:
-    """A few questions of the validation rows, or of the training rows where there are none."""
-    rows = plan.data.validation if plan.data.validation is not None else plan.data.train
-    return planning.questions(plan, rows, QUESTIONS, held_out=plan.data.validation is not None)
+def held_out_rows(plan: planning.Plan) -> Rows:
+    """Rows of the test split where there is one, else of the validation rows; questions of the training rows else."""
+    kept = next((rows for rows in (plan.data.test, plan.data.validation) if rows is not None), None)
+    found = _items(plan, plan.data.train if kept is None else kept, MEASURED)
+    return Rows([] if kept is None else found, held_out.asked(found, ASKED))
 
 
 def trained_prompts(plan: planning.Plan) -> list[dict[str, Any]]:
     """A few prompts that were trained on: the checks of the export see whether their answers stop."""
-    return planning.questions(plan, plan.data.train, TRAINED_PROMPTS, held_out=False)
+    found = _items(plan, plan.data.train, TRAINED_PROMPTS)
+    return [{"ids": item.prompt, "most": item.most, "held_out": False} for item in found if item.prompt]
+
+
+def _items(plan: planning.Plan, rows: Any, most: int) -> list[Item]:
+    return held_out.items(plan.template, plan.tokenizer, rows, most, plan.settings.model.max_seq_length)
 
 
 def held_out_sequences(plan: planning.Plan) -> list[dict[str, Any]]:
     """Tokenised rows on which the exported files are compared: ids, and the first position that is an answer's."""
     rows = plan.validation if plan.validation is not None else plan.train
-    chosen = rows.select(planning.spread(len(rows), HELD_OUT))
+    chosen = rows.select(held_out.spread(len(rows), HELD_OUT))
     return [{"ids": row["input_ids"][:LONGEST], "first": min(row["prompt_length"], LONGEST - 1)} for row in chosen]

@@ -6,9 +6,10 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from training import curves, figures
+from training import checklist, curves, figures
 from training.blocks import Answers, Commands, Details, Pictures, Section, Table, Text
-from training.record import Report
+from training.evaluation import LOSS
+from training.record import Report, Score
 
 CLEAR = 0.01  # of the validation loss: a smaller change is not called one
 SHOWN_STEPS = 40  # rows of the table of steps; the rest stands in events.jsonl
@@ -25,7 +26,18 @@ def result(report: Report) -> Text:
         return Text(" ".join(f"Failed{where}: {run.error or 'see the log'}".split()), "bad")
     if training is None:
         return Text("Nothing was trained.", "warn")
+    loss = checklist.named(report.scores, LOSS)
+    if loss is not None and loss.verdict and loss.rows and not loss.verdict.startswith("better"):
+        change = f"{LOSS} {figures.number(loss.before, '.3f')} -> {figures.number(loss.after, '.3f')}"
+        if loss.verdict == "worse":
+            return Text(
+                f"Worse: {change}. The tuned model predicts them less well than the base, beyond chance.", "bad"
+            )
+        return Text(f"{loss.verdict.capitalize()} whether it is better: {change}, which may be chance.", "warn")
     if training.before is None or training.after is None:
+        if loss is not None and loss.verdict == "better":
+            change = f"{loss.before:.3f} -> {loss.after:.3f}" if loss.before and loss.after else ""
+            return Text(f"Better: {LOSS} {change}.", "good")
         seen = [step.loss for step in training.losses if step.loss is not None]
         fell = f" Training loss {seen[0]:.3f} -> {seen[-1]:.3f}." if seen else ""
         return Text(
@@ -87,7 +99,8 @@ def sections(report: Report) -> list[Section]:
         Section("Losses", _losses(report)),
         Section("Before and after", (Answers(report.samples),) if report.samples else ()),
         Section("Files", _files(report)),
-        Section("Evaluation", _scores(report)),
+        Section("Evaluation", _evaluation(report)),
+        Section("Checklist", _checklist(report)),
         Section("Checks", _checks(report)),
         Section("Quantised files", _quantised(report)),
         Section("Data", _data(report)),
@@ -159,21 +172,43 @@ def _steps(report: Report) -> Details:
     return Details(title, (Table(headers, rows, tuple(range(6))),), printed=False)
 
 
-def _scores(report: Report) -> tuple[Any, ...]:
+def _evaluation(report: Report) -> tuple[Any, ...]:
+    blocks: list[Any] = []
+    if report.scores:
+        words = (
+            "Rows that were not trained on. The interval is that of tuned minus base, by bootstrap over the rows; where it "
+            "holds 0, the difference may be chance. chrF and ROUGE-L compare characters with the expected answer, 1 is equal."
+        )
+        blocks += [_scores(report.scores), Text(words)]
+    if report.general:
+        words = "What the tuning cost elsewhere: the answers to general questions that come with this tool."
+        blocks += [Text(words), _scores(report.general)]
+    return tuple(blocks)
+
+
+def _checklist(report: Report) -> tuple[Any, ...]:
+    rows = tuple(
+        (point.part, {True: "yes", False: "NO", None: "look"}[point.done], point.text, point.why)
+        for point in checklist.points(report)
+    )
+    return (Table(("part", "ticked", "what", "found"), rows, marks=1),) if rows else ()
+
+
+def _scores(scores: tuple[Score, ...]) -> Table:
     rows = tuple(
         (
             score.name,
             figures.number(score.before),
             figures.number(score.after),
-            figures.number(score.quantised),
+            "" if score.quantised is None else figures.number(score.quantised),
             "" if score.low is None or score.high is None else f"{score.low:+.3g} to {score.high:+.3g}",
             "" if score.rows is None else f"{score.rows:,}",
             score.verdict,
         )
-        for score in report.scores
+        for score in scores
     )
     headers = ("", "base", "tuned", "quantised", "difference, 95 %", "rows", "")
-    return (Table(headers, rows, numbers=(1, 2, 3, 4, 5)),) if rows else ()
+    return Table(headers, rows, numbers=(1, 2, 3, 4, 5), marks=6)
 
 
 def _checks(report: Report) -> tuple[Any, ...]:
@@ -240,8 +275,14 @@ def _data(report: Report) -> tuple[Any, ...]:
         facts.append(("tokens of an epoch", f"{data.tokens:,}"))
     if data.trained_tokens is not None:
         facts.append(("of these trained", f"{data.trained_tokens:,}"))
-    if data.percentiles:
-        facts.append(("tokens a row", ", ".join(f"{at} %: {tokens:,}" for at, tokens in data.percentiles.items())))
+    for name, lengths in (("row", data.percentiles), ("prompt", data.prompts), ("answer", data.answers)):
+        if lengths:
+            facts.append((f"tokens a {name}", ", ".join(f"{at} %: {tokens:,}" for at, tokens in lengths.items())))
+    if data.turns is not None:
+        facts.append(("conversations among all rows", f"{data.turns:,}"))
+    if data.chinese is not None and data.distinct is not None:
+        facts.append(("training answers with Chinese characters", f"{data.chinese:.0%}"))
+        facts.append(("different answers among them", f"{data.distinct:.0%}"))
     facts.append(("rows cut by MAX_SEQ_LENGTH", f"{data.cut:,}"))
     facts.append(("rows left out", f"{data.rejected:,}" + (" (see rejected.jsonl)" if data.rejected else "")))
     files = tuple(

@@ -55,6 +55,8 @@ def render(block: Any) -> str:
 
 def _answers(sample: Sample) -> str:
     lines = [f"### {inline(short(sample.question, 200))}", ""]
+    if sample.expected:
+        lines += [f"expected: {inline(short(sample.expected, 400))}", ""]
     if sample.before is not None:
         lines += ["before:", "", fence(wrapped(sample.before), "text"), ""]
     ending = " (cut off: it did not stop by itself)" if sample.stopped is False else ""

@@ -25,7 +25,7 @@ POSITIONS = (
     ("BASE_MODEL", "Model.BASE_MODEL_NAME"),
     ("EPOCHS", "Training.NUM_TRAIN_EPOCHS"),
 )
-# Flags that say what to do, instead of a run: whether a RUN may follow, and the help.
+# Flags that say what to do, instead of a run: whether a RUN, or several, may follow, and the help.
 COMMANDS = {
     "--check": ("", "check settings, data, machine and disk; print the plan; train nothing"),
     "--resume": ("[RUN]", "go on with an interrupted run"),
@@ -33,6 +33,8 @@ COMMANDS = {
     "--follow": ("[RUN]", "show the log of a run as it grows"),
     "--stop": ("[RUN]", "end a run after a full checkpoint"),
     "--history": ("", "all runs under OUTPUT_DIR"),
+    "--chat": ("[RUN]", "talk to the GGUF file of a run in this terminal"),
+    "--compare": ("RUN RUN...", "one page of several runs; prints its path"),
 }
 SWITCHES = {
     "--fresh": "start a new run, and do not mention an interrupted one",

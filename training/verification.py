@@ -7,7 +7,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import checks, modelfile, reference, runs
+from training import checks, evaluation, held_out, modelfile, reference, runs, scoring, speakers
 from training.checks import Check
 
 
@@ -42,7 +42,31 @@ def run(job: Any) -> dict[str, Any]:
     warnings = [warning for check in done for warning in check.warnings]
     job.run.update(checks=[_record(check) for check in done], quantised=table, check_warnings=warnings)
     checks.require(done)
-    return {"checks": len(done)}
+    return {"checks": len(done), "quantised": _evaluate(job, others)}
+
+
+def _evaluate(job: Any, others: dict[str, Any]) -> dict[str, Any]:
+    """The first quantised file on the rows that base and tuned model were measured on, and how fast each file answers.
+
+    scores: name of the score -> figure; speeds: file -> tokens a second.
+    """
+    measured = [held_out.build(record) for record in job.facts.get("measured", [])]
+    asked = [held_out.build(record) for record in job.facts.get("asked", [])]
+    scores: dict[str, float | None] = {}
+    speeds: dict[str, float | None] = {}
+    for path in others.values():
+        with speakers.gguf(path.name, path) as speaker:
+            answers = speaker.answers(asked)
+            speeds[path.name] = speaker.speed
+            if scores or not measured:
+                continue
+            lines = evaluation.loss_scores(measured, None, speaker.losses(measured))
+            lines += scoring.answer_scores(None, evaluation.marks(asked, answers))
+            scores = {line["name"]: line["after"] for line in lines}
+    for name, speed in speeds.items():
+        if speed:
+            logger.info("{} answers {:.0f} tokens a second on this machine", name, speed)
+    return {"scores": scores, "speeds": speeds}
 
 
 def _modelfile(job: Any) -> Check:

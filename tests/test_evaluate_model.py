@@ -1,0 +1,144 @@
+"""evaluate_model.py and the evaluation in a run: what is measured, what the CSV file holds, and who is called worse."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, finetune, write_tiny_config
+
+from training import evaluate_model, held_out, runs, scoring
+from training.evaluation import LOSS, Answer
+from training.held_out import Item
+
+FORMULAS = ('=HYPERLINK("http://x")', "+1", "-2 degrees", "@SUM(A1)", "\tx")
+
+
+def item(question: str = "q?", expected: str = "yes") -> Item:
+    return Item([1, 2, 3], [-100, 2, 3], question, expected, [1] if question else [], 32)
+
+
+def spoken(*texts: str) -> evaluate_model.Spoken:
+    answers = [Answer(text, [5], True) for text in texts]
+    return evaluate_model.Spoken([1.5] * len(texts), answers, [scoring.marks(text, "yes", True) for text in texts])
+
+
+def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    script = str(ROOT / "training" / "evaluate_model.py")
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_cell_is_a_formula(text: str) -> None:
+    made = {"base": spoken(text), "tuned": spoken('是\n"yes"')}
+    rows = list(csv.reader(io.StringIO(evaluate_model.csv_text([item(text, text)], made, bom=False), newline="")))
+    assert not any(cell.startswith(evaluate_model.FORMULA) for row in rows for cell in row)
+    found = dict(zip(*rows, strict=True))
+    assert found["base_answer"] == found["question"] == "'" + text and found["tuned_answer"] == '是\n"yes"'
+
+
+def test_each_row_has_both_answers_their_scores_and_an_empty_rating() -> None:
+    made = {"base": spoken("no"), "tuned": spoken("yes"), "quantised": spoken("yes")}
+    header, row = csv.reader(io.StringIO(evaluate_model.csv_text([item()], made, bom=False), newline=""))
+    found = dict(zip(header, row, strict=True))
+    assert (found["base_exact"], found["tuned_exact"], found["quantised_exact"], found["rating"]) == ("0", "1", "1", "")
+    assert found["tuned_loss"] == "1.5" and header[-1] == "rating"
+
+
+def test_a_plain_text_row_has_a_loss_and_no_answer_and_moves_none_of_the_others() -> None:
+    made = {"base": evaluate_model.Spoken([1.0, 2.0], [Answer("yes", [5], True)], [scoring.marks("yes", "yes", True)])}
+    rows = list(csv.DictReader(io.StringIO(evaluate_model.csv_text([item(""), item()], made, False), newline="")))
+    assert [(row["base_answer"], row["base_loss"]) for row in rows] == [("", "1"), ("yes", "2")]
+
+
+def test_a_byte_order_mark_is_written_when_it_is_asked_for() -> None:
+    texts = [evaluate_model.csv_text([item()], {"base": spoken("a")}, bom) for bom in (True, False)]
+    assert texts[0] == "\ufeff" + texts[1]
+
+
+def test_rows_are_spread_evenly_and_never_more_than_there_are() -> None:
+    assert held_out.spread(10, 3) == [0, 3, 6]
+    assert held_out.spread(2, 16) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "name what is to be asked"),
+        (("--lora-model", "nowhere"), "--lora-model nowhere: no such file or folder"),
+        (("--lora-model", str(ROOT / "tests")), "is neither a run's folder, nor an adapter, nor a .gguf file"),
+        (("--lora-model", "x", "--output", "no/such/folder/x.csv"), "--output no/such/folder/x.csv: there is no folder"),
+        (("--max-rows", "0"), "0: a whole number, at least 1"),
+    ],
+)  # fmt: skip
+@pytest.mark.tiny
+def test_what_is_wrong_with_the_arguments_is_said_with_exit_2(arguments: tuple[str, ...], said: str) -> None:
+    done = program(*arguments)
+    assert done.returncode == 2 and done.stdout == "" and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.tiny
+def test_a_run_is_measured_against_its_base_and_its_quantised_file(undisturbed: Path, tmp_path: Path) -> None:
+    rows = undisturbed.parents[1] / "rows.jsonl"
+    done = program("--lora-model", undisturbed, "--test-data", rows, "--output", tmp_path / "out.csv", "--bom")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:3] == ["base", "tuned", "quantised"]
+    assert lines[1].startswith(LOSS) and lines[1].endswith("better") and lines[-1].startswith(f"better by {LOSS}")
+    text = (tmp_path / "out.csv").read_text(encoding="utf-8-sig")
+    found = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert len(found) == 16 and {"base_answer", "tuned_answer", "quantised_answer", "rating"} <= found[0].keys()
+    assert all(float(row["tuned_loss"]) < float(row["base_loss"]) for row in found)
+    assert all(abs(float(row["quantised_loss"]) - float(row["tuned_loss"])) < 0.5 for row in found)
+
+
+@pytest.mark.tiny
+def test_a_run_with_a_learning_rate_a_hundred_times_too_high_is_called_worse(tmp_path: Path, tiny_model: Path) -> None:
+    config = write_tiny_config(tmp_path, tiny_model)
+    ended = finetune(
+        "--config", config, "--learning-rate", "0.1", "--set", "Dataset.VALIDATION_SPLIT=0.5",
+        "--set", "Training.FAIL_IF_WORSE=true",
+    )  # fmt: skip
+    assert ended.code == 1
+    assert "evaluate: the tuned model is worse than the base: validation loss" in ended.stderr
+    (loss,) = (s for s in runs.open_run(ended.run).stage("evaluate")["scores"] if s["name"] == LOSS)
+    assert loss["verdict"] == "worse" and loss["rows"] == 8
+    assert "worse than the base" in (ended.run / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.tiny
+def test_losses_of_rows_taken_together_are_those_of_each_alone(tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from training import evaluation
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    made = [Item(list(range(5, 5 + size)), [-100] * 3 + list(range(8, 5 + size)), "", "", [], 0) for size in (9, 30, 4)]
+    together = evaluation.losses(model, made)
+    assert together == pytest.approx([evaluation.losses(model, [one])[0] for one in made], abs=1e-4)
+
+
+@pytest.mark.tiny
+def test_answers_asked_together_are_those_of_each_question_alone(tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from training import evaluation
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    words = AutoTokenizer.from_pretrained(tiny_model)
+    made = [
+        Item([], [], "q", "", words(text)["input_ids"], most) for text, most in (("Hello", 6), ("What is this?", 9))
+    ]
+    together = evaluation.answers(model, words, made, [2])
+    assert [one.ids for one in together] == [evaluation.answer(model, words, i.prompt, [2], i.most).ids for i in made]
+    ends = [together[1].ids[4]]  # a token that comes up: the answer ends there, the other one goes on
+    assert evaluation.answers(model, words, made, ends)[1] == evaluation.answer(model, words, made[1].prompt, ends, 9)

@@ -1,0 +1,90 @@
+"""The figures of an evaluation: they hold for Chinese, and a verdict claims no more than its rows allow."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import scoring
+from training.scoring import FEWEST
+
+EQUAL = ("运行 ./run.sh 开始训练。", "All settings are in the file config.ini.")
+
+
+@pytest.mark.parametrize("text", EQUAL)
+def test_an_answer_equal_but_for_white_space_has_full_marks(text: str) -> None:
+    found = scoring.marks(f"  {text}\n", text, True)
+    assert (found.exact, found.chrf, found.rouge_l) == (1, 1, 1)
+
+
+def test_chinese_answers_are_told_apart_by_their_characters() -> None:
+    near, far = (scoring.marks(answer, "我是微调助手。", True) for answer in ("我是微调的助手。", "今天天气很好！"))
+    assert 0.4 < near.chrf < 1 and near.rouge_l == pytest.approx(2 * 7 / 15)
+    assert far.chrf < 0.1 and far.rouge_l == 0 and near.exact == far.exact == 0
+
+
+def test_an_empty_answer_has_no_marks() -> None:
+    found = scoring.marks("", "yes", False)
+    assert (found.exact, found.chrf, found.rouge_l, found.length, found.repetition) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("phrase", ["the same words again ", "你可以启动训练！"])
+def test_an_answer_that_goes_in_circles_shows_in_repetition(phrase: str) -> None:
+    assert scoring.repetition(phrase) == 0
+    assert scoring.repetition(phrase * 8) > 0.8
+
+
+@given(st.text(), st.text())
+def test_marks_stay_between_0_and_1_for_any_text(answer: str, expected: str) -> None:
+    found = scoring.marks(answer, expected, True)
+    for value in (found.exact, found.chrf, found.rouge_l, found.repetition):
+        assert 0 <= value <= 1 + 1e-9
+
+
+def test_a_clear_difference_is_better_or_worse_by_the_direction_that_is_good() -> None:
+    low, high = [1.0, 1.1, 0.9, 1.2, 1.0, 1.1], [3.0, 3.2, 2.9, 3.1, 3.3, 3.0]
+    assert scoring.compared("loss", -1, high, low)["verdict"] == "better"
+    assert scoring.compared("loss", -1, low, high)["verdict"] == "worse"
+    assert scoring.compared("chrF", 1, low, high)["verdict"] == "better"
+    assert scoring.compared("length", 0, low, high)["verdict"] == ""
+
+
+def test_few_rows_and_mixed_rows_decide_nothing() -> None:
+    before, after = [3.0] * (FEWEST - 1), [1.0] * (FEWEST - 1)
+    assert scoring.compared("loss", -1, before, after)["verdict"] == f"cannot tell from {FEWEST - 1} rows"
+    mixed = scoring.compared("loss", -1, [1.0, 2.0, 1.0, 2.0, 1.5, 1.5], [2.0, 1.0, 2.1, 0.9, 1.4, 1.6])
+    assert mixed["verdict"] == "cannot tell from 6 rows" and mixed["low"] < 0 < mixed["high"]
+
+
+def test_the_interval_is_of_paired_differences_and_the_same_each_time() -> None:
+    """Rows differ far more among themselves than the two models on each: only pairing sees the difference."""
+    before = [float(at) for at in range(30)]
+    after = [value - 0.1 - 0.01 * (at % 3) for at, value in enumerate(before)]
+    found = scoring.compared("loss", -1, before, after)
+    assert found["verdict"] == "better" and -0.13 < found["low"] < found["high"] < -0.09
+    assert found == scoring.compared("loss", -1, before, after)
+
+
+def test_a_mean_counts_every_token_of_every_row() -> None:
+    found = scoring.compared("loss", -1, [1.0, 4.0], [1.0, 4.0], weights=[3, 1])
+    assert found["before"] == found["after"] == 1.75
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_worse_and_stays_json(broken: float) -> None:
+    found = scoring.compared("loss", -1, [3.0] * 8, [2.0] * 7 + [broken])
+    assert found["verdict"] == "worse" and found["after"] is None and "low" not in found
+    assert scoring.perplexity(None) is None and scoring.perplexity(1e6) is None
+
+
+def test_the_conclusion_goes_by_the_losses_and_names_what_says_otherwise() -> None:
+    lines = [
+        {"name": "loss", "verdict": "better"},
+        {"name": "chrF", "verdict": "cannot tell from 8 rows"},
+        {"name": "length", "verdict": ""},
+    ]
+    assert scoring.conclusion(lines) == "better by loss (chrF cannot tell from 8 rows)"
+    assert scoring.conclusion([{"name": "loss"}]) == "nothing was compared"

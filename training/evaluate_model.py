@@ -1,0 +1,217 @@
+"""Measure a model against its base, or talk to it:  python training/evaluate_model.py --lora-model RUN [--output results.csv]
+
+Base, tuned and quantised model answer the same rows; a table of scores with intervals goes to stdout, and one row a
+question, with an empty column for a person's rating, to the CSV file. With --interactive it is a talk (talk.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
+    sys.path[0] = str(ROOT)
+
+from loguru import logger  # noqa: E402
+
+from training import dataset, evaluation, figures, files, held_out, log, scoring, settings, speakers, subject  # noqa: E402
+from training.errors import FinetuneError, MachineError, UserError  # noqa: E402
+from training.held_out import Item  # noqa: E402
+from training.scoring import Marks  # noqa: E402
+from training.subject import Subject  # noqa: E402
+
+CACHE = ROOT / ".cache" / "rows"
+SHOWN = ("exact", "chrf", "rouge_l", "length", "repetition", "stopped")  # of each answer, in the CSV file
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that begins so
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What one model made of all rows. losses: nats a token; answers: one for each item that is asked."""
+
+    losses: list[float]
+    answers: list[Any]
+    marks: list[Marks]
+
+
+def rows_of(found: Subject, test_data: str | None) -> Any:
+    """The rows to measure on: those of a file, else the run's own test or validation rows. UserError when there are none."""
+    given = found.settings
+    if test_data is not None:
+        whole = {"DATASET_FILE": test_data, "VALIDATION_FILE": "", "VALIDATION_SPLIT": "0", "TEST_SPLIT": "0"}
+        overrides = [settings.Override("Dataset", key, value, "--test-data") for key, value in whole.items()]
+        given = settings.load(given.config, overrides, check_files=False)
+        if not given.dataset.dataset_file.is_file():
+            raise UserError(f"--test-data {test_data}: no such file")
+        return dataset.load(given, CACHE).train
+    data = dataset.load(given, CACHE)
+    kept = data.test if data.test is not None else data.validation
+    if kept is None:
+        raise UserError("the run kept no rows out of its training: name some with --test-data FILE")
+    return kept
+
+
+def measure(found: Subject, items: Sequence[Item]) -> dict[str, Spoken]:
+    """base, tuned and quantised (as far as they are there), in this order; one model is in memory at a time."""
+    made: dict[str, Spoken] = {}
+
+    def take(name: str, speaker: Any) -> None:
+        logger.info("asking {}", name)
+        asked = [item for item in items if item.prompt]
+        answers = speaker.answers(asked)
+        made[name] = Spoken(speaker.losses(items), answers, evaluation.marks(asked, answers))
+
+    if found.base is not None:
+        with speakers.torch_pair(found.base, found.adapter, found.end_ids) as (base, tuned):
+            take("base", base)
+            if tuned is not None:
+                take("tuned", tuned)
+    if found.gguf is not None:
+        with speakers.gguf(found.gguf.name, found.gguf) as speaker:
+            take("quantised" if "tuned" in made else "tuned", speaker)
+            if speaker.speed:
+                logger.info("{} answers {:.0f} tokens a second on this machine", found.gguf.name, speaker.speed)
+    return made
+
+
+def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[dict[str, Any]]:
+    """The lines of the table; a model alone (a base, nothing tuned) stands in the column of the tuned one."""
+    tuned = made.get("tuned") or made["base"]
+    base = made["base"] if "tuned" in made and "base" in made else None
+    small = made.get("quantised")
+    lines = evaluation.loss_scores(items, base and base.losses, tuned.losses, small and small.losses)
+    return lines + scoring.answer_scores(base and base.marks, tuned.marks, small and small.marks)
+
+
+def table(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """The scores for a terminal."""
+    rows = [("", "base", "tuned", "quantised", "difference, 95 %", "rows", "")]
+    for line in lines:
+        low, high = line.get("low"), line.get("high")
+        between = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
+        means = (figures.number(line.get(key)) for key in ("before", "after", "quantised"))
+        rows.append((line["name"], *means, between, str(line["rows"]), line.get("verdict", "")))
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if at in (0, 6) else cell.rjust(w)
+            for at, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def csv_text(items: Sequence[Item], made: dict[str, Spoken], bom: bool) -> str:
+    """One row a question, each model's answers and scores, and an empty `rating`. Plain text has no question: its loss only."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")  # RFC 4180
+    headers = ["number", "question", "expected"]
+    headers += [f"{name}_answer" for name in made]
+    headers += [f"{name}_{what}" for what in ("loss", *SHOWN) for name in made]
+    writer.writerow([*headers, "rating"])
+    place = -1
+    for number, item in enumerate(items):
+        place += bool(item.prompt)
+        answers = [safe(one.answers[place].text) if item.prompt else "" for one in made.values()]
+        losses = [_number(one.losses[number]) for one in made.values()]
+        marks = [
+            _number(one.marks[place].figure(what)) if item.prompt else "" for what in SHOWN for one in made.values()
+        ]
+        writer.writerow([number + 1, safe(item.question), safe(item.expected), *answers, *losses, *marks, ""])
+    return ("\ufeff" if bom else "") + out.getvalue()
+
+
+def safe(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return "'" + text if text.startswith(FORMULA) else text
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else ""
+
+
+def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
+    """The batch mode: measure, print the table, write the CSV file."""
+    output = Path(arguments.output).expanduser().absolute() if arguments.output else None
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
+    found = subject.find(arguments.lora_model, arguments.base_model, Path(arguments.config))
+    rows = rows_of(found, arguments.test_data)
+    items = held_out.items(found.template, subject.tokenizer(found), rows, arguments.max_rows, found.longest)
+    if not items:
+        raise UserError("none of the rows has an answer to measure")
+    logger.info("{} of {} rows", len(items), len(rows))
+    made = measure(found, items)
+    lines = scores(items, made)
+    if output is not None:
+        try:
+            files.write_text(output, csv_text(items, made, arguments.bom))
+        except OSError as error:
+            raise MachineError(f"{output} cannot be written: {error.strerror}") from None
+        logger.info("answers and scores: {}", output)
+    for line in [*table(lines), scoring.conclusion(lines)]:
+        log.say(stdout, line)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    made = argparse.ArgumentParser(
+        prog="evaluate_model.py", description=(__doc__ or "").splitlines()[0].partition(":")[0], allow_abbrev=False
+    )
+    made.add_argument("--lora-model", metavar="RUN", help="a run's folder, an adapter's, or a GGUF file")
+    made.add_argument("--base-model", metavar="B", help="Hub id, folder or GGUF file (default: the run's)")
+    made.add_argument("--test-data", metavar="FILE", help="rows to measure on (default: those that the run kept out)")
+    made.add_argument("--output", metavar="CSV", help="where to write one row a question")
+    made.add_argument("--bom", action="store_true", help="begin the CSV file with a byte order mark, as Excel wants it")
+    made.add_argument(
+        "--max-rows", type=_rows, default=200, metavar="N", help="at most so many rows, evenly spread (200)"
+    )
+    made.add_argument(
+        "--config",
+        metavar="INI",
+        default=str(ROOT / "config.ini"),
+        help="template and system prompt of a model that is not a run's",
+    )
+    made.add_argument("--interactive", action="store_true", help="talk to it instead")
+    return made
+
+
+def _rows(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, at least 1")
+    return int(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; the table on stdout, errors on stderr; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    stdout = sys.stdout if arguments.interactive else log.claim_stdout()
+    log.start()
+    try:
+        from transformers import logging
+
+        logging.set_verbosity_error()
+        if arguments.interactive:
+            from training import talk
+
+            talk.with_weights(subject.find(arguments.lora_model, arguments.base_model, Path(arguments.config)))
+        else:
+            evaluate(arguments, stdout)
+    except FinetuneError as error:
+        logger.error("{}", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""The rows that a model is measured on: each as a question to be asked, and as tokens whose answer has a loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from training import chat, dataset
+from training.chat import IGNORED
+from training.rows import Row, Turn
+
+GENERAL = Path(__file__).with_name("general_questions.jsonl")
+LONGEST = 512  # tokens of a row that are measured: 512 x 152k x 4 bytes = 311 MB of logits at most
+SHORTEST_ANSWER, LONGEST_ANSWER = 32, 256  # tokens that an answer may take, within which its row decides
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row. `labels` equal `ids` on the last answer (all of a plain text) and are IGNORED elsewhere.
+
+    question, expected: texts; "" for plain text, which is not asked. `prompt`: the question's tokens. `most`: tokens that
+    an answer may take, twice the expected ones: what has not stopped by then will not.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    question: str
+    expected: str
+    prompt: list[int]
+    most: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have a loss; the first of a sequence is predicted by nothing."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON-able values, for the export."""
+        return asdict(self)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` row numbers out of `count`, evenly spread."""
+    most = min(count, most)
+    return [int(i * count / most) for i in range(most)]
+
+
+def items(template: Any, tokenizer: Any, rows: Any, most: int, longest: int) -> list[Item]:
+    """At most `most` rows of a dataset, evenly spread, as items. Rows without a token to measure are left out.
+
+    `longest`: MAX_SEQ_LENGTH. A prompt that fills it is not asked.
+    """
+    made = (_item(template, tokenizer, dataset.as_row(rows[at]), longest) for at in spread(len(rows), most))
+    return [item for item in made if item is not None]
+
+
+def general(template: Any, tokenizer: Any, longest: int) -> list[Item]:
+    """The shipped general questions: what the tuning costs elsewhere shows in the loss of their answers."""
+    made = []
+    for number, line in enumerate(GENERAL.read_text(encoding="utf-8").splitlines(), start=1):
+        row = json.loads(line)
+        turns = (Turn("user", row["instruction"]), Turn("assistant", row["output"]))
+        made.append(_item(template, tokenizer, Row(turns, None, GENERAL.name, number), longest))
+    return [item for item in made if item is not None]
+
+
+def _item(template: Any, tokenizer: Any, row: Row, longest: int) -> Item | None:
+    try:
+        encoded = chat.encode(template, tokenizer, row, longest, train_turns="last")[-1]
+        asked = row.messages is not None and row.messages[-1].role == "assistant"
+        prompt = chat.prompt_ids(template, tokenizer, row.messages[:-1]) if asked else []
+    except chat.NothingToTrain:
+        return None
+    ids, labels = encoded.input_ids, encoded.labels
+    if len(ids) > LONGEST:  # a long prompt is cut in front, so that its answer is measured all the same
+        start = max(0, min(encoded.prompt_length - LONGEST // 2, len(ids) - LONGEST))
+        ids, labels = ids[start : start + LONGEST], labels[start : start + LONGEST]
+    if all(label == IGNORED for label in labels[1:]):
+        return None
+    if not asked or len(prompt) >= longest:
+        return Item(ids, labels, "", "", [], 0)
+    question, expected = row.messages[-2].content, row.messages[-1].content
+    return Item(ids, labels, question, expected, prompt, most_tokens(tokenizer, expected))
+
+
+def most_tokens(tokenizer: Any, expected: str) -> int:
+    """How many tokens an answer may take, from the expected one."""
+    length = len(tokenizer(expected, add_special_tokens=False)["input_ids"])
+    return min(LONGEST_ANSWER, max(SHORTEST_ANSWER, 2 * length))
+
+
+def asked(found: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` of the items that have a question, evenly spread."""
+    questions = [item for item in found if item.prompt]
+    return [questions[at] for at in spread(len(questions), most)]
+
+
+def build(record: Mapping[str, Any]) -> Item:
+    """An item from its dict."""
+    return Item(**record)

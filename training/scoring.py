@@ -1,0 +1,171 @@
+"""How good answers are, in figures that hold for Chinese as for English, and whether a difference is more than chance.
+
+chrF is sacrebleu's: n-grams of characters, so that no word border is needed. ROUGE-L is taken over characters as well
+(the usual package drops everything that is not a-z and 0-9): its F value is 2 LCS / (m + n), which is what rapidfuzz
+calls the normalised Indel similarity. Everything is from 0 to 1 but losses, lengths and perplexity.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLES, SEED = 2000, 3407  # bootstrap resamples, and what makes them the same every time
+# With five rows that all point one way chance alone does as much in 1 of 16 cases (sign test, both sides); with six in 1 of 32.
+FEWEST = 6
+# A CJK character is a word by itself; elsewhere a word is a run of letters and digits; other marks stand alone.
+_UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What one answer is worth. `length` is in characters, `repetition` the share of its 4-grams that were there before."""
+
+    exact: float
+    chrf: float
+    rouge_l: float
+    length: int
+    repetition: float
+    stopped: bool
+
+    def figure(self, name: str) -> float:
+        """A field as a number."""
+        return float(getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the evaluation table. `good`: 1 higher is better, -1 lower is better, 0 neither."""
+
+    field: str
+    name: str
+    good: int
+
+
+MEASURES = (
+    Measure("exact", "exact match", 1),
+    Measure("chrf", "chrF", 1),
+    Measure("rouge_l", "ROUGE-L", 1),
+    Measure("stopped", "stops by itself", 1),
+    Measure("repetition", "repetition", -1),
+    Measure("length", "answer length, characters", 0),
+)
+
+
+def marks(answer: str, expected: str, stopped: bool) -> Marks:
+    """Score one answer against the expected one. White space at the ends, its kind, and Unicode forms do not count."""
+    from rapidfuzz.distance import Indel
+
+    ours, theirs = normal(answer), normal(expected)
+    similar = Indel.normalized_similarity(ours, theirs) if ours and theirs else float(ours == theirs)
+    return Marks(float(ours == theirs), _chrf(ours, theirs), similar, len(answer.strip()), repetition(answer), stopped)
+
+
+def _chrf(ours: str, theirs: str) -> float:
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return _chrf_metric().sentence_score(ours, [theirs]).score / 100
+
+
+@functools.cache
+def _chrf_metric() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()
+
+
+def normal(text: str) -> str:
+    """A text as it is compared: NFC, runs of white space as one space."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def repetition(text: str, n: int = 4) -> float:
+    """The share of an answer's 4-grams (of words; of characters in Chinese) that stand in it earlier: seq-rep-4."""
+    units = _UNITS.findall(text)
+    grams = [tuple(units[at : at + n]) for at in range(len(units) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def perplexity(loss: float | None) -> float | None:
+    """exp(loss); None where there is no loss, or none that a number holds."""
+    return None if loss is None or loss > 700 else math.exp(loss)
+
+
+def interval(differences: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the (weighted) mean of paired differences, rows drawn with replacement; seeded."""
+    import numpy as np
+
+    values = np.asarray(differences, float)
+    weight = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    drawn = np.random.default_rng(SEED).integers(0, len(values), (SAMPLES, len(values)))
+    means = (values * weight)[drawn].sum(1) / weight[drawn].sum(1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def verdict(low: float, high: float, good: int, rows: int) -> str:
+    """better, worse, or cannot tell from N rows, of an interval of tuned - base. `good`: which way is better (0: no way)."""
+    if not good:
+        return ""
+    if rows >= FEWEST and low * good > 0 and high * good > 0:
+        return "better"
+    if rows >= FEWEST and low * good < 0 and high * good < 0:
+        return "worse"
+    return f"cannot tell from {rows} row{'s' * (rows != 1)}"
+
+
+def compared(
+    name: str,
+    good: int,
+    before: Sequence[float] | None,
+    after: Sequence[float],
+    quantised: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """One line of the evaluation (the fields of record.Score): paired figures of the same rows in the same order.
+
+    A figure that is not a finite number is None; the tuned model is worse then, where the base's is one.
+    """
+    by = list(weights or [1.0] * len(after))
+
+    def mean(values: Sequence[float] | None) -> float | None:
+        found = sum(v * w for v, w in zip(values, by, strict=True)) / sum(by) if values else math.nan
+        return found if math.isfinite(found) else None
+
+    row = {"name": name, "before": mean(before), "after": mean(after), "quantised": mean(quantised), "rows": len(after)}
+    if row["before"] is None or not before:
+        return row
+    if row["after"] is None:
+        return row | {"verdict": "worse"}
+    low, high = interval([b - a for a, b in zip(before, after, strict=True)], by)
+    return row | {"low": low, "high": high, "verdict": verdict(low, high, good, len(after))}
+
+
+def answer_scores(
+    before: Sequence[Marks] | None, after: Sequence[Marks], quantised: Sequence[Marks] | None = None
+) -> list[dict[str, Any]]:
+    """The evaluation of answers: one line for each of MEASURES."""
+
+    def column(found: Sequence[Marks] | None, field: str) -> list[float] | None:
+        return [one.figure(field) for one in found] if found else None
+
+    return [
+        compared(m.name, m.good, column(before, m.field), column(after, m.field) or [], column(quantised, m.field))
+        for m in MEASURES
+        if after
+    ]
+
+
+def conclusion(scores: Sequence[dict[str, Any]]) -> str:
+    """The verdict of the whole, in one sentence: the losses decide where they were taken, for they count every token."""
+    judged = [score for score in scores if score.get("verdict")]
+    if not judged:
+        return "nothing was compared"
+    first = judged[0]
+    others = [f"{score['name']} {score['verdict']}" for score in judged[1:]]
+    return f"{first['verdict']} by {first['name']}" + (f" ({', '.join(others)})" if others else "")

@@ -1,0 +1,138 @@
+"""Models that can be asked and measured, each in the same way: one run by transformers, one run by llama.cpp."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training import evaluation, llama
+from training.errors import MachineError
+from training.evaluation import Answer
+from training.held_out import Item
+
+ROWS = 16  # rows of logits whose log-probabilities are held at once
+
+
+@dataclass
+class Torch:
+    """A model run by transformers. `adapter`: False switches a LoRA adapter off while this one speaks."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    end_ids: Sequence[int]
+    adapter: bool = True
+    stopping: bool = False
+
+    def answers(self, items: Sequence[Item]) -> list[Answer]:
+        """Greedy answers to the items that have a question, eight at a time."""
+        with self._adapter():
+            parts = (items[at : at + 8] for at in range(0, len(items), 8))
+            return [one for part in parts for one in evaluation.answers(self.model, self.tokenizer, part, self.end_ids)]
+
+    def losses(self, items: Sequence[Item]) -> list[float]:
+        """Mean cross-entropy (nats) over each item's answer."""
+        with self._adapter():
+            return evaluation.losses(self.model, items)
+
+    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
+        """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
+        self.stopping = False
+        with self._adapter():
+            return evaluation.stream(
+                self.model, self.tokenizer, prompt, self.end_ids, most, tell, lambda: self.stopping
+            )
+
+    def stop(self) -> None:
+        """End the answer that is being said; may be called in a signal handler."""
+        self.stopping = True
+
+    def _adapter(self) -> Any:
+        return contextlib.nullcontext() if self.adapter else self.model.disable_adapter()
+
+
+@dataclass
+class Gguf:
+    """A GGUF file run by llama.cpp in a process of its own. `context`: tokens that a talk may have."""
+
+    name: str
+    path: Path
+    process: llama.Process
+    context: int
+    seconds: float = field(default=0.0)  # spent in writing `tokens` tokens so far
+    tokens: int = 0
+
+    def answers(self, items: Sequence[Item]) -> list[Answer]:
+        """Greedy answers to the items that have a question; they end where llama.cpp, and so Ollama, would end them."""
+        found = []
+        for item in items:
+            request = {"do": "answer", "prompts": [item.prompt], "max_tokens": item.most, "stop_ids": None}
+            (one,) = self.process.ask({**request, "stream": False})["answers"]
+            self.seconds, self.tokens = self.seconds + one["seconds"], self.tokens + len(one["ids"])
+            found.append(Answer(one["text"].strip(), one["ids"], one["stopped"]))
+        return found
+
+    def losses(self, items: Sequence[Item]) -> list[float]:
+        """Mean cross-entropy (nats) over each item's answer."""
+        import numpy as np
+
+        first = [next(at for at, label in enumerate(item.labels) if at and label != -100) - 1 for item in items]
+        found = []
+        logits = llama.logits_each(self.path, [item.ids for item in items], first)
+        for item, start, rows in zip(items, first, logits, strict=True):
+            total = 0.0
+            wanted = [at for at in range(start + 1, len(item.ids)) if item.labels[at] != -100]
+            for begin in range(0, len(wanted), ROWS):
+                here = wanted[begin : begin + ROWS]
+                chances = llama.log_softmax(rows[[at - 1 - start for at in here]])
+                total -= float(chances[np.arange(len(here)), [item.labels[at] for at in here]].sum())
+            found.append(total / len(wanted))
+        return found
+
+    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
+        """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
+        request = {"do": "converse", "prompt": list(prompt), "max_tokens": most, "tokens": self.context}
+        one = self.process.ask(request, lambda event: tell(event["piece"]))
+        return Answer(one["text"].strip(), one["ids"], one["stopped"])
+
+    def stop(self) -> None:
+        """End the answer that is being said; may be called in a signal handler."""
+        self.process.stop()
+
+    def prompt_tokens(self, text: str) -> list[int]:
+        """The tokens of a rendered text, with BOS in front where the file says so, as Ollama puts it there."""
+        ids = self.process.ask({"do": "tokenise", "texts": [text], "special": True})["ids"][0]
+        vocab = self.process.ask({"do": "metadata"})["metadata"]["vocab"]
+        return [vocab["bos"], *ids] if vocab["add_bos"] and ids[:1] != [vocab["bos"]] else ids
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second of the answers so far."""
+        return self.tokens / self.seconds if self.seconds else None
+
+
+@contextlib.contextmanager
+def gguf(name: str, path: Path, context: int = 4096) -> Iterator[Gguf]:
+    """Load a GGUF file. RunError where llama.cpp refuses it."""
+    with llama.opened(path) as process:
+        yield Gguf(name, path, process, context)
+
+
+@contextlib.contextmanager
+def torch_pair(
+    base: Path, adapter: Path | None, end_ids: Sequence[int], memory: int | None = None
+) -> Iterator[tuple[Torch, Torch | None]]:
+    """A base model and, with an adapter, the tuned one: the same weights, the adapter switched. MachineError: too large."""
+    from training import reference
+
+    with reference.opened(base, memory, adapter) as found:
+        if isinstance(found, reference.TooLarge):
+            raise MachineError(f"{base} does not fit into memory: {found.reason}")
+        if adapter is None:
+            yield Torch("base", found.model, found.tokenizer, end_ids), None
+            return
+        untouched = Torch("base", found.model, found.tokenizer, end_ids, adapter=False)
+        yield untouched, Torch("tuned", found.model, found.tokenizer, end_ids)
