@@ -58,7 +58,7 @@ def sections(reports: Sequence[Report]) -> list[Section]:
     shown = differing if differing.rows else Text("Nothing: settings, rows and base model are the same.")
     made = [Section("What differs in their settings", (shown,)), Section("Results", (_results(reports),))]
     if charts := _charts(reports):
-        made.append(Section("Losses", (Pictures(tuple(charts)),)))
+        made.append(Section("Losses", tuple(Pictures((chart,)) for chart in charts)))
     if answers := _answers(reports):
         made.append(Section("Answers to the same questions", (answers,)))
     return made
@@ -70,7 +70,12 @@ def _table(names: Sequence[str], rows: Sequence[tuple[str, ...]], numbers: bool 
 
 
 def _names(reports: Sequence[Report]) -> list[str]:
-    return [one.run.id for one in reports]
+    return [name(one) for one in reports]
+
+
+def name(one: Report) -> str:
+    """The run's folder without what is the same in all of their names: a column must not be wider than it needs."""
+    return one.run.id.removeprefix("finetune_")
 
 
 def _differing(reports: Sequence[Report]) -> Table:
@@ -85,16 +90,16 @@ def _differing(reports: Sequence[Report]) -> Table:
     if len(set(hashes)) > 1:
         rows.append(("training rows, SHA-256", *hashes))
     for key in keys:
-        section, _, name = key.partition(".")
-        values = [figures.value_text(one.settings.get(section, {}).get(name)) for one in reports]
+        section, _, named = key.partition(".")
+        values = [figures.value_text(one.settings.get(section, {}).get(named)) for one in reports]
         if len(set(values)) > 1 and key not in ("Training.OUTPUT_DIR", "Model.BASE_MODEL_NAME"):
             rows.append((key, *values))
     return _table(_names(reports), rows)
 
 
 def _results(reports: Sequence[Report]) -> Table:
-    def score(one: Report, name: str, general: bool = False) -> str:
-        line = checklist.named(one.general if general else one.scores, name)
+    def score(one: Report, which: str, general: bool = False) -> str:
+        line = checklist.named(one.general if general else one.scores, which)
         if line is None or line.after is None:
             return ""
         return f"{line.after:.4g}" + (f", {line.verdict}" if line.verdict else "")
@@ -127,7 +132,7 @@ def _charts(reports: Sequence[Report]) -> list[Chart]:
             points = one.training.evaluations if title == "Validation loss" else one.training.losses
             if points:
                 curve = tuple((point.step, point.loss) for point in thin(points, MOST_POINTS))
-                series.append(Series(one.run.id, curve, f"run{number % COLOURS + 1}"))
+                series.append(Series(name(one), curve, f"run{number % COLOURS + 1}"))
         last = max((int(x) for line in series for x, _ in line.points), default=0)
         if series:
             found.append(Chart(title, tuple(series), last))

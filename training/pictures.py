@@ -136,6 +136,9 @@ def _drawn(series: Series, across: Callable[[float], float], down: Callable[[flo
     shown = series.kind == "dots" or len(seen) == 1  # a line of one point would not be seen
     for x, y in seen if series.kind != "faint" else []:
         kind, size = ("dot", 4) if shown else ("spot", 7)
+        kind = (
+            f"{kind} {series.kind}" if series.kind.startswith("run") else kind
+        )  # of several runs, each has its colour
         title = escape(f"step {x:,}: {series.name} {y:{form}}")
         lines.append(
             f'<circle class="{kind}" cx="{across(x)}" cy="{down(y)}" r="{size}"><title>{title}</title></circle>'

@@ -97,16 +97,16 @@ def sections(report: Report) -> list[Section]:
         Section("Warnings", tuple(Text(item, "warn") for item in report.warnings)),
         Section("Next", _next(report)),
         Section("Losses", _losses(report)),
+        Section("Evaluation", _evaluation(report)),
         Section("Before and after", (Answers(report.samples),) if report.samples else ()),
         Section("Files", _files(report)),
-        Section("Evaluation", _evaluation(report)),
-        Section("Checklist", _checklist(report)),
         Section("Checks", _checks(report)),
         Section("Quantised files", _quantised(report)),
         Section("Data", _data(report)),
         Section("Settings", _settings(report)),
         Section("Machine and versions", _machine(report)),
         Section("This very run again", _again(report)),
+        Section("Checklist", _checklist(report)),
     )
     return [section for section in made if section.blocks]
 
@@ -217,14 +217,18 @@ def _checks(report: Report) -> tuple[Any, ...]:
             check.name,
             {True: "passed", False: "FAILED", None: "not run"}[check.passed],
             ", ".join(f"{key} {figures.value_text(item)}" for key, item in check.figures.items()),
-            "" if check.threshold is None else figures.value_text(check.threshold),
-            check.why,
+            "" if check.passed else check.why,
             "" if check.seconds is None else figures.duration(check.seconds),
         )
         for check in report.checks
     )
-    headers = ("check", "result", "figures", "asked for", "why", "time")
-    return (Table(headers, rows, numbers=(5,), marks=1),) if rows else ()
+    headers = ("check", "result", "figures", "why", "time")
+    asked = tuple(
+        (check.name, "" if check.threshold is None else figures.value_text(check.threshold), check.why)
+        for check in report.checks
+    )
+    details = Details("What each check asks for, and why", (Table(("check", "asked for", "why"), asked),))
+    return (Table(headers, rows, numbers=(4,), marks=1), details) if rows else ()
 
 
 def _quantised(report: Report) -> tuple[Any, ...]:
@@ -275,14 +279,14 @@ def _data(report: Report) -> tuple[Any, ...]:
         facts.append(("tokens of an epoch", f"{data.tokens:,}"))
     if data.trained_tokens is not None:
         facts.append(("of these trained", f"{data.trained_tokens:,}"))
-    for name, lengths in (("row", data.percentiles), ("prompt", data.prompts), ("answer", data.answers)):
+    for name, lengths in (("a row", data.percentiles), ("a prompt", data.prompts), ("an answer", data.answers)):
         if lengths:
-            facts.append((f"tokens a {name}", ", ".join(f"{at} %: {tokens:,}" for at, tokens in lengths.items())))
+            facts.append((f"tokens {name}", ", ".join(f"{at} %: {tokens:,}" for at, tokens in lengths.items())))
     if data.turns is not None:
         facts.append(("conversations among all rows", f"{data.turns:,}"))
     if data.chinese is not None and data.distinct is not None:
-        facts.append(("training answers with Chinese characters", f"{data.chinese:.0%}"))
-        facts.append(("different answers among them", f"{data.distinct:.0%}"))
+        facts.append(("training answers with Chinese characters", f"{100 * data.chinese:.0f} %"))
+        facts.append(("different answers among them", f"{100 * data.distinct:.0f} %"))
     facts.append(("rows cut by MAX_SEQ_LENGTH", f"{data.cut:,}"))
     facts.append(("rows left out", f"{data.rejected:,}" + (" (see rejected.jsonl)" if data.rejected else "")))
     files = tuple(
