@@ -61,7 +61,7 @@ def test_other_rows_and_another_base_model_are_differences() -> None:
 
 def test_the_page_has_a_curve_for_each_run_and_the_answers_to_shared_questions() -> None:
     text = comparison.html([run("a"), run("b", R=32)])
-    assert text.count('class="line run1"') == text.count('class="line run2"') == 1  # validation has one point: a dot
+    assert text.count('class="line run1"') == text.count('class="line run2"') == 2  # validation and training
     assert "Answers to the same questions" in text and "Who are you?" in text and "<script" not in text
 
 
