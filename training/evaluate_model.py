@@ -20,6 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
 
+import os  # noqa: E402
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded; see finetune.py
+
 from loguru import logger  # noqa: E402
 
 from training import dataset, evaluation, figures, files, held_out, log, scoring, settings, speakers, subject  # noqa: E402

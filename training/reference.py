@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training import weights
+from training.errors import RunError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +92,11 @@ def opened(folder: Path, memory: int | None = None, adapter: Path | None = None)
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        try:
+            model = PeftModel.from_pretrained(model, adapter)
+        except (RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise RunError("model", f"the adapter in {adapter} does not fit {folder}: {first}") from error
     try:
         yield Reference(model.eval(), tokenizer, dtype)
     finally:
