@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,8 +106,13 @@ class Gguf:
     def prompt_tokens(self, text: str) -> list[int]:
         """The tokens of a rendered text, with BOS in front where the file says so, as Ollama puts it there."""
         ids = self.process.ask({"do": "tokenise", "texts": [text], "special": True})["ids"][0]
+        bos = self._bos
+        return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
+
+    @functools.cached_property
+    def _bos(self) -> int | None:
         vocab = self.process.ask({"do": "metadata"})["metadata"]["vocab"]
-        return [vocab["bos"], *ids] if vocab["add_bos"] and ids[:1] != [vocab["bos"]] else ids
+        return vocab["bos"] if vocab["add_bos"] else None
 
     @property
     def speed(self) -> float | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training import chat, privacy, speakers, subject, summary
-from training.errors import UserError
+from training.errors import MachineError, UserError
 from training.evaluation import Answer
 from training.rows import Turn
 from training.subject import Subject
@@ -151,7 +151,7 @@ def loop(talk: Talk) -> None:
                 command(talk, line)
             elif line:
                 ask(talk, line)
-        except UserError as error:
+        except (UserError, MachineError) as error:  # such as a base model that does not fit beside this one
             print(f"({error})")
         except KeyboardInterrupt:
             print("\n(Ctrl-D leaves)")
