@@ -90,6 +90,22 @@ def test_the_report_has_a_validation_loss_from_before_and_from_after_the_last_st
 
 
 @pytest.mark.tiny
+def test_the_report_compares_base_tuned_and_quantised_model_and_claims_nothing_from_three_rows(undisturbed):
+    report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
+    scores = {score["name"]: score for score in report["scores"]}
+    loss = scores["loss on held-out answers"]
+    assert loss["rows"] == 3 and loss["verdict"] == "cannot tell from 3 rows"
+    assert loss["after"] == pytest.approx(report["training"]["after"], rel=0.02)  # two ways to the same figure
+    assert loss["before"] == pytest.approx(report["training"]["before"], rel=0.02)
+    assert loss["quantised"] == pytest.approx(loss["after"], rel=0.05)
+    assert {"perplexity", "exact match", "chrF", "ROUGE-L", "stops by itself", "repetition"} < scores.keys()
+    assert [(score["rows"], bool(score["verdict"])) for score in report["general"]] == [(24, True)]
+    assert report["quantised"][0]["tokens_per_second"] > 0
+    assert (report["data"]["chinese"], report["data"]["distinct"]) == (0, 1)
+    assert "## Checklist" in (undisturbed / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.tiny
 def test_every_event_line_is_a_json_object_and_the_last_one_says_done(undisturbed):
     lines = (undisturbed / "events.jsonl").read_text(encoding="utf-8").splitlines()
     told = [json.loads(line) for line in lines]

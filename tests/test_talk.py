@@ -44,7 +44,7 @@ class Terminal:
         os.close(slave)
         self.shown = ""
 
-    def until(self, pattern: str, seconds: float = 90) -> str:
+    def until(self, pattern: str, seconds: float = 240) -> str:
         """Wait for a text that fits; gives what was shown up to its end, and begins anew after it."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.shown, re.DOTALL)):
@@ -91,7 +91,7 @@ def test_a_talk_with_a_runs_gguf_file_answers_compares_and_leaves(undisturbed: P
         one.type("/reset\n")
         one.until(r"forgotten\)\r\n> ")
         one.type("\x04")
-        assert one.process.wait(timeout=30) == 0
+        assert one.process.wait(timeout=120) == 0
 
 
 @pytest.mark.tiny
@@ -107,7 +107,7 @@ def test_ctrl_c_stops_an_answer_that_streams_and_the_talk_goes_on(tiny_model: Pa
         one.type("/compare x\n")
         one.until(r"\(there is no base model beside this one to compare it with\)\r\n> ")
         one.type("\x04")
-        assert one.process.wait(timeout=30) == 0
+        assert one.process.wait(timeout=120) == 0
 
 
 @pytest.mark.tiny
