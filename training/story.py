@@ -12,6 +12,7 @@ from training.evaluation import LOSS
 from training.record import Report, Score
 
 CLEAR = 0.01  # of the validation loss: a smaller change is not called one
+PERCENTILES = {"50": "median", "100": "most"}
 SHOWN_STEPS = 40  # rows of the table of steps; the rest stands in events.jsonl
 
 
@@ -216,7 +217,7 @@ def _checks(report: Report) -> tuple[Any, ...]:
         (
             check.name,
             {True: "passed", False: "FAILED", None: "not run"}[check.passed],
-            ", ".join(f"{key} {figures.value_text(item)}" for key, item in check.figures.items()),
+            ", ".join(f"{key} {text}" for key, item in check.figures.items() if (text := figures.value_text(item))),
             "" if check.passed else check.why,
             "" if check.seconds is None else figures.duration(check.seconds),
         )
@@ -281,7 +282,12 @@ def _data(report: Report) -> tuple[Any, ...]:
         facts.append(("of these trained", f"{data.trained_tokens:,}"))
     for name, lengths in (("a row", data.percentiles), ("a prompt", data.prompts), ("an answer", data.answers)):
         if lengths:
-            facts.append((f"tokens {name}", ", ".join(f"{at} %: {tokens:,}" for at, tokens in lengths.items())))
+            facts.append(
+                (
+                    f"tokens {name}",
+                    ", ".join(f"{PERCENTILES.get(at, f'{at} % up to')} {n:,}" for at, n in lengths.items()),
+                )
+            )
     if data.turns is not None:
         facts.append(("conversations among all rows", f"{data.turns:,}"))
     if data.chinese is not None and data.distinct is not None:
