@@ -31,7 +31,7 @@ def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     script = str(ROOT / "training" / "evaluate_model.py")
     return subprocess.run(
         [sys.executable, script, *map(str, arguments)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=300,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=900,
     )  # fmt: skip
 
 

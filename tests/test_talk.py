@@ -126,7 +126,7 @@ def test_llama_cpp_stops_in_the_middle_and_goes_on_from_what_it_has_read(undistu
 @pytest.mark.tiny
 def test_a_run_without_a_gguf_file_is_no_run_to_talk_to(undisturbed: Path, tmp_path: Path) -> None:
     ended = finetune("--config", undisturbed / "config.ini", "--chat", tmp_path)
-    assert (ended.code, ended.stdout) == (2, "") and "there is no run" in ended.stderr
+    assert (ended.code, ended.stdout) == (2, "") and "not a run" in ended.stderr
 
 
 class Speaker:

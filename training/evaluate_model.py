@@ -12,7 +12,7 @@ import io
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 from loguru import logger  # noqa: E402
 
-from training import dataset, evaluation, figures, files, held_out, log, scoring, settings, speakers, subject  # noqa: E402
+from training import dataset, evaluation, figures, files, held_out, log, scoring, speakers, subject  # noqa: E402
 from training.errors import FinetuneError, MachineError, UserError  # noqa: E402
 from training.held_out import Item  # noqa: E402
 from training.scoring import Marks  # noqa: E402
@@ -50,11 +50,11 @@ def rows_of(found: Subject, test_data: str | None) -> Any:
     """The rows to measure on: those of a file, else the run's own test or validation rows. UserError when there are none."""
     given = found.settings
     if test_data is not None:
-        whole = {"DATASET_FILE": test_data, "VALIDATION_FILE": "", "VALIDATION_SPLIT": "0", "TEST_SPLIT": "0"}
-        overrides = [settings.Override("Dataset", key, value, "--test-data") for key, value in whole.items()]
-        given = settings.load(given.config, overrides, check_files=False)
-        if not given.dataset.dataset_file.is_file():
+        file = Path(test_data).expanduser().absolute()
+        if not file.is_file():
             raise UserError(f"--test-data {test_data}: no such file")
+        whole = replace(given.dataset, dataset_file=file, validation_file=None, validation_split=0.0, test_split=0.0)
+        given = replace(given, dataset=replace(whole, max_rows=0))
         return dataset.load(given, CACHE).train
     data = dataset.load(given, CACHE)
     kept = data.test if data.test is not None else data.validation
