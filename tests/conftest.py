@@ -128,12 +128,3 @@ EVAL_STEPS = 3
         encoding="utf-8",
     )
     return config
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """One finished run on the tiny model, which the tests only look at."""
-    config = write_tiny_config(tmp_path_factory.mktemp("undisturbed"), tiny_model)
-    ended = finetune("--config", config)
-    assert ended.code == 0, ended.stderr
-    return ended.run
