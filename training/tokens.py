@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-VERSION = 2  # of the encoding; raise it when the same rows would give other tokens
+VERSION = 3  # of the encoding; raise it when the same rows would give other tokens, or other columns
 KEPT_DAYS = 30  # since a cached file was last asked for
 BATCH = 500  # rows tokenised in one call
 ROWS_A_WORKER = 5_000  # starting a process costs about as much as tokenising this many rows
