@@ -1,64 +1,230 @@
-"""How fast is training, with and without the fast path for CPUs?  python benchmarks/train_speed.py [--rounds 2] [--steps 8]
+"""How fast is LoRA training on this CPU?  python benchmarks/train_speed.py [--rounds 3] [--model DIR] [--data FILE.json]
 
-Starts the program itself in turn with FAST_CPU = true and false on the shipped model and rows, stops it after a few
-steps, and prints tokens a second (real prompt and answer tokens, optimizer included), peak memory, and the ratio of each
-round: compare within a round only, for shared machines drift.
+In turn, each in a process of its own, on the same tokenised rows with the same hyper-parameters:
+  ours    this program's trainer with its fast path (training/fast_cpu.py)
+  trl     TRL's SFTTrainer with its defaults: float32 weights, bf16 autocast, gradient checkpointing
+  tuned   TRL with bf16 weights and without checkpointing
+  bound   nothing but the frozen matrix products, forward and input gradient, of as many tokens as ours has in a
+          micro-batch: no LoRA training with these products can be faster
+and prints tokens a second (padding not counted; steps 3 to the last), peak memory and the last loss. Shared machines drift:
+compare within a round, and look at the ratios.
+
+Without --data the rows are random tokens, 40 to 520 of them, 210 in the mean, which is what short instruction data
+looks like. --length N: rows of exactly N tokens. --shape qwen3-0.6b: a random model of that shape instead of a folder.
+--ways ours,trl,...: only these.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does, for all ways alike
+
+WAYS = ("ours", "trl", "tuned", "bound")
+SHAPES = {
+    "qwen3-0.6b": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+}
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-def measure(fast: bool, steps: int, more: list[str]) -> dict[str, float]:
-    """Median tokens a second over steps 3 to `steps`, and peak memory in GB, of one run of the program."""
+def rows(args: argparse.Namespace, vocabulary: int) -> list[dict]:
+    """Tokenised rows, input_ids and labels: of a JSON file of instruction/input/output, or random."""
+    import random
+
+    chance = random.Random(0)
+    if args.data:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        made = []
+        for row in json.loads(Path(args.data).read_text(encoding="utf-8"))[: args.rows]:
+            asked = [{"role": "user", "content": "\n".join(filter(None, (row["instruction"], row.get("input"))))}]
+            told = [*asked, {"role": "assistant", "content": row["output"]}]
+            prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+            ids = tokenizer.apply_chat_template(told, return_dict=True)["input_ids"][: args.max_length]
+            if len(prompt) < len(ids):
+                made.append({"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :]})
+        return made
+    made = []
+    for _ in range(args.rows):
+        length = args.length or min(520, max(40, int(chance.lognormvariate(5.2, 0.55))))
+        ids = [chance.randrange(100, vocabulary) for _ in range(length)]
+        prompt = int(0.3 * length)
+        made.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
+    return made
+
+
+def load(args: argparse.Namespace, dtype: str):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    if args.shape:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[args.shape]), dtype=getattr(torch, dtype))
+    return AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, dtype))
+
+
+def work(args: argparse.Namespace) -> dict:
+    """One way, in this process."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    config = SHAPES[args.shape] if args.shape else json.loads((Path(args.model) / "config.json").read_text())
+    if args.way == "bound":
+        return bound(config, args.tokens)
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from training import fast_cpu, trainer
+
+    data = rows(args, min(config["vocab_size"], 49_000))
+    micro, accumulation = args.batch
+    trainer_class, options = SFTTrainer, {}
+    if args.way == "ours":
+        lengths = [len(row["input_ids"]) for row in data]
+        micro, accumulation = fast_cpu.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths))
+        watch = trainer.Watch(Path(tempfile.gettempdir()), {}, 1, fast=True)
+        trainer_class = trainer.hooked(SFTTrainer, watch)
+        options = {"gradient_checkpointing": False}
+    elif args.way == "tuned":
+        options = {"gradient_checkpointing": False}
+    model = load(args, "float32" if args.way == "trl" else "bfloat16")
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
+
+    class Clock(TrainerCallback):
+        ends: list[float] = []
+        losses: list[float] = []
+
+        def on_step_end(self, *_, **__):
+            self.ends.append(time.perf_counter())
+
+        def on_log(self, _, __, ___, logs=None, **____):
+            if logs and "loss" in logs:
+                self.losses.append(logs["loss"])
+
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "training" / "finetune.py"), "--events", "--output", folder]
-        command += ["--set", f"Hardware.FAST_CPU={'true' if fast else 'false'}", *more]
-        run = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        speeds, memory = [], 0
-        for line in run.stdout:
-            event = json.loads(line)
-            if event["event"] == "step":
-                memory = max(memory, event["peak_memory"])
-                if event["step"] > 2:
-                    speeds.append(event["tokens_per_second"])
-                if event["step"] == steps:
-                    run.send_signal(signal.SIGTERM)
-                    break
-        _, said = run.communicate()
-        if len(speeds) < steps - 2:
-            raise SystemExit(said)
-    return {"tokens_per_second": statistics.median(speeds), "peak_memory_gb": memory / 1e9}
+        chosen = SFTConfig(
+            output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation,
+            learning_rate=2e-4, max_steps=args.steps, warmup_steps=2, logging_steps=1, report_to="none",
+            save_strategy="no", max_length=None, seed=0, disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True}, train_sampling_strategy="sequential", **options,
+        )  # fmt: skip
+        one = trainer_class(
+            model=model, args=chosen, train_dataset=Dataset.from_list(data), processing_class=_tokenizer(args),
+            callbacks=[Clock()],
+        )  # fmt: skip
+        one.train()
+    step = args.batch[0] * args.batch[1]
+    tokens = sum(len(data[i % len(data)]["input_ids"]) for i in range(2 * step, args.steps * step))
+    return {
+        "tokens_per_second": tokens / (Clock.ends[-1] - Clock.ends[1]),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "loss": Clock.losses[-1],
+        "tokens": int(micro * statistics.mean(len(row["input_ids"]) for row in data)),
+    }
+
+
+def _tokenizer(args: argparse.Namespace):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(args.model)
+
+
+def bound(config: dict, tokens: int, head_share: float = 0.7, seconds: float = 5.0) -> dict:
+    """Tokens a second of the frozen products alone, in bf16; `head_share` of the tokens meet the output layer."""
+    import torch
+    from torch.nn.functional import linear
+
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    query, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    shapes = [(query, hidden), (keys, hidden), (keys, hidden), (hidden, query)]
+    shapes += [(inner, hidden), (inner, hidden), (hidden, inner)]
+    weights = [torch.randn(size).bfloat16() for _ in range(config["num_hidden_layers"]) for size in shapes]
+    head = torch.randn(config["vocab_size"], hidden).bfloat16()
+    inputs = {width: torch.randn(tokens, width).bfloat16() for width in (hidden, query, keys, inner)}
+    trained = max(1, int(head_share * tokens))
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 4:
+        began = time.perf_counter()
+        for weight in weights:
+            linear(inputs[weight.shape[1]], weight)
+            inputs[weight.shape[0]] @ weight
+        for start in range(0, trained, 512):
+            logits = linear(inputs[hidden][start : min(trained, start + 512)], head)
+            logits @ head
+        times.append(time.perf_counter() - began)
+    return {"tokens_per_second": tokens / statistics.median(times[1:]), "memory": 0, "loss": None, "tokens": tokens}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
-    args, more = parser.parse_known_args()
-    print(f"{'round':<7}{'plain tok/s':>12}{'fast tok/s':>12}{'ratio':>8}{'plain GB':>10}{'fast GB':>9}")
-    ratios = []
+    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"))
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--data")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--batch", default="2x4", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--ways", default=",".join(WAYS), type=lambda text: text.split(","))
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--tokens", type=int, default=1024, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.way:
+        print(json.dumps(work(args)))
+        return
+    if not args.shape and not Path(args.model).is_dir():
+        parser.error(f"{args.model} is not there; ./run.sh --check unpacks the embedded model, --model names another")
+    print(f"{'round':<7}{'way':<7}{'tokens/s':>10}{'of bound':>10}{'GB':>7}{'loss':>9}")
+    found: dict[str, list[float]] = {way: [] for way in args.ways}
     for number in range(1, args.rounds + 1):
-        plain, fast = (measure(way, args.steps, more) for way in (False, True))
-        ratios.append(fast["tokens_per_second"] / plain["tokens_per_second"])
-        print(
-            f"{number:<7}{plain['tokens_per_second']:>12.0f}{fast['tokens_per_second']:>12.0f}{ratios[-1]:>8.2f}"
-            f"{plain['peak_memory_gb']:>10.2f}{fast['peak_memory_gb']:>9.2f}",
-            flush=True,
-        )
-    print(f"median ratio {statistics.median(ratios):.2f}")
+        figures = {}
+        for way in args.ways:
+            tokens = figures.get("ours", {}).get("tokens", args.tokens)
+            command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--tokens", str(tokens)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            figures[way] = json.loads(done.stdout.splitlines()[-1])
+        limit = figures.get("bound", {}).get("tokens_per_second")
+        for way, figure in figures.items():
+            speed = figure["tokens_per_second"]
+            found[way].append(speed)
+            share = f"{speed / limit:.2f}" if limit else "-"
+            memory, loss = (f"{figure['memory'] / 1e9:.2f}", f"{figure['loss']:.4f}") if figure["memory"] else ("", "")
+            print(f"{number:<7}{way:<7}{speed:>10.0f}{share:>10}{memory:>7}{loss:>9}", flush=True)
+    if "ours" in found:
+        for way in args.ways[1:]:
+            ratios = [ours / other for ours, other in zip(found["ours"], found[way], strict=True)]
+            print(f"ours / {way}: {statistics.median(ratios):.2f} (median; {min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":
