@@ -1,6 +1,6 @@
 """Is the memory plan right?  python benchmarks/memory_plan.py [--only NAME] [--steps 2]
 
-Trains random Llama models of several shapes on the CPU, each in a process of its own through the program's own stages,
+Trains the shipped model, and random Llamas of other shapes, on the CPU, each in a process of its own through the program's own stages,
 and compares the peak (VmHWM) with what the plan said before. Bound: 20 %. Linux only (/proc).
 """
 
@@ -20,23 +20,20 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
 BOUND = 0.20
-# name -> the model, then the run. SmolLM2's vocabulary (49,152 tokens) in all of them.
+# name -> the model (the shipped one without a shape), then the run. SmolLM2's vocabulary (49,152 tokens) in all of them.
+MIDDLE = {"hidden": 1024, "inner": 3072, "layers": 20, "heads": 16, "kv": 8}  # 0.3B
+LARGE = {"hidden": 1536, "inner": 4096, "layers": 16, "heads": 12, "kv": 12}  # 0.5B
 CASES: dict[str, tuple[dict[str, int], dict[str, object]]] = {
-    "135M, shipped settings": ({}, {}),
+    "135M, 2 x 40, shipped settings": ({}, {}),
+    "135M, 2 x 512": ({}, {"length": 512}),
     "135M, 4 x 512": ({}, {"length": 512, "batch": 4}),
-    "135M, 4 x 512, checkpointing": ({}, {"length": 512, "batch": 4, "checkpointing": "true"}),
-    "135M, 2 x 1024, all linear": ({}, {"length": 1024, "targets": "all-linear", "r": 64}),
-    "135M, 2 x 512, fp32": ({}, {"length": 512, "precision": "fp32"}),
-    "320M, 2 x 512": ({"hidden": 1024, "inner": 3072, "layers": 20, "heads": 16, "kv": 8}, {"length": 512}),
-    "320M, 1 x 2048, checkpointing": (
-        {"hidden": 1024, "inner": 3072, "layers": 20, "heads": 16, "kv": 8},
-        {"length": 2048, "batch": 1, "checkpointing": "true"},
-    ),
-    "500M, 4 x 128, rank 128": (
-        {"hidden": 1536, "inner": 4096, "layers": 16, "heads": 12, "kv": 12},
-        {"length": 128, "batch": 4, "targets": "all-linear", "r": 128},
-    ),
-    "135M, 2 x 768, Unsloth's CPU backend": ({}, {"length": 768, "engine": "unsloth"}),
+    "135M, 2 x 512, checkpointing": ({}, {"length": 512, "checkpointing": "true"}),
+    "135M, 1 x 1024, all linear, rank 64": ({}, {"length": 1024, "batch": 1, "targets": "all-linear", "r": 64}),
+    "135M, 1 x 512, fp32": ({}, {"length": 512, "batch": 1, "precision": "fp32"}),
+    "0.3B, 1 x 512": (MIDDLE, {"length": 512, "batch": 1}),
+    "0.3B, 1 x 1024, checkpointing": (MIDDLE, {"length": 1024, "batch": 1, "checkpointing": "true"}),
+    "0.5B, 2 x 128, all linear, rank 128": (LARGE, {"length": 128, "targets": "all-linear", "r": 128}),
+    "135M, 1 x 768, Unsloth's CPU backend": ({}, {"length": 768, "batch": 1, "engine": "unsloth"}),
 }
 CONFIG = """[Model]
 BASE_MODEL_NAME = {model}
@@ -76,11 +73,10 @@ def make(folder: Path, shape: dict[str, int]) -> None:
     from training import base_model, settings
 
     embedded = base_model.locate(settings.Model(base_model_name=base_model.EMBEDDED)).path
-    given = {"hidden": 576, "inner": 1536, "layers": 30, "heads": 9, "kv": 3, **shape}
     config = LlamaConfig(
-        vocab_size=json.loads((embedded / "config.json").read_text())["vocab_size"], hidden_size=given["hidden"],
-        intermediate_size=given["inner"], num_hidden_layers=given["layers"], num_attention_heads=given["heads"],
-        num_key_value_heads=given["kv"], max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        vocab_size=json.loads((embedded / "config.json").read_text())["vocab_size"], hidden_size=shape["hidden"],
+        intermediate_size=shape["inner"], num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv"], max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16)
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -114,7 +110,10 @@ def run_case(name: str, folder: Path, steps: int, python: str) -> dict:
     shape, given = CASES[name]
     options = {**USUAL, **given, "steps": steps}
     command = [sys.executable, str(Path(__file__).resolve())]
-    subprocess.run([*command, "--make", str(folder / "model"), json.dumps(shape)], check=True, capture_output=True)
+    model = "embedded/SmolLM2-135M-Instruct"
+    if shape:
+        model = str(folder / "model")
+        subprocess.run([*command, "--make", model, json.dumps(shape)], check=True, capture_output=True)
     text = " ".join(
         f"word{i}" for i in range(int(options["length"]))
     )  # cut to the length, and nearly all of it trained
@@ -122,7 +121,7 @@ def run_case(name: str, folder: Path, steps: int, python: str) -> dict:
     if options["length"] == USUAL["length"]:
         rows = [{"instruction": f"What is {i} and {i}?", "output": f"It is {2 * i}."} for i in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.ini").write_text(CONFIG.format(model=folder / "model", **options))
+    (folder / "config.ini").write_text(CONFIG.format(model=model, **options))
     if options["engine"] == "unsloth":
         command[0] = python
     done = subprocess.run([*command, "--measure", str(folder / "config.ini")], capture_output=True, text=True)
