@@ -16,9 +16,8 @@ MARGIN = 1.2  # an estimate may be this factor too high: what does not fit even 
 # Python with torch, transformers, trl and datasets loaded, before any weight: 0.58 GB (measured). A CUDA context with its
 # kernels and cuBLAS' work space is put at 0.8 GB.
 PROGRAM = {"cpu": 580_000_000, "gpu": 800_000_000}
-HOLES = (
-    1.15  # on a CPU the peak is so much above what the kept tensors add up to (measured): malloc's holes, temporaries
-)
+# On a CPU the peak is so much above what the kept tensors add up to (measured): malloc's holes, temporaries.
+HOLES = 1.05
 STATE = {
     "8bit": 2.1,
     "adafactor": 0.1,
@@ -148,23 +147,25 @@ def activations(given: Any, model: Shape, tokens: int, longest: int) -> int:
 def _kept(given: Any, model: Shape, longest: int) -> int:
     """Bytes a token and layer that autograd keeps, the base being frozen (transformers' Llama, PEFT's LoRA).
 
-    Two norms in float32; the input of each targeted module, a copy each in 16 bit, for autocast makes one; queries, keys,
-    values and output of the attention; the gate before and after its activation, and the other factor. Eager attention
-    keeps its probabilities as well, in float32 and in the model's width.
+    Two norms in float32; the input of each targeted module, a copy each where the model is in 16 bit (on a CPU PEFT's own,
+    in float32); queries, keys, values and output of the attention; the gate before and after its activation, and the
+    other factor. On a CPU the attention's probabilities too, as the measured peaks say: eager keeps them in float32 and
+    in the model's width, SDPA in the model's width. A GPU's fused attention keeps none.
     """
-    width = _width(given)
+    width, on_cpu = _width(given), given.hardware.device == "cpu"
     wanted = set(given.lora.target_modules)
     targeted = [size[0] for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
-    copies = sum(targeted) if width == 2 else sum(set(targeted))
+    copies = (4 if on_cpu else 2) * sum(targeted) if width == 2 else 4 * sum(set(targeted))
     attention = 4 * model.heads * model.head_dim
-    kept = 8 * model.hidden + width * (copies + attention + 3 * model.inner)
-    if eager(given, longest):
-        kept += model.heads * longest * (4 + (width if width == 2 else 0))
+    kept = 8 * model.hidden + copies + width * (attention + 3 * model.inner)
+    if on_cpu:
+        again = 4 if eager(given, longest) and width == 2 else 0
+        kept += model.heads * longest * (width + again)
     return kept
 
 
 def eager(given: Any, longest: int) -> bool:
-    """Whether attention probabilities are kept: on a CPU with transformers, for short rows (engine.EAGER_UP_TO)."""
+    """Whether attention is plain matrix products: on a CPU with transformers, for short rows (engine.EAGER_UP_TO)."""
     from training.engine import EAGER_UP_TO
 
     return given.hardware.device == "cpu" and given.hardware.engine == "transformers" and longest <= EAGER_UP_TO
