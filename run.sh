@@ -26,7 +26,7 @@ if ! "$BASH" "$root/setup.sh" --ready; then
         for argument in "$@"; do
             case $argument in --help | -h) exec "$python" -B "$root/training/command_line.py" "$@" ;; esac
         done
-        "$python" -B "$root/training/command_line.py" "$@" >/dev/null
+        "$python" -B "$root/training/command_line.py" "$@"
     fi
     "$BASH" "$root/setup.sh"
 fi

@@ -1,47 +1,58 @@
-"""Gather what a run's report says, from its plan and from what its stages left in status.json."""
+"""Gather what a run's report says: from its plan when it begins, and from what its stages left in status.json at its end."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
-from training import dataset, held_out, record, report, runs
+from training import dataset, evaluation, files, held_out, record, report, runs
 
 PERCENTILES = ("50", "90", "99", "100")
 PROFILED = 1000  # rows
-ROOT = Path(__file__).resolve().parent.parent
+PLANNED = "report.json"  # in checkpoints/: what the plan gives to the report, for whichever process writes it
 
 
-def write(plan: Any, run: runs.Run, state: str, error: Any = None) -> None:
-    """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
-    report.write(run.path, gather(plan, run, state, error))
-
-
-def gather(plan: Any, run: runs.Run, state: str, error: Any = None) -> record.Report:
-    """The whole report. Stages that did not run leave their part out."""
-    settings, stages = plan.settings, run.status.get("stages", {})
-    trained = stages.get("train")
-    return record.Report(
-        name=settings.model.new_model_name,
-        run=_run(run, state, error, stages),
+def keep(plan: Any, run: runs.Run) -> None:
+    """Write down what only the plan knows: a run may be finished by another process, without its data file."""
+    planned = record.Report(
+        name=plan.settings.model.new_model_name,
+        run=record.RunFacts(run.path.name, str(run.path)),
         base=record.BaseFacts(
             name=plan.base.name,
             kind=plan.base.kind,
             revision=plan.base.revision,
             parameters=plan.base.parameters,
-            trainable=(trained or {}).get("trainable"),
             max_length=plan.base.max_length,
         ),
-        settings=settings.as_dict(),
-        differences=tuple(settings.differences()),
-        choices=tuple(settings.choices),
-        seed=settings.training.seed,
+        settings=plan.settings.as_dict(),
+        differences=tuple(plan.settings.differences()),
+        choices=tuple(plan.settings.choices),
+        seed=plan.settings.training.seed,
         versions=plan.machine.versions,
         machine={k: v for k, v in plan.machine.as_dict().items() if k != "versions"},
         data=_data(plan),
-        training=_training(plan, trained) if trained else None,
+        training=record.TrainingFacts(total=plan.steps),
+        warnings=tuple(plan.data.warnings),
+    )
+    files.write_json(run.path / runs.CHECKPOINTS / PLANNED, record.plain(planned))
+
+
+def write(run: runs.Run, state: str, error: Any = None) -> None:
+    """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
+    report.write(run.path, gather(run, state, error))
+
+
+def gather(run: runs.Run, state: str, error: Any = None) -> record.Report:
+    """The whole report. Stages that did not run leave their part out."""
+    planned = report.read(run.path / runs.CHECKPOINTS / PLANNED)
+    stages = run.status.get("stages", {})
+    trained = stages.get("train")
+    return dataclasses.replace(
+        planned,
+        run=_run(run, state, error, stages),
+        base=dataclasses.replace(planned.base, trainable=(trained or {}).get("trainable")),
+        training=_training(planned, trained) if trained else None,
         samples=tuple(
             record.Sample(s["question"], s["before"], s["after"], s["stopped"], s["expected"])
             for s in stages.get("evaluate", {}).get("samples", [])
@@ -51,7 +62,7 @@ def gather(plan: Any, run: runs.Run, state: str, error: Any = None) -> record.Re
         quantised=_quantised(run, stages),
         checks=tuple(record.Check(**c) for c in run.status.get("checks", [])),
         artefacts=report.artefacts(run.path),
-        warnings=(*plan.data.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
+        warnings=(*planned.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
     )
 
 
@@ -66,6 +77,21 @@ def _quantised(run: runs.Run, stages: dict[str, Any]) -> tuple[record.Quantised,
     speeds = stages.get("check", {}).get("quantised", {}).get("speeds", {})
     found = (record.Quantised(**row) for row in run.status.get("quantised", []))
     return tuple(dataclasses.replace(row, tokens_per_second=speeds.get(row.file)) for row in found)
+
+
+def worse(run: runs.Run, best: bool) -> str:
+    """In which way the tuned model is worse than the base: by the validation loss, or by that on the test rows."""
+    validation = run.stage("train")["validation"]
+    before, after = validation["before"], validation["best" if best else "after"]
+    if before is not None and after is not None and after > before:
+        return f"the tuned model is worse than the base: validation loss {before:.4f} before, {after:.4f} after"
+    for score in (run.stage("evaluate") or {}).get("scores", []):
+        if score["name"] == evaluation.LOSS and score.get("verdict") == "worse":
+            after = "no finite number" if score["after"] is None else f"{score['after']:.4f}"
+            return (
+                f"the tuned model is worse than the base: {score['name']} {score['before']:.4f} before, {after} after"
+            )
+    return ""
 
 
 def _run(run: runs.Run, state: str, error: Any, stages: dict[str, Any]) -> record.RunFacts:
@@ -119,15 +145,18 @@ def _profile(rows: Any) -> dict[str, float]:
     return {"chinese": chinese / len(answers), "distinct": len(set(answers)) / len(answers)}
 
 
-def _training(plan: Any, trained: dict[str, Any]) -> record.TrainingFacts:
+def _training(planned: record.Report, trained: dict[str, Any]) -> record.TrainingFacts:
+    found = trained["validation"]
+    kept_best = planned.settings["Training"]["EARLY_STOPPING_PATIENCE"] and found["best"] is not None
     return record.TrainingFacts(
         steps=trained["steps"],
-        total=plan.steps,
+        total=planned.training.total,
         epochs=trained["epochs"],
-        before=trained["validation"]["before"],
-        after=trained["validation"]["after"],
-        best=trained["validation"]["best"],
+        before=found["before"],
+        after=found["best" if kept_best else "after"],
+        best=found["best"],
         best_step=trained["best_step"],
+        stopped_early=trained["stopped_early"],
         tokens_per_second=trained["tokens_per_second"],
         peak_memory=trained["peak_memory"],
     )

@@ -6,6 +6,7 @@ of every file, the fingerprint of the run, and what the trainer itself does not 
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -102,13 +103,24 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file; hashed once as long as nobody writes to it, for a checkpoint is looked at several times."""
+    found = path.stat()
+    return _hashed(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.cache
+def _hashed(path: Path, *_identity: int) -> str:
+    return files.sha256(path)
+
+
 def _damage(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, digest in manifest["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if files.sha256(path / name) != digest:
+            if _digest(path / name) != digest:
                 return f"{name} has changed or is cut short"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST}: {error}"

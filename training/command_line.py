@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
 
-from training import ini, names, settings, usage  # noqa: E402
+from training import events, ini, names, settings, usage  # noqa: E402
 from training.errors import FinetuneError, UserError  # noqa: E402
 from training.sections import TABLE  # noqa: E402
 from training.settings import Override  # noqa: E402
@@ -203,6 +204,15 @@ def _from_here(text: str) -> Path:
     return path if path.is_absolute() else settings.here() / path
 
 
+def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
+    """Tell what is wrong with arguments or settings: on stderr, and to a program that listens (--events) as an event."""
+    print(error, file=sys.stderr)
+    if "--events" in argv and "--follow" not in argv:  # there the lines are another run's
+        with suppress(OSError):  # nobody listens any more
+            print(events.as_line("failed", exit_code=error.exit_code, error=str(error)), flush=True)
+    return error.exit_code
+
+
 def main(argv: Sequence[str], check_packages: bool = False) -> int:
     """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
     try:
@@ -210,8 +220,7 @@ def main(argv: Sequence[str], check_packages: bool = False) -> int:
         if arguments.command in ("run", "check"):
             settings.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return refuse(error, argv)
     return 0
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from training import log
+from training import files
 
 VERSION = 1
 
@@ -23,24 +23,30 @@ class Events:
     """Appends events to a file and, with --events, to stdout. A line is one write: whole, or not there."""
 
     def __init__(self, path: Path, stdout: IO[str] | None = None) -> None:
-        self.path, self.stdout, self.last = path, stdout, ""
+        self.path, self.stdout = path, stdout
         _drop_torn_line(path)
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Write one event. Numbers that JSON does not know (NaN, infinity) become null."""
-        record = {"v": VERSION, "event": event, "time": round(time.time(), 3), **fields}
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=str)
-        self.last = event
+        """Write one event."""
+        line = as_line(event, **fields)
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(handle, (line + "\n").encode("utf-8", "replace"))
+                files.append_whole(handle, (line + "\n").encode("utf-8", "replace"))
             finally:
                 os.close(handle)
         except OSError:  # a full disk is reported by the stage that needs the space, not by its log
             pass
         if self.stdout is not None:
+            from training import log
+
             log.say(self.stdout, line)
+
+
+def as_line(event: str, **fields: Any) -> str:
+    """One event as JSON on one line. Numbers that JSON does not know (NaN, infinity) become null."""
+    record = {"v": VERSION, "event": event, "time": round(time.time(), 3), **fields}
+    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=str)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

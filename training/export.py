@@ -24,6 +24,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from loguru import logger
 
 from training import (
+    account,
     adapter_gguf,
     chat,
     convert,
@@ -39,6 +40,7 @@ from training import (
 )
 from training.convert_worker import end_with_parent
 from training.errors import FinetuneError, RunError, UserError
+from training.events import Events
 from training.signals import Signals
 
 FACTS = "export.json"  # in checkpoints/: what the export must know of the base, the template and the held-out rows
@@ -245,6 +247,31 @@ def _check(job: Job) -> dict[str, Any]:
     return verification.run(job)
 
 
+def tell(run: runs.Run, events: Events) -> None:
+    """The events of the stages that are done."""
+    for name in STAGES:
+        if (stage := run.stage(name)) is not None:
+            events.emit("stage", name=name, seconds=stage["seconds"])
+
+
+def finish(job: Job) -> None:
+    """A run that had stopped before its end is done with this export: its state, its last event and its report say so.
+
+    Not so where FAIL_IF_WORSE had ended it: that is a failure, exported or not.
+    """
+    run = job.run
+    planned = (run.path / runs.CHECKPOINTS / account.PLANNED).is_file()
+    chosen = job.settings.training
+    failed = chosen.fail_if_worse and account.worse(run, best=bool(chosen.early_stopping_patience))
+    if run.status.get("state") == "completed" or run.stage("train") is None or failed or not planned:
+        return
+    account.write(run, "completed")
+    run.update(state="completed", progress=100, eta=None, error=None)
+    events = Events(run.path / runs.EVENTS)
+    tell(run, events)
+    events.emit("done", run=str(run.path), exit_code=0)
+
+
 def failure(run: runs.Run, code: int) -> FinetuneError:
     """What a failed export process means to the run that started it."""
     if code < 0:
@@ -299,7 +326,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         path, only, name, base = _arguments(list(argv))
         job = open_job(path)
-        _alone(job.run)
+        alone = _alone(job.run)
         job.run.update(failure=None)
         log.start(job.run.path / runs.LOG)
         files.remove_partial(job.run.path)
@@ -307,6 +334,8 @@ def main(argv: Sequence[str]) -> int:
             log.say(stdout, str(adapter_gguf.export(job, base, name and _modelfile_of(job, name))))
             return 0
         export(job, only)
+        if alone and only is None:
+            finish(job)
         made = job.run.path / "Modelfile"
         if name:
             made = write_modelfile(job, _modelfile_of(job, name))
@@ -326,16 +355,18 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-def _alone(run: runs.Run) -> None:
-    """Make sure that no other process works on the run: only the run itself may start its export while it is running."""
+def _alone(run: runs.Run) -> bool:
+    """Make sure that no other process works on the run: only the run itself may start its export while it is running.
+
+    Whether this export was started by itself.
+    """
     if runs.state(run) != "running":
         runs.lock(run)
-    elif run.status["pid"] == zygote.starter():
+        return True
+    if run.status["pid"] == zygote.starter():
         end_with_parent()
-    else:
-        raise UserError(
-            f"{run.path} is running (process {run.status['pid']}); wait for it, or ./run.sh --stop {run.path}"
-        )
+        return False
+    raise UserError(f"{run.path} is running (process {run.status['pid']}); wait for it, or ./run.sh --stop {run.path}")
 
 
 def _modelfile_of(job: Job, name: str) -> Path:

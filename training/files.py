@@ -65,6 +65,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
+def append_whole(handle: int, content: bytes) -> None:
+    """Append `content` to an open file that nobody else writes to now, all of it or nothing. Raises OSError.
+
+    On a disk that fills, a write takes what still fits and says so without an error: that half is cut off again.
+    """
+    before = os.fstat(handle).st_size
+    done = 0
+    try:
+        while done < len(content):
+            done += os.write(handle, content[done:])
+    except OSError:
+        if done:
+            os.ftruncate(handle, before)
+        raise
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what a killed process left half-written under a folder that nobody else is writing to."""
     for leftover in [*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*/*{PARTIAL}")]:

@@ -62,9 +62,9 @@ def finetune(plan: planning.Plan, run: runs.Run, events: Events, signals: Signal
         stages.evaluate_stage(plan, loaded, rows, run, events)
         del loaded
         gc.collect()
-    stages.judge(plan, run, events)
+    stages.judge(plan.settings, run, events)
     stages.export_stage(run, events)
-    account.write(plan, run, "completed")
+    account.write(run, "completed")
 
 
 def begin(plan: planning.Plan, run: runs.Run, stdout: IO[str] | None) -> Events:
@@ -82,6 +82,7 @@ def begin(plan: planning.Plan, run: runs.Run, stdout: IO[str] | None) -> Events:
 
 def announce(plan: planning.Plan, run: runs.Run, events: Events) -> None:
     """The first events of a run, and the word to a waiting parent (--detach) that it has really started."""
+    account.keep(plan, run)
     events.emit(
         "started", run=str(run.path), pid=os.getpid(), total=plan.steps, name=plan.settings.model.new_model_name
     )
@@ -122,14 +123,14 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         finetune(plan, run, events, signals)
         run.update(state="completed", progress=100, eta=None, error=None)
     except FinetuneError as error:
-        return ended(error, plan, run, events, arguments, stdout)
+        return ended(error, run, events, arguments, stdout)
     except Exception as error:  # our own mistake, or a library's: the traceback belongs into the log, not on the screen
         logger.opt(exception=True).debug("unexpected")
         safe = checkpoint.where(run.path / runs.CHECKPOINTS) if run else ""
         unexpected = RunError(
             "unexpected", f"{type(error).__name__}: {error}; the traceback is in {log.SHARED_LOG}", safe
         )
-        return ended(unexpected, plan, run, events, arguments, stdout)
+        return ended(unexpected, run, events, arguments, stdout)
     first = plan.settings.quantization.quantization_method[0]
     made = run.path / f"{plan.settings.name}.{first.upper()}.gguf"
     logger.info("done: {}\nnext: {}/export_ollama.sh {}", made, ROOT, run.path)
@@ -139,7 +140,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     return 0
 
 
-def ended(error: FinetuneError, plan: Any, run: Any, events: Any, arguments: Any, stdout: IO[str]) -> int:
+def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: IO[str]) -> int:
     """A run that did not get to its end: say why, keep its state, report what there is."""
     told = isinstance(error, export.Told)
     state = "interrupted" if isinstance(error, Interrupted) else "failed"
@@ -153,7 +154,7 @@ def ended(error: FinetuneError, plan: Any, run: Any, events: Any, arguments: Any
         return error.exit_code
     run.update(state=state, error=str(error), eta=None)
     try:
-        account.write(plan, run, state, error)
+        account.write(run, state, error)
     except Exception as problem:  # the run has failed already: that, and where it is, must still be told
         logger.warning("no report: {}", problem)
     if events is not None:
@@ -182,8 +183,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         arguments = command_line.parse(argv)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return command_line.refuse(error, argv)
     stdout = sys.stdout if arguments.command == "chat" else log.claim_stdout()  # a talk is for a person
     log.start()
     if arguments.detach:

@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from loguru import logger
 
+from training import files
+
 SHARED_LOG = Path(__file__).resolve().parent / "finetune.log"
 ROTATE_AT = 10 * 1024 * 1024  # bytes; the older half of two files is kept as finetune.log.1
 FILE_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} {level:<7} {message}"
@@ -94,7 +96,7 @@ class _LockedFile:
                 if self.rotate and named.st_size > ROTATE_AT:
                     self.path.replace(self.path.with_name(self.path.name + ".1"))
                     continue
-                file.write(line)
+                files.append_whole(file.fileno(), line)
                 return
 
 

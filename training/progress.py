@@ -51,6 +51,9 @@ def callback(session: Session) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             session.bar = _bar(session)
 
+        def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+            trainer.begin_epoch(session.watch)
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             _catch_up(session, state.global_step)
             session.first_began = session.first_began or time.perf_counter()
@@ -58,6 +61,12 @@ def callback(session: Session) -> Any:
 
         def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             _obey(session, control)
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.begin_update(session.watch, kwargs["model"], state.global_step)
+
+        def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            trainer.end_update(session.watch)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             session.watch.in_step = False

@@ -105,6 +105,7 @@ class TrainingFacts:
     after: float | None = None
     best: float | None = None
     best_step: int | None = None
+    stopped_early: bool = False  # by EARLY_STOPPING_PATIENCE; `after` is then the best, whose adapter was kept
     tokens_per_second: float | None = None  # real tokens, optimizer included
     peak_memory: int | None = None  # bytes
     losses: tuple[Step, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, evaluation, export, held_out, runs, scoring, train, zygote
+from training import account, checkpoint, evaluation, export, held_out, runs, scoring, train, zygote
 from training import plan as planning
 from training.errors import Interrupted, RunError
 from training.events import Events
@@ -92,12 +92,12 @@ def short(text: str, most: int = 200) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def judge(plan: planning.Plan, run: runs.Run, events: Events) -> None:
+def judge(settings: Any, run: runs.Run, events: Events) -> None:
     """Say so when the tuned model is worse than the base; FAIL_IF_WORSE makes it a failure."""
-    words = worse(run, best=bool(plan.settings.training.early_stopping_patience))
+    words = account.worse(run, best=bool(settings.training.early_stopping_patience))
     if not words:
         return
-    if plan.settings.training.fail_if_worse:
+    if settings.training.fail_if_worse:
         raise RunError(
             "evaluate",
             words,
@@ -108,21 +108,6 @@ def judge(plan: planning.Plan, run: runs.Run, events: Events) -> None:
     logger.warning(words)
     run.update(warnings=[*run.status.get("warnings", []), words])
     events.emit("warning", message=words)
-
-
-def worse(run: runs.Run, best: bool) -> str:
-    """In which way the tuned model is worse than the base: by the validation loss, or by that on the test rows."""
-    validation = run.stage("train")["validation"]
-    before, after = validation["before"], validation["best" if best else "after"]
-    if before is not None and after is not None and after > before:
-        return f"the tuned model is worse than the base: validation loss {before:.4f} before, {after:.4f} after"
-    for score in run.stage("evaluate")["scores"]:
-        if score["name"] == evaluation.LOSS and score.get("verdict") == "worse":
-            after = "no finite number" if score["after"] is None else f"{score['after']:.4f}"
-            return (
-                f"the tuned model is worse than the base: {score['name']} {score['before']:.4f} before, {after} after"
-            )
-    return ""
 
 
 def export_stage(run: runs.Run, events: Events) -> None:
@@ -136,9 +121,7 @@ def export_stage(run: runs.Run, events: Events) -> None:
         raise
     finally:
         run.reload()
-    for name in export.STAGES:
-        if (stage := run.stage(name)) is not None:
-            events.emit("stage", name=name, seconds=stage["seconds"])
+    export.tell(run, events)
     if code:
         raise export.failure(run, code)
 

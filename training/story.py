@@ -146,6 +146,9 @@ def _losses(report: Report) -> tuple[Any, ...]:
         ]
     if rows:
         blocks.append(Table(("loss", "value"), tuple(rows), numbers=(1,)))
+    if training.stopped_early:
+        when = f"Stopped early after step {training.steps:,} of {training.total:,}: validation loss fell no further. "
+        blocks.append(Text(f"{when}The adapter of step {training.best_step:,}, the best, was kept."))
     if training.best is not None and training.after is not None and training.after > 1.02 * training.best:
         blocks.append(Text("Validation loss rose again after its lowest point: fewer steps may do better.", "warn"))
     if training.losses:

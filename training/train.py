@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import math
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -66,10 +67,10 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
         with session.signals.gentle():  # a first signal is noted, and what is being written is written whole
             return _train(loaded, plan, session)
     except (OSError, SafetensorError) as error:
-        raise disk_error(error, session.watch.folder) from error
+        raise disk_error(error, session.watch.folder, loaded.model) from error
     except RuntimeError as error:
         if any(words in str(error) for words in WRITE_FAILED):
-            raise disk_error(error, session.watch.folder) from error
+            raise disk_error(error, session.watch.folder, loaded.model) from error
         advice = f"; {SMALLER}" if trainer.is_out_of_memory(error) else ""
         raise RunError(
             "training", f"{str(error).splitlines()[0]}{advice}", checkpoint.where(session.watch.folder)
@@ -104,12 +105,13 @@ def _run(session: Session, found: checkpoint.Checkpoint | None) -> None:
     """Let the trainer train; a noted signal becomes Interrupted once the checkpoint is on the disk."""
     one, watch = session.trainer, session.watch
     try:
-        if found and (found.step >= session.total or watch.carried.get("stopped_early")):
-            _take_up_the_end(one, found)
-        else:
-            one.train(resume_from_checkpoint=str(found.path) if found else None)
-        if _unmeasured(session) and session.signals.stop is None:
-            one.evaluate()
+        with trainer.memory_watched():
+            if found and (found.step >= session.total or watch.carried.get("stopped_early")):
+                _take_up_the_end(one, found)
+            else:
+                one.train(resume_from_checkpoint=str(found.path) if found else None)
+            if _unmeasured(session) and session.signals.stop is None:
+                one.evaluate()
     except trainer.StopNow:
         pass
     step = one.state.global_step
@@ -136,13 +138,26 @@ def _take_up_the_end(one: Any, found: checkpoint.Checkpoint) -> None:
 
 
 def _smaller(session: Session, micro: int, accumulation: int, error: str) -> tuple[int, int]:
-    """After running out of memory: save where we are, and give the next smaller batch of equal product."""
+    """After running out of memory: save where we are, and give the next smaller batch of equal product.
+
+    An update that failed half-way is taken back where it was the first one; else the newest checkpoint counts, and
+    without one the run ends.
+    """
     one, watch = session.trainer, session.watch
     step = one.state.global_step
     smaller = max((size for size in range(1, micro // 2 + 1) if micro % size == 0), default=1)
     watch.manifest["micro_batch"] = [smaller, accumulation * micro // smaller]
-    if one.optimizer is not None:  # it is None where only the last evaluation was left to do
+    if watch.updating and watch.untrained is None:
+        found = checkpoint.newest(watch.folder)
+        if found is None:
+            words = f"out of memory while the optimizer updated the weights ({error}); {SMALLER}"
+            raise RunError("training", words, checkpoint.where(watch.folder))
+        step = found.step
+    elif one.optimizer is not None:  # it is None where only the last evaluation was left to do
+        if watch.updating:
+            trainer.take_back_update(watch, one)
         one._save_checkpoint(one.model, None)
+    trainer.end_update(watch)
     if micro == 1:
         raise RunError(
             "training",
@@ -167,6 +182,7 @@ def _smaller(session: Session, micro: int, accumulation: int, error: str) -> tup
 def _build(loaded: Any, plan: Any, session: Session, micro: int, accumulation: int) -> Any:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+    _tell_tracker(plan.settings.training, session.run.path)
     columns = ["input_ids", "labels"]
     fresh = "before" not in session.watch.carried
     options = arguments(plan.settings, session.run.path, micro, accumulation, plan.validation is not None, fresh)
@@ -232,6 +248,7 @@ def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate:
         "prediction_loss_only": True,
         "report_to": t.report_to,
         "run_name": t.report_name or run.name,
+        "project": t.report_project or "huggingface",  # Trackio's; the others read it from the environment
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "max_length": None,  # rows are cut already, with their end tokens right
@@ -247,6 +264,13 @@ def _loss_type(settings: Any) -> str:
     """TRL computes the output layer in chunks, past the module: not where it is trained, nor where Unsloth has its own way."""
     own = settings.hardware.engine == "unsloth" or "lm_head" in settings.lora.target_modules
     return "nll" if own else "chunked_nll"
+
+
+def _tell_tracker(chosen: Any, run: Path) -> None:
+    """Where TensorBoard's files go, and Weights & Biases' project: the trainer takes both from the environment."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
+    if chosen.report_project:
+        os.environ["WANDB_PROJECT"] = chosen.report_project
 
 
 def _keep_best(model: Any, session: Session) -> None:
@@ -274,14 +298,17 @@ def save_adapter(model: Any, path: Path) -> None:
             model.save_pretrained(str(partial), safe_serialization=True)
             (partial / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form nobody filled in
     except OSError as error:
-        raise disk_error(error, path.parent / runs.CHECKPOINTS) from error
+        raise disk_error(error, path.parent / runs.CHECKPOINTS, model) from error
 
 
-def disk_error(error: Exception, folder: Path) -> RunError:
-    """A write that failed, with the room there is and what is safe."""
+def disk_error(error: Exception, folder: Path, model: Any) -> RunError:
+    """A write that failed, with the room that a checkpoint needs, what there is of it, and what is safe."""
     free = shutil.disk_usage(folder).free
     full = getattr(error, "errno", errno.ENOSPC) in (errno.ENOSPC, errno.EDQUOT, None)
-    what = f"the disk is full ({free:,} bytes free under {folder}); make room first" if full else str(error)
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    needed = 3 * trained  # with the two moments of Adam
+    room = f"a checkpoint under {folder} needs about {needed:,} bytes, {free:,} are free"
+    what = f"the disk is full: {room}; make room first" if full else str(error)
     return RunError("checkpoint", what, checkpoint.where(folder))
 
 

@@ -22,7 +22,7 @@ NOT_KEPT = ("README.md", "training_args.bin", "tokenizer.json", "tokenizer_confi
 
 
 class OutOfMemory(Exception):
-    """A step did not fit into memory; the model and the optimizer are as they were after the step before."""
+    """A step did not fit into memory; unless `Watch.updating`, model and optimizer are as they were after the one before."""
 
 
 class StopNow(Exception):
@@ -41,9 +41,12 @@ class Watch:
     tokens: int = 0  # real tokens since the start of the step
     tokens_per_second: float = 0.0  # of the last whole step
     began: float = 0.0  # when the step began
-    random_state: dict[str, Any] | None = None  # as it was when the step began
+    random_state: dict[str, Any] | None = None  # from which the step can be done again
+    epoch_begins: bool = False  # the next step is the first of an epoch
     in_step: bool = False  # some micro-batches of the step are done, its update is not
     on_base: bool = False  # the evaluation that is under way is the base model's
+    updating: bool = False  # the optimizer is at work: a failure now leaves some weights changed and others not
+    untrained: dict[str, Any] | None = None  # the adapter before the very first update: name -> tensor on the CPU
 
 
 def hooked(trainer_class: Any, watch: Watch) -> Any:
@@ -54,8 +57,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             watch.in_step = True
             watch.tokens += _tokens(inputs)
-            with _memory_watched():
-                loss = super().training_step(model, inputs, *args, **kwargs)
+            loss = super().training_step(model, inputs, *args, **kwargs)
             if not torch.isfinite(loss):
                 raise not_finite("loss", self.state.global_step + 1, watch)
             return loss
@@ -108,8 +110,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
 
         def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             count = int((inputs["labels"][..., 1:] != -100).sum())
-            with _memory_watched():
-                result = super().prediction_step(model, inputs, *args, **kwargs)
+            result = super().prediction_step(model, inputs, *args, **kwargs)
             self._loss_sum += float(result[0]) * count
             self._loss_count += count
             return result
@@ -167,6 +168,10 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             super()._save_rng_state(output_dir)
             set_random_state(now)
 
+        def _load_rng_state(self, checkpoint: str | None) -> None:
+            super()._load_rng_state(checkpoint)
+            watch.random_state = take_random_state()
+
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """No model card: report.md says what was trained."""
 
@@ -174,7 +179,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
 
 
 @contextmanager
-def _memory_watched() -> Iterator[None]:
+def memory_watched() -> Iterator[None]:
     """Turn the ways in which torch says that memory ran out into OutOfMemory."""
     try:
         yield
@@ -218,10 +223,41 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def begin_epoch(watch: Watch) -> None:
+    """Called when an epoch begins. Its data loader draws a seed, so the first step is done again from before that."""
+    watch.random_state, watch.epoch_begins = take_random_state(), True
+
+
 def begin_step(watch: Watch) -> None:
     """Called when an optimizer step begins, before its first micro-batch."""
     watch.tokens, watch.began, watch.in_step = 0, time.perf_counter(), False
-    watch.random_state = take_random_state()
+    if not watch.epoch_begins:
+        watch.random_state = take_random_state()
+    watch.epoch_begins = False
+
+
+def begin_update(watch: Watch, model: Any, step: int) -> None:
+    """Called before the optimizer updates the weights. Before the first update there may be no checkpoint to go back to."""
+    if step == 0:
+        watch.untrained = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+    watch.updating = True
+
+
+def end_update(watch: Watch) -> None:
+    """Called after the optimizer has updated the weights."""
+    watch.updating, watch.untrained = False, None
+
+
+def take_back_update(watch: Watch, one: Any) -> None:
+    """After a failed first update: the adapter as it was, and an optimizer that has seen nothing."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in one.model.named_parameters():
+            if name in watch.untrained:
+                parameter.copy_(watch.untrained[name])
+    one.optimizer.state.clear()
+    end_update(watch)
 
 
 def _tokens(inputs: dict[str, Any]) -> int:
