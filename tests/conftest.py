@@ -20,9 +20,28 @@ hypothesis.settings.register_profile("shared machine", deadline=None)  # no time
 hypothesis.settings.load_profile("shared machine")
 
 
+FAULTS = pytest.StashKey[list[tuple[str, bool]]]()  # what was done to a run, and whether nothing was lost
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """tests/run.sh tests --faults 500: a longer campaign."""
     parser.addoption("--faults", type=int, default=2, help="how many runs are killed at random moments")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """An empty table of faults."""
+    config.stash[FAULTS] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of the campaign, where there was one."""
+    faults = config.stash[FAULTS]
+    if faults:
+        terminalreporter.section("faults")
+        terminalreporter.line(f"{'fault':<50} {'tries':>5} {'lost':>5}")
+        for fault in sorted({fault for fault, _ in faults}):
+            kept = [good for name, good in faults if name == fault]
+            terminalreporter.line(f"{fault:<50} {len(kept):>5} {kept.count(False):>5}")
 
 
 @pytest.fixture(scope="session")

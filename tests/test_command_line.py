@@ -1,5 +1,6 @@
 """The command line: what it sets, what it refuses and in which words, and how fast it answers."""
 
+import json
 import os
 import resource
 import subprocess
@@ -227,6 +228,23 @@ def test_as_a_script_it_says_on_stderr_what_is_wrong_and_exits_with_2(tmp_path):
     assert result.stderr.endswith(f"\n  argument 1 (DATA) = none.jsonl: no such file ({tmp_path}/none.jsonl)\n")
     result = run("--config", "none.ini", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (2, f"{tmp_path}/none.ini: no such file\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--events", "--set", "LoRA.R=x"], "--set LoRA.R=x: expected a whole number"),
+        (["--nonsense", "--events"], "--nonsense is not a flag"),
+    ],
+)
+@pytest.mark.parametrize("script", ["command_line.py", "finetune.py"])  # before the set-up, and after it
+def test_a_program_that_listens_is_told_what_is_wrong_as_an_event(script, argv, said):
+    command = [sys.executable, ROOT / "training" / script, *argv]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    (event,) = [json.loads(line) for line in result.stdout.splitlines()]
+    assert (result.returncode, event["v"], event["event"], event["exit_code"]) == (2, 1, "failed", 2)
+    assert said in event["error"]
+    assert said in result.stderr
 
 
 def test_as_a_script_it_is_silent_when_all_is_right(tmp_path):

@@ -1,96 +1,370 @@
-"""Runs killed outright at random moments, and memory that runs out: nothing is lost. `--faults N` raises the number."""
+"""Runs killed outright at random moments, memory that runs out, numbers that are none: nothing is lost.
+
+The campaign kills a run at seeded moments of training, merge, conversion and quantisation, by turns; `--faults N` says
+how often, and the table of what was tried and what was lost stands at the end of pytest's output.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, finetune
-from test_finetune import RUN_FILES, files_of, losses, start
+from conftest import FAULTS, ROOT, finetune
+from test_finetune import RUN_FILES, files_of, losses, start, undisturbed  # noqa: F401 - a fixture
 
-from training import runs
+from training import checkpoint, events, runs
 
 WEIGHTS = "adapter/adapter_model.safetensors"
-
-# The program with a loss that finds no memory for more than two rows at a time, as torch's allocator on a CPU says it.
-# A fake allocator: a real one that fails takes the whole machine with it.
-SCARCE = """
-import sys
-sys.path.insert(0, {root!r})
-from training import fast_cpu, finetune
-real = fast_cpu.loss
-def scarce(causal_lm, inputs, num_items):
-    if len(inputs["input_ids"]) > {rows}:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
-    return real(causal_lm, inputs, num_items)
-fast_cpu.loss = scarce
-raise SystemExit(finetune.main(sys.argv[1:]))
-"""
+SEED = 7
+STAGES = ("train", "merge", "convert", "quantise")  # those in which runs are killed
+BEFORE = {"merge": "evaluate", "convert": "merge", "quantise": "convert"}
+ORDER = ("train", "evaluate", "merge", "convert", "quantise", "modelfile", "check")
 
 
-def scarce(rows: int, *arguments) -> subprocess.CompletedProcess:
-    code = SCARCE.format(root=str(ROOT), rows=rows)
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+# ---- kill -9 ------------------------------------------------------------------------------------------------------
+
+
+def kill(process: subprocess.Popen, whole: bool) -> None:
+    """SIGKILL to a process that leads a session of its own, or to all of that session, as where a container is ended."""
+    for entry in Path("/proc").glob("[0-9]*") if whole else ():
+        with suppress(OSError):
+            session = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[3]
+            if int(session) == process.pid:
+                os.kill(int(entry.name), signal.SIGKILL)
+    process.kill()
+    process.communicate(timeout=60)
+
+
+def wait_until(true, process: subprocess.Popen, seconds: float = 300) -> None:
+    """Wait until something is true of a run whose process lives."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "too slow"
+        time.sleep(0.005)
+
+
+def done(run: Path, stage: str) -> bool:
+    """Whether a stage of a run is done."""
+    return (run / "status.json").is_file() and runs.open_run(run).stage(stage) is not None
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model) -> tuple[Path, Path]:
+    """The settings of a run and its directory, killed when it was trained and asked, and before it was exported."""
+    from conftest import write_tiny_config
+
+    config = write_tiny_config(tmp_path_factory.mktemp("trained"), tiny_model)
+    process = start("--config", config, start_new_session=True)
+    wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
+    (run,) = config.parent.glob("outputs/finetune_*")
+    wait_until(lambda: done(run, "evaluate"), process)
+    kill(process, whole=True)
+    assert runs.state(runs.open_run(run)) == "killed"
+    return config, run
+
+
+def copy(trained: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
+    """Settings and directory of a run of its own that stands where `trained` stands."""
+    shutil.copytree(trained[0].parent, folder, symlinks=True)
+    return folder / trained[0].name, folder / trained[1].relative_to(trained[0].parent)
+
+
+def killed_in_training(config: Path, moment: float, whole: bool) -> Path:
+    """A new run, killed at a moment (0 to 1) of the time between its directory and its adapter."""
+    process = start("--config", config, "--fresh", start_new_session=True)
+    wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
+    (run,) = config.parent.glob("outputs/finetune_*")
+    time.sleep(moment * SECONDS["train"])
+    kill(process, whole)
+    return run
+
+
+def killed_in_export(config: Path, run: Path, stage: str, moment: float, whole: bool, alone: bool) -> Path:
+    """A trained run, killed at a moment of one stage of its export: of --resume, or of export.py (export_ollama.sh)."""
+    if alone:
+        command = [sys.executable, str(ROOT / "training" / "export.py"), str(run)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+    else:
+        process = start("--config", config, "--resume", run, start_new_session=True)
+        wait_until(lambda: runs.open_run(run).status["pid"] == process.pid, process)
+    wait_until(lambda: done(run, BEFORE[stage]), process)
+    time.sleep(moment * SECONDS[stage])
+    kill(process, whole)
+    return run
+
+
+# Rather longer than a stage of the tiny model takes on two busy cores; a kill that comes later counts for what it hits.
+SECONDS = {"train": 5.0, "merge": 6.0, "convert": 8.0, "quantise": 1.5}
+
+
+def result(run: Path) -> dict:
+    """What must be equal in two reports: every loss, check and file, but for config.ini with its own folders."""
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    return {
+        "losses": [
+            (s["step"], s["loss"], s["gradient_norm"], s["learning_rate"]) for s in report["training"]["losses"]
+        ],
+        "evaluations": report["training"]["evaluations"],
+        "checks": [(check["name"], check["passed"], check["figures"]) for check in report["checks"]],
+        "files": {a["path"]: a["sha256"] for a in report["artefacts"] if a["path"] != "config.ini"},
+        "samples": report["samples"],
+        "stages": list(report["run"]["stages"]),
+    }
+
+
+def differences(run: Path, whole: Path) -> list[str]:
+    """What a run's end lacks of an undisturbed one's."""
+    if files_of(run) != RUN_FILES:
+        return [f"files {sorted(files_of(run) ^ RUN_FILES)}"]
+    left = sorted(path.name for path in run.rglob("*.partial"))
+    ours, theirs = result(run), result(whole)
+    return [f"{key}: {ours[key]} is not {theirs[key]}" for key in theirs if ours[key] != theirs[key]] + left
 
 
 @pytest.mark.tiny
-def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(tiny_config, undisturbed, request):
-    seed, lost = 7, []
-    moments = random.Random(seed)
-    whole = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))["run"]
-    length = whole["finished"] - whole["started"]
-    for number in range(request.config.getoption("--faults")):
-        folder = tiny_config.parent / f"killed {number}"
-        process = start("--config", tiny_config, "--output", folder, start_new_session=True)
-        run = None
-        while run is None and process.poll() is None:
-            run = next(iter(folder.glob("finetune_*")), None)
-            time.sleep(0.02)
-        moment = moments.uniform(0, length)
-        time.sleep(moment)
-        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-        process.communicate(timeout=60)
-        if runs.state(runs.open_run(run)) != "completed":
-            ended = finetune("--config", tiny_config, "--resume", run)
-            if ended.code != 0:
-                lost.append((moment, ended.stderr))
-                continue
-        same = (
-            losses(run) == losses(undisturbed) and (run / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
-        )
-        if not same or files_of(run) != RUN_FILES:
-            lost.append((moment, sorted(files_of(run) ^ RUN_FILES)))
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_at_any_moment_goes_on_and_ends_as_an_undisturbed_one(
+    stage,
+    trained,
+    undisturbed,  # noqa: F811
+    tmp_path,
+    request,
+):
+    count, rest = divmod(request.config.getoption("--faults"), len(STAGES))
+    count += STAGES.index(stage) < rest
+    if not count:
+        pytest.skip("--faults asks for fewer kills than there are stages")
+    draw, lost = random.Random(f"{SEED} {stage}"), []
+    for number in range(count):
+        moment, whole, alone = draw.random(), draw.random() < 0.5, draw.random() < 0.5
+        folder = tmp_path / str(number)
+        if stage == "train":
+            shutil.copytree(trained[0].parent, folder, ignore=shutil.ignore_patterns("outputs"))
+            config = folder / trained[0].name
+            run = killed_in_training(config, moment, whole)
+        else:
+            config, run = copy(trained, folder)
+            run = killed_in_export(config, run, stage, moment, whole, alone)
+        hit = next((name for name in ORDER if not done(run, name)), "report")
+        problems = [] if runs.state(runs.open_run(run)) == "killed" else ["not told apart from a run that is alive"]
+        ended = finetune("--config", config, "--resume", run)
+        problems += differences(run, undisturbed) if ended.code == 0 else [ended.stderr]
+        what = "the whole session" if whole else "one process"
+        request.config.stash[FAULTS].append((f"kill -9 of {what} in {hit}", not problems))
+        if problems:
+            lost.append((number, moment, what, alone, hit, problems))
+        shutil.rmtree(folder)
     assert lost == []
 
 
 @pytest.mark.tiny
+def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes_it_with_a_report(
+    trained,
+    undisturbed,  # noqa: F811
+    tmp_path,
+):
+    config, run = copy(trained, tmp_path / "own")
+    process = start("--config", config, "--resume", run, start_new_session=True)
+    wait_until(lambda: runs.open_run(run).status["pid"] == process.pid and done(run, "merge"), process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, f"{run}\n"), err
+    assert runs.state(runs.open_run(run)) == "interrupted"
+    assert subprocess.run(["pgrep", "-s", str(process.pid)]).returncode == 1  # its workers have ended with it
+    (config.parent / "empty.jsonl").write_text("", encoding="utf-8")
+    offered = finetune("--config", config, "--data", config.parent / "empty.jsonl")
+    assert f"the last run, {run.name}, stopped at step 6 of 6; `./run.sh --resume` goes on with it" in offered.stderr
+    exported = subprocess.run(
+        [str(ROOT / "export_ollama.sh"), "--modelfile-only", str(run)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads((run / "status.json").read_text(encoding="utf-8"))["state"] == "completed"
+    assert result(run) == result(undisturbed)
+    assert [event["event"] for event in events.read(run / "events.jsonl")][-1] == "done"
+
+
+# ---- memory, and numbers that are none ----------------------------------------------------------------------------
+
+# The program with a fault put into it. In fakes only, for a real allocator that fails takes the whole machine with it.
+FAULTY = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from training import errors, fast_cpu, finetune, stages
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
+{fault}
+raise SystemExit(finetune.main(sys.argv[1:]))
+"""
+
+# A loss that finds no memory for more than so many rows at a time, as torch's allocator on a CPU says it.
+SCARCE = """
+real = fast_cpu.loss
+def scarce(causal_lm, inputs, num_items):
+    if len(inputs["input_ids"]) > {rows}:
+        raise RuntimeError(NO_MEMORY)
+    return real(causal_lm, inputs, num_items)
+fast_cpu.loss = scarce
+"""
+
+# The optimizer finds no memory once, in its update number `number`, after it has changed a weight; the run ends when it is trained.
+UPDATE = """
+import torch
+real, calls = torch.optim.AdamW.step, []
+def step(self, closure=None):
+    calls.append(1)
+    if len(calls) == {number}:
+        self.param_groups[0]["params"][0].data += 1
+        raise RuntimeError(NO_MEMORY)
+    return real(self, closure)
+torch.optim.AdamW.step = step
+"""
+
+# The run ends when it is trained: what comes after is not what the test is about.
+NO_EXPORT = """
+def enough(*arguments):
+    raise errors.RunError("evaluate", "enough")
+stages.evaluate_stage = enough
+"""
+
+# A weight of the adapter becomes NaN in step 5.
+POISON = """
+from training import trainer
+real = trainer.begin_step
+def begin_step(watch):
+    real(watch)
+    watch.steps = getattr(watch, "steps", 0) + 1
+    if watch.steps == 5:
+        from training import train
+        next(p for p in MODEL[0].parameters() if p.requires_grad).data[0, 0] = float("nan")
+trainer.begin_step = begin_step
+MODEL, load = [], finetune.engine.load
+def loaded(*arguments, **options):
+    found = load(*arguments, **options)
+    MODEL.append(found.model)
+    return found
+finetune.engine.load = loaded
+"""
+
+# SIGTERM arrives in a micro-batch of each of the first attempts: `at` numbers them from the start of the attempt.
+STOPPED = """
+from training import trainer
+real, at = trainer.hooked, {at}
+def hooked(trainer_class, watch):
+    class Stopping(real(trainer_class, watch)):
+        count = 0
+        def training_step(self, *arguments, **options):
+            Stopping.count += 1
+            if at and Stopping.count == at[0]:
+                at.pop(0)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(*arguments, **options)
+    return Stopping
+trainer.hooked = hooked
+code = finetune.main(sys.argv[1:])
+while code == 143:
+    code = finetune.main([*sys.argv[1:], "--resume"])
+raise SystemExit(code)
+"""
+
+
+def faulty(fault: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", FAULTY.format(root=str(ROOT), fault=fault), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def only_run(config: Path) -> Path:
+    """The one run under the folder of some settings."""
+    (run,) = (config.parent / "outputs").glob("finetune_*")
+    return run
+
+
+@pytest.mark.tiny
 def test_out_of_memory_halves_the_batch_doubles_the_accumulation_and_goes_on(tiny_config):
-    done = scarce(2, "--config", tiny_config)
-    assert done.returncode == 0, done.stderr
+    ended = faulty(SCARCE.format(rows=2), "--config", tiny_config)
+    assert ended.returncode == 0, ended.stderr
     assert (
         "out of memory: PER_DEVICE_TRAIN_BATCH_SIZE is now 2, GRADIENT_ACCUMULATION_STEPS 2; going on from step 0"
-        in done.stderr
+        in ended.stderr
     )
-    assert done.stderr.count("out of memory:") == 1
-    run = runs.open_run(next((tiny_config.parent / "outputs").glob("finetune_*")))
+    assert ended.stderr.count("out of memory:") == 1
+    run = runs.open_run(only_run(tiny_config))
     assert (run.stage("train")["micro_batch"], run.stage("train")["accumulation"]) == (2, 2)
     assert len(losses(run.path)) == 6
 
 
 @pytest.mark.tiny
 def test_out_of_memory_with_one_row_says_what_to_lower(tiny_config):
-    done = scarce(0, "--config", tiny_config)
-    assert done.returncode == 1
-    assert "out of memory at a batch of one row" in done.stderr
-    assert "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true" in done.stderr
-    assert "Traceback" not in done.stderr
+    ended = faulty(SCARCE.format(rows=0), "--config", tiny_config)
+    assert ended.returncode == 1
+    assert "out of memory at a batch of one row" in ended.stderr
+    assert "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(("number", "step"), [(1, 0), (4, 2)], ids=["the first update", "a later one"])
+def test_out_of_memory_in_the_optimizer_takes_its_torn_update_back(number, step, tiny_config, undisturbed):  # noqa: F811
+    ended = faulty(UPDATE.format(number=number) + NO_EXPORT, "--config", tiny_config)
+    assert "evaluate: enough" in ended.stderr
+    assert f"GRADIENT_ACCUMULATION_STEPS 2; going on from step {step}" in ended.stderr
+    found, whole = losses(only_run(tiny_config)), losses(undisturbed)
+    assert list(found) == list(whole)
+    assert [found[s] for s in whole] == pytest.approx([whole[s] for s in whole], rel=1e-3)  # rows are grouped otherwise
+
+
+@pytest.mark.tiny
+def test_out_of_memory_in_the_optimizer_without_a_checkpoint_says_what_to_lower(tiny_config):
+    ended = faulty(UPDATE.format(number=2), "--config", tiny_config, "--set", "Training.SAVE_STEPS=0")
+    assert ended.returncode == 1
+    assert "training: out of memory while the optimizer updated the weights" in ended.stderr
+    assert "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true" in ended.stderr
+
+
+@pytest.mark.tiny
+def test_a_weight_that_becomes_nan_stops_the_run_with_its_step_and_the_last_good_checkpoint(tiny_config):
+    ended = faulty(POISON, "--config", tiny_config)
+    run = only_run(tiny_config)
+    assert (ended.returncode, ended.stdout) == (1, f"{run}\n"), ended.stderr
+    assert "training: the loss of step 5 is not a finite number; lower LEARNING_RATE" in ended.stderr
+    assert f"the checkpoint of step 4 is safe in {run}/checkpoints/checkpoint-4" in ended.stderr
+    assert checkpoint.newest(run / "checkpoints").step == 4
+    assert "the loss of step 5" in (run / "finetune.log").read_text(encoding="utf-8")
+    assert [event["event"] for event in events.read(run / "events.jsonl")][-1] == "failed"
+
+
+@pytest.mark.tiny
+def test_a_run_with_dropout_stopped_within_the_first_step_of_an_epoch_goes_on_bit_for_bit(tiny_config):
+    options = ("LoRA.LORA_DROPOUT=0.3", "Hardware.FAST_CPU=false", "Training.GRADIENT_ACCUMULATION_STEPS=4",
+               "Training.PER_DEVICE_TRAIN_BATCH_SIZE=1", "Training.MAX_STEPS=7")  # fmt: skip
+    settings = [word for option in options for word in ("--set", option)]
+    found = []
+    # 13 rows, 4 steps of 4 of them: the 15th micro-batch is the second one of the second epoch. Stopped there, again
+    # in that very step, then in the middle of the epoch, in the second micro-batch of the step after it.
+    for name, at in (("whole", []), ("stopped", [15, 2, 6])):
+        code = STOPPED.format(at=at) if at else ""
+        folder = tiny_config.parent / name
+        ended = faulty(NO_EXPORT + code, "--config", tiny_config, "--output", folder, *settings)
+        assert "evaluate: enough" in ended.stderr
+        (run,) = folder.glob("finetune_*")
+        stopped = [event["event"] for event in events.read(run / "events.jsonl")].count("interrupted")
+        found.append((stopped, losses(run), (run / WEIGHTS).read_bytes()))
+    assert [one[0] for one in found] == [0, 3]
+    assert found[0][1:] == found[1][1:]

@@ -155,7 +155,10 @@ def test_the_files_of_a_run_are_named(text):
     rows = table(text, "| file | what it is |" if text is ENGLISH else "| 文件 | 内容 |")
     named = {name.rstrip("/") for row in rows for name in code(row[0])}
     known = {runs.CONFIG, runs.LOG, runs.EVENTS, runs.STATUS, runs.CHECKPOINTS, runs.ADAPTER, runs.MERGED, runs.REPORT}
-    assert known | {runs.REJECTED, "Modelfile", "report.md", "report.html", "<name>.Q4_K_M.gguf"} == named
+    assert (
+        known | {runs.REJECTED, runs.TENSORBOARD, "Modelfile", "report.md", "report.html", "<name>.Q4_K_M.gguf"}
+        == named
+    )
 
 
 @BOTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from training import checkpoint, events, files, log, runs
+from training import checkpoint, command_line, control, events, files, log, runs
 from training.errors import MachineError, UserError
 
 
@@ -70,6 +71,58 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         runs.find(tmp_path, None)
 
 
+def test_a_run_that_another_process_works_on_is_refused_with_the_command_that_tells_more(tmp_path):
+    run = runs.create(tmp_path)
+    with pytest.raises(UserError, match=r"is being worked on by another process; ./run.sh --status .* tells"):
+        runs.lock(runs.open_run(run.path))
+    os.close(run.held)
+    runs.lock(runs.open_run(run.path))
+
+
+def test_a_run_killed_by_the_kernel_is_reported_as_out_of_memory(tmp_path):
+    run = runs.create(tmp_path)
+    run.update(state="running", pid_started=1, oom_kills=control.oom_kills())
+    assert "its process is gone; ./run.sh --resume goes on" in status(run)
+    if not out_of_memory():
+        pytest.skip("limiting memory needs a control group of our own")
+    assert f"{run.path.name}: killed, step 0 of 0 (the kernel killed a process because memory ran out" in status(run)
+
+
+def status(run: runs.Run) -> str:
+    """What --status says of a run."""
+    said = io.StringIO()
+    control.status(command_line.parse(["--status", str(run.path)]), said)
+    return said.getvalue()
+
+
+def out_of_memory() -> bool:
+    """Let the kernel kill a process for want of memory: one that takes more than its control group may have."""
+    before = control.oom_kills()
+    code = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); bytearray(300_000_000)"
+    for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):  # version 1, version 2
+        group = root / f"finetune-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            for name, most in (
+                ("memory.limit_in_bytes", "60M"),
+                ("memory.memsw.limit_in_bytes", "60M"),
+                ("memory.max", "60M"),
+                ("memory.swap.max", "0"),
+            ):
+                if (group / name).exists():
+                    (group / name).write_text(most, encoding="ascii")
+            subprocess.run([sys.executable, "-c", code, str(group / "cgroup.procs")], capture_output=True)
+        except OSError:
+            continue
+        finally:
+            group.rmdir()
+        return before is not None and control.oom_kills() > before
+    return False
+
+
 def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
     run = runs.create(tmp_path / "out")
     (run.path / "status.json").unlink()
@@ -110,6 +163,33 @@ def test_a_folder_replaces_an_older_one_only_when_it_is_whole(tmp_path):
     assert (tmp_path / "a" / "x").read_text(encoding="utf-8") == "old"
 
 
+FULL = """
+import resource, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from training import events, log
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes: what a full disk does, a write takes what still fits
+told, sink = events.Events(Path({path!r}) / "events.jsonl"), log._LockedFile(Path({path!r}) / "finetune.log", rotate=False)
+for step in range(30):
+    told.emit("step", step=step, filler="x" * 40)
+    sink.write("a line of the log " + "x" * 40 + chr(10))
+print("went on")
+"""
+
+
+def test_a_full_disk_leaves_no_half_line_in_events_or_log_and_stops_nothing(tmp_path, root):
+    code = FULL.format(root=str(root), path=str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "went on\n", ended.stderr
+    assert ended.stderr.count("the log goes on without it") == 1
+    lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) > 5
+    assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))
+    logged = (tmp_path / "finetune.log").read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(logged) > 10
+    assert set(logged) == {"a line of the log " + "x" * 40 + "\n"}
+
+
 WRITER = """
 import sys
 sys.path.insert(0, {root!r})
@@ -148,6 +228,17 @@ def test_of_two_checkpoints_a_damaged_newer_one_is_passed_over(tmp_path):
     (tmp_path / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"x" * 50)
     assert checkpoint.newest(tmp_path).step == 2
     (tmp_path / "checkpoint-2" / "checkpoint.json").write_text("{", encoding="utf-8")
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_a_checkpoint_is_hashed_once_however_often_it_is_looked_at_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    with checkpoint.writing(tmp_path, 2, {}) as partial:
+        (partial / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    hashed, real = [], files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path.name) or real(path))
+    assert [checkpoint.newest(tmp_path).step, checkpoint.newest(tmp_path).step] == [2, 2]
+    assert hashed == ["adapter_model.safetensors"]
+    (tmp_path / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"y" * 100)
     assert checkpoint.newest(tmp_path) is None
 
 

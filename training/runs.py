@@ -16,7 +16,7 @@ from training.errors import MachineError, UserError
 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
-REPORT, REJECTED = "report.json", "rejected.jsonl"
+REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
 
 
 @dataclass

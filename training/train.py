@@ -268,7 +268,7 @@ def _loss_type(settings: Any) -> str:
 
 def _tell_tracker(chosen: Any, run: Path) -> None:
     """Where TensorBoard's files go, and Weights & Biases' project: the trainer takes both from the environment."""
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / "tensorboard"))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / runs.TENSORBOARD))
     if chosen.report_project:
         os.environ["WANDB_PROJECT"] = chosen.report_project
 
