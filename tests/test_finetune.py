@@ -7,6 +7,7 @@ import json
 import os
 import re
 import pty
+import re
 import select
 import shutil
 import signal
@@ -15,6 +16,7 @@ import sys
 import termios
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -306,24 +308,71 @@ def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room
     try:
         process = start("--config", tiny_config, "--output", disk / "out")
         run = wait_for_step(disk / "out", 2, process)
-        with (disk / "ballast").open("wb") as ballast:
-            try:
-                while True:
-                    ballast.write(b"\0" * (1 << 20))
-                    ballast.flush()
-            except OSError:
-                pass
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 1, err
-        assert out == f"{run}\n"
-        assert "the disk is full" in err
-        assert "Traceback" not in err
-        (disk / "ballast").unlink()
+        err = filled(disk, process, f"{run}\n")
+        assert re.search(
+            r"checkpoint: the disk is full: a checkpoint under .* needs about [\d,]+ bytes, [\d,]+ are free", err
+        )
+        assert "./run.sh --resume" in err
+        process = start("--config", tiny_config, "--resume", run, "--events")
+        while runs.open_run(run).stage("evaluate") is None and process.poll() is None:
+            time.sleep(0.02)
+        err = filled(disk, process, None)
+        assert re.search(r"merge: .* needs [\d,]+ bytes \([\d.]+ GB\); (the disk is full|0.0 GB are free)", err)
+        assert f"The trained adapter is safe in {run}/adapter" in err
         ended = finetune("--config", tiny_config, "--resume", run)
         assert ended.code == 0, ended.stderr
         assert losses(run) == losses(undisturbed)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def filled(disk: Path, process: subprocess.Popen, said: str | None) -> str:
+    """Fill a small disk under a run, which must end with exit 1, and make room again; gives what it said to people.
+
+    `said`: its stdout; None where that is events, of which the last one must have the message too.
+    """
+    with (disk / "ballast").open("wb") as ballast, suppress(OSError):
+        while True:
+            ballast.write(b"\0" * (1 << 20))
+            ballast.flush()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    last = {} if said else json.loads(out.splitlines()[-1])
+    assert out == said or (last["event"] == "failed" and last["error"] in err)
+    assert "Traceback" not in err
+    (disk / "ballast").unlink()
+    return err
+
+
+@pytest.mark.tiny
+def test_early_stopping_keeps_the_best_adapter_says_so_and_tensorboard_has_the_curve(tiny_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = (
+        "EARLY_STOPPING_PATIENCE=2", "EVAL_STEPS=1", "MAX_STEPS=40", "LEARNING_RATE=0.05", "WARMUP_STEPS=0",
+        "SAVE_STEPS=1", "SAVE_TOTAL_LIMIT=0", "REPORT_TO=tensorboard",
+    )  # fmt: skip
+    ended = finetune("--config", tiny_config, *(word for one in options for word in ("--set", f"Training.{one}")))
+    assert ended.code == 0, ended.stderr
+    report = json.loads((ended.run / "report.json").read_text(encoding="utf-8"))["training"]
+    validation = {one["step"]: one["loss"] for one in report["evaluations"] if one["step"]}
+    best = min(validation, key=validation.get)
+    assert report["steps"] == max(validation) == best + 2 < 40
+    assert (report["stopped_early"], report["best_step"], report["best"]) == (True, best, validation[best])
+    assert report["after"] == report["best"]
+    weights = "adapter_model.safetensors"
+    kept, then, last = (
+        (ended.run / folder / weights).read_bytes()
+        for folder in ("adapter", f"checkpoints/checkpoint-{best}", f"checkpoints/checkpoint-{best + 2}")
+    )
+    assert kept == then != last
+    words = f"Stopped early after step {best + 2} of 40: validation loss fell no further. The adapter of step {best},"
+    assert words in (ended.run / "report.md").read_text(encoding="utf-8")
+    (file,) = (ended.run / "tensorboard").iterdir()
+    curve = EventAccumulator(str(file)).Reload()
+    found = {scalar.step: scalar.value for scalar in curve.Scalars("train/loss")}
+    assert found == pytest.approx(losses(ended.run), rel=1e-6)
+    assert {s.step: s.value for s in curve.Scalars("eval/loss") if s.step} == pytest.approx(validation, rel=1e-6)
 
 
 @pytest.mark.tiny

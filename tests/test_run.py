@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Ended, finetune
+from test_faults import done, kill, result, wait_until
+from test_finetune import wait_for_step
 
-from training import export, llama
+from training import export, llama, runs
 
 SHIPPED_FILES = {
     "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
@@ -20,6 +23,7 @@ SHIPPED_FILES = {
     "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "my-assistant.Q4_K_M.gguf",
     "my-assistant.Q8_0.gguf", "report.html", "report.json", "report.md", "status.json",
 }  # fmt: skip
+STEPS = ("--set", "Training.MAX_STEPS=20", "--set", "Quantization.QUANTIZATION_METHOD=q4_k_m,q8_0")
 OWN_VENV = Path(sys.prefix) == ROOT / ".venv"  # tests/run.sh sees to it
 CUT = shutil.which("unshare") and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
 
@@ -39,8 +43,7 @@ def shipped(tmp_path_factory) -> Ended:
     if not OWN_VENV:
         pytest.skip("run.sh uses .venv: start the tests with tests/run.sh")
     folder = tmp_path_factory.mktemp("von woanders 别处")
-    steps = ("--set", "Training.MAX_STEPS=20", "--set", "Quantization.QUANTIZATION_METHOD=q4_k_m,q8_0")
-    return run_sh("--output", "aus gaben", *steps, cwd=folder, before=("unshare", "-rn") if CUT else ())
+    return run_sh("--output", "aus gaben", *STEPS, cwd=folder, before=("unshare", "-rn") if CUT else ())
 
 
 @pytest.mark.embedded
@@ -105,6 +108,31 @@ def test_without_ollama_the_export_writes_the_modelfile_and_exits_3_with_the_com
     assert done.returncode == 3, done.stderr
     assert Path(done.stdout.strip()).read_text(encoding="utf-8").count("FROM ./") == 1
     assert "ollama create my-assistant -f" in done.stderr
+
+
+@pytest.mark.embedded
+def test_a_run_stopped_in_training_and_killed_in_its_export_ends_as_the_undisturbed_one(shipped, tmp_path, request):
+    if request.config.getoption("--faults") < 4:
+        pytest.skip("three starts of the shipped model: with --faults 4 and more")
+    folder = tmp_path / "outputs"
+    with (tmp_path / "said").open("w") as said:
+
+        def begun(*arguments: str | Path) -> subprocess.Popen:
+            command = [str(ROOT / "run.sh"), *map(str, arguments)]
+            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": said}
+            return subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **streams)
+
+        process = begun("--output", folder, *STEPS)
+        run = wait_for_step(folder, 2, process, 600)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143  # seconds, with the checkpoint on the disk
+        process = begun("--resume", run)
+        wait_until(lambda: done(run, "merge"), process, 900)
+        kill(process, whole=True)
+        assert runs.state(runs.open_run(run)) == "killed"
+    ended = run_sh("--resume", run, cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    assert result(run) == result(shipped.run)
 
 
 # ---- wrong input: one clear message, the exit code, no traceback, nothing half-written ------------------------------

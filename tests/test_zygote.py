@@ -109,9 +109,9 @@ def test_a_fork_may_ask_for_a_fork(started, script, tmp_path):
     assert run(outer, str(inner)) == (0, "True 0\n")
 
 
-def test_a_fork_without_output_keeps_our_stderr_and_drops_its_stdout(started, script, capfd):
-    child = zygote.popen(script("import sys; print('lost'); print('kept', file=sys.stderr)"), [], output=False)
-    assert child.wait() == 0
+def test_a_fork_whose_errors_are_not_asked_for_has_our_stderr(started, script, capfd):
+    child = zygote.popen(script("import sys; print('told'); print('kept', file=sys.stderr)"), [], errors=False)
+    assert (child.stdout.read(), child.wait()) == (b"told\n", 0)
     zygote.end(child)
     assert capfd.readouterr() == ("", "kept\n")
 

@@ -272,8 +272,8 @@ def finish(job: Job) -> None:
     events.emit("done", run=str(run.path), exit_code=0)
 
 
-def failure(run: runs.Run, code: int) -> FinetuneError:
-    """What a failed export process means to the run that started it."""
+def failure(run: runs.Run, code: int, said: bytes) -> FinetuneError:
+    """What a failed export process, and the line it said, means to the run that started it."""
     if code < 0:
         name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
         adapter = run.path / runs.ADAPTER
@@ -282,8 +282,10 @@ def failure(run: runs.Run, code: int) -> FinetuneError:
             f"its process was killed by {name}",
             f"the adapter is safe in {adapter}; `./run.sh --resume {run.path}` does the rest again",
         )
-    said = run.status.get("failure") or {"stage": "export", "message": f"exit code {code}", "safe": ""}
-    return Told(said["stage"], said["message"], said["safe"])
+    told = (
+        json.loads(said) if said.startswith(b"{") else {"stage": "export", "message": f"exit code {code}", "safe": ""}
+    )
+    return Told(**told)
 
 
 def tidy(job: Job) -> None:
@@ -319,15 +321,17 @@ STAGES: dict[str, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; errors go to the log, the Modelfile's path to stdout."""
+    """The command line; errors go to the log, the Modelfile's path to stdout.
+
+    To the run that started it, it tells the error on stdout: status.json may be what cannot be written.
+    """
     stdout = log.claim_stdout()
     Signals().install()
-    job: Job | None = None
+    alone = True
     try:
         path, only, name, base = _arguments(list(argv))
         job = open_job(path)
         alone = _alone(job.run)
-        job.run.update(failure=None)
         log.start(job.run.path / runs.LOG)
         files.remove_partial(job.run.path)
         if base:
@@ -343,15 +347,15 @@ def main(argv: Sequence[str]) -> int:
         return 0
     except FinetuneError as error:
         logger.error("{}", error)
-        if job is not None and isinstance(error, RunError):
-            job.run.update(failure={"stage": error.stage, "message": error.message, "safe": error.safe})
+        if not alone and isinstance(error, RunError):
+            log.say(stdout, json.dumps({"stage": error.stage, "message": error.message, "safe": error.safe}))
         return error.exit_code
     except Exception as error:  # our own mistake, or a library's: told in one line, the traceback is in the log
         logger.opt(exception=True).debug("unexpected")
         words = f"{type(error).__name__}: {error}"
         logger.error("export: {}; the traceback is in {}", words, log.SHARED_LOG)
-        if job is not None:
-            job.run.update(failure={"stage": "export", "message": words, "safe": _safe(job)})
+        if not alone:
+            log.say(stdout, json.dumps({"stage": "export", "message": words, "safe": _safe(job)}))
         return 1
 
 

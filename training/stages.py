@@ -112,8 +112,9 @@ def judge(settings: Any, run: runs.Run, events: Events) -> None:
 
 def export_stage(run: runs.Run, events: Events) -> None:
     """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
-    child = zygote.popen(ROOT / "training" / "export.py", [run.path], output=False)
+    child = zygote.popen(ROOT / "training" / "export.py", [run.path], errors=False)
     try:
+        said = child.stdout.read()  # one line when it ends
         code = child.wait()
     except BaseException:
         child.terminate()
@@ -123,7 +124,7 @@ def export_stage(run: runs.Run, events: Events) -> None:
         run.reload()
     export.tell(run, events)
     if code:
-        raise export.failure(run, code)
+        raise export.failure(run, code, said)
 
 
 def marks(plan: planning.Plan) -> dict[str, Any]:

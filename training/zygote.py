@@ -45,7 +45,7 @@ _starter: int | None = None  # in a fork: the process that asked for it
 class Child:
     """A fork of the zygote; the part of subprocess.Popen's interface that is used here, with binary pipes."""
 
-    def __init__(self, status: int, stdin: IO[bytes], stdout: IO[bytes] | None) -> None:
+    def __init__(self, status: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
         self.stdin, self.stdout = stdin, stdout
         self.returncode: int | None = None
         self._status = status  # the pipe in which the zygote tells the pid, then the exit code
@@ -56,8 +56,7 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.stdin.close()
-        if self.stdout:
-            self.stdout.close()
+        self.stdout.close()
         self.wait()
 
     @property
@@ -134,20 +133,20 @@ def start(preload: Sequence[str] = PRELOADED) -> None:
 
 
 def popen(
-    script: Path, arguments: Sequence[Any], extra: Mapping[str, str] | None = None, output: bool = True
+    script: Path, arguments: Sequence[Any], extra: Mapping[str, str] | None = None, errors: bool = True
 ) -> Child | subprocess.Popen:
     """Run `script` in a process of its own. `extra`: environment variables that it has besides.
 
-    stdin is a pipe, that closes with this process. `output`: stdout and stderr come through one pipe, `.stdout`; else
-    stdout is thrown away and stderr is this process's own.
+    stdin is a pipe, that closes with this process; `.stdout` is one too. `errors`: stderr comes through it as well; else
+    stderr is this process's own.
     """
     words = [str(word) for word in arguments]
-    child = _forked(script, words, dict(extra or {}), output) if _control is not None else None
+    child = _forked(script, words, dict(extra or {}), errors) if _control is not None else None
     return child or subprocess.Popen(
         [sys.executable, str(script), *words],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE if output else subprocess.DEVNULL,
-        stderr=subprocess.STDOUT if output else None,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if errors else None,
         start_new_session=True,
         env={**os.environ, **OFFLINE, **(extra or {})},
     )
@@ -160,8 +159,7 @@ def end(child: Child | subprocess.Popen) -> None:
     if child.returncode is None and (isinstance(child, subprocess.Popen) or child.begun):
         child.kill()
         child.wait()
-    if child.stdout:
-        child.stdout.close()
+    child.stdout.close()
 
 
 def starter() -> int:
@@ -169,13 +167,13 @@ def starter() -> int:
     return os.getppid() if _starter is None else _starter
 
 
-def _forked(script: Path, arguments: Sequence[str], extra: dict[str, str], output: bool) -> Child | None:
+def _forked(script: Path, arguments: Sequence[str], extra: dict[str, str], errors: bool) -> Child | None:
     """A fork of the zygote; None when there is none any more."""
     in_read, in_write = os.pipe()
-    out_read, out_write = os.pipe() if output else (-1, os.open(os.devnull, os.O_WRONLY))
+    out_read, out_write = os.pipe()
     status_read, status_write = os.pipe()
     request = {"script": str(script), "arguments": list(arguments), "extra": extra, "starter": os.getpid()}
-    theirs = [in_read, out_write, out_write if output else 2, status_write]
+    theirs = [in_read, out_write, out_write if errors else 2, status_write]
     try:
         socket.send_fds(_control, [json.dumps({**request, "cwd": str(Path.cwd())}).encode()], theirs)
         sent = True
@@ -184,11 +182,10 @@ def _forked(script: Path, arguments: Sequence[str], extra: dict[str, str], outpu
     for number in {in_read, out_write, status_write}:
         os.close(number)
     if not sent:
-        for number in (in_write, status_read, *((out_read,) if output else ())):
+        for number in (in_write, status_read, out_read):
             os.close(number)
         return None
-    stdout = os.fdopen(out_read, "rb") if output else None
-    return Child(status_read, os.fdopen(in_write, "wb", buffering=0), stdout)
+    return Child(status_read, os.fdopen(in_write, "wb", buffering=0), os.fdopen(out_read, "rb"))
 
 
 # ---- the zygote's side -------------------------------------------------------------------------------------------
