@@ -16,12 +16,14 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import FAULTS, ROOT, finetune
 from test_finetune import RUN_FILES, files_of, losses, start, undisturbed  # noqa: F401 - a fixture
 
-from training import checkpoint, events, runs
+from training import checkpoint, events, runs, trainer
+from training.errors import RunError
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 SEED = 7
@@ -348,6 +350,39 @@ def test_a_weight_that_becomes_nan_stops_the_run_with_its_step_and_the_last_good
     assert checkpoint.newest(run / "checkpoints").step == 4
     assert "the loss of step 5" in (run / "finetune.log").read_text(encoding="utf-8")
     assert [event["event"] for event in events.read(run / "events.jsonl")][-1] == "failed"
+
+
+class Bare:
+    """What stands for TRL's trainer: it gives a gradient norm, and knows its step and its precision."""
+
+    def __init__(self, fp16: bool) -> None:
+        self.args, self.state = SimpleNamespace(fp16=fp16), SimpleNamespace(global_step=5)
+
+    def _get_grad_norm(self, model: object, grad_norm: float) -> float:
+        return grad_norm
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_stops_the_run_but_for_fp16_whose_scaler_expects_it(norm, tmp_path):
+    hooked = trainer.hooked(Bare, trainer.Watch(tmp_path, {}, 1))
+    with pytest.raises(RunError, match="training: the gradient of step 6 is not a finite number; lower LEARNING_RATE"):
+        hooked(fp16=False)._get_grad_norm(None, norm)
+    assert hooked(fp16=True)._get_grad_norm(None, float("inf")) == float("inf")
+    assert hooked(fp16=False)._get_grad_norm(None, 0.5) == 0.5
+
+
+@pytest.mark.tiny
+def test_the_words_of_a_gpu_and_of_a_cpu_that_have_no_memory_are_known_and_others_are_not():
+    import torch
+
+    gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
+    for error in (gpu, cpu, MemoryError()):
+        with pytest.raises(trainer.OutOfMemory), trainer.memory_watched():
+            raise error
+    with pytest.raises(RuntimeError, match="size mismatch"), trainer.memory_watched():
+        raise RuntimeError("size mismatch")
 
 
 @pytest.mark.tiny

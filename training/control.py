@@ -175,6 +175,8 @@ def status(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         log.say(stdout, json.dumps({k: v for k, v in record.items() if k != "stages"}, ensure_ascii=False))
         return 0
     words = f"{run.path.name}: {record['state']}, step {record.get('step', 0)} of {record.get('total', 0)}"
+    if record["state"] == "running" and record.get("stage"):
+        words += f", in {record['stage']}"
     if record["state"] == "running" and record.get("eta"):
         words += f", about {clock(max(0, record['eta'] - time.time()))} left in training"
     if record.get("reason"):

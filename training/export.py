@@ -12,7 +12,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -152,8 +153,11 @@ def open_job(path: Path) -> Job:
     )
 
 
-def export(job: Job, only: str | None = None) -> None:
-    """Do every stage that is not done yet (or the one named by `only`). Raises RunError naming the stage."""
+def export(job: Job, only: str | None = None, tell: Callable[[str, float], None] | None = None) -> None:
+    """Do every stage that is not done yet (or the one named by `only`). Raises RunError naming the stage.
+
+    `tell` hears of each stage that was done, and its seconds.
+    """
     first = _gone(job, only) if only else ()
     for name, (done, work) in STAGES.items():
         if only is None and job.run.stage(name) is not None and done(job):
@@ -161,6 +165,7 @@ def export(job: Job, only: str | None = None) -> None:
         if only is not None and name != only and name not in first:
             continue
         began = time.perf_counter()
+        job.run.update(stage=name)
         try:
             record = work(job)
         except OSError as error:
@@ -172,8 +177,11 @@ def export(job: Job, only: str | None = None) -> None:
             _forget_later(job, name)
         job.run.finish_stage(name, {"seconds": seconds, **record})
         logger.info("{}: {:.1f} s", name, seconds)
+        if tell:
+            tell(name, seconds)
     if only in (None, "check"):
         tidy(job)
+    job.run.update(stage=None)
 
 
 def _gone(job: Job, only: str) -> tuple[str, ...]:
@@ -247,13 +255,6 @@ def _check(job: Job) -> dict[str, Any]:
     return verification.run(job)
 
 
-def tell(run: runs.Run, events: Events) -> None:
-    """The events of the stages that are done."""
-    for name in STAGES:
-        if (stage := run.stage(name)) is not None:
-            events.emit("stage", name=name, seconds=stage["seconds"])
-
-
 def finish(job: Job) -> None:
     """A run that had stopped before its end is done with this export: its state, its last event and its report say so.
 
@@ -266,14 +267,12 @@ def finish(job: Job) -> None:
     if run.status.get("state") == "completed" or run.stage("train") is None or failed or not planned:
         return
     account.write(run, "completed")
-    run.update(state="completed", progress=100, eta=None, error=None)
-    events = Events(run.path / runs.EVENTS)
-    tell(run, events)
-    events.emit("done", run=str(run.path), exit_code=0)
+    run.update(state="completed", stage=None, progress=100, eta=None, error=None)
+    Events(run.path / runs.EVENTS).emit("done", run=str(run.path), exit_code=0)
 
 
-def failure(run: runs.Run, code: int, said: bytes) -> FinetuneError:
-    """What a failed export process, and the line it said, means to the run that started it."""
+def failure(run: runs.Run, code: int, said: dict[str, Any]) -> FinetuneError:
+    """What a failed export process, and the last that it said, means to the run that started it."""
     if code < 0:
         name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
         adapter = run.path / runs.ADAPTER
@@ -282,10 +281,9 @@ def failure(run: runs.Run, code: int, said: bytes) -> FinetuneError:
             f"its process was killed by {name}",
             f"the adapter is safe in {adapter}; `./run.sh --resume {run.path}` does the rest again",
         )
-    told = (
-        json.loads(said) if said.startswith(b"{") else {"stage": "export", "message": f"exit code {code}", "safe": ""}
-    )
-    return Told(**told)
+    if "message" not in said:
+        return Told("export", f"exit code {code}")
+    return Told(said["stage"], said["message"], said["safe"])
 
 
 def tidy(job: Job) -> None:
@@ -323,40 +321,64 @@ STAGES: dict[str, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]]
 def main(argv: Sequence[str]) -> int:
     """The command line; errors go to the log, the Modelfile's path to stdout.
 
-    To the run that started it, it tells the error on stdout: status.json may be what cannot be written.
+    To the run that started it, it tells its stages and its error as JSON on stdout: status.json may be what cannot be
+    written.
     """
     stdout = log.claim_stdout()
     Signals().install()
     alone = True
+
+    def say(**words: Any) -> None:
+        log.say(stdout, json.dumps(words))
+
     try:
         path, only, name, base = _arguments(list(argv))
         job = open_job(path)
         alone = _alone(job.run)
         log.start(job.run.path / runs.LOG)
         files.remove_partial(job.run.path)
-        if base:
-            log.say(stdout, str(adapter_gguf.export(job, base, name and _modelfile_of(job, name))))
+        if not alone:
+            export(job, tell=lambda stage, seconds: say(stage=stage, seconds=seconds))
             return 0
-        export(job, only)
-        if alone and only is None:
-            finish(job)
-        made = job.run.path / "Modelfile"
-        if name:
-            made = write_modelfile(job, _modelfile_of(job, name))
-        log.say(stdout, str(made))
+        with _working(job.run):
+            log.say(stdout, str(_by_itself(job, only, name, base)))
         return 0
     except FinetuneError as error:
         logger.error("{}", error)
-        if not alone and isinstance(error, RunError):
-            log.say(stdout, json.dumps({"stage": error.stage, "message": error.message, "safe": error.safe}))
+        if not alone:
+            told = error if isinstance(error, RunError) else RunError("export", str(error))
+            say(stage=told.stage, message=told.message, safe=told.safe)
         return error.exit_code
     except Exception as error:  # our own mistake, or a library's: told in one line, the traceback is in the log
         logger.opt(exception=True).debug("unexpected")
         words = f"{type(error).__name__}: {error}"
         logger.error("export: {}; the traceback is in {}", words, log.SHARED_LOG)
         if not alone:
-            log.say(stdout, json.dumps({"stage": "export", "message": words, "safe": _safe(job)}))
+            say(stage="export", message=words, safe=_safe(job))
         return 1
+
+
+def _by_itself(job: Job, only: str | None, name: str | None, base: str | None) -> Path:
+    """What the command line asks for; the Modelfile that was written."""
+    if base:
+        return adapter_gguf.export(job, base, name and _modelfile_of(job, name))
+    export(job, only)
+    if only is None:
+        finish(job)
+    return write_modelfile(job, _modelfile_of(job, name)) if name else job.run.path / "Modelfile"
+
+
+@contextmanager
+def _working(run: runs.Run) -> Iterator[None]:
+    """Let status.json name this process as the one that works on a run; in the end, who was there before."""
+    before = {key: run.status.get(key) for key in ("state", "pid", "pid_started")}
+    if before["state"] != "completed":
+        run.update(state="running", **runs.identity())
+    try:
+        yield
+    finally:
+        if run.status["state"] == "running":
+            run.update(**before)
 
 
 def _alone(run: runs.Run) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class Rows:
 def train_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, events: Events, signals: Signals) -> None:
     """Train, and keep what the later stages need; the adapter is on the disk at the end."""
     began = time.perf_counter()
+    run.update(stage="train")
     end_ids = ends(plan)
     export.keep_facts(run, plan, trained_prompts(plan), held_out_sequences(plan), rows, end_ids)
     watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
@@ -58,6 +60,7 @@ def train_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, eve
 def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, events: Events) -> None:
     """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
     began = time.perf_counter()
+    run.update(stage="evaluate")
     if run.status.get("resumed_after_training"):
         train.load_adapter(loaded.model, run.path / runs.ADAPTER)
     switchable = plan.settings.lora.bias == "none"
@@ -113,8 +116,12 @@ def judge(settings: Any, run: runs.Run, events: Events) -> None:
 def export_stage(run: runs.Run, events: Events) -> None:
     """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
     child = zygote.popen(ROOT / "training" / "export.py", [run.path], errors=False)
+    said: dict[str, Any] = {}
     try:
-        said = child.stdout.read()  # one line when it ends
+        for line in child.stdout:
+            said = json.loads(line)
+            if "seconds" in said:
+                events.emit("stage", name=said["stage"], seconds=said["seconds"])
         code = child.wait()
     except BaseException:
         child.terminate()
@@ -122,7 +129,6 @@ def export_stage(run: runs.Run, events: Events) -> None:
         raise
     finally:
         run.reload()
-    export.tell(run, events)
     if code:
         raise export.failure(run, code, said)
 
