@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,7 @@ from training import checkpoint, events, runs, trainer
 from training.errors import RunError
 
 WEIGHTS = "adapter/adapter_model.safetensors"
-SEED = 7
+MARK, SEED = "FAULTS_MARK", 7
 STAGES = ("train", "merge", "convert", "quantise")  # those in which runs are killed
 BEFORE = {"merge": "evaluate", "convert": "merge", "quantise": "convert"}
 ORDER = ("train", "evaluate", "merge", "convert", "quantise", "modelfile", "check")
@@ -35,14 +37,33 @@ ORDER = ("train", "evaluate", "merge", "convert", "quantise", "modelfile", "chec
 # ---- kill -9 ------------------------------------------------------------------------------------------------------
 
 
-def kill(process: subprocess.Popen, whole: bool) -> None:
-    """SIGKILL to a process that leads a session of its own, or to all of that session, as where a container is ended."""
-    for entry in Path("/proc").glob("[0-9]*") if whole else ():
+def marked() -> dict[str, str]:
+    """An environment by which a program and all that it starts are known, in whatever session that is."""
+    return {**os.environ, MARK: uuid.uuid4().hex}
+
+
+def members(mark: str) -> list[int]:
+    """The processes that live with a mark."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            session = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[3]
-            if int(session) == process.pid:
-                os.kill(int(entry.name), signal.SIGKILL)
+            if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def mark_of(process: subprocess.Popen) -> str:
+    """The mark of a program that was started with `marked`."""
+    return re.search(rf"{MARK}=(\w+)", Path(f"/proc/{process.pid}/environ").read_text(encoding="utf-8"))[1]
+
+
+def kill(process: subprocess.Popen, whole: bool) -> None:
+    """SIGKILL to a program, or to it and all that it has started, as where a container is ended."""
+    everything = members(mark_of(process)) if whole else []
     process.kill()
+    for pid in everything:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=60)
 
 
@@ -66,7 +87,7 @@ def trained(tmp_path_factory, tiny_model) -> tuple[Path, Path]:
     from conftest import write_tiny_config
 
     config = write_tiny_config(tmp_path_factory.mktemp("trained"), tiny_model)
-    process = start("--config", config, start_new_session=True)
+    process = start("--config", config, env=marked())
     wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
     (run,) = config.parent.glob("outputs/finetune_*")
     wait_until(lambda: done(run, "evaluate"), process)
@@ -83,7 +104,7 @@ def copy(trained: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
 
 def killed_in_training(config: Path, moment: float, whole: bool) -> Path:
     """A new run, killed at a moment (0 to 1) of the time between its directory and its adapter."""
-    process = start("--config", config, "--fresh", start_new_session=True)
+    process = start("--config", config, "--fresh", env=marked())
     wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
     (run,) = config.parent.glob("outputs/finetune_*")
     time.sleep(moment * SECONDS["train"])
@@ -96,11 +117,10 @@ def killed_in_export(config: Path, run: Path, stage: str, moment: float, whole: 
     if alone:
         command = [sys.executable, str(ROOT / "training" / "export.py"), str(run)]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked()
         )  # fmt: skip
     else:
-        process = start("--config", config, "--resume", run, start_new_session=True)
+        process = start("--config", config, "--resume", run, env=marked())
         wait_until(lambda: runs.open_run(run).status["pid"] == process.pid, process)
     wait_until(lambda: done(run, BEFORE[stage]), process)
     time.sleep(moment * SECONDS[stage])
@@ -164,7 +184,7 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_as_an_undisturbed_one(
         problems = [] if runs.state(runs.open_run(run)) == "killed" else ["not told apart from a run that is alive"]
         ended = finetune("--config", config, "--resume", run)
         problems += differences(run, undisturbed) if ended.code == 0 else [ended.stderr]
-        what = "the whole session" if whole else "one process"
+        what = "all its processes" if whole else "the main process"
         request.config.stash[FAULTS].append((f"kill -9 of {what} in {hit}", not problems))
         if problems:
             lost.append((number, moment, what, alone, hit, problems))
@@ -179,13 +199,17 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
     tmp_path,
 ):
     config, run = copy(trained, tmp_path / "own")
-    process = start("--config", config, "--resume", run, start_new_session=True)
+    process = start("--config", config, "--resume", run, env=marked())
     wait_until(lambda: runs.open_run(run).status["pid"] == process.pid and done(run, "merge"), process)
+    mark = mark_of(process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, f"{run}\n"), err
     assert runs.state(runs.open_run(run)) == "interrupted"
-    assert subprocess.run(["pgrep", "-s", str(process.pid)]).returncode == 1  # its workers have ended with it
+    end = time.monotonic() + 20
+    while members(mark) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert members(mark) == []  # what it had started has ended with it
     (config.parent / "empty.jsonl").write_text("", encoding="utf-8")
     offered = finetune("--config", config, "--data", config.parent / "empty.jsonl")
     assert f"the last run, {run.name}, stopped at step 6 of 6; `./run.sh --resume` goes on with it" in offered.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Ended, finetune
-from test_faults import done, kill, result, wait_until
+from test_faults import done, kill, marked, result, wait_until
 from test_finetune import wait_for_step
 
 from training import export, llama, runs
@@ -120,7 +120,7 @@ def test_a_run_stopped_in_training_and_killed_in_its_export_ends_as_the_undistur
         def begun(*arguments: str | Path) -> subprocess.Popen:
             command = [str(ROOT / "run.sh"), *map(str, arguments)]
             streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": said}
-            return subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **streams)
+            return subprocess.Popen(command, cwd=tmp_path, env=marked(), **streams)
 
         process = begun("--output", folder, *STEPS)
         run = wait_for_step(folder, 2, process, 600)
