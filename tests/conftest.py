@@ -25,7 +25,7 @@ FAULTS = pytest.StashKey[list[tuple[str, bool]]]()  # what was done to a run, an
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """tests/run.sh tests --faults 500: a longer campaign."""
-    parser.addoption("--faults", type=int, default=2, help="how many runs are killed at random moments")
+    parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
 
 
 def pytest_configure(config: pytest.Config) -> None:

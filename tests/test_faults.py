@@ -1,7 +1,7 @@
 """Runs killed outright at random moments, memory that runs out, numbers that are none: nothing is lost.
 
-The campaign kills a run at seeded moments of training, merge, conversion and quantisation, by turns; `--faults N` says
-how often, and the table of what was tried and what was lost stands at the end of pytest's output.
+The campaign kills runs at seeded moments of training, merge, conversion and quantisation, each run up to four times;
+`--faults N` says how many kills there are, and a table of what was tried and lost stands at the end of pytest's output.
 """
 
 from __future__ import annotations
@@ -102,34 +102,14 @@ def copy(trained: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
     return folder / trained[0].name, folder / trained[1].relative_to(trained[0].parent)
 
 
-def killed_in_training(config: Path, moment: float, whole: bool) -> Path:
-    """A new run, killed at a moment (0 to 1) of the time between its directory and its adapter."""
-    process = start("--config", config, "--fresh", env=marked())
-    wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
-    (run,) = config.parent.glob("outputs/finetune_*")
-    time.sleep(moment * SECONDS["train"])
-    kill(process, whole)
-    return run
-
-
-def killed_in_export(config: Path, run: Path, stage: str, moment: float, whole: bool, alone: bool) -> Path:
-    """A trained run, killed at a moment of one stage of its export: of --resume, or of export.py (export_ollama.sh)."""
-    if alone:
-        command = [sys.executable, str(ROOT / "training" / "export.py"), str(run)]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked()
-        )  # fmt: skip
-    else:
-        process = start("--config", config, "--resume", run, env=marked())
-        wait_until(lambda: runs.open_run(run).status["pid"] == process.pid, process)
-    wait_until(lambda: done(run, BEFORE[stage]), process)
-    time.sleep(moment * SECONDS[stage])
-    kill(process, whole)
-    return run
-
-
-# Rather longer than a stage of the tiny model takes on two busy cores; a kill that comes later counts for what it hits.
-SECONDS = {"train": 5.0, "merge": 6.0, "convert": 8.0, "quantise": 1.5}
+def again(config: Path, run: Path, alone: bool) -> subprocess.Popen:
+    """Go on with a run: with --resume, or with its export alone (what export_ollama.sh starts)."""
+    if not alone:
+        return start("--config", config, "--resume", run, env=marked())
+    command = [sys.executable, str(ROOT / "training" / "export.py"), str(run)]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked()
+    )
 
 
 def result(run: Path) -> dict:
@@ -156,40 +136,45 @@ def differences(run: Path, whole: Path) -> list[str]:
     return [f"{key}: {ours[key]} is not {theirs[key]}" for key in theirs if ours[key] != theirs[key]] + left
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """As many kills as --faults says, at most one in each stage of one and the same run."""
+    if "kills" in metafunc.fixturenames:
+        faults, most = metafunc.config.getoption("--faults"), len(STAGES)
+        parts = [range(at, min(at + most, faults)) for at in range(0, faults, most)]
+        metafunc.parametrize("kills", parts, ids=lambda part: f"kills {part.start + 1} to {part.stop}")
+
+
 @pytest.mark.tiny
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_run_killed_at_any_moment_goes_on_and_ends_as_an_undisturbed_one(
-    stage,
-    trained,
+def test_a_run_killed_at_random_moments_of_its_stages_ends_as_an_undisturbed_one(
+    kills,
+    tiny_config,
     undisturbed,  # noqa: F811
-    tmp_path,
     request,
 ):
-    count, rest = divmod(request.config.getoption("--faults"), len(STAGES))
-    count += STAGES.index(stage) < rest
-    if not count:
-        pytest.skip("--faults asks for fewer kills than there are stages")
-    draw, lost = random.Random(f"{SEED} {stage}"), []
-    for number in range(count):
+    draw = random.Random(f"{SEED} {kills.start}")
+    seconds = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))["run"]["stages"]
+    tried, problems, run = [], [], None
+    for stage in sorted(draw.sample(STAGES, len(kills)), key=STAGES.index):
         moment, whole, alone = draw.random(), draw.random() < 0.5, draw.random() < 0.5
-        folder = tmp_path / str(number)
-        if stage == "train":
-            shutil.copytree(trained[0].parent, folder, ignore=shutil.ignore_patterns("outputs"))
-            config = folder / trained[0].name
-            run = killed_in_training(config, moment, whole)
+        if run is None:
+            process = start("--config", tiny_config, env=marked())
+            wait_until(lambda: list(tiny_config.parent.glob("outputs/finetune_*/status.json")), process)
+            (run,) = tiny_config.parent.glob("outputs/finetune_*")
         else:
-            config, run = copy(trained, folder)
-            run = killed_in_export(config, run, stage, moment, whole, alone)
+            process = again(tiny_config, run, alone and done(run, "evaluate"))
+            working = process.pid
+            wait_until(lambda: runs.open_run(run).status["pid"] == working, process)  # noqa: B023 - called at once
+        wait_until(lambda: stage == "train" or done(run, BEFORE[stage]), process)  # noqa: B023
+        time.sleep(moment * seconds[stage])
+        kill(process, whole)
         hit = next((name for name in ORDER if not done(run, name)), "report")
-        problems = [] if runs.state(runs.open_run(run)) == "killed" else ["not told apart from a run that is alive"]
-        ended = finetune("--config", config, "--resume", run)
-        problems += differences(run, undisturbed) if ended.code == 0 else [ended.stderr]
-        what = "all its processes" if whole else "the main process"
-        request.config.stash[FAULTS].append((f"kill -9 of {what} in {hit}", not problems))
-        if problems:
-            lost.append((number, moment, what, alone, hit, problems))
-        shutil.rmtree(folder)
-    assert lost == []
+        tried.append(f"kill -9 of {'all processes' if whole else 'the main process'} in {hit}")
+        if runs.state(runs.open_run(run)) != "killed":
+            problems.append(f"{tried[-1]}: not told apart from a run that is alive")
+    ended = finetune("--config", tiny_config, "--resume", run)
+    problems += differences(run, undisturbed) if ended.code == 0 else [ended.stderr]
+    request.config.stash[FAULTS] += [(what, not problems) for what in tried]
+    assert problems == [], tried
 
 
 @pytest.mark.tiny
