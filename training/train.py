@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import math
 import os
 import shutil
@@ -297,8 +298,17 @@ def save_adapter(model: Any, path: Path) -> None:
         with files.whole_folder(path) as partial:
             model.save_pretrained(str(partial), safe_serialization=True)
             (partial / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form nobody filled in
+            _sort_modules(partial / "adapter_config.json")
     except OSError as error:
         raise disk_error(error, path.parent / runs.CHECKPOINTS, model) from error
+
+
+def _sort_modules(config: Path) -> None:
+    """PEFT keeps TARGET_MODULES as a set, whose order is another in every process: equal runs shall have equal files."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(values.get("target_modules"), list):
+        values["target_modules"].sort()
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def disk_error(error: Exception, folder: Path, model: Any) -> RunError:
