@@ -309,15 +309,15 @@ def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room
         process = start("--config", tiny_config, "--output", disk / "out")
         run = wait_for_step(disk / "out", 2, process)
         err = filled(disk, process, f"{run}\n")
-        assert re.search(
-            r"checkpoint: the disk is full: a checkpoint under .* needs about [\d,]+ bytes, [\d,]+ are free", err
-        )
+        room = r"checkpoint: the disk is full: a checkpoint under .* needs about [\d,]+ bytes, [\d,]+ are free"
+        assert re.search(room, err), err
         assert "./run.sh --resume" in err
         process = start("--config", tiny_config, "--resume", run, "--events")
         while runs.open_run(run).stage("evaluate") is None and process.poll() is None:
             time.sleep(0.02)
         err = filled(disk, process, None)
-        assert re.search(r"merge: .* needs [\d,]+ bytes \([\d.]+ GB\); (the disk is full|0.0 GB are free)", err)
+        room = r"merge: .* needs [\d,]+ bytes \([\d.]+ GB\); (the disk is full|0.0 GB are free)"
+        assert re.search(room, err), err
         assert f"The trained adapter is safe in {run}/adapter" in err
         ended = finetune("--config", tiny_config, "--resume", run)
         assert ended.code == 0, ended.stderr
