@@ -223,10 +223,10 @@ raise SystemExit(finetune.main(sys.argv[1:]))
 # A loss that finds no memory for more than so many rows at a time, as torch's allocator on a CPU says it.
 SCARCE = """
 real = fast_cpu.loss
-def scarce(causal_lm, inputs, num_items):
+def scarce(causal_lm, inputs, *others):
     if len(inputs["input_ids"]) > {rows}:
         raise RuntimeError(NO_MEMORY)
-    return real(causal_lm, inputs, num_items)
+    return real(causal_lm, inputs, *others)
 fast_cpu.loss = scarce
 """
 
