@@ -84,11 +84,18 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
         _layers: Any = None
 
         def _prove_fast(self, model: Any, bare: Any, inputs: dict[str, Any], num_items: Any) -> None:
-            """Compare the fast path with the plain one on a first micro-batch; leave off what differs."""
+            """Compare the fast path with the plain one on a first micro-batch; leave off what differs.
+
+            What was found goes with the checkpoints: a resumed run takes the path that it took, whatever its first batch.
+            """
             self._fast_is_proved = True
             causal_lm, plain = bare.get_base_model(), super().compute_loss
             if inputs.get("attention_mask") is not None:  # two rows tell as much as all of them, and sooner
                 inputs, num_items = {name: value[:2] for name, value in inputs.items()}, None
+            if (found := watch.carried.get("fast_path")) is not None:
+                watch.fast = found != "none"
+                self._layers = fast_cpu.layers(causal_lm) if found == "layers" else None
+                return
 
             def equal(layers: Any) -> bool:
                 return fast_cpu.agrees(
@@ -105,6 +112,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                     self._layers = None
                 if watch.fast and self._layers is None:
                     watch.fast = equal(None)
+            watch.carried["fast_path"] = "none" if not watch.fast else "head" if self._layers is None else "layers"
             if not watch.fast:
                 logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
 
