@@ -16,11 +16,11 @@ from typing import Any
 from loguru import logger
 
 from training import checkpoint, files, progress, runs, trainer
-from training.errors import Interrupted, RunError
+from training.errors import FinetuneError, Interrupted, RunError
 from training.progress import Session
 
 WEIGHTS = "adapter_model.safetensors"
-# What torch and safetensors say when a write fails, in words of their own instead of an OSError.
+# What torch, safetensors and tokenizers say when a write fails, in words of their own instead of an OSError.
 SMALLER = "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true"
 WRITE_FAILED = ("No space left", "file write failed", "unexpected pos", "PytorchStreamWriter failed")
 
@@ -69,9 +69,13 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
             return _train(loaded, plan, session)
     except (OSError, SafetensorError) as error:
         raise disk_error(error, session.watch.folder, loaded.model) from error
-    except RuntimeError as error:
+    except FinetuneError:
+        raise
+    except Exception as error:  # a RuntimeError of torch's, a bare Exception of the tokenizers library's
         if any(words in str(error) for words in WRITE_FAILED):
             raise disk_error(error, session.watch.folder, loaded.model) from error
+        if not isinstance(error, RuntimeError):
+            raise
         advice = f"; {SMALLER}" if trainer.is_out_of_memory(error) else ""
         raise RunError(
             "training", f"{str(error).splitlines()[0]}{advice}", checkpoint.where(session.watch.folder)
