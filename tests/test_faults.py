@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import FAULTS, ROOT, finetune
-from test_finetune import RUN_FILES, files_of, losses, start, undisturbed  # noqa: F401 - a fixture
+from test_finetune import RUN_FILES, files_of, losses, start
 
 from training import checkpoint, events, runs, trainer
 from training.errors import RunError
@@ -148,7 +148,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_a_run_killed_at_random_moments_of_its_stages_ends_as_an_undisturbed_one(
     kills,
     tiny_config,
-    undisturbed,  # noqa: F811
+    undisturbed,
     request,
 ):
     draw = random.Random(f"{SEED} {kills.start}")
@@ -180,7 +180,7 @@ def test_a_run_killed_at_random_moments_of_its_stages_ends_as_an_undisturbed_one
 @pytest.mark.tiny
 def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes_it_with_a_report(
     trained,
-    undisturbed,  # noqa: F811
+    undisturbed,
     tmp_path,
 ):
     config, run = copy(trained, tmp_path / "own")
@@ -327,7 +327,7 @@ def test_out_of_memory_with_one_row_says_what_to_lower(tiny_config):
 
 @pytest.mark.tiny
 @pytest.mark.parametrize(("number", "step"), [(1, 0), (4, 2)], ids=["the first update", "a later one"])
-def test_out_of_memory_in_the_optimizer_takes_its_torn_update_back(number, step, tiny_config, undisturbed):  # noqa: F811
+def test_out_of_memory_in_the_optimizer_takes_its_torn_update_back(number, step, tiny_config, undisturbed):
     ended = faulty(UPDATE.format(number=number) + NO_EXPORT, "--config", tiny_config)
     assert "evaluate: enough" in ended.stderr
     assert f"GRADIENT_ACCUMULATION_STEPS 2; going on from step {step}" in ended.stderr
