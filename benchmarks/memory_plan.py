@@ -99,7 +99,7 @@ def measure(config: Path) -> None:
     run = runs.create(plan.settings.training.output_dir)
     events = finetune.begin(plan, run, None)
     loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
-    stages.train_stage(plan, loaded, [], run, events, Signals())
+    stages.train_stage(plan, loaded, stages.Rows([], []), run, events, Signals())
     # Not ru_maxrss: on Linux a child starts with its parent's peak in it.
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     print(json.dumps({"parts": parts, "peak": peak}), file=sys.__stdout__, flush=True)
