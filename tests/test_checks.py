@@ -286,6 +286,56 @@ def test_only_so_many_tokens_of_an_answer_are_compared() -> None:
     assert first == [9]
 
 
+def test_so_many_tokens_of_all_answers_are_compared_and_of_each_alike() -> None:
+    rows, first = agreement.bounded([list(range(400)), list(range(30)), list(range(300)), list(range(500))], [10] * 4)
+    scored = [len(ids) - start - 1 for ids, start in zip(rows, first, strict=True)]
+    assert scored == [20, 164, 164, 164]
+    assert sum(scored) == agreement.SCORED_IN_ALL
+    assert rows[1] == list(range(174)), "the short ones first, so that neighbours are filled up little"
+
+
+def test_kept_logits_are_computed_once(tmp_path: Path) -> None:
+    import numpy as np
+
+    made = [np.full((2, 3), number, np.float32) for number in range(2)]
+    for given in (made, ()):
+        found = list(agreement.kept(tmp_path / "kept", given, 2))
+        assert [rows.tolist() for rows in found] == [rows.tolist() for rows in made]
+    partly = agreement.kept(tmp_path / "other", iter(made), 2)
+    next(partly)
+    partly.close()  # the other side broke; what is there is not taken for the whole
+    with pytest.raises(ValueError, match="zip"):
+        list(agreement.kept(tmp_path / "other", (), 2))
+
+
+def test_sequences_are_run_together_within_bounds() -> None:
+    most = reference.TOKENS
+    assert list(reference.groups([10, 12, 20], [1, 1, 1], 100)) == [[0, 1, 2]]
+    assert list(reference.groups([most // 2, most // 2, 8], [1, 1, 1], 100)) == [[0, 1], [2]]
+    assert list(reference.groups([2 * most, 3], [1, 1], 100)) == [[0], [1]], "one too long alone is run all the same"
+    vocabulary = reference.LOGITS // 4 // 20
+    assert list(reference.groups([11, 11, 11], [1, 1, 1], vocabulary)) == [[0, 1], [2]]
+    assert list(reference.groups([], [], 100)) == []
+
+
+def test_together_a_model_predicts_and_answers_as_alone(chain: Chain, model) -> None:
+    import numpy as np
+
+    sequences, first = [*chain.sequences, chain.sequences[0][:5]], [3, 1, 2]
+    assert len(list(reference.groups([len(ids) for ids in sequences], first, 49152))) == 1
+    together = list(model.logits(sequences, first))
+    for ids, start, rows in zip(sequences, first, together, strict=True):
+        (alone,) = model.logits([ids], [start])
+        assert rows.shape == alone.shape == (len(ids) - start, 49152)
+        np.testing.assert_allclose(rows, alone, atol=1e-4)
+    prompts = [ids[:4] for ids in sequences]
+    assert model.answers(prompts, [0], 6) == [model.answers([prompt], [0], 6)[0] for prompt in prompts]
+    ends = [answer.ids[2] for answer in model.answers(prompts, [0], 6)]
+    for answer in model.answers(prompts, ends, 6):  # one that has ended is filled up, and that is no part of it
+        assert answer.stopped
+        assert [token in ends for token in answer.ids] == [False] * (len(answer.ids) - 1) + [True]
+
+
 def test_transformers_gives_only_the_wanted_rows(chain: Chain, model) -> None:
     import numpy as np
 

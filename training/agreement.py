@@ -7,8 +7,9 @@ of float64 log-probabilities 1.2 MB.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.llama import log_softmax
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 SCORED = 256  # answer tokens of a sequence that are compared at most: 256 x 152k x 4 bytes = 155 MB a model
+# And of all together: what is compared is kept on the disk (512 x 152k x 4 bytes = 0.3 GB a model), and thresholds are an
+# order of magnitude and more away from what a chain that holds shows: more tokens would tell nothing else.
+SCORED_IN_ALL = 512
 ROWS = 16
 # The reference is sure of a token when it gives it this much more log-probability than the next one. Below, rounding
 # decides, and a disagreement says nothing (gguf-ollama.md's near tie: 0.156 against 0.140, a margin of 0.11).
@@ -45,14 +49,35 @@ class Agreement:
 
 
 def bounded(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Sequences cut after SCORED answer tokens, and for each the first position whose prediction is compared.
+    """Sequences cut after so many answer tokens, the short ones first, and the first position of each that is compared.
 
     `starts`: where the answer of each sequence begins; at least one token stands before it. Sequences without an answer
-    token are left out.
+    token are left out. At most SCORED tokens of an answer, and SCORED_IN_ALL of all, from each answer alike.
     """
-    pairs = [(list(ids[: max(start, 1) + SCORED]), max(start, 1)) for ids, start in zip(sequences, starts, strict=True)]
-    kept = [(ids, start) for ids, start in pairs if len(ids) > start]
-    return [ids for ids, _ in kept], [start - 1 for _, start in kept]
+    pairs = [(list(ids), max(start, 1)) for ids, start in zip(sequences, starts, strict=True)]
+    pairs = sorted(((ids, start) for ids, start in pairs if len(ids) > start), key=lambda pair: len(pair[0]))
+    answers = [len(ids) - start for ids, start in pairs]
+    most = SCORED
+    while most > 1 and sum(min(answer, most) for answer in answers) > SCORED_IN_ALL:
+        most -= 1
+    return [ids[: start + most] for ids, start in pairs], [start - 1 for _, start in pairs]
+
+
+def kept(folder: Path, logits: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """`logits` of `count` sequences, which are kept in `folder` while they are used; a second call reads them there.
+
+    The same model's logits are compared with several others', and computing them takes longer than anything else.
+    """
+    import numpy as np
+
+    folder.mkdir(exist_ok=True)
+    saved = [folder / f"{number}.npy" for number in range(count)]
+    if all(path.is_file() for path in saved):
+        yield from map(np.load, saved)
+        return
+    for path, rows in zip(saved, logits, strict=True):
+        np.save(path, rows)
+        yield rows
 
 
 def compare(

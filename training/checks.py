@@ -7,7 +7,9 @@ what comes after a broken link is broken too. Inputs are plain: token ids, where
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from training.errors import RunError
 from training.reference import Reference, TooLarge
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 # Mean KL in nats, by the dtype that transformers computed in. Measured on SmolLM2-135M-Instruct, 145 answer tokens:
@@ -107,7 +110,7 @@ def merged_tensors(base: Path, adapter: Path, merged: Path) -> Check:
 def merged_logits(
     base: Path,
     adapter: Path,
-    merged: Path,
+    merged: Path | Callable[[], Reference | TooLarge],
     sequences: Sequence[Sequence[int]],
     starts: Sequence[int],
     memory: int | None = None,
@@ -115,13 +118,12 @@ def merged_logits(
 ) -> Check:
     """The merged model predicts what base + adapter, run by PEFT, predict. Left out where memory does not allow it.
 
+    merged: the folder, or the function that opens it for this check and later ones; called when base + adapter has been
+    freed, so that the two models are in memory one after the other. The first one's logits wait on the disk.
     starts: where the answer begins in each sequence. memory: bytes that may be used; None asks the machine.
-    rounding_loss: the figure of merged_tensors. The two
-    models are in memory one after the other; the first one's logits wait on the disk (at most SCORED rows a sequence).
+    rounding_loss: the figure of merged_tensors.
     """
     import tempfile
-
-    import numpy as np
 
     check = Check(
         "merged logits",
@@ -135,21 +137,21 @@ def merged_logits(
         rows, first = agreement.bounded(sequences, starts)
         if not rows:
             return replace(check, skipped="there are no held-out answers")
-        with tempfile.TemporaryDirectory(prefix="finetune-logits-") as folder:
-            saved = [Path(folder) / f"{number}.npy" for number in range(len(rows))]
+        with tempfile.TemporaryDirectory(prefix="finetune-logits-") as folder, ExitStack() as stack:
+            kept = Path(folder) / "kept"
             with reference.opened(base, memory, adapter) as model:
                 if isinstance(model, TooLarge):
                     return replace(check, skipped=f"base + adapter was not run: {model.reason}")
-                for path, logits in zip(saved, model.logits(rows, first), strict=True):
-                    np.save(path, logits)
+                deque(agreement.kept(kept, model.logits(rows, first), len(rows)), maxlen=0)
                 with model.model.disable_adapter():  # how much the training changed, to read the other figure by
-                    trained = agreement.compare(map(np.load, saved), model.logits(rows, first), rows, first)
+                    base_alone = model.logits(rows, first)
+                    trained = agreement.compare(agreement.kept(kept, (), len(rows)), base_alone, rows, first)
                 del model
-            with reference.opened(merged, memory) as model:
-                if isinstance(model, TooLarge):
-                    return replace(check, skipped=f"the merged model was not run: {model.reason}")
-                found = agreement.compare(map(np.load, saved), model.logits(rows, first), rows, first)
-                dtype = model.dtype
+            opened = merged() if callable(merged) else stack.enter_context(reference.opened(merged, memory))
+            if isinstance(opened, TooLarge):
+                return replace(check, skipped=f"the merged model was not run: {opened.reason}")
+            found = agreement.compare(agreement.kept(kept, (), len(rows)), opened.logits(rows, first), rows, first)
+            dtype = opened.dtype
         figures = {"dtype": dtype, **found.as_dict(), "mean_kl_of_training": trained.as_dict()["mean_kl"]}
         failure = "the merged model does not predict what base + adapter predict"
         most = max(MOST_KL_OF_ROUNDING, SHARE_OF_ROUNDING * rounding_loss**2 * trained.mean_kl)
@@ -193,11 +195,15 @@ def gguf_tokenizer(gguf: Path, folder: Path, texts: Sequence[str] = ()) -> Check
 
 
 def f16_agrees(
-    f16: Path, model: Reference | TooLarge, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    f16: Path,
+    model: Reference | TooLarge,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    keep: Path | None = None,
 ) -> Check:
     """The f16 GGUF, run by llama.cpp, predicts what the merged model, run by transformers, predicts.
 
-    model: the merged folder as reference.opened gives it.
+    model: the merged folder as reference.opened gives it. keep: a folder in which the GGUF's logits wait for `quantised`.
     """
     check = Check(
         "f16 GGUF",
@@ -213,7 +219,7 @@ def f16_agrees(
         if isinstance(model, TooLarge) or not rows:
             why = f"the merged model was not run: {model.reason}" if rows else "there are no held-out answers"
             return replace(check, skipped=why)
-        found = agreement.compare(model.logits(rows, first), llama.logits_each(f16, rows, first), rows, first)
+        found = agreement.compare(model.logits(rows, first), _logits(f16, rows, first, keep), rows, first)
         figures = {"dtype": model.dtype, **found.as_dict()}
         failure = "the f16 GGUF does not predict what the merged model predicts"
         judged = _judged(check, figures, found, MOST_KL[model.dtype], failure)
@@ -227,8 +233,13 @@ def f16_agrees(
     return _timed(check, measure)
 
 
-def quantised(f16: Path, other: Path, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Check:
-    """What quantising cost: KL, first choices and perplexities against the f16 file, on held-out answers."""
+def quantised(
+    f16: Path, other: Path, sequences: Sequence[Sequence[int]], starts: Sequence[int], keep: Path | None = None
+) -> Check:
+    """What quantising cost: KL, first choices and perplexities against the f16 file, on held-out answers.
+
+    keep: the folder in which f16_agrees left the f16 file's logits for the same sequences.
+    """
     check = Check(
         f"quantised {other.name}",
         True,
@@ -241,8 +252,8 @@ def quantised(f16: Path, other: Path, sequences: Sequence[Sequence[int]], starts
         rows, first = agreement.bounded(sequences, starts)
         if not rows:
             return replace(check, skipped="there are no held-out answers")
-        logits = (llama.logits_each(file, rows, first) for file in (f16, other))
-        found = agreement.compare(*logits, rows, first)
+        ours, theirs = _logits(f16, rows, first, keep), llama.logits_each(other, rows, first)
+        found = agreement.compare(ours, theirs, rows, first)
         ratio = found.perplexity / found.perplexity_reference
         figures = {**found.as_dict(), "perplexity_ratio": ratio if ratio == ratio else None}
         if ratio <= MOST_PERPLEXITY:  # NaN is not
@@ -282,11 +293,7 @@ def answers(
     def measure() -> Check:
         if isinstance(model, TooLarge):
             return replace(check, skipped=f"the merged model was not run: {model.reason}")
-        from training import evaluation
-
-        told = {
-            "merged": [evaluation.answer(model.model, model.tokenizer, ids, stop_ids, max_tokens) for ids in prompts]
-        }
+        told: dict[str, Any] = {"merged": model.answers(prompts, stop_ids, max_tokens)}
         for name, file in {"f16": f16, **others}.items():
             told[name] = llama.answer(file, prompts, max_tokens)
         stopped = {name: sum(answer.stopped for answer in found) for name, found in told.items()}
@@ -319,6 +326,12 @@ def _endless(f16: Path, prompt: list[int], answer: list[int]) -> str:
     return (
         f"after the merged model's own answer the GGUF goes on with token {int(row.argmax())} instead of the end, {end}"
     )
+
+
+def _logits(gguf: Path, rows: list[list[int]], first: list[int], keep: Path | None) -> Iterator[np.ndarray]:
+    """A GGUF file's logits, kept under its name in `keep` for the next check."""
+    logits = llama.logits_each(gguf, rows, first)
+    return logits if keep is None else agreement.kept(keep / gguf.name, logits, len(rows))
 
 
 def _judged(check: Check, figures: dict[str, Any], found: Agreement, most: float, failure: str) -> Check:

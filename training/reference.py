@@ -11,33 +11,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import weights
+from training import agreement, weights
 from training.errors import RunError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from training.evaluation import Answer
+
 ROOM = 1 << 30  # bytes beside the weights: activations, a block of logits, the libraries
+TOKENS, LOGITS = 1024, 1 << 28  # run together at most: more tokens are no quicker; bytes of float32 logits
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A loaded model. dtype: the float type that it computes in, whatever type its weights are stored in."""
+    """A loaded model. dtype: the float type that it computes in, whatever type its weights are stored in.
+
+    keep: a folder in which its logits are kept, because several checks ask for those of the same sequences.
+    """
 
     model: Any
     tokenizer: Any
     dtype: str
+    keep: Path | None = None
 
     def logits(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> Iterator[np.ndarray]:
-        """For each sequence a float32 array [len(ids) - first, vocabulary]; memory for one sequence only."""
+        """For each sequence a float32 array [len(ids) - first, vocabulary], in their order."""
+        logits = self._logits(sequences, first)
+        return logits if self.keep is None else agreement.kept(self.keep, logits, len(sequences))
+
+    def _logits(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> Iterator[np.ndarray]:
+        """Memory for TOKENS and LOGITS only. Neighbours are run together, filled up at their ends: a causal model does not see what
+        comes later. Alone, a row of fifty tokens costs as much time as the reading of all weights.
+        """
         import torch
 
-        for ids, start in zip(sequences, first, strict=True):
-            tokens = torch.tensor([list(ids)], device=self.model.device)
+        width = self.model.config.get_text_config().vocab_size
+        for group in groups([len(ids) for ids in sequences], first, width):
+            longest = max(len(sequences[number]) for number in group)
+            keep = longest - min(first[number] for number in group)
+            filled = [list(sequences[number]) + [0] * (longest - len(sequences[number])) for number in group]
+            tokens = torch.tensor(filled, device=self.model.device)
             with torch.inference_mode():
                 # logits_to_keep: only the wanted rows go through the head, whose output is the largest tensor of all
-                out = self.model(input_ids=tokens, use_cache=False, logits_to_keep=len(ids) - start)
-            yield out.logits[0].float().cpu().numpy()[-(len(ids) - start) :]
+                out = self.model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
+            for number, rows in zip(group, out, strict=True):
+                start = first[number] - (longest - keep)
+                yield rows[start : len(sequences[number]) - (longest - keep)].float().cpu().numpy()
+
+    def answers(self, prompts: Sequence[Sequence[int]], end_ids: Sequence[int], most: int) -> list[Answer]:
+        """The greedy answers to tokenised prompts, at most `most` tokens each, all prompts together."""
+        from training import evaluation
+        from training.held_out import Item
+
+        items = [Item([], [], "", "", list(prompt), most) for prompt in prompts]
+        return evaluation.answers(self.model, self.tokenizer, items, end_ids)
+
+
+def groups(lengths: Sequence[int], first: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
+    """Numbers of neighbouring sequences that are run together: at most TOKENS with what fills them up, LOGITS bytes."""
+    group: list[int] = []
+    for number in range(len(lengths)):
+        tried = [*group, number]
+        longest = max(lengths[n] for n in tried)
+        kept = longest - min(first[n] for n in tried)
+        if group and (len(tried) * longest > TOKENS or len(tried) * kept * vocabulary * 4 > LOGITS):
+            yield group
+            tried = [number]
+        group = tried
+    if group:
+        yield group
 
 
 @dataclass(frozen=True)
@@ -69,7 +112,9 @@ def fitting(folder: Path, memory: int | None = None) -> str | TooLarge:
 
 
 @contextmanager
-def opened(folder: Path, memory: int | None = None, adapter: Path | None = None) -> Iterator[Reference | TooLarge]:
+def opened(
+    folder: Path, memory: int | None = None, adapter: Path | None = None, keep: Path | None = None
+) -> Iterator[Reference | TooLarge]:
     """Load a model folder (with an adapter of PEFT's over it) on the CPU, or say why not; frees it afterwards."""
     dtype = fitting(folder, memory)
     if isinstance(dtype, TooLarge):
@@ -98,7 +143,7 @@ def opened(folder: Path, memory: int | None = None, adapter: Path | None = None)
             first = str(error).strip().splitlines()[0]
             raise RunError("model", f"the adapter in {adapter} does not fit {folder}: {first}") from error
     try:
-        yield Reference(model.eval(), tokenizer, dtype)
+        yield Reference(model.eval(), tokenizer, dtype, keep)
     finally:
         del model
         gc.collect()

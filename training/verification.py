@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from training import checks, evaluation, held_out, modelfile, reference, runs, scoring, speakers
+from training import checks, evaluation, files, held_out, modelfile, reference, runs, scoring, speakers
 from training.checks import Check
 
 
@@ -24,21 +29,26 @@ def run(job: Any) -> dict[str, Any]:
     base, adapter = job.base, job.run.path / runs.ADAPTER
     done = [checks.merged_tensors(base, adapter, job.merged)]
     rounding = done[0].figures.get("rounding_loss", 0.0)
-    done.append(checks.merged_logits(base, adapter, job.merged, sequences, starts, rounding_loss=rounding))
-    done.append(checks.gguf_tokenizer(job.f16, job.merged))
     others = {
         method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"
     }
-    with reference.opened(job.merged) as model:
-        done.append(checks.f16_agrees(job.f16, model, sequences, starts))
-        if prompts:
-            done.append(checks.answers(model, job.f16, others, prompts, job.facts["end_ids"], most))
-    cost = {method: checks.quantised(job.f16, path, sequences, starts) for method, path in others.items()}
+    with _room(job) as room:
+        with ExitStack() as stack:
+            # loaded once, when base + adapter has been freed, for every check that runs the merged model
+            merged = functools.cache(lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged")))
+            done.append(checks.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
+            done.append(checks.gguf_tokenizer(job.f16, job.merged))
+            done.append(checks.f16_agrees(job.f16, merged(), sequences, starts, room))
+            if prompts:
+                done.append(checks.answers(merged(), job.f16, others, prompts, job.facts["end_ids"], most))
+            merged.cache_clear()
+        cost = {method: checks.quantised(job.f16, path, sequences, starts, room) for method, path in others.items()}
     done += cost.values()
     done.append(_modelfile(job))
     for check in done:
         _tell(check)
-    table = [_row(entry, cost.get(entry["method"])) for entry in job.run.stage("quantise")["quantised"]]
+    before = next((check.figures.get("perplexity") for check in done if check.name == "f16 GGUF"), None)
+    table = [_row(entry, cost.get(entry["method"]), before) for entry in job.run.stage("quantise")["quantised"]]
     warnings = [warning for check in done for warning in check.warnings]
     job.run.update(checks=[_record(check) for check in done], quantised=table, check_warnings=warnings)
     checks.require(done)
@@ -67,6 +77,18 @@ def _evaluate(job: Any, others: dict[str, Any]) -> dict[str, Any]:
         if speed:
             logger.info("{} answers {:.0f} tokens a second on this machine", name, speed)
     return {"scores": scores, "speeds": speeds}
+
+
+@contextmanager
+def _room(job: Any) -> Iterator[Path]:
+    """A folder for logits beside the checkpoints: on the disk that was reckoned with, and removed if we are killed."""
+    folder = job.run.path / runs.CHECKPOINTS / f"logits{files.PARTIAL}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _modelfile(job: Any) -> Check:
@@ -119,6 +141,14 @@ def _record(check: Check) -> dict[str, Any]:
     }
 
 
-def _row(entry: dict[str, Any], cost: Check | None) -> dict[str, Any]:
-    figures = cost.figures if cost else {}
-    return {**entry, "kl": figures.get("mean_kl"), "top1": figures.get("top1"), "perplexity": figures.get("perplexity")}
+def _row(entry: dict[str, Any], cost: Check | None, before: float | None) -> dict[str, Any]:
+    """A row of the report's table of files. before: the f16 file's perplexity."""
+    if cost is None:
+        return {**entry, "perplexity": before}
+    figures = cost.figures
+    ratio = figures.get("perplexity_ratio")
+    return {
+        **entry,
+        **{"kl": figures.get("mean_kl"), "top1": figures.get("top1"), "perplexity": figures.get("perplexity")},
+        "perplexity_change": None if ratio is None else ratio - 1,
+    }
