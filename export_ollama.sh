@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Put a finished run into Ollama:  ./export_ollama.sh [--modelfile-only] [RUN | RUN/merged | FILE.gguf] [NAME]
+# Put a finished run into Ollama:
+#   ./export_ollama.sh [--modelfile-only] [--adapter BASE] [RUN | RUN/merged | FILE.gguf] [NAME]
 #
 #   RUN    a run's folder (default: the newest under OUTPUT_DIR of config.ini), or one of its GGUF files
 #   NAME   its name in Ollama, [namespace/]model[:tag] (default: the run's NEW_MODEL_NAME)
+#   BASE   the model that was trained on, as Ollama has it already: only the adapter is added to it
 #
 # Makes what is missing, writes Modelfile.NAME beside the GGUF, runs `ollama create`, and asks the model one question.
 # stdout is one line: the model's name; or the Modelfile's path with --modelfile-only, and where there is no Ollama (exit 3).
@@ -163,6 +165,20 @@ write_modelfile() {
     fi
 }
 
+# With --adapter: the adapter as GGUF and its Modelfile, made by the package. Left alone when they are there.
+write_adapter() {
+    local file made
+    modelfile=$run/Modelfile.$(printf '%s' "$name" | tr '/:' '--')
+    made=$run/adapter/adapter_model.safetensors
+    if [ -f "$modelfile" ] && [ "$(from_of "$modelfile")" = "$adapter" ]; then
+        file=$(sed -n 's|^ADAPTER \./||p' "$modelfile" | head -n 1)
+        if [ -n "$file" ] && [ -f "$run/$file" ] && { [ ! -f "$made" ] || [ "$run/$file" -nt "$made" ]; }; then return; fi
+    fi
+    [ -z "$gguf" ] && [ -f "$run/status.json" ] || fail 2 "--adapter is for a run's folder, and $run is none with an adapter"
+    [ -x "$root/.venv/bin/python" ] || fail 3 "the adapter is not converted yet, and that needs the packages: run ./setup.sh first"
+    PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/export.py" "$run" --adapter "$adapter" --name "$name" >/dev/null
+}
+
 check_ollama() {
     local command version said
     command=$(printf 'ollama create %q -f %q' "$name" "$modelfile")
@@ -173,6 +189,10 @@ check_ollama() {
     if ! said=$(ollama list 2>&1); then
         printf '%s\n' "$modelfile"
         fail 3 "Ollama does not answer (${said##*$'\n'}). Start it (ollama serve), then:  $command"
+    fi
+    if [ -n "$adapter" ]; then
+        ollama show "$adapter" >/dev/null 2>&1 || fail 3 "Ollama has no model $adapter: ollama pull $adapter, then:  $command"
+        return
     fi
     has_template "$modelfile" && return
     version=$(ollama --version 2>/dev/null | sed -n 's/.*[^0-9.]\([0-9][0-9]*\.[0-9][0-9]*\.[0-9][0-9]*\).*/\1/p' | head -n 1)
@@ -228,16 +248,21 @@ ask() {
     done
 }
 
-modelfile_only=false
+modelfile_only=false adapter=""
 given="" name="" seen=0
 while [ $# -gt 0 ]; do
     case $1 in
     --modelfile-only) modelfile_only=true ;;
+    --adapter)
+        adapter=${2-}
+        case $adapter in "" | -*) fail 2 "--adapter: name the model that Ollama has, for example --adapter qwen3:0.6b" ;; esac
+        shift
+        ;;
     --help | -h)
         sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$self"
         exit 0
         ;;
-    -*) fail 2 "unknown argument: $1 (--modelfile-only or --help)" ;;
+    -*) fail 2 "unknown argument: $1 (--modelfile-only, --adapter BASE or --help)" ;;
     *)
         seen=$((seen + 1))
         case $seen in 1) given=$1 ;; 2) name=$1 ;; *) fail 2 "too many arguments, from $1 on" ;; esac
@@ -248,11 +273,17 @@ done
 
 find_run "$given"
 [ -n "$name" ] || name=$(setting "$run/config.ini" Model NEW_MODEL_NAME)
-is_exported || export_run
-[ -n "$gguf" ] || gguf=$(basename "$(from_of "$run/Modelfile")")
+if [ -n "$adapter" ]; then
+    check_name "$adapter"
+    if [ "$name" = "$adapter" ]; then fail 2 "$name is the model that the adapter is for; give the new one another NAME"; fi
+    [ -n "$name" ] || name=$(basename "$run")
+elif ! is_exported; then
+    export_run
+fi
+[ -n "$gguf$adapter" ] || gguf=$(basename "$(from_of "$run/Modelfile")")
 [ -n "$name" ] || name=$(printf '%s' "${gguf%.gguf}" | sed 's/\.[A-Za-z]*[0-9][0-9A-Za-z_]*$//')
 check_name "$name"
-write_modelfile
+if [ -n "$adapter" ]; then write_adapter; else write_modelfile; fi
 if [ "$modelfile_only" = true ]; then
     printf '%s\n' "$modelfile"
     exit 0

@@ -11,12 +11,15 @@ list) [ ! -f "$store/down" ] || { echo "Error: could not connect to ollama serve
 create)
     [ "$3" = -f ]
     from=$(sed -n 's/^FROM //p' "$4")
-    [ -f "$(dirname "$4")/$from" ] || { echo "Error: no such file: $from" >&2; exit 1; }
+    grep -qxF -e "$from" "$store/models" 2>/dev/null || [ -f "$(dirname "$4")/$from" ] || { echo "Error: no such file: $from" >&2; exit 1; }
+    adapter=$(sed -n 's/^ADAPTER //p' "$4")
+    [ -z "$adapter" ] || [ -f "$(dirname "$4")/$adapter" ] || { echo "Error: no such file: $adapter" >&2; exit 1; }
     cp "$4" "$store/Modelfile"
     echo "$2" >"$store/name"
     echo "success"
     ;;
 show)
+    if [ "$2" != --template ]; then exec grep -qxF -e "$2" "$store/models"; fi
     [ "$2" = --template ] && [ "$3" = "$(cat "$store/name")" ]
     if [ -f "$store/template" ]; then cat "$store/template"; else python3 -c '
 import re, sys

@@ -103,8 +103,8 @@ def test_another_gguf_of_the_run_gets_a_modelfile_from_it(call, run, store):
     assert (run / "Modelfile.other").read_text() == MODELFILE.replace("Q4_K_M", "F16")
 
 
-def test_doing_it_twice_changes_no_file(call, run):
-    assert call().returncode == 0
+def test_doing_it_twice_changes_no_file_and_starts_no_python(call, run):
+    assert call().returncode == 0, "there is no .venv beside the script"
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir() if file.is_file()}
     assert call().returncode == 0
     assert {
@@ -236,6 +236,73 @@ def test_what_is_missing_is_made_by_the_export_or_needs_set_up(call, place, run,
     assert (place / "asked").read_text().splitlines() == [str(place / "training" / "export.py"), str(run)]
 
 
+ADAPTED = f'FROM base:1b\nADAPTER ./my-assistant.adapter.gguf\nTEMPLATE """{TEMPLATE}"""\nPARAMETER stop "<|im_end|>"\n'
+
+
+@pytest.fixture
+def adapted(place, run):
+    """A stand-in for the package: it notes what it was asked for, and writes the adapter and its Modelfile."""
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"trained")
+    python = place / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (place / "kept").write_text(ADAPTED)
+    python.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" >> "{place}/asked"\ncp "{place}/kept" "$2/Modelfile.$6"\n'
+        f'echo GGUF > "$2/my-assistant.adapter.gguf"\necho noise\n'
+    )
+    python.chmod(0o755)
+    return place / "asked"
+
+
+def test_with_adapter_only_the_adapter_is_put_on_a_model_that_ollama_has(call, run, store, adapted, place):
+    (store / "models").write_text("base:1b\n")
+    done = call("--adapter", "base:1b", run, "mine")
+    assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
+    asked = [str(place / "training" / "export.py"), str(run), "--adapter", "base:1b", "--name", "mine"]
+    assert adapted.read_text().splitlines() == asked
+    assert calls(store) == [
+        *("list", "show base:1b", f"create mine -f {run}/Modelfile.mine"),
+        *("show --template mine", "run mine Who are you?"),
+    ]
+    assert (store / "Modelfile").read_text() == ADAPTED
+    assert call("--adapter", "base:1b", run, "mine").returncode == 0
+    assert adapted.read_text().splitlines() == asked, "the second time all is in place"
+    os.utime(run / "my-assistant.adapter.gguf", (1, 1))  # older than what was trained
+    assert call("--adapter", "base:1b", run, "mine").returncode == 0
+    assert adapted.read_text().splitlines() == asked * 2
+
+
+def test_an_adapter_for_a_model_that_ollama_has_not_says_how_to_get_it(call, run, adapted):
+    done = call("--adapter", "base:1b", run, "mine")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Ollama has no model base:1b: ollama pull base:1b, then:  ollama create mine -f" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--adapter",), "--adapter: name the model that Ollama has"),
+        (("--adapter", "a b"), "a b is no name for a model"),
+        (("--adapter", "team/my-assistant:v1"), "is the model that the adapter is for; give the new one another NAME"),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused(call, run, arguments, said):
+    done = call(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert not list(run.glob("Modelfile.*"))
+
+
+def test_an_adapter_of_what_is_no_run_and_one_without_packages_are_refused(call, run):
+    done = call("--adapter", "base:1b", run / "my-assistant.Q4_K_M.gguf")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--adapter is for a run's folder" in done.stderr
+    done = call("--adapter", "base:1b", run)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "./setup.sh" in done.stderr
+
+
 def test_a_failed_export_passes_its_exit_code_on(call, place, run):
     (run / "Modelfile").unlink()
     python = place / ".venv" / "bin" / "python"
@@ -268,7 +335,7 @@ def test_through_a_link_and_with_streams_closed_it_still_works(place, tmp_path, 
 def test_help_is_on_stdout(call):
     done = call("--help")
     assert done.returncode == 0
-    assert "[RUN | RUN/merged | FILE.gguf] [NAME]" in done.stdout
+    assert "[--adapter BASE] [RUN | RUN/merged | FILE.gguf] [NAME]" in done.stdout
     assert call("--nonsense").returncode == 2
 
 
