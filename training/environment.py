@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -213,6 +215,18 @@ def check_writable(output_dir: Path) -> None:
         )
     if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise MachineError(f"OUTPUT_DIR {output_dir}: {folder} cannot be written; choose another one (--output DIR)")
+
+
+def ollama() -> tuple[int, ...] | None:
+    """The version of the Ollama on this machine, as numbers; None where there is none, or it does not say."""
+    try:
+        said = subprocess.run(
+            ["ollama", "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    found = re.search(r"(\d+)\.(\d+)\.(\d+)", said.stdout)
+    return tuple(map(int, found.groups())) if found else None
 
 
 def _versions() -> dict[str, str]:
