@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from training import convert, convert_worker, files, gguf_file, trial_model
+from training import convert, convert_worker, files, gguf_file, importance, trial_model
 from training.errors import MachineError, RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,11 +128,13 @@ def test_rows_that_do_not_fit_the_type_are_counted(tmp_path, monkeypatch):
 
 
 @pytest.mark.tiny
-def test_every_method_quantises_without_an_importance_matrix(f16, tmp_path):
+def test_every_method_quantises_with_an_importance_matrix_where_llama_cpp_asks_for_one(model, f16, tmp_path):
+    importance.write(model, f16, range(300), tmp_path / "importance.npz")
     code = (
         "import sys; sys.path[:0] = sys.argv[1:2]\n"
-        "from training import convert, convert_worker\n"
-        "print([m for m in convert.METHODS if convert_worker.quantise(sys.argv[2], f'{sys.argv[3]}/{m}.gguf', m)])"
+        "from training import convert, convert_worker, names\n"
+        "matrix = lambda m: (sys.argv[3] + '/importance.npz',) if m in names.NEED_IMPORTANCE_MATRIX else ()\n"
+        "print([m for m in convert.METHODS if convert_worker.quantise(sys.argv[2], f'{sys.argv[3]}/{m}.gguf', m, *matrix(m))])"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(f16), str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -86,6 +86,36 @@ def test_a_folder_that_cannot_be_written_exits_with_3(tiny_model: Path, tmp_path
     assert f"{tmp_path}/file cannot be written: Not a directory; --output names another" in ended.stderr
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    target = tmp_path / "a [1].Q8_0.gguf"
+    dead, living, other = (
+        tmp_path / f".{name}.{process}.partial"
+        for name, process in ((target.name, ended.pid), (target.name, os.getppid()), ("b.gguf", ended.pid))
+    )
+    for folder in (dead, living, other):
+        folder.mkdir()
+        (folder / "model.F16.gguf").touch()
+    with convert_to_gguf._workspace(target) as room:
+        assert room.is_dir()
+        assert not dead.exists()
+    assert listed(tmp_path) == sorted([living.name, other.name])
+
+
+def test_a_method_that_needs_an_importance_matrix_asks_for_a_text(tmp_path: Path) -> None:
+    said = refused("--model-path", tmp_path, "--quantization", "q8_0,iq2_xs")
+    assert "--quantization iq2_xs: it needs an importance matrix, and that a text" in said
+    assert "(--calibration FILE), or take q3_k_m or q2_k" in said
+    text = tmp_path / "text.txt"
+    flags = ("--model-path", tmp_path, "--quantization", "iq2_xs", "--calibration", text)
+    assert "text.txt: cannot be read: No such file" in refused(*flags)
+    text.write_text("one two three")
+    assert "text.txt: a text of 200 words at least is wanted" in refused(*flags)
+    text.write_bytes(b"\xff\xfe")
+    assert "text.txt: not UTF-8 text (byte 0)" in refused(*flags)
+
+
 # ---- done, and proved -----------------------------------------------------------------------------------------------
 
 
@@ -158,3 +188,16 @@ def test_a_damaged_tokenizer_is_told_before_the_work(tiny_model: Path, tmp_path:
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     assert "model: its tokenizer cannot be read: " in refused("--model-path", folder, "--create-modelfile")
     assert listed(tmp_path) == ["model"]
+
+
+@pytest.mark.tiny
+def test_the_smallest_types_are_made_with_the_importance_matrix_of_a_text(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("What is the answer to this? It is forty-two, and not one more. " * 30)
+    (made,) = run(
+        *("--model-path", tiny_model, "--quantization", "iq2_xs", "--output", tmp_path / "a.gguf"),
+        *("--calibration", tmp_path / "text.txt"),
+    )
+    found = gguf_file.read(made)
+    assert found.tensors["blk.0.attn_q.weight"].kind_name == "IQ2_XS"
+    assert found.fields["quantize.imatrix.entries_count"] == 14
+    assert listed(tmp_path) == ["a.gguf", "text.txt"]

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, finetune, write_tiny_config
+from test_checks import edit_end, edit_tensor
 
-from training import export
+from training import export, gguf_file, reference
 
 pytestmark = pytest.mark.tiny
 
@@ -100,6 +102,15 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 # ---- links broken on purpose ----------------------------------------------------------------------------------------
 
 
+def mended(run: Path) -> None:
+    """What was broken is whole again: the same check passes."""
+    ended = program(run, "--only", "check")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads((run / "status.json").read_text(encoding="utf-8"))["checks"]
+    assert len(told) == 7
+    assert {check["passed"] for check in told} == {True}
+
+
 def test_another_base_under_the_run_fails_the_check_of_the_tensors(kept: Path, run: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -108,10 +119,44 @@ def test_another_base_under_the_run_fails_the_check_of_the_tensors(kept: Path, r
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].flip(0).contiguous()
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     facts = run / "checkpoints" / export.FACTS
-    facts.write_text(facts.read_text().replace(str(kept / "base"), str(base)))
+    whole = facts.read_text()
+    facts.write_text(whole.replace(str(kept / "base"), str(base)))
     said = broken(run, "--only", "check")
     assert "check 'merged tensors'" in said
     assert "model.layers.0.mlp.up_proj.weight" in said
+    facts.write_text(whole)
+    mended(run)
+
+
+def test_a_tensor_shuffled_in_the_gguf_file_fails_the_check_of_f16(run: Path) -> None:
+    f16 = run / "tiny.F16.gguf"
+    whole = f16.rename(run.parent / "whole.gguf")
+
+    def shuffle(data: Any) -> None:
+        data[:] = data[::-1].copy()
+
+    edit_tensor(whole, f16, "blk.1.attn_output.weight", shuffle)
+    said = broken(run, "--only", "check")
+    assert "check 'f16 GGUF': the f16 GGUF does not predict what the merged model predicts: mean KL" in said
+    whole.replace(f16)
+    mended(run)
+
+
+def test_a_wrong_eos_in_the_gguf_file_fails_the_check_of_the_answers(run: Path) -> None:
+    """The end of an answer is what the random model says first, so that it stops at all."""
+    file = run / "checkpoints" / export.FACTS
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    facts["questions"] = [question for question in facts["questions"] if not question["held_out"]][:1]
+    prompt = facts["questions"][0]["ids"]
+    with reference.opened(run / "merged") as model:
+        (end,) = model.answers([prompt], [0], 1)[0].ids
+    facts["end_ids"] = [end]
+    file.write_text(json.dumps(facts), encoding="utf-8")
+    said = broken(run, "--only", "check")
+    assert f"check 'answers': the merged model stops at token {end}, which the GGUF does not take for an end" in said
+    for gguf in run.glob("*.gguf"):
+        edit_end(gguf, end)
+    mended(run)
 
 
 def test_a_base_that_is_gone_is_told_with_its_place(kept: Path, run: Path, tmp_path: Path) -> None:
@@ -120,7 +165,7 @@ def test_a_base_that_is_gone_is_told_with_its_place(kept: Path, run: Path, tmp_p
     assert f"merge: the base model is no longer at {tmp_path}/gone; put it back" in broken(run, "--only", "merge")
 
 
-def test_an_adapter_that_was_not_trained_fails_the_export(run: Path) -> None:
+def test_an_adapter_that_was_not_trained_fails_the_export(kept: Path, run: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     file = run / "adapter" / "adapter_model.safetensors"
@@ -128,6 +173,9 @@ def test_an_adapter_that_was_not_trained_fails_the_export(run: Path) -> None:
     assert program(run, "--only", "merge").returncode == 0
     said = broken(run)
     assert "check 'merged tensors': the adapter changes nothing" in said
+    shutil.copy(kept / "run" / "adapter" / "adapter_model.safetensors", file)
+    assert program(run, "--only", "merge").returncode == 0
+    mended(run)
 
 
 def test_a_stray_space_in_the_template_fails_the_check_of_the_modelfile(run: Path) -> None:
@@ -162,3 +210,31 @@ def test_a_stage_that_is_named_makes_again_what_it_works_on_and_was_not_kept(run
     after = times(run)
     assert {"merged/config.json", "tiny.F16.gguf"} <= set(after)
     assert after["tiny.Q4_K_M.gguf"] == before["tiny.Q4_K_M.gguf"]
+
+
+def test_a_method_that_needs_an_importance_matrix_is_made_from_the_rows_of_the_training(run: Path) -> None:
+    config = run / "config.ini"
+    text = config.read_text(encoding="utf-8").replace("= q4_k_m", "= q4_k_m, iq2_xs, f16")
+    config.write_text(text, encoding="utf-8")
+    before = times(run)
+    ended = program(run, "--only", "quantise")
+    assert ended.returncode == 0, ended.stderr
+    assert "importance matrix: " in ended.stderr
+    made = stages(run)["quantise"]
+    facts = json.loads((run / "checkpoints" / export.FACTS).read_text(encoding="utf-8"))
+    assert made["importance"]["tokens"] == len(facts["calibration"]) > 200
+    assert made["importance"]["tensors"] == 14
+    assert gguf_file.read(run / "tiny.IQ2_XS.gguf").tensors["blk.1.attn_q.weight"].kind_name == "IQ2_XS"
+    assert set(times(run)) - set(before) == {"tiny.IQ2_XS.gguf"}, "nothing else is left"
+    assert program(run).returncode == 0
+    table = json.loads((run / "status.json").read_text(encoding="utf-8"))["quantised"]
+    assert [(row["method"], row.get("importance", False)) for row in table] == [
+        *(("q4_k_m", False), ("iq2_xs", True), ("f16", False)),
+    ]
+    one, other, f16 = table
+    assert 0 < one["kl"] < other["kl"]
+    assert one["perplexity_change"] == pytest.approx(one["perplexity"] / f16["perplexity"] - 1, abs=1e-9)
+    facts["calibration"] = []
+    (run / "checkpoints" / export.FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    said = broken(run, "--only", "quantise")
+    assert "quantise: the importance matrix for iq2_xs: there are no training rows to take it from" in said

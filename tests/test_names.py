@@ -62,7 +62,9 @@ def test_every_type_of_llama_cpp_is_listed():
     assert known - {"GUESSED", "NVFP4", "Q2_0", "ALL_F32"} | {"F32"} == listed
 
 
-@pytest.mark.parametrize(("given", "found"), [("Q4_K_M", "q4_k_m"), ("q5_K", "q5_k_m"), ("BF16", "bf16")])
+@pytest.mark.parametrize(
+    ("given", "found"), [("Q4_K_M", "q4_k_m"), ("q5_K", "q5_k_m"), ("BF16", "bf16"), ("IQ2_XS", "iq2_xs")]
+)
 def test_quantisations_are_known_in_any_case_and_by_alias(given, found):
     assert names.quantisation(given) == found
 

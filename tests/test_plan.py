@@ -9,7 +9,7 @@ import pytest
 
 from training import budget, estimate, fast_cpu, plan, settings
 from training.environment import Machine
-from training.errors import UserError
+from training.errors import MachineError, UserError
 from training.settings import Override
 
 CPU = Machine("3.11", "Linux", "a CPU", 2, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
@@ -71,6 +71,71 @@ def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_size
     choice = budget.checkpointing(chosen, model(600_000_000), long, CPU)
     assert choice.value is True
     assert re.fullmatch(r"about \d+\.\d GB needed without, 12.0 GB are free", choice.reason)
+
+
+def llama_8b(monkeypatch, vocabulary: int = 128_256) -> SimpleNamespace:
+    """Llama-3.1-8B as the plan sees it: its size, and the shapes of its linear layers."""
+    shapes = {"q_proj": (4096, 4096), "k_proj": (1024, 4096), "v_proj": (1024, 4096), "o_proj": (4096, 4096)}
+    shapes |= {"gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336)}
+    layers = [(f"model.layers.{i}.x.{name}", *shape) for i in range(32) for name, shape in shapes.items()]
+    monkeypatch.setattr(budget, "linear_modules", lambda _: layers)
+    return SimpleNamespace(parameters=8_030_261_248, path=None, config={"vocab_size": vocabulary})
+
+
+@pytest.mark.parametrize("modules", ["q_proj,k_proj,v_proj,o_proj", "all-linear"])
+def test_a_model_of_8_billion_parameters_fits_into_40_gb_of_disk(tmp_path, monkeypatch, modules):
+    text = f"[LoRA]\nTARGET_MODULES = {modules}\n[Quantization]\nKEEP_MERGED = false\nKEEP_F16 = false\n"
+    disk = budget.disk_needed(given(tmp_path, text), llama_8b(monkeypatch), 60)
+    assert disk["merged"] == disk["f16 GGUF"] == 2 * 8_030_261_248
+    assert disk["q4_k_m"] == pytest.approx(4_920_739_232, rel=0.01)  # the file that is published of it
+    assert disk["logits for the checks"] == 2 * 512 * 128_256 * 4
+    assert 36e9 < sum(disk.values()) < 40e9
+
+
+def test_every_quantised_file_is_added_to_the_disk_that_is_needed(tmp_path, monkeypatch):
+    one, three = (
+        budget.disk_needed(given(tmp_path, f"[Quantization]\nQUANTIZATION_METHOD = {m}\n"), llama_8b(monkeypatch), 60)
+        for m in ("q4_k_m", "q4_k_m, q8_0, iq2_xs")
+    )
+    assert sum(three.values()) - sum(one.values()) == three["q8_0"] + three["iq2_xs"]
+    assert three["q8_0"] > 8.03e9 > three["iq2_xs"] > 2e9
+
+
+def test_a_method_that_needs_an_importance_matrix_is_refused_where_the_model_cannot_be_run(tmp_path):
+    chosen = given(tmp_path, "[Quantization]\nQUANTIZATION_METHOD = q4_k_m, iq2_xs\n")
+    said = r"iq2_xs needs an importance matrix, and the model must be run for it in 17.1 GB; 12.0 GB are free"
+    with pytest.raises(MachineError, match=said):
+        budget.check_importance(chosen, model(8_000_000_000), CPU)
+    budget.check_importance(chosen, model(600_000_000), CPU)
+    others = given(tmp_path, "[Quantization]\nQUANTIZATION_METHOD = q4_k_m\n")
+    budget.check_importance(others, model(8_000_000_000), CPU)
+
+
+@pytest.mark.parametrize(
+    ("script", "text", "said"),
+    [
+        (None, "", "Ollama: not here; the Modelfile is written all the same"),
+        ("echo ollama version is 0.31.2", "REQUIRES 0.30.0\n", "Ollama 0.31.2"),
+        ("echo ollama version is 0.29.9", "TEMPLATE x\n", "Ollama 0.29.9"),
+        (
+            "echo ollama version is 0.29.9",
+            "REQUIRES 0.30.0\n",
+            "0.29.9 is here, and this model will need 0.30.0 or later",
+        ),
+        ("echo no server >&2; exit 1", "", "Ollama: not here"),
+    ],
+)
+def test_the_ollama_that_is_here_is_told_before_training(tmp_path, monkeypatch, script, text, said):
+    if script:
+        (tmp_path / "ollama").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "ollama").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if script else str(tmp_path))
+    told: list[str] = []
+    sink = plan.logger.add(told.append, format="{level} {message}")
+    plan._look_at_ollama(text)
+    plan.logger.remove(sink)
+    assert said in told[-1]
+    assert told[-1].startswith("WARNING" if "will need" in said else "INFO")
 
 
 def test_settings_that_are_not_built_yet_are_refused_all_at_once(tmp_path):

@@ -244,6 +244,19 @@ def test_report_md_answers_what_a_person_in_a_hurry_asks() -> None:
         assert said in text
 
 
+def test_the_table_of_files_says_what_quantising_cost_and_what_was_made_with_an_importance_matrix() -> None:
+    size = 105_454_432
+    files = (
+        record.Quantised("a.Q4_K_M.gguf", "q4_k_m", size, 0.02, 0.943, 12.4, perplexity_change=0.0124),
+        record.Quantised("a.IQ2_XS.gguf", "iq2_xs", size, 0.9, 0.5, 31.0, importance=True, perplexity_change=1.531),
+        record.Quantised("a.F16.gguf", "f16", size, perplexity=12.25),
+    )
+    text = summary.markdown(good(Path("/r"), quantised=files))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| a." in line]
+    assert [row[1] for row in rows] == ["q4_k_m", "iq2_xs, importance matrix", "f16"]
+    assert [row[5] for row in rows] == ["12.4 (+1.2 %)", "31 (+153.1 %)", "12.25"]
+
+
 def test_commands_survive_spaces_quotes_and_chinese_in_the_path() -> None:
     place = "/home/it's/我的 输出/run"
     text = summary.markdown(good(Path(place)))

@@ -106,7 +106,7 @@ WRONG_VALUES = [
     ("Quantization", "LOAD_IN_4BIT = ture", "[Quantization] LOAD_IN_4BIT = ture: expected true or false"),
     ("Quantization", "QUANTIZATION_METHOD = q4_km", "[Quantization] QUANTIZATION_METHOD = q4_km: q4_km is not a quantisation of llama.cpp; did you mean q4_k_m?"),
     ("Quantization", "QUANTIZATION_METHOD = gptq", "[Quantization] QUANTIZATION_METHOD = gptq: gptq is not a quantisation of llama.cpp; q4_k_m, q8_0 and f16 are"),
-    ("Quantization", "QUANTIZATION_METHOD = IQ2_XS", "[Quantization] QUANTIZATION_METHOD = IQ2_XS: iq2_xs needs an importance matrix, which is not made here; q4_k_m, q3_k_m or q2_k need none"),
+    ("Quantization", "QUANTIZATION_METHOD = IQ2_XSS", "[Quantization] QUANTIZATION_METHOD = IQ2_XSS: IQ2_XSS is not a quantisation of llama.cpp; did you mean iq2_xs?"),
     ("Quantization", "QUANTIZATION_METHOD = q4_k, Q4_K_M", "[Quantization] QUANTIZATION_METHOD = q4_k, Q4_K_M: q4_k_m is named twice"),
     ("Hardware", "NUM_THREADS = 0", "[Hardware] NUM_THREADS = 0: must be from 1 to 4096, or auto"),
     ("Hardware", "NUM_THREADS = all", "[Hardware] NUM_THREADS = all: expected a whole number, or auto"),
@@ -465,7 +465,7 @@ def legal(item):
         "NEW_MODEL_NAME": st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,20}(:[0-9a-z]{1,9})?", fullmatch=True),
         "CHAT_TEMPLATE": st.sampled_from(["auto", "chatml", "/a b/ #c.jinja"]),
         "PROMPT_TEMPLATE": st.none() | any_text().map(lambda t: f" {re.sub('[{}]', '', t)}{{q}}\n{{response}} "),
-        "QUANTIZATION_METHOD": st.lists(st.sampled_from(names.QUANTISATIONS), min_size=1, unique=True).map(tuple),
+        "QUANTIZATION_METHOD": st.lists(st.sampled_from((*names.QUANTISATIONS, *names.NEED_IMPORTANCE_MATRIX)), min_size=1, unique=True).map(tuple),
         "TARGET_MODULES": st.just(("all-linear",)) | st.lists(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), min_size=1, unique=True).map(tuple),
         "MAIN_PROCESS_ADDRESS": st.none() | st.sampled_from(["10.0.0.5:29500", "host", "[::1]:80"]),
     }  # fmt: skip

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from training import fit, memory, model_folder
+from training import agreement, fit, memory, model_folder, reference
 from training.environment import Choice, Machine, gigabytes
+from training.errors import MachineError
+from training.names import NEED_IMPORTANCE_MATRIX
 
 MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
 BITS = {
@@ -36,7 +38,10 @@ def checkpointing(given: Any, base: Any, summary: Any, machine: Machine) -> Choi
 
 
 def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:
-    """Bytes that the run will take under OUTPUT_DIR at its fullest, by what takes them."""
+    """Bytes that the run will take under OUTPUT_DIR at its fullest, by what takes them.
+
+    That is while its files are checked: for that all of them must be there, KEEP_MERGED and KEEP_F16 or not.
+    """
     sixteen = base.parameters * 2
     needed = {"merged": sixteen, "f16 GGUF": sixteen}
     for method in given.quantization.quantization_method:
@@ -46,6 +51,8 @@ def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:
     lora = adapter_parameters(given, base) * 4
     kept = (given.training.save_total_limit or math.ceil(steps / (given.training.save_steps or steps))) + 1
     needed["adapter and checkpoints"] = lora * (1 + 3 * kept)
+    vocabulary = (base.config.get("text_config") or base.config).get("vocab_size", 0)
+    needed["logits for the checks"] = 2 * agreement.SCORED_IN_ALL * vocabulary * 4  # of merged model and f16 file
     needed["margin"] = MARGIN
     return needed
 
@@ -67,6 +74,17 @@ def linear_modules(folder: Path) -> list[tuple[str, int, int]]:
         for name, shape in model_folder.shapes(folder).items()
         if name.endswith(".weight") and len(shape) == 2 and ".layers." in name
     ]
+
+
+def check_importance(given: Any, base: Any, machine: Machine) -> None:
+    """Refuse a method whose importance matrix cannot be made: the merged model must be run for it, if only in 16 bits."""
+    needing = [method for method in given.quantization.quantization_method if method in NEED_IMPORTANCE_MATRIX]
+    needed = base.parameters * 2 + reference.ROOM
+    if needing and needed > machine.memory_available:
+        raise MachineError(
+            f"too little memory: {needing[0]} needs an importance matrix, and the model must be run for it in {gigabytes(needed)}; "
+            f"{gigabytes(machine.memory_available)} are free. QUANTIZATION_METHOD = q3_k_m or q2_k needs none"
+        )
 
 
 def words(disk: dict[str, int]) -> str:

@@ -26,12 +26,14 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training import convert_worker, files, zygote
 from training.errors import MachineError, RunError, UserError
-from training.names import QUANTISATIONS
+from training.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
 
-METHODS = QUANTISATIONS
+METHODS = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX)
 CONVERTER = Path(sys.prefix) / "llama.cpp" / "convert_hf_to_gguf.py"
 WORKER = Path(__file__).with_name("convert_worker.py")
 OUTTYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # what the converter writes -> bytes a weight
+# the methods whose smallest tensors are of another type than their name says (src/llama-quant.cpp)
+SMALLEST = {"iq3_m": "IQ3_S", "iq3_xs": "IQ3_XXS", "iq3_xxs": "IQ2_S", "iq2_m": "IQ2_S", "iq2_s": "IQ2_XS"}
 SCRATCH = 1 << 24  # less free than this after a failure means that the disk was full
 
 Progress = Callable[[float], None]  # is told the part that is done, from 0 to 1
@@ -75,9 +77,12 @@ def to_gguf(folder: Path, out: Path, outtype: str = "f16", progress: Progress | 
     return out
 
 
-def quantise(source: Path, out: Path, method: str, progress: Progress | None = None) -> Quantised:
-    """Quantise a 16- or 32-bit GGUF file to one of METHODS, without an importance matrix.
+def quantise(
+    source: Path, out: Path, method: str, progress: Progress | None = None, importance: Path | None = None
+) -> Quantised:
+    """Quantise a 16- or 32-bit GGUF file to one of METHODS.
 
+    importance: what importance.write made of the same model; the methods NEED_IMPORTANCE_MATRIX cannot be without.
     RunError with llama.cpp's own reason, or with the bytes that the disk lacks.
     """
     from training import gguf_file
@@ -89,7 +94,9 @@ def quantise(source: Path, out: Path, method: str, progress: Progress | None = N
     _check_room(stage, out, need)
     started = time.monotonic()
     with files.whole_file(out) as partial:
-        printed = _work(stage, out, need, ["quantise", source.absolute(), partial.absolute(), method], progress)
+        arguments = ["quantise", source.absolute(), partial.absolute(), method]
+        arguments += [importance.absolute()] if importance else []
+        printed = _work(stage, out, need, arguments, progress)
         _check_written(stage, partial)
         tensors = gguf_file.read(partial).tensors
         fallbacks = _fallbacks(stage, printed, {name: tensor.kind_name for name, tensor in tensors.items()})
@@ -137,7 +144,7 @@ def ready(config: Mapping[str, Any] | None = None, tokenizer: Path | None = None
 
 
 def _trial(config: Mapping[str, Any] | None, tokenizer: Path | None, method: str) -> dict[str, Any]:
-    from training import trial_model
+    from training import importance, trial_model
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="finetune-ready-") as name:
@@ -146,7 +153,10 @@ def _trial(config: Mapping[str, Any] | None, tokenizer: Path | None, method: str
         made = time.monotonic()
         f16 = to_gguf(folder / "model", folder / "trial.f16.gguf")
         converted = time.monotonic()
-        quantised = quantise(f16, folder / "trial.gguf", method)
+        matrix = folder / "importance.npz" if method in NEED_IMPORTANCE_MATRIX else None
+        if matrix:
+            importance.write(folder / "model", f16, range(100), matrix)
+        quantised = quantise(f16, folder / "trial.gguf", method, importance=matrix)
         return {
             "architecture": architecture,
             "method": method,
@@ -160,15 +170,20 @@ def _trial(config: Mapping[str, Any] | None, tokenizer: Path | None, method: str
 
 
 @contextmanager
-def trial(config: Mapping[str, Any], tokenizer: Path) -> Iterator[Callable[[], dict[str, Any]]]:
+def trial(
+    config: Mapping[str, Any], tokenizer: Path, methods: Sequence[str] = ()
+) -> Iterator[Callable[[], dict[str, Any]]]:
     """`ready` in a process of its own, while the caller goes on; gives the function that waits for its figures.
+
+    Of `methods` one that needs an importance matrix is tried, if there is one, because that is what may not be possible.
 
     The process is ended when the block is left, so that whoever finds a mistake meanwhile need not wait for it.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-trial-", ignore_cleanup_errors=True) as folder:
         described = Path(folder) / "config.json"
         described.write_text(json.dumps(config), encoding="utf-8")
-        child = zygote.popen(Path(__file__), [described, tokenizer], {"TMPDIR": folder})
+        method = next((name for name in methods if name in NEED_IMPORTANCE_MATRIX), "q4_k_m")
+        child = zygote.popen(Path(__file__), [described, tokenizer, method], {"TMPDIR": folder})
 
         def result() -> dict[str, Any]:
             printed = child.stdout.read().decode("utf-8", "replace").strip().splitlines()
@@ -195,13 +210,13 @@ def converted_size(folder: Path, outtype: str = "f16") -> int:
 
 
 def least_size(source: Path, method: str) -> int:
-    """Bytes that a GGUF file takes at least when quantised: every weight in the method's own type."""
+    """Bytes that a GGUF file takes at least when quantised: every weight in the smallest type that the method uses."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     from training import gguf_file
 
-    name = re.sub(r"_[SML]$|_MOE$", "", method.upper()) if method.upper() != "IQ3_M" else "IQ3_S"
-    name = name if name in GGMLQuantizationType.__members__ else method.upper()
+    name = SMALLEST.get(method, method.upper())
+    name = name if name in GGMLQuantizationType.__members__ else re.sub(r"_[SML]$|_MOE$", "", name)
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
     return sum(math.prod(t.shape) * size // block for t in gguf_file.read(source).tensors.values())
 
@@ -275,7 +290,11 @@ def _check_written(stage: str, partial: Path) -> None:
         raise RunError(stage, "llama.cpp said that all went well and wrote nothing")
 
 
-UNKNOWN = ("cannot convert the architecture", "does not know this tokenizer")  # no trial of another kind would help
+UNKNOWN = (
+    "cannot convert the architecture",
+    "does not know this tokenizer",
+    "none can be made for the architecture",
+)  # no trial of another kind would help
 
 # What the converter or quantiser prints -> what it means. The first that is found anywhere is told.
 MEANINGS = (
@@ -320,11 +339,11 @@ def reason(printed: Sequence[str], code: int) -> str:
     return f"llama.cpp ended with {how}; it printed last: {last}"
 
 
-def main(config: str, tokenizer: str) -> int:
+def main(config: str, tokenizer: str, method: str) -> int:
     """The process of `trial`. Its last line is the figures as JSON, or the reason, with exit 2 or 3."""
     convert_worker.end_with_parent()
     try:
-        print(json.dumps(ready(json.loads(Path(config).read_text(encoding="utf-8")), Path(tokenizer))))
+        print(json.dumps(ready(json.loads(Path(config).read_text(encoding="utf-8")), Path(tokenizer), method)))
         return 0
     except (UserError, MachineError) as error:
         print(" ".join(str(error).split()))

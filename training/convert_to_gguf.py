@@ -8,6 +8,7 @@ line, on stdout.
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import shutil
@@ -23,12 +24,27 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import base_model, chat, checks, convert, files, llama, log, modelfile, names, plan, reference, settings
+from training import (
+    base_model,
+    chat,
+    checks,
+    convert,
+    files,
+    importance,
+    llama,
+    log,
+    modelfile,
+    names,
+    plan,
+    reference,
+    settings,
+)
 from training.errors import FinetuneError, MachineError, RunError, UserError
 from training.signals import Signals
 
 F16 = "f16"
 LONGEST = 4096  # tokens of num_ctx at most: Ollama reserves memory for all of them, and models name 131072 and more
+FEWEST_WORDS = 200  # of a text for an importance matrix
 SAMPLE = (
     "The Danube rises in the Black Forest and flows through ten countries to the sea. In 1856 a treaty opened it to the "
     "ships of all nations.\n\ndef area(width, height):\n    return width * height\n\nQuestion: which river is longer? "
@@ -36,38 +52,47 @@ SAMPLE = (
 )
 
 
-def convert_folder(base: Any, targets: dict[str, Path]) -> None:
+def convert_folder(base: Any, targets: dict[str, Path], calibration: str = "") -> None:
     """Make the files of `targets`, quantisation -> path, all in one folder. They appear together, proved, or not at all.
 
+    calibration: the text that an importance matrix is made from, for the methods that need one.
     RunError naming the step or the check that failed.
     """
     with _workspace(next(iter(targets.values()))) as room:
         f16 = convert.to_gguf(base.path, room / (targets[F16].name if F16 in targets else "model.F16.gguf"))
         logger.info("converted to f16: {:,} bytes", f16.stat().st_size)
         made = {method: f16 if method == F16 else room / path.name for method, path in targets.items()}
+        matrix = _importance(base.path, f16, calibration, room / "importance.npz") if calibration else None
         for method, path in made.items():
             if method != F16:
-                _quantise(f16, path, method)
-        _prove(base, f16, [path for method, path in made.items() if method != F16])
+                _quantise(f16, path, method, matrix if method in names.NEED_IMPORTANCE_MATRIX else None)
+        _prove(base, f16, [path for method, path in made.items() if method != F16], room)
         for method, path in targets.items():
             files.sync(made[method])
             made[method].replace(path)
 
 
-def _quantise(f16: Path, out: Path, method: str) -> None:
-    made = convert.quantise(f16, out, method)
+def _importance(folder: Path, f16: Path, text: str, out: Path) -> Path:
+    ids = llama.tokenise(f16, [text], special=False)[0]
+    measured = importance.write(folder, f16, ids[: importance.MOST], out)
+    logger.info("importance matrix: {:,} of {:,} tokens, {:.1f} s", measured.tokens, len(ids), measured.seconds)
+    return out
+
+
+def _quantise(f16: Path, out: Path, method: str, matrix: Path | None) -> None:
+    made = convert.quantise(f16, out, method, importance=matrix)
     fallbacks = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
     fell_back = f"; rows do not fit the type in {made.fell_back} of {made.tensors} tensors: {fallbacks}"
     logger.info("{}: {:,} bytes{}", method, made.size, fell_back if made.fell_back else "")
 
 
-def _prove(base: Any, f16: Path, others: Sequence[Path]) -> None:
+def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:
     done = [checks.gguf_tokenizer(f16, base.path)]
     checks.require(done)  # the rest would be measured on wrong tokens
     ids = llama.tokenise(f16, [SAMPLE])[0][: base.max_length or None]
     with reference.opened(base.path) as model:
-        done.append(checks.f16_agrees(f16, model, [ids], [1]))
-    done += [checks.quantised(f16, path, [ids], [1]) for path in others]
+        done.append(checks.f16_agrees(f16, model, [ids], [1], room))
+    done += [checks.quantised(f16, path, [ids], [1], room) for path in others]
     for check in done:
         figures = {name: check.figures[name] for name in ("different", "mean_kl", "top1") if name in check.figures}
         said = check.skipped or ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -77,7 +102,8 @@ def _prove(base: Any, f16: Path, others: Sequence[Path]) -> None:
 
 @contextmanager
 def _workspace(beside: Path) -> Iterator[Path]:
-    """A folder for unfinished files on the disk that the finished ones go to; removed at the end."""
+    """A folder for unfinished files on the disk that the finished ones go to; removed at the end, or by the next call."""
+    _remove_left_by_dead(beside)
     room = beside.with_name(f".{beside.name}.{os.getpid()}{files.PARTIAL}")
     try:
         room.mkdir(parents=True)
@@ -87,6 +113,24 @@ def _workspace(beside: Path) -> Iterator[Path]:
         yield room
     finally:
         shutil.rmtree(room, ignore_errors=True)
+
+
+def _remove_left_by_dead(beside: Path) -> None:
+    """Remove the workspaces that killed processes left for this very file; one whose process lives is in use."""
+    for left in beside.parent.glob(f".{glob.escape(beside.name)}.*{files.PARTIAL}"):
+        owner = left.name.removesuffix(files.PARTIAL).rpartition(".")[2]
+        if owner.isdigit() and not _lives(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 # ---- the Modelfile -----------------------------------------------------------------------------------------------
@@ -159,6 +203,7 @@ def main(argv: Sequence[str]) -> int:
 def run(given: argparse.Namespace) -> list[Path]:
     """Check everything that can be known before the work, then do it; gives the files made."""
     methods = _methods(given.quantization)
+    calibration = _calibration(given.calibration, methods)
     base = _locate(given.model_path)
     name = given.model_name or base.path.name
     if given.model_name or given.create_modelfile:
@@ -169,7 +214,7 @@ def run(given: argparse.Namespace) -> list[Path]:
     targets = _targets(given.output, base.path, name.replace("/", "-").replace(":", "-"), methods)
     first = next(iter(targets.values()))
     composed = compose(base, first.name) if given.create_modelfile else None  # refused before the work, if at all
-    convert_folder(base, targets)
+    convert_folder(base, targets, calibration)
     if composed:
         text, chatting, stops = composed
         path = first.with_name(f"Modelfile.{name.replace('/', '-').replace(':', '-')}")
@@ -191,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="F", help="a .gguf file, or a folder; default: beside DIR, NAME.Q4_K_M.gguf"
     )
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="a text for the importance matrix that iq1, iq2, iq3_x and q2_k_s need"
+    )
     parser.add_argument("--create-modelfile", action="store_true", help="write Modelfile.NAME beside the GGUF")
     parser.add_argument("--model-name", metavar="NAME", help="for the files and for Ollama; default: DIR's own name")
     return parser
@@ -206,6 +254,29 @@ def _methods(written: str) -> list[str]:
     if problems or not found:
         raise UserError(problems or "--quantization is empty; q4_k_m, q8_0 and f16 are usual")
     return list(dict.fromkeys(found))
+
+
+def _calibration(written: str | None, methods: Sequence[str]) -> str:
+    """The text of --calibration, where a method needs one."""
+    needing = [method for method in methods if method in names.NEED_IMPORTANCE_MATRIX]
+    if not needing:
+        return ""
+    if written is None:
+        raise UserError(
+            f"--quantization {needing[0]}: it needs an importance matrix, and that a text like those the model is for: name "
+            "one (--calibration FILE), or take q3_k_m or q2_k, which need none"
+        )
+    try:
+        text = Path(written).expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--calibration {written}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"--calibration {written}: cannot be read: {error.strerror}") from None
+    if len(text.split()) < FEWEST_WORDS:
+        raise UserError(
+            f"--calibration {written}: a text of {FEWEST_WORDS:,} words at least is wanted; 10,000 are enough"
+        )
+    return text
 
 
 def _locate(written: str) -> Any:

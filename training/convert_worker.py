@@ -1,6 +1,6 @@
 """The inner side of convert.py: one conversion or quantisation in a process of its own. It ends when its stdin closes.
 
-convert_worker.py convert CONVERTER.py ARGUMENTS...      convert_worker.py quantise SOURCE OUT METHOD
+convert_worker.py convert CONVERTER.py ARGUMENTS...      convert_worker.py quantise SOURCE OUT METHOD [IMPORTANCE.npz]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import runpy
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -34,17 +35,52 @@ def convert(script: str, *arguments: str) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def quantise(source: str, out: str, method: str) -> int:
-    """Quantise with llama.cpp's library; 0 when it went well. What it says goes to stderr."""
+def quantise(source: str, out: str, method: str, importance: str = "") -> int:
+    """Quantise with llama.cpp's library; 0 when it went well. What it says goes to stderr.
+
+    importance: an .npz of importance.write.
+    """
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = file_type(llama_cpp, method)
     params.nthread = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rows = importance_rows(importance) if importance else {}
+    if rows:
+        params.imatrix = _matrix(llama_cpp, rows)
+        params.kv_overrides = _noted(llama_cpp, len(rows))
     return llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params))
 
 
-def file_type(llama_cpp: object, method: str) -> int:
+def importance_rows(path: str) -> dict[str, Any]:
+    """The float32 vectors of an importance matrix by tensor, the experts of a tensor one after the other."""
+    import numpy as np
+
+    with np.load(path) as found:
+        return {name: np.ascontiguousarray(found[name], np.float32).reshape(-1) for name in found}
+
+
+def _matrix(llama_cpp: Any, rows: dict[str, Any]) -> Any:
+    """A C array of llama_model_imatrix_data that ends in an entry without a name (tools/quantize/quantize.cpp)."""
+    entry = llama_cpp.llama_model_imatrix_data
+    filled = [
+        entry(name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size)
+        for name, values in rows.items()
+    ]
+    return (entry * (len(filled) + 1))(*filled)
+
+
+def _noted(llama_cpp: Any, count: int) -> Any:
+    """What llama.cpp's own tool writes into a file that was made with an importance matrix; ends in an empty key."""
+    pair = llama_cpp.llama_model_kv_override
+    number, text = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
+    pairs = (pair * 3)(pair(number, b"quantize.imatrix.entries_count"), pair(text, b"quantize.imatrix.dataset"))
+    pairs[0].value.val_i64 = count
+    pairs[1].value.val_str = b"rows of the training data"
+    return pairs
+
+
+def file_type(llama_cpp: Any, method: str) -> int:
     """llama.cpp's number for a method such as q4_k_m (enum llama_ftype)."""
     name = "LLAMA_FTYPE_ALL_F32" if method == "f32" else f"LLAMA_FTYPE_MOSTLY_{method.upper()}"
     return getattr(llama_cpp, name)

@@ -30,6 +30,7 @@ from training import (
     chat,
     convert,
     files,
+    importance,
     llama,
     log,
     merge,
@@ -42,6 +43,7 @@ from training import (
 from training.convert_worker import end_with_parent
 from training.errors import FinetuneError, RunError, UserError
 from training.events import Events
+from training.names import NEED_IMPORTANCE_MATRIX
 from training.signals import Signals
 
 FACTS = "export.json"  # in checkpoints/: what the export must know of the base, the template and the held-out rows
@@ -113,11 +115,18 @@ class Job:
 
 
 def keep_facts(
-    run: runs.Run, plan: Any, questions: Sequence[dict], sequences: Sequence[dict], rows: Any, end_ids: Sequence[int]
+    run: runs.Run,
+    plan: Any,
+    questions: Sequence[dict],
+    sequences: Sequence[dict],
+    rows: Any,
+    end_ids: Sequence[int],
+    calibration: Sequence[int] = (),
 ) -> None:
     """Write down what the export needs, so that it can be done later, again, and without the data file.
 
-    `rows` (stages.Rows): what base and tuned model are measured on, and the quantised one, too.
+    questions, sequences: for the checks (stages.py). `rows` (stages.Rows): what base and tuned model are measured on, and
+    the quantised one, too. calibration: tokens of training rows, for an importance matrix.
     """
     template = dataclasses.asdict(plan.template)
     template["today"] = plan.template.today and plan.template.today.isoformat()
@@ -138,6 +147,7 @@ def keep_facts(
             "sequences": list(sequences),
             "measured": [item.as_dict() for item in rows.measured],
             "asked": [item.as_dict() for item in rows.asked],
+            "calibration": list(calibration),
         },
     )
 
@@ -187,7 +197,8 @@ def export(job: Job, only: str | None = None, tell: Callable[[str, float], None]
 def _gone(job: Job, only: str) -> tuple[str, ...]:
     """The stages whose files were not kept (KEEP_MERGED, KEEP_F16) and that `only` works on: they are made again."""
     f16 = only in ("quantise", "check") and not job.f16.is_file()
-    merged = (only in ("convert", "check") or f16) and not job.merged.is_dir()
+    run = only == "quantise" and any(m in NEED_IMPORTANCE_MATRIX for m in job.settings.quantization.quantization_method)
+    merged = (only in ("convert", "check") or f16 or run) and not job.merged.is_dir()
     return ("merge",) * merged + ("convert",) * f16
 
 
@@ -211,18 +222,40 @@ def _convert(job: Job) -> dict[str, Any]:
 
 
 def _quantise(job: Job) -> dict[str, Any]:
-    table = []
-    for method in job.settings.quantization.quantization_method:
-        if method == "f16":
-            table.append({"file": job.f16.name, "method": "f16", "bytes": job.f16.stat().st_size})
-            continue
-        made = convert.quantise(job.f16, job.quantised(method), method)
-        kinds = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
-        fallback = f"{made.fell_back} of {made.tensors} tensors: {kinds}" if made.fell_back else None
-        table.append({"file": made.path.name, "method": method, "bytes": made.size, "fallback": fallback})
-        if fallback:
-            logger.info("{}: rows do not fit the type for {}", method, fallback)
-    return {"quantised": table}
+    methods = job.settings.quantization.quantization_method
+    matrix = job.run.path / runs.CHECKPOINTS / f"importance.npz{files.PARTIAL}"
+    try:
+        measured = _measure(job, matrix) if any(method in NEED_IMPORTANCE_MATRIX for method in methods) else None
+        table = [_quantised(job, method, matrix) for method in methods]
+    finally:
+        matrix.unlink(missing_ok=True)
+    return {"quantised": table} | ({"importance": measured.as_dict()} if measured else {})
+
+
+def _measure(job: Job, out: Path) -> importance.Importance:
+    """The importance matrix of the merged model, from the rows that training left for it."""
+    try:
+        measured = importance.write(job.merged, job.f16, job.facts.get("calibration", ()), out)
+    except RunError as error:
+        needing = [m for m in job.settings.quantization.quantization_method if m in NEED_IMPORTANCE_MATRIX]
+        raise RunError("quantise", f"the importance matrix for {', '.join(needing)}: {error.message}") from error
+    idle = f"; {measured.idle} experts were reached by none" if measured.idle else ""
+    logger.info("importance matrix: {:,} tokens of training rows, {:.1f} s{}", measured.tokens, measured.seconds, idle)
+    return measured
+
+
+def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
+    """Make one file; its row of the report's table."""
+    if method == "f16":
+        return {"file": job.f16.name, "method": "f16", "bytes": job.f16.stat().st_size}
+    needs = method in NEED_IMPORTANCE_MATRIX  # the others are what they would be without: the same in every run
+    made = convert.quantise(job.f16, job.quantised(method), method, importance=matrix if needs else None)
+    kinds = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
+    fallback = f"{made.fell_back} of {made.tensors} tensors: {kinds}" if made.fell_back else None
+    if fallback:
+        logger.info("{}: rows do not fit the type for {}", method, fallback)
+    row = {"file": made.path.name, "method": method, "bytes": made.size, "fallback": fallback}
+    return row | ({"importance": True} if needs else {})
 
 
 def _modelfile(job: Job) -> dict[str, Any]:

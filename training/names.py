@@ -11,7 +11,7 @@ QUANTISATIONS = (
     *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "mxfp4_moe"),
     *("tq2_0", "tq1_0", "q1_0"),  # not q2_0: the gguf package (0.19) does not know the type and cannot read it back
 )
-# Refused by llama.cpp without an importance matrix: they hold IQ1, IQ2 or IQ3_XXS tensors, or are Q2_K_S
+# Refused by llama.cpp without an importance matrix (training/importance.py): they hold IQ1, IQ2 or IQ3_XXS tensors, or are Q2_K_S
 # (src/llama-quant.cpp, tensor_requires_imatrix; iq3_xs because its attention tensors become IQ3_XXS).
 NEED_IMPORTANCE_MATRIX = ("iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "q2_k_s")
 QUANTISATION_ALIASES = {"q5_k": "q5_k_m", "q4_k": "q4_k_m", "q3_k": "q3_k_m"}  # llama.cpp's own
@@ -21,12 +21,8 @@ def quantisation(name: str) -> str:
     """llama.cpp's name, in lower case, for `name` in any case. Raises ValueError saying what is wrong with it."""
     found = name.lower()
     found = QUANTISATION_ALIASES.get(found, found)
-    if found in NEED_IMPORTANCE_MATRIX:
-        raise ValueError(
-            f"{found} needs an importance matrix, which is not made here; q4_k_m, q3_k_m or q2_k need none"
-        )
-    if found not in QUANTISATIONS:
-        known = (*QUANTISATIONS, *QUANTISATION_ALIASES)
+    if found not in QUANTISATIONS and found not in NEED_IMPORTANCE_MATRIX:
+        known = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX, *QUANTISATION_ALIASES)
         raise ValueError(
             f"{name} is not a quantisation of llama.cpp{did_you_mean(name, known, 'q4_k_m, q8_0 and f16 are')}"
         )

@@ -82,7 +82,8 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     _look_before_download(given, machine)
     base = base_model.locate(given.model, say=logger.info, weights=weights)
     given = _fit_to_model(given, base)
-    with convert.trial(base.config, base.path) as tried:  # beside this process, while the rows are read
+    methods = given.quantization.quantization_method
+    with convert.trial(base.config, base.path, methods) as tried:  # beside this process, while the rows are read
         engine.start(given)
         plan = _read_rows(given, machine, base, today, there)
         figures = tried()
@@ -115,6 +116,7 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
     environment.check_disk(
         given.training.output_dir, max(budget.MARGIN, sum(disk.values()) - there), budget.words(disk)
     )
+    budget.check_importance(given, base, machine)
     model, adapter = memory.shape(base.config, base.parameters), budget.adapter_parameters(given, base)
     if warning := fit.check(given, model, summary.total[3], machine, adapter):
         logger.warning(warning)
@@ -293,12 +295,32 @@ def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: 
         lambda messages, add_generation_prompt: chat.render(template, messages, add_generation_prompt),
         jinja=template.jinja, bos=template.bos, eos=template.eos, adds_bos=False, system=template.system,
     )  # fmt: skip
-    modelfile.compose(
+    text = modelfile.compose(
         f"{given.name}.Q4_K_M.gguf",
         chatting,
         stops=template.end_tokens or (template.eos,),
         num_ctx=given.model.max_seq_length,
     )
+    _look_at_ollama(text)
+
+
+def _look_at_ollama(text: str) -> None:
+    """Say which Ollama is here, and warn when it is too old for the Modelfile `text`."""
+    version = environment.ollama()
+    if version is None:
+        logger.info("Ollama: not here; the Modelfile is written all the same")
+        return
+    shown = ".".join(map(str, version))
+    least = tuple(map(int, modelfile.NATIVE.split(".")))
+    if f"REQUIRES {modelfile.NATIVE}" in text.splitlines() and version < least:
+        logger.warning(
+            "Ollama {} is here, and this model will need {} or later: its chat template has no form as a TEMPLATE; "
+            "update Ollama meanwhile",
+            shown,
+            modelfile.NATIVE,
+        )
+    else:
+        logger.info("Ollama {}", shown)
 
 
 def end_ids(template: Any, tokenizer: Any, base: Any) -> list[int]:

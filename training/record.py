@@ -149,6 +149,8 @@ class Quantised:
     perplexity: float | None = None
     fallback: str | None = None  # tensors that could not take the method, and what they took instead
     tokens_per_second: float | None = None  # of answering on this machine
+    importance: bool = False  # made with an importance matrix
+    perplexity_change: float | None = None  # against the f16 file's: 0.012 is 1.2 % more
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, checkpoint, evaluation, export, held_out, runs, scoring, train, zygote
+from training import account, checkpoint, evaluation, export, held_out, importance, runs, scoring, train, zygote
 from training import plan as planning
 from training.errors import Interrupted, RunError
 from training.events import Events
@@ -23,6 +23,7 @@ from training.trainer import Watch
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
 MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
+CALIBRATED = 1024  # training rows that are looked at for importance.MOST tokens
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def train_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, eve
     began = time.perf_counter()
     run.update(stage="train")
     end_ids = ends(plan)
-    export.keep_facts(run, plan, trained_prompts(plan), held_out_sequences(plan), rows, end_ids)
+    kept = held_out_sequences(plan)
+    export.keep_facts(run, plan, trained_prompts(plan), kept, rows, end_ids, calibration(plan))
     watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
     watch.fast = plan.settings.hardware.fast_cpu is True
     questions = held_out.asked(rows.asked, QUESTIONS)
@@ -166,3 +168,9 @@ def held_out_sequences(plan: planning.Plan) -> list[dict[str, Any]]:
     rows = plan.validation if plan.validation is not None else plan.train
     chosen = rows.select(held_out.spread(len(rows), HELD_OUT))
     return [{"ids": row["input_ids"][:LONGEST], "first": min(row["prompt_length"], LONGEST - 1)} for row in chosen]
+
+
+def calibration(plan: planning.Plan) -> list[int]:
+    """Tokens of training rows from which an importance matrix can be made, in this export or in a later one."""
+    chosen = plan.train.select(held_out.spread(len(plan.train), CALIBRATED))
+    return importance.joined([ids[:LONGEST] for ids in chosen["input_ids"]])

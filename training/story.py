@@ -239,11 +239,11 @@ def _quantised(report: Report) -> tuple[Any, ...]:
     rows = tuple(
         (
             item.file,
-            item.method,
+            item.method + ", importance matrix" * item.importance,
             "" if item.bytes is None else figures.size(item.bytes),
             figures.number(item.kl),
             "" if item.top1 is None else f"{item.top1 * 100:.1f} %",
-            figures.number(item.perplexity),
+            figures.number(item.perplexity) + change(item.perplexity_change),
             figures.number(item.tokens_per_second, ",.0f"),
             item.fallback or "",
         )
@@ -251,6 +251,11 @@ def _quantised(report: Report) -> tuple[Any, ...]:
     )
     headers = ("file", "method", "size", "divergence from f16", "same next token", "perplexity", "tokens/s", "fallback")
     return (Table(headers, rows, numbers=(2, 3, 4, 5, 6), code=(0,)),) if rows else ()
+
+
+def change(share: float | None) -> str:
+    """A change against the f16 file, to stand behind a figure: 0.012 is " (+1.2 %)"."""
+    return "" if share is None else f" ({share * 100:+.1f} %)"
 
 
 def _files(report: Report) -> tuple[Any, ...]:
