@@ -84,11 +84,11 @@ def test_any_choice_of_projections_may_be_adapted(targets):
 
 
 def test_rows_of_several_blocks_of_queries_see_all_before_them(monkeypatch):
-    from training import fast_layers
+    from training import fast_cpu
 
     model = adapted()
     assert_equal(model, batch((300, 1100, 40)))  # three blocks in the middle
-    monkeypatch.setattr(fast_layers, "BLOCK", 5)
+    monkeypatch.setattr(fast_cpu, "BLOCK", 5)
     assert_equal(model, batch())
 
 
@@ -264,3 +264,22 @@ def test_the_kernels_compile_without_a_warning(root, tmp_path):
     command = ["cc", *kernels.FLAGS, "-Wall", "-Wextra", str(kernels.SOURCE), "-o", str(tmp_path / "k.so"), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_rows_for_the_proof_are_few_short_and_trained_throughout(padded):
+    import torch
+
+    from training import fast_cpu
+
+    inputs = batch((300, 30, 7))
+    if not padded:  # rows that TRL's padding_free has joined
+        real = inputs["attention_mask"].bool()
+        positions = torch.cat([torch.arange(length) for length in (300, 30, 7)])[None]
+        inputs = {"input_ids": inputs["input_ids"][real][None], "labels": inputs["labels"][real][None]}
+        inputs["position_ids"] = positions
+    few = fast_cpu.sample(inputs)
+    assert few["input_ids"].shape == ((2, 256) if padded else (1, 256))
+    trained = few["labels"] != -100
+    assert few["labels"][trained].equal(few["input_ids"][trained])
+    assert int(trained.sum()) == (256 + 30 if padded else 255), "a row's first token follows nothing"

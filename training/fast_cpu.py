@@ -21,8 +21,13 @@ from loguru import logger
 from training.environment import Choice
 
 ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
+PROVED = 256  # tokens of a row on which the fast path is compared with the plain one
 MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake of memory
 CHUNK = 1024  # trained tokens whose logits are held at once: 1024 x 49k x 4 bytes = 200 MB
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of exactly the parts of fast_layers.py
+# Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied, and its attention
+# probabilities are computed again in the backward pass instead of being kept: they grow with the square of the length.
+BLOCK = 512
 # How far the fast path may be from the plain one, relative: of the loss, and of the gradients taken together. bf16 keeps 8
 # bits: on SmolLM2-135M both ways are 6 % off the gradients in float32, in other directions (7 % off each other).
 TOLERANCES = {"torch.bfloat16": (2e-2, 0.3)}
@@ -51,6 +56,13 @@ def regrouped(micro: int, accumulation: int, longest: int, mean: float) -> tuple
     fitting = [size for size in fitting if size * mean <= ENOUGH and size * longest <= MOST]
     together = max(fitting, default=micro)
     return together, step // together
+
+
+def by_hand(settings: Any, model_type: str) -> bool:
+    """Whether the hand-written layers are for such a run (fast_layers.unsupported looks at the model itself later)."""
+    lora = settings.lora
+    plain_lora = not lora.use_dora and lora.lora_dropout == 0 and lora.bias == "none"
+    return settings.hardware.fast_cpu is True and model_type in FAMILIES and plain_lora
 
 
 def layers(causal_lm: Any) -> Any:
@@ -124,6 +136,18 @@ def plain_head(causal_lm: Any) -> bool:
     config = causal_lm.config.get_text_config()
     extras = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_router_logits")
     return not any(getattr(config, name, None) for name in extras)
+
+
+def sample(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Two rows of a micro-batch, PROVED tokens of each, with every token trained: enough to tell two ways apart.
+
+    All of the micro-batch would take a large model's time and, the plain way keeping more, its memory.
+    """
+    few = {name: value[:2, :PROVED] for name, value in inputs.items()}
+    mask, positions = few.get("attention_mask"), few.get("position_ids")
+    left_out = (mask == 0) if mask is not None else (positions == 0) if positions is not None else None
+    labels = few["input_ids"] if left_out is None else few["input_ids"].masked_fill(left_out, -100)
+    return {**few, "labels": labels}
 
 
 def agrees(model: Any, plain: Any, fast: Any) -> bool:

@@ -22,12 +22,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from training import kernels
+from training import fast_cpu, kernels
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of exactly these parts
-# Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied, and its attention
-# probabilities are computed again in the backward pass instead of being kept: they grow with the square of the length.
-BLOCK = 512
 CHUNK = 512  # trained tokens whose logits are held at once
 
 
@@ -113,7 +109,7 @@ class Decoder:
 def unsupported(causal_lm: Any) -> str:
     """Why this model's layers are not to be computed here; empty when they are."""
     config = causal_lm.config
-    if config.model_type not in FAMILIES or config.hidden_act != "silu":
+    if config.model_type not in fast_cpu.FAMILIES or config.hidden_act != "silu":
         return f"no hand-written layers for {config.model_type}"
     if getattr(config, "attention_dropout", 0):
         return "the model has dropout in its attention"
@@ -367,7 +363,9 @@ class Rows:
         self.positions = torch.arange(len(self.starts)) - self.starts
         self.blocks, start = [], 0
         for length in lengths:
-            self.blocks += [_Block(start, at, min(BLOCK, length - at), length) for at in range(0, length, BLOCK)]
+            self.blocks += [
+                _Block(start, at, min(fast_cpu.BLOCK, length - at), length) for at in range(0, length, fast_cpu.BLOCK)
+            ]
             start += length
 
 

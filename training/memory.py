@@ -45,6 +45,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    model_type: str = ""
 
     @property
     def embeddings(self) -> int:
@@ -87,6 +88,7 @@ def shape(config: dict[str, Any], parameters: int) -> Shape:
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or hidden // heads,
         vocabulary=config.get("vocab_size") or 32_000,
+        model_type=config.get("model_type") or "",
     )
 
 
@@ -139,7 +141,7 @@ def activations(given: Any, model: Shape, tokens: int, longest: int) -> int:
         one = int(HOLES * one)
     if given.training.gradient_checkpointing is not True:
         return model.layers * one + one
-    inputs = tokens * model.hidden * _width(given)
+    inputs = tokens * model.hidden * _width(given) * (2 if fast_cpu.by_hand(given, model.model_type) else 1)
     offloaded = given.hardware.engine == "unsloth" and given.hardware.device != "cpu"
     return (2 if offloaded else model.layers) * inputs + 2 * one
 
@@ -152,6 +154,8 @@ def _kept(given: Any, model: Shape, longest: int) -> int:
     other factor. On a CPU the attention's probabilities too, as the measured peaks say: eager keeps them in float32 and
     in the model's width, SDPA in the model's width. A GPU's fused attention keeps none.
     """
+    if fast_cpu.by_hand(given, model.model_type):
+        return _kept_by_hand(given, model, longest)
     width, on_cpu = _width(given), given.hardware.device == "cpu"
     wanted = set(given.lora.target_modules)
     targeted = [size[0] for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
@@ -162,6 +166,17 @@ def _kept(given: Any, model: Shape, longest: int) -> int:
         again = 4 if eager(given, longest) and width == 2 else 0
         kept += model.heads * longest * (width + again)
     return kept
+
+
+def _kept_by_hand(given: Any, model: Shape, longest: int) -> int:
+    """The same of fast_layers.py: the residual stream twice, queries, keys, values, gate and up, the inputs of what is
+    targeted (one for those that share it), and the attention's probabilities of rows of one block."""
+    wanted = set(given.lora.target_modules)
+    inputs = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
+    shared = sum(model.linear[names[0]][0] for names in inputs if wanted & {"all-linear", *names})
+    heads = (model.heads + 2 * model.kv_heads) * model.head_dim
+    probabilities = model.heads * longest if longest <= fast_cpu.BLOCK else 0
+    return _width(given) * (2 * model.hidden + heads + 2 * model.inner + shared + probabilities)
 
 
 def eager(given: Any, longest: int) -> bool:
@@ -176,6 +191,8 @@ def _logits(given: Any, model: Shape, tokens: int) -> int:
     a_token = model.vocabulary * 16
     if given.hardware.engine == "unsloth" and given.hardware.device != "cpu":
         return min(tokens * a_token, FUSED)
+    if fast_cpu.by_hand(given, model.model_type):  # in place; the plain way, that it is held against, takes a chunk
+        return max(min(tokens, fast_cpu.CHUNK) * model.vocabulary * _width(given), min(tokens, TRL_CHUNK) * a_token)
     if given.hardware.fast_cpu is True:
         return min(tokens, fast_cpu.CHUNK) * a_token
     whole = "lm_head" in given.lora.target_modules

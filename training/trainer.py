@@ -74,7 +74,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
         ) -> Any:
             bare = self.accelerator.unwrap_model(model)
             if watch.fast and not self._fast_is_proved:
-                self._prove_fast(model, bare, inputs, num_items_in_batch)
+                self._prove_fast(model, bare, inputs)
             if not watch.fast:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             value = fast_cpu.loss(bare.get_base_model(), inputs, num_items_in_batch, self._layers)
@@ -83,25 +83,20 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
         _fast_is_proved = False
         _layers: Any = None
 
-        def _prove_fast(self, model: Any, bare: Any, inputs: dict[str, Any], num_items: Any) -> None:
-            """Compare the fast path with the plain one on a first micro-batch; leave off what differs.
+        def _prove_fast(self, model: Any, bare: Any, inputs: dict[str, Any]) -> None:
+            """Compare the fast path with the plain one on some rows of a first micro-batch; leave off what differs.
 
             What was found goes with the checkpoints: a resumed run takes the path that it took, whatever its first batch.
             """
             self._fast_is_proved = True
             causal_lm, plain = bare.get_base_model(), super().compute_loss
-            if inputs.get("attention_mask") is not None:  # two rows tell as much as all of them, and sooner
-                inputs, num_items = {name: value[:2] for name, value in inputs.items()}, None
-            if (found := watch.carried.get("fast_path")) is not None:
-                watch.fast = found != "none"
-                self._layers = fast_cpu.layers(causal_lm) if found == "layers" else None
-                return
+            few = fast_cpu.sample(inputs)
 
             def equal(layers: Any) -> bool:
                 return fast_cpu.agrees(
                     bare,
-                    lambda: plain(model, dict(inputs), False, num_items),
-                    lambda: fast_cpu.loss(causal_lm, inputs, num_items, layers),
+                    lambda: plain(model, dict(few), False, None),
+                    lambda: fast_cpu.loss(causal_lm, few, None, layers),
                 )
 
             with torch.enable_grad():
