@@ -129,7 +129,7 @@ def test_each_way_that_is_named_makes_the_run_fit(tmp_path, monkeypatch):
     given = decided(
         tmp_path, monkeypatch, machine(), CPU + "[LoRA]\nR = 64\n[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 8\n"
     )
-    there = 4 * GB
+    there = 5 * GB
     assert total(given, SMALL, 2048) > fit.MARGIN * there
     named = fit.lower(given, SMALL, 2048, there)
     assert named.startswith("set GRADIENT_CHECKPOINTING = true; or ")
