@@ -65,14 +65,26 @@ def by_hand(settings: Any, model_type: str) -> bool:
     return settings.hardware.fast_cpu is True and model_type in FAMILIES and plain_lora
 
 
-def layers(causal_lm: Any) -> Any:
-    """The hand-written layers of a model (fast_layers.Decoder), or None where they do not fit; the log says why."""
-    from training import fast_layers, kernels
+def built() -> str:
+    """Compile the kernels of the hand-written layers, if that is still to be done; why not where that fails, else empty."""
+    from training import kernels
 
     try:
         kernels.load()
+    except kernels.Unavailable as error:
+        return f"training without the hand-written layers for CPUs: {error}"
+    return ""
+
+
+def layers(causal_lm: Any) -> Any:
+    """The hand-written layers of a model (fast_layers.Decoder), or None where they do not fit; the log says why."""
+    from training import fast_layers
+
+    if built():  # said before training
+        return None
+    try:
         return fast_layers.Decoder(causal_lm)
-    except (kernels.Unavailable, ValueError) as error:
+    except ValueError as error:
         logger.info("training without the hand-written layers for CPUs: {}", error)
         return None
 

@@ -267,6 +267,8 @@ def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> A
         raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
     given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
     if fast.value:
+        if fast_cpu.by_hand(given, base.config.get("model_type", "")) and (why := fast_cpu.built()):
+            logger.info(why)
         given = _regrouped(given, summary)
     if given.training.gradient_checkpointing == "auto":
         chosen = budget.checkpointing(given, base, summary, machine)
