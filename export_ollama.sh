@@ -218,8 +218,6 @@ create() {
 ask() {
     local answer child watch code=0 stop
     answer=$(mktemp "${TMPDIR:-/tmp}/answer.XXXXXX")
-    # shellcheck disable=SC2064  # the path of now
-    trap "rm -f '$answer'" EXIT
     say "> $question"
     ollama run "$name" "$question" >"$answer" 2>"$answer.err" &
     child=$!
@@ -233,6 +231,9 @@ ask() {
         kill "$child" 2>/dev/null
     ) >/dev/null 2>&1 &
     watch=$!
+    # Only now: a subshell that is killed before it has dropped this trap would remove the file from under us.
+    # shellcheck disable=SC2064  # the path of now
+    trap "rm -f '$answer'" EXIT
     wait "$child" 2>/dev/null || code=$?
     kill "$watch" 2>/dev/null || true
     wait "$watch" 2>/dev/null || true
