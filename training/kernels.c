@@ -38,6 +38,11 @@ static inline float fast_exp(float x) {
     memcpy(&power, &bits, 4);
     return x != x ? x : p * power; /* NaN stays NaN */
 }
+/* Which of the vectors of one head a token's is, in rows of text of [key-value head, token, group]. `first`: the first
+ * token of its row of text, `length`: how many tokens that has. */
+static inline long place(long first, long length, long token, long head, long heads, long group) {
+    return (first * heads + (head / group) * length + token - first) * group + head % group;
+}
 static inline double exact_exp(double x) { return exp(x); }
 
 #define T float
@@ -117,7 +122,7 @@ void NAME(rms_norm_backward)(const T *gradient, const T *more, const T *x, const
 
 /* From [token, head, dimension] (rows of `stride`) to [key-value head, token, group, dimension] within each row of text,
  * one row of text after the other, turned by the tokens' angles where `cosine` [token, dimension] is given. `first` and
- * `length` [token]: the first token of its row of text, and how many tokens that has. */
+ * `length` [token]: see place(). */
 void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, const long *first, const long *length, T *out,
                     long tokens, long heads, long group, long dim, int threads) {
     long half = dim / 2;
@@ -125,8 +130,7 @@ void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, con
     for (long token = 0; token < tokens; token++)
         for (long head = 0; head < heads * group; head++) {
             const T *in = x + token * stride + head * dim;
-            long place = first[token] * heads + (head / group) * length[token] + token - first[token];
-            T *to = out + (place * group + head % group) * dim;
+            T *to = out + place(first[token], length[token], token, head, heads, group) * dim;
             if (!cosine) {
                 memcpy(to, in, dim * sizeof(T));
                 continue;
@@ -147,8 +151,7 @@ void NAME(from_heads)(const T *x, long stride, const T *cosine, const T *sine, c
 #pragma omp parallel for num_threads(threads)
     for (long token = 0; token < tokens; token++)
         for (long head = 0; head < heads * group; head++) {
-            long place = first[token] * heads + (head / group) * length[token] + token - first[token];
-            const T *in = x + (place * group + head % group) * dim;
+            const T *in = x + place(first[token], length[token], token, head, heads, group) * dim;
             T *to = out + token * stride + head * dim;
             if (!cosine) {
                 memcpy(to, in, dim * sizeof(T));
