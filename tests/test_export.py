@@ -87,6 +87,13 @@ def test_a_stage_that_is_named_is_done_again_and_what_follows_from_it_is_forgott
     assert [name for name in stages(run) if name in names] == names[: names.index(stage) + 1]
 
 
+def test_a_check_of_files_that_are_out_of_date_says_what_to_do(run: Path) -> None:
+    assert program(run, "--only", "convert").returncode == 0
+    assert "check: the quantised files are not of this model any more; do the export without" in broken(
+        run, "--only", "check"
+    )
+
+
 def test_a_stage_that_does_not_exist_is_refused(run: Path) -> None:
     ended = program(run, "--only", "mege")
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -55,6 +55,10 @@ def _generate(model: Any, ids: Any, mask: Any, end_ids: Sequence[int], most: int
 
     room = getattr(model.config, "max_position_embeddings", None) or math.inf  # beyond it Unsloth's generate() raises
     most = max(1, int(min(most, room - ids.shape[1])))
+    if getattr(
+        model.config, "output_router_logits", False
+    ):  # TRL's; its loss of the experts' balance takes no such batch
+        options["output_router_logits"] = False
     model.eval()
     with torch.no_grad():
         return model.generate(

@@ -14,6 +14,7 @@ from loguru import logger
 
 from training import checks, evaluation, files, held_out, modelfile, reference, runs, scoring, speakers
 from training.checks import Check
+from training.errors import RunError
 
 
 def run(job: Any) -> dict[str, Any]:
@@ -21,6 +22,8 @@ def run(job: Any) -> dict[str, Any]:
 
     The figures are kept in status.json in either case, so that the report of a failed run has them too.
     """
+    if job.run.stage("quantise") is None:  # forgotten, because --only made anew what it starts from
+        raise RunError("check", "the quantised files are not of this model any more; do the export without --only")
     sequences = [row["ids"] for row in job.facts["sequences"]]
     starts = [row["first"] for row in job.facts["sequences"]]
     trained = [question for question in job.facts["questions"] if not question["held_out"]]
