@@ -182,7 +182,8 @@ def test_an_adapter_that_was_not_trained_fails_the_export(kept: Path, run: Path)
     assert "check 'merged tensors': the adapter changes nothing" in said
     shutil.copy(kept / "run" / "adapter" / "adapter_model.safetensors", file)
     assert program(run, "--only", "merge").returncode == 0
-    mended(run)
+    ended = program(run)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_stray_space_in_the_template_fails_the_check_of_the_modelfile(run: Path) -> None:

@@ -14,7 +14,7 @@ from test_architectures import EXPERTS, SMALL, random_model, tokenizer_into
 from training import agreement, convert, gguf_file, importance, llama, reference
 from training.errors import RunError, UserError
 
-IDS = [(position * 7919 + 13) % 49152 for position in range(600)]
+IDS = [(position * 7919 + 13) % 32000 for position in range(600)]
 
 
 # ---- which tokens ---------------------------------------------------------------------------------------------------
@@ -40,10 +40,14 @@ def uneven(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> dict[str
     from safetensors.torch import load_file, save_file
 
     root = tmp_path_factory.mktemp("importance")
-    fused = {"mlp_only_layers": [], "sliding_window": None}
-    for name, config in (("llama", {"tie_word_embeddings": True}), ("qwen3_moe", EXPERTS), ("phi3", fused)):
+    kinds = (
+        ("llama", "smollm", {"tie_word_embeddings": True}),
+        ("qwen3_moe", "smollm", EXPERTS),
+        ("phi3", "phi-3", {"sliding_window": None}),
+    )
+    for name, kind, config in kinds:
         folder = root / name
-        size = tokenizer_into(folder, "smollm", embedded)
+        size = tokenizer_into(folder, kind, embedded)
         random_model(folder, name, **{**SMALL, **config, "vocab_size": size})
         tensors = load_file(folder / "model.safetensors")
         torch.manual_seed(1)
@@ -93,7 +97,8 @@ def test_every_matrix_but_embedding_and_output_has_the_mean_squares_of_its_input
         ("model.layers.0.self_attn.q_proj", "blk.0.attn_q"),
     ):
         by_hand = torch.cat(seen[name]).square().mean(dim=0).numpy()
-        assert measured["llama"][f"{tensor}.weight"][0] == pytest.approx(by_hand, rel=1e-4)
+        least = importance.FLOOR * by_hand.mean()
+        assert measured["llama"][f"{tensor}.weight"][0] == pytest.approx(by_hand.clip(least), rel=1e-3)
 
 
 @pytest.mark.tiny
@@ -124,7 +129,7 @@ def test_a_type_that_permits_both_diverges_less_with_it_and_one_that_needs_it_wo
     name: str, uneven: dict[str, Path], measured: dict[str, Any], tmp_path: Path
 ) -> None:
     f16, matrix = uneven[name].with_suffix(".gguf"), uneven[name].with_suffix(".npz")
-    rows, first = agreement.bounded([[(position * 104729 + 7) % 49152 for position in range(200)]], [1])
+    rows, first = agreement.bounded([[(position * 104729 + 7) % 32000 for position in range(200)]], [1])
 
     def cost(method: str, importance: Path | None) -> float:
         made = convert.quantise(f16, tmp_path / f"{method}.{bool(importance)}.gguf", method, importance=importance)
