@@ -302,11 +302,11 @@ def test_a_poisoned_weight_is_found_before_the_first_step(tiny_config, tiny_mode
 def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room(tiny_config, undisturbed, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1000m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     try:
         process = start("--config", tiny_config, "--output", disk / "out")
-        run = wait_for_step(disk / "out", 2, process)
+        run = wait_for_step(disk / "out", 3, process)  # a checkpoint is there; the next comes with step 4
         err = filled(disk, process, f"{run}\n")
         room = r"checkpoint: the disk is full: a checkpoint under .* needs about [\d,]+ bytes, [\d,]+ are free"
         assert re.search(room, err), err
@@ -330,10 +330,12 @@ def filled(disk: Path, process: subprocess.Popen, said: str | None) -> str:
 
     `said`: its stdout; None where that is events, of which the last one must have the message too.
     """
+    process.send_signal(signal.SIGSTOP)  # its steps are quicker than a disk is filled
     with (disk / "ballast").open("wb") as ballast, suppress(OSError):
         while True:
             ballast.write(b"\0" * (1 << 20))
             ballast.flush()
+    process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     last = {} if said else json.loads(out.splitlines()[-1])
