@@ -143,6 +143,8 @@ def loop(talk: Talk) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - input() takes it for editing and for the lines before
     sys.stdin.reconfigure(errors="replace")
+    # A shell that starts a program in the background has it ignore Ctrl-C, and Python leaves it at that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"{talk.speaker.name}: /help lists the commands, Ctrl-D leaves")
     while True:
         try:
