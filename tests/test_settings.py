@@ -609,3 +609,14 @@ def test_rows_given_on_the_command_line_are_not_measured_on_the_validation_rows_
     assert "argument 1 (DATA) gives other rows than the file" in found.origin("Dataset.VALIDATION_FILE")
     held = Override("Dataset", "VALIDATION_FILE", str(tmp_path / "held.jsonl"), "--set Dataset.VALIDATION_FILE")
     assert settings.load(config, [mine, held]).dataset.validation_file == tmp_path / "held.jsonl"
+
+
+def test_a_module_name_over_two_lines_is_told_in_one(tmp_path):
+    with pytest.raises(UserError) as caught:
+        load(
+            tmp_path,
+            overrides=[Override("LoRA", "TARGET_MODULES", "q\nproj" + "x" * 2000, "--set LoRA.TARGET_MODULES")],
+        )
+    (problem,) = caught.value.problems
+    assert "q projx" in problem and "is not the name of a module" in problem
+    assert "\n" not in problem and len(problem) < 1000

@@ -94,7 +94,7 @@ def modules(given: Given, rule: Rule) -> tuple[str, ...]:
         raise ValueError("all-linear stands alone: it means every linear layer")
     for name in found:
         if name != "all-linear" and not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
-            raise ValueError(f"{name} is not the name of a module, such as q_proj")
+            raise ValueError(f"{' '.join(name.split())[:80]} is not the name of a module, such as q_proj")
     return found
 
 
