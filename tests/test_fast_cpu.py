@@ -137,3 +137,41 @@ def test_a_model_that_changes_its_logits_takes_the_plain_path(model):
         assert not fast_cpu.plain_head(causal)
     finally:
         del causal.config.final_logit_softcapping
+
+
+@pytest.mark.parametrize(
+    ("carried", "equal", "taken", "kept"),
+    [
+        ({}, True, "layers", "layers"),
+        ({}, False, "plain", "none"),
+        ({"fast_path": "layers"}, None, "layers", "layers"),
+        ({"fast_path": "head"}, None, "head", "head"),
+        ({"fast_path": "none"}, None, "plain", "none"),
+    ],
+)
+def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
+    monkeypatch, tmp_path, carried, equal, taken, kept
+):
+    from types import SimpleNamespace
+
+    from training import fast_cpu, trainer
+
+    class Plain:
+        accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+
+        def compute_loss(self, *_):
+            return "plain"
+
+    def agrees(*_):
+        assert equal is not None, "a first batch after the resume must not decide"
+        return equal
+
+    monkeypatch.setattr(fast_cpu, "agrees", agrees)
+    monkeypatch.setattr(fast_cpu, "plain_head", lambda causal_lm: True)
+    monkeypatch.setattr(fast_cpu, "sample", lambda inputs: inputs)
+    monkeypatch.setattr(fast_cpu, "layers", lambda causal_lm: "layers")
+    monkeypatch.setattr(fast_cpu, "loss", lambda causal_lm, inputs, num_items, layers: layers or "head")
+    watch = trainer.Watch(tmp_path, {}, 1, carried=dict(carried), fast=True)
+    model = SimpleNamespace(get_base_model=lambda: None)
+    assert trainer.hooked(Plain, watch)().compute_loss(model, {}) == taken
+    assert watch.carried["fast_path"] == kept
