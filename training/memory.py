@@ -12,7 +12,6 @@ from typing import Any
 from training import fast_cpu
 from training.environment import gigabytes
 
-MARGIN = 1.2  # an estimate may be this factor too high: what does not fit even then is refused, the rest is a warning
 # Python with torch, transformers, trl and datasets loaded, before any weight, 0.58 GB, and what oneDNN and malloc hold
 # besides (the rest of measured peaks, over nine shapes). A CUDA context with its kernels and cuBLAS' work space is put at
 # 0.8 GB.
