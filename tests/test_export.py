@@ -153,7 +153,7 @@ def test_a_wrong_eos_in_the_gguf_file_fails_the_check_of_the_answers(run: Path) 
     """The end of an answer is what the random model says first, so that it stops at all."""
     file = run / "checkpoints" / export.FACTS
     facts = json.loads(file.read_text(encoding="utf-8"))
-    facts["questions"] = [question for question in facts["questions"] if not question["held_out"]][:1]
+    facts["questions"] = facts["questions"][:1]
     prompt = facts["questions"][0]["ids"]
     with reference.opened(run / "merged") as model:
         (end,) = model.answers([prompt], [0], 1)[0].ids

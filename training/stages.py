@@ -156,7 +156,7 @@ def held_out_rows(plan: planning.Plan) -> Rows:
 def trained_prompts(plan: planning.Plan) -> list[dict[str, Any]]:
     """A few prompts that were trained on: the checks of the export see whether their answers stop."""
     found = _items(plan, plan.data.train, TRAINED_PROMPTS)
-    return [{"ids": item.prompt, "most": item.most, "held_out": False} for item in found if item.prompt]
+    return [{"ids": item.prompt, "most": item.most} for item in found if item.prompt]
 
 
 def _items(plan: planning.Plan, rows: Any, most: int) -> list[Item]:

@@ -26,9 +26,8 @@ def run(job: Any) -> dict[str, Any]:
         raise RunError("check", "the quantised files are not of this model any more; do the export without --only")
     sequences = [row["ids"] for row in job.facts["sequences"]]
     starts = [row["first"] for row in job.facts["sequences"]]
-    trained = [question for question in job.facts["questions"] if not question["held_out"]]
-    prompts = [question["ids"] for question in trained]
-    most = max((question["most"] for question in trained), default=0)
+    prompts = [question["ids"] for question in job.facts["questions"]]
+    most = max((question["most"] for question in job.facts["questions"]), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
     done = [checks.merged_tensors(base, adapter, job.merged)]
     rounding = done[0].figures.get("rounding_loss", 0.0)
