@@ -43,6 +43,12 @@ def write(run: runs.Run, state: str, error: Any = None) -> None:
     report.write(run.path, gather(run, state, error))
 
 
+def complete(run: runs.Run) -> None:
+    """The end of a run that is done: its report, and the state that says so."""
+    write(run, "completed")
+    run.update(state="completed", stage=None, progress=100, eta=None, error=None)
+
+
 def gather(run: runs.Run, state: str, error: Any = None) -> record.Report:
     """The whole report. Stages that did not run leave their part out."""
     planned = report.read(run.path / runs.CHECKPOINTS / PLANNED)

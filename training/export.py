@@ -299,8 +299,7 @@ def finish(job: Job) -> None:
     failed = chosen.fail_if_worse and account.worse(run, best=bool(chosen.early_stopping_patience))
     if run.status.get("state") == "completed" or run.stage("train") is None or failed or not planned:
         return
-    account.write(run, "completed")
-    run.update(state="completed", stage=None, progress=100, eta=None, error=None)
+    account.complete(run)
     Events(run.path / runs.EVENTS).emit("done", run=str(run.path), exit_code=0)
 
 

@@ -64,7 +64,7 @@ def finetune(plan: planning.Plan, run: runs.Run, events: Events, signals: Signal
         gc.collect()
     stages.judge(plan.settings, run, events)
     stages.export_stage(run, events)
-    account.write(run, "completed")
+    account.complete(run)
 
 
 def begin(plan: planning.Plan, run: runs.Run, stdout: IO[str] | None) -> Events:
@@ -121,7 +121,6 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
             run = runs.create(plan.settings.training.output_dir)  # from here on there is something on the disk
             events = begin(plan, run, told)
         finetune(plan, run, events, signals)
-        run.update(state="completed", stage=None, progress=100, eta=None, error=None)
     except FinetuneError as error:
         return ended(error, run, events, arguments, stdout)
     except Exception as error:  # our own mistake, or a library's: the traceback belongs into the log, not on the screen
