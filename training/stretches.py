@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from training.words import word_tokeniser
+
 Tokenise = Callable[[list[str]], list[list[int]]]
 
 
@@ -36,6 +38,9 @@ def quick_tokeniser(tokenizer: Any) -> Tokenise:
         return plain
     pattern: re.Pattern[str] | None = None
     known: dict[tuple[str, str], list[int]] = {}  # short stretches: the roles, the line breaks between turns
+    backend.no_truncation()
+    backend.no_padding()
+    encode = _encoder(backend)
     sound = True
 
     def tokenise(texts: list[str]) -> list[list[int]]:
@@ -45,11 +50,8 @@ def quick_tokeniser(tokenizer: Any) -> Tokenise:
         pattern = pattern or _pattern(tokenizer, texts[:PROBES])
         cut = [_stretches(text, pattern) for text in texts]
         new = list({stretch: None for stretches in cut for stretch in stretches if stretch not in known})
-        backend.no_truncation()
-        backend.no_padding()
-        encoded = backend.encode_batch_fast([before + text for before, text in new], add_special_tokens=False)
         found = known.copy()
-        found.update(zip(new, (one.ids for one in encoded), strict=True))
+        found.update(zip(new, encode(new), strict=True))
         known.update((stretch, found[stretch]) for stretch in new if len(stretch[1]) < SHORT and len(known) < MOST)
         ids = [_joined(stretches, found) for stretches in cut]
         if ids[0] != plain(texts[:1])[0]:
@@ -58,6 +60,27 @@ def quick_tokeniser(tokenizer: Any) -> Tokenise:
         return ids
 
     return tokenise
+
+
+def _encoder(backend: Any) -> Callable[[list[tuple[str, str]]], list[list[int]]]:
+    """The ids of stretches (special token or "", what follows it): word by word where that is the same."""
+    by_words = word_tokeniser(backend)
+    if by_words is None:
+
+        def encode(stretches: list[tuple[str, str]]) -> list[list[int]]:
+            texts = [before + text for before, text in stretches]
+            return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+        return encode
+
+    def encode_words(stretches: list[tuple[str, str]]) -> list[list[int]]:
+        ids = by_words([text for _, text in stretches])
+        return [
+            [backend.token_to_id(before), *own] if before else own
+            for (before, _), own in zip(stretches, ids, strict=True)
+        ]
+
+    return encode_words
 
 
 PROBES = 20  # texts in which the special tokens of the chat template are looked for

@@ -1,0 +1,132 @@
+"""Tokenise texts word by word, each word once, for the tokenizers that never look across the border of two words.
+
+Most of the time of tokenising goes into cutting the text, and most words come again and again: a word that was seen is
+looked up. A border lies in front of each single space that stands between two other characters. That no token reaches
+across it follows from how the tokenizer cuts a text before merging (SAFE below): GPT-2's way and those made after it
+(Llama 3, Qwen, SmolLM, Mistral's Tekken, GPT-4o, DeepSeek 3) let a space stand at the beginning of a word and nowhere
+else in it. SentencePiece's tokenizers (Llama 2, Gemma) do not cut at all: there is no short way for them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MOST = 100_000  # words that are remembered, about 20 MB; then it begins anew, for the text may be another one by now
+LONGEST = 32  # characters of a word that is remembered; longer ones (a Chinese sentence) seldom come again
+
+CONTRACTIONS = re.compile(r"\(\?i?:(?:\|?'(?:[a-z]|\[[A-Za-z]+\])+)+\)\??|(?:^|(?<=\|))'[a-z]+(?=\|)")
+# Alternatives of the expressions that cut a text. What makes one safe: a match of it that holds more than white space has
+# a space as its first character or not at all, and it looks at nothing in front of it.
+SAFE = frozenset(
+    (
+        r" ?\p{L}+",
+        r" ?\p{N}+",
+        r" ?[^\s\p{L}\p{N}]+",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+        r" ?[\p{P}\p{S}]+[\r\n]*",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
+        r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{~][A-Za-z]+",  # its | between { and ~ is taken out before it is looked up
+        r"\p{N}",
+        r"\p{N}{1,3}",
+        r"[0-9]",
+        r"[一-龥぀-ゟ゠-ヿ]+",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+GPT2 = {r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s+(?!\S)"}  # begins a match at each space, as \s+ does
+# The stretches between the borders, for a text with other white space than single spaces.
+STRETCH = re.compile(r"\s*\S+(?:(?! \S)\s+\S+)*(?:\s+\Z)?")
+
+
+def word_tokeniser(backend: Any) -> Callable[[Sequence[str]], list[list[int]]] | None:
+    """Texts to token ids, as `backend.encode_batch` gives them; None where this tokenizer has no such borders.
+
+    `backend` is a tokenizers.Tokenizer, without truncation and padding.
+    """
+    if not has_borders(backend):
+        return None
+    import numpy as np
+
+    first: dict[str, bytes] = {}  # the beginning of a text -> its ids, as int32
+    later: dict[str, bytes] = {}  # what follows a border, without its space
+
+    def tokenise(texts: Sequence[str]) -> list[list[int]]:
+        cut = [text.split(" ") for text in texts]
+        found: list[list[bytes | None]] = [[first.get(own[0]), *map(later.get, own[1:])] for own in cut]
+        unknown = [number for number, ids in enumerate(found) if None in ids]
+        for number in unknown:
+            if not all(_whole(word) for word, ids in zip(cut[number], found[number], strict=True) if ids is None):
+                start, *rest = STRETCH.findall(texts[number]) or [texts[number]]
+                cut[number] = [start, *(stretch[1:] for stretch in rest)]
+                found[number] = [first.get(start), *map(later.get, cut[number][1:])]
+        begun = dict.fromkeys(cut[number][0] for number in unknown if found[number][0] is None)
+        new = dict.fromkeys(
+            word
+            for number in unknown
+            for word, ids in zip(cut[number][1:], found[number][1:], strict=True)
+            if ids is None
+        )
+        if unknown:
+            encoded = backend.encode_batch_fast([*begun, *(f" {word}" for word in new)], add_special_tokens=False)
+            ids = [np.array(one.ids, dtype=np.int32).tobytes() for one in encoded]
+            begun.update(zip(begun, ids[: len(begun)], strict=True))
+            new.update(zip(new, ids[len(begun) :], strict=True))
+        for number in unknown:
+            (start, *words), (ids, *rest) = cut[number], found[number]
+            found[number] = [begun[start] if ids is None else ids]
+            found[number] += [new[word] if one is None else one for word, one in zip(words, rest, strict=True)]
+        for known, more in ((first, begun), (later, new)):
+            if len(known) + len(more) > MOST:
+                known.clear()
+            known.update((word, ids) for word, ids in more.items() if len(word) <= LONGEST and _whole(word))
+        return [np.frombuffer(b"".join(ids), dtype=np.int32).tolist() for ids in found]
+
+    return tokenise
+
+
+def _whole(word: str) -> bool:
+    """Whether the word may be met between two borders: no white space at its ends, and a space nowhere."""
+    return bool(word) and not word[0].isspace() and not word[-1].isspace() and " " not in word
+
+
+def has_borders(backend: Any) -> bool:
+    """Whether this tokenizers.Tokenizer gives the same ids for a text and for its words one by one."""
+    if type(backend.model).__name__ != "BPE" or backend.model.dropout or backend.pre_tokenizer is None:
+        return False
+    if backend.normalizer is not None and type(backend.normalizer).__name__ != "NFC":  # which leaves spaces alone
+        return False
+    if any(
+        token.lstrip or token.rstrip or token.single_word or any(map(str.isspace, token.content))
+        for token in backend.get_added_tokens_decoder().values()
+    ):
+        return False
+    cutting = json.loads(backend.pre_tokenizer.__getstate__())
+    kinds = [
+        _keeps_borders(step) for step in (cutting["pretokenizers"] if cutting["type"] == "Sequence" else [cutting])
+    ]
+    return None not in kinds and True in kinds
+
+
+def _keeps_borders(step: dict[str, Any]) -> bool | None:
+    """Whether one step of cutting a text cuts at every border; None where it may cut so that a border is lost."""
+    if step["type"] == "ByteLevel":  # its own expression is GPT-2's
+        return None if step["add_prefix_space"] else step["use_regex"]
+    if step["type"] == "Digits":
+        return False
+    expression = step.get("pattern", {}).get("Regex")
+    if step["type"] != "Split" or expression is None or step["behavior"] != "Isolated" or step["invert"]:
+        return None
+    plain = CONTRACTIONS.sub("", expression).replace("{|}~", "{~")
+    alternatives = {alternative for alternative in plain.split("|") if alternative}
+    return None if alternatives - SAFE else r"\s+" in alternatives or alternatives >= GPT2
