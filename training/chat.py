@@ -93,10 +93,14 @@ def prompt_ids(template: ChatTemplate, tokenizer: Any, messages: Sequence[Turn])
 
 def with_bos(ids: list[int], tokenizer: Any) -> list[int]:
     """BOS exactly once, where the model has one: as the template wrote it, else as llama.cpp will add it."""
-    bos = tokenizer.bos_token_id
-    if adds_bos_cached(tokenizer) and ids[:1] != [bos]:
-        return [bos, *ids]
+    if adds_bos_cached(tokenizer) and ids[:1] != [_bos(tokenizer)]:
+        return [_bos(tokenizer), *ids]
     return ids
+
+
+@lru_cache(maxsize=8)  # transformers looks it up anew each time: with many rows that is some seconds
+def _bos(tokenizer: Any) -> int | None:
+    return tokenizer.bos_token_id
 
 
 def adds_bos_cached(tokenizer: Any) -> bool:
@@ -188,6 +192,7 @@ def _whole_text(ids: list[int], tokenizer: Any) -> tuple[list[int], _Spans]:
     return ids, [(int(_starts_with_bos(ids, tokenizer)), len(ids))]
 
 
+@lru_cache(maxsize=8)
 def _eos(tokenizer: Any) -> list[int]:
     return [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
@@ -234,7 +239,7 @@ def _fitted(ids: list[int], spans: _Spans, max_length: int) -> Encoded:
 
 
 def _starts_with_bos(ids: list[int], tokenizer: Any) -> bool:
-    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    return ids[:1] == [_bos(tokenizer)]
 
 
 def _one_bos(sequences: list[tuple[list[int], _Spans]], tokenizer: Any) -> None:
