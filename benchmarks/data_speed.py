@@ -11,6 +11,7 @@ files, which the system takes back when it likes, do not count, and shared ones 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -28,31 +29,40 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 WAYS = ("ours", "datasets")
-WORDS = (
-    "river",
-    "treaty",
-    "harbour",
-    "engine",
-    "morning",
-    "because",
-    "between",
-    "yellow",
-    "quickly",
-    "answer",
-    "河流",
-    "清晨",
+WORDS, SIGNS = 200_000, 3_000  # different words of the English rows, different characters of the Chinese ones
+SYLLABLES = tuple(
+    a + b for a in ("", *"bcdfghklmnprstvw", "ch", "sh", "th", "st") for b in ("a", "e", "i", "o", "u", "ea")
 )
 
 
 def make(path: Path, count: int) -> None:
-    """Write `count` rows of one question and one answer, about 1 kB each, seeded; no two are alike."""
+    """Write `count` rows of one question and one answer, about 1 kB each, seeded; no two are alike, every fourth is Chinese.
+
+    Words come as often as they do in natural text (the n-th most frequent one 1/n times as often as the first).
+    """
     chance = random.Random(3407)
+    words = ["".join(chance.choices(SYLLABLES, k=1 + (rank > 50) + (rank > 2000))) for rank in range(WORDS)]
+    words = [word + chance.choice("snrdt,.") if chance.random() < 0.5 else word for word in words]
+    signs = [chr(0x4E00 + number) for number in chance.sample(range(20_000), SIGNS)]
+    kinds = [(pool, list(itertools.accumulate(1 / (n + 3) for n in range(len(pool))))) for pool in (words, signs)]
+
+    def text(kind: int, size: int) -> str:
+        pool, weights = kinds[kind]
+        found = chance.choices(pool, cum_weights=weights, k=size)
+        lines = [found[at : at + 60] for at in range(0, size, 60)]
+        return "\n\n".join(("，" if kind else " ").join(_phrases(line) if kind else line) for line in lines)
+
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            question, answer = (" ".join(chance.choices(WORDS, k=chance.randint(5, most))) for most in (60, 220))
+            kind = int(number % 4 == 0)
+            question, answer = (text(kind, chance.randint(5, most)) for most in (60, 300))
             turns = [("user", f"{number}: {question}?"), ("assistant", f"{answer}.")]
             row = {"messages": [{"role": role, "content": content} for role, content in turns]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _phrases(signs: list[str]) -> list[str]:
+    return ["".join(signs[at : at + 12]) for at in range(0, len(signs), 12)]
 
 
 def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
