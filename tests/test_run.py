@@ -194,12 +194,6 @@ def test_a_length_beyond_the_models_is_refused_when_it_was_written(tiny_config):
 
 
 @pytest.mark.tiny
-def test_several_processes_are_refused_rather_than_ignored(tiny_config):
-    ended = finetune("--config", tiny_config, "--set", "Hardware.NUM_PROCESSES=2")
-    refused(ended, 2, "training in several processes is not built yet; set it to 1")
-
-
-@pytest.mark.tiny
 def test_a_disk_too_small_for_the_whole_route_is_told_before_anything_starts(tiny_config, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -58,9 +58,8 @@ def fingerprint(settings: Any, data_sha256: str, base: Any, template: str) -> di
         and not key.startswith("Quantization.QUANTIZATION")
         and not key.startswith("Quantization.KEEP")
     }
-    training = settings.training
     return kept | {
-        "effective batch": training.per_device_train_batch_size * training.gradient_accumulation_steps,
+        "effective batch": settings.rows_a_step,
         "data SHA-256": data_sha256,
         "base model revision": base.revision,
         "chat template": template,

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any, NamedTuple
 from training.errors import MachineError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "llama_cpp_python", "gguf")
+# The variables that say which cards a process sees: CUDA's, of which ROCm obeys both, and XPU's.
+CARDS = (("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), ("ZE_AFFINITY_MASK",))
+_cards: dict[str, str] = {}  # them, as the caller had set them
 
 
 class Choice(NamedTuple):
@@ -78,15 +82,23 @@ def show_one_card(device: str) -> None:
     With several in sight the trainer spreads each batch over all of them (nn.DataParallel), and Unsloth the model.
     A card is counted among those that the caller's own variable shows; one that is not there is then found missing.
     """
-    number = int(device.partition(":")[2] or 0)
-    for names in (("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), ("ZE_AFFINITY_MASK",)):  # ROCm obeys both of these
-        given = [name for name in names if name in os.environ]
+    global _cards
+    _cards = {name: os.environ[name] for names in CARDS for name in names if name in os.environ}
+    os.environ.update(card(int(device.partition(":")[2] or 0)))
+
+
+def card(number: int) -> dict[str, str]:
+    """The variables that let a process see one card only, of those that this program's caller shows."""
+    chosen = {}
+    for names in CARDS:
+        given = [name for name in names if name in _cards]
         for name in given:
-            shown = [one.strip() for one in os.environ[name].split(",") if one.strip()]
+            shown = [one.strip() for one in _cards[name].split(",") if one.strip()]
             if shown:  # set to nothing: no card shall be seen
-                os.environ[name] = shown[number] if number < len(shown) else "-1"
+                chosen[name] = shown[number] if number < len(shown) else "-1"
         if not given:
-            os.environ[names[-1]] = str(number)
+            chosen[names[-1]] = str(number)
+    return chosen
 
 
 def inspect() -> Machine:
@@ -160,6 +172,8 @@ def precision(settings: Any, machine: Machine, where: str) -> Choice:
 def engine(settings: Any, where: str) -> Choice:
     """ "unsloth" or "transformers". Raises MachineError when Unsloth is asked for, or expected, and not installed."""
     wanted = settings.hardware.engine
+    if wanted == "auto" and where != "cpu" and settings.hardware.num_processes > 1:
+        return Choice("transformers", f"NUM_PROCESSES = {settings.hardware.num_processes}: Unsloth trains in one here")
     chosen = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
     if chosen == "unsloth" and "unsloth" not in _versions():
         raise MachineError(
@@ -180,7 +194,9 @@ def decide(settings: Any, machine: Machine) -> Any:
     which = engine(settings, where.value)
     settings = settings.with_choice("Hardware.ENGINE", which.value, which.reason)
     if settings.hardware.num_threads == "auto":
-        settings = settings.with_choice("Hardware.NUM_THREADS", machine.cores, "physical cores")
+        processes = settings.hardware.num_processes
+        reason = "physical cores" if processes == 1 else f"{machine.cores} physical cores for {processes} processes"
+        settings = settings.with_choice("Hardware.NUM_THREADS", max(1, machine.cores // processes), reason)
     if settings.quantization.load_in_4bit and where.value == "cpu":
         settings = settings.with_choice("Quantization.LOAD_IN_4BIT", False, "no CUDA device")
     if settings.training.optim == "auto":
@@ -190,6 +206,29 @@ def decide(settings: Any, machine: Machine) -> Any:
         )
         settings = settings.with_choice("Training.OPTIM", optim.value, optim.reason)
     return settings
+
+
+def check_cards(settings: Any) -> None:
+    """Raise MachineError when there are fewer cards than NUM_PROCESSES: each process trains on one of its own."""
+    processes = settings.hardware.num_processes
+    if processes == 1 or settings.hardware.device == "cpu":
+        return
+    there = cards(settings.hardware.device)
+    if there < processes:
+        raise MachineError(
+            f"{settings.place('Hardware.NUM_PROCESSES')}: each process needs a card of its own, and {there} can be seen "
+            f"here; set it to {max(1, there)}"
+        )
+
+
+def cards(kind: str) -> int:
+    """How many cards this program's caller shows; counted in another process, for this one is to see its own only."""
+    variables = {name: value for name, value in os.environ.items() if not any(name in names for names in CARDS)}
+    count = f"import torch; print(torch.{kind.partition(':')[0]}.device_count())"
+    counted = subprocess.run(
+        [sys.executable, "-c", count], env=variables | _cards, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    return int(counted.stdout) if counted.returncode == 0 else 0
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:

@@ -60,8 +60,7 @@ def _validations(plan: Any, seconds: float) -> float:
         return 0.0
     chosen = plan.settings.training
     times = 2 + (plan.steps // chosen.eval_steps if chosen.eval_steps else 0)
-    rows = chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps
-    return times * len(plan.validation) / rows * seconds / BACKWARD
+    return times * len(plan.validation) / plan.settings.rows_a_step * seconds / BACKWARD
 
 
 def _layers(config: dict[str, Any]) -> int:

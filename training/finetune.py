@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from loguru import logger
@@ -35,6 +35,7 @@ from training import (
     checkpoint,
     command_line,
     control,
+    crew,
     dataset,
     engine,
     estimate,
@@ -52,13 +53,19 @@ from training.events import Events
 from training.signals import Signals
 
 
-def finetune(plan: planning.Plan, run: runs.Run, events: Events, signals: Signals) -> None:
-    """The story of one run, from a plan to the report. Every stage that a former attempt has done is left out."""
+def finetune(
+    plan: planning.Plan, run: runs.Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]
+) -> None:
+    """The story of one run, from a plan to the report. Every stage that a former attempt has done is left out.
+
+    `give_up` ends the process where it hangs.
+    """
     if run.stage("train") is None or run.stage("evaluate") is None:
-        loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
-        rows = stages.held_out_rows(plan)
-        if run.stage("train") is None:
-            stages.train_stage(plan, loaded, rows, run, events, signals)
+        with crew.started(plan, stages.marks(plan), run, give_up) as others:
+            loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
+            rows = stages.held_out_rows(plan)
+            if run.stage("train") is None:
+                stages.train_stage(plan, loaded, rows, run, events, signals, others)
         stages.evaluate_stage(plan, loaded, rows, run, events)
         del loaded
         gc.collect()
@@ -120,7 +127,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         else:
             run = runs.create(plan.settings.training.output_dir)  # from here on there is something on the disk
             events = begin(plan, run, told)
-        finetune(plan, run, events, signals)
+        finetune(plan, run, events, signals, lambda error: os._exit(ended(error, run, events, arguments, stdout)))
     except FinetuneError as error:
         return ended(error, run, events, arguments, stdout)
     except Exception as error:  # our own mistake, or a library's: the traceback belongs into the log, not on the screen

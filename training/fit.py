@@ -69,6 +69,12 @@ def _ways(given: Any, model: Shape, longest: int, there: int) -> list[Way]:
     """The ways to less memory, the ones that cost least first."""
     ways = []
     on_cpu, product = given.hardware.device == "cpu", _product(given)
+    if on_cpu and given.hardware.num_processes > 1:
+        times = given.training.gradient_accumulation_steps * given.hardware.num_processes
+        alone = _way(
+            f"NUM_PROCESSES = 1 with GRADIENT_ACCUMULATION_STEPS = {times}", longest, ("Hardware.NUM_PROCESSES", 1)
+        )
+        ways.append(alone)
     if given.training.gradient_checkpointing is not True:
         ways.append(_way("GRADIENT_CHECKPOINTING = true", longest, ("Training.GRADIENT_CHECKPOINTING", True)))
     sizes = [n for n in range(given.training.per_device_train_batch_size - 1, 0, -1) if product % n == 0]

@@ -100,15 +100,17 @@ def estimate(given: Any, model: Shape, longest: int, adapter: int | None = None)
     """
     adapter = adapter_parameters(given, model) if adapter is None else adapter
     tokens = given.training.per_device_train_batch_size * longest
-    on_cpu = given.hardware.device == "cpu"
-    return {
+    on_cpu, processes = given.hardware.device == "cpu", given.hardware.num_processes
+    summed = 4 if processes > 1 else 0  # bytes a trained parameter: what the processes add up
+    parts = {
         "program": PROGRAM["cpu" if on_cpu else "gpu"],
         "weights": weights(given, model),
         # 4 bytes of it, 4 of its gradient
-        "adapter and optimizer": int(adapter * (8 + _state(given.training.optim) + (SAVED if on_cpu else 0))),
+        "adapter and optimizer": int(adapter * (8 + _state(given.training.optim) + (SAVED if on_cpu else 0) + summed)),
         "activations": activations(given, model, tokens, longest),
         "logits": _logits(given, model, tokens),
     }
+    return {name: size * (processes if on_cpu else 1) for name, size in parts.items()}  # a card has one of them
 
 
 def adapter_parameters(given: Any, model: Shape) -> int:

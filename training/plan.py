@@ -78,6 +78,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     given = environment.decide(given, machine)
     if problems := [message for _, message in contradictions.find(given)]:
         raise UserError(problems)
+    environment.check_cards(given)
     environment.check_writable(given.training.output_dir)
     _look_before_download(given, machine)
     base = base_model.locate(given.model, say=logger.info, weights=weights)
@@ -107,6 +108,7 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
     for note in (*data.notes, *given.notes()):
         logger.info(note)
     rows, validation, test, rejected = _tokenise(data, template, tokenizer, given)
+    _enough_for_all(len(rows), given)
     summary = tokens.summary(rows, tokenizer)
     given = _choose_for_rows(given, base, summary, machine)
     steps = train.total_steps(len(rows), given)
@@ -161,7 +163,6 @@ def lines(plan: Plan) -> list[str]:
         f"{name} = {value} ({origin})" for name, value, _, origin in given.differences() if not _automatic(given, name)
     ]
     out += [f"{name} = {value}: {reason}" for name, value, reason in given.choices]
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     held_out = f", {counts['validation']:,} to validate" if plan.validation is not None else ", no validation"
     out.append(
         f"rows: {counts['train']:,} to train{held_out}" + (f", {counts['test']:,} to test" if counts["test"] else "")
@@ -169,7 +170,9 @@ def lines(plan: Plan) -> list[str]:
     out += plan.summary.lines()
     epochs = plan.steps / plan.steps_per_epoch
     why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"
-    out.append(f"{plan.steps:,} steps of {batch} rows ({why}), {epochs:.2g} epochs")
+    processes = given.hardware.num_processes
+    shared = f" in {processes} processes" if processes > 1 else ""
+    out.append(f"{plan.steps:,} steps of {given.rows_a_step} rows{shared} ({why}), {epochs:.2g} epochs")
     free = fit.free(given, plan.machine)
     out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
     out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({budget.words(plan.disk)})")
@@ -185,7 +188,6 @@ def _not_built(given: Any) -> None:
     problems = [
         f"{given.place(key)}: {why}"
         for key, harmless, why in (
-            ("Hardware.NUM_PROCESSES", (1,), "training in several processes is not built yet; set it to 1"),
             ("Hardware.NUM_MACHINES", (1,), "training on several machines is not built yet; set it to 1"),
             ("Hardware.SHARDING", ("none",), "sharding is not built yet; set it to none"),
         )
@@ -193,6 +195,16 @@ def _not_built(given: Any) -> None:
     ]
     if problems:
         raise UserError(problems)
+
+
+def _enough_for_all(rows: int, given: Any) -> None:
+    """Refuse more processes than there are rows to train on; say where they will have little to do."""
+    processes = given.hardware.num_processes
+    if rows < processes:
+        place = given.place("Hardware.NUM_PROCESSES")
+        raise UserError(f"{place}: there are {rows} training row{'s' * (rows != 1)} only; set it to {rows} at most")
+    if processes > 1 and given.hardware.device == "cpu":
+        logger.info("NUM_PROCESSES = {}: on the CPU of one machine one process is usually as fast", processes)
 
 
 def _fit_to_model(given: Any, base: Any) -> Any:

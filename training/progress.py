@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from training import evaluation, files, runs, trainer
 from training.held_out import Item
 from training.trainer import Watch
 
+SAVE = 1000  # beyond every signal's number
 BEST = "best"  # in checkpoints/: the adapter of the best validation loss, for early stopping
 
 
@@ -41,15 +42,35 @@ class Session:
     stopped_early: bool = False
     trainer: Any = None
     bar: Any = None
+    crew: Any = None  # in rank 0: the processes of the others
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, or the only process: the one that writes and tells."""
+        return self.watch.team is None or self.watch.team.rank == 0
+
+    def asked(self) -> tuple[int | None, bool]:
+        """The signal that shall end the training, and whether a checkpoint is asked for: the same in all ranks."""
+        stop, save = self.signals.stop, self.signals.save
+        if self.watch.team is not None:
+            said = self.watch.team.round((stop or 0) + (SAVE if save else 0))[0]
+            stop, save = said % SAVE or None, said >= SAVE
+        return stop, save
+
+    def first_of(self, ask: Callable[[], Any]) -> Any:
+        """What only rank 0 can know, in all ranks."""
+        return ask() if self.watch.team is None else self.watch.team.first(ask)
 
 
 def callback(session: Session) -> Any:
     """The trainer's callback for a session."""
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, set_seed
 
     class Callback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             session.bar = _bar(session)
+            if not session.first:  # each rank drops out other values; rank 0's are those of one process
+                set_seed(session.settings.training.seed + session.watch.team.rank)
 
         def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
             trainer.begin_epoch(session.watch)
@@ -71,20 +92,22 @@ def callback(session: Session) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             session.watch.in_step = False
             took = time.perf_counter() - session.watch.began
+            if session.watch.team is not None:
+                session.watch.tokens = sum(session.watch.team.round(session.watch.tokens))
             session.seconds += took
             session.tokens += session.watch.tokens
             session.watch.tokens_per_second = session.watch.tokens / took
             every = session.settings.training.sample_steps
-            if every and state.global_step % every == 0:
+            if every and state.global_step % every == 0 and session.first:
                 _sample(session, kwargs["model"], state.global_step)
             _obey(session, control)
 
         def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-            if session.signals.stop is not None:
+            if session.asked()[0] is not None:
                 raise trainer.StopNow
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-            if "loss" in logs:
+            if "loss" in logs and session.first:
                 _report_step(session, state, logs)
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any) -> None:
@@ -93,7 +116,7 @@ def callback(session: Session) -> Any:
                 _report_evaluation(session, step, metrics["eval_loss"], control, kwargs["model"])
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            where = f"{runs.CHECKPOINTS}/checkpoint-{state.global_step}"
+            where = f"{runs.CHECKPOINTS}/checkpoint-{state.global_step}"  # rank 0's events go to the file
             session.events.emit("checkpoint", at_step=state.global_step, path=where)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,7 +129,7 @@ def _bar(session: Session) -> Any:
     """A progress bar on a terminal; nothing elsewhere."""
     from tqdm import tqdm
 
-    shown = sys.stderr.isatty()
+    shown = sys.stderr.isatty() and session.first
     return tqdm(
         total=session.total, initial=session.first_step, unit="step", leave=False, disable=not shown, file=sys.stderr
     )
@@ -114,10 +137,11 @@ def _bar(session: Session) -> Any:
 
 def _obey(session: Session, control: Any) -> None:
     """Stop after this micro-batch with a checkpoint (SIGINT, SIGTERM), or write one and go on (SIGUSR1)."""
-    if session.signals.stop is not None:
+    stop, save = session.asked()
+    if stop is not None:
         control.should_training_stop = control.should_save = True
         control.should_evaluate = False
-    elif session.signals.save and not session.watch.in_step:
+    elif save and not session.watch.in_step:
         session.signals.save = False
         control.should_save = True
 
@@ -171,7 +195,7 @@ def _report_evaluation(session: Session, step: int, loss: float, control: Any, m
     words = " (the base model)" if step == 0 else ", the best so far" if better else ""
     logger.info("step {}: validation loss {:.4f}{}", step, loss, words)
     patience = session.settings.training.early_stopping_patience
-    if patience and better:
+    if patience and better and session.first:
         with files.whole_folder(session.watch.folder / BEST) as partial:
             model.save_pretrained(str(partial), safe_serialization=True)
     if patience and carried.get("worse", 0) >= patience:

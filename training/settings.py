@@ -44,6 +44,12 @@ class Settings:
         """NEW_MODEL_NAME as a part of file names."""
         return self.model.new_model_name.replace("/", "-").replace(":", "-")
 
+    @property
+    def rows_a_step(self) -> int:
+        """Rows of one optimizer step, in all processes together."""
+        training, hardware = self.training, self.hardware
+        return hardware.num_processes * training.per_device_train_batch_size * training.gradient_accumulation_steps
+
     def get(self, key: str) -> Any:
         """The value of "Section.KEY"."""
         item = TABLE[key]

@@ -11,7 +11,20 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, checkpoint, evaluation, export, held_out, importance, runs, scoring, train, zygote
+from training import (
+    account,
+    checkpoint,
+    crew,
+    evaluation,
+    export,
+    held_out,
+    importance,
+    runs,
+    scoring,
+    team,
+    train,
+    zygote,
+)
 from training import plan as planning
 from training.errors import Interrupted, RunError
 from training.events import Events
@@ -35,8 +48,16 @@ class Rows:
     asked: list[Item]
 
 
-def train_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, events: Events, signals: Signals) -> None:
-    """Train, and keep what the later stages need; the adapter is on the disk at the end."""
+def train_stage(
+    plan: planning.Plan,
+    loaded: Any,
+    rows: Rows,
+    run: runs.Run,
+    events: Events,
+    signals: Signals,
+    others: crew.Crew | None = None,
+) -> None:
+    """Train, with the `others` if any, and keep what the later stages need; the adapter is on the disk at the end."""
     began = time.perf_counter()
     run.update(stage="train")
     end_ids = ends(plan)
@@ -46,7 +67,11 @@ def train_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, eve
     watch.fast = plan.settings.hardware.fast_cpu is True
     questions = held_out.asked(rows.asked, QUESTIONS)
     session = Session(plan.settings, run, events, signals, watch, loaded.tokenizer, questions, end_ids, plan.steps)
-    result = train.train(loaded, plan, session)
+    if others is not None:
+        others.wait()
+        session.crew = others
+    with team.joined(others and others.place, plan.settings, others and others.server) as watch.team:
+        result = train.train(loaded, plan, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
     seconds = round(time.perf_counter() - began, 1)
     run.finish_stage(

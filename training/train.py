@@ -22,6 +22,7 @@ from training.progress import Session
 WEIGHTS = "adapter_model.safetensors"
 # What torch, safetensors and tokenizers say when a write fails, in words of their own instead of an OSError.
 SMALLER = "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true"
+LOST = 5.0  # seconds in which the end of another rank is known, after the connection to it has closed
 WRITE_FAILED = ("No space left", "file write failed", "unexpected pos", "PytorchStreamWriter failed")
 
 
@@ -45,7 +46,7 @@ class Result:
 
 def steps_per_epoch(rows: int, settings: Any) -> int:
     """Optimizer steps in one pass over `rows` rows; the last one may hold fewer rows than the others."""
-    batches = math.ceil(rows / settings.training.per_device_train_batch_size)
+    batches = math.ceil(rows / (settings.training.per_device_train_batch_size * settings.hardware.num_processes))
     return max(1, math.ceil(batches / settings.training.gradient_accumulation_steps))
 
 
@@ -66,12 +67,17 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
 
     try:
         with session.signals.gentle():  # a first signal is noted, and what is being written is written whole
-            return _train(loaded, plan, session)
+            micro, accumulation = follow(loaded, plan, session)
+            _keep_best(loaded.model, session)
+            save_adapter(loaded.model, session.run.path / runs.ADAPTER)
+            return _result(session, micro, accumulation)
     except (OSError, SafetensorError) as error:
         raise disk_error(error, session.watch.folder, loaded.model) from error
     except FinetuneError:
         raise
     except Exception as error:  # a RuntimeError of torch's, a bare Exception of the tokenizers library's
+        if session.crew is not None and (lost := session.crew.lost(within=LOST)):
+            raise lost from error  # a connection that closed was the first to be noticed of it
         if any(words in str(error) for words in WRITE_FAILED):
             raise disk_error(error, session.watch.folder, loaded.model) from error
         if not isinstance(error, RuntimeError):
@@ -82,12 +88,14 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
         ) from error
 
 
-def _train(loaded: Any, plan: Any, session: Session) -> Result:
+def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
+    """The training alone, as every rank of it does: no adapter is saved. Gives the rows a micro-batch and the micro-batches
+    a step that it came to."""
     chosen, watch = plan.settings.training, session.watch
     micro, accumulation = chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps
     shrunk: tuple[int, int] | None = None
     while True:
-        found = checkpoint.newest(watch.folder)
+        found = session.first_of(lambda: checkpoint.newest(watch.folder))
         if found is not None:
             checkpoint.refuse_mismatch(found.manifest["fingerprint"], watch.manifest["fingerprint"])
             micro, accumulation = shrunk or found.manifest["micro_batch"]
@@ -100,10 +108,10 @@ def _train(loaded: Any, plan: Any, session: Session) -> Result:
             _run(session, found)
             break
         except trainer.OutOfMemory as error:
+            if watch.team is not None and not error.together:  # the other ranks are elsewhere, and wait for this one
+                raise RunError("training", f"{error}; {SMALLER}", checkpoint.where(watch.folder)) from error
             shrunk = micro, accumulation = _smaller(session, micro, accumulation, str(error))
-    _keep_best(loaded.model, session)
-    save_adapter(loaded.model, session.run.path / runs.ADAPTER)
-    return _result(session, micro, accumulation)
+    return micro, accumulation
 
 
 def _run(session: Session, found: checkpoint.Checkpoint | None) -> None:
@@ -115,17 +123,19 @@ def _run(session: Session, found: checkpoint.Checkpoint | None) -> None:
                 _take_up_the_end(one, found)
             else:
                 one.train(resume_from_checkpoint=str(found.path) if found else None)
-            if _unmeasured(session) and session.signals.stop is None:
+            if _unmeasured(session) and session.asked()[0] is None:
                 one.evaluate()
     except trainer.StopNow:
         pass
     step = one.state.global_step
-    if one.optimizer is not None and not (watch.folder / f"checkpoint-{step}" / checkpoint.MANIFEST).is_file():
+    manifest = watch.folder / f"checkpoint-{step}" / checkpoint.MANIFEST
+    if one.optimizer is not None and not session.first_of(manifest.is_file):
         one._save_checkpoint(one.model, None)
     unfinished = (step < session.total and not session.stopped_early) or _unmeasured(session)
-    if session.signals.stop is not None and unfinished:
+    stop, _ = session.asked()
+    if stop is not None and unfinished:
         where = checkpoint.where(watch.folder)
-        raise Interrupted(session.signals.stop, f"stopped at step {step} of {session.total}; {where}")
+        raise Interrupted(stop, f"stopped at step {step} of {session.total}; {where}")
 
 
 def _unmeasured(session: Session) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, fast_cpu
+from training import checkpoint, fast_cpu, team
 from training.errors import RunError
 
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
@@ -22,7 +23,12 @@ NOT_KEPT = ("README.md", "training_args.bin", "tokenizer.json", "tokenizer_confi
 
 
 class OutOfMemory(Exception):
-    """A step did not fit into memory; unless `Watch.updating`, model and optimizer are as they were after the one before."""
+    """A step did not fit into memory; unless `Watch.updating`, model and optimizer are as they were after the one before.
+
+    `together`: every rank raises it at the same micro-step.
+    """
+
+    together = False
 
 
 class StopNow(Exception):
@@ -47,6 +53,7 @@ class Watch:
     on_base: bool = False  # the evaluation that is under way is the base model's
     updating: bool = False  # the optimizer is at work: a failure now leaves some weights changed and others not
     untrained: dict[str, Any] | None = None  # the adapter before the very first update: name -> tensor on the CPU
+    team: team.Team | None = None  # the ranks that train together; None: one process trains alone
 
 
 def hooked(trainer_class: Any, watch: Watch) -> Any:
@@ -56,11 +63,79 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
     class Trainer(trainer_class):
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             watch.in_step = True
+            if watch.team is not None:
+                return self._step_of_team(model, inputs, *args, **kwargs)
             watch.tokens += _tokens(inputs)
             loss = super().training_step(model, inputs, *args, **kwargs)
             if not torch.isfinite(loss):
                 raise not_finite("loss", self.state.global_step + 1, watch)
             return loss
+
+        def _step_of_team(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            """A micro-step that every rank takes, and fails, at the same time; the step's last adds the gradients up."""
+            said, loss = 0, torch.zeros((), device=self.args.device)
+            try:
+                if inputs is not self._filling:
+                    watch.tokens += _tokens(inputs)
+                    loss = super().training_step(model, inputs, *args, **kwargs)
+                    said = 0 if torch.isfinite(loss) else team.NOT_FINITE
+                else:
+                    self._idle(model, inputs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = team.NO_MEMORY
+            except team.Trouble as heard:
+                raise self._for_all(heard) from None
+            try:
+                watch.team.round(said)
+            except team.Trouble as heard:
+                raise self._for_all(heard) from None
+            if self.accelerator.sync_gradients:
+                watch.team.mean_gradients(self.model.parameters())
+            return loss
+
+        _filling: Any = None  # the micro-batch that is there only because other ranks have one
+
+        def _idle(self, model: Any, inputs: dict[str, Any]) -> None:
+            """What the other ranks do in a micro-step besides training."""
+            if watch.fast and not self._fast_is_proved:
+                self._prove_fast(model, self.accelerator.unwrap_model(model), inputs)
+            if self.accelerator.scaler is not None:  # fp16: it begins with its first use, which may be its unscaling
+                self.accelerator.scaler.scale(torch.zeros((), device=self.args.device))
+
+        def _for_all(self, heard: team.Trouble) -> Exception:
+            if heard.code == team.NOT_FINITE:
+                return not_finite("loss", self.state.global_step + 1, watch)
+            error = OutOfMemory(str(heard))
+            error.together = True
+            return error
+
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if watch.team is not None:
+                one = self.accelerator
+                # No DistributedDataParallel around the model (team.py says why), and no figures of TRL's own that the
+                # ranks would have to wait for within a step: one of them may be out of memory by then.
+                one.prepare_model = functools.partial(one.prepare_model, evaluation_mode=True)
+                one.gather_for_metrics = self.gather_function = lambda value, *args, **kwargs: value
+
+        def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+            if watch.team is not None and batch_samples and self.accelerator.gradient_state.end_of_dataloader:
+                batch_samples[-1] = self._own(batch_samples[-1], self.train_dataset, self.args.train_batch_size)
+            return super()._get_num_items_in_batch(batch_samples, device)
+
+        def _own(self, inputs: dict[str, Any], rows: Any, micro: int) -> dict[str, Any]:
+            """An epoch's last batch without the rows that only fill it up; `_filling`, with no label, where none is left."""
+            own = team.own_rows(len(rows), micro, watch.team.rank, watch.team.size)
+            kept = team.without_filling(inputs, max(1, own))
+            if not own:
+                kept = self._filling = {**kept, "labels": torch.full_like(kept["labels"], -100)}
+            return kept
+
+        def store_flos(self) -> None:
+            if watch.team is None:  # nobody reads them, and the ranks would wait for each other
+                super().store_flos()
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
             norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -78,6 +153,8 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             if not watch.fast:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             value = fast_cpu.loss(bare.get_base_model(), inputs, num_items_in_batch, self._layers)
+            if watch.team is not None and num_items_in_batch is not None:  # as the plain way does: see mean_gradients
+                value = value * watch.team.size
             return (value, {"loss": value}) if return_outputs else value
 
         _fast_is_proved = False
@@ -106,16 +183,24 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             with torch.enable_grad():
                 watch.fast = fast_cpu.plain_head(causal_lm)
                 self._layers = fast_cpu.layers(causal_lm) if watch.fast else None
-                if self._layers is not None and not equal(self._layers):
+                if self._layers is not None and not self._for_every_rank(equal(self._layers)):
                     logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
                     self._layers = None
                 if watch.fast and self._layers is None:
-                    watch.fast = equal(None)
+                    watch.fast = self._for_every_rank(equal(None))
             watch.carried["fast_path"] = "none" if not watch.fast else "head" if self._layers is None else "layers"
             if not watch.fast:
                 logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
 
+        def _for_every_rank(self, here: bool) -> bool:
+            return here if watch.team is None else all(watch.team.round(here))
+
         def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if watch.team is not None and self.accelerator.gradient_state.end_of_dataloader:
+                inputs = self._own(inputs, self.eval_dataset, self.args.eval_batch_size)
+                if inputs is self._filling:
+                    self._idle(model, inputs)
+                    return torch.zeros((), device=self.args.device), None, None
             count = int((inputs["labels"][..., 1:] != -100).sum())
             result = super().prediction_step(model, inputs, *args, **kwargs)
             self._loss_sum += float(result[0]) * count
@@ -126,6 +211,8 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             """The loss is a mean over all trained tokens; the trainer's own is one of batches, whatever they hold."""
             self._loss_sum, self._loss_count = 0.0, 0
             output = super().evaluation_loop(*args, **kwargs)
+            if watch.team is not None:
+                self._loss_sum, self._loss_count = watch.team.sums([self._loss_sum, self._loss_count])
             output.metrics["eval_loss"] = self._loss_sum / max(1, self._loss_count)
             return output
 
@@ -149,6 +236,10 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             step = self.state.global_step
+            if watch.team is not None:
+                self._states = watch.team.gather(self._state_to_resume_from())
+                if watch.team.rank:  # rank 0 writes for all
+                    return
             manifest = {**watch.manifest, "carried": watch.carried}
             with checkpoint.writing(watch.folder, step, manifest) as partial:
                 target = partial.with_name(partial.name.replace(".partial", ".files.partial"))
@@ -168,12 +259,20 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             return getattr(self, "_run_folder", None) or super()._get_output_dir(trial)
 
         def _save_rng_state(self, output_dir: str) -> None:
-            # A partial accumulation is thrown away on resume, and with it the randomness that it used up.
+            if watch.team is not None:  # under the names that the trainer looks for
+                for rank, state in enumerate(self._states):
+                    named = {"cpu" if name == "torch" else name: value for name, value in state.items()}
+                    torch.save(named, Path(output_dir) / f"rng_state_{rank}.pth")
+                return
             now = take_random_state()
-            if watch.in_step and watch.random_state is not None:
-                set_random_state(watch.random_state)
+            set_random_state(self._state_to_resume_from())
             super()._save_rng_state(output_dir)
             set_random_state(now)
+
+        def _state_to_resume_from(self) -> dict[str, Any]:
+            """A partial accumulation is thrown away on resume, and with it the randomness that it used up."""
+            begun = watch.in_step and watch.random_state is not None
+            return watch.random_state if begun else take_random_state()
 
         def _load_rng_state(self, checkpoint: str | None) -> None:
             super()._load_rng_state(checkpoint)

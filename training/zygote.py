@@ -133,15 +133,19 @@ def start(preload: Sequence[str] = PRELOADED) -> None:
 
 
 def popen(
-    script: Path, arguments: Sequence[Any], extra: Mapping[str, str] | None = None, errors: bool = True
+    script: Path,
+    arguments: Sequence[Any],
+    extra: Mapping[str, str] | None = None,
+    errors: bool = True,
+    fork: bool = True,
 ) -> Child | subprocess.Popen:
     """Run `script` in a process of its own. `extra`: environment variables that it has besides.
 
     stdin is a pipe, that closes with this process; `.stdout` is one too. `errors`: stderr comes through it as well; else
-    stderr is this process's own.
+    stderr is this process's own. Without `fork` it is a plain subprocess in any case.
     """
     words = [str(word) for word in arguments]
-    child = _forked(script, words, dict(extra or {}), errors) if _control is not None else None
+    child = _forked(script, words, dict(extra or {}), errors) if _control is not None and fork else None
     return child or subprocess.Popen(
         [sys.executable, str(script), *words],
         stdin=subprocess.PIPE,

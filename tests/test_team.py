@@ -1,0 +1,265 @@
+"""Training in several processes: what the ranks are told, what is refused, and real runs of two of them on the CPU."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_tiny_config
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+from test_faults import FAULTY, NO_EXPORT, only_run
+from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
+
+from training import crew, environment, events, fit, memory, plan, settings, team, train
+from training.environment import Gpu, Machine
+from training.errors import MachineError, UserError
+
+CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
+CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
+
+
+def given(tmp_path: Path, text: str) -> settings.Settings:
+    """Settings of a file with this text."""
+    (tmp_path / "config.ini").write_text(text, encoding="utf-8")
+    return settings.load(tmp_path / "config.ini", check_files=False)
+
+
+# ---- without torch ------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_has_the_environment_that_torchrun_gives():
+    place = team.Place(rank=3, local_rank=1, size=4, local_size=2, port=29500, address="10.0.0.5")
+    assert place.environment(threads=8) == {
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "10.0.0.5",
+        "MASTER_PORT": "29500",
+        "OMP_NUM_THREADS": "8",
+    }
+
+
+def test_the_environment_is_put_back_after_the_training(monkeypatch):
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(KeyError), team.variables({"RANK": "0", "WORLD_SIZE": "2"}):
+        assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "2")
+        raise KeyError
+    assert os.environ["RANK"] == "7" and "WORLD_SIZE" not in os.environ
+
+
+@for_all(st.integers(1, 60), st.integers(1, 5), st.integers(1, 5))
+def test_of_an_epochs_last_batches_each_row_belongs_to_one_rank_and_filling_to_none(rows, micro, size):
+    turns = -(-rows // (micro * size))  # batches of each rank, the last one filled up
+    last = [
+        list(range(start, start + micro)) for start in range((turns - 1) * micro * size, turns * micro * size, micro)
+    ]
+    own = [team.own_rows(rows, micro, rank, size) for rank in range(size)]
+    assert own == [sum(row < rows for row in batch) for batch in last]
+
+
+def test_each_process_has_a_card_of_those_that_the_caller_shows(monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch puts it back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
+    environment.show_one_card("cuda")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    assert environment.card(1)["CUDA_VISIBLE_DEVICES"] == "GPU-5"
+
+
+def test_more_processes_than_cards_are_refused_with_how_many_there_are(tmp_path, monkeypatch):
+    chosen = given(tmp_path, "[Hardware]\nDEVICE = cuda\nNUM_PROCESSES = 4\n")
+    monkeypatch.setattr(environment, "cards", lambda kind: 2)
+    with pytest.raises(MachineError) as refused:
+        environment.check_cards(chosen)
+    assert str(refused.value).endswith("each process needs a card of its own, and 2 can be seen here; set it to 2")
+    monkeypatch.setattr(environment, "cards", lambda kind: 4)
+    environment.check_cards(chosen)
+
+
+def test_more_processes_than_rows_are_refused(tmp_path):
+    chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nNUM_PROCESSES = 4\n")
+    with pytest.raises(UserError, match="there are 3 training rows only; set it to 3 at most"):
+        plan._enough_for_all(3, chosen)
+    plan._enough_for_all(4, chosen)
+
+
+def test_unsloth_trains_in_one_process_and_auto_takes_transformers_for_several(tmp_path):
+    text = "[Hardware]\nNUM_PROCESSES = 2\nDEVICE = cuda\n"
+    chosen = environment.engine(given(tmp_path, text), "cuda")
+    assert chosen == ("transformers", "NUM_PROCESSES = 2: Unsloth trains in one here")
+    with pytest.raises(UserError, match="with Unsloth only one process trains; set it to 1, or ENGINE = transformers"):
+        given(tmp_path, text + "ENGINE = unsloth\n")
+
+
+def test_the_cores_are_shared_out_among_the_processes(tmp_path):
+    chosen = environment.decide(given(tmp_path, "[Hardware]\nNUM_PROCESSES = 3\nDEVICE = cpu\n"), CPU)
+    assert chosen.hardware.num_threads == 2
+    assert chosen.origin("Hardware.NUM_THREADS") == "automatic: 8 physical cores for 3 processes"
+
+
+def test_a_step_has_the_rows_of_all_processes(tmp_path):
+    text = "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 2\nGRADIENT_ACCUMULATION_STEPS = 4\nMAX_STEPS = 0\n[Hardware]\nNUM_PROCESSES = {}\n"
+    chosen = given(tmp_path, text.format(3))
+    assert chosen.rows_a_step == 24
+    assert train.steps_per_epoch(49, chosen) == 3
+    assert train.steps_per_epoch(48, chosen) == 2
+    assert train.steps_per_epoch(49, given(tmp_path, text.format(1))) == 7
+
+
+def test_on_a_cpu_each_process_has_the_whole_model_and_one_process_is_advised_where_memory_is_short(tmp_path):
+    text = "[Training]\nGRADIENT_CHECKPOINTING = true\n[Hardware]\nDEVICE = cpu\nNUM_PROCESSES = {}\n"
+    shape = memory.shape({"hidden_size": 1024, "num_hidden_layers": 28, "vocab_size": 32000}, 600_000_000)
+    one, three = (memory.estimate(environment.decide(given(tmp_path, text.format(n)), CPU), shape, 512) for n in (1, 3))
+    assert three["weights"] == 3 * one["weights"] and three["activations"] == 3 * one["activations"]
+    chosen = environment.decide(given(tmp_path, text.format(3)), CPU)
+    advice = fit.lower(chosen, shape, 512, int(1.5 * sum(one.values())))
+    assert advice.startswith("set NUM_PROCESSES = 1 with GRADIENT_ACCUMULATION_STEPS = 12")
+
+
+def test_an_order_arrives_whole_and_a_closed_pipe_is_told_from_one():
+    place = team.Place(1, 1, 2, 2, 29500)
+    order = crew.Order(place, None, None, list(range(300_000)), None, 64, 10, {"a": 1}, Path("/a run"))
+    pipe = io.BytesIO()
+    crew.send(order, pipe)
+    pipe.seek(0)
+    assert crew.receive(pipe) == order
+    assert crew.receive(io.BytesIO(b"")) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (-9, "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL"),
+        (1, "process 1 of 2 (NUM_PROCESSES) ended with exit code 1; its last words:\n  b\n  c\n  d"),
+    ],
+)
+def test_a_process_that_ended_is_named_with_how_and_its_last_words(code, said):
+    worker = crew.Worker.__new__(crew.Worker)
+    worker.rank, worker.size, worker.code = 1, 2, code
+    worker._last = crew.deque(["a", "b", "c", "d"], maxlen=crew.LAST)
+    assert worker.words() == said
+
+
+# ---- two real processes -------------------------------------------------------------------------------------------
+
+TWO = ("--set", "Hardware.NUM_PROCESSES=2", "--set", "Hardware.NUM_THREADS=1", "--batch-size", "1")
+
+
+def program(fault: str, *arguments: str | Path) -> list[str]:
+    """The program with something changed in it, that ends when it is trained."""
+    code = FAULTY.format(root=str(ROOT), fault=fault + NO_EXPORT)
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def trained(config: Path, *arguments: str, fault: str = "") -> tuple[Path, str]:
+    """The directory of a run that ended when it was trained, and what it said."""
+    command = program(fault, "--config", config, *TWO, *arguments)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "enough" in done.stderr, done.stderr
+    return only_run(config), done.stderr
+
+
+def validation(run: Path) -> list[tuple[int, float]]:
+    """The validation losses of a run, by step."""
+    return [(e["at_step"], e["loss"]) for e in events.read(run / "events.jsonl") if e["event"] == "evaluation"]
+
+
+@pytest.mark.tiny
+def test_two_processes_train_the_same_rows_in_each_step_and_have_the_losses_of_one(tmp_path, tiny_model, undisturbed):
+    run, said = trained(write_tiny_config(tmp_path, tiny_model))
+    assert "6 steps of 4 rows in 2 processes" in said
+    ours, theirs = losses(run), losses(undisturbed)
+    assert ours.keys() == theirs.keys() and len(ours) == 6
+    assert [ours[step] for step in ours] == pytest.approx([theirs[step] for step in ours], rel=1e-3)
+    assert [step for step, _ in validation(run)] == [step for step, _ in validation(undisturbed)]
+    assert [loss for _, loss in validation(run)] == pytest.approx(
+        [loss for _, loss in validation(undisturbed)], rel=1e-3
+    )
+
+
+# One of the two finds no memory for more than so many rows.
+SCARCE_IN_ONE = """
+import sys
+sys.path.insert(0, {root!r})
+from training import fast_cpu, worker
+real = fast_cpu.loss
+def scarce(causal_lm, inputs, *others):
+    if len(inputs["input_ids"]) > 1:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    return real(causal_lm, inputs, *others)
+fast_cpu.loss = scarce
+raise SystemExit(worker.main())
+"""
+
+
+@pytest.mark.tiny
+def test_memory_that_one_process_lacks_halves_the_batch_of_all(tmp_path, tiny_model, undisturbed):
+    scarce = tmp_path / "scarce.py"
+    scarce.write_text(SCARCE_IN_ONE.format(root=str(ROOT)), encoding="utf-8")
+    other = f"from pathlib import Path\nfrom training import crew\ncrew.WORKER = Path({str(scarce)!r})\n"
+    run, said = trained(write_tiny_config(tmp_path, tiny_model), fault=other)
+    assert "out of memory: PER_DEVICE_TRAIN_BATCH_SIZE is now 1, GRADIENT_ACCUMULATION_STEPS 2; going on from" in said
+    ours, theirs = losses(run), losses(undisturbed)
+    assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
+
+
+def other_process(run: Path) -> int:
+    """The pid of the rank that is not the run's own process."""
+    return int(re.findall(r"process 1 of 2 \(pid (\d+)\)", (run / "finetune.log").read_text(encoding="utf-8"))[-1])
+
+
+def gone(pid: int, seconds: float = 20) -> bool:
+    """Whether a process ends within this time."""
+    end = time.monotonic() + seconds
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    return not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.tiny
+def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_path, tiny_model):
+    """With dropout, so that each rank's own random state counts."""
+    config = write_tiny_config(tmp_path, tiny_model)
+    slow = ("--set", "LoRA.LORA_DROPOUT=0.1", "--set", "Training.MAX_STEPS=12", "--set", "Training.EVAL_STEPS=6")
+    whole, _ = trained(config, *slow, "--output", str(tmp_path / "whole"))
+
+    process = start("--config", config, *TWO, *slow)
+    run = wait_for_step(tmp_path / "outputs", 3, process)
+    os.kill(other_process(run), signal.SIGKILL)  # a rank that is gone ends the run, at once and resumable
+    began = time.monotonic()
+    stdout, stderr = process.communicate(timeout=120)
+    assert time.monotonic() - began < 30
+    assert (process.returncode, stdout.strip()) == (1, str(run))
+    assert "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL\nthe checkpoint of step" in stderr
+    assert "Traceback" not in stderr
+
+    process = start("--config", config, "--resume", start_new_session=True)
+    wait_for_step(tmp_path / "outputs", 5, process)
+    other = other_process(run)
+    os.killpg(process.pid, signal.SIGTERM)  # as a terminal or a service manager does: to every process of the group
+    os.kill(other, signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    assert status["state"] == "interrupted" and status["step"] < 12
+    assert gone(other)
+    states = sorted(path.name for path in run.glob(f"checkpoints/checkpoint-{status['step']}/rng_state*"))
+    assert states == ["rng_state_0.pth", "rng_state_1.pth"]
+
+    process = start("--config", config, "--resume")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert losses(run) == losses(whole)
+    assert files_of(run) == RUN_FILES

@@ -1,0 +1,211 @@
+"""The other processes of a training on this machine: rank 0, which owns the run, starts them, watches them, ends them.
+
+Each is a worker.py in a session of its own: a terminal's Ctrl-C is for rank 0, which tells them when to stop. Its stdin
+brings what it is to do, and closes with rank 0, however that ended; the worker then ends too. What it says comes back in
+a pipe, into the run's log.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from loguru import logger
+
+from training import checkpoint, control, environment, runs, zygote
+from training.errors import RunError
+from training.team import LOOPBACK, PATIENCE, Place
+
+WORKER = Path(__file__).with_name("worker.py")
+READY = b"@ready\n"  # a worker's line: its model is loaded
+LAST = 3  # lines of a worker's last words that a message has
+ENDING = 10.0  # seconds in which a worker ends by itself after the training
+STUCK = 60.0  # seconds after a worker's end in which rank 0 must have noticed
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a rank must know to train: the part of the plan that it needs, and where it stands."""
+
+    place: Place
+    settings: Any
+    base: Any  # base_model.BaseModel
+    train: Any  # datasets.Dataset, as in the plan; its rows are read from the same cached file
+    validation: Any
+    longest: int  # tokens of the longest training row
+    steps: int
+    marks: dict[str, Any]  # the run's fingerprint
+    run: Path
+
+
+def send(order: Order, stream: IO[bytes]) -> None:
+    """Write an order to a worker's stdin."""
+    data = pickle.dumps(order)  # between this program's own processes, and never on a disk
+    stream.write(struct.pack("!Q", len(data)))
+    for start in range(0, len(data), 1 << 20):  # an unbuffered pipe may take a part only
+        part = memoryview(data)[start : start + (1 << 20)]
+        while part:
+            part = part[stream.write(part) :]
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Order | None:
+    """Read it there; None when rank 0 has gone."""
+    head = stream.read(8)
+    data = stream.read(struct.unpack("!Q", head)[0]) if len(head) == 8 else b""
+    return pickle.loads(data) if data else None
+
+
+class Worker:
+    """One of the other ranks: its process, and what it last said."""
+
+    def __init__(self, order: Order, on_end: Callable[[Worker], None]) -> None:
+        self.rank, self.size = order.place.rank, order.place.size
+        self.ready = threading.Event()
+        self.code: int | None = None
+        self._last: deque[str] = deque(maxlen=LAST)
+        on_cpu = order.settings.hardware.device == "cpu"
+        # What is used of a card must not have been touched before a fork; no more must its variables.
+        card = {} if on_cpu else environment.card(order.place.local_rank)
+        self.process = zygote.popen(WORKER, [], card, fork=on_cpu)
+        self._thread = threading.Thread(target=self._attend, args=(order, on_end), daemon=True)
+        self._thread.start()
+
+    def _attend(self, order: Order, on_end: Callable[[Worker], None]) -> None:
+        """Give it its order, listen until it has nothing more to say, and note how it ended."""
+        with suppress(OSError):  # it has ended already; the exit code says how
+            send(order, self.process.stdin)
+        for line in self.process.stdout:
+            if line == READY:
+                logger.debug("process {} of {} (pid {}) has its model", self.rank, self.size, self.process.pid)
+                self.ready.set()
+            elif words := line.decode("utf-8", "replace").rstrip():
+                self._last.append(words)
+                logger.debug("process {}: {}", self.rank, words)
+        self.code = self.process.wait()
+        on_end(self)
+
+    def end(self) -> None:
+        """Let it end, or make it; returns when it has."""
+        with suppress(OSError, ValueError):
+            self.process.stdin.close()
+        self._thread.join(ENDING)
+        if self.code is None:
+            self.process.kill()
+            self._thread.join(ENDING)
+
+    def words(self) -> str:
+        """How it ended, for a person."""
+        who = f"process {self.rank} of {self.size} (NUM_PROCESSES)"
+        if self.code is not None and self.code < 0:
+            return f"{who} was killed by {signal.Signals(-self.code).name}"
+        said = "\n  ".join(self._last)
+        return f"{who} ended with exit code {self.code}" + (f"; its last words:\n  {said}" if said else "")
+
+
+class Crew:
+    """All of them, and rank 0's own place."""
+
+    def __init__(self, orders: list[Order], server: Any, run: runs.Run, give_up: Callable[[RunError], None]) -> None:
+        self.place = orders[0].place
+        self.server = server
+        self._run = run
+        self._give_up = give_up
+        self._kills = control.oom_kills()
+        self._ended = threading.Event()  # by rank 0, or noticed by it
+        self._lost: Worker | None = None
+        self.workers = [Worker(order, self._on_end) for order in orders[1:]]
+
+    def wait(self) -> None:
+        """Until all have their models loaded. Raises RunError when one ends instead."""
+        for worker in self.workers:
+            while not worker.ready.wait(0.05):
+                if lost := self.lost():
+                    raise lost
+
+    def lost(self, within: float = 0.0) -> RunError | None:
+        """The error for a worker that has ended before its time, which may become known in so many seconds."""
+        end = time.monotonic() + within
+        while self._lost is None and time.monotonic() < end:
+            time.sleep(0.05)
+        if self._lost is None:
+            return None
+        self._ended.set()
+        return self._error()
+
+    def end(self) -> None:
+        """End what is still there."""
+        self._ended.set()
+        for worker in self.workers:
+            worker.end()
+
+    def _error(self) -> RunError:
+        words = self._lost.words()
+        kills = control.oom_kills()
+        if self._lost.code == -signal.SIGKILL and kills is not None and self._kills is not None and kills > self._kills:
+            words += (
+                ": the kernel took its memory; set NUM_PROCESSES, MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE lower"
+            )
+        return RunError("training", words, checkpoint.where(self._run.path / runs.CHECKPOINTS))
+
+    def _on_end(self, worker: Worker) -> None:
+        """In the thread of a worker that has ended. Rank 0 notices by a connection that closes; a card may not let it."""
+        if worker.code == 0 or self._ended.is_set() or self._lost is not None:
+            return
+        self._lost = worker
+        if not self._ended.wait(STUCK):
+            self._give_up(self._error())
+
+
+@contextmanager
+def started(
+    plan: Any, marks: dict[str, Any], run: runs.Run, give_up: Callable[[RunError], None]
+) -> Iterator[Crew | None]:
+    """The other ranks of a training, loading their models; None where it has one process only, or is done.
+
+    `give_up` ends this process with an error, where it hangs in a library.
+    """
+    size = plan.settings.hardware.num_processes
+    if size == 1 or run.stage("train") is not None:
+        yield None
+        return
+    server, port = _server(size)
+    orders = [
+        Order(
+            Place(rank, rank, size, size, port),
+            plan.settings, plan.base, plan.train, plan.validation, plan.summary.total[3], plan.steps, marks, run.path,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    crew = Crew(orders, server, run, give_up)
+    try:
+        yield crew
+    finally:
+        crew.end()
+
+
+def _server(size: int) -> tuple[Any, int]:
+    """The store through which the ranks find each other, on a free port that nobody outside reaches."""
+    from torch.distributed import TCPStore
+
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        free.listen()
+        port = free.getsockname()[1]
+        # The store takes the descriptor over, and closes it.
+        server = TCPStore(
+            LOOPBACK, port, size, is_master=True, timeout=PATIENCE, wait_for_workers=False,
+            master_listen_fd=os.dup(free.fileno()),
+        )  # fmt: skip
+    return server, port

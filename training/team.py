@@ -1,0 +1,190 @@
+"""What the processes of one training say to each other: its ranks, over torch.distributed.
+
+Each rank holds the whole model and trains a share of the rows of every optimizer step (data parallelism). The trainer
+knows of the ranks from torchrun's environment, and deals the rows out. The gradients are added up here and not by
+DistributedDataParallel, which does that only for losses that come out of its own forward pass: the fast path for CPUs
+has another. A LoRA adapter is small, so one sum at the end of a step costs next to nothing.
+
+Two things keep the ranks together. What only one of them can know (a signal, a file on the disk) is taken from rank 0.
+And trouble of one is told to all before anybody waits for its gradients: see `round`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+LOOPBACK = "127.0.0.1"
+# A rank may be alone at work for a long time (rank 0 asks sample questions, or writes to a slow disk), and one that dies
+# is noticed by other means (crew.py, and the connection that closes): so long until a rank that does neither is given up.
+PATIENCE = timedelta(hours=2)
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+NO_MEMORY, NOT_FINITE = -1, -2  # said in a round instead of a value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among all: its rank, and the server through which the ranks find each other."""
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    port: int
+    address: str = LOOPBACK
+
+    def environment(self, threads: int) -> dict[str, str]:
+        """The variables that torchrun sets (docs.pytorch.org/docs/stable/elastic/run.html, "Environment Variables").
+
+        Without OMP_NUM_THREADS accelerate would choose the number of threads by itself.
+        """
+        return {
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.local_rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_WORLD_SIZE": str(self.local_size),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+            "OMP_NUM_THREADS": str(threads),
+        }
+
+
+class Trouble(Exception):
+    """A rank has said in a round that it cannot go on; every rank raises this. `code`: NO_MEMORY or NOT_FINITE."""
+
+    def __init__(self, code: int, rank: int) -> None:
+        self.code, self.rank = code, rank
+        super().__init__(f"process {rank} has {'run out of memory' if code == NO_MEMORY else 'no finite loss'}")
+
+
+class Team:
+    """The ranks that train together, as one of them sees it. Every method must be called by all of them, in one order."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        import torch.distributed as dist
+
+        self.rank, self.size = rank, size
+        self._talk = dist.new_group(backend="gloo", timeout=PATIENCE)  # small things, never on a card
+
+    def round(self, value: int) -> list[int]:
+        """Every rank says a number, and hears those of all, by rank. Raises Trouble where one of them says NO_MEMORY
+        or NOT_FINITE: also in a rank that asks for something else at that moment, for it has got further."""
+        import torch
+        import torch.distributed as dist
+
+        mine = torch.tensor([value])
+        heard = [torch.zeros_like(mine) for _ in range(self.size)]
+        dist.all_gather(heard, mine, group=self._talk)
+        values = [int(one) for one in heard]
+        if min(values) < 0:
+            raise Trouble(min(values), values.index(min(values)))
+        return values
+
+    def first(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` returns in rank 0; it is not called in the others."""
+        import torch.distributed as dist
+
+        told = [ask() if self.rank == 0 else None]
+        dist.broadcast_object_list(told, src=0, group=self._talk)
+        return told[0]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """In rank 0 the values of all ranks; None in the others."""
+        import torch.distributed as dist
+
+        values = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0, group=self._talk)
+        return values
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each of the values added up over the ranks; the same floats in all of them."""
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self._talk)
+        return total.tolist()
+
+    def mean_gradients(self, parameters: Iterable[Any]) -> None:
+        """Put the mean over the ranks into the gradient of each trained parameter.
+
+        A rank where one has no gradient (an expert that no token of its rows went to) counts as zero; where none has
+        one it stays without, for the optimizer to pass over.
+        """
+        import torch
+        import torch.distributed as dist
+
+        trained = [p for p in parameters if p.requires_grad]
+        there = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+        flat = torch.cat([*(part.detach().float().flatten() for part in parts), there])
+        del parts
+        dist.all_reduce(flat)
+        *means, there = flat.split([*(p.numel() for p in trained), len(trained)])
+        for parameter, mean, ranks in zip(trained, means, there.tolist(), strict=True):
+            if ranks:
+                mean = (mean / self.size).view_as(parameter)
+                parameter.grad = mean.to(parameter.dtype) if parameter.grad is None else parameter.grad.copy_(mean)
+
+
+def own_rows(rows: int, micro: int, rank: int, size: int) -> int:
+    """How many rows of a rank's last batch of an epoch are its own; the rest fill it up, from the epoch's beginning.
+
+    accelerate deals the batches of `micro` rows out in turn, and fills up until each rank has equally many of equal size.
+    """
+    before = (rows - 1) // (micro * size) * micro * size  # in the turns that all ranks have whole
+    return min(micro, max(0, rows - before - rank * micro))
+
+
+def without_filling(inputs: dict[str, Any], own: int) -> dict[str, Any]:
+    """A micro-batch with its first `own` rows (at least 1): padded rows, or rows joined in one with position_ids."""
+    if "attention_mask" in inputs:
+        return {name: value[:own] for name, value in inputs.items()}
+    starts = (inputs["position_ids"].flatten() == 0).nonzero().flatten().tolist()
+    end = [*starts, inputs["input_ids"].numel()][own]
+    return {name: value[:, :end] for name, value in inputs.items()}
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[Team | None]:
+    """This process as one of the ranks, all of which must get here; None where there is no place, for it trains alone.
+
+    `server`: rank 0's store, which it has made itself; the others connect to it.
+    """
+    if place is None:
+        yield None
+        return
+    import torch.distributed as dist
+    from accelerate.state import AcceleratorState
+
+    alone = {"GLOO_SOCKET_IFNAME": "lo"} if place.address == LOOPBACK else {}  # nobody outside is to connect
+    with variables({**place.environment(settings.hardware.num_threads), **alone}):
+        store = server or dist.TCPStore(place.address, place.port, is_master=False, timeout=PATIENCE)
+        dist.init_process_group(
+            BACKENDS[settings.hardware.device.partition(":")[0]],
+            store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE,
+        )  # fmt: skip
+        try:
+            yield Team(place.rank, place.size)
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            dist.destroy_process_group()

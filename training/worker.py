@@ -1,0 +1,72 @@
+"""One of the other ranks of a training in several processes (crew.py starts it): it trains its share, and writes nothing.
+
+It ends when its stdin closes, which it does when rank 0 ends, however that ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see finetune.py
+
+from loguru import logger
+
+from training import convert_worker, crew, engine, runs, team, train
+from training.errors import FinetuneError, Interrupted
+from training.events import Events
+from training.progress import Session
+from training.signals import Signals
+from training.trainer import Watch
+
+
+def work(order: crew.Order) -> None:
+    """Load the model, tell rank 0, and train with the others. Raises what `train.follow` raises."""
+    engine.start(order.settings)
+    loaded = engine.load(order.base, order.settings, order.longest)
+    print(crew.READY.decode(), end="", flush=True)
+    with team.joined(order.place, order.settings) as ranks:
+        watch = Watch(
+            order.run / runs.CHECKPOINTS,
+            {"fingerprint": order.marks},
+            order.settings.training.save_total_limit,
+            team=ranks,
+        )
+        watch.fast = order.settings.hardware.fast_cpu is True
+        session = Session(
+            order.settings, runs.Run(order.run), Events(Path(os.devnull)), Signals(), watch, loaded.tokenizer, (), (), order.steps
+        )  # fmt: skip
+        train.follow(loaded, order, session)
+
+
+def main() -> int:
+    """The exit code: 0 when the training ended, or was stopped, for all."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 gets them too, and says what follows
+    logger.remove()
+    logger.add(sys.stderr, format="{message}", level="INFO", backtrace=False, diagnose=False)
+    order = crew.receive(sys.stdin.buffer)
+    if order is None:
+        return 1
+    convert_worker.end_with_parent()
+    try:
+        work(order)
+    except Interrupted:
+        return 0
+    except FinetuneError as error:
+        logger.error("{}", error)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
