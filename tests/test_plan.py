@@ -139,12 +139,10 @@ def test_the_ollama_that_is_here_is_told_before_training(tmp_path, monkeypatch, 
 
 
 def test_settings_that_are_not_built_yet_are_refused_all_at_once(tmp_path):
-    several = "NUM_MACHINES = 2\nMAIN_PROCESS_ADDRESS = 10.0.0.5:29500\n"
-    chosen = given(tmp_path, f"[Hardware]\nNUM_PROCESSES = 2\nSHARDING = fsdp\n{several}")
+    chosen = given(tmp_path, "[Hardware]\nNUM_PROCESSES = 2\nSHARDING = fsdp\n")
     with pytest.raises(UserError) as caught:
         plan._not_built(chosen)
     assert [problem.split(": ")[-1] for problem in caught.value.problems] == [
-        "training on several machines is not built yet; set it to 1",
         "sharding is not built yet; set it to none",
     ]
 

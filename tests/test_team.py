@@ -7,21 +7,23 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, write_tiny_config
 from hypothesis import given as for_all
 from hypothesis import strategies as st
-from test_faults import FAULTY, NO_EXPORT, only_run
+from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
 
-from training import crew, environment, events, fit, memory, plan, settings, team, train
+from training import crew, environment, events, fit, machines, memory, plan, settings, team, train
 from training.environment import Gpu, Machine
-from training.errors import MachineError, UserError
+from training.errors import MachineError, RunError, UserError
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
 CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
@@ -90,7 +92,7 @@ def test_more_processes_than_cards_are_refused_with_how_many_there_are(tmp_path,
 
 def test_more_processes_than_rows_are_refused(tmp_path):
     chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nNUM_PROCESSES = 4\n")
-    with pytest.raises(UserError, match="there are 3 training rows only; set it to 3 at most"):
+    with pytest.raises(UserError, match="there are 3 training rows only, for 4 processes; set it to 3 at most"):
         plan._enough_for_all(3, chosen)
     plan._enough_for_all(4, chosen)
 
@@ -98,7 +100,7 @@ def test_more_processes_than_rows_are_refused(tmp_path):
 def test_unsloth_trains_in_one_process_and_auto_takes_transformers_for_several(tmp_path):
     text = "[Hardware]\nNUM_PROCESSES = 2\nDEVICE = cuda\n"
     chosen = environment.engine(given(tmp_path, text), "cuda")
-    assert chosen == ("transformers", "NUM_PROCESSES = 2: Unsloth trains in one here")
+    assert chosen == ("transformers", "2 processes: with Unsloth only one trains")
     with pytest.raises(UserError, match="with Unsloth only one process trains; set it to 1, or ENGINE = transformers"):
         given(tmp_path, text + "ENGINE = unsloth\n")
 
@@ -152,6 +154,92 @@ def test_a_process_that_ended_is_named_with_how_and_its_last_words(code, said):
     assert worker.words() == said
 
 
+def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(crew, "STUCK", 0.05)
+    order = crew.Order(team.Place(0, 0, 2, 2, 1), None, None, None, None, 64, 10, {}, tmp_path)
+    dead = SimpleNamespace(code=-9, words=lambda: "process 1 was killed")
+    errors: list[RunError] = []
+    crew.Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)._on_end(dead)
+    assert str(errors[0]).startswith("training: process 1 was killed\nno checkpoint was written yet")
+    noticed = crew.Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)
+    noticed._ended.set()
+    noticed._on_end(dead)
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "host", "port"),
+    [
+        ("10.0.0.5:29501", "10.0.0.5", 29501),
+        ("node-0", "node-0", 29500),
+        ("[::1]:80", "::1", 80),
+        ("[::1]", "::1", 29500),
+    ],
+)
+def test_the_port_of_machine_0_is_torchruns_where_none_is_written(written, host, port):
+    assert machines.address(written) == (host, port)
+
+
+def test_a_port_that_is_taken_on_machine_0_is_told():
+    with socket.socket() as taken:
+        taken.bind((team.LOOPBACK, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MachineError, match=f"MAIN_PROCESS_ADDRESS: nobody can be awaited at 127.0.0.1:{port} here"):
+            machines.serve(team.LOOPBACK, port, 2)
+
+
+def test_the_ranks_of_one_machine_talk_over_the_loopback():
+    assert team.interface(team.LOOPBACK) == "lo"
+
+
+def test_machines_that_would_train_something_else_are_named_with_the_field():
+    marks = {"data SHA-256": "a", "LoRA.R": 8, "Hardware.NUM_THREADS": 2}
+    other = {"data SHA-256": "b", "LoRA.R": 8, "Hardware.NUM_THREADS": 4}
+    assert machines._differences([marks, marks, other, other], local_size=2) == [
+        "data SHA-256 = 'a' on machine 0, 'b' on machine 1"
+    ]
+    assert machines._differences([marks, {**marks, "Hardware.NUM_THREADS": 9}], local_size=1) == []
+
+
+class Store(dict):
+    """Stands in for torch's store: two machines in one process."""
+
+    def check(self, names: list[str]) -> bool:
+        return all(name in self for name in names)
+
+    def set(self, name: str, value: str) -> None:
+        self[name] = value.encode()
+
+    def get(self, name: str) -> bytes:
+        return self[name]
+
+
+def test_machines_with_other_numbers_of_processes_are_refused_on_all(monkeypatch):
+    store = Store({"machine 1": b"2 machines with 1 processes each"})
+    monkeypatch.setattr(machines, "_reach", lambda place, lost: store)
+    message = "machine 1 is set to 2 machines with 1 processes each, machine 0 to 2 machines with 2 processes each: "
+    message += "NUM_MACHINES and NUM_PROCESSES must be the same on all"
+    with pytest.raises(RunError, match=message):
+        machines.meet(team.Place(0, 0, 4, 2, 1), store, lambda: None)
+    with pytest.raises(RunError, match=message):
+        machines.meet(team.Place(1, 0, 2, 1, 1), None, lambda: None)
+
+
+def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting():
+    error = RunError("training", "process 1 is gone")
+    with pytest.raises(RunError, match="process 1 is gone"):
+        machines.meet(team.Place(0, 0, 4, 2, 1), Store(), lambda: error)
+
+
+@pytest.mark.parametrize(("rank", "other"), [(0, "another machine"), (1, "machine 0, or to another one,")])
+def test_a_connection_that_closes_is_told_from_other_errors(rank, other, tmp_path):
+    watch = SimpleNamespace(team=SimpleNamespace(place=team.Place(rank, 0, 2, 1, 1)), folder=tmp_path)
+    found = machines.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
+    assert f"a process on {other} has ended, or the connection to it is lost; its log says more" in str(found)
+    assert machines.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
+
+
 # ---- two real processes -------------------------------------------------------------------------------------------
 
 TWO = ("--set", "Hardware.NUM_PROCESSES=2", "--set", "Hardware.NUM_THREADS=1", "--batch-size", "1")
@@ -168,7 +256,7 @@ def trained(config: Path, *arguments: str, fault: str = "") -> tuple[Path, str]:
     command = program(fault, "--config", config, *TWO, *arguments)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "enough" in done.stderr, done.stderr
-    return only_run(config), done.stderr
+    return Path(done.stdout.strip()), done.stderr
 
 
 def validation(run: Path) -> list[tuple[int, float]]:
@@ -263,3 +351,41 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     assert process.returncode == 0, stderr
     assert losses(run) == losses(whole)
     assert files_of(run) == RUN_FILES
+
+
+@pytest.mark.tiny
+def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(tmp_path, tiny_model, undisturbed):
+    config = write_tiny_config(tmp_path, tiny_model)
+    with socket.socket() as free:
+        free.bind((team.LOOPBACK, 0))
+        port = free.getsockname()[1]
+    one_row = re.sub("BATCH_SIZE = .*", "BATCH_SIZE = 1", config.read_text(encoding="utf-8"))
+    config.write_text(f"{one_row}[Hardware]\nNUM_MACHINES = 2\nNUM_THREADS = 1\n", encoding="utf-8")
+    flags = ("--config", config)
+    flags += ("--set", f"Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
+
+    def both(*more: str) -> list[subprocess.Popen]:
+        """Each machine with an OUTPUT_DIR of its own; machine 0 ends when it has trained."""
+        return [
+            subprocess.Popen(
+                program("", *flags, *more, "--output", str(tmp_path / f"m{n}"), "--set", f"Hardware.MACHINE_RANK={n}"),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for n in (0, 1)
+        ]  # fmt: skip
+
+    machine_0, machine_1 = both()
+    run = wait_for_step(tmp_path / "m0", 2, machine_0)
+    machine_1.send_signal(signal.SIGTERM)  # from any of them
+    (stdout, stderr), (nothing, said) = machine_0.communicate(timeout=120), machine_1.communicate(timeout=120)
+    assert (machine_0.returncode, stdout.strip()) == (143, str(run)), stderr
+    assert (machine_1.returncode, nothing) == (143, ""), said
+    assert "stopped; the checkpoint is on machine 0" in said
+
+    machine_0, machine_1 = both("--resume")
+    (_, stderr), (_, said) = machine_0.communicate(timeout=120), machine_1.communicate(timeout=120)
+    assert (machine_0.returncode, machine_1.returncode) == (1, 0), stderr + said
+    assert "enough" in stderr and "the training is done; machine 0 has the adapter" in said
+    assert not (tmp_path / "m1").exists()
+    ours, theirs = losses(run), losses(undisturbed)
+    assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)

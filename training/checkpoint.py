@@ -34,6 +34,8 @@ NOT_COMPARED = {  # settings that change neither the losses nor the adapter
     "Training.FAIL_IF_WORSE",
     "Training.PER_DEVICE_TRAIN_BATCH_SIZE",  # their product counts: "effective batch"
     "Training.GRADIENT_ACCUMULATION_STEPS",
+    "Hardware.MACHINE_RANK",
+    "Hardware.MAIN_PROCESS_ADDRESS",
     "Dataset.DATASET_FILE",  # its content counts: "data SHA-256"
     "Dataset.VALIDATION_FILE",
 }

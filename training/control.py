@@ -36,6 +36,11 @@ def found(arguments: command_line.Arguments) -> runs.Run:
     return runs.find(output_dir(arguments), arguments.run)
 
 
+def only_helps(arguments: command_line.Arguments) -> bool:
+    """Whether this machine has no runs of its own: it trains for those of machine 0, new or resumed ones."""
+    return settings.load(arguments.config, arguments.overrides, check_files=False).hardware.machine_rank > 0
+
+
 def to_resume(arguments: command_line.Arguments) -> runs.Run:
     """The run that --resume is about: the one named, or the newest that is not done. UserError when there is none."""
     if arguments.run is not None:

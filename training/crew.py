@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import socket
 import struct
 import threading
 import time
@@ -23,9 +22,9 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import checkpoint, control, environment, runs, zygote
+from training import checkpoint, control, environment, machines, runs, zygote
 from training.errors import RunError
-from training.team import LOOPBACK, PATIENCE, Place
+from training.team import LOOPBACK, Place
 
 WORKER = Path(__file__).with_name("worker.py")
 READY = b"@ready\n"  # a worker's line: its model is loaded
@@ -73,6 +72,7 @@ class Worker:
     def __init__(self, order: Order, on_end: Callable[[Worker], None]) -> None:
         self.rank, self.size = order.place.rank, order.place.size
         self.ready = threading.Event()
+        self.pid: int | None = None  # known once it runs
         self.code: int | None = None
         self._last: deque[str] = deque(maxlen=LAST)
         on_cpu = order.settings.hardware.device == "cpu"
@@ -84,11 +84,12 @@ class Worker:
 
     def _attend(self, order: Order, on_end: Callable[[Worker], None]) -> None:
         """Give it its order, listen until it has nothing more to say, and note how it ended."""
+        self.pid = self.process.pid
         with suppress(OSError):  # it has ended already; the exit code says how
             send(order, self.process.stdin)
         for line in self.process.stdout:
             if line == READY:
-                logger.debug("process {} of {} (pid {}) has its model", self.rank, self.size, self.process.pid)
+                logger.debug("process {} of {} (pid {}) has its model", self.rank, self.size, self.pid)
                 self.ready.set()
             elif words := line.decode("utf-8", "replace").rstrip():
                 self._last.append(words)
@@ -101,8 +102,9 @@ class Worker:
         with suppress(OSError, ValueError):
             self.process.stdin.close()
         self._thread.join(ENDING)
-        if self.code is None:
-            self.process.kill()
+        if self.code is None and self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
             self._thread.join(ENDING)
 
     def words(self) -> str:
@@ -115,9 +117,10 @@ class Worker:
 
 
 class Crew:
-    """All of them, and rank 0's own place."""
+    """All of them, and the place of the process that started them."""
 
     def __init__(self, orders: list[Order], server: Any, run: runs.Run, give_up: Callable[[RunError], None]) -> None:
+        self.order = orders[0]
         self.place = orders[0].place
         self.server = server
         self._run = run
@@ -128,11 +131,13 @@ class Crew:
         self.workers = [Worker(order, self._on_end) for order in orders[1:]]
 
     def wait(self) -> None:
-        """Until all have their models loaded. Raises RunError when one ends instead."""
+        """Until all, on every machine, have their models loaded. Raises RunError when one ends instead."""
         for worker in self.workers:
             while not worker.ready.wait(0.05):
                 if lost := self.lost():
                     raise lost
+        if self.place.machines > 1:
+            self.server = machines.meet(self.place, self.server, self.lost)
 
     def lost(self, within: float = 0.0) -> RunError | None:
         """The error for a worker that has ended before its time, which may become known in so many seconds."""
@@ -172,40 +177,29 @@ class Crew:
 def started(
     plan: Any, marks: dict[str, Any], run: runs.Run, give_up: Callable[[RunError], None]
 ) -> Iterator[Crew | None]:
-    """The other ranks of a training, loading their models; None where it has one process only, or is done.
+    """The other ranks of a training on this machine, loading their models; None where it has one process only, or is done.
 
     `give_up` ends this process with an error, where it hangs in a library.
     """
-    size = plan.settings.hardware.num_processes
+    hardware, size = plan.settings.hardware, plan.settings.processes
     if size == 1 or run.stage("train") is not None:
         yield None
         return
-    server, port = _server(size)
+    here, address = hardware.num_processes, LOOPBACK
+    if hardware.num_machines == 1:
+        server, port = machines.serve(LOOPBACK, 0, size)
+    else:
+        address, port = machines.address(hardware.main_process_address)
+        server = machines.serve(address, port, size)[0] if hardware.machine_rank == 0 else None
     orders = [
         Order(
-            Place(rank, rank, size, size, port),
+            Place(hardware.machine_rank * here + local, local, size, here, port, address),
             plan.settings, plan.base, plan.train, plan.validation, plan.summary.total[3], plan.steps, marks, run.path,
         )
-        for rank in range(size)
+        for local in range(here)
     ]  # fmt: skip
     crew = Crew(orders, server, run, give_up)
     try:
         yield crew
     finally:
         crew.end()
-
-
-def _server(size: int) -> tuple[Any, int]:
-    """The store through which the ranks find each other, on a free port that nobody outside reaches."""
-    from torch.distributed import TCPStore
-
-    with socket.socket() as free:
-        free.bind((LOOPBACK, 0))
-        free.listen()
-        port = free.getsockname()[1]
-        # The store takes the descriptor over, and closes it.
-        server = TCPStore(
-            LOOPBACK, port, size, is_master=True, timeout=PATIENCE, wait_for_workers=False,
-            master_listen_fd=os.dup(free.fileno()),
-        )  # fmt: skip
-    return server, port

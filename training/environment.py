@@ -172,8 +172,8 @@ def precision(settings: Any, machine: Machine, where: str) -> Choice:
 def engine(settings: Any, where: str) -> Choice:
     """ "unsloth" or "transformers". Raises MachineError when Unsloth is asked for, or expected, and not installed."""
     wanted = settings.hardware.engine
-    if wanted == "auto" and where != "cpu" and settings.hardware.num_processes > 1:
-        return Choice("transformers", f"NUM_PROCESSES = {settings.hardware.num_processes}: Unsloth trains in one here")
+    if wanted == "auto" and where != "cpu" and settings.processes > 1:
+        return Choice("transformers", f"{settings.processes} processes: with Unsloth only one trains")
     chosen = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
     if chosen == "unsloth" and "unsloth" not in _versions():
         raise MachineError(

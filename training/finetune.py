@@ -42,6 +42,7 @@ from training import (
     export,
     files,
     log,
+    machines,
     runs,
     stages,
     zygote,
@@ -106,8 +107,13 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     run: runs.Run | None = None
     events: Events | None = None
     plan = None
+
+    def give_up(error: RunError) -> None:
+        os._exit(ended(error, run, events, arguments, stdout))
+
     try:
-        old = control.to_resume(arguments) if arguments.command == "resume" else None
+        resumes = arguments.command == "resume" and not control.only_helps(arguments)
+        old = control.to_resume(arguments) if resumes else None
         given = (
             control.settings_of(old, arguments)
             if old
@@ -120,6 +126,10 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         for line in planning.lines(plan):
             logger.info(line)
         told = stdout if arguments.events else None
+        if plan.settings.hardware.machine_rank > 0:  # machine 0 owns the run
+            machines.follow(plan, stages.marks(plan), signals, give_up)
+            Events(Path(os.devnull), told).emit("done", exit_code=0)
+            return 0
         if old is not None:
             control.refuse_mismatch(old, stages.marks(plan))
             run, events = control.reopen(old, plan, told)
@@ -127,7 +137,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         else:
             run = runs.create(plan.settings.training.output_dir)  # from here on there is something on the disk
             events = begin(plan, run, told)
-        finetune(plan, run, events, signals, lambda error: os._exit(ended(error, run, events, arguments, stdout)))
+        finetune(plan, run, events, signals, give_up)
     except FinetuneError as error:
         return ended(error, run, events, arguments, stdout)
     except Exception as error:  # our own mistake, or a library's: the traceback belongs into the log, not on the screen

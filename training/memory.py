@@ -101,7 +101,7 @@ def estimate(given: Any, model: Shape, longest: int, adapter: int | None = None)
     adapter = adapter_parameters(given, model) if adapter is None else adapter
     tokens = given.training.per_device_train_batch_size * longest
     on_cpu, processes = given.hardware.device == "cpu", given.hardware.num_processes
-    summed = 4 if processes > 1 else 0  # bytes a trained parameter: what the processes add up
+    summed = 4 if given.processes > 1 else 0  # bytes a trained parameter: what the processes add up
     parts = {
         "program": PROGRAM["cpu" if on_cpu else "gpu"],
         "weights": weights(given, model),

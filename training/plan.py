@@ -170,8 +170,7 @@ def lines(plan: Plan) -> list[str]:
     out += plan.summary.lines()
     epochs = plan.steps / plan.steps_per_epoch
     why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"
-    processes = given.hardware.num_processes
-    shared = f" in {processes} processes" if processes > 1 else ""
+    shared = f" in {given.processes} processes" if given.processes > 1 else ""
     out.append(f"{plan.steps:,} steps of {given.rows_a_step} rows{shared} ({why}), {epochs:.2g} epochs")
     free = fit.free(given, plan.machine)
     out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
@@ -187,10 +186,7 @@ def _not_built(given: Any) -> None:
     """A setting that this version cannot honour is refused, never silently ignored."""
     problems = [
         f"{given.place(key)}: {why}"
-        for key, harmless, why in (
-            ("Hardware.NUM_MACHINES", (1,), "training on several machines is not built yet; set it to 1"),
-            ("Hardware.SHARDING", ("none",), "sharding is not built yet; set it to none"),
-        )
+        for key, harmless, why in (("Hardware.SHARDING", ("none",), "sharding is not built yet; set it to none"),)
         if given.get(key) not in harmless
     ]
     if problems:
@@ -200,9 +196,10 @@ def _not_built(given: Any) -> None:
 def _enough_for_all(rows: int, given: Any) -> None:
     """Refuse more processes than there are rows to train on; say where they will have little to do."""
     processes = given.hardware.num_processes
-    if rows < processes:
+    if rows < given.processes:
         place = given.place("Hardware.NUM_PROCESSES")
-        raise UserError(f"{place}: there are {rows} training row{'s' * (rows != 1)} only; set it to {rows} at most")
+        only = f"there are {rows} training row{'s' * (rows != 1)} only, for {given.processes} processes"
+        raise UserError(f"{place}: {only}; set it to {max(1, rows // given.hardware.num_machines)} at most")
     if processes > 1 and given.hardware.device == "cpu":
         logger.info("NUM_PROCESSES = {}: on the CPU of one machine one process is usually as fast", processes)
 

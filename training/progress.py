@@ -53,8 +53,9 @@ class Session:
         """The signal that shall end the training, and whether a checkpoint is asked for: the same in all ranks."""
         stop, save = self.signals.stop, self.signals.save
         if self.watch.team is not None:
-            said = self.watch.team.round((stop or 0) + (SAVE if save else 0))[0]
-            stop, save = said % SAVE or None, said >= SAVE
+            said = self.watch.team.round((stop or 0) + (SAVE if save else 0))
+            stop = next((one % SAVE for one in said if one % SAVE), None)
+            save = any(one >= SAVE for one in said)
         return stop, save
 
     def first_of(self, ask: Callable[[], Any]) -> Any:

@@ -45,10 +45,15 @@ class Settings:
         return self.model.new_model_name.replace("/", "-").replace(":", "-")
 
     @property
+    def processes(self) -> int:
+        """Processes that train together, on all machines."""
+        return self.hardware.num_machines * self.hardware.num_processes
+
+    @property
     def rows_a_step(self) -> int:
         """Rows of one optimizer step, in all processes together."""
-        training, hardware = self.training, self.hardware
-        return hardware.num_processes * training.per_device_train_batch_size * training.gradient_accumulation_steps
+        training = self.training
+        return self.processes * training.per_device_train_batch_size * training.gradient_accumulation_steps
 
     def get(self, key: str) -> Any:
         """The value of "Section.KEY"."""

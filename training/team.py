@@ -12,6 +12,7 @@ And trouble of one is told to all before anybody waits for its gradients: see `r
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ class Place:
     local_size: int
     port: int
     address: str = LOOPBACK
+
+    @property
+    def machine(self) -> int:
+        """The number of its machine; machine 0 owns the run."""
+        return self.rank // self.local_size
+
+    @property
+    def machines(self) -> int:
+        """How many machines there are."""
+        return self.size // self.local_size
 
     def environment(self, threads: int) -> dict[str, str]:
         """The variables that torchrun sets (docs.pytorch.org/docs/stable/elastic/run.html, "Environment Variables").
@@ -64,10 +75,10 @@ class Trouble(Exception):
 class Team:
     """The ranks that train together, as one of them sees it. Every method must be called by all of them, in one order."""
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, place: Place) -> None:
         import torch.distributed as dist
 
-        self.rank, self.size = rank, size
+        self.place, self.rank, self.size = place, place.rank, place.size
         self._talk = dist.new_group(backend="gloo", timeout=PATIENCE)  # small things, never on a card
 
     def round(self, value: int) -> list[int]:
@@ -76,7 +87,7 @@ class Team:
         import torch
         import torch.distributed as dist
 
-        mine = torch.tensor([value])
+        mine = torch.tensor([value], dtype=torch.int64)  # also of a bool: all say as many bytes
         heard = [torch.zeros_like(mine) for _ in range(self.size)]
         dist.all_gather(heard, mine, group=self._talk)
         values = [int(one) for one in heard]
@@ -149,6 +160,26 @@ def without_filling(inputs: dict[str, Any], own: int) -> dict[str, Any]:
     return {name: value[:, :end] for name, value in inputs.items()}
 
 
+def interface(address: str) -> str:
+    """The network interface by which this machine reaches an address. Left to itself gloo takes the one that the host's
+    name stands for, which on many systems is the loopback."""
+    import psutil
+
+    with socket.socket(family(address), socket.SOCK_DGRAM) as way:
+        way.connect((address, 9))  # sends nothing
+        own = way.getsockname()[0]
+    known = psutil.net_if_addrs()
+    return next(
+        (name for name, all_of in known.items() if any(one.address.partition("%")[0] == own for one in all_of)), "lo"
+    )
+
+
+def family(address: str) -> socket.AddressFamily:
+    """IPv4, or IPv6 where the host has no other."""
+    found = [one[0] for one in socket.getaddrinfo(address, None)]
+    return socket.AF_INET if socket.AF_INET in found else found[0]
+
+
 @contextmanager
 def variables(values: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for a while."""
@@ -176,15 +207,17 @@ def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[T
     import torch.distributed as dist
     from accelerate.state import AcceleratorState
 
-    alone = {"GLOO_SOCKET_IFNAME": "lo"} if place.address == LOOPBACK else {}  # nobody outside is to connect
-    with variables({**place.environment(settings.hardware.num_threads), **alone}):
+    way = {"GLOO_SOCKET_IFNAME": interface(place.address)}  # on one machine nobody outside is to connect
+    if settings.hardware.device == "cpu":  # accelerate would say cpu:0, to which torch.load puts nothing back
+        way["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    with variables({**place.environment(settings.hardware.num_threads), **way}):
         store = server or dist.TCPStore(place.address, place.port, is_master=False, timeout=PATIENCE)
         dist.init_process_group(
             BACKENDS[settings.hardware.device.partition(":")[0]],
             store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE,
         )  # fmt: skip
         try:
-            yield Team(place.rank, place.size)
+            yield Team(place)
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             dist.destroy_process_group()

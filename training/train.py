@@ -15,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, files, progress, runs, trainer
+from training import checkpoint, files, machines, progress, runs, trainer
 from training.errors import FinetuneError, Interrupted, RunError
 from training.progress import Session
 
@@ -46,7 +46,7 @@ class Result:
 
 def steps_per_epoch(rows: int, settings: Any) -> int:
     """Optimizer steps in one pass over `rows` rows; the last one may hold fewer rows than the others."""
-    batches = math.ceil(rows / (settings.training.per_device_train_batch_size * settings.hardware.num_processes))
+    batches = math.ceil(rows / (settings.training.per_device_train_batch_size * settings.processes))
     return max(1, math.ceil(batches / settings.training.gradient_accumulation_steps))
 
 
@@ -76,7 +76,7 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
     except FinetuneError:
         raise
     except Exception as error:  # a RuntimeError of torch's, a bare Exception of the tokenizers library's
-        if session.crew is not None and (lost := session.crew.lost(within=LOST)):
+        if session.crew is not None and (lost := session.crew.lost(within=LOST) or machines.lost(error, session.watch)):
             raise lost from error  # a connection that closed was the first to be noticed of it
         if any(words in str(error) for words in WRITE_FAILED):
             raise disk_error(error, session.watch.folder, loaded.model) from error
@@ -92,12 +92,16 @@ def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
     """The training alone, as every rank of it does: no adapter is saved. Gives the rows a micro-batch and the micro-batches
     a step that it came to."""
     chosen, watch = plan.settings.training, session.watch
-    micro, accumulation = chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps
+    micro, accumulation = session.first_of(
+        lambda: (chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps)
+    )
     shrunk: tuple[int, int] | None = None
+    machines.refuse_mismatch(watch)
     while True:
         found = session.first_of(lambda: checkpoint.newest(watch.folder))
         if found is not None:
             checkpoint.refuse_mismatch(found.manifest["fingerprint"], watch.manifest["fingerprint"])
+            found = machines.fetched(found, watch)
             micro, accumulation = shrunk or found.manifest["micro_batch"]
             watch.carried = dict(found.manifest["carried"])
             session.first_step = found.step

@@ -95,6 +95,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 watch.team.mean_gradients(self.model.parameters())
             return loss
 
+        _measuring = False  # an evaluation is under way
         _filling: Any = None  # the micro-batch that is there only because other ranks have one
 
         def _idle(self, model: Any, inputs: dict[str, Any]) -> None:
@@ -121,6 +122,8 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 one.gather_for_metrics = self.gather_function = lambda value, *args, **kwargs: value
 
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+            if watch.team is not None and self._measuring:
+                return None  # the mean over the batch's own tokens, and nobody to wait for
             if watch.team is not None and batch_samples and self.accelerator.gradient_state.end_of_dataloader:
                 batch_samples[-1] = self._own(batch_samples[-1], self.train_dataset, self.args.train_batch_size)
             return super()._get_num_items_in_batch(batch_samples, device)
@@ -210,7 +213,11 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
         def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
             """The loss is a mean over all trained tokens; the trainer's own is one of batches, whatever they hold."""
             self._loss_sum, self._loss_count = 0.0, 0
-            output = super().evaluation_loop(*args, **kwargs)
+            self._measuring = True
+            try:
+                output = super().evaluation_loop(*args, **kwargs)
+            finally:
+                self._measuring = False
             if watch.team is not None:
                 self._loss_sum, self._loss_count = watch.team.sums([self._loss_sum, self._loss_count])
             output.metrics["eval_loss"] = self._loss_sum / max(1, self._loss_count)

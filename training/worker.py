@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -32,17 +33,15 @@ def work(order: crew.Order) -> None:
     loaded = engine.load(order.base, order.settings, order.longest)
     print(crew.READY.decode(), end="", flush=True)
     with team.joined(order.place, order.settings) as ranks:
-        watch = Watch(
-            order.run / runs.CHECKPOINTS,
-            {"fingerprint": order.marks},
-            order.settings.training.save_total_limit,
-            team=ranks,
-        )
-        watch.fast = order.settings.hardware.fast_cpu is True
-        session = Session(
-            order.settings, runs.Run(order.run), Events(Path(os.devnull)), Signals(), watch, loaded.tokenizer, (), (), order.steps
-        )  # fmt: skip
-        train.follow(loaded, order, session)
+        train.follow(loaded, order, session(loaded, order, ranks, Signals()))
+
+
+def session(loaded: Any, order: crew.Order, ranks: team.Team, signals: Signals) -> Session:
+    """The session of a rank that tells and writes nothing."""
+    keep, folder = order.settings.training.save_total_limit, order.run / runs.CHECKPOINTS
+    watch = Watch(folder, {"fingerprint": order.marks}, keep, fast=order.settings.hardware.fast_cpu is True, team=ranks)
+    run, silent = runs.Run(order.run), Events(Path(os.devnull))
+    return Session(order.settings, run, silent, signals, watch, loaded.tokenizer, (), (), order.steps)
 
 
 def main() -> int:

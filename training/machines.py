@@ -1,0 +1,188 @@
+"""Training on several machines: how they find each other, and what a machine does that does not own the run.
+
+Machine 0 owns the run. The others are given the same settings, but for MACHINE_RANK, and their own copy of model and data;
+they train, keep nothing, and end with the training.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from training import checkpoint, files, runs, team
+from training.errors import Interrupted, MachineError, RunError
+
+PORT = 29500  # torchrun's
+TRY = timedelta(seconds=5)  # for one attempt to reach machine 0
+OWN = {"Hardware.NUM_THREADS"}  # in which machines may differ
+CLOSED = ("onnection", "onnect", "ocket")  # in what gloo and NCCL say when the other side has gone
+
+
+def address(written: str) -> tuple[str, int]:
+    """Host and port of MAIN_PROCESS_ADDRESS."""
+    host, colon, port = written.rpartition(":") if written.rpartition(":")[2].isdigit() else (written, "", "")
+    return host.strip("[]"), int(port) if colon else PORT
+
+
+def serve(host: str, port: int, size: int) -> tuple[Any, int]:
+    """The store through which `size` ranks find each other, and its port (0: a free one), for those who reach `host`.
+
+    Raises MachineError where the port is taken.
+    """
+    try:
+        with socket.socket(team.family(host)) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listening.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                listening.bind(("", port))  # the address is that of a gateway, which passes on to this machine
+            listening.listen()
+            port = listening.getsockname()[1]
+            from torch.distributed import TCPStore
+
+            store = TCPStore(  # takes the descriptor over, and closes it
+                host, port, size, is_master=True, timeout=team.PATIENCE, wait_for_workers=False,
+                master_listen_fd=os.dup(listening.fileno()),
+            )  # fmt: skip
+    except OSError as error:
+        raise MachineError(
+            f"[Hardware] MAIN_PROCESS_ADDRESS: nobody can be awaited at {host}:{port} here ({error.strerror}); "
+            "write this machine's own address and a free port"
+        ) from None
+    return store, port
+
+
+def meet(place: team.Place, server: Any, lost: Callable[[], RunError | None]) -> Any:
+    """Wait until the processes of every machine are ready to join; gives the store.
+
+    `server`: machine 0's, where this is it. `lost` gives an error where a process of this machine has ended. Raises
+    RunError where the machines are not told of equally many processes.
+    """
+    shape = f"{place.machines} machines with {place.local_size} processes each"
+    store = server if server is not None else _reach(place, lost)
+    store.set(f"machine {place.machine}", shape)
+    others = [f"machine {n}" for n in range(1, place.machines)] if place.machine == 0 else ["go"]
+    for name in others:
+        if not store.check([name]):
+            logger.info("waiting for {}", name if place.machine == 0 else "the other machines")
+        while not store.check([name]):
+            _pause(lost)
+    if place.machine == 0:
+        told = {name: store.get(name).decode() for name in others}
+        wrong = [f"{name} is set to {said}, machine 0 to {shape}" for name, said in told.items() if said != shape]
+        store.set("go", "; ".join(wrong))
+    if wrong := store.get("go").decode():
+        raise RunError("training", f"{wrong}: NUM_MACHINES and NUM_PROCESSES must be the same on all")
+    return store
+
+
+def _reach(place: team.Place, lost: Callable[[], RunError | None]) -> Any:
+    from torch.distributed import DistError, TCPStore
+
+    said = False
+    while True:
+        try:
+            store = TCPStore(place.address, place.port, is_master=False, timeout=TRY)
+        except DistError:
+            if not said:
+                logger.info("waiting for machine 0 at {}:{}", place.address, place.port)
+            said = True
+            _pause(lost)
+        else:
+            store.set_timeout(team.PATIENCE)
+            return store
+
+
+def _pause(lost: Callable[[], RunError | None]) -> None:
+    time.sleep(0.2)
+    if error := lost():
+        raise error
+
+
+def refuse_mismatch(watch: Any) -> None:
+    """Raise RunError, on every machine, where one of them would train something else than machine 0."""
+    if watch.team is None or watch.team.place.machines == 1:
+        return
+    every = watch.team.gather(watch.manifest["fingerprint"])
+    if problems := watch.team.first(lambda: _differences(every, watch.team.place.local_size)):
+        raise RunError("training", f"the machines do not agree: {'; '.join(problems)}")
+
+
+def _differences(marks: list[dict[str, Any]], local_size: int) -> list[str]:
+    """What the first rank of each machine has otherwise than rank 0."""
+    return [
+        f"{field} = {marks[0].get(field)!r} on machine 0, {other.get(field)!r} on machine {machine}"
+        for machine, other in enumerate(marks[::local_size])
+        for field in sorted({*marks[0], *other} - OWN)
+        if marks[0].get(field) != other.get(field)
+    ]
+
+
+def fetched(found: checkpoint.Checkpoint, watch: Any) -> checkpoint.Checkpoint:
+    """Machine 0's checkpoint where this machine can read it: the same, or a copy in this machine's own folder."""
+    if watch.team is None or watch.team.place.machines == 1:
+        return found
+    place, own = watch.team.place, watch.folder / found.path.name
+    for name in [*found.manifest["files"], checkpoint.MANIFEST]:
+        content = watch.team.first((found.path / name).read_bytes)
+        if place.machine > 0 and place.local_rank == 0:
+            own.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(own / name, content)
+    watch.team.round(0)  # until all are written
+    return found if place.machine == 0 else replace(found, path=own)
+
+
+def lost(error: Exception, watch: Any) -> RunError | None:
+    """The error for a connection to another machine that has closed, if `error` says that."""
+    if watch.team is None or watch.team.place.machines == 1 or not any(word in str(error) for word in CLOSED):
+        return None
+    logger.debug("{}", error)
+    other = "another machine" if watch.team.place.machine == 0 else "machine 0, or to another one,"
+    words = f"a process on {other} has ended, or the connection to it is lost; its log says more"
+    return RunError("training", words, checkpoint.where(watch.folder) if watch.team.place.machine == 0 else "")
+
+
+def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[RunError], None]) -> None:
+    """What a machine does that does not own the run: train its share of the rows, from the beginning to the end.
+
+    Raises RunError, or Interrupted when the run was stopped (from any of the machines).
+    """
+    from training import crew, engine, worker  # they need what stands above
+
+    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
+        run = runs.Run(Path(folder))
+        with crew.started(plan, marks, run, give_up) as others:
+            loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
+            others.wait()
+            with team.joined(others.place, plan.settings, others.server) as ranks:
+                session = worker.session(loaded, others.order, ranks, signals)
+                session.crew = others
+                _train(loaded, plan, session)
+    logger.info("the training is done; machine 0 has the adapter, and makes the files of it")
+
+
+def _train(loaded: Any, plan: Any, session: Any) -> None:
+    from training import train
+
+    try:
+        with session.signals.gentle():
+            train.follow(loaded, plan, session)
+    except Interrupted as error:
+        raise Interrupted(error.signal_number, "stopped; the checkpoint is on machine 0") from None
+    except RunError as error:
+        raise RunError(error.stage, error.message, "the run is on machine 0") from None
+    except RuntimeError as error:
+        found = session.crew.lost(within=train.LOST) or lost(error, session.watch)
+        raise found or RunError("training", str(error).splitlines()[0], "the run is on machine 0") from error
