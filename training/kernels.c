@@ -3,6 +3,8 @@
  * Compiled on the machine that trains (kernels.py), so that the compiler may use every vector unit there is. This file
  * includes itself once for each type: float, bf16 (kept as its upper 16 bits) and double (for tests by finite
  * differences). Sums are kept in float, for double in double. Arrays are dense, row after row, unless a stride is given.
+ * Outputs never overlap inputs, but for element by element in place: "omp simd" tells the compiler so, which for short
+ * loops (the dimensions of a head) would rather compute one element at a time than ask whether they overlap.
  */
 #ifndef T
 #include <math.h>
@@ -85,6 +87,7 @@ void NAME(rms_norm)(const T *x, const T *added, const T *w, T *sum, T *y, ACC *i
         if (added) {
             const T *more = added + row * width;
             T *out = sum + row * width;
+#pragma omp simd
             for (long i = 0; i < width; i++) out[i] = PUT(GET(in[i]) + GET(more[i]));
             in = out;
         }
@@ -95,6 +98,7 @@ void NAME(rms_norm)(const T *x, const T *added, const T *w, T *sum, T *y, ACC *i
         inverse[row] = scale;
         T *out = y + row * width;
         /* rounded before the weight, as the Llama family's own code does */
+#pragma omp simd
         for (long i = 0; i < width; i++) out[i] = PUT(GET(PUT(GET(in[i]) * scale)) * GET(w[i]));
     }
 }
@@ -112,9 +116,11 @@ void NAME(rms_norm_backward)(const T *gradient, const T *more, const T *x, const
         T *to = out + row * width;
         if (more) {
             const T *other = more + row * width;
+#pragma omp simd
             for (long i = 0; i < width; i++)
                 to[i] = PUT(GET(other[i]) + GET(g[i]) * GET(w[i]) * scale - GET(in[i]) * pull);
         } else {
+#pragma omp simd
             for (long i = 0; i < width; i++) to[i] = PUT(GET(g[i]) * GET(w[i]) * scale - GET(in[i]) * pull);
         }
     }
@@ -136,6 +142,7 @@ void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, con
                 continue;
             }
             const T *c = cosine + token * dim, *s = sine + token * dim;
+#pragma omp simd
             for (long i = 0; i < half; i++) {
                 ACC a = GET(in[i]), b = GET(in[i + half]);
                 to[i] = PUT(a * GET(c[i]) - b * GET(s[i]));
@@ -158,6 +165,7 @@ void NAME(from_heads)(const T *x, long stride, const T *cosine, const T *sine, c
                 continue;
             }
             const T *c = cosine + token * dim, *s = sine + token * dim;
+#pragma omp simd
             for (long i = 0; i < half; i++) {
                 ACC a = GET(in[i]), b = GET(in[i + half]);
                 to[i] = PUT(a * GET(c[i]) + b * GET(s[i + half]));
@@ -188,6 +196,7 @@ void NAME(softmax)(T *scores, long rows, long columns, long rows_a_head, long gr
             total += value;
         }
         ACC inverse = 1 / total;
+#pragma omp simd
         for (long i = 0; i < seen; i++) s[i] = PUT(buffer[i] * inverse);
         memset(s + seen, 0, (columns - seen) * sizeof(T));
     }
@@ -204,6 +213,7 @@ void NAME(softmax_backward)(T *gradient, const T *probabilities, long rows, long
         ACC dot = 0, factor = scale;
 #pragma omp simd reduction(+ : dot)
         for (long i = 0; i < seen; i++) dot += GET(g[i]) * GET(p[i]);
+#pragma omp simd
         for (long i = 0; i < seen; i++) g[i] = PUT(GET(p[i]) * (GET(g[i]) - dot) * factor);
         memset(g + seen, 0, (columns - seen) * sizeof(T));
     }
@@ -215,6 +225,7 @@ void NAME(swiglu)(const T *both, T *out, long rows, long width, int threads) {
     for (long row = 0; row < rows; row++) {
         const T *gate = both + row * 2 * width, *up = gate + width;
         T *to = out + row * width;
+#pragma omp simd
         for (long i = 0; i < width; i++) {
             ACC x = GET(gate[i]);
             to[i] = PUT(GET(PUT(x / (1 + EXP(-x)))) * GET(up[i]));
@@ -227,6 +238,7 @@ void NAME(swiglu_backward)(const T *gradient, const T *both, T *out, long rows, 
     for (long row = 0; row < rows; row++) {
         const T *gate = both + row * 2 * width, *up = gate + width, *g = gradient + row * width;
         T *to_gate = out + row * 2 * width, *to_up = to_gate + width;
+#pragma omp simd
         for (long i = 0; i < width; i++) {
             ACC x = GET(gate[i]), incoming = GET(g[i]), sigmoid = 1 / (1 + EXP(-x));
             to_up[i] = PUT(incoming * x * sigmoid);
@@ -248,6 +260,7 @@ double NAME(cross_entropy)(T *logits, const long *targets, long rows, long class
         for (long i = 0; i < classes; i++) total += EXP(GET(x[i]) - largest);
         ACC target = GET(x[targets[row]]), offset = largest + log(total);
         sum += offset - target;
+#pragma omp simd
         for (long i = 0; i < classes; i++) x[i] = PUT(EXP(GET(x[i]) - offset));
         x[targets[row]] = PUT(EXP(target - offset) - 1);
     }
