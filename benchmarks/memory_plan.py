@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import subprocess
 import sys
@@ -33,6 +34,8 @@ CASES: dict[str, tuple[dict[str, int], dict[str, object]]] = {
     "0.3B, 1 x 512": (MIDDLE, {"length": 512, "batch": 1}),
     "0.3B, 1 x 1024, checkpointing": (MIDDLE, {"length": 1024, "batch": 1, "checkpointing": "true"}),
     "0.5B, 2 x 128, all linear, rank 128": (LARGE, {"length": 128, "targets": "all-linear", "r": 128}),
+    # New lengths at every step: routines for their shapes are compiled and kept, and memory falls into pieces.
+    "135M, 2 x 4 rows of 12 to 256, 40 steps": ({}, {"length": 256, "accumulation": 4, "steps": 40, "varied": True}),
     "135M, 1 x 768, Unsloth's CPU backend": ({}, {"length": 768, "batch": 1, "engine": "unsloth"}),
 }
 CONFIG = """[Model]
@@ -108,7 +111,7 @@ def measure(config: Path) -> None:
 def run_case(name: str, folder: Path, steps: int, python: str) -> dict:
     """Make the case's model and rows, measure it in a process of its own."""
     shape, given = CASES[name]
-    options = {**USUAL, **given, "steps": steps}
+    options = {**USUAL, "steps": steps, **given}
     command = [sys.executable, str(Path(__file__).resolve())]
     model = "embedded/SmolLM2-135M-Instruct"
     if shape:
@@ -118,6 +121,10 @@ def run_case(name: str, folder: Path, steps: int, python: str) -> dict:
         f"word{i}" for i in range(int(options["length"]))
     )  # cut to the length, and nearly all of it trained
     rows = [{"instruction": f"Say {i}.", "output": text} for i in range(2 * int(options["batch"]))]
+    if options.get("varied"):
+        chance = random.Random(0)
+        counts = [chance.randint(1, 60) for _ in range(320)]  # words of 4 tokens
+        rows = [{"instruction": f"Say {i}.", "output": text[: 7 * count]} for i, count in enumerate(counts)]
     if options["length"] == USUAL["length"]:
         rows = [{"instruction": f"What is {i} and {i}?", "output": f"It is {2 * i}."} for i in range(8)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

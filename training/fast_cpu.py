@@ -25,8 +25,7 @@ PROVED = 256  # tokens of a row on which the fast path is compared with the plai
 MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake of memory
 CHUNK = 1024  # trained tokens whose logits are held at once: 1024 x 49k x 4 bytes = 200 MB
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of exactly the parts of fast_layers.py
-# Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied, and its attention
-# probabilities are computed again in the backward pass instead of being kept: they grow with the square of the length.
+# Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied.
 BLOCK = 512
 # How far the fast path may be from the plain one, relative: of the loss, and of the gradients taken together. bf16 keeps 8
 # bits: on SmolLM2-135M both ways are 6 % off the gradients in float32, in other directions (7 % off each other).

@@ -17,8 +17,9 @@ from training.environment import gigabytes
 # 0.8 GB.
 PROGRAM = {"cpu": 720_000_000, "gpu": 800_000_000}
 SAVED = 4  # bytes a trained parameter on a CPU: the adapter once more while it is written (safetensors)
-# On a CPU the peak is so much above what the kept tensors add up to (measured): malloc's holes, temporaries.
-HOLES = 1.05
+# On a CPU the peak is so much above what the kept tensors add up to (measured): malloc's holes, temporaries. Of the
+# hand-written layers, which keep less, they are a larger part.
+HOLES, HOLES_BY_HAND = 1.05, 1.3
 STATE = {
     "8bit": 2.1,
     "adafactor": 0.1,
@@ -107,7 +108,7 @@ def estimate(given: Any, model: Shape, longest: int, adapter: int | None = None)
         "weights": weights(given, model),
         # 4 bytes of it, 4 of its gradient
         "adapter and optimizer": int(adapter * (8 + _state(given.training.optim) + (SAVED if on_cpu else 0) + summed)),
-        "activations": activations(given, model, tokens, longest),
+        "activations": activations(given, model, tokens, longest) + _joined_adapters(given, model, adapter),
         "logits": _logits(given, model, tokens),
     }
     return {name: size * (processes if on_cpu else 1) for name, size in parts.items()}  # a card has one of them
@@ -143,7 +144,7 @@ def activations(given: Any, model: Shape, tokens: int, longest: int) -> int:
     """Bytes kept for the backward pass of one micro-batch, and what one layer needs while it is gone through."""
     one = tokens * _kept(given, model, longest)
     if given.hardware.device == "cpu":
-        one = int(HOLES * one)
+        one = int((HOLES_BY_HAND if fast_cpu.by_hand(given, model.model_type) else HOLES) * one)
     if given.training.gradient_checkpointing is not True:
         return model.layers * one + one
     inputs = tokens * model.hidden * _width(given) * (2 if fast_cpu.by_hand(given, model.model_type) else 1)
@@ -160,7 +161,7 @@ def _kept(given: Any, model: Shape, longest: int) -> int:
     in the model's width, SDPA in the model's width. A GPU's fused attention keeps none.
     """
     if fast_cpu.by_hand(given, model.model_type):
-        return _kept_by_hand(given, model, longest)
+        return _kept_by_hand(given, model)
     width, on_cpu = _width(given), given.hardware.device == "cpu"
     wanted = set(given.lora.target_modules)
     targeted = [size[0] for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
@@ -173,15 +174,20 @@ def _kept(given: Any, model: Shape, longest: int) -> int:
     return kept
 
 
-def _kept_by_hand(given: Any, model: Shape, longest: int) -> int:
-    """The same of fast_layers.py: the residual stream twice, queries, keys, values, gate and up, the inputs of what is
-    targeted (one for those that share it), and the attention's probabilities of rows of one block."""
+def _kept_by_hand(given: Any, model: Shape) -> int:
+    """The same of fast_layers.py: the residual stream twice, queries, keys, values, gate and up, and the inputs of what
+    is targeted (one for those that share it)."""
     wanted = set(given.lora.target_modules)
     inputs = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
     shared = sum(model.linear[names[0]][0] for names in inputs if wanted & {"all-linear", *names})
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
-    probabilities = model.heads * longest if longest <= fast_cpu.BLOCK else 0
-    return _width(given) * (2 * model.hidden + heads + 2 * model.inner + shared + probabilities)
+    return _width(given) * (2 * model.hidden + heads + 2 * model.inner + shared)
+
+
+def _joined_adapters(given: Any, model: Shape, adapter: int) -> int:
+    """Bytes of the adapters of one micro-batch as fast_layers.py multiplies them: in the model's width, those that read the
+    same input joined, which for B (half of an adapter) is mostly zeros beside the two or three parts."""
+    return 2 * adapter * _width(given) if fast_cpu.by_hand(given, model.model_type) else 0
 
 
 def eager(given: Any, longest: int) -> bool:
