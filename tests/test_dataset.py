@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -243,7 +244,9 @@ def test_the_split_does_not_depend_on_what_a_hash_happens_to_be() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file is read by one process")
-@pytest.mark.parametrize("ending", [".jsonl", ".txt"])
+@pytest.mark.parametrize(
+    "ending", [".jsonl", ".txt", ".json", ".csv", ".jsonl.gz", ".txt.gz", ".json.gz", "-cut.jsonl.gz"]
+)
 def test_a_long_file_read_by_several_processes_says_the_same(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,8 +254,17 @@ def test_a_long_file_read_by_several_processes_says_the_same(
         json.dumps(_row(i % 70, "x" * (i % 3 + 1)) | ({f"c{i % 31}": i} if i % 4 == 0 else {})) for i in range(300)
     ]
     lines[50:50] = ["", "rubbish", json.dumps(_row(1, "y" * 9000)), "\ufeff", json.dumps({"text": "cafÃ©"}), "{}"]
+    if ".json" in ending and "l" not in ending:
+        lines = ["[", *(line + "," for line in lines if line not in ("\ufeff", "")), "{}]"]
+    if ending == ".csv":
+        lines = [
+            "prompt,completion",
+            *(f'{i % 70},"{"y" * (9000 * (i == 250))}a\n""b"""{",x" * (i % 50 == 9)}' for i in range(300)),
+        ]
+    content = b"\xef\xbb\xbf" + "\n".join(lines).encode()
     path = tmp_path / f"a{ending}"
-    path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    packed = gzip.compress(content) if ending.endswith("gz") else content
+    path.write_bytes(packed[: -len(packed) // 3] if "cut" in ending else packed)
     monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 5000)
     monkeypatch.setattr(row_files, "CHUNK", 100)
 
@@ -265,9 +277,11 @@ def test_a_long_file_read_by_several_processes_says_the_same(
         return good, bad, seen
 
     alone = read()
-    assert len(alone[1]) > 1 if ending == ".jsonl" else len(alone[1]) == 1
-    assert len(alone[2].lines) > 20 or ending == ".txt"
-    monkeypatch.setattr(row_parts, "_workers", lambda path: 3)
+    assert len(alone[1]) == 1 if "txt" in ending else len(alone[1]) > 1
+    assert len(alone[0]) >= 50
+    assert alone[1][-1].fatal == (ending not in (".jsonl", ".txt", ".jsonl.gz", ".txt.gz"))
+    assert len(alone[2].lines) > 10 or "json" not in ending
+    monkeypatch.setattr(row_parts, "_processes", lambda path: 3)
     for block in (64, 1000, 7000):
         monkeypatch.setattr(row_parts, "BLOCK", block)
         assert read() == alone
@@ -279,11 +293,9 @@ def test_a_process_that_is_ended_while_it_reads_is_the_machines_fault(
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(_row(1)) + "\n", "utf-8")
-    monkeypatch.setattr(row_parts, "_workers", lambda path: 2)
-    monkeypatch.setattr(row_parts, "_part", lambda found: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(
-        MachineError, match="a.jsonl: a process that read rows was ended from outside; too little memory"
-    ):
+    monkeypatch.setattr(row_parts, "_processes", lambda path: 2)
+    monkeypatch.setattr(row_parts, "_part", lambda found, size: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(MachineError, match=r"reading .*a.jsonl: a process was ended from outside; too little memory"):
         list(row_parts.parts(path, "auto", None))
 
 

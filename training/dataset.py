@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from training import files, noticed, prompt_template, row_parts
 from training.errors import UserError
+from training.gauge import gauge
 from training.noticed import Seen, count_rows, numbers
 from training.prompt_template import PromptTemplate
 from training.rows import BadRow, Row, Turn
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Data", "as_row", "bad_rows_error", "load", "numbers", "split", "write_rejected"]
 
 NAMED = 20  # bad rows that a message names; the rest is counted
-TOLD = 100_000  # rows after which the reading says how far it is
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def _file(
 
     seen = Seen()
     name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    told = 0
     with (
+        gauge(f"reading {path.name}", row_parts.whole(path, limit), say) as advance,
         files.whole_file(cache_dir / f"rows-{name}.arrow") as partial,
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_stream(sink, row_parts.schema()) as writer,
@@ -183,9 +183,7 @@ def _file(
             writer.write_batch(part.batch)
             seen.add(part.seen)
             rejected += part.bad
-            if len(seen.prompts) - told >= TOLD:
-                told = len(seen.prompts)
-                say(f"{path.name}: {told:,} rows read")
+            advance(part.size, part.batch.num_rows + len(part.bad))
     return datasets.Dataset.from_file(str(cache_dir / f"rows-{name}.arrow")), seen
 
 

@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from training.errors import UserError
 
 MAX_ROW_BYTES = 16 << 20  # a row of 16 MiB is some four million tokens: no model takes it, and it is a broken file
 CHUNK = 1 << 16
+DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)  # what reading a gzip file that is cut short or changed raises
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 
 
@@ -54,39 +56,72 @@ def records(path: Path, kind: str | None = None) -> Iterator[Record | BadRow]:
     `kind` is "json" (lines or a list), "csv" or "txt"; None takes it from the file's name.
     Raises UserError when the file as a whole is unfit: missing, a folder, not permitted, of an unknown kind, UTF-16.
     """
-    kind = kind or _kind(path)
+    kind = kind or kind_of(path)
+    with opened(path) as file:
+        yield from records_from(file, path, kind)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The file's bytes, unpacked; UserError for all that goes wrong with it as a whole, also while it is read."""
     try:
         with _open(path) as file:
-            readers = {"json": _json, "csv": _csv, "txt": _txt}
-            yield from readers[kind](file, path)
+            yield file
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def blocks(path: Path, size: int) -> Iterator[tuple[bytes, str, int]] | None:
-    """The file as blocks of whole lines, of about `size` bytes, for `records_in`: (bytes, kind, lines before it).
+def records_from(file: io.BufferedIOBase, path: Path, kind: str) -> Iterator[Record | BadRow]:
+    """The rows of an `opened` file, as `records` gives them."""
+    return {"json": _json, "csv": _csv, "txt": _txt}[kind](file, path)
 
-    None for a file whose rows are no lines, or that cannot be cut anywhere (gzip).
+
+def position(file: Any) -> int:
+    """How many bytes of the file on the disk have been read: of the packed ones, where it is gzip."""
+    return file.fileobj.tell() if isinstance(file, gzip.GzipFile) else file.tell()
+
+
+def is_lined(file: io.BufferedIOBase, kind: str) -> bool:
+    """Whether each line is a row, so that `blocks` and `records_in` serve."""
+    return kind == "txt" or (kind == "json" and not _is_list(file))
+
+
+def blocks(file: io.BufferedIOBase, path: Path, size: int) -> Iterator[tuple[bytes, int] | BadRow]:
+    """The file as blocks of whole lines, of about `size` bytes, for `records_in`: (bytes, lines before it).
+
+    Where a packed file is damaged, the last is a BadRow that says so.
     """
-    kind = _kind(path)
-    with _open(path) as file:
-        if kind == "csv" or isinstance(file, gzip.GzipFile) or (kind == "json" and _is_list(file)):
-            return None
-    return _blocks(path, kind, size)
-
-
-def _blocks(path: Path, kind: str, size: int) -> Iterator[tuple[bytes, str, int]]:
     before = 0
-    with _open(path) as file:
-        while block := file.read(size):
-            rest = file.readline(MAX_ROW_BYTES + 1)
+    damage: Exception | None = None
+    while damage is None:
+        block, damage = _as_far_as(file, size)
+        try:
+            rest = file.readline(MAX_ROW_BYTES + 1) if damage is None else b""
             block += rest
             while len(rest) > MAX_ROW_BYTES and not block.endswith(b"\n"):  # too long a row: its end is left out
                 if not (more := file.readline(CHUNK)) or more.endswith(b"\n"):
                     block += b"\n"
-                    break
-            yield block, kind, before
-            before += block.count(b"\n")
+        except DAMAGE as error:
+            damage = error
+        if damage is not None:
+            block = block[: block.rfind(b"\n") + 1]
+        elif not block:
+            return
+        yield block, before
+        before += block.count(b"\n")
+    yield BadRow(str(path), before + 1, _damaged(damage), fatal=True)
+
+
+def _as_far_as(file: io.BufferedIOBase, size: int) -> tuple[bytes, Exception | None]:
+    """The next `size` bytes, or as many as come before the end or a damage, which is not raised."""
+    parts: list[bytes] = []
+    try:
+        while size > 0 and (part := file.read1(size)):
+            parts.append(part)
+            size -= len(part)
+    except DAMAGE as error:
+        return b"".join(parts), error
+    return b"".join(parts), None
 
 
 def records_in(block: bytes, kind: str, before: int, path: Path) -> Iterator[Record | BadRow]:
@@ -94,7 +129,7 @@ def records_in(block: bytes, kind: str, before: int, path: Path) -> Iterator[Rec
     return (_txt if kind == "txt" else _json_lines)(io.BytesIO(block), path, before)
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """ "json" (lines or a list: the content tells), "csv" or "txt", from the file's name."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes and suffixes[-1] == ".gz":
@@ -132,7 +167,7 @@ def _head_of_gzip(file: gzip.GzipFile) -> bytes:
     try:
         head = file.read(4)
         file.seek(0)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+    except DAMAGE:
         file.seek(0)
         return b""  # reported with its line when it is read
     return head
@@ -150,7 +185,7 @@ def _lines(file: IO[bytes], path: Path, before: int = 0) -> Iterator[tuple[int, 
             while line and not line.endswith(b"\n"):
                 line = file.readline(CHUNK)
             yield BadRow(str(path), number, TOO_LONG)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGE as error:
         yield BadRow(str(path), number + 1, _damaged(error), fatal=True)
 
 
@@ -174,7 +209,7 @@ def _is_list(file: IO[bytes]) -> bool:
     start = file.tell()
     try:
         head = file.read(CHUNK)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+    except DAMAGE:
         head = b""
     file.seek(start)
     return bool(re.match(rb"\s*\[\s*(\{|\]|$|//|[^\s\[])", head)) and not _is_line_of_list(head)
@@ -228,7 +263,7 @@ def _json_list(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]
                 return
             try:
                 chunk = file.read(max(CHUNK, len(buffer)))  # doubling: an endless string is scanned in linear time
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            except DAMAGE as error:
                 yield BadRow(str(path), line + buffer.count(b"\n"), _damaged(error), fatal=True)
                 return
             if not chunk:
@@ -270,7 +305,7 @@ def _after_list(rest: bytes, file: io.BufferedIOBase, path: Path, line: int) -> 
         line += rest.count(b"\n")
         try:
             rest = file.read(CHUNK)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except DAMAGE as error:
             yield BadRow(str(path), line, _damaged(error), fatal=True)
             return
         if not rest:

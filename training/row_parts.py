@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-from collections import deque
+import io
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import noticed, row_files, rows
-from training.errors import MachineError
+from training import noticed, row_files, rows, workers
 from training.prompt_template import PromptTemplate
-from training.rows import BadRow, Row
+from training.rows import BadRow, Record, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 1000  # rows an Arrow batch
-BLOCK = 4 << 20  # bytes that a process gets at a time
-LONG = 8 * BLOCK  # bytes from which on several processes are worth their start
+BLOCK = 2 << 20  # bytes that a process gets at a time
+LONG = 2 * BLOCK  # bytes from which on several processes are worth their start
+PACKED = 4  # times as long as a gzip file is what it holds, about
 
 
 @dataclass
@@ -35,6 +28,7 @@ class Part:
     batch: Any = None  # pyarrow.RecordBatch of schema()
     bad: list[BadRow] = field(default_factory=list)
     seen: noticed.Seen = field(default_factory=noticed.Seen)
+    size: int = 0  # bytes of the file; good rows where a limit was given
 
 
 def schema() -> pa.Schema:
@@ -52,40 +46,91 @@ def parts(path: Path, format: str, template: PromptTemplate | None, limit: int =
 
     MachineError where a process that reads along was ended from outside.
     """
-    workers = _workers(path)
-    blocks = row_files.blocks(path, BLOCK) if workers > 1 and not limit else None
-    if blocks is not None:
-        yield from _side_by_side(blocks, path, format, template, workers)
-        return
-    all_rows = rows.read(path, format, template)
-    if limit:
-        all_rows = _first(all_rows, limit)
-    while batch := list(islice(all_rows, BATCH)):
-        yield _part(batch)
-
-
-def _workers(path: Path) -> int:
-    """Processes for this file. Only where they are made by copying this one, as Linux does: else they start slowly."""
-    try:
-        long = path.stat().st_size >= LONG
-    except OSError:  # the reader says what is wrong
-        return 1
-    return len(os.sched_getaffinity(0)) if long and sys.platform == "linux" else 1
-
-
-def _first(all_rows: Iterator[Row | BadRow], limit: int) -> Iterator[Row | BadRow]:
-    for row in all_rows:
-        yield row
-        limit -= isinstance(row, Row)
-        if not limit:
+    kind = row_files.kind_of(path)
+    with row_files.opened(path) as file:
+        if limit:
+            yield from _first(row_files.records_from(file, path, kind), path, format, template, limit)
             return
+        processes = _processes(path)
+        if processes > 1 and row_files.is_lined(file, kind):
+            pieces: Iterator[Any] = row_files.blocks(file, path, BLOCK)
+        else:
+            pieces = _batches(row_files.records_from(file, path, kind), file)
+        yield from workers.in_order(
+            _piece, _sized(pieces, file), processes, (path, kind, format, template), f"reading {path}"
+        )
 
 
-def _part(found: Iterable[Row | BadRow]) -> Part:
+def whole(path: Path, limit: int = 0) -> int:
+    """What the sizes of all `parts` add up to, about."""
+    try:
+        return limit or path.stat().st_size
+    except OSError:  # the reader says what is wrong
+        return 0
+
+
+def _processes(path: Path) -> int:
+    """Processes for this file. Only where they are made by copying this one: else they start slowly."""
+    long = whole(path) * (PACKED if path.suffix.lower() == ".gz" else 1) >= LONG
+    return workers.cores() if long and workers.copied() else 1
+
+
+def _batches(records: Iterator[Record | BadRow], file: io.BufferedIOBase) -> Iterator[list[Record | BadRow]]:
+    """Records of about BLOCK bytes, BATCH at most."""
+    batch, start = [], row_files.position(file)
+    for record in records:
+        batch.append(record)
+        if len(batch) == BATCH or row_files.position(file) - start > BLOCK:
+            yield batch
+            batch, start = [], row_files.position(file)
+    if batch:
+        yield batch
+
+
+def _sized(pieces: Iterator[Any], file: io.BufferedIOBase) -> Iterator[tuple[Any, int]]:
+    """Each piece with the bytes of the file that it took."""
+    before = 0
+    for piece in pieces:
+        now = row_files.position(file)
+        yield piece, now - before
+        before = now
+
+
+def _piece(path: Path, kind: str, format: str, template: PromptTemplate | None, piece: Any, size: int) -> Part:
+    """The part that a piece of the file is: records, a block of lines, or the end of a broken file."""
+    if isinstance(piece, BadRow):
+        piece = [piece]
+    records = piece if isinstance(piece, list) else row_files.records_in(piece[0], kind, piece[1], path)
+    return _part((_row(one, path, format, template) for one in records), size)
+
+
+def _row(record: Record | BadRow, path: Path, format: str, template: PromptTemplate | None) -> Row | BadRow:
+    return record if isinstance(record, BadRow) else rows.interpret(record, path, format, template)
+
+
+def _first(
+    records: Iterator[Record | BadRow], path: Path, format: str, template: PromptTemplate | None, limit: int
+) -> Iterator[Part]:
+    """The parts up to the first `limit` good rows."""
+    while limit:
+        found = []
+        for record in records:
+            found.append(_row(record, path, format, template))
+            limit -= isinstance(found[-1], Row)
+            if not limit or len(found) == BATCH:
+                break
+        if not found:
+            return
+        part = _part(found)
+        part.size = part.batch.num_rows
+        yield part
+
+
+def _part(found: Iterable[Row | BadRow], size: int = 0) -> Part:
     """The Arrow batch of some rows, and the rest of what is known of them."""
     import pyarrow as pa
 
-    part, columns = Part(), ([], [], [], [])
+    part, columns = Part(size=size), ([], [], [], [])
     for row in found:
         if isinstance(row, BadRow):
             part.bad.append(row)
@@ -97,37 +142,3 @@ def _part(found: Iterable[Row | BadRow]) -> Part:
     arrays = [pa.array(column, kind.type) for column, kind in zip(columns, schema(), strict=True)]
     part.batch = pa.RecordBatch.from_arrays(arrays, schema=schema())
     return part
-
-
-def _side_by_side(
-    blocks: Iterator[tuple[bytes, str, int]], path: Path, format: str, template: PromptTemplate | None, workers: int
-) -> Iterator[Part]:
-    """The parts of all blocks, in order, while `workers` processes read ahead by a block or two."""
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
-        ahead: deque[Future[Part]] = deque()
-        try:
-            for block in blocks:
-                ahead.append(pool.submit(_block, *block, path, format, template))
-                if len(ahead) > workers + 1:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        except BrokenProcessPool:
-            raise MachineError(
-                f"{path}: a process that read rows was ended from outside; too little memory, most likely"
-            ) from None
-        finally:
-            for waiting in ahead:
-                waiting.cancel()
-
-
-def _quiet() -> None:
-    """Signals are the business of the process that asked."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _block(block: bytes, kind: str, before: int, path: Path, format: str, template: PromptTemplate | None) -> Part:
-    records = row_files.records_in(block, kind, before, path)
-    return _part(one if isinstance(one, BadRow) else rows.interpret(one, path, format, template) for one in records)

@@ -1,0 +1,61 @@
+"""How far a long piece of work is, and when it ends: a bar on a terminal, elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SILENT = 2.0  # seconds that a piece of work may take before a bar is shown
+EVERY = 10.0  # seconds between two lines
+
+Advance = Callable[[int, int], None]  # (of the whole, rows), both since the last call
+
+
+@contextmanager
+def gauge(what: str, total: int, say: Callable[[str], None]) -> Iterator[Advance]:
+    """Give a function to be told of what is done; `total` is that of its first numbers, in any unit.
+
+    `what` is done, for the user: "reading rows.jsonl". Short work is not spoken of; long work has the last word, too.
+    """
+    began = told = time.monotonic()
+    done = rows = 0
+    bar = _bar(what, total)
+
+    def advance(more: int, more_rows: int) -> None:
+        nonlocal done, rows, told
+        done, rows = done + more, rows + more_rows
+        bar.set_postfix_str(f"{rows:,} rows", refresh=False)
+        bar.update(more)
+        now = time.monotonic()
+        if bar.disable and now - told >= EVERY and 0 < done < total:
+            told = now
+            left = (now - began) / done * (total - done)
+            say(f"{what}: {rows:,} rows, {100 * done / total:.0f} %, eta {clock(left)}")
+
+    try:
+        yield advance
+    finally:
+        bar.close()
+    took = time.monotonic() - began
+    if took >= EVERY:
+        say(f"{what}: {rows:,} rows in {clock(took)}, {rows / took:,.0f} a second")
+
+
+def _bar(what: str, total: int) -> Any:
+    from tqdm import tqdm
+
+    form = "{desc}: {percentage:3.0f}%|{bar}| {postfix}, eta {remaining}"
+    return tqdm(
+        total=total, desc=what, bar_format=form, delay=SILENT, leave=False, disable=not sys.stderr.isatty(),
+        file=sys.stderr, dynamic_ncols=True,
+    )  # fmt: skip
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:40 or 2:03:04."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,78 @@
+"""Work of several processes on one long piece of data: results come back in order, and memory holds only those in flight."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from training.errors import MachineError
+
+AHEAD = 2  # tasks for each process that wait or are done before they are asked for
+
+_shared: tuple = ()  # in a worker: what all tasks have in common
+
+
+def cores() -> int:
+    """How many processes can run at the same time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def copied() -> bool:
+    """Whether a process is made by copying this one, as Linux does it; elsewhere it starts anew, and takes seconds."""
+    return sys.platform == "linux"
+
+
+def in_order(
+    work: Callable[..., Any], tasks: Iterable[tuple], processes: int, shared: tuple = (), what: str = "work"
+) -> Iterator[Any]:
+    """`work(*shared, *task)` of every task, in order, in `processes` processes; by this one alone when it is one.
+
+    `what` the processes do, for the message of the MachineError when one was ended from outside.
+    """
+    if processes == 1:
+        for task in tasks:
+            yield work(*shared, *task)
+        return
+    context = multiprocessing.get_context("fork" if copied() else None)
+    starting = {"mp_context": context, "initializer": _begin, "initargs": (os.getpid(), shared)}
+    with ProcessPoolExecutor(processes, **starting) as pool:
+        ahead: deque[Future[Any]] = deque()
+        try:
+            for task in tasks:
+                ahead.append(pool.submit(_do, work, task))
+                if len(ahead) >= AHEAD * processes:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        except BrokenProcessPool:
+            raise MachineError(f"{what}: a process was ended from outside; too little memory, most likely") from None
+        finally:
+            for waiting in ahead:
+                waiting.cancel()
+
+
+def _begin(parent: int, shared: tuple) -> None:
+    """Signals are the business of the process that asked; when it is killed, its workers go with it."""
+    global _shared
+    _shared = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was killed before this line
+            os._exit(1)
+
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _do(work: Callable[..., Any], task: tuple) -> Any:
+    return work(*_shared, *task)
