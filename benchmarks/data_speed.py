@@ -4,8 +4,10 @@ Makes rows of messages in a temporary folder and takes them, in turn and each in
 `dataset.load` + `tokens.tokenise`, and through `datasets.load_dataset("json")` + `map` of the same tokenizer's chat
 template. Ours does more on the way: it checks every row, names bad ones, looks for duplicates, and marks what is trained (and
 leaves out what a template puts behind the last end token, so that the tokens differ by one a row).
-Memory is the peak of what the process and its workers hold themselves, looked at four times a second; pages of mapped
-files, which the system takes back when it likes, do not count, and shared ones count once. Linux only (/proc).
+Memory is looked at four times a second, over the process and its workers, what they share counted once: "own" is the
+peak of what they hold themselves (anonymous memory), "with files" the peak of that and of the pages of mapped files that
+happen to be in memory, which the system takes back when it likes. CPU is that of all of them, imports left out: on a
+machine that others use, too, it says more than the time. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,13 +41,13 @@ SYLLABLES = tuple(
 def make(path: Path, count: int) -> None:
     """Write `count` rows of one question and one answer, about 1 kB each, seeded; no two are alike, every fourth is Chinese.
 
-    Words come as often as they do in natural text (the n-th most frequent one 1/n times as often as the first).
+    Words come about as often as they do in natural text: a thousand are two thirds of it, and new ones never end.
     """
     chance = random.Random(3407)
     words = ["".join(chance.choices(SYLLABLES, k=1 + (rank > 50) + (rank > 2000))) for rank in range(WORDS)]
     words = [word + chance.choice("snrdt,.") if chance.random() < 0.5 else word for word in words]
     signs = [chr(0x4E00 + number) for number in chance.sample(range(20_000), SIGNS)]
-    kinds = [(pool, list(itertools.accumulate(1 / (n + 3) for n in range(len(pool))))) for pool in (words, signs)]
+    kinds = [(pool, list(itertools.accumulate((n + 3) ** -1.15 for n in range(len(pool))))) for pool in (words, signs)]
 
     def text(kind: int, size: int) -> str:
         pool, weights = kinds[kind]
@@ -80,13 +83,13 @@ def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     root = Path(__file__).resolve().parent.parent
     given = settings.load(root / "config.ini", [settings.Override(*item, item[1]) for item in overrides])
     template = chat.choose(base, given, tokenizer)
-    started = time.monotonic()
+    started, before = time.monotonic(), _cpu()
     data = dataset.load(given, room)
     read = time.monotonic()
     made, bad = tokens.tokenise(data.train, template, tokenizer, 4096, "all", "completion", room, workers)
     ended = time.monotonic()
-    assert not bad
-    return {"read": read - started, "tokenise": ended - read, "tokens": _total(made, "length")}
+    cpu = _cpu() - before
+    return {"read": read - started, "tokenise": ended - read, "cpu": cpu, "tokens": _total(made, "length")}
 
 
 def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
@@ -101,12 +104,13 @@ def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
         )["input_ids"]
         return {"input_ids": ids, "length": [len(one) for one in ids]}
 
-    started = time.monotonic()
+    started, before = time.monotonic(), _cpu()
     data = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(room))
     read = time.monotonic()
     made = data.map(encode, batched=True, remove_columns=data.column_names, num_proc=workers if workers > 1 else None)
     ended = time.monotonic()
-    return {"read": read - started, "tokenise": ended - read, "tokens": _total(made, "length")}
+    cpu = _cpu() - before
+    return {"read": read - started, "tokenise": ended - read, "cpu": cpu, "tokens": _total(made, "length")}
 
 
 def _model() -> tuple[Any, Any]:
@@ -126,13 +130,14 @@ def _total(data: Any, column: str) -> int:
 
 def measure(way: str, path: Path, room: Path, workers: int) -> None:
     """Do it once in this process and print the figures as JSON."""
-    peak = 0
+    own = everything = 0
     done = threading.Event()
 
     def watch() -> None:
-        nonlocal peak
+        nonlocal own, everything
         while not done.wait(0.25):
-            peak = max(peak, sum(map(_own_memory, _family(os.getpid()))))
+            now = [_memory(process) for process in _family(os.getpid())]
+            own, everything = max(own, sum(one for one, _ in now)), max(everything, sum(one for _, one in now))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -141,7 +146,7 @@ def measure(way: str, path: Path, room: Path, workers: int) -> None:
     finally:
         done.set()
         watcher.join()
-    print(json.dumps({**found, "peak": peak}))
+    print(json.dumps({**found, "own": own, "everything": everything}))
 
 
 def _family(process: int) -> list[int]:
@@ -153,11 +158,18 @@ def _family(process: int) -> list[int]:
     return [process, *(one for child in children for one in _family(int(child)))]
 
 
-def _own_memory(process: int) -> int:
+def _memory(process: int) -> tuple[int, int]:
+    """Bytes that a process holds itself, and with its part of mapped files."""
     try:
-        return int(re.search(r"Pss_Anon:\s+(\d+)", Path(f"/proc/{process}/smaps_rollup").read_text())[1]) * 1024
+        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
-        return 0
+        return 0, 0
+    return tuple(int(re.search(rf"{name}:\s+(\d+)", rollup)[1]) * 1024 for name in ("Pss_Anon", "Pss"))
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of its workers that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def in_a_process(way: str, path: Path, workers: int) -> dict[str, float]:
@@ -180,7 +192,9 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{args.workers} worker{'s' * (args.workers != 1)}")
     print(
-        f"{'rows':<11}{'way':<10}{'read s':>8}{'tokenise s':>12}{'rows/s':>9}{'tokens':>13}{'peak MB':>9}", flush=True
+        f"{'rows':<11}{'way':<10}{'read s':>8}{'tokenise s':>12}{'rows/s':>9}{'CPU ms/row':>12}{'tokens':>13}"
+        f"{'own MB':>9}{'with files MB':>15}",
+        flush=True,
     )
     for rows in args.rows:
         compare(rows, args.rounds, args.workers)
@@ -193,17 +207,20 @@ def compare(rows: int, rounds: int, workers: int) -> None:
         path = Path(folder) / "rows.jsonl"
         make(path, rows)
         for _ in range(rounds):
-            speeds = {}
+            speeds, costs = {}, {}
             for way in WAYS:
                 found = in_a_process(way, path, workers)
                 speeds[way] = rows / (found["read"] + found["tokenise"])
+                costs[way] = found["cpu"]
                 print(
                     f"{rows:<11,}{way:<10}{found['read']:>8.1f}{found['tokenise']:>12.1f}{speeds[way]:>9.0f}"
-                    f"{found['tokens']:>13,}{found['peak'] / 1e6:>9.0f}",
+                    f"{1000 * found['cpu'] / rows:>12.2f}{found['tokens']:>13,}{found['own'] / 1e6:>9.0f}"
+                    f"{found['everything'] / 1e6:>15.0f}",
                     flush=True,
                 )
-            ratios.append(speeds["ours"] / speeds["datasets"])
-    print(f"rows/s, ours against datasets: {statistics.median(ratios):.2f}", flush=True)
+            ratios.append((speeds["ours"] / speeds["datasets"], costs["datasets"] / costs["ours"]))
+    fast, cheap = (statistics.median(each) for each in zip(*ratios, strict=True))
+    print(f"ours against datasets: {fast:.2f} of the rows/s, {cheap:.2f} of the rows for the same CPU", flush=True)
 
 
 if __name__ == "__main__":

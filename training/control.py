@@ -20,7 +20,7 @@ from training import checkpoint, command_line, files, log, runs, settings
 from training.errors import MachineError, UserError
 from training.events import Events
 from training.events import read as read_events
-from training.progress import clock
+from training.gauge import clock
 
 PARENT = "FINETUNE_PARENT"  # the descriptor on which a detached run tells its parent that it has started
 WAIT_TO_STOP = 60  # seconds that --stop waits for the checkpoint

@@ -175,7 +175,7 @@ def _file(
     name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     with (
         gauge(f"reading {path.name}", row_parts.whole(path, limit), say) as advance,
-        files.whole_file(cache_dir / f"rows-{name}.arrow") as partial,
+        files.kept(cache_dir / f"rows-{name}.arrow") as partial,
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_stream(sink, row_parts.schema()) as writer,
     ):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from training.errors import MachineError
+
 PARTIAL = ".partial"  # what a file or folder that is still being written ends in
 
 
@@ -47,6 +49,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[Path]:
+    """`whole_file` for what is kept beside a run: MachineError where it cannot be written, on a full disk for example."""
+    try:
+        with whole_file(path) as partial:
+            yield partial
+    except OSError as error:
+        raise MachineError(
+            f"{path.parent} cannot be written: {error.strerror or error}; rows are kept there, read and as tokens"
+        ) from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

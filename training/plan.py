@@ -252,7 +252,7 @@ def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any
     )
     parts, bad = [], []
     for part in (data.train, data.validation, data.test):
-        rows, unusable = tokens.tokenise(part, *options) if part is not None else (None, [])
+        rows, unusable = tokens.tokenise(part, *options, say=logger.info) if part is not None else (None, [])
         for told in tokens.warnings(rows, given.model.max_seq_length) if rows is not None else ():
             logger.warning(told)
         parts.append(rows)

@@ -13,6 +13,7 @@ from typing import Any
 from loguru import logger
 
 from training import evaluation, files, runs, trainer
+from training.gauge import clock
 from training.held_out import Item
 from training.trainer import Watch
 
@@ -227,10 +228,3 @@ def peak_memory() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:40 or 2:03:04."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from training.words import word_tokeniser
+from training.words import covers, word_tokeniser
 
 Tokenise = Callable[[list[str]], list[list[int]]]
 
@@ -98,7 +98,7 @@ def _pattern(tokenizer: Any, probes: Sequence[str]) -> re.Pattern[str] | None:
         text
         for text in found
         if not (added[text].normalized or added[text].lstrip or added[text].single_word)
-        and not any(other != text and _covers(other, text) for other in added)
+        and not any(other != text and covers(other, text) for other in added)
     ]
     if not cuts:
         return None
@@ -106,11 +106,6 @@ def _pattern(tokenizer: Any, probes: Sequence[str]) -> re.Pattern[str] | None:
         cuts
     )  # in front of the alternatives: re searches a literal beginning many times faster
     return re.compile(re.escape(alike) + "(?:" + "|".join(re.escape(text[len(alike) :]) for text in cuts) + ")")
-
-
-def _covers(other: str, text: str) -> bool:
-    """Whether `other` holds `text`, or may begin before it and end in it."""
-    return text in other or any(other.endswith(text[:size]) for size in range(1, min(len(text), len(other))))
 
 
 def _stretches(text: str, pattern: re.Pattern[str] | None) -> list[tuple[str, str]]:

@@ -8,16 +8,18 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training import files, workers
 from training.chat import IGNORED, Encoded, NothingToTrain, assemble, plan_row
 from training.chat_template import ChatTemplate
 from training.dataset import as_row
+from training.gauge import gauge
 from training.noticed import SHOWN, warning
 from training.row_files import BadRow
 from training.stretches import quick_tokeniser
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION = 3  # of the encoding; raise it when the same rows would give other tokens, or other columns
+PART = 10_000  # rows looked at together, for warnings
 KEPT_DAYS = 30  # since a cached file was last asked for
-BATCH = 500  # rows tokenised in one call
-ROWS_A_WORKER = 5_000  # starting a process costs about as much as tokenising this many rows
+BATCH, BATCH_BYTES = 500, 4 << 20  # rows tokenised in one call, or fewer where they are long
+ROWS_A_WORKER = 500  # starting a process costs about as much as tokenising this many rows,
+ROWS_A_NEW_WORKER = 20_000  # or this many, where it is no copy of this one
 TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example
 
 
@@ -67,7 +71,7 @@ def tokenise(
     train_turns: str,
     train_on: str,
     cache_dir: Path,
-    workers: int | None = None,
+    processes: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[datasets.Dataset | None, list[BadRow]]:
     """Sequences for the trainer, and the rows of which nothing can be trained. None when no sequence is left.
@@ -78,46 +82,50 @@ def tokenise(
     """
     import datasets
 
-    workers = _workers(len(data), workers)
     name = fingerprint(data, template, tokenizer, (max_length, train_turns, train_on))
     cache_dir.mkdir(parents=True, exist_ok=True)
     _forget_old(cache_dir, keep=name)
-    quiet = len(data) < ROWS_A_WORKER and not datasets.are_progress_bars_disabled()  # too short to watch
-    if quiet:
-        datasets.disable_progress_bars()
+    path = cache_dir / f"tokens-{name}.arrow"
+    if not path.exists():
+        _write(
+            path, data, (template, tokenizer, (max_length, train_turns, train_on)), _workers(len(data), processes), say
+        )
+    return _sorted_out(datasets.Dataset.from_file(str(path)))
+
+
+def _write(path: Path, data: datasets.Dataset, ways: tuple, processes: int, say: Callable[[str], None]) -> None:
+    """Tokenise all rows into an Arrow file, which is there as a whole or not at all."""
+    import pyarrow as pa
+
+    mean = max(1, data.data.nbytes // max(1, data.data.num_rows))
+    size = max(1, min(BATCH, BATCH_BYTES // mean))
+    ranges = ((start, min(start + size, len(data))) for start in range(0, len(data), size))
+    with (
+        _one_thread_each(processes),
+        gauge("tokenising", len(data), say) as advance,
+        files.kept(path) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_stream(sink, _schema()) as writer,
+    ):
+        shared = (data.with_format("arrow"), *ways)
+        for rows, table in workers.in_order(_encode_range, ranges, processes, shared, "tokenising"):
+            writer.write_table(table)
+            advance(rows, rows)
+
+
+@contextlib.contextmanager
+def _one_thread_each(processes: int) -> Iterator[None]:
+    """Each process has a core of its own; forked processes must not share the tokenizer's pool of threads."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    if workers > 1:  # each process has a core of its own; forked processes must not share a thread pool
+    if processes > 1:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        mapped = (
-            data.with_format("arrow")
-            .map(
-                _encode_batch,
-                batched=True,
-                batch_size=BATCH,
-                fn_kwargs={
-                    "template": template,
-                    "tokenizer": tokenizer,
-                    "options": (max_length, train_turns, train_on),
-                },
-                remove_columns=data.column_names,
-                features=_features(datasets),
-                num_proc=workers if workers > 1 else None,
-                cache_file_name=str(cache_dir / f"tokens-{name}.arrow"),
-                new_fingerprint=name,
-                desc="tokenising",
-            )
-            .with_format(None)
-        )
+        yield
     finally:
-        if workers > 1:
+        if processes > 1:
             os.environ.pop("TOKENIZERS_PARALLELISM")
             if before is not None:
                 os.environ["TOKENIZERS_PARALLELISM"] = before
-        if quiet:
-            datasets.enable_progress_bars()
-    say(f"{len(data):,} rows tokenised by {workers} process{'es' * (workers != 1)}")
-    return _sorted_out(mapped)
 
 
 def _forget_old(cache_dir: Path, keep: str) -> None:
@@ -153,10 +161,15 @@ def summary(data: datasets.Dataset, tokenizer: Any) -> Summary:
 def warnings(data: datasets.Dataset, max_length: int) -> list[str]:
     """Rows that were cut, and rows with a special token in their own text, with the lines of the first ones."""
     import numpy as np
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     told = []
-    columns = data.with_format("arrow").select_columns(["cut", "special", "file", "line"])[:]
+    columns = data.with_format("arrow").select_columns(["cut", "special", "file", "line"])
+    noted = [
+        part.filter(pc.or_(part["cut"], pc.is_valid(part["special"]))) for part in columns.iter(batch_size=PART)
+    ]  # part by part: a million rows have as many file names
+    columns = pa.concat_tables(noted)
     for chosen, what in (
         (columns["cut"], f"longer than MAX_SEQ_LENGTH = {max_length:,} tokens: their end is cut off"),
         (pc.is_valid(columns["special"]), "with a special token in the text, which is read as that token and no text"),
@@ -212,30 +225,38 @@ def _digest_rows(digest: Any, batch: pa.Table) -> None:
 
 
 def _workers(rows: int, wanted: int | None) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(wanted or cores, rows // ROWS_A_WORKER))
+    return max(1, min(wanted or workers.cores(), rows // (ROWS_A_WORKER if workers.copied() else ROWS_A_NEW_WORKER)))
 
 
-def _features(datasets: Any) -> Any:
-    ids = datasets.List(datasets.Value("int32"))
-    return datasets.Features(
-        {
-            "input_ids": ids,
-            "labels": ids,
-            "length": datasets.Value("int32"),
-            "prompt_length": datasets.Value("int32"),
-            "answer_length": datasets.Value("int32"),
-            "cut": datasets.Value("bool"),
-            "file": datasets.Value("string"),
-            "line": datasets.Value("int64"),
-            "special": datasets.Value("string"),
-            "reason": datasets.Value("string"),
-        }
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    return pa.schema(
+        [
+            ("input_ids", ids),
+            ("labels", ids),
+            ("length", pa.int32()),
+            ("prompt_length", pa.int32()),
+            ("answer_length", pa.int32()),
+            ("cut", pa.bool_()),
+            ("file", pa.string()),
+            ("line", pa.int64()),
+            ("special", pa.string()),
+            ("reason", pa.string()),
+        ]
     )
 
 
+def _encode_range(
+    data: datasets.Dataset, template: ChatTemplate, tokenizer: Any, options: tuple, start: int, end: int
+) -> tuple[int, pa.Table]:
+    """How many rows these are, and their sequences."""
+    return end - start, _encode_batch(data[start:end], template, tokenizer, options)
+
+
 def _encode_batch(batch: pa.Table, template: ChatTemplate, tokenizer: Any, options: tuple[int, str, str]) -> pa.Table:
-    """A table of COLUMNS for a batch of rows: all their texts go to the tokenizer in one call. A row that fails gives
+    """A table of _schema() for a batch of rows: all their texts go to the tokenizer in one call. A row that fails gives
     its reason."""
     max_length, train_turns, train_on = options
     rows = [as_row(record) for record in batch.to_pylist()]
@@ -294,19 +315,23 @@ def _table(made: list[tuple[Any, Encoded, str | None]], find: Callable[[Any], st
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
 
     encoded = [one for _, one, _ in made]
-    columns = {
-        "input_ids": lists([one.input_ids for one in encoded]),
-        "labels": lists([one.labels for one in encoded]),
-        "length": pa.array([len(one.input_ids) for one in encoded], pa.int32()),
-        "prompt_length": pa.array([one.prompt_length for one in encoded], pa.int32()),
-        "answer_length": pa.array([one.answer_length for one in encoded], pa.int32()),
-        "cut": pa.array([one.cut for one in encoded], pa.bool_()),
-        "file": pa.array([row.file for row, _, _ in made], pa.string()),
-        "line": pa.array([row.line for row, _, _ in made], pa.int64()),
-        "special": pa.array([find(row) for row, _, _ in made], pa.string()),
-        "reason": pa.array([reason for _, _, reason in made], pa.string()),
-    }
-    return pa.table(columns)
+    columns = (
+        lists([one.input_ids for one in encoded]),
+        lists([one.labels for one in encoded]),
+        [len(one.input_ids) for one in encoded],
+        [one.prompt_length for one in encoded],
+        [one.answer_length for one in encoded],
+        [one.cut for one in encoded],
+        [row.file for row, _, _ in made],
+        [row.line for row, _, _ in made],
+        [find(row) for row, _, _ in made],
+        [reason for _, _, reason in made],
+    )
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, field.type)
+        for column, field in zip(columns, _schema(), strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=_schema())
 
 
 def _sorted_out(mapped: datasets.Dataset) -> tuple[datasets.Dataset | None, list[BadRow]]:

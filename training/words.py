@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 MOST = 100_000  # words that are remembered, about 20 MB; then it begins anew, for the text may be another one by now
+TOGETHER = 500  # words that are tokenised as one text
 LONGEST = 32  # characters of a word that is remembered; longer ones (a Chinese sentence) seldom come again
 
 CONTRACTIONS = re.compile(r"\(\?i?:(?:\|?'(?:[a-z]|\[[A-Za-z]+\])+)+\)\??|(?:^|(?<=\|))'[a-z]+(?=\|)")
@@ -58,6 +59,7 @@ def word_tokeniser(backend: Any) -> Callable[[Sequence[str]], list[list[int]]] |
         return None
     import numpy as np
 
+    each = _each(backend)
     first: dict[str, bytes] = {}  # the beginning of a text -> its ids, as int32
     later: dict[str, bytes] = {}  # what follows a border, without its space
 
@@ -78,8 +80,7 @@ def word_tokeniser(backend: Any) -> Callable[[Sequence[str]], list[list[int]]] |
             if ids is None
         )
         if unknown:
-            encoded = backend.encode_batch_fast([*begun, *(f" {word}" for word in new)], add_special_tokens=False)
-            ids = [np.array(one.ids, dtype=np.int32).tobytes() for one in encoded]
+            ids = each([*begun, *(f" {word}" for word in new)])
             begun.update(zip(begun, ids[: len(begun)], strict=True))
             new.update(zip(new, ids[len(begun) :], strict=True))
         for number in unknown:
@@ -93,6 +94,50 @@ def word_tokeniser(backend: Any) -> Callable[[Sequence[str]], list[list[int]]] |
         return [np.frombuffer(b"".join(ids), dtype=np.int32).tolist() for ids in found]
 
     return tokenise
+
+
+def _each(backend: Any) -> Callable[[list[str]], list[bytes]]:
+    """The ids of each text, as bytes of int32. Many short ones cost a third when they go as one, with a token in between."""
+    import numpy as np
+
+    between, number = _separator(backend)
+
+    def one_by_one(texts: list[str]) -> list[bytes]:
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.int32).tobytes() for one in encoded]
+
+    def joined(texts: list[str]) -> list[bytes]:
+        found: list[bytes] = []
+        for at in range(0, len(texts), TOGETHER):
+            some = texts[at : at + TOGETHER]
+            (encoded,) = backend.encode_batch_fast([between.join(some)], add_special_tokens=False)
+            ids = np.array(encoded.ids, dtype=np.int32)
+            ends = [*np.flatnonzero(ids == number).tolist(), len(ids)]
+            if len(ends) != len(some):  # a text holds that very token
+                found += one_by_one(some)
+                continue
+            packed, start = ids.tobytes(), 0
+            for end in ends:
+                found.append(packed[4 * start : 4 * end])
+                start = end + 1
+        return found
+
+    return joined if between else one_by_one
+
+
+def _separator(backend: Any) -> tuple[str, int]:
+    """A special token that no other token can hide, and its id; ("", -1) where there is none."""
+    added = backend.get_added_tokens_decoder()
+    for number, token in added.items():
+        others = [other.content for other in added.values() if other.content != token.content]
+        if token.special and not token.normalized and not any(covers(other, token.content) for other in others):
+            return token.content, number
+    return "", -1
+
+
+def covers(other: str, text: str) -> bool:
+    """Whether `other` holds `text`, or may begin before it and end in it."""
+    return text in other or any(other.endswith(text[:size]) for size in range(1, min(len(text), len(other))))
 
 
 def _whole(word: str) -> bool:
