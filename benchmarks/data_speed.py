@@ -89,6 +89,7 @@ def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     made, bad = tokens.tokenise(data.train, template, tokenizer, 4096, "all", "completion", room, workers)
     ended = time.monotonic()
     cpu = _cpu() - before
+    assert not bad
     return {"read": read - started, "tokenise": ended - read, "cpu": cpu, "tokens": _total(made, "length")}
 
 
