@@ -534,6 +534,24 @@ def test_rows_that_were_cut_or_hold_special_tokens_are_named_with_their_lines(fa
     ]
 
 
+@pytest.mark.parametrize(("name", "told"), [("qwq", [2]), ("qwen-3", []), ("deepseek-r1-not-thinking", [2])])
+def test_thoughts_that_are_not_trained_are_told_of_with_their_lines(
+    name: str, told: list[int], families: dict, tmp_path: Path
+) -> None:
+    import datasets
+
+    words, template = families[name]
+    texts = ("It is 4.", "<think>\n2 and 2\n</think>\n\n4")
+    turns = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in texts]
+    records = [{"messages": one, "text": None, "file": "a.jsonl", "line": i} for i, one in enumerate(turns, 1)]
+    data, _ = tokens.tokenise(datasets.Dataset.from_list(records), template, words, 99, "all", "completion", tmp_path)
+    assert tokens.warnings(data, 99) == [
+        f"a.jsonl:{line}: 1 row with a <think> block that is not trained: the chat template leaves no room for thoughts in "
+        "an answer; another template (CHAT_TEMPLATE) would"
+        for line in told
+    ]
+
+
 def test_rows_as_people_and_programs_write_them_train_their_answers(families: dict, tmp_path: Path) -> None:
     """Alpaca rows of both languages (after the demo files of LLaMA-Factory), the Go host's prefixes, text written as turns."""
     from training import dataset, settings

@@ -15,7 +15,8 @@ from training.stretches import Tokenise, tokeniser
 __all__ = ["ChatTemplate", "Encoded", "choose", "conversation", "encode", "names", "prompt_ids", "render"]
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
-THINK_END = "\n</think>\n\n"
+THOUGHT = "</think>"  # ends the thoughts that an answer came with
+THINK_END = f"\n{THOUGHT}\n\n"
 CLOSED_THOUGHTS = ("</think>", "</think>\n", "</think>\n\n", "<channel|>")  # DeepSeek, QwQ; Gemma 4
 
 
@@ -53,11 +54,15 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be tokenised for one row: pieces in order; `joined`: each piece's text begins the next one's prompt."""
+    """What is to be tokenised for one row: pieces in order; `joined`: each piece's text begins the next one's prompt.
+
+    `unthought`: an answer came with thoughts that the chat template leaves no room for, and is trained without them.
+    """
 
     pieces: tuple[_Piece, ...]
     joined: bool
     text: str | None = None
+    unthought: bool = False
 
     def texts(self) -> list[str]:
         if self.text is not None:
@@ -127,7 +132,10 @@ def plan_row(template: ChatTemplate, row: Row, train_turns: str, train_on: str) 
     joined = not template.eos_follows and all(
         later.prompt.startswith(piece.prompt + piece.answer) for piece, later in zip(pieces, pieces[1:], strict=False)
     )
-    return _Plan(pieces, joined or len(pieces) == 1)
+    thoughts = (
+        THOUGHT in messages[i].content and THOUGHT not in piece.answer for i, piece in zip(answers, pieces, strict=True)
+    )
+    return _Plan(pieces, joined or len(pieces) == 1, unthought=any(thoughts))
 
 
 def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> _Piece:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -47,11 +48,19 @@ def gauge(what: str, total: int, say: Callable[[str], None]) -> Iterator[Advance
 def _bar(what: str, total: int) -> Any:
     from tqdm import tqdm
 
-    form = "{desc}: {percentage:3.0f}%|{bar}| {postfix}, eta {remaining}"
+    shown = sys.stderr.isatty()
+    columns, rows = os.get_terminal_size(sys.stderr.fileno()) if shown else (0, 0)  # 0, too, where it does not know
     return tqdm(
-        total=total, desc=what, bar_format=form, delay=SILENT, leave=False, disable=not sys.stderr.isatty(),
-        file=sys.stderr, dynamic_ncols=True,
-    )  # fmt: skip
+        total=total,
+        desc=what,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}|{postfix}, eta {remaining}",
+        delay=SILENT,
+        leave=False,
+        disable=not shown,
+        file=sys.stderr,
+        ncols=(columns or 80) - 1,
+        nrows=rows or 24,
+    )
 
 
 def clock(seconds: float) -> str:

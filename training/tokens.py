@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-VERSION = 3  # of the encoding; raise it when the same rows would give other tokens, or other columns
+VERSION = 4  # of the encoding; raise it when the same rows would give other tokens, or other columns
 PART = 10_000  # rows looked at together, for warnings
 KEPT_DAYS = 30  # since a cached file was last asked for
 BATCH, BATCH_BYTES = 500, 4 << 20  # rows tokenised in one call, or fewer where they are long
@@ -77,7 +77,8 @@ def tokenise(
     """Sequences for the trainer, and the rows of which nothing can be trained. None when no sequence is left.
 
     Columns: input_ids, labels (int32 lists of equal length, at most `max_length`), prompt_length, answer_length (tokens),
-    cut (bool), file, line, special (a special token that the row's own text holds, or None). A row gives several sequences where the template asks for it (see chat.encode).
+    cut (bool), file, line, special (a special token that the row's own text holds, or None), unthought (bool: thoughts that the
+    template has no room for were left out). A row gives several sequences where the template asks for it (see chat.encode).
     The result is kept in `cache_dir` under a name made from the rows, the template, the tokenizer and the options.
     """
     import datasets
@@ -165,14 +166,16 @@ def warnings(data: datasets.Dataset, max_length: int) -> list[str]:
     import pyarrow.compute as pc
 
     told = []
-    columns = data.with_format("arrow").select_columns(["cut", "special", "file", "line"])
-    noted = [
-        part.filter(pc.or_(part["cut"], pc.is_valid(part["special"]))) for part in columns.iter(batch_size=PART)
-    ]  # part by part: a million rows have as many file names
+    columns = data.with_format("arrow").select_columns(["cut", "special", "unthought", "file", "line"])
+    noted = [  # part by part: a million rows have as many file names
+        part.filter(pc.or_(pc.or_(part["cut"], part["unthought"]), pc.is_valid(part["special"])))
+        for part in columns.iter(batch_size=PART)
+    ]
     columns = pa.concat_tables(noted)
     for chosen, what in (
         (columns["cut"], f"longer than MAX_SEQ_LENGTH = {max_length:,} tokens: their end is cut off"),
         (pc.is_valid(columns["special"]), "with a special token in the text, which is read as that token and no text"),
+        (columns["unthought"], UNTHOUGHT),
     ):
         found = columns.filter(chosen)
         for file in pc.unique(found["file"]).to_pylist():
@@ -243,6 +246,7 @@ def _schema() -> pa.Schema:
             ("file", pa.string()),
             ("line", pa.int64()),
             ("special", pa.string()),
+            ("unthought", pa.bool_()),
             ("reason", pa.string()),
         ]
     )
@@ -270,20 +274,24 @@ def _encode_batch(batch: pa.Table, template: ChatTemplate, tokenizer: Any, optio
     texts = [plan.texts() for plan in plans if not isinstance(plan, str)]
     ids = iter(tokenise([text for own in texts for text in own]))
     counts = map(len, texts)
-    made: list[tuple[Any, Encoded, str | None]] = []
+    made: list[_Made] = []
     for row, plan in zip(rows, plans, strict=True):
         if isinstance(plan, str):
-            made.append((row, NOTHING, plan))
+            made.append((row, None, NOTHING, plan))
             continue
         own = [next(ids) for _ in range(next(counts))]
         try:
             sequences = assemble(template, tokenizer, plan, own, tokenise, max_length, train_on)
-            made += [(row, encoded, None) for encoded in sequences]
+            made += [(row, plan, encoded, None) for encoded in sequences]
         except NothingToTrain as error:
-            made.append((row, NOTHING, str(error)))
+            made.append((row, plan, NOTHING, str(error)))
     return _table(made, _special_tokens(tokenizer))
 
 
+UNTHOUGHT = (
+    "with a <think> block that is not trained: the chat template leaves no room for thoughts in an answer; "
+    "another template (CHAT_TEMPLATE) would"
+)
 NOTHING = Encoded([], [], False)
 _quick = lru_cache(maxsize=2)(quick_tokeniser)  # kept from batch to batch for what it remembers
 
@@ -304,7 +312,10 @@ def _special_tokens(tokenizer: Any) -> Callable[[Any], str | None]:
     return find
 
 
-def _table(made: list[tuple[Any, Encoded, str | None]], find: Callable[[Any], str | None]) -> pa.Table:
+_Made = tuple[Any, Any, Encoded, "str | None"]  # a row, its plan, one of its sequences, and why it has none
+
+
+def _table(made: list[_Made], find: Callable[[Any], str | None]) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
@@ -314,7 +325,7 @@ def _table(made: list[tuple[Any, Encoded, str | None]], find: Callable[[Any], st
         flat = np.fromiter(chain.from_iterable(all_ids), dtype=np.int32, count=ends[-1])
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
 
-    encoded = [one for _, one, _ in made]
+    encoded = [one for _, _, one, _ in made]
     columns = (
         lists([one.input_ids for one in encoded]),
         lists([one.labels for one in encoded]),
@@ -322,10 +333,11 @@ def _table(made: list[tuple[Any, Encoded, str | None]], find: Callable[[Any], st
         [one.prompt_length for one in encoded],
         [one.answer_length for one in encoded],
         [one.cut for one in encoded],
-        [row.file for row, _, _ in made],
-        [row.line for row, _, _ in made],
-        [find(row) for row, _, _ in made],
-        [reason for _, _, reason in made],
+        [row.file for row, _, _, _ in made],
+        [row.line for row, _, _, _ in made],
+        [find(row) for row, _, _, _ in made],
+        [plan is not None and plan.unthought for _, plan, _, _ in made],
+        [reason for _, _, _, reason in made],
     )
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, field.type)
