@@ -162,6 +162,16 @@ def test_a_column_of_the_prompt_template_is_used(load: Load) -> None:
     assert load(rows, prompt_template="{instruction} {topic} {response}").warnings == []
 
 
+def test_a_chat_whose_turns_are_lines_of_a_txt_file_is_told_of(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "held.txt"
+    path.write_text("用户：你好\n助手：好\nUser: a\\nAssistant: b\nplain\n", "utf-8")
+    data = load([_row(1)], validation_file=path)
+    assert data.warnings == [
+        f"{path}:1: 3 rows with text that begins like a turn (User:, 用户：) and holds no whole exchange, trained as plain "
+        "text; each line of a TXT file is a sample; lines 1, 2, 3"
+    ]
+
+
 def test_a_new_column_in_every_row_is_told_of_a_few_times(load: Load) -> None:
     told = load([{**_row(i), f"c{i}": 1} for i in range(100)]).warnings
     assert len(told) == noticed.MOST_COLUMNS
@@ -277,7 +287,7 @@ def test_a_long_file_read_by_several_processes_says_the_same(
         return good, bad, seen
 
     alone = read()
-    assert len(alone[1]) == 1 if "txt" in ending else len(alone[1]) > 1
+    assert len(alone[1]) == 2 if "txt" in ending else len(alone[1]) > 1
     assert len(alone[0]) >= 50
     assert alone[1][-1].fatal == (ending not in (".jsonl", ".txt", ".jsonl.gz", ".txt.gz"))
     assert len(alone[2].lines) > 10 or "json" not in ending

@@ -19,6 +19,7 @@ from training import prompt_template, row_files, rows, sections
 from training.errors import UserError
 from training.rows import BadRow, Row, Turn
 
+CONTAINED = "not text; unpack it or save it as JSON lines or CSV (gzip is read as it is)"
 # (file name, content, the exact message for its first bad row)
 WRONG = [
     (
@@ -34,7 +35,12 @@ WRONG = [
     (
         "a.jsonl",
         b'{\n"prompt": "a"}\n',
-        "a.jsonl:1: not JSON: Expecting property name enclosed in double quotes (column 2); rows are whole objects, one a line, or a list of them in [ ]",
+        "a.jsonl: begins with an object over several lines; rows are whole objects, one a line, or a list of them in [ ]",
+    ),
+    (
+        "a.jsonl",
+        b'{"text": "a"}\n{\n"prompt": "a"}\n',
+        "a.jsonl:2: not JSON: Expecting property name enclosed in double quotes (column 2); rows are whole objects, one a line, or a list of them in [ ]",
     ),
     ("a.jsonl", b"hello\n", "a.jsonl:1: not JSON: Expecting value (column 1)"),
     (
@@ -54,7 +60,7 @@ WRONG = [
     (
         "a.jsonl",
         b'{"question": "a", "answer": "b"}\n',
-        f"a.jsonl:1: no known fields (found: question, answer); what would do: {rows.WOULD_DO}",
+        f"a.jsonl:1: no known fields (found: question, answer); what would do: {rows.WOULD_DO}; training/prepare_data.py turns question + answer into rows",
     ),
     ("a.jsonl", b"{}\n", f"a.jsonl:1: no known fields (found: none); what would do: {rows.WOULD_DO}"),
     ("a.jsonl", b'{"prompt": "a"}\n', f"a.jsonl:1: no known fields (found: prompt); what would do: {rows.WOULD_DO}"),
@@ -174,7 +180,7 @@ WRONG = [
     (
         "a.json",
         b'[\n{"text": "a"},\n{"text": "b"}\n{"text": "c"}\n]',
-        "a.json:3: not JSON: Extra data (line 4, column 1)",
+        "a.json:3: not JSON: Extra data (line 4, column 1); a comma or a line break is missing in front of it",
     ),
     (
         "a.json",
@@ -193,16 +199,11 @@ WRONG = [
         b'[\n{"text": "' + b"a" * (17 << 20) + b'"}\n, {"text": 1}\n]',
         "a.json:2: the row is longer than 16 MiB",
     ),
-    (
-        "a.json",
-        b'{\n  "data": [{"text": "a"}]\n}\n',
-        "a.json:1: not JSON: Expecting property name enclosed in double quotes (column 2); rows are whole objects, one a line, or a list of them in [ ]",
-    ),
     ("a.csv", b"prompt,completion\na,b\na,b,c\na\n", "a.csv:3: 3 in the row, 2 fields in the header"),
     (
         "a.csv",
         b"question,answer\na,b\n",
-        f"a.csv:2: no known fields (found: question, answer); what would do: {rows.WOULD_DO}",
+        f"a.csv:2: no known fields (found: question, answer); what would do: {rows.WOULD_DO}; training/prepare_data.py turns question + answer into rows",
     ),
     ("a.csv", b'prompt,completion\n"a\nb",""\n', "a.csv:2: the answer is empty: completion holds no text"),
     ("a.csv", b'prompt,completion\na,"b\nc,d\n', "a.csv:2: not CSV: a quotation mark is opened here and never closed"),
@@ -222,6 +223,86 @@ WRONG = [
     ),
     ("a.csv", b"prompt,prompt\na,b\n", "a.csv:1: a column name stands twice in the header: prompt, prompt"),
     ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "a.jsonl: is UTF-16; save it as UTF-8"),
+    ("a.csv", b"PK\x03\x04\x14\x00", f"a.csv: is a ZIP archive (an .xlsx or .docx file is one, too), {CONTAINED}"),
+    ("a.json", b"PAR1\x15\x04", f"a.json: is a Parquet file, {CONTAINED}"),
+    ("a.jsonl.gz", gzip.compress(b"BZh91AY"), f"a.jsonl.gz: is packed by bzip2, {CONTAINED}"),
+    (
+        "a.jsonl",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+        "a.jsonl: is a pointer of Git LFS, not the file itself; git lfs pull fetches that",
+    ),
+    (
+        "a.json",
+        b"\n<!DOCTYPE html>\n<html>",
+        "a.json: is a web page, not rows: was it downloaded from the page that shows the file?",
+    ),
+    ("a.jsonl", '{"text": "a"}'.encode("utf-16-le"), "a.jsonl: is UTF-16 (every second byte is NUL); save it as UTF-8"),
+    (
+        "a.json",
+        b'{\n "data": [\n  {"text": "a"}\n ]\n}\n',
+        "a.json: begins with an object over several lines; rows are whole objects, one a line, or a list of them in [ ]",
+    ),
+    (
+        "a.json",
+        b'{"train": [{"text": "a"}]}',
+        f"a.json:1: no known fields (found: train); what would do: {rows.WOULD_DO}; train holds a list of objects: if these are the rows, the file must be that list alone",
+    ),
+    (
+        "a.jsonl",
+        b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
+        f"a.jsonl:1: no known fields (found: prompt, chosen, rejected); what would do: {rows.WOULD_DO}; preference pairs are not trained here, but chosen may be renamed to completion",
+    ),
+    (
+        "a.csv",
+        b"Instruction,Output\na,b\n",
+        f"a.csv:2: no known fields (found: Instruction, Output); what would do: {rows.WOULD_DO}; 'Instruction' is written 'instruction'",
+    ),
+    (
+        "a.csv",
+        b"who,me\nwhat,that\n",
+        f"a.csv:2: no known fields (found: who, me); what would do: {rows.WOULD_DO}; the first line of a CSV file must name the columns",
+    ),
+    (
+        "a.csv",
+        "prompt,completion\n你好,世界\n".encode("gbk"),
+        "a.csv:2: prompt is not UTF-8: byte 0xc4; save the file as UTF-8 (it may be GBK)",
+    ),
+    (
+        "a.jsonl",
+        b'{"text": "a"},\n',
+        "a.jsonl:1: not JSON: Extra data (column 14); no comma stands behind a row where rows are lines",
+    ),
+    (
+        "a.jsonl",
+        b'{"text": "a"} {"text": "b"}\n',
+        "a.jsonl:1: not JSON: Extra data (column 15); a comma or a line break is missing in front of it",
+    ),
+    (
+        "a.jsonl",
+        b'{"text": "a"}\r{"text": "b"}\r',
+        "a.jsonl:1: not JSON: Extra data (column 15); the lines end in CR alone: save the file with LF",
+    ),
+    ("a.jsonl", b"# rows\n", "a.jsonl:1: not JSON: Expecting value (column 1); JSON has no comments"),
+    (
+        "a.jsonl",
+        "{“text”: “a”}\n".encode(),
+        'a.jsonl:1: not JSON: Expecting property name enclosed in double quotes (column 2); quotes are straight (") in JSON',
+    ),
+    (
+        "a.jsonl",
+        '{"prompt": "a", "completion": "\u200b\ufeff"}\n'.encode(),
+        "a.jsonl:1: the answer is empty: completion holds no text",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}]}\n',
+        "a.jsonl:1: messages, turn 1: content is a list, not text; a turn is one text here: pictures and other parts are not trained",
+    ),
+    (
+        "a.jsonl",
+        b'{"messages": "[{\\"role\\": \\"user\\"}]"}\n',
+        "a.jsonl:1: messages is text, not a list of turns; it is JSON inside of a text: write the list itself",
+    ),
     (
         "a.parquet",
         b"PAR1",

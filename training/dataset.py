@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, noticed, prompt_template, row_parts
+from training import files, noticed, prompt_template, row_files, row_parts
 from training.errors import UserError
 from training.gauge import gauge
 from training.noticed import Seen, count_rows, numbers
@@ -62,7 +62,7 @@ def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda tex
     for path, found in ((chosen.dataset_file, rows), (chosen.validation_file, held)):
         if path and not len(found):
             raise UserError(
-                f"{path}: no rows" + (f": all {len(rejected)} are bad" if rejected else ": the file is empty")
+                f"{path}: no rows: " + (f"all {len(rejected)} are bad" if rejected else row_files.nothing(path))
             )
 
     told = noticed.warnings(chosen.dataset_file, seen, rows)

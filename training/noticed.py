@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training import row_files
-from training.rows import Row
+from training.rows import WRITTEN_TURN, Row
 
 SHOWN = 5  # lines that a warning names
 MOST_COLUMNS = 20  # unused columns that are told of: a broken file may have a new one in every row
@@ -86,6 +86,8 @@ def remember(row: Row, seen: Seen) -> None:
     texts = _texts(row)
     if row.messages is None:
         seen.counts["text"] += 1
+        if WRITTEN_TURN.match(texts[0].lstrip()):
+            seen.note("half", row.line)
     else:
         seen.counts["turns"] += 1
         if any(turn.role == "assistant" and len(turn.content.strip()) < SHORT_ANSWER for turn in row.messages):
@@ -118,6 +120,10 @@ def warnings(path: Path, seen: Seen, rows: Any) -> list[str]:
         "long": f"longer than {LONG_ROW:,} characters",
         "mojibake": "with garbled text (UTF-8 read as something else, like Ã© for é)",
     }
+    words["half"] = (
+        "with text that begins like a turn (User:, 用户：) and holds no whole exchange, trained as plain text"
+        + ("; each line of a TXT file is a sample" if ".txt" in path.suffixes else "")
+    )
     unused = {
         kind: f"with {row_files.shorten(kind.removeprefix(UNUSED))!r}, which is not used"
         for kind in seen.lines

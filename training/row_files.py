@@ -76,14 +76,19 @@ def records_from(file: io.BufferedIOBase, path: Path, kind: str) -> Iterator[Rec
     return {"json": _json, "csv": _csv, "txt": _txt}[kind](file, path)
 
 
+def nothing(path: Path) -> str:
+    """Why a file has no rows, good or bad."""
+    return "there is nothing but a header, blank lines or [ ]" if path.stat().st_size else "the file is empty"
+
+
 def position(file: Any) -> int:
     """How many bytes of the file on the disk have been read: of the packed ones, where it is gzip."""
     return file.fileobj.tell() if isinstance(file, gzip.GzipFile) else file.tell()
 
 
-def is_lined(file: io.BufferedIOBase, kind: str) -> bool:
+def is_lined(file: io.BufferedIOBase, path: Path, kind: str) -> bool:
     """Whether each line is a row, so that `blocks` and `records_in` serve."""
-    return kind == "txt" or (kind == "json" and not _is_list(file))
+    return kind == "txt" or (kind == "json" and not _is_list(file, path))
 
 
 def blocks(file: io.BufferedIOBase, path: Path, size: int) -> Iterator[tuple[bytes, int] | BadRow]:
@@ -149,7 +154,7 @@ def _open(path: Path) -> io.BufferedIOBase:
     if not path.is_file():  # a pipe or a device could make us wait for ever
         raise UserError(f"{path}: is not an ordinary file")
     file = path.open("rb")
-    head = file.read(4)
+    head = file.read(HEAD)
     file.seek(0)
     if head.startswith(b"\x1f\x8b"):
         file.close()
@@ -158,14 +163,45 @@ def _open(path: Path) -> io.BufferedIOBase:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         file.close()
         raise UserError(f"{path}: is UTF-16; save it as UTF-8")
-    if head.startswith(b"\xef\xbb\xbf"):
-        file.seek(3)
+    if problem := _unfit(head):
+        file.close()
+        raise UserError(f"{path}: {problem}")
+    file.seek(3 if head.startswith(b"\xef\xbb\xbf") else 0)
     return file
+
+
+HEAD = 256  # bytes by which a file that is no text at all is known
+CONTAINERS = {  # first bytes -> what such a file is
+    b"PK\x03\x04": "a ZIP archive (an .xlsx or .docx file is one, too)",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"%PDF": "a PDF file",
+    b"SQLite format 3": "an SQLite database",
+    b"\xd0\xcf\x11\xe0": "an old Office file (.xls, .doc)",
+}
+
+
+def _unfit(head: bytes) -> str:
+    """Why a file that begins like this holds no rows whatever follows, and what would do; "" for all others."""
+    for start, what in CONTAINERS.items():
+        if head.startswith(start):
+            return f"is {what}, not text; unpack it or save it as JSON lines or CSV (gzip is read as it is)"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself; git lfs pull fetches that"
+    if re.match(rb"\s*<(!doctype|html)\b", head, re.IGNORECASE):
+        return "is a web page, not rows: was it downloaded from the page that shows the file?"
+    if len(head) >= 8 and abs(head[0::2].count(0) - head[1::2].count(0)) > 0.4 * len(head):
+        return "is UTF-16 (every second byte is NUL); save it as UTF-8"
+    return ""
 
 
 def _head_of_gzip(file: gzip.GzipFile) -> bytes:
     try:
-        head = file.read(4)
+        head = file.read(HEAD)
         file.seek(0)
     except DAMAGE:
         file.seek(0)
@@ -201,17 +237,21 @@ def _damaged(error: Exception) -> str:
 
 def _json(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     """JSON lines, or one list: people give either name to either, so the first bytes decide."""
-    yield from (_json_list if _is_list(file) else _json_lines)(file, path)
+    yield from (_json_list if _is_list(file, path) else _json_lines)(file, path)
 
 
-def _is_list(file: IO[bytes]) -> bool:
-    """Whether one list is to come, and no lines. Leaves the file where it stands."""
+def _is_list(file: IO[bytes], path: Path) -> bool:
+    """Whether one list is to come, and no lines. Leaves the file where it stands. UserError where it can be neither."""
     start = file.tell()
     try:
         head = file.read(CHUNK)
     except DAMAGE:
         head = b""
     file.seek(start)
+    if re.match(rb'\s*\{\s*[\r\n]\s*"', head):
+        raise UserError(
+            f"{path}: begins with an object over several lines; rows are whole objects, one a line, or a list of them in [ ]"
+        )
     return bool(re.match(rb"\s*\[\s*(\{|\]|$|//|[^\s\[])", head)) and not _is_line_of_list(head)
 
 
@@ -364,7 +404,22 @@ def _not_json(raw: bytes, error: json.JSONDecodeError, line: int) -> str:
         hint = "; rows are whole objects, one a line, or a list of them in [ ]"
     elif raw.lstrip()[:2] in (b"{'", b"{ '"):
         hint = "; JSON takes double quotes"
+    elif error.doc[error.pos : error.pos + 1] in ("\u201c", "\u201d", "\u2018", "\u2019"):
+        hint = '; quotes are straight (") in JSON'
+    elif raw.lstrip().startswith((b"//", b"#", b"/*")):
+        hint = "; JSON has no comments"
+    elif error.msg == "Extra data":
+        hint = _after_a_row(error.doc[error.pos - 1 :], error.doc[error.pos :].strip())
     return f"not JSON: {error.msg} ({where}){hint}"
+
+
+def _after_a_row(rest: str, more: str) -> str:
+    """What may be meant by text behind a row, for a message."""
+    if rest.lstrip(" ").startswith("\r") or "\r" in rest[: len(rest) - len(rest.lstrip())]:
+        return "; the lines end in CR alone: save the file with LF"
+    if more.startswith(","):
+        return "; no comma stands behind a row where rows are lines"
+    return "; a comma or a line break is missing in front of it" if more.startswith("{") else ""
 
 
 # CSV and TXT

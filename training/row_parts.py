@@ -52,7 +52,7 @@ def parts(path: Path, format: str, template: PromptTemplate | None, limit: int =
             yield from _first(row_files.records_from(file, path, kind), path, format, template, limit)
             return
         processes = _processes(path)
-        if processes > 1 and row_files.is_lined(file, kind):
+        if processes > 1 and row_files.is_lined(file, path, kind):
             pieces: Iterator[Any] = row_files.blocks(file, path, BLOCK)
         else:
             pieces = _batches(row_files.records_from(file, path, kind), file)

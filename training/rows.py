@@ -82,8 +82,14 @@ def interpret(
     try:
         messages, text = _interpret(record.fields, format, prompt_template)
     except _Bad as bad:
-        return BadRow(str(path), record.line, str(bad))
+        header = "; the first line of a CSV file must name the columns" if _is_unnamed_table(bad, path) else ""
+        return BadRow(str(path), record.line, f"{bad}{header}")
     return Row(messages, text, str(path), record.line, _unused(record.fields, format, prompt_template))
+
+
+def _is_unnamed_table(bad: _Bad, path: Path) -> bool:
+    """Whether a CSV file seems to begin with a row, and not with the names of its columns."""
+    return str(bad).endswith(WOULD_DO) and not {".csv", ".tsv"}.isdisjoint(map(str.lower, path.suffixes))
 
 
 def _unused(fields: Mapping[str, Any], format: str, template: PromptTemplate | None) -> tuple[str, ...]:
@@ -116,7 +122,7 @@ def _interpret(
         return _turns(fields, found, template), None
     if found == "text":
         text = _text(fields, "text")
-        if not text.strip():
+        if _is_blank(text):
             raise _Bad("text is empty")
         turns = _written_turns(text)
         return (_checked(turns), None) if turns else (None, text)
@@ -130,9 +136,9 @@ def _interpret(
     reply = _text(fields, answer)
     if question == "prompt":  # the Go host writes each with its role in front
         user, reply = _without_role(user), _without_role(reply)
-    if not user.strip():
+    if _is_blank(user):
         raise _Bad(f"{question} is empty")
-    if not reply.strip():
+    if _is_blank(reply):
         raise _Bad(f"the answer is empty: {answer} holds no text")
     system = _text(fields, "system")
     return (*((Turn("system", system),) if system.strip() else ()), Turn("user", user), Turn("assistant", reply)), None
@@ -177,7 +183,21 @@ def _no_known_fields(fields: Mapping[str, Any], format: str, template: PromptTem
         pairs = PAIRS.get(format)
         wanted = " or ".join(" + ".join(pair) for pair in pairs) if pairs else format
         return f"fields found: {found}; FORMAT = {format} wants {wanted}"
-    return f"no known fields (found: {found}); what would do: {WOULD_DO}"
+    return f"no known fields (found: {found}); what would do: {WOULD_DO}{_meant(fields)}"
+
+
+def _meant(fields: Mapping[str, Any]) -> str:
+    """What the one who wrote fields that are not known may have had in mind, for a message."""
+    if {"chosen", "rejected"} <= fields.keys():
+        return "; preference pairs are not trained here, but chosen may be renamed to completion"
+    if {"question", "answer"} <= fields.keys():
+        return "; training/prepare_data.py turns question + answer into rows"
+    if small := [name for name in fields if name not in KNOWN and name.strip().lower() in KNOWN]:
+        return f"; {shorten(small[0])!r} is written {small[0].strip().lower()!r}"
+    for name, value in fields.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"; {shorten(name)} holds a list of objects: if these are the rows, the file must be that list alone"
+    return ""
 
 
 KNOWN = {"messages", "conversations", "text", *(name for pairs in PAIRS.values() for pair in pairs for name in pair)}
@@ -206,11 +226,21 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     return _sound(value, name)
 
 
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"  # zero-width characters, which web pages leave behind
+
+
+def _is_blank(text: str) -> bool:
+    """Whether nothing of the text can be seen."""
+    return not text.strip() or not text.strip(INVISIBLE).strip()
+
+
 def _sound(value: Any, name: str) -> str:
     """`value` when it is text that a tokenizer can take."""
     if not isinstance(value, str):
         quotes = "; write it in quotes" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
-        raise _Bad(f"{name} is {describe(value)}, not text{quotes}")
+        parts = isinstance(value, list) and value and isinstance(value[0], dict) and "type" in value[0]
+        only = "; a turn is one text here: pictures and other parts are not trained" if parts else ""
+        raise _Bad(f"{name} is {describe(value)}, not text{quotes}{only}")
     if "\0" in value:
         raise _Bad(f"{name} holds a NUL character")
     if not value.isascii():
@@ -219,9 +249,19 @@ def _sound(value: Any, name: str) -> str:
         except UnicodeEncodeError as error:
             code = ord(value[error.start])
             if 0xDC80 <= code <= 0xDCFF:  # how row_files hands on a byte of a CSV or TXT file that is not UTF-8
-                raise _Bad(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x}; save the file as UTF-8") from None
+                raw = value.encode("utf-8", "surrogateescape")
+                maybe = " (it may be GBK)" if _is_gbk(raw) else ""
+                raise _Bad(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x}; save the file as UTF-8{maybe}") from None
             raise _Bad(f"{name} holds half a character (a lone surrogate, \\u{code:04x})") from None
     return value
+
+
+def _is_gbk(raw: bytes) -> bool:
+    try:
+        raw.decode("gb18030")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _without_role(text: str) -> str:
@@ -234,7 +274,8 @@ def _turns(fields: Mapping[str, Any], name: str, template: PromptTemplate | None
     """The turns of {messages: [{role, content}]} or {conversations: [{from, value}]}; either spelling in either field."""
     turns = fields[name]
     if not isinstance(turns, list):
-        raise _Bad(f"{name} is {describe(turns)}, not a list of turns")
+        inside = "; it is JSON inside of a text: write the list itself" if str(turns).lstrip().startswith("[") else ""
+        raise _Bad(f"{name} is {describe(turns)}, not a list of turns{inside}")
     columns = [column for _, column in template.columns if column not in ("instruction", "input")] if template else []
     if columns:
         raise _Bad(f"PROMPT_TEMPLATE wants the column {columns[0]}, which a row of turns does not have")
@@ -271,7 +312,7 @@ def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
         if turn.role != expected:
             after = f"after {talk[number - 1].role}" if number else "first"
             raise _Bad(f"roles do not alternate: {turn.role} comes {after}, {expected} was expected")
-        if not turn.content.strip():
+        if _is_blank(turn.content):
             raise _Bad("the answer is empty" if turn.role == "assistant" else "the user's turn is empty")
     if talk[-1].role == "user":
         raise _Bad("the last turn is the user's: the answer is missing")
