@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 VERSION = 4  # of the encoding; raise it when the same rows would give other tokens, or other columns
 PART = 10_000  # rows looked at together, for warnings
 KEPT_DAYS = 30  # since a cached file was last asked for
+KEPT_PARTIAL_DAYS = 2  # what a process that was killed left behind; one that lives writes on
 BATCH, BATCH_BYTES = 500, 4 << 20  # rows tokenised in one call, or fewer where they are long
 ROWS_A_WORKER = 500  # starting a process costs about as much as tokenising this many rows,
 ROWS_A_NEW_WORKER = 20_000  # or this many, where it is no copy of this one
@@ -130,13 +131,14 @@ def _one_thread_each(processes: int) -> Iterator[None]:
 
 
 def _forget_old(cache_dir: Path, keep: str) -> None:
-    """Remove what no run has asked for in KEPT_DAYS, so that the cache of large files does not grow for ever."""
-    for file in cache_dir.glob("*.arrow"):
-        with contextlib.suppress(OSError):  # another process may be as tidy at the same time
-            if keep in file.name:
-                os.utime(file)
-            elif time.time() - file.stat().st_mtime > KEPT_DAYS * 86400:
-                file.unlink()
+    """Remove what no run has asked for in KEPT_DAYS, and what was never finished: the cache must not grow for ever."""
+    for pattern, days in (("*.arrow", KEPT_DAYS), (f"*{files.PARTIAL}", KEPT_PARTIAL_DAYS)):
+        for file in cache_dir.glob(pattern):
+            with contextlib.suppress(OSError):  # another process may be as tidy at the same time
+                if keep in file.name and pattern == "*.arrow":
+                    os.utime(file)
+                elif time.time() - file.stat().st_mtime > days * 86400:
+                    file.unlink()
 
 
 def summary(data: datasets.Dataset, tokenizer: Any) -> Summary:
