@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +23,9 @@ hypothesis.settings.register_profile("shared machine", deadline=None)  # no time
 hypothesis.settings.load_profile("shared machine")
 
 
-FAULTS = pytest.StashKey[list[tuple[str, bool]]]()  # what was done to a run, and whether nothing was lost
+FAULT = (
+    "fault"  # a test's property (what was done to a run, whether nothing was lost): properties come back from workers
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,14 +33,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """An empty table of faults."""
-    config.stash[FAULTS] = []
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a worker for each core that we may use, but no more than memory for torch and a run each."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of the campaign, where there was one."""
-    faults = config.stash[FAULTS]
+    reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
+    properties = [pair for report in reports if report.when == "call" for pair in report.user_properties]
+    faults = [fault for name, fault in properties if name == FAULT]
     if faults:
         terminalreporter.section("faults")
         terminalreporter.line(f"{'fault':<50} {'tries':>5} {'lost':>5}")
@@ -50,22 +57,61 @@ def root() -> Path:
     return ROOT
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file: the workers of one test session (pytest-xdist) make what they share one after the other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of this test session; a worker's own one is in it."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], str | None]) -> tuple[Path, str]:
+    """A folder of the session that `make` fills, and the word that it returned; the first worker that asks makes it for all."""
+    folder = session_folder(tmp_path_factory) / name
+    with locked(folder.with_name(f"{name}.lock")):
+        made = folder.with_name(f"{name}.made")
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed in it
+            folder.mkdir()
+            made.write_text(make(folder) or "", encoding="utf-8")
+        return folder, made.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
-def embedded() -> Path:
+def go_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where Go keeps what it compiled, its own library above all, from one test session to the next."""
+    return str(session_folder(tmp_path_factory).parent / "go-build")
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked embedded model's folder."""
     from training import base_model, settings
 
     model = settings.Model(base_model_name=base_model.EMBEDDED)
-    return base_model.locate(model).path
+    with locked(session_folder(tmp_path_factory) / "embedded.lock"):
+        return base_model.locate(model).path
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
     """A random Llama of two layers, hidden size 256, with SmolLM2's tokenizer: real in every part, trained in seconds."""
+    folder, _ = once(tmp_path_factory, "tiny", lambda folder: write_tiny_model(folder, embedded))
+    return folder
+
+
+def write_tiny_model(folder: Path, embedded: Path) -> None:
+    """Write `tiny_model` into a folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     config = json.loads((embedded / "config.json").read_text(encoding="utf-8"))
     small = LlamaConfig(
         vocab_size=config["vocab_size"], hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
@@ -77,7 +123,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path
     for file in embedded.iterdir():
         if file.name.startswith(("tokenizer", "special", "vocab", "merges", "chat_template")):
             shutil.copy(file, folder)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -118,10 +163,13 @@ def tiny_config(tmp_path: Path, tiny_model: Path) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """One finished run on the tiny model, which the tests only look at."""
-    config = write_tiny_config(tmp_path_factory.mktemp("undisturbed"), tiny_model)
-    ended = finetune("--config", config)
-    assert ended.code == 0, ended.stderr
-    return ended.run
+
+    def make(folder: Path) -> str:
+        ended = finetune("--config", write_tiny_config(folder, tiny_model))
+        assert ended.code == 0, ended.stderr
+        return str(ended.run)
+
+    return Path(once(tmp_path_factory, "undisturbed", make)[1])
 
 
 def write_tiny_config(tmp_path: Path, tiny_model: Path) -> Path:

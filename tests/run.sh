@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The one test command:  tests/run.sh [arguments for pytest]
 # Sets up, then lints, then three layers of tests, the quickest first; stops at the first part that fails.
+# The first two layers run in a process a core; `-n 0` runs them in one, as -s wants it.
 set -euo pipefail
 { : 7<&0; } 2>/dev/null || exec 0</dev/null
 
@@ -22,7 +23,7 @@ part() {
     [ "$code" = 0 ] || exit "$code"
 }
 
-# layer NAME MARKERS...: the tests with these markers. pytest's 5 means that arguments of the caller left none in this layer.
+# layer NAME MARKERS OPTIONS...: the tests with these markers. pytest's 5 means that arguments of the caller left none in this layer.
 ran=0
 layer() {
     local name=$1 marker=$2 started=$SECONDS code=0
@@ -39,8 +40,8 @@ part "set-up" "$BASH" "$root/setup.sh" --tests
 part "ruff check" "$bin/python" -m ruff check --quiet "$root"
 part "ruff format" "$bin/python" -m ruff format --quiet --check "$root"
 part "shellcheck" "$bin/shellcheck" "$root"/*.sh "$tests"/*.sh "$root/.ci/run"
-layer "quick tests" "not tiny and not embedded" "$@"
-layer "tests on a tiny model" "tiny" "$@"
+layer "quick tests" "not tiny and not embedded" -n auto --dist worksteal "$@"
+layer "tests on a tiny model" "tiny" -n auto --dist worksteal "$@"
 layer "tests on the embedded model" "embedded" "$@"
 if [ "$ran" = 0 ]; then
     echo "no test was run" >&2

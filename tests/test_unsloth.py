@@ -16,7 +16,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finetune, write_tiny_config
+from conftest import ROOT, finetune, locked, write_tiny_config
 
 from training import engine, events, settings
 from training.errors import MachineError, UserError
@@ -36,6 +36,13 @@ def unsloth_python() -> Path:
     files = [REQUIREMENTS / "gpu-no-deps.txt", REQUIREMENTS / "test-unsloth.txt"]
     wanted = "\n".join([sys.prefix, sys.version, *(file.read_text() for file in files)])
     folder = ROOT / ".cache" / "unsloth"
+    with locked(folder.with_suffix(".lock")):
+        _install_unsloth(folder, wanted, files)
+    return folder / "bin" / "python"
+
+
+def _install_unsloth(folder: Path, wanted: str, files: list[Path]) -> None:
+    """Make the environment, unless what is there was made from the very same files."""
     python = folder / "bin" / "python"
     if not (folder / "made-from").is_file() or (folder / "made-from").read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
@@ -47,7 +54,6 @@ def unsloth_python() -> Path:
         command += [part for file in files for part in ("-r", str(file))]
         subprocess.run(command, check=True)
         (folder / "made-from").write_text(wanted)
-    return python
 
 
 def losses(run: Path) -> list[float]:
