@@ -85,19 +85,21 @@ def tokenizer(base: Any, settings: Any) -> Any:
     )
 
 
-def load(base: Any, settings: Any, longest: int) -> Loaded:
+def load(base: Any, settings: Any, longest: int, words: Any = None) -> Loaded:
     """Load the base model and put a fresh LoRA adapter on it, seeded.
 
-    `longest` is the longest row in tokens; it decides the attention on a CPU. Raises RunError when the weights
+    `longest` is the longest row in tokens; it decides the attention on a CPU. `words`: the model's own tokenizer, where
+    it is loaded already; both engines keep it, for the rows were made with it. Raises RunError when the weights
     cannot be read or no module fits TARGET_MODULES.
     """
     from transformers import set_seed
 
     set_seed(settings.training.seed)
     try:
+        words = words or tokenizer(base, settings)
         if settings.hardware.engine == "unsloth":
-            return _load_unsloth(base, settings)
-        return _load_transformers(base, settings, longest)
+            return _load_unsloth(base, settings, words)
+        return _load_transformers(base, settings, longest, words)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise RunError("model", f"{base.name} cannot be loaded for training: {error}") from error
 
@@ -117,7 +119,7 @@ def lora(settings: Any) -> dict[str, Any]:
     }
 
 
-def _load_transformers(base: Any, settings: Any, longest: int) -> Loaded:
+def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Loaded:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, set_seed
@@ -153,10 +155,10 @@ def _load_transformers(base: Any, settings: Any, longest: int) -> Loaded:
     set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
-    return Loaded(model, tokenizer(base, settings), SFTTrainer, SFTConfig)
+    return Loaded(model, words, SFTTrainer, SFTConfig)
 
 
-def _load_unsloth(base: Any, settings: Any) -> Loaded:
+def _load_unsloth(base: Any, settings: Any, words: Any) -> Loaded:
     from unsloth import FastLanguageModel  # isort: skip  first, for it patches the others
 
     from trl import SFTConfig, SFTTrainer
@@ -165,8 +167,7 @@ def _load_unsloth(base: Any, settings: Any) -> Loaded:
     if settings.quantization.load_in_4bit and not getattr(model, "is_loaded_in_4bit", False):
         logger.warning("Unsloth has loaded the model in 16 bit: bitsandbytes does not work on this machine")
     model = FastLanguageModel.get_peft_model(model, **_unsloth_adapter(settings))
-    # Our own tokenizer: the rows were made with it, and Unsloth may change the padding token of its own.
-    return Loaded(model, tokenizer(base, settings), SFTTrainer, SFTConfig)
+    return Loaded(model, words, SFTTrainer, SFTConfig)  # Unsloth may change the padding token of its own tokenizer
 
 
 def _unsloth_model(base: Any, settings: Any) -> dict[str, Any]:

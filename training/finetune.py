@@ -67,7 +67,7 @@ def finetune(
     """
     if run.stage("train") is None or run.stage("evaluate") is None:
         with crew.started(plan, stages.marks(plan), run, give_up) as others:
-            loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
+            loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
             rows = stages.held_out_rows(plan)
             if run.stage("train") is None:
                 stages.train_stage(plan, loaded, rows, run, events, signals, others)
