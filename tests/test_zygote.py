@@ -90,6 +90,16 @@ def test_a_traceback_in_a_fork_is_printed_and_ends_it_with_1(started, script):
     assert code == 1 and printed.startswith("Traceback") and printed.endswith("ValueError: why\n")
 
 
+def test_a_fork_ends_as_a_script_does_with_its_last_words_and_its_exit_handlers(started, script):
+    text = "import atexit, sys\natexit.register(print, 'handler')\nprint('unflushed', end=' ')\nsys.exit({!r})"
+    for end, (code, words) in {
+        "why": (1, {"unflushed", "handler", "why"}),
+        None: (0, {"unflushed", "handler"}),
+    }.items():
+        ended, printed = run(script(text.format(end)))
+        assert (ended, set(printed.split())) == (code, words)
+
+
 def test_a_killed_fork_gives_the_signal(started, script):
     child = zygote.popen(script("print('up', flush=True); import time; time.sleep(60)"), [])
     assert child.stdout.readline() == b"up\n" and child.poll() is None
