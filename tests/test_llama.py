@@ -129,6 +129,48 @@ def test_a_crash_amid_the_logits_is_an_error_not_a_short_result(
         llama.logits(tmp_path / "a.gguf", [[1, 2]])
 
 
+def test_kept_files_are_loaded_once_and_one_that_died_or_was_left_amid_an_answer_is_loaded_anew(monkeypatch, tmp_path):
+    code = """
+import json, os, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked["do"] == "logits":
+        for _ in range(9):
+            sys.stdout.buffer.write(json.dumps({"shape": [1, 1], "last": True}).encode() + bytes([10]) + bytes(4))
+        print(json.dumps({"done": True}), flush=True)
+    elif asked["texts"] == ["die"]:
+        os.abort()
+    else:
+        print(json.dumps({"ids": [[os.getpid()]]}), flush=True)
+"""
+    _worker_that(monkeypatch, tmp_path, code)
+    a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
+
+    def worker(file: Path, text: str = "who?") -> int:
+        return llama.tokenise(file, [text])[0][0]
+
+    assert worker(a) != worker(a)
+    with llama.kept():
+        first, other = worker(a), worker(b)
+        assert len(llama.logits(a, [[1]])) == 9
+        assert (worker(a), worker(b)) == (first, other) and first != other
+        with llama.opened(a) as one, llama.opened(a) as two:
+            assert one.process.pid == first != two.process.pid
+            assert len(list(llama.logits_each(two, [[1]]))) == 9
+        second = worker(a)
+        next(rows := llama.logits_each(a, [[1]]))
+        rows.close()
+        third = worker(a)
+        assert third not in (first, second)
+        with pytest.raises(RunError, match="was ended by signal"):
+            worker(a, "die")
+        fourth = worker(a)
+        assert fourth != third
+    for pid in (first, other, second, third, fourth):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_a_missing_library_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _worker_that(monkeypatch, tmp_path, 'print(\'{"missing": "No module named llama_cpp"}\', flush=True)\ninput()\n')
     with pytest.raises(MachineError, match=r"llama-cpp-python cannot be used \(No module.*run \./setup\.sh"):

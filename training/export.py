@@ -169,6 +169,15 @@ def export(job: Job, only: str | None = None, tell: Callable[[str, float], None]
     `tell` hears of each stage that was done, and its seconds.
     """
     first = _gone(job, only) if only else ()
+    with llama.kept():  # the stages that ask llama.cpp change no file
+        _stages(job, only, first, tell)
+    if only in (None, "check"):
+        tidy(job)
+    job.run.update(stage=None)
+
+
+def _stages(job: Job, only: str | None, first: Sequence[str], tell: Callable[[str, float], None] | None) -> None:
+    """The stages in their order: those that are not done, or `only` with those in `first` before it."""
     for name, (done, work) in STAGES.items():
         if only is None and job.run.stage(name) is not None and done(job):
             continue
@@ -189,9 +198,6 @@ def export(job: Job, only: str | None = None, tell: Callable[[str, float], None]
         logger.info("{}: {:.1f} s", name, seconds)
         if tell:
             tell(name, seconds)
-    if only in (None, "check"):
-        tidy(job)
-    job.run.update(stage=None)
 
 
 def _gone(job: Job, only: str) -> tuple[str, ...]:

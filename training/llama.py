@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STAGE = "llama.cpp"
 STOP = b'"stop"\n'
+_kept: dict[Path, Process] | None = None  # within `kept`: the workers that wait for the next request
 BLOCK = 256  # tokens decoded at once, and rows of logits sent at once: 256 x 152k x 4 bytes = 155 MB at most
 
 
@@ -88,9 +89,12 @@ def logits(gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] 
 
 
 def logits_each(
-    gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None
+    gguf: Path | Process, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """Like `logits`, one sequence after the other: memory for one only, and the worker does not run ahead."""
+    """Like `logits`, one sequence after the other: memory for one only, and the worker does not run ahead.
+
+    A Process may be given instead of its file; it answers nothing else until the last sequence has come.
+    """
     import numpy as np
 
     parts: list[np.ndarray] = []
@@ -153,8 +157,43 @@ def answer(
 @contextmanager
 def opened(gguf: Path) -> Iterator[Process]:
     """A worker for a talk of many requests, which can be told to stop an answer."""
-    with Process(gguf, vocab_only=False) as process:
+    with _process(gguf, vocab_only=False) as process:
         yield process
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Within it a file is loaded once, however often it is asked; all of them are freed at its end.
+
+    For whole models that do not change meanwhile. An idle worker holds 60 MB, and pages of its file that the kernel may
+    take back.
+    """
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    _kept = {}
+    try:
+        yield
+    finally:
+        idle, _kept = _kept, None
+        for process in idle.values():
+            process.close()
+
+
+@contextmanager
+def _process(gguf: Path, vocab_only: bool) -> Iterator[Process]:
+    """A worker for the file: within `kept` an idle one, if there is one. One that was left amid an answer is not used again."""
+    idle, path, whole = _kept, Path(gguf), False
+    process = (idle or {}).pop(path, None) or Process(path, vocab_only and idle is None)
+    try:
+        yield process
+        whole = True
+    finally:
+        if whole and idle is not None and idle is _kept and path not in idle:
+            idle[path] = process
+        else:
+            process.close()
 
 
 @contextmanager
@@ -164,18 +203,18 @@ def worker(gguf: Path, vocab_only: bool = False) -> Iterator[Callable[..., dict[
     Several requests to one worker load the model once (a chat). Raises RunError when llama.cpp refuses or dies, and
     MachineError when llama-cpp-python is not there.
     """
-    with Process(gguf, vocab_only) as process:
+    with _process(gguf, vocab_only) as process:
         yield process.ask
 
 
 def _blocks(
-    gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None
+    gguf: Path | Process, sequences: Sequence[Sequence[int]], first: Sequence[int] | None
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Blocks of logits of at most BLOCK rows, in order, each with whether it is its sequence's last."""
     import numpy as np
 
     request = {"do": "logits", "sequences": [list(s) for s in sequences], "first": list(first or [0] * len(sequences))}
-    with Process(gguf, vocab_only=False) as process:
+    with nullcontext(gguf) if isinstance(gguf, Process) else _process(gguf, vocab_only=False) as process:
         process.send(request)
         while "shape" in (event := process.receive()):
             rows, width = event["shape"]
@@ -203,6 +242,10 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker."""
         self.process.kill()
         self.process.wait()
         self.listener.join()

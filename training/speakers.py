@@ -82,7 +82,7 @@ class Gguf:
 
         first = [next(at for at, label in enumerate(item.labels) if at and label != -100) - 1 for item in items]
         found = []
-        logits = llama.logits_each(self.path, [item.ids for item in items], first)
+        logits = llama.logits_each(self.process, [item.ids for item in items], first)
         for item, start, rows in zip(items, first, logits, strict=True):
             total = 0.0
             wanted = [at for at in range(start + 1, len(item.ids)) if item.labels[at] != -100]
