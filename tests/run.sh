@@ -12,6 +12,7 @@ root=$(dirname "$tests")
 bin=$root/.venv/bin
 
 unset PYTHONHOME PYTHONPATH
+unset PYTHONDONTWRITEBYTECODE # else hundreds of processes compile the same files
 export PYTHONUTF8=1
 
 # part NAME COMMAND...: run it, say how long it took, stop here if it fails.

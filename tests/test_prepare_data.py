@@ -263,7 +263,7 @@ RECORDS = st.one_of(
 )
 
 
-@hypothesis_settings(max_examples=300)
+@hypothesis_settings(max_examples=150)
 @given(RECORDS, st.sampled_from(prepare_data.TYPES))
 def test_what_is_written_is_read_back_as_the_row_that_was_kept(fields: dict, kind: str) -> None:
     made = prepare_data._clean(Record(1, fields), Path("a.jsonl"), kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import re
 import signal
 
@@ -65,6 +66,7 @@ def code(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
 
+@functools.cache
 def emitted() -> dict[str, set[str]]:
     """Every event that the program emits, with the names of its fields, as the source has them."""
     found: dict[str, set[str]] = {}

@@ -600,7 +600,7 @@ JSON_VALUE = st.recursive(
 KNOWN_FIELDS = st.dictionaries(
     st.sampled_from([*sorted(rows.KNOWN), "system"]), JSON_VALUE | st.text(alphabet=string.printable), max_size=4
 )
-FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FUZZ
