@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Ended, forked
 
 from training import adapter_gguf, convert, export, gguf_file, llama, merge, modelfile_syntax, runs
 from training.errors import MachineError, RunError, UserError
 
-pytestmark = pytest.mark.tiny
+pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
 # llama.cpp with an adapter, through the worker's own code: llama.py offers no adapters, for nothing but this needs them.
 WITH_ADAPTER = """
@@ -80,7 +80,7 @@ def test_base_and_adapter_in_llama_cpp_predict_what_the_merged_model_predicts(
     out = tmp_path / "logits.npy"
     command = [sys.executable, "-c", WITH_ADAPTER, ROOT, base_f16, tmp_path / "a.gguf", json.dumps(IDS), out]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     merge.merge(tiny_model, adapter, tmp_path / "merged")
     merged = llama.logits(convert.to_gguf(tmp_path / "merged", tmp_path / "merged.gguf"), [IDS])[0]
     with_adapter, base = np.load(out), llama.logits(base_f16, [IDS])[0]
@@ -147,14 +147,13 @@ def job(tiny_model: Path, tmp_path: Path) -> export.Job:
     return export.open_job(run)
 
 
-def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    script = ROOT / "training" / "export.py"
-    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True)
+def program(*arguments: str | Path) -> Ended:
+    return forked(ROOT / "training" / "export.py", *arguments)
 
 
 def test_the_program_writes_an_adapter_and_its_modelfile_without_merging_anything(job: export.Job) -> None:
     ended = program(job.run.path, "--adapter", "smollm2:135m", "--name", "me/mine:1")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
     path = job.run.path / "Modelfile.me-mine-1"
     assert ended.stdout == f"{path}\n"
     commands = modelfile_syntax.read(path)

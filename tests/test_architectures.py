@@ -20,7 +20,7 @@ from conftest import ROOT, finetune, write_tiny_config
 
 from training import checks, convert, gguf_file, gguf_tokenizer, merge, reference
 
-pytestmark = pytest.mark.tiny
+pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
 SMALL = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 64,

@@ -13,7 +13,7 @@ from training import agreement, checks, convert, llama, merge, reference
 from training.checks import Check
 from training.errors import RunError
 
-pytestmark = pytest.mark.tiny
+pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
 
 @dataclass(frozen=True)

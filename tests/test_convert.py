@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory, forks):
     folder = tmp_path_factory.mktemp("convert") / "model"
     trial_model.make(folder, None, None)
     return folder

@@ -6,15 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, Ended, forked
 
 from training import convert_to_gguf, gguf_file, llama, modelfile_syntax
 from training.errors import RunError, UserError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*arguments: str | Path) -> list[Path]:
@@ -27,9 +25,8 @@ def refused(*arguments: str | Path) -> str:
     return str(error.value)
 
 
-def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    script = ROOT / "training" / "convert_to_gguf.py"
-    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True)
+def program(*arguments: str | Path) -> Ended:
+    return forked(ROOT / "training" / "convert_to_gguf.py", *arguments)
 
 
 def listed(folder: Path) -> list[str]:
@@ -42,14 +39,14 @@ def listed(folder: Path) -> list[str]:
 def test_a_wrong_path_exits_with_2_one_line_and_an_empty_stdout(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     ended = program("--model-path", tmp_path / "modle")
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (ended.code, ended.stdout) == (2, "")
     assert ended.stderr == f"error: {tmp_path}/modle does not exist; did you mean {tmp_path}/model?\n"
 
 
 def test_missing_and_unknown_flags_exit_with_2() -> None:
     assert "required: --model-path" in program("--quantization", "q8_0").stderr
     ended = program("--model-path", "x", "--quant", "q8_0")  # not taken for --quantization
-    assert ended.returncode == 2
+    assert ended.code == 2
     assert "unrecognized arguments: --quant q8_0" in ended.stderr
 
 
@@ -66,11 +63,13 @@ def test_a_folder_that_is_no_model_and_a_gguf_file_are_refused(tmp_path: Path) -
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_a_name_that_ollama_does_not_take_is_refused(tiny_model: Path) -> None:
     assert "--model-name a b: Ollama takes a model of" in refused("--model-path", tiny_model, "--model-name", "a b")
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_one_output_file_for_several_quantisations_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     several = ("--model-path", tiny_model, "--quantization", "q8_0,q4_0", "--output", tmp_path / "a.gguf")
     assert "2 quantisations make as many files; name a folder" in refused(*several)
@@ -79,10 +78,11 @@ def test_one_output_file_for_several_quantisations_is_refused(tiny_model: Path, 
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_a_folder_that_cannot_be_written_exits_with_3(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = program("--model-path", tiny_model, "--output", tmp_path / "file" / "a.gguf")
-    assert (ended.returncode, ended.stdout) == (3, "")
+    assert (ended.code, ended.stdout) == (3, "")
     assert f"{tmp_path}/file cannot be written: Not a directory; --output names another" in ended.stderr
 
 
@@ -120,13 +120,14 @@ def test_a_method_that_needs_an_importance_matrix_asks_for_a_text(tmp_path: Path
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_the_program_prints_the_paths_of_proved_files_and_leaves_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ended = program(
         *("--model-path", tiny_model, "--quantization", "Q4_K_M,f16", "--output", f"{out}{os.sep}"),
         *("--create-modelfile", "--model-name", "me/tiny:1"),
     )
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
     assert ended.stdout == f"{out}/me-tiny-1.Q4_K_M.gguf\n{out}/me-tiny-1.F16.gguf\n"
     assert listed(out) == ["Modelfile.me-tiny-1", "me-tiny-1.F16.gguf", "me-tiny-1.Q4_K_M.gguf"]
     for check in ("GGUF tokenizer", "f16 GGUF", "quantised me-tiny-1.Q4_K_M.gguf"):
@@ -141,6 +142,7 @@ def test_the_program_prints_the_paths_of_proved_files_and_leaves_nothing_else(ti
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_a_model_without_a_chat_template_gets_a_modelfile_for_plain_text(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "base")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
@@ -155,6 +157,7 @@ def test_a_model_without_a_chat_template_gets_a_modelfile_for_plain_text(tiny_mo
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_a_tokenizer_that_llama_cpp_reads_otherwise_fails_and_leaves_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +172,7 @@ def test_a_tokenizer_that_llama_cpp_reads_otherwise_fails_and_leaves_nothing(
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_a_folder_that_the_converter_does_not_know_exits_with_1_and_leaves_nothing(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -176,13 +180,14 @@ def test_a_folder_that_the_converter_does_not_know_exits_with_1_and_leaves_nothi
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["FooForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(config))
     ended = program("--model-path", folder)
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.code, ended.stdout) == (1, "")
     assert "llama.cpp cannot convert the architecture FooForCausalLM" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert listed(tmp_path) == ["model"]
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_a_damaged_tokenizer_is_told_before_the_work(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
@@ -191,6 +196,7 @@ def test_a_damaged_tokenizer_is_told_before_the_work(tiny_model: Path, tmp_path:
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_the_smallest_types_are_made_with_the_importance_matrix_of_a_text(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("What is the answer to this? It is forty-two, and not one more. " * 30)
     (made,) = run(

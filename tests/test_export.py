@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, finetune, once, write_tiny_config
+from conftest import ROOT, Ended, finetune, forked, once, write_tiny_config
 from test_checks import edit_end, edit_tensor
 
 from training import export, gguf_file, reference
 
-pytestmark = pytest.mark.tiny
+SCRIPT = ROOT / "training" / "export.py"
+pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,8 @@ def run(kept: Path, tmp_path: Path) -> Path:
     return shutil.copytree(kept / "run", tmp_path / "run")
 
 
-def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    script = ROOT / "training" / "export.py"
-    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True)
+def program(*arguments: str | Path) -> Ended:
+    return forked(SCRIPT, *arguments)
 
 
 def stages(run: Path) -> dict[str, dict]:
@@ -57,7 +57,7 @@ def times(run: Path) -> dict[str, int]:
 def broken(run: Path, *arguments: str) -> str:
     """Export again; gives what was said when it failed with exit 1 and an empty stdout."""
     ended = program(run, *arguments)
-    assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
+    assert (ended.code, ended.stdout) == (1, ""), ended.stderr
     assert "Traceback" not in ended.stderr
     assert "the adapter is safe in" in ended.stderr
     return ended.stderr
@@ -65,7 +65,8 @@ def broken(run: Path, *arguments: str) -> str:
 
 def test_a_second_export_does_nothing_and_is_over_at_once(run: Path) -> None:
     before, status = times(run), stages(run)
-    ended = program(run)
+    command = [sys.executable, str(SCRIPT), str(run)]  # a plain process, as export_ollama.sh starts it
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, f"{run}/Modelfile\n")
     assert times(run) == before
     assert stages(run) == status
@@ -80,7 +81,7 @@ def test_a_stage_that_is_named_is_done_again_and_what_follows_from_it_is_forgott
 ) -> None:
     before = times(run)
     ended = program(run, "--only", stage)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
     after = times(run)
     assert after[written] > before[written]
     folder = written.partition("/")[0]
@@ -90,7 +91,7 @@ def test_a_stage_that_is_named_is_done_again_and_what_follows_from_it_is_forgott
 
 
 def test_a_check_of_files_that_are_out_of_date_says_what_to_do(run: Path) -> None:
-    assert program(run, "--only", "convert").returncode == 0
+    assert program(run, "--only", "convert").code == 0
     assert "check: the quantised files are not of this model any more; do the export without" in broken(
         run, "--only", "check"
     )
@@ -98,13 +99,13 @@ def test_a_check_of_files_that_are_out_of_date_says_what_to_do(run: Path) -> Non
 
 def test_a_stage_that_does_not_exist_is_refused(run: Path) -> None:
     ended = program(run, "--only", "mege")
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (ended.code, ended.stdout) == (2, "")
     assert "--only mege: one of merge, convert, quantise, modelfile, check" in ended.stderr
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     ended = program(tmp_path)
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (ended.code, ended.stdout) == (2, "")
     assert "Traceback" not in ended.stderr
 
 
@@ -114,7 +115,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def mended(run: Path) -> None:
     """What was broken is whole again: the same check passes."""
     ended = program(run, "--only", "check")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
     told = json.loads((run / "status.json").read_text(encoding="utf-8"))["checks"]
     assert len(told) == 7
     assert {check["passed"] for check in told} == {True}
@@ -179,21 +180,21 @@ def test_an_adapter_that_was_not_trained_fails_the_export(kept: Path, run: Path)
 
     file = run / "adapter" / "adapter_model.safetensors"
     save_file({name: tensor * ("lora_A" in name) for name, tensor in load_file(file).items()}, file)
-    assert program(run, "--only", "merge").returncode == 0
+    assert program(run, "--only", "merge").code == 0
     said = broken(run)
     assert "check 'merged tensors': the adapter changes nothing" in said
     shutil.copy(kept / "run" / "adapter" / "adapter_model.safetensors", file)
-    assert program(run, "--only", "merge").returncode == 0
+    assert program(run, "--only", "merge").code == 0
     ended = program(run)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
 
 
 def test_a_stray_space_in_the_template_fails_the_check_of_the_modelfile(run: Path) -> None:
     file = run / "Modelfile"
     file.write_text(file.read_text().replace("<|im_start|>assistant\n{{ end }}", "<|im_start|>assistant \n{{ end }}"))
     assert "check 'modelfile': TEMPLATE is not the chat template" in broken(run, "--only", "check")
-    assert program(run, "--only", "modelfile").returncode == 0
-    assert program(run).returncode == 0, "mended, it passes"
+    assert program(run, "--only", "modelfile").code == 0
+    assert program(run).code == 0, "mended, it passes"
 
 
 def test_a_tokenizer_changed_in_merged_fails_the_check_of_the_tokenizer(run: Path) -> None:
@@ -216,7 +217,7 @@ def test_a_stage_that_is_named_makes_again_what_it_works_on_and_was_not_kept(run
     (run / "tiny.F16.gguf").unlink()
     before = times(run)
     ended = program(run, "--only", "check")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
     after = times(run)
     assert {"merged/config.json", "tiny.F16.gguf"} <= set(after)
     assert after["tiny.Q4_K_M.gguf"] == before["tiny.Q4_K_M.gguf"]
@@ -228,7 +229,7 @@ def test_a_method_that_needs_an_importance_matrix_is_made_from_the_rows_of_the_t
     config.write_text(text, encoding="utf-8")
     before = times(run)
     ended = program(run, "--only", "quantise")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
     assert "importance matrix: " in ended.stderr
     made = stages(run)["quantise"]
     facts = json.loads((run / "checkpoints" / export.FACTS).read_text(encoding="utf-8"))
@@ -236,7 +237,7 @@ def test_a_method_that_needs_an_importance_matrix_is_made_from_the_rows_of_the_t
     assert made["importance"]["tensors"] == 14
     assert gguf_file.read(run / "tiny.IQ2_XS.gguf").tensors["blk.1.attn_q.weight"].kind_name == "IQ2_XS"
     assert set(times(run)) - set(before) == {"tiny.IQ2_XS.gguf"}, "nothing else is left"
-    assert program(run).returncode == 0
+    assert program(run).code == 0
     table = json.loads((run / "status.json").read_text(encoding="utf-8"))["quantised"]
     assert [(row["method"], row.get("importance", False)) for row in table] == [
         *(("q4_k_m", False), ("iq2_xs", True), ("f16", False)),

@@ -34,7 +34,7 @@ def test_rows_are_taken_from_all_over_the_data_up_to_a_limit() -> None:
 
 
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> dict[str, Path]:
+def uneven(tmp_path_factory: pytest.TempPathFactory, embedded: Path, forks: None) -> dict[str, Path]:
     """A Llama whose norms stress few of the inputs, as trained models' do; with and without experts, and a fused Phi-3."""
     import torch
     from safetensors.torch import load_file, save_file
