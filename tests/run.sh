@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The one test command:  tests/run.sh [arguments for pytest]
 # Sets up, then lints, then three layers of tests, the quickest first; stops at the first part that fails.
-# The first two layers run in a process a core; `-n 0` runs them in one, as -s wants it.
+# The first two layers run in a process a core; `-n 0` runs them in one, which -s and a debugger want.
 set -euo pipefail
 { : 7<&0; } 2>/dev/null || exec 0</dev/null
 
