@@ -80,7 +80,7 @@ def test_base_and_adapter_in_llama_cpp_predict_what_the_merged_model_predicts(
     out = tmp_path / "logits.npy"
     command = [sys.executable, "-c", WITH_ADAPTER, ROOT, base_f16, tmp_path / "a.gguf", json.dumps(IDS), out]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     merge.merge(tiny_model, adapter, tmp_path / "merged")
     merged = llama.logits(convert.to_gguf(tmp_path / "merged", tmp_path / "merged.gguf"), [IDS])[0]
     with_adapter, base = np.load(out), llama.logits(base_f16, [IDS])[0]
