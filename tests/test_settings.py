@@ -611,12 +611,16 @@ def test_rows_given_on_the_command_line_are_not_measured_on_the_validation_rows_
     assert settings.load(config, [mine, held]).dataset.validation_file == tmp_path / "held.jsonl"
 
 
-def test_a_module_name_over_two_lines_is_told_in_one(tmp_path):
+@pytest.mark.parametrize(
+    ("section", "key", "said"),
+    [
+        ("LoRA", "TARGET_MODULES", "is not the name of a module"),
+        ("Quantization", "QUANTIZATION_METHOD", "is not a quantisation of llama.cpp"),
+    ],
+)
+def test_a_name_over_two_lines_is_told_in_one(section, key, said, tmp_path):
     with pytest.raises(UserError) as caught:
-        load(
-            tmp_path,
-            overrides=[Override("LoRA", "TARGET_MODULES", "q\nproj" + "x" * 2000, "--set LoRA.TARGET_MODULES")],
-        )
+        load(tmp_path, overrides=[Override(section, key, "q\nproj" + "x" * 2000, f"--set {section}.{key}")])
     (problem,) = caught.value.problems
-    assert "q projx" in problem and "is not the name of a module" in problem
+    assert "q projx" in problem and said in problem
     assert "\n" not in problem and len(problem) < 1000

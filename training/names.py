@@ -23,9 +23,8 @@ def quantisation(name: str) -> str:
     found = QUANTISATION_ALIASES.get(found, found)
     if found not in QUANTISATIONS and found not in NEED_IMPORTANCE_MATRIX:
         known = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX, *QUANTISATION_ALIASES)
-        raise ValueError(
-            f"{name} is not a quantisation of llama.cpp{did_you_mean(name, known, 'q4_k_m, q8_0 and f16 are')}"
-        )
+        told, meant = " ".join(name.split())[:80], did_you_mean(name, known, "q4_k_m, q8_0 and f16 are")
+        raise ValueError(f"{told} is not a quantisation of llama.cpp{meant}")
     return found
 
 
