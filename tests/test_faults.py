@@ -381,6 +381,24 @@ def test_a_gradient_that_is_no_number_stops_the_run_but_for_fp16_whose_scaler_ex
 
 
 @pytest.mark.tiny
+def test_a_flag_that_trl_puts_beside_the_rows_of_an_evaluation_is_not_taken_for_one_of_their_tensors(
+    tmp_path, monkeypatch
+):
+    import torch
+
+    class Trainer:
+        accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+
+    taken = []
+    monkeypatch.setattr(trainer.fast_cpu, "loss", lambda model, inputs, *others: taken.append(inputs))
+    one = trainer.hooked(Trainer, trainer.Watch(tmp_path, {}, 1, fast=True))()
+    one._fast_is_proved = True
+    rows = {"input_ids": torch.ones(1, 2, dtype=torch.long)}
+    one.compute_loss(SimpleNamespace(get_base_model=lambda: None), {**rows, "_prediction_loss_only": True})
+    assert taken == [rows]
+
+
+@pytest.mark.tiny
 def test_the_words_of_a_gpu_and_of_a_cpu_that_have_no_memory_are_known_and_others_are_not():
     import torch
 

@@ -277,6 +277,20 @@ def test_two_processes_train_the_same_rows_in_each_step_and_have_the_losses_of_o
     )
 
 
+@pytest.mark.tiny
+def test_rows_that_only_fill_a_batch_up_are_cut_off_whether_padded_or_joined():
+    import torch
+
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]])
+    padded = {"input_ids": ids, "labels": ids, "attention_mask": (ids > 0).long()}
+    assert {name: value.tolist() for name, value in team.without_filling(padded, 2).items()} == {
+        name: value[:2].tolist() for name, value in padded.items()
+    }
+    joined = {"input_ids": torch.tensor([[1, 2, 3, 4, 5, 6]]), "position_ids": torch.tensor([[0, 1, 2, 0, 1, 0]])}
+    assert team.without_filling(joined, 2)["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert team.without_filling(joined, 3)["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
+
+
 # One of the two finds no memory for more than so many rows.
 SCARCE_IN_ONE = """
 import sys

@@ -151,11 +151,12 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             bare = self.accelerator.unwrap_model(model)
+            tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}  # TRL may add a flag
             if watch.fast and not self._fast_is_proved:
-                self._prove_fast(model, bare, inputs)
+                self._prove_fast(model, bare, tensors)
             if not watch.fast:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            value = fast_cpu.loss(bare.get_base_model(), inputs, num_items_in_batch, self._layers)
+            value = fast_cpu.loss(bare.get_base_model(), tensors, num_items_in_batch, self._layers)
             if watch.team is not None and num_items_in_batch is not None:  # as the plain way does: see mean_gradients
                 value = value * watch.team.size
             return (value, {"loss": value}) if return_outputs else value
