@@ -1,6 +1,6 @@
 """The other processes of a training on this machine: rank 0, which owns the run, starts them, watches them, ends them.
 
-Each is a worker.py in a session of its own: a terminal's Ctrl-C is for rank 0, which tells them when to stop. Its stdin
+Each is a rank.py in a session of its own: a terminal's Ctrl-C is for rank 0, which tells them when to stop. Its stdin
 brings what it is to do, and closes with rank 0, however that ended; the worker then ends too. What it says comes back in
 a pipe, into the run's log.
 """
@@ -26,7 +26,7 @@ from training import checkpoint, control, environment, machines, runs, zygote
 from training.errors import RunError
 from training.team import LOOPBACK, Place
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("rank.py")
 READY = b"@ready\n"  # a worker's line: its model is loaded
 LAST = 3  # lines of a worker's last words that a message has
 ENDING = 10.0  # seconds in which a worker ends by itself after the training

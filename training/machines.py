@@ -159,7 +159,7 @@ def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[Ru
 
     Raises RunError, or Interrupted when the run was stopped (from any of the machines).
     """
-    from training import crew, engine, worker  # they need what stands above
+    from training import crew, engine, rank  # they need what stands above
 
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         run = runs.Run(Path(folder))
@@ -167,7 +167,7 @@ def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[Ru
             loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
             others.wait()
             with team.joined(others.place, plan.settings, others.server) as ranks:
-                session = worker.session(loaded, others.order, ranks, signals)
+                session = rank.session(loaded, others.order, ranks, signals)
                 session.crew = others
                 _train(loaded, plan, session)
     logger.info("the training is done; machine 0 has the adapter, and makes the files of it")
