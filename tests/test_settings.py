@@ -45,7 +45,12 @@ WRONG_VALUES = [
     ("LoRA", "R = -8", "[LoRA] R = -8: must be at least 1"),
     ("LoRA", "R = 8.0", "[LoRA] R = 8.0: expected a whole number"),
     ("LoRA", "R = eight", "[LoRA] R = eight: expected a whole number"),
-    ("LoRA", "R = １６", "[LoRA] R = １６: expected a whole number"),
+    ("LoRA", "R = １６", "[LoRA] R = １６: expected a whole number; its characters only look alike: type 16"),
+    (
+        "Training",
+        "LEARNING_RATE = 2e−4",
+        "[Training] LEARNING_RATE = 2e−4: expected a number such as 0.1 or 2e-4; its characters only look alike: type 2e-4",
+    ),
     ("LoRA", "R =", "[LoRA] R is empty: expected a whole number"),
     ("LoRA", "R = 1,000", "[LoRA] R = 1,000: expected a whole number"),
     ("LoRA", "R = 99999999999", "[LoRA] R = 99999999999: must be at most 2147483647"),

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +66,23 @@ def read(given: Given, rule: Rule, kind: str) -> Any:
 def _whole(given: Given, rule: Rule) -> int:
     text = given.text.strip()
     if not re.fullmatch(r"[+-]?[0-9]+", text) or len(text) > 30:
-        raise ValueError("expected a whole number" if len(text) <= 30 else f"must be at most {LARGEST_INT}")
+        raise ValueError(
+            f"expected a whole number{_typed(text)}" if len(text) <= 30 else f"must be at most {LARGEST_INT}"
+        )
     return _in_range(int(text), rule, LARGEST_INT)
 
 
 def _number(given: Given, rule: Rule) -> float:
     text = given.text.strip()
     if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
-        raise ValueError("expected a number such as 0.1 or 2e-4")
+        raise ValueError(f"expected a number such as 0.1 or 2e-4{_typed(text)}")
     return _in_range(float(text), rule, 1e300)
+
+
+def _typed(text: str) -> str:
+    """How a number is typed that only looks like one: full-width digits of a Chinese keyboard, a dash for a minus."""
+    plain = unicodedata.normalize("NFKC", text).translate(dict.fromkeys(map(ord, "\u2212\u2013\u2014\u2010"), "-"))
+    return f"; its characters only look alike: type {plain}" if plain != text and plain.isascii() else ""
 
 
 def _in_range(value: Any, rule: Rule, largest: float) -> Any:
