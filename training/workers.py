@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -63,6 +64,7 @@ def _begin(parent: int, shared: tuple) -> None:
     """Signals are the business of the process that asked; when it is killed, its workers go with it."""
     global _shared
     _shared = shared
+    gc.freeze()  # what was there before is never collected here: looking through it would copy all of its memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
