@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
@@ -88,67 +89,78 @@ def load(args: argparse.Namespace, dtype: str):
     return AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, dtype))
 
 
-def work(args: argparse.Namespace) -> dict:
-    """One way, in this process."""
+def clock() -> Any:
+    """A callback that notes when each step ended, and its loss."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+            self.losses: list[float] = []
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+        def on_log(self, _: Any, __: Any, ___: Any, logs: dict | None = None, **____: Any) -> None:
+            if logs and "loss" in logs:
+                self.losses.append(logs["loss"])
+
+    return Clock()
+
+
+def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any) -> Any:
+    """The trainer of one way (args.way) over these rows, in their order, writing into `folder`."""
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    config = SHAPES[args.shape] if args.shape else json.loads((Path(args.model) / "config.json").read_text())
-    if args.way == "bound":
-        return bound(config, args.tokens)
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
-    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from training import fast_cpu, trainer
 
-    data = rows(args, min(config["vocab_size"], 49_000))
     micro, accumulation = args.batch
-    trainer_class, options = SFTTrainer, {}
+    trainer_class, options = SFTTrainer, {"gradient_checkpointing": False}
     if args.way == "ours":
         lengths = [len(row["input_ids"]) for row in data]
         micro, accumulation = fast_cpu.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths))
-        watch = trainer.Watch(Path(tempfile.gettempdir()), {}, 1, fast=True)
-        trainer_class = trainer.hooked(SFTTrainer, watch)
-        options = {"gradient_checkpointing": False}
-    elif args.way == "tuned":
-        options = {"gradient_checkpointing": False}
-    model = load(args, "float32" if args.way == "trl" else "bfloat16")
+        trainer_class = trainer.hooked(SFTTrainer, trainer.Watch(Path(folder), {}, 1, fast=True))
+    elif args.way == "trl":
+        options = {}
+    elif args.way == "float32":
+        options |= {"bf16": False}
+    model = load(args, "float32" if args.way in ("trl", "float32") else "bfloat16")
     torch.manual_seed(0)
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    chosen = SFTConfig(
+        output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation,
+        learning_rate=2e-4, max_steps=args.steps, warmup_steps=2, logging_steps=1, report_to="none",
+        save_strategy="no", max_length=None, seed=0, disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, train_sampling_strategy="sequential", **options,
+    )  # fmt: skip
+    return trainer_class(
+        model=model, args=chosen, train_dataset=Dataset.from_list(data), processing_class=_tokenizer(args),
+        callbacks=[noted],
+    )  # fmt: skip
 
-    class Clock(TrainerCallback):
-        ends: list[float] = []
-        losses: list[float] = []
 
-        def on_step_end(self, *_, **__):
-            self.ends.append(time.perf_counter())
-
-        def on_log(self, _, __, ___, logs=None, **____):
-            if logs and "loss" in logs:
-                self.losses.append(logs["loss"])
-
+def work(args: argparse.Namespace) -> dict:
+    """One way, in this process."""
+    config = SHAPES[args.shape] if args.shape else json.loads((Path(args.model) / "config.json").read_text())
+    if args.way == "bound":
+        return bound(config, args.tokens)
+    data, noted = rows(args, min(config["vocab_size"], 49_000)), clock()
     with tempfile.TemporaryDirectory() as folder:
-        chosen = SFTConfig(
-            output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation,
-            learning_rate=2e-4, max_steps=args.steps, warmup_steps=2, logging_steps=1, report_to="none",
-            save_strategy="no", max_length=None, seed=0, disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
-            dataset_kwargs={"skip_prepare_dataset": True}, train_sampling_strategy="sequential", **options,
-        )  # fmt: skip
-        one = trainer_class(
-            model=model, args=chosen, train_dataset=Dataset.from_list(data), processing_class=_tokenizer(args),
-            callbacks=[Clock()],
-        )  # fmt: skip
+        one = prepared(args, data, folder, noted)
         one.train()
-    step = args.batch[0] * args.batch[1]
+    micro, step = one.args.per_device_train_batch_size, args.batch[0] * args.batch[1]
     tokens = sum(len(data[i % len(data)]["input_ids"]) for i in range(2 * step, args.steps * step))
     return {
-        "tokens_per_second": tokens / (Clock.ends[-1] - Clock.ends[1]),
+        "tokens_per_second": tokens / (noted.ends[-1] - noted.ends[1]),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "loss": Clock.losses[-1],
+        "loss": noted.losses[-1],
         "tokens": int(micro * statistics.mean(len(row["input_ids"]) for row in data)),
     }
 
