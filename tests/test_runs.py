@@ -213,6 +213,33 @@ def test_several_processes_lose_no_line_of_the_shared_log_while_it_rotates(tmp_p
         assert [int(i) for n, i in found if n == number] == list(range(300))
 
 
+def test_a_signal_that_arrives_while_a_line_is_written_to_the_log_still_ends_the_run(root, tmp_path):
+    """loguru catches what its sinks raise unless told otherwise: a SIGTERM in that moment was printed and forgotten."""
+    code = f"""
+import os, pathlib, signal, sys
+sys.path.insert(0, {str(root)!r})
+from loguru import logger
+from training import files, log
+from training.errors import Interrupted
+from training.signals import Signals
+log.SHARED_LOG = pathlib.Path({str(tmp_path / "shared.log")!r})
+write = files.append_whole
+def struck(*what):
+    write(*what)
+    signal.raise_signal(signal.SIGTERM)
+files.append_whole = struck
+log.start(terminal=False)
+Signals().install()
+try:
+    logger.info("a line")
+except Interrupted as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "stopped by SIGTERM\n", done.stderr
+    assert "a line" in (tmp_path / "shared.log").read_text(encoding="utf-8")
+
+
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
     sink = log._LockedFile(tmp_path / "missing" / "finetune.log", rotate=False)
     sink.write("one\n")

@@ -29,14 +29,16 @@ def start(run_log: Path | None = None, terminal: bool = True) -> None:
     """Send log lines to stderr, to the shared log and, when given, to the run's own log."""
     logger.remove()
     _early.clear()
+    # diagnose: a traceback must not print the values of variables, for the data is private. catch: what these sinks cannot
+    # write they bear themselves; the Interrupted of a signal that arrives while one is at work must not be swallowed.
+    bare = {"backtrace": False, "diagnose": False, "catch": False}
     if terminal:
-        logger.add(_to_terminal, format=_terminal_format, level="INFO", backtrace=False, diagnose=False)
+        logger.add(_to_terminal, format=_terminal_format, level="INFO", **bare)
     for path in filter(None, (SHARED_LOG, run_log)):
         sink = _LockedFile(path, rotate=path == SHARED_LOG)
-        # diagnose=False: a traceback must not print the values of variables, for the data is private.
-        logger.add(sink.write, format=FILE_FORMAT, level="DEBUG", backtrace=False, diagnose=False)
+        logger.add(sink.write, format=FILE_FORMAT, level="DEBUG", **bare)
     if run_log is None:
-        logger.add(_early.append, format=FILE_FORMAT, level="DEBUG", backtrace=False, diagnose=False)
+        logger.add(_early.append, format=FILE_FORMAT, level="DEBUG", **bare)
 
 
 def join_run(run_log: Path) -> None:
