@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The one test command:  tests/run.sh [arguments for pytest]
 # Sets up, then lints, then three layers of tests, the quickest first; stops at the first part that fails.
-# The first layer runs in a process a core; `-n 0` runs it in one, which -s and a debugger want.
+# The first two layers run in a process a core; `-n 0` runs them in one, which -s and a debugger want.
 set -euo pipefail
 { : 7<&0; } 2>/dev/null || exec 0</dev/null
 
@@ -42,7 +42,7 @@ part "ruff check" "$bin/python" -m ruff check --quiet "$root"
 part "ruff format" "$bin/python" -m ruff format --quiet --check "$root"
 part "shellcheck" "$bin/shellcheck" "$root"/*.sh "$tests"/*.sh "$root/.ci/run"
 layer "quick tests" "not tiny and not embedded" -n auto --dist worksteal "$@"
-layer "tests on a tiny model" "tiny" "$@"
+layer "tests on a tiny model" "tiny" -n auto --dist worksteal "$@"
 layer "tests on the embedded model" "embedded" "$@"
 if [ "$ran" = 0 ]; then
     echo "no test was run" >&2
