@@ -317,6 +317,26 @@ def test_memory_that_one_process_lacks_halves_the_batch_of_all(tmp_path, tiny_mo
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
 
 
+# A step takes its time, so that a signal surely comes in the middle of the training.
+SLOW = """
+import time
+from training import trainer
+real = trainer.begin_step
+def begin_step(watch):
+    time.sleep(0.3)
+    real(watch)
+trainer.begin_step = begin_step
+"""
+
+
+def slowly(*arguments: str | Path, **options) -> subprocess.Popen:
+    """Start a run with slow steps, that ends when it is trained, and do not wait for it."""
+    return subprocess.Popen(
+        program(SLOW, *arguments),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
 def other_process(run: Path) -> int:
     """The pid of the rank that is not the run's own process."""
     return int(re.findall(r"process 1 of 2 \(pid (\d+)\)", (run / "finetune.log").read_text(encoding="utf-8"))[-1])
@@ -334,10 +354,10 @@ def gone(pid: int, seconds: float = 20) -> bool:
 def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_path, tiny_model):
     """With dropout, so that each rank's own random state counts."""
     config = write_tiny_config(tmp_path, tiny_model)
-    slow = ("--set", "LoRA.LORA_DROPOUT=0.1", "--set", "Training.MAX_STEPS=12", "--set", "Training.EVAL_STEPS=6")
-    whole, _ = trained(config, *slow, "--output", str(tmp_path / "whole"))
+    flags = [f"--set={one}" for one in ("LoRA.LORA_DROPOUT=0.1", "LoRA.BIAS=lora_only", "Training.MAX_STEPS=8")]
+    whole, _ = trained(config, *flags, "--output", str(tmp_path / "whole"))
 
-    process = start("--config", config, *TWO, *slow)
+    process = slowly("--config", config, *TWO, *flags)
     run = wait_for_step(tmp_path / "outputs", 3, process)
     os.kill(other_process(run), signal.SIGKILL)  # a rank that is gone ends the run, at once and resumable
     began = time.monotonic()
@@ -347,7 +367,7 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     assert "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL\nthe checkpoint of step" in stderr
     assert "Traceback" not in stderr
 
-    process = start("--config", config, "--resume", start_new_session=True)
+    process = slowly("--config", config, "--resume", start_new_session=True)
     wait_for_step(tmp_path / "outputs", 5, process)
     other = other_process(run)
     os.killpg(process.pid, signal.SIGTERM)  # as a terminal or a service manager does: to every process of the group
@@ -355,7 +375,7 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     process.communicate(timeout=120)
     assert process.returncode == 143
     status = json.loads((run / "status.json").read_text(encoding="utf-8"))
-    assert status["state"] == "interrupted" and status["step"] < 12
+    assert status["state"] == "interrupted" and status["step"] < 8
     assert gone(other)
     states = sorted(path.name for path in run.glob(f"checkpoints/checkpoint-{status['step']}/rng_state*"))
     assert states == ["rng_state_0.pth", "rng_state_1.pth"]
@@ -375,18 +395,12 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(t
         port = free.getsockname()[1]
     one_row = re.sub("BATCH_SIZE = .*", "BATCH_SIZE = 1", config.read_text(encoding="utf-8"))
     config.write_text(f"{one_row}[Hardware]\nNUM_MACHINES = 2\nNUM_THREADS = 1\n", encoding="utf-8")
-    flags = ("--config", config)
-    flags += ("--set", f"Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
+    flags = ("--config", config, "--set", f"Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
 
     def both(*more: str) -> list[subprocess.Popen]:
         """Each machine with an OUTPUT_DIR of its own; machine 0 ends when it has trained."""
-        return [
-            subprocess.Popen(
-                program("", *flags, *more, "--output", str(tmp_path / f"m{n}"), "--set", f"Hardware.MACHINE_RANK={n}"),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for n in (0, 1)
-        ]  # fmt: skip
+        own = (("--output", tmp_path / f"m{n}", "--set", f"Hardware.MACHINE_RANK={n}") for n in (0, 1))
+        return [slowly(*flags, *more, *output_and_rank) for output_and_rank in own]
 
     machine_0, machine_1 = both()
     run = wait_for_step(tmp_path / "m0", 2, machine_0)
