@@ -24,7 +24,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does, for all ways alike
 
 from benchmarks import train_speed  # noqa: E402
 

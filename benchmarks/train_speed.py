@@ -31,11 +31,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does, for all ways alike
+
+from training import before_torch  # noqa: E402
+
+before_torch.settle(before_torch.THREADS)  # for all ways alike
 
 WAYS = ("ours", "trl", "tuned", "bound")
-# What finetune.py sets for itself, and users of TRL do not.
-OWN = {"ours": {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}}
+OWN = {"ours": before_torch.CACHES}  # which users of TRL do not set
 SHAPES = {
     "qwen3-0.6b": {
         "model_type": "qwen3",

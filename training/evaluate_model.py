@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
 
-import os  # noqa: E402
+from training import before_torch  # noqa: E402
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded; see finetune.py
+before_torch.settle()
 
 from loguru import logger  # noqa: E402
 

@@ -17,17 +17,12 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     if "--events" not in sys.argv and (code := command_line.main(sys.argv[1:], check_packages=True)):
         raise SystemExit(code)
 
-import os
+from training import before_torch
 
-# Threads that wait for each other sleep instead of spinning (read when torch is loaded): beside other programs, spinning
-# made a step many times slower, see benchmarks/.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# oneDNN compiles a routine of about a megabyte for each new shape of a matrix product, and rows of text bring new ones at
-# every step. It and torch would keep 1024 each (gigabytes, after some hundred steps); a step uses less than 256.
-for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(cache, "256")
+before_torch.settle()
 
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import IO, Any

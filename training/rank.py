@@ -15,8 +15,6 @@ from typing import Any
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see finetune.py
-
 from loguru import logger
 
 from training import convert_worker, crew, engine, runs, team, train

@@ -1,0 +1,27 @@
+"""What torch reads when it is loaded is set by then, by each program that loads it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from training import before_torch
+
+
+@pytest.mark.parametrize("program", ["finetune", "evaluate_model"])
+def test_a_program_sets_what_torch_reads_before_it_is_loaded_and_leaves_the_users_own_values(root, program):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(root)!r})
+from training import {program}
+print("torch" in sys.modules, *(os.environ[name] for name in {sorted(before_torch.THREADS | before_torch.CACHES)!r}))
+"""
+    plain = {
+        name: value for name, value in os.environ.items() if name not in before_torch.THREADS | before_torch.CACHES
+    }
+    for own, caches in (({}, "256"), ({"LRU_CACHE_CAPACITY": "7"}, "7")):
+        done = subprocess.run([sys.executable, "-c", code], env=plain | own, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["False", caches, "PASSIVE", "256"]
