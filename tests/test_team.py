@@ -54,7 +54,7 @@ def test_a_rank_has_the_environment_that_torchrun_gives():
 def test_the_environment_is_put_back_after_the_training(monkeypatch):
     monkeypatch.setenv("RANK", "7")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(KeyError), team.variables({"RANK": "0", "WORLD_SIZE": "2"}):
+    with pytest.raises(KeyError), environment.variables({"RANK": "0", "WORLD_SIZE": "2"}):
         assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "2")
         raise KeyError
     assert os.environ["RANK"] == "7" and "WORLD_SIZE" not in os.environ

@@ -11,13 +11,14 @@ And trouble of one is told to all before anybody waits for its gradients: see `r
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+
+from training import environment
 
 LOOPBACK = "127.0.0.1"
 # A rank may be alone at work for a long time (rank 0 asks sample questions, or writes to a slow disk), and one that dies
@@ -181,21 +182,6 @@ def family(address: str) -> socket.AddressFamily:
 
 
 @contextmanager
-def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
 def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[Team | None]:
     """This process as one of the ranks, all of which must get here; None where there is no place, for it trains alone.
 
@@ -210,7 +196,7 @@ def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[T
     way = {"GLOO_SOCKET_IFNAME": interface(place.address)}  # on one machine nobody outside is to connect
     if settings.hardware.device == "cpu":  # accelerate would say cpu:0, to which torch.load puts nothing back
         way["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    with variables({**place.environment(settings.hardware.num_threads), **way}):
+    with environment.variables({**place.environment(settings.hardware.num_threads), **way}):
         store = server or dist.TCPStore(place.address, place.port, is_master=False, timeout=PATIENCE)
         dist.init_process_group(
             BACKENDS[settings.hardware.device.partition(":")[0]],

@@ -8,14 +8,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, workers
+from training import environment, files, workers
 from training.chat import IGNORED, Encoded, NothingToTrain, assemble, plan_row
 from training.chat_template import ChatTemplate
 from training.dataset import as_row
@@ -35,6 +35,8 @@ KEPT_PARTIAL_DAYS = 2  # what a process that was killed left behind; one that li
 BATCH, BATCH_BYTES = 500, 4 << 20  # rows tokenised in one call, or fewer where they are long
 ROWS_A_WORKER = 500  # starting a process costs about as much as tokenising this many rows,
 ROWS_A_NEW_WORKER = 20_000  # or this many, where it is no copy of this one
+# Each process has a core of its own; forked processes must not share the tokenizer's pool of threads.
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}
 TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example
 
 
@@ -103,7 +105,7 @@ def _write(path: Path, data: datasets.Dataset, ways: tuple, processes: int, say:
     size = max(1, min(BATCH, BATCH_BYTES // mean))
     ranges = ((start, min(start + size, len(data))) for start in range(0, len(data), size))
     with (
-        _one_thread_each(processes),
+        environment.variables(ONE_THREAD if processes > 1 else {}),
         gauge("tokenising", len(data), say) as advance,
         files.kept(path) as partial,
         pa.OSFile(str(partial), "wb") as sink,
@@ -113,21 +115,6 @@ def _write(path: Path, data: datasets.Dataset, ways: tuple, processes: int, say:
         for rows, table in workers.in_order(_encode_range, ranges, processes, shared, "tokenising"):
             writer.write_table(table)
             advance(rows, rows)
-
-
-@contextlib.contextmanager
-def _one_thread_each(processes: int) -> Iterator[None]:
-    """Each process has a core of its own; forked processes must not share the tokenizer's pool of threads."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    if processes > 1:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        if processes > 1:
-            os.environ.pop("TOKENIZERS_PARALLELISM")
-            if before is not None:
-                os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _forget_old(cache_dir: Path, keep: str) -> None:
