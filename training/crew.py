@@ -51,11 +51,9 @@ class Order:
 def send(order: Order, stream: IO[bytes]) -> None:
     """Write an order to a worker's stdin."""
     data = pickle.dumps(order)  # between this program's own processes, and never on a disk
-    stream.write(struct.pack("!Q", len(data)))
-    for start in range(0, len(data), 1 << 20):  # an unbuffered pipe may take a part only
-        part = memoryview(data)[start : start + (1 << 20)]
-        while part:
-            part = part[stream.write(part) :]
+    rest = memoryview(struct.pack("!Q", len(data)) + data)
+    while rest:  # an unbuffered pipe may take a part only
+        rest = rest[stream.write(rest) :]
     stream.flush()
 
 

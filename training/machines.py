@@ -164,7 +164,7 @@ def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[Ru
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         run = runs.Run(Path(folder))
         with crew.started(plan, marks, run, give_up) as others:
-            loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
+            loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
             others.wait()
             with team.joined(others.place, plan.settings, others.server) as ranks:
                 session = rank.session(loaded, others.order, ranks, signals)
