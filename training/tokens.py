@@ -315,24 +315,20 @@ def _table(made: list[_Made], find: Callable[[Any], str | None]) -> pa.Table:
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
 
     encoded = [one for _, _, one, _ in made]
-    columns = (
-        lists([one.input_ids for one in encoded]),
-        lists([one.labels for one in encoded]),
-        [len(one.input_ids) for one in encoded],
-        [one.prompt_length for one in encoded],
-        [one.answer_length for one in encoded],
-        [one.cut for one in encoded],
-        [row.file for row, _, _, _ in made],
-        [row.line for row, _, _, _ in made],
-        [find(row) for row, _, _, _ in made],
-        [plan is not None and plan.unthought for _, plan, _, _ in made],
-        [reason for _, _, _, reason in made],
-    )
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, field.type)
-        for column, field in zip(columns, _schema(), strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=_schema())
+    columns = {
+        "input_ids": lists([one.input_ids for one in encoded]),
+        "labels": lists([one.labels for one in encoded]),
+        "length": [len(one.input_ids) for one in encoded],
+        "prompt_length": [one.prompt_length for one in encoded],
+        "answer_length": [one.answer_length for one in encoded],
+        "cut": [one.cut for one in encoded],
+        "file": [row.file for row, _, _, _ in made],
+        "line": [row.line for row, _, _, _ in made],
+        "special": [find(row) for row, _, _, _ in made],
+        "unthought": [plan is not None and plan.unthought for _, plan, _, _ in made],
+        "reason": [reason for _, _, _, reason in made],
+    }
+    return pa.table(columns, schema=_schema())
 
 
 def _sorted_out(mapped: datasets.Dataset) -> tuple[datasets.Dataset | None, list[BadRow]]:
