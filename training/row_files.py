@@ -160,9 +160,6 @@ def _open(path: Path) -> io.BufferedIOBase:
         file.close()
         file = gzip.open(path, "rb")  # noqa: SIM115 (the caller closes it)
         head = _head_of_gzip(file)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        file.close()
-        raise UserError(f"{path}: is UTF-16; save it as UTF-8")
     if problem := _unfit(head):
         file.close()
         raise UserError(f"{path}: {problem}")
@@ -187,6 +184,8 @@ CONTAINERS = {  # first bytes -> what such a file is
 
 def _unfit(head: bytes) -> str:
     """Why a file that begins like this holds no rows whatever follows, and what would do; "" for all others."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "is UTF-16; save it as UTF-8"
     for start, what in CONTAINERS.items():
         if head.startswith(start):
             return f"is {what}, not text; unpack it or save it as JSON lines or CSV (gzip is read as it is)"
