@@ -138,7 +138,7 @@ def test_the_ollama_that_is_here_is_told_before_training(tmp_path, monkeypatch, 
     assert told[-1].startswith("WARNING" if "will need" in said else "INFO")
 
 
-def test_settings_that_are_not_built_yet_are_refused_all_at_once(tmp_path):
+def test_a_setting_that_is_not_built_yet_is_refused(tmp_path):
     chosen = given(tmp_path, "[Hardware]\nNUM_PROCESSES = 2\nSHARDING = fsdp\n")
     with pytest.raises(UserError) as caught:
         plan._not_built(chosen)

@@ -184,13 +184,8 @@ def _automatic(given: Any, name: str) -> bool:
 
 def _not_built(given: Any) -> None:
     """A setting that this version cannot honour is refused, never silently ignored."""
-    problems = [
-        f"{given.place(key)}: {why}"
-        for key, harmless, why in (("Hardware.SHARDING", ("none",), "sharding is not built yet; set it to none"),)
-        if given.get(key) not in harmless
-    ]
-    if problems:
-        raise UserError(problems)
+    if given.hardware.sharding != "none":
+        raise UserError(f"{given.place('Hardware.SHARDING')}: sharding is not built yet; set it to none")
 
 
 def _enough_for_all(rows: int, given: Any) -> None:
