@@ -37,7 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: a worker for each core that we may use, but no more than memory for torch and a run each."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
+    from training import workers
+
+    return min(workers.cores(), 4)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
