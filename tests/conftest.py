@@ -30,6 +30,24 @@ FAULT = (
 )
 
 
+@pytest.fixture(autouse=True)
+def kept_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test without a marker starts no program and does not load torch: the first layer is to take seconds."""
+    if any(request.node.get_closest_marker(name) for name in ("slow", "tiny", "embedded")):
+        yield
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a test without a marker starts a program: mark it as slow, tiny or embedded")
+
+    for owner, name in ((subprocess.Popen, "__init__"), (os, "fork"), (os, "posix_spawn")):
+        monkeypatch.setattr(owner, name, refuse)
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # a seventh of the layer's time; none of it cuts the power
+    loaded = "torch" in sys.modules
+    yield
+    assert loaded or "torch" not in sys.modules, "a test without a marker loads torch: mark it as tiny"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """tests/run.sh tests --faults 500: a longer campaign."""
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")

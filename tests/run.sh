@@ -41,8 +41,8 @@ part "set-up" "$BASH" "$root/setup.sh" --tests
 part "ruff check" "$bin/python" -m ruff check --quiet "$root"
 part "ruff format" "$bin/python" -m ruff format --quiet --check "$root"
 part "shellcheck" "$bin/shellcheck" "$root"/*.sh "$tests"/*.sh "$root/.ci/run"
-layer "quick tests" "not tiny and not embedded" -n auto --dist worksteal "$@"
-layer "tests on a tiny model" "tiny" -n auto --dist worksteal "$@"
+layer "quick tests" "not slow and not tiny and not embedded" -n auto --dist worksteal "$@"
+layer "tests of programs and on a tiny model" "(slow or tiny) and not embedded" -n auto --dist worksteal "$@"
 layer "tests on the embedded model" "embedded" "$@"
 if [ "$ran" = 0 ]; then
     echo "no test was run" >&2

@@ -10,6 +10,8 @@ import pytest
 
 from training import before_torch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("program", ["finetune", "evaluate_model"])
 def test_a_program_sets_what_torch_reads_before_it_is_loaded_and_leaves_the_users_own_values(root, program):

@@ -219,6 +219,7 @@ def run(*argv, cwd=ROOT):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_as_a_script_it_says_on_stderr_what_is_wrong_and_exits_with_2(tmp_path):
     result = run("--set", "LoRA.R=x", "--config", ROOT / "config.ini", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
@@ -230,6 +231,7 @@ def test_as_a_script_it_says_on_stderr_what_is_wrong_and_exits_with_2(tmp_path):
     assert (result.returncode, result.stderr) == (2, f"{tmp_path}/none.ini: no such file\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -247,6 +249,7 @@ def test_a_program_that_listens_is_told_what_is_wrong_as_an_event(script, argv, 
     assert said in result.stderr
 
 
+@pytest.mark.slow
 def test_as_a_script_it_is_silent_when_all_is_right(tmp_path):
     for argv in (["--check"], [], ["--status"]):
         result = run(*argv, cwd=tmp_path)
@@ -254,6 +257,7 @@ def test_as_a_script_it_is_silent_when_all_is_right(tmp_path):
     assert os.listdir(tmp_path) == []  # noqa: PTH208 - the names are what is asked for
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_removed_is_named(tmp_path):
     gone = tmp_path / "gone"
     code = f"import os, sys; os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); sys.path.insert(0, {str(ROOT)!r})"
@@ -265,6 +269,7 @@ def test_a_folder_that_was_removed_is_named(tmp_path):
     assert subprocess.run(command, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_help_names_every_flag_and_every_setting_on_stdout():
     result = run("--help", "--nonsense")
     assert (result.returncode, result.stderr) == (0, "")
@@ -274,6 +279,7 @@ def test_help_names_every_flag_and_every_setting_on_stdout():
     assert max(map(len, result.stdout.split("\n"))) <= 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["command_line.py", "finetune.py"])
 @pytest.mark.parametrize("argv", [["--help"], ["--set", "LoRA.R=x"]])
 def test_it_answers_in_a_moment(script, argv):

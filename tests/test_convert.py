@@ -85,6 +85,7 @@ def test_a_missing_converter_says_to_set_up(tmp_path, monkeypatch):
         convert.to_gguf(tmp_path, tmp_path / "out.gguf")
 
 
+@pytest.mark.slow
 def test_the_worker_ends_when_its_parent_does():
     code = "import convert_worker as w, time; w.end_with_parent(); print('up', flush=True); time.sleep(60)"
     worker = [sys.executable, "-c", code]

@@ -36,6 +36,7 @@ def listed(folder: Path) -> list[str]:
 # ---- refused before anything is done --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_wrong_path_exits_with_2_one_line_and_an_empty_stdout(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     ended = program("--model-path", tmp_path / "modle")
@@ -43,6 +44,7 @@ def test_a_wrong_path_exits_with_2_one_line_and_an_empty_stdout(tmp_path: Path) 
     assert ended.stderr == f"error: {tmp_path}/modle does not exist; did you mean {tmp_path}/model?\n"
 
 
+@pytest.mark.slow
 def test_missing_and_unknown_flags_exit_with_2() -> None:
     assert "required: --model-path" in program("--quantization", "q8_0").stderr
     ended = program("--model-path", "x", "--quant", "q8_0")  # not taken for --quantization
@@ -86,6 +88,7 @@ def test_a_folder_that_cannot_be_written_exits_with_3(tiny_model: Path, tmp_path
     assert f"{tmp_path}/file cannot be written: Not a directory; --output names another" in ended.stderr
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()

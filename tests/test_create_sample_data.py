@@ -22,6 +22,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
 
 
+@pytest.mark.slow
 def test_the_paths_written_are_all_that_stands_on_stdout(tmp_path: Path) -> None:
     done = run("--output-dir", tmp_path / "new" / "samples")
     assert (done.returncode, done.stderr) == (0, "")
@@ -74,6 +75,7 @@ def test_its_own_files_are_replaced_whole_and_others_are_left_alone(tmp_path: Pa
     assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_the_folder_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run("--output-dir", tmp_path / "file")
@@ -81,6 +83,7 @@ def test_a_file_in_the_place_of_the_folder_is_the_users_mistake(tmp_path: Path) 
     assert done.stderr == f"--output-dir {tmp_path / 'file'}: is a file, not a folder\n"
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_is_the_machines(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run("--output-dir", tmp_path / "file" / "below")

@@ -225,6 +225,7 @@ def test_bad_rows_of_both_files_are_named_together(load: Load, tmp_path: Path) -
     assert [problem.split(": ")[0] for problem in caught.value.problems] == [f"{tmp_path / 'a.jsonl'}:1", f"{held}:1"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.integers(0, 12), min_size=1, max_size=60),
@@ -253,6 +254,7 @@ def test_the_split_does_not_depend_on_what_a_hash_happens_to_be() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file is read by one process")
 @pytest.mark.parametrize(
     "ending", [".jsonl", ".txt", ".json", ".csv", ".jsonl.gz", ".txt.gz", ".json.gz", "-cut.jsonl.gz"]
@@ -297,6 +299,7 @@ def test_a_long_file_read_by_several_processes_says_the_same(
         assert read() == alone
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file is read by one process")
 def test_a_process_that_is_ended_while_it_reads_is_the_machines_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -94,6 +94,7 @@ def test_an_output_dir_that_is_a_file_is_refused(tmp_path):
         environment.check_writable(tmp_path / "outputs" / "deeper")
 
 
+@pytest.mark.slow
 def test_a_read_only_output_dir_is_refused(tmp_path):
     folder = tmp_path / "mounted"
     folder.mkdir()

@@ -208,6 +208,7 @@ def test_it_agrees_with_configparser_where_both_know_the_format(text):
     assert list(found.sections) == oracle.sections()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [" ", '"', "\\", "[", "=", "a #", " #", "\r", "x\n", '\\"', "# ", "\t;"])
 def test_a_megabyte_of_anything_is_read_at_once(unit):
     start = time.process_time()

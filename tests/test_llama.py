@@ -106,6 +106,7 @@ def _worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> 
     monkeypatch.setattr(llama, "__file__", str(script))
 
 
+@pytest.mark.slow
 def test_an_abort_becomes_an_error_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = "import os, sys\nprint('GGML_ASSERT(n > 0) failed', file=sys.stderr, flush=True)\nos.abort()\n"
     _worker_that(monkeypatch, tmp_path, code)
@@ -116,6 +117,7 @@ def test_an_abort_becomes_an_error_with_its_last_words(monkeypatch: pytest.Monke
     )
 
 
+@pytest.mark.slow
 def test_a_crash_amid_the_logits_is_an_error_not_a_short_result(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_crash_amid_the_logits_is_an_error_not_a_short_result(
         llama.logits(tmp_path / "a.gguf", [[1, 2]])
 
 
+@pytest.mark.slow
 def test_kept_files_are_loaded_once_and_one_that_died_or_was_left_amid_an_answer_is_loaded_anew(monkeypatch, tmp_path):
     code = """
 import json, os, sys
@@ -171,6 +174,7 @@ for line in sys.stdin:
             os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _worker_that(monkeypatch, tmp_path, 'print(\'{"missing": "No module named llama_cpp"}\', flush=True)\ninput()\n')
     with pytest.raises(MachineError, match=r"llama-cpp-python cannot be used \(No module.*run \./setup\.sh"):

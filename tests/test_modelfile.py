@@ -132,6 +132,7 @@ def test_chat_template_is_taken_apart_and_proved(name):
 contents = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).map(str.strip).filter(bool)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_pieces_render_any_chat_as_the_chat_template_does(data):
@@ -782,6 +783,7 @@ def test_greedy_decoding_said_outright_is_temperature_0():
     }
 
 
+@pytest.mark.slow
 def test_importing_the_module_needs_no_torch():
     code = "import sys; import training.modelfile; sys.exit('torch' in sys.modules or 'jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

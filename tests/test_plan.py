@@ -111,6 +111,7 @@ def test_a_method_that_needs_an_importance_matrix_is_refused_where_the_model_can
     budget.check_importance(others, model(8_000_000_000), CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "text", "said"),
     [

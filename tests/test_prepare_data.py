@@ -152,6 +152,7 @@ def test_no_split_writes_one_file_in_the_order_of_the_input(samples: Path, prepa
     assert written(done.paths) == json.loads((samples / "sample_data.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_anywhere_and_prints_paths_only(samples: Path, tmp_path: Path) -> None:
     done = script("--input", samples / "sample_qa.csv", "--input-format", "csv", "--format-type", "qa",
                   "--output-dir", tmp_path / "a" / "b", "--output-name", "my")  # fmt: skip
@@ -360,6 +361,7 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str, prepare, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_kind_of_rows_is_told_with_those_there_are(samples: Path, tmp_path: Path) -> None:
     done = script(
         "--input", samples / "sample_data.json", "--format-type", "xml", "--output-dir", tmp_path, "--output-name", "a"
@@ -406,6 +408,7 @@ def test_a_full_disk_leaves_nothing_half_written(prepare, samples: Path, tmp_pat
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_numpy_the_split_is_refused_and_no_split_works(samples: Path, tmp_path: Path) -> None:
     words = [
         "--input",

@@ -141,6 +141,7 @@ def test_nan_and_infinity_never_reach_report_json(tmp_path: Path) -> None:
     assert found["training"]["after"] is None and found["training"]["losses"][1]["loss"] is None
 
 
+@pytest.mark.slow
 def test_a_long_run_keeps_its_reports_small(tmp_path: Path) -> None:
     losses = tuple(record.Step(at, 3 / (1 + at / 900), 1e-4, 1.0, 400.0) for at in range(1, 20_001))
     report.write(tmp_path, good(tmp_path, training=dataclasses.replace(good(tmp_path).training, losses=losses)))
@@ -415,6 +416,7 @@ def test_hashes_revisions_and_ordinary_words_are_not_taken_for_secrets() -> None
     assert not privacy.names_a_secret("MAX_TOKENS") and not privacy.names_a_secret("tokenizers")
 
 
+@pytest.mark.slow
 def test_reading_and_writing_a_report_needs_no_heavy_package() -> None:
     code = "import sys, training.report; print(*sorted({'torch', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)))"
     root = Path(record.__file__).parent.parent

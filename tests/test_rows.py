@@ -564,6 +564,7 @@ def test_null_in_the_place_of_any_value_is_a_bad_row_with_its_line(sample: dict)
     assert all(isinstance(row, BadRow) and "null" in row.reason for row in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
 def test_a_line_of_100_megabytes_is_a_bad_row_in_bounded_memory(name: str) -> None:
     begin = {"a.jsonl": b'{"text": "', "a.json": b'[{"text": "', "a.csv": b'text,x\n"', "a.txt": b""}[name]
@@ -614,6 +615,7 @@ def test_no_bytes_whatever_bring_a_traceback(content: bytes, name: str) -> None:
         assert all(isinstance(row, (Row, BadRow)) and row.line >= 1 for row in found)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     st.lists(KNOWN_FIELDS | JSON_VALUE, max_size=6).filter(lambda values: not isinstance((values or [None])[0], list))
@@ -628,6 +630,7 @@ def test_any_json_gives_one_verdict_a_row_and_good_rows_alternate(values: list) 
             assert all(turn.content.strip() for turn in talk)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.lists(KNOWN_FIELDS, max_size=6), st.sampled_from([None, 0, 2]))
 def test_a_json_list_says_the_same_as_json_lines(values: list, indent: int | None) -> None:

@@ -145,16 +145,19 @@ def refused(ended: Ended, code: int, message: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_missing_config_is_named(tmp_path):
     refused(finetune("--config", tmp_path / "no.ini"), 2, f"{tmp_path}/no.ini")
 
 
+@pytest.mark.slow
 def test_a_missing_data_file_is_named_with_the_line_that_names_it(tmp_path):
     (tmp_path / "config.ini").write_text("[Dataset]\nDATASET_FILE = rows.jsonl\n", encoding="utf-8")
     refused(finetune("--config", tmp_path / "config.ini"), 2, "config.ini:2: [Dataset] DATASET_FILE = rows.jsonl")
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_value_is_named_with_its_line(tmp_path):
     (tmp_path / "config.ini").write_text("[LoRA]\nR = 0\n", encoding="utf-8")
     refused(finetune("--config", tmp_path / "config.ini"), 2, "config.ini:2: [LoRA] R = 0: must be at least 1")

@@ -50,6 +50,7 @@ def test_an_output_dir_that_cannot_be_made_is_the_machines_fault(tmp_path):
         runs.create(tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_run_is_alive_only_while_the_very_process_that_wrote_it_lives(tmp_path):
     run = runs.create(tmp_path)
     run.update(state="running")
@@ -79,6 +80,7 @@ def test_a_run_that_another_process_works_on_is_refused_with_the_command_that_te
     runs.lock(runs.open_run(run.path))
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_the_kernel_is_reported_as_out_of_memory(tmp_path):
     run = runs.create(tmp_path)
     run.update(state="running", pid_started=1, oom_kills=control.oom_kills())
@@ -177,6 +179,7 @@ print("went on")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_line_in_events_or_log_and_stops_nothing(tmp_path, root):
     code = FULL.format(root=str(root), path=str(tmp_path))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -201,6 +204,7 @@ for i in range(300):
 """
 
 
+@pytest.mark.slow
 def test_several_processes_lose_no_line_of_the_shared_log_while_it_rotates(tmp_path, root):
     path = tmp_path / "finetune.log"
     code = WRITER.format(root=str(root), path=str(path))
@@ -213,6 +217,7 @@ def test_several_processes_lose_no_line_of_the_shared_log_while_it_rotates(tmp_p
         assert [int(i) for n, i in found if n == number] == list(range(300))
 
 
+@pytest.mark.slow
 def test_a_signal_that_arrives_while_a_line_is_written_to_the_log_still_ends_the_run(root, tmp_path):
     """loguru catches what its sinks raise unless told otherwise: a SIGTERM in that moment was printed and forgotten."""
     code = f"""

@@ -498,6 +498,7 @@ SOME_LEGAL = st.lists(st.sampled_from(list(TABLE)), max_size=5, unique=True).fla
 )
 
 
+@pytest.mark.slow
 @ANY_FIXTURE
 @given(SOME_LEGAL)
 def test_the_effective_settings_read_back_the_same_for_every_legal_value(tmp_path, chosen):
@@ -581,6 +582,7 @@ def test_optimizers_and_schedulers_are_known_to_transformers():
         assert f'= "{name}"' in names_there, name
 
 
+@pytest.mark.slow
 def test_the_settings_need_nothing_but_the_standard_library():
     code = "import sys, json; from training import settings, command_line; print(json.dumps(list(sys.modules)))"
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]

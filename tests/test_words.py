@@ -79,6 +79,7 @@ PIECES = (
 TEXTS = st.lists(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "normalizer"), [*((name, None) for name in CUTS), ("qwen2", normalizers.NFC())])
 def test_word_by_word_gives_the_tokens_of_the_whole_text(name: str, normalizer: Any) -> None:
     tokenizer = _tokenizer(CUTS[name], normalizer)

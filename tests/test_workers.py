@@ -14,6 +14,8 @@ import pytest
 from training import workers
 from training.errors import MachineError
 
+pytestmark = pytest.mark.slow
+
 
 def _work(factor: int, number: int) -> int:
     time.sleep(0.02 * (number % 3 == 0))  # some are done before those in front of them

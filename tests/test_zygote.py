@@ -14,6 +14,8 @@ import pytest
 
 from training import zygote
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, os, sys
 from training import zygote
