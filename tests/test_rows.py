@@ -290,7 +290,7 @@ WRONG = [
     ),
     (
         "a.jsonl",
-        '{"prompt": "a", "completion": "\u200b\ufeff"}\n'.encode(),
+        '{"prompt": "a", "completion": " \u200b \ufeff "}\n'.encode(),
         "a.jsonl:1: the answer is empty: completion holds no text",
     ),
     (
@@ -641,7 +641,9 @@ def test_a_json_list_says_the_same_as_json_lines(values: list, indent: int | Non
     assert verdicts(_read("f.json", json.dumps(values, indent=indent))) == verdicts(lines)
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=30)
+TEXT = st.text(  # what cannot be seen makes a bad row, where there is nothing else
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r" + rows.INVISIBLE), min_size=1, max_size=30
+)
 
 
 @FUZZ

@@ -231,7 +231,8 @@ INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"  # zero-width characters, whi
 
 def _is_blank(text: str) -> bool:
     """Whether nothing of the text can be seen."""
-    return not text.strip() or not text.strip(INVISIBLE).strip()
+    bare = text.strip()
+    return not bare or (bare[0] in INVISIBLE and not bare.translate(dict.fromkeys(map(ord, INVISIBLE))).strip())
 
 
 def _sound(value: Any, name: str) -> str:
