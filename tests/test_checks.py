@@ -166,7 +166,8 @@ def test_a_half_trained_adapter_is_a_warning(chain: Chain, tmp_path: Path) -> No
 def test_a_merge_that_is_not_the_trained_model_fails_the_check_of_the_logits(chain: Chain) -> None:
     check = checks.merged_logits(chain.base, chain.adapter, chain.base, chain.sequences, chain.starts)
     fails(check, "the merged model does not predict what base + adapter predict: mean KL")
-    assert check.figures["mean_kl"] == pytest.approx(check.figures["mean_kl_of_training"], rel=1e-3)
+    some = check.figures["mean_kl_of_training"]  # of every fourth row
+    assert check.figures["mean_kl"] == pytest.approx(some, rel=0.2)
 
 
 def test_another_base_fails_both_checks_of_the_merge(chain: Chain, tmp_path: Path) -> None:
@@ -292,6 +293,17 @@ def test_so_many_tokens_of_all_answers_are_compared_and_of_each_alike() -> None:
     assert scored == [20, 164, 164, 164]
     assert sum(scored) == agreement.SCORED_IN_ALL
     assert rows[1] == list(range(174)), "the short ones first, so that neighbours are filled up little"
+
+
+def test_of_many_rows_some_of_each_length_are_compared() -> None:
+    lengths = [60, 20, 40, 80, 100, 30] * 20
+    rows, first = agreement.bounded([list(range(length)) for length in lengths], [10] * len(lengths))
+    taken = [len(ids) for ids in rows]
+    assert agreement.LEAST < len(taken) < len(lengths) and sum(taken) <= agreement.READ
+    assert taken == sorted(taken) and len(set(taken)) >= 4, "short and long ones"
+    assert first == [9] * len(rows)
+    long, _ = agreement.bounded([list(range(900 + number)) for number in range(40)], [890] * 40)
+    assert [len(ids) for ids in long] == [909, 919, 929, 939], "but no fewer than so many"
 
 
 def test_kept_logits_are_computed_once(tmp_path: Path) -> None:

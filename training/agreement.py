@@ -21,6 +21,9 @@ SCORED = 256  # answer tokens of a sequence that are compared at most: 256 x 152
 # And of all together: what is compared is kept on the disk (512 x 152k x 4 bytes = 0.3 GB a model), and thresholds are an
 # order of magnitude and more away from what a chain that holds shows: more tokens would tell nothing else.
 SCORED_IN_ALL = 512
+# Tokens that a model reads for it, prompts included, as long as LEAST sequences are among them: a model of 8 billion
+# parameters in float32 reads a few hundred a minute on a small machine, and up to five files read the same.
+READ, LEAST = 1024, 4
 ROWS = 16
 # The reference is sure of a token when it gives it this much more log-probability than the next one. Below, rounding
 # decides, and a disagreement says nothing (gguf-ollama.md's near tie: 0.156 against 0.140, a margin of 0.11).
@@ -52,15 +55,30 @@ def bounded(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[
     """Sequences cut after so many answer tokens, the short ones first, and the first position of each that is compared.
 
     `starts`: where the answer of each sequence begins; at least one token stands before it. Sequences without an answer
-    token are left out. At most SCORED tokens of an answer, and SCORED_IN_ALL of all, from each answer alike.
+    token are left out. At most SCORED tokens of an answer, and SCORED_IN_ALL of all, from each answer alike; of more
+    sequences than READ tokens hold, some of each length.
     """
     pairs = [(list(ids), max(start, 1)) for ids, start in zip(sequences, starts, strict=True)]
-    pairs = sorted(((ids, start) for ids, start in pairs if len(ids) > start), key=lambda pair: len(pair[0]))
+    pairs = _some(sorted(((ids[: start + SCORED], start) for ids, start in pairs if len(ids) > start), key=_length))
     answers = [len(ids) - start for ids, start in pairs]
     most = SCORED
     while most > 1 and sum(min(answer, most) for answer in answers) > SCORED_IN_ALL:
         most -= 1
     return [ids[: start + most] for ids, start in pairs], [start - 1 for _, start in pairs]
+
+
+def _length(pair: tuple[list[int], int]) -> int:
+    return len(pair[0])
+
+
+def _some(pairs: list[tuple[list[int], int]]) -> list[tuple[list[int], int]]:
+    """As many as READ tokens hold, but no fewer than LEAST; evenly spaced, and the last among them."""
+    count = min(len(pairs), READ)
+    while True:
+        chosen = [pairs[(number + 1) * len(pairs) // count - 1] for number in range(count)]
+        if count <= LEAST or sum(len(ids) for ids, _ in chosen) <= READ:
+            return chosen
+        count -= 1
 
 
 def kept(folder: Path, logits: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
