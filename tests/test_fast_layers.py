@@ -191,6 +191,84 @@ def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
     assert torch.autograd.gradcheck(hand.HeadLoss.apply, (random(3, 5), weight, bias, targets))
 
 
+def attended(dtype, lengths, heads, groups, dim):
+    """Attention of random queries, keys and values, and the gradient for them, in `dtype`; the same numbers in each."""
+    import torch
+
+    from training import fast_layers
+
+    torch.manual_seed(0)
+    tokens, width = sum(lengths), (heads + 2 * groups) * dim
+    qkv, outer = (torch.randn(tokens, size).bfloat16().to(dtype) for size in (width, heads * dim))
+    angles = (torch.ones(tokens, dim, dtype=dtype), torch.zeros(tokens, dim, dtype=dtype))  # not turned
+    qkv.requires_grad_()
+    found = fast_layers.Attention.apply(
+        qkv, *angles, fast_layers.Rows(lengths), heads, groups, dim**-0.5, None, None, 0.0
+    )
+    return found.detach().double(), torch.autograd.grad(found, qkv, outer)[0].double()
+
+
+@pytest.fixture
+def vectors():
+    """attention.c is for this CPU."""
+    from training import kernels
+
+    if not kernels.attends():
+        pytest.skip("the vector units of this CPU do not multiply bf16, or it has matrix units")
+
+
+@pytest.mark.parametrize(("heads", "groups", "dim"), [(9, 3, 64), (2, 2, 16), (7, 1, 80), (4, 2, 128)])
+@pytest.mark.parametrize("lengths", [(1, 1), (3, 2), (15, 16, 17), (64, 65, 1), (130, 7, 300)])
+def test_attention_in_vector_units_is_attention_but_for_the_rounding_of_bf16(vectors, lengths, heads, groups, dim):
+    import torch
+
+    for exact, found in zip(
+        attended(torch.float64, lengths, heads, groups, dim),
+        attended(torch.bfloat16, lengths, heads, groups, dim),
+        strict=True,
+    ):
+        assert float((found - exact).norm()) <= 3e-3 * float(exact.norm())  # bf16 alone 2e-3, bmm 3.7e-3
+
+
+def test_attention_in_vector_units_and_in_products_of_matrices_agree(vectors, monkeypatch):
+    import torch
+
+    from training import kernels
+
+    ours = attended(torch.bfloat16, (130, 7, 600), 9, 3, 64)
+    monkeypatch.setattr(kernels, "attends", lambda: False)
+    theirs = attended(torch.bfloat16, (130, 7, 600), 9, 3, 64)
+    for one, other in zip(ours, theirs, strict=True):
+        assert not torch.equal(one, other), "both ways were taken"
+        assert float((one - other).norm()) <= 1e-2 * float(other.norm())
+
+
+def test_more_threads_than_heads_take_products_of_matrices(vectors, monkeypatch):
+    import torch
+
+    from training import kernels
+
+    called = []
+    call = kernels.call
+    monkeypatch.setattr(kernels, "call", lambda name, *rest: called.append(name) or call(name, *rest))
+    attended(torch.bfloat16, (5,), 1, 1, 16)
+    assert ("attention" in called) == (torch.get_num_threads() == 1)
+    attended(torch.bfloat16, (5,) * torch.get_num_threads(), 1, 1, 16)
+    assert "attention" in called and "attention_backward" in called
+
+
+def test_a_number_that_is_not_one_stays_so_in_its_row_of_text(vectors):
+    import torch
+
+    from training import fast_layers
+
+    qkv = torch.ones(20, 3 * 16).bfloat16()
+    qkv[12, :16] = float("nan")  # a query of the second row
+    angles = torch.ones(20, 16).bfloat16(), torch.zeros(20, 16).bfloat16()
+    found = fast_layers.Attention.apply(qkv, *angles, fast_layers.Rows((10, 10)), 1, 1, 0.25, None, None, 0.0)
+    assert found.isnan().any(1).nonzero().flatten().tolist() == [12]
+
+
 def test_a_number_that_is_not_one_stays_not_one():
     import torch
 
@@ -257,7 +335,16 @@ def test_without_a_compiler_training_goes_on_without_them_and_says_why(monkeypat
 def test_the_kernels_compile_without_a_warning(root, tmp_path):
     from training import kernels
 
-    command = ["cc", *kernels.FLAGS, "-Wall", "-Wextra", str(kernels.SOURCE), "-o", str(tmp_path / "k.so"), "-lm"]
+    command = [
+        "cc",
+        *kernels.FLAGS,
+        "-Wall",
+        "-Wextra",
+        *map(str, kernels.SOURCES),
+        "-o",
+        str(tmp_path / "k.so"),
+        "-lm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

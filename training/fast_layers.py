@@ -7,7 +7,7 @@ What it does otherwise than transformers + PEFT:
   are not copied: the model's own become views of the joined ones.
 - Frozen weights get no gradient, adapters multiply in the model's dtype from float32 masters.
 - What is no matrix product (norms, rotation, softmax, SwiGLU, cross-entropy) is one pass each, forward and backward,
-  in kernels.c.
+  in kernels.c. Attention in bf16 is all in attention.c on CPUs whose vector units multiply bf16.
 Shapes: N tokens of the micro-batch, H heads in KV groups of G, D dimensions a head.
 """
 
@@ -262,9 +262,9 @@ class Attention(Function):
 
     Queries and keys are normed a head where `query_norm` and `key_norm` [D] are given (Qwen3), then turned by `cosine` and
     `sine` [N, D]. Inside, every row is [KV, tokens, G, D], one row after the other in one flat tensor, so that the queries
-    of a group meet their keys in one product of dense matrices. The probabilities are computed again in the backward pass:
-    that takes 3 % of a step, and keeping them, a quarter to half of all that is kept (they grow with the square of the
-    length).
+    of a group meet their keys in one product of dense matrices. The probabilities are computed again in the backward pass,
+    one product more of seven: kept, they would be a quarter to half of all that is kept, and they grow with the square of
+    the length.
     """
 
     @staticmethod
@@ -278,10 +278,7 @@ class Attention(Function):
         query = split.to_heads(normed[0].result, 0, cosine, sine)
         key = split.to_heads(normed[1].result, 1, cosine, sine)
         value = split.to_heads(parts[2], 2)
-        result = torch.empty_like(query)
-        for block in rows.blocks:
-            probabilities = _probabilities(split, query, key, block, scale)
-            _product(probabilities, split.keys(value, block), split.queries(result, block))
+        result = _attention(split, query, key, value, scale)
         norms = (query_norm, key_norm, *normed[0].kept, *normed[1].kept)
         ctx.save_for_backward(query, key, value, cosine, sine, *norms)
         ctx.split, ctx.scale = split, scale
@@ -294,24 +291,7 @@ class Attention(Function):
         split, scale = ctx.split, ctx.scale
         norms = [(w, kept.pop(0), kept.pop(0)) if w is not None else None for w in (query_norm, key_norm)]
         outer = split.to_heads(gradient.contiguous(), 0)
-        for_query = torch.empty_like(query)
-        for_key, for_value = torch.empty_like(key), torch.empty_like(value)
-        sums: dict[int, list[torch.Tensor]] = {}  # of rows of several blocks; in float, for bf16 would lose the small
-        for block in split.rows.blocks:
-            probabilities = _probabilities(split, query, key, block, scale)
-            incoming, asked = split.queries(outer, block), split.queries(query, block)
-            for_scores = torch.bmm(incoming, split.keys(value, block).transpose(1, 2))
-            kernels.call("softmax_backward", query, for_scores, probabilities, *split.scores(block), float(scale))
-            _product(for_scores, split.keys(key, block), split.queries(for_query, block))
-            targets = [split.keys(for_value, block), split.keys(for_key, block)]
-            for number, (left, right) in enumerate(((probabilities, incoming), (for_scores, asked))):
-                if block.whole:
-                    _product(left.transpose(1, 2), right, targets[number])
-                    continue
-                row = sums.setdefault(block.start, [split.zeros(key, block) for _ in targets])[number]
-                row[:, : block.end] += torch.bmm(left.transpose(1, 2), right)
-                if block.end == block.length:
-                    targets[number].copy_(row)
+        for_query, for_key, for_value = _attention_backward(split, query, key, value, outer, scale)
         result = torch.empty(split.tokens, split.width, dtype=query.dtype)
         into = result.split(split.sizes, dim=1)
         split.from_heads(for_value, 2, into[2])
@@ -322,6 +302,46 @@ class Attention(Function):
                 flat = split.from_heads(found, number, torch.empty_like(into[number]), cosine, sine)
                 into[number].copy_(_head_norm_backward(flat, *norms[number]).view(flat.shape))
         return result, *(None,) * 9
+
+
+def _attention(split: _Split, query: Any, key: Any, value: Any, scale: float) -> torch.Tensor:
+    """The attention of rows of heads, in the form of `query`."""
+    result = torch.empty_like(query)
+    if split.by_vectors(query):
+        kernels.call("attention", query, query, key, value, result, *split.texts(), float(scale))
+        return result
+    for block in split.rows.blocks:
+        probabilities = _probabilities(split, query, key, block, scale)
+        _product(probabilities, split.keys(value, block), split.queries(result, block))
+    return result
+
+
+def _attention_backward(
+    split: _Split, query: Any, key: Any, value: Any, outer: Any, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients for `query`, `key` and `value`, from that of the attention, `outer`."""
+    for_query, for_key, for_value = map(torch.empty_like, (query, key, value))
+    if split.by_vectors(query):
+        tensors = (query, key, value, outer, for_query, for_key, for_value)
+        kernels.call("attention_backward", query, *tensors, *split.texts(), float(scale))
+        return for_query, for_key, for_value
+    sums: dict[int, list[torch.Tensor]] = {}  # of rows of several blocks; in float, for bf16 would lose the small
+    for block in split.rows.blocks:
+        probabilities = _probabilities(split, query, key, block, scale)
+        incoming, asked = split.queries(outer, block), split.queries(query, block)
+        for_scores = torch.bmm(incoming, split.keys(value, block).transpose(1, 2))
+        kernels.call("softmax_backward", query, for_scores, probabilities, *split.scores(block), float(scale))
+        _product(for_scores, split.keys(key, block), split.queries(for_query, block))
+        targets = [split.keys(for_value, block), split.keys(for_key, block)]
+        for number, (left, right) in enumerate(((probabilities, incoming), (for_scores, asked))):
+            if block.whole:
+                _product(left.transpose(1, 2), right, targets[number])
+                continue
+            row = sums.setdefault(block.start, [split.zeros(key, block) for _ in targets])[number]
+            row[:, : block.end] += torch.bmm(left.transpose(1, 2), right)
+            if block.end == block.length:
+                targets[number].copy_(row)
+    return for_query, for_key, for_value
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, into: torch.Tensor) -> None:
@@ -356,9 +376,11 @@ class Rows:
     """The rows of a micro-batch that stand one after the other: where each begins, and their blocks of queries."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        counts = torch.tensor(lengths)
-        self.lengths = counts.repeat_interleave(counts)  # [N], of each token's row
-        self.starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        self.counts = torch.tensor(lengths)  # of each row
+        self.firsts = self.counts.cumsum(0) - self.counts
+        self.longest = max(lengths)
+        self.lengths = self.counts.repeat_interleave(self.counts)  # [N], of each token's row
+        self.starts = self.firsts.repeat_interleave(self.counts)
         self.positions = torch.arange(len(self.starts)) - self.starts
         self.blocks, start = [], 0
         for length in lengths:
@@ -392,6 +414,17 @@ class _Split:
 
     def _shape(self, number: int) -> tuple[int, int, int, int]:
         return self.tokens, self.groups, self.group if number == 0 else 1, self.dim
+
+    def by_vectors(self, like: torch.Tensor) -> bool:
+        """Whether attention.c is taken; it gives each head of each row to one thread."""
+        enough = len(self.rows.counts) * self.groups >= torch.get_num_threads()
+        return like.dtype == torch.bfloat16 and self.dim % 16 == 0 and enough and kernels.attends()
+
+    def texts(self) -> tuple[Any, ...]:
+        """What attention.c is told of the rows: room to work in, where each begins, how long each is, and the shape."""
+        rows = self.rows
+        room = kernels.scratch(rows.longest, self.dim)
+        return room, rows.firsts, rows.counts, len(rows.counts), rows.longest, self.groups, self.group, self.dim
 
     def queries(self, flat: torch.Tensor, block: _Block) -> torch.Tensor:
         """[KV, count x G, D] of a block."""

@@ -1,4 +1,4 @@
-"""Compile and call kernels.c: the parts of a decoder layer that are no matrix products, for training on a CPU.
+"""Compile and call kernels.c and attention.c: the parts of a decoder layer that are written for training on a CPU.
 
 The library is compiled once for this machine's CPU (about two seconds) and kept under .cache/. No compiler: `load`
 says so, and training goes on without these.
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c"))
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "kernels"
 # Sums may be taken in any order, which vector units need; NaN and infinity keep their meaning: training looks for them.
 FLAGS = (
@@ -33,7 +33,7 @@ class Unavailable(Exception):
 @cache
 def load() -> ctypes.CDLL:
     """The library, compiled when it is not there yet. Raises Unavailable when there is no compiler, or it fails."""
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in SOURCES)
     # The same checkout may be used by machines with other CPUs (a network disk): their flags are part of the name.
     key = hashlib.sha256(source + " ".join(FLAGS).encode() + _cpu()).hexdigest()[:16]
     library = CACHE / f"kernels-{key}.so"
@@ -45,7 +45,23 @@ def load() -> ctypes.CDLL:
         raise Unavailable(f"{library} does not load: {error}") from error
     for suffix in SUFFIXES.values():
         getattr(loaded, f"cross_entropy_{suffix}").restype = ctypes.c_double
+    if hasattr(loaded, "attention_scratch"):
+        loaded.attention_scratch.restype = ctypes.c_long
     return loaded
+
+
+@cache
+def attends() -> bool:
+    """Whether attention.c is for this CPU: its vector units multiply bf16, and it has no matrix units (AMX) for torch to use."""
+    return hasattr(load(), "attention_bf16") and b"amx_bf16" not in _cpu()
+
+
+def scratch(longest: int, dim: int) -> Any:
+    """Memory for the functions of attention.c, for rows of up to `longest` tokens and heads of `dim` dimensions."""
+    import torch
+
+    each = load().attention_scratch(ctypes.c_long(longest), ctypes.c_long(dim))
+    return torch.empty(torch.get_num_threads() * each, dtype=torch.float32)
 
 
 def _compile(library: Path) -> None:
@@ -55,7 +71,7 @@ def _compile(library: Path) -> None:
     partial = library.with_name(f".{library.name}.{os.getpid()}.partial")
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
-        command = [*compiler.split(), *FLAGS, str(SOURCE), "-o", str(partial), "-lm"]
+        command = [*compiler.split(), *FLAGS, *map(str, SOURCES), "-o", str(partial), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120, check=False)
         if done.returncode:
             raise Unavailable(f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
