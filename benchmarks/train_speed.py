@@ -151,9 +151,10 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
 def work(args: argparse.Namespace) -> dict:
     """One way, in this process."""
     config = SHAPES[args.shape] if args.shape else json.loads((Path(args.model) / "config.json").read_text())
-    if args.way == "bound":
-        return bound(config, args.tokens)
     data, noted = rows(args, min(config["vocab_size"], 49_000)), clock()
+    if args.way == "bound":
+        trained = sum(sum(label != -100 for label in row["labels"]) for row in data)
+        return bound(config, args.tokens, trained / sum(len(row["labels"]) for row in data))
     with tempfile.TemporaryDirectory() as folder:
         one = prepared(args, data, folder, noted)
         one.train()
@@ -173,8 +174,8 @@ def _tokenizer(args: argparse.Namespace):
     return AutoTokenizer.from_pretrained(args.model)
 
 
-def bound(config: dict, tokens: int, head_share: float = 0.7, seconds: float = 5.0) -> dict:
-    """Tokens a second of the frozen products alone, in bf16; `head_share` of the tokens meet the output layer."""
+def bound(config: dict, tokens: int, head_share: float, seconds: float = 5.0) -> dict:
+    """Tokens a second of the frozen products alone, in bf16; `head_share` of the tokens, the trained ones, meet the output layer."""
     import torch
     from torch.nn.functional import linear
 
