@@ -191,3 +191,12 @@ def test_a_mixture_of_experts_is_trained_and_exported_by_the_program(embedded: P
     report = json.loads((ended.run / "report.json").read_text(encoding="utf-8"))
     assert {check["passed"] for check in report["checks"]} == {True}
     assert "tried on a small Qwen3MoeForCausalLM" in (ended.run / "finetune.log").read_text(encoding="utf-8")
+
+
+def test_phi_3s_markers_take_the_white_space_after_them_in_the_file_too(converted: Any, tmp_path: Path) -> None:
+    folder = converted["tokenizer phi-3"]
+    chats = ["<|user|>\nWhat is 3 + 3?<|end|>\n<|assistant|>\n"]
+    named = convert.to_gguf(folder / "merged", tmp_path / "named.gguf")
+    assert checks.gguf_tokenizer(named, folder / "merged", chats).passed
+    nameless = checks.gguf_tokenizer(folder / "f16.gguf", folder / "merged", chats)  # as the converter alone makes it
+    assert nameless.failure.startswith("llama.cpp cuts 1 of ") and "<|user|>" in nameless.failure

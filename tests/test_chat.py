@@ -580,3 +580,14 @@ def test_rows_as_people_and_programs_write_them_train_their_answers(families: di
         f"你好{end}{start}assistant\n⟦您好！<|im_end|>⟧\n{start}user\n几点了？{end}{start}assistant\n⟦三点。<|im_end|>⟧",
         f"Hi{end}{start}assistant\n⟦Hello.\nGoodbye.<|im_end|>⟧",
     ]
+
+
+def test_samples_hold_every_turn_that_the_template_takes() -> None:
+    marked = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
+    )
+    found = chat.samples(chat.ChatTemplate(marked, "test"))
+    assert len(found) == 4 and found[0] == "<user>What is 3 + 3?<go>" and found[1].endswith("6, of course.\n")
+    assert found[3].startswith("<system>") and found[3].endswith("<go>")
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + marked
+    assert chat.samples(chat.ChatTemplate(strict, "test")) == found[:3]

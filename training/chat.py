@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from training.chat_template import ChatTemplate, adds_bos, choose, conversation, names, render
+from training.chat_template import ChatTemplate, adds_bos, choose, conversation, names, render, samples
 from training.errors import RunError, UserError
 from training.rows import Row, Turn
 from training.stretches import Tokenise, tokeniser
 
-__all__ = ["ChatTemplate", "Encoded", "choose", "conversation", "encode", "names", "prompt_ids", "render"]
+__all__ = ["ChatTemplate", "Encoded", "choose", "conversation", "encode", "names", "prompt_ids", "render", "samples"]
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 THOUGHT = "</think>"  # ends the thoughts that an answer came with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -158,6 +159,17 @@ def _compiled(jinja: str) -> tuple[Any, dict[str, Any]]:
 
     compiled = chat_template_utils._compile_jinja_template(jinja)
     return compiled, {**compiled.globals, "tools": None, "documents": None}
+
+
+def samples(template: ChatTemplate) -> list[str]:
+    """A few chats as the template writes them, with every marker that it has: texts to hold tokenizers against."""
+    talk = [{"role": "user", "content": "What is 3 + 3?"}, {"role": "assistant", "content": "6, of course.\n"}]
+    talk += [{"role": "user", "content": " 你好 \n\n"}]
+    found = []
+    for messages in (talk[:1], talk[:2], talk, [{"role": "system", "content": "Be brief."}, *talk]):
+        with suppress(UserError):  # a template without a system turn refuses one
+            found.append(render(template, messages, messages[-1]["role"] == "user"))
+    return found
 
 
 def conversation(template: ChatTemplate, messages: Sequence[Turn]) -> list[Turn]:

@@ -163,7 +163,7 @@ def merged_logits(
 
 
 def gguf_tokenizer(gguf: Path, folder: Path, texts: Sequence[str] = ()) -> Check:
-    """llama.cpp cuts texts into the tokens that the folder's own tokenizer gives: HARD and `texts` (rendered rows).
+    """llama.cpp cuts texts into the tokens that the folder's own tokenizer gives: HARD and `texts` (chats as rendered).
 
     A GGUF file without weights will do, so that this can be proved before anything is trained.
     """

@@ -71,10 +71,26 @@ def to_gguf(folder: Path, out: Path, outtype: str = "f16", progress: Progress | 
     need = converted_size(folder, outtype)
     _check_room(stage, out, need)
     with files.whole_file(out) as partial:
-        arguments = [folder.absolute(), "--outfile", partial.absolute(), "--outtype", outtype]
+        arguments = [folder.absolute(), "--outfile", partial.absolute(), "--outtype", outtype, *_model_name(folder)]
         _work(stage, out, need, ["convert", CONVERTER, *arguments], progress)
         _check_written(stage, partial)
     return out
+
+
+def _model_name(folder: Path) -> tuple[str, ...]:
+    """The converter's option for the name in the file, which matters for Phi-3: its markers take the white space after them.
+
+    llama.cpp does that too, but only where the name says Phi-3 (llama-vocab.cpp); else it reads other tokens than were
+    trained, one or two more after each marker.
+    """
+    try:
+        config, tokenizer = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "tokenizer.json")
+        )
+    except (OSError, ValueError):  # no tokenizer.json: the converter says what it thinks of that
+        return ()
+    takes = any(token.get("special") and token.get("rstrip") for token in tokenizer.get("added_tokens", ()))
+    return ("--model-name", "Phi-3") if takes and config.get("model_type") == "phi3" else ()
 
 
 def quantise(

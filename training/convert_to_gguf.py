@@ -87,7 +87,8 @@ def _quantise(f16: Path, out: Path, method: str, matrix: Path | None) -> None:
 
 
 def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:
-    done = [checks.gguf_tokenizer(f16, base.path)]
+    template = _template(base, _tokenizer(base.path))
+    done = [checks.gguf_tokenizer(f16, base.path, chat.samples(template) if template else ())]
     checks.require(done)  # the rest would be measured on wrong tokens
     ids = llama.tokenise(f16, [SAMPLE])[0][: base.max_length or None]
     with reference.opened(base.path) as model:
@@ -136,6 +137,16 @@ def _lives(process: int) -> bool:
 # ---- the Modelfile -----------------------------------------------------------------------------------------------
 
 
+def _template(base: Any, tokenizer: Any) -> chat.ChatTemplate | None:
+    """The model's own chat template, if it has one. UserError when it is broken."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    wanted = SimpleNamespace(
+        model=SimpleNamespace(chat_template="auto", system_prompt=None), dataset=SimpleNamespace(prompt_template=None)
+    )
+    return chat.choose(base, wanted, tokenizer)
+
+
 def compose(base: Any, gguf: str) -> tuple[str, modelfile.Chat | None, list[str]]:
     """A Modelfile for the untouched model, by its own chat template; without one it continues plain text.
 
@@ -144,12 +155,7 @@ def compose(base: Any, gguf: str) -> tuple[str, modelfile.Chat | None, list[str]
     tokenizer = _tokenizer(base.path)
     ends = [tokenizer.decode([number]) for number in plan.generation_eos(base)]
     chatting, stops = None, modelfile.stop_texts(tokenizer.eos_token or "", (), ends)
-    if getattr(tokenizer, "chat_template", None):
-        wanted = SimpleNamespace(
-            model=SimpleNamespace(chat_template="auto", system_prompt=None),
-            dataset=SimpleNamespace(prompt_template=None),
-        )
-        template = chat.choose(base, wanted, tokenizer)
+    if template := _template(base, tokenizer):
         stops = modelfile.stop_texts(template.eos, template.end_tokens, ends)
         chatting = modelfile.Chat(
             lambda messages, add_generation_prompt: chat.render(template, messages, add_generation_prompt),
