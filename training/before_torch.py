@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping
 
 THREADS = {
-    # Threads that wait for each other sleep instead of spinning: beside other programs, spinning made a step many times
-    # slower, see benchmarks/.
+    # Threads that wait for each other spin for a quarter of a millisecond, which most waits take, and then sleep. Asleep at
+    # once (PASSIVE without the count) they are woken 2,700 times a step, which took a tenth of it and more; spinning on, as
+    # is the default, they made a step beside other programs many times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "20000",
 }
 CACHES = {
     # oneDNN compiles a routine of about a megabyte for each new shape of a matrix product, and rows of text bring new ones at
