@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -222,6 +223,29 @@ def test_a_model_that_never_learned_to_stop_is_a_warning(chain: Chain, model, en
 def test_llama_cpp_that_dies_is_a_failed_check_with_its_last_words(chain: Chain, model, tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"GGUF" + b"\0" * 64)
     fails(checks.f16_agrees(tmp_path / "no.gguf", model, chain.sequences, chain.starts), "no.gguf")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "disagreements", "passed"),
+    [("bfloat16", 9, 1, True), ("bfloat16", 40, 5, True), ("bfloat16", 40, 6, False), ("float32", 9, 1, False)],
+)
+def test_of_few_clear_cases_some_may_differ_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, tokens: int, disagreements: int, passed: bool
+) -> None:
+    import numpy as np
+
+    ours = np.tile([0.25, 0.0], (tokens + 1, 1))  # the first choice leads by more than MARGIN; the KL of a swap is 0.03
+    theirs = ours.copy()
+    theirs[:disagreements] = [0.0, 0.001]
+    monkeypatch.setattr(checks, "_logits", lambda *_: iter([theirs]))
+    model = SimpleNamespace(dtype=dtype, logits=lambda *_: iter([ours]))
+    monkeypatch.setitem(checks.MOST_KL, "float32", checks.MOST_KL["bfloat16"])  # it is the first choices that decide
+    check = checks.f16_agrees(Path("f16.gguf"), model, [[0] * (tokens + 1)], [1])
+    if passed:
+        assert passes(check)["sure"] == tokens
+    else:
+        share = 1 - disagreements / tokens
+        fails(check, f"the f16 GGUF's first choice is the merged model's in only {share:.1%} of the clear cases")
 
 
 # ---- left out, and told together -----------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ MOST_KL = {"float32": 2e-3, "bfloat16": 2e-2}
 MOST_KL_OF_ROUNDING, SHARE_OF_ROUNDING = 2e-2, 0.5
 # Of the positions where the reference leads clearly (agreement.MARGIN); measured: float32 1.0, bfloat16 0.992.
 LEAST_TOP1 = {"float32": 0.98, "bfloat16": 0.95}
+# And so many disagreements more, because a share of a few clear cases is chance: where one in 125 differs in a sound file
+# (bfloat16), the share alone fails one row of nine in 14, and two of 39 are common. With three more: one in 50,000 rows.
+FEW = {"float32": 0, "bfloat16": 3}
 # No quantisation that is worth shipping does this (q2_k of a small model: 3 times); a damaged file does it at once.
 MOST_PERPLEXITY = 10.0
 
@@ -212,7 +215,8 @@ def f16_agrees(
         True,
         {},
         f"mean KL <= {MOST_KL['float32']} nats and first choice equal in {LEAST_TOP1['float32']:.0%} of the clear cases "
-        f"(transformers in float32; in bfloat16 {MOST_KL['bfloat16']} and {LEAST_TOP1['bfloat16']:.0%})",
+        f"(transformers in float32; in bfloat16 {MOST_KL['bfloat16']} and {LEAST_TOP1['bfloat16']:.0%}, "
+        f"{FEW['bfloat16']} cases aside)",
         "the converter permutes and renames tensors; a mistake there costs 0.01 nats to several, f16 alone 5e-6",
     )
 
@@ -225,7 +229,7 @@ def f16_agrees(
         figures = {"dtype": model.dtype, **found.as_dict()}
         failure = "the f16 GGUF does not predict what the merged model predicts"
         judged = _judged(check, figures, found, MOST_KL[model.dtype], failure)
-        if judged.passed and not found.top1_sure >= LEAST_TOP1[model.dtype]:
+        if judged.passed and found.top1_sure * found.sure + FEW[model.dtype] < LEAST_TOP1[model.dtype] * found.sure:
             failure = (
                 f"the f16 GGUF's first choice is the merged model's in only {found.top1_sure:.1%} of the clear cases"
             )
