@@ -207,6 +207,21 @@ def test_a_damaged_quantised_file_fails_its_check(chain: Chain, tmp_path: Path) 
     fails(checks.quantised(chain.f16, broken, chain.sequences, chain.starts), "broken.gguf is damaged: perplexity nan")
 
 
+def test_a_perplexity_beyond_all_numbers_fails_with_figures_that_are_json(chain: Chain, tmp_path: Path) -> None:
+    def explode(data) -> None:
+        data *= 1e4
+
+    f16, other = (
+        edit_tensor(file, tmp_path / file.name, "output_norm.weight", explode) for file in (chain.f16, chain.quantised)
+    )
+    after = checks.quantised(chain.f16, other, chain.sequences, chain.starts)
+    fails(after, "q8_0.gguf is damaged: perplexity inf on held-out answers, ")
+    before = checks.quantised(f16, chain.quantised, chain.sequences, chain.starts)
+    fails(before, "f16.gguf is damaged, and q8_0.gguf was made from it: perplexity inf")
+    assert after.figures["perplexity_ratio"] is before.figures["perplexity_ratio"] is None
+    assert after.figures["perplexity"] is before.figures["perplexity_reference"] is None
+
+
 def test_a_wrong_end_token_fails_the_check_of_the_answers(chain: Chain, model, ending) -> None:
     prompt, end, _ = ending
     check = checks.answers(model, chain.f16, {}, [prompt], [end], 12)

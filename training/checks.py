@@ -6,6 +6,7 @@ what comes after a broken link is broken too. Inputs are plain: token ids, where
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -260,14 +261,15 @@ def quantised(
             return replace(check, skipped="there are no held-out answers")
         ours, theirs = _logits(f16, rows, first, keep), llama.logits_each(other, rows, first)
         found = agreement.compare(ours, theirs, rows, first)
-        ratio = found.perplexity / found.perplexity_reference
-        figures = {**found.as_dict(), "perplexity_ratio": ratio if ratio == ratio else None}
-        if ratio <= MOST_PERPLEXITY:  # NaN is not
+        before, after = found.perplexity_reference, found.perplexity
+        ratio = after / before
+        figures = {**found.as_dict(), "perplexity_ratio": ratio if math.isfinite(ratio) else None}
+        if math.isfinite(before) and ratio <= MOST_PERPLEXITY:  # NaN is not
             return replace(check, figures=figures)
-        failure = (
-            f"{other.name} is damaged: perplexity {found.perplexity:.4g} on held-out answers, "
-            f"{found.perplexity_reference:.4g} before quantising"
-        )
+        failure = f"{other.name} is damaged: perplexity {after:.4g} on held-out answers, {before:.4g} before quantising"
+        if not math.isfinite(before):  # finite / infinite is 0, which no bound of the ratio sees
+            figures["perplexity_ratio"] = None
+            failure = f"{f16.name} is damaged, and {other.name} was made from it: perplexity {before:.4g}"
         return replace(check, passed=False, figures=figures, failure=failure)
 
     return _timed(check, measure)
