@@ -463,6 +463,30 @@ def test_an_untrained_adapter_fails_the_proof(parts, tmp_path: Path) -> None:
         proof.verify(parts[0], adapter, tmp_path / "out")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_an_untrained_dora_adapter_is_told_from_updates_that_are_too_small(dtype: str, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", "llama", dtype)
+    adapter = save_adapter(tmp_path / "adapter", base, trained=False, use_dora=True)
+    merging.merge(base, adapter, tmp_path / "out")
+    with pytest.raises(RunError, match="the updates of all 4 targeted tensors are exactly 0: it was not trained"):
+        proof.verify(base, adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("part", ["lora_B", "lora_magnitude_vector"])
+def test_either_part_of_a_dora_adapter_counts_as_trained(part: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = save_base(tmp_path / "base", "llama")
+    adapter = save_adapter(tmp_path / "adapter", base, trained=False, use_dora=True)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in tensors if part in name)
+    tensors[name][0] += 0.01  # of one row of one tensor
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    merging.merge(base, adapter, tmp_path / "out")
+    found = proof.verify(base, adapter, tmp_path / "out")
+    assert (found.targeted, found.changed, found.untrained, found.lost) == (4, 1, 3, 0)
+
+
 def test_updates_too_small_for_16_bits_fail_the_proof(parts, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -37,7 +37,8 @@ class Proof:
     max_ulp: the largest distance between merged and base + update, in steps (units in the last place) of the merged
     dtype, less what float32 sums may lose: 0.5 where every value is the nearest one. relative_update: norm of the change over norm of the base, over all targeted
     tensors. rounding_loss: norm of what rounding moved, over the norm of the update (noise, most of which averages
-    out: 0.3 is usual for bfloat16 after a short run). untrained: targeted tensors whose update is exactly 0; lost: whose update rounds away whole.
+    out: 0.3 is usual for bfloat16 after a short run). untrained: targeted tensors whose update is exactly 0 (with DoRA: but
+    for what a float32 magnitude's own rounding makes of it); lost: whose update rounds away whole.
     """
 
     tensors: int
@@ -188,6 +189,8 @@ def _compare(output: Output, written: Tensor) -> tuple[float, dict[str, float]]:
         sums["elements"] += found.numel()
         for key, value in (("base", start), ("change", found - rounded), ("update", exact - start), ("lost", lost)):
             sums[key] += float(torch.linalg.vector_norm(value)) ** 2
+    if all(update.untrained() for update in updates):  # the magnitude's rounding, 1e-7 of the base, is no update
+        sums.update(dict.fromkeys(("change", "update", "lost", "changed"), 0.0))
     return worst, sums
 
 
@@ -224,6 +227,20 @@ class _Update:
             ratio = self.parts["magnitude"][own] / exact[rows].square().sum(dim=1).sqrt()
             exact[rows] *= ratio[:, None]
             self.ratios[own] = ratio
+
+    def untrained(self) -> bool:
+        """Whether this change is as PEFT makes it before training: a factor 0, and DoRA's magnitude the base's norm.
+
+        To be asked after `apply` has seen all rows. The magnitude is a sum over the row in float32, as in `slack`.
+        """
+        change = self.change
+        if change.kind == "replaced":
+            return False
+        left, right = self._factors(slice(0, change.stop - change.start))
+        if left.any() and right.any():
+            return False
+        rounding = (math.sqrt(len(right)) + 2) * 2.0**-24
+        return self.ratios is None or bool(((self.ratios - 1).abs() <= rounding).all())
 
     def slack(self, row: torch.Tensor, column: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """How far float32 sums may be off at these places of the target, where the base is `start`.
