@@ -47,6 +47,9 @@ MARKS = {
     "llama": "rope_freqs.weight", "mistral": "output.weight", "qwen2": "blk.0.attn_q.bias", "qwen3": "blk.0.attn_q_norm.weight",
     "gemma3_text": "blk.5.post_ffw_norm.weight", "phi3": "blk.0.attn_qkv.weight", "qwen3_moe": "blk.0.ffn_gate_exps.weight",
 }  # fmt: skip
+# Clean values are 3e-8 to 1.2e-7: lost rope_freqs cost 1.75e-5, a bias of zeros 2.7e-5, unpermuted q and k 1.4e-4. Of a
+# mixture 9e-6, because llama.cpp's f16 activations tip a router now and then.
+MOST_F16_KL, MOST_F16_KL_OF_EXPERTS = 1e-6, 5e-5
 KINDS = ("llama-spm", "phi-3", "llama-bpe")  # real vocabularies, rebuilt from GGUF files
 
 CONVERT_ALL = """
@@ -157,7 +160,7 @@ def test_an_architecture_goes_the_whole_road(name: str, converted: Any, record_p
     tensors, logits, _, f16, cost = (check.figures for check in made)
     assert tensors["changed"] == tensors["targeted"] > 0
     assert logits["mean_kl_of_training"] > 100 * logits["mean_kl"], "the adapter must be seen beside the rounding"
-    assert f16["mean_kl"] < 1e-4
+    assert f16["mean_kl"] < (MOST_F16_KL_OF_EXPERTS if "moe" in name else MOST_F16_KL)
     assert MARKS[name] in gguf_file.read(folder / "f16.gguf").tensors
     assert quantised.types["Q4_K"] > 0
     assert quantised.fell_back == 0
