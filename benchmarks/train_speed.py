@@ -34,10 +34,8 @@ if __name__ == "__main__":
 
 from training import before_torch  # noqa: E402
 
-before_torch.settle(before_torch.THREADS)  # for all ways alike
-
 WAYS = ("ours", "trl", "tuned", "bound")
-OWN = {"ours": before_torch.CACHES}  # which users of TRL do not set
+OWN = {"ours": before_torch.THREADS | before_torch.CACHES}  # which users of TRL do not set
 SHAPES = {
     "qwen3-0.6b": {
         "model_type": "qwen3",

@@ -24,6 +24,6 @@ print("torch" in sys.modules, *(os.environ[name] for name in {sorted(before_torc
     plain = {
         name: value for name, value in os.environ.items() if name not in before_torch.THREADS | before_torch.CACHES
     }
-    for own, caches in (({}, "256"), ({"LRU_CACHE_CAPACITY": "7"}, "7")):
+    for own, caches in (({}, "64"), ({"LRU_CACHE_CAPACITY": "7"}, "7")):
         done = subprocess.run([sys.executable, "-c", code], env=plain | own, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["False", "20000", caches, "PASSIVE", "256"]
+        assert done.stdout.split() == ["False", "20000", caches, "PASSIVE", "64"]

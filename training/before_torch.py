@@ -14,9 +14,9 @@ THREADS = {
 }
 CACHES = {
     # oneDNN compiles a routine of about a megabyte for each new shape of a matrix product, and rows of text bring new ones at
-    # every step. It and torch would keep 1024 each, which comes to gigabytes after some hundred steps.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
-    "LRU_CACHE_CAPACITY": "256",
+    # every step. It and torch would keep 1024 each, which comes to gigabytes after some hundred steps. A step needs some forty.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
 }
 
 
