@@ -78,7 +78,7 @@ def main() -> None:
     for way in WAYS:
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **train_speed.OWN.get(way, {})}
+            command, stdout=subprocess.PIPE, text=True, check=True, env={**train_speed.OWN.get(way, {}), **os.environ}
         )
         found[way] = json.loads(done.stdout.splitlines()[-1])
     steps = found["float32"]["losses"]

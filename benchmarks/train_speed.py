@@ -9,6 +9,8 @@ In turn, each in a process of its own, on the same tokenised rows with the same 
 and prints tokens a second (padding not counted; steps 3 to the last), peak memory and the last loss. Shared machines drift:
 compare within a round, and look at the ratios.
 
+Each way has the environment that its users have; variables that are set already stand.
+
 Without --data the rows are random tokens, 40 to 520 of them, 210 in the mean, which is what short instruction data
 looks like. --length N: rows of exactly N tokens. --shape qwen3-0.6b: a random model of that shape instead of a folder.
 --ways ours,trl,...: only these.
@@ -228,7 +230,7 @@ def main() -> None:
             tokens = figures.get("ours", {}).get("tokens", args.tokens)
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--tokens", str(tokens)]
             done = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **OWN.get(way, {})}
+                command, stdout=subprocess.PIPE, text=True, check=True, env={**OWN.get(way, {}), **os.environ}
             )
             figures[way] = json.loads(done.stdout.splitlines()[-1])
         limit = figures.get("bound", {}).get("tokens_per_second")
