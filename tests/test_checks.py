@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from training import adapter as adapters
 from training import agreement, checks, convert, llama, merge, reference
 from training.checks import Check
 from training.errors import RunError
@@ -166,9 +167,66 @@ def test_a_half_trained_adapter_is_a_warning(chain: Chain, tmp_path: Path) -> No
 
 def test_a_merge_that_is_not_the_trained_model_fails_the_check_of_the_logits(chain: Chain) -> None:
     check = checks.merged_logits(chain.base, chain.adapter, chain.base, chain.sequences, chain.starts)
-    fails(check, "the merged model does not predict what base + adapter predict: mean KL")
+    fails(check, "the merged model does not predict what base + adapter predict: mean KL", "that the training made; at")
     some = check.figures["mean_kl_of_training"]  # of every fourth row
     assert check.figures["mean_kl"] == pytest.approx(some, rel=0.2)
+
+
+def trained_less(chain: Chain, folder: Path, share: float) -> tuple[Path, Path]:
+    """The chain's adapter with that share of its update, and the two merged."""
+    from safetensors.torch import load_file, save_file
+
+    adapter, merged = shutil.copytree(chain.adapter, folder / "adapter"), folder / "merged"
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    kept = {n: t * (share if "lora_B" in n else 1) for n, t in tensors.items()}
+    save_file(kept, adapter / "adapter_model.safetensors")
+    merge.merge(chain.base, adapter, merged)
+    return adapter, merged
+
+
+def test_a_short_training_that_was_not_merged_or_by_half_fails_the_check_of_the_logits(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:  # where merge and proof read the scaling, so that both take it for right
+        scale = adapters._scale
+        patch.setattr(adapters, "_scale", lambda *some: {**scale(*some), "alpha": scale(*some)["alpha"] / 2})
+        adapter, halved = trained_less(chain, tmp_path, 0.15)
+        rounding = passes(checks.merged_tensors(chain.base, adapter, halved))["rounding_loss"]
+    for merged in (halved, chain.base):
+        made = checks.merged_logits(chain.base, adapter, merged, chain.sequences, chain.starts, None, rounding)
+        fails(made, "the merged model does not predict what base + adapter predict: mean KL")
+        assert 0.005 < made.figures["mean_kl_of_training"] < 0.02
+    merge.merge(chain.base, adapter, tmp_path / "whole")
+    rounding = passes(checks.merged_tensors(chain.base, adapter, tmp_path / "whole"))["rounding_loss"]
+    made = checks.merged_logits(chain.base, adapter, tmp_path / "whole", chain.sequences, chain.starts, None, rounding)
+    assert passes(made)["mean_kl"] < 1e-4
+    assert (
+        made.why == "proves the merge against PEFT's own forward pass; more than rounding to 16 bits costs is a mistake"
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0.0, "; the training changed so little that this cannot tell a merge from none: merged tensors can"),
+        (0.003, "; the training changed so little that this cannot tell a merge from none: merged tensors can"),
+        (0.03, "; the training changed so little that this shows no wrong scaling, only that something was merged"),
+    ],
+)
+def test_a_training_too_short_to_judge_the_merge_by_passes_and_says_so(
+    chain: Chain, tmp_path: Path, share: float, said: str
+) -> None:
+    adapter, merged = trained_less(chain, tmp_path, share)
+    check = checks.merged_logits(chain.base, adapter, merged, chain.sequences, chain.starts)
+    passes(check)
+    assert check.why.endswith(said)
+
+
+def test_a_merge_that_holds_passes_in_bfloat16_and_where_one_side_ran_in_float32(chain: Chain, model) -> None:
+    half = reference.needed(chain.merged, 2)
+    for merged in (chain.merged, lambda: model):
+        check = checks.merged_logits(chain.base, chain.adapter, merged, chain.sequences, chain.starts, half)
+        assert passes(check)["dtype"] == "bfloat16"
 
 
 def test_another_base_fails_both_checks_of_the_merge(chain: Chain, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class Agreement:
     """Over `tokens` positions: KL(reference || other) in nats, shares of equal first choices, perplexities.
 
     top1: of all positions; top1_sure: of those where the reference's first choice leads by MARGIN (`sure` of them).
+    kl_of_each: the sum over each sequence's positions, to compare two figures on the sequences that both have.
     """
 
     tokens: int
@@ -45,10 +46,12 @@ class Agreement:
     sure: int
     perplexity_reference: float
     perplexity: float
+    kl_of_each: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values: what is not finite becomes null, which JSON has no number for."""
-        return {key: value if math.isfinite(value) else None for key, value in asdict(self).items()}
+        figures = {key: value for key, value in asdict(self).items() if key != "kl_of_each"}
+        return {key: value if math.isfinite(value) else None for key, value in figures.items()}
 
 
 def bounded(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[list[list[int]], list[int]]:
@@ -111,9 +114,9 @@ def compare(
     """
     import numpy as np
 
-    kls, agreed, sure, lost = [], [], [], ([], [])
+    kls, each, agreed, sure, lost = [], [], [], [], ([], [])
     for ours, theirs, ids, start in zip(reference, other, sequences, first, strict=True):
-        width = min(ours.shape[1], theirs.shape[1])
+        width, before = min(ours.shape[1], theirs.shape[1]), len(kls)
         for low in range(0, len(ids) - start - 1, ROWS):
             high = min(low + ROWS, len(ids) - start - 1)
             p, q = (log_softmax(np.asarray(logits[low:high, :width])) for logits in (ours, theirs))
@@ -124,6 +127,7 @@ def compare(
             targets = ids[start + 1 + low : start + 1 + high]
             for rows, losses in zip((p, q), lost, strict=True):
                 losses.extend((-rows[np.arange(len(targets)), targets]).tolist())
+        each.append(sum(kls[before:]))
     if not kls:
         raise ValueError("there is no token to compare two models on")
     certain = [same for same, known in zip(agreed, sure, strict=True) if known]
@@ -136,6 +140,7 @@ def compare(
         sure=len(certain),
         perplexity_reference=_perplexity(lost[0]),
         perplexity=_perplexity(lost[1]),
+        kl_of_each=tuple(each),
     )
 
 
