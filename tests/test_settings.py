@@ -227,6 +227,13 @@ def test_files_that_the_settings_name_must_be_there(tmp_path):
     assert load(tmp_path, text).training.output_dir == tmp_path / "file"
 
 
+def test_an_address_and_a_list_in_the_place_of_a_file_are_told_apart(tmp_path):
+    text = "[Dataset]\nDATASET_FILE = https://example.org/rows.jsonl\nVALIDATION_FILE = a.jsonl, b.jsonl\n"
+    address, several = refused(tmp_path, text, check_files=True)
+    assert address.endswith("rows.jsonl); an address is not fetched: download the file and name it here")
+    assert several.endswith("a.jsonl, b.jsonl); one file is expected, not a list")
+
+
 def test_a_data_file_that_may_not_be_read_and_a_path_that_is_too_long_are_named(tmp_path):
     secret = tmp_path / "secret.jsonl"
     secret.write_text("")

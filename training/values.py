@@ -224,7 +224,7 @@ def missing(value: Any, rule: Rule) -> str:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
         kind = "file or folder" if rule.is_a == "model" else "file"
-        return "" if rule.is_a == "folder" else f"no such {kind} ({ini.shown(path)})"
+        return "" if rule.is_a == "folder" else f"no such {kind} ({ini.shown(path)}){_meant(path)}"
     except PermissionError:
         return f"permission denied ({ini.shown(path)})"
     except OSError as error:
@@ -234,6 +234,13 @@ def missing(value: Any, rule: Rule) -> str:
     if not is_folder and rule.is_a == "folder":
         return f"is there already and is not a folder ({ini.shown(path)})"
     return "" if os.access(path, os.R_OK) else f"permission denied ({ini.shown(path)})"
+
+
+def _meant(path: Path) -> str:
+    """What would do, where the name of a missing file says that something else was meant than one file on the disk."""
+    if re.search(r"/[a-z][a-z0-9]*:/", str(path)):  # absolute_path leaves one of an address' slashes
+        return "; an address is not fetched: download the file and name it here"
+    return "; one file is expected, not a list" if "," in path.name else ""
 
 
 def allowed(rule: Rule, kind: str) -> str:
