@@ -189,6 +189,7 @@ LINE = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(LINE).map("\n".join))
 def test_it_agrees_with_configparser_where_both_know_the_format(text):
     oracle = configparser.ConfigParser(

@@ -121,6 +121,7 @@ def chatml(content: str = "message['content']", question: str = "") -> str:
 # --- pieces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROVED)
 def test_chat_template_is_taken_apart_and_proved(name):
     _, system, exceptions = PROVED[name]
@@ -177,6 +178,7 @@ def test_our_jinja_renders_as_transformers_does(name):
     assert renderer(source(name))(chat, True) == theirs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field",
     [

@@ -264,6 +264,7 @@ RECORDS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=150)
 @given(RECORDS, st.sampled_from(prepare_data.TYPES))
 def test_what_is_written_is_read_back_as_the_row_that_was_kept(fields: dict, kind: str) -> None:
@@ -281,6 +282,7 @@ def test_what_is_written_is_read_back_as_the_row_that_was_kept(fields: dict, kin
 # ---- splitting ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.sampled_from([0.01, 0.05, 0.4]), st.integers(0, 3))
 def test_three_prompts_fill_three_parts_and_equal_prompts_stay_together(prompts, share, seed) -> None:
     owner = list(prepare_data.deal(prompts, share, share, seed))

@@ -119,6 +119,7 @@ def test_the_exit_codes_are_those_of_the_program(text):
     assert [row[0] for row in rows] == known
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_events_and_their_fields_are_those_that_are_emitted(text):
     rows = table(text, "| event |" if text is ENGLISH else "| 事件 |")

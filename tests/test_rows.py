@@ -583,6 +583,7 @@ def test_a_line_of_100_megabytes_is_a_bad_row_in_bounded_memory(name: str) -> No
     assert [row.text for row in rest] == (["good"] if after.endswith(b"\n") and b"good" in after else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [b"[", b'{"a":'])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_a_bomb_of_brackets_is_a_bad_row(name: str, inner: bytes) -> None:
@@ -604,6 +605,7 @@ KNOWN_FIELDS = st.dictionaries(
 FUZZ = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.binary(max_size=400), st.sampled_from(["f.jsonl", "f.json", "f.csv", "f.txt", "f.jsonl.gz"]))
 def test_no_bytes_whatever_bring_a_traceback(content: bytes, name: str) -> None:
@@ -646,6 +648,7 @@ TEXT = st.text(  # what cannot be seen makes a bad row, where there is nothing e
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.lists(st.tuples(TEXT, TEXT).filter(lambda pair: pair[0].strip() and pair[1].strip()), min_size=1, max_size=5))
 def test_csv_and_json_rows_come_back_as_they_were_written(pairs: list[tuple[str, str]]) -> None:
