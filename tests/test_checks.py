@@ -195,7 +195,7 @@ def test_a_short_training_that_was_not_merged_or_by_half_fails_the_check_of_the_
     for merged in (halved, chain.base):
         made = checks.merged_logits(chain.base, adapter, merged, chain.sequences, chain.starts, None, rounding)
         fails(made, "the merged model does not predict what base + adapter predict: mean KL")
-        assert 0.005 < made.figures["mean_kl_of_training"] < 0.02
+        assert 1e-3 < made.figures["mean_kl_of_training"] < 0.02
     merge.merge(chain.base, adapter, tmp_path / "whole")
     rounding = passes(checks.merged_tensors(chain.base, adapter, tmp_path / "whole"))["rounding_loss"]
     made = checks.merged_logits(chain.base, adapter, tmp_path / "whole", chain.sequences, chain.starts, None, rounding)
