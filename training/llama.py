@@ -281,6 +281,11 @@ class Process:
         if "missing" in event:
             raise MachineError(f"llama-cpp-python cannot be used ({event['missing']}): run ./setup.sh")
         if "error" in event:
+            with suppress(
+                subprocess.TimeoutExpired
+            ):  # it ends now; its last words come through another pipe, maybe later
+                self.process.wait(10)
+                self.listener.join()
             raise RunError(STAGE, f"{self.gguf}: {event['error']}{self._last_words()}")
         return event
 
