@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,17 @@ def test_a_file_that_is_no_gguf_is_named_with_what_llama_cpp_says(tmp_path: Path
     path.write_bytes(b"PK\x03\x04 not a model at all" * 10)
     with pytest.raises(RunError, match=r"model\.gguf: llama\.cpp cannot load it; it printed last: .*magic"):
         llama.tokenise(path, ["x"])
+
+
+@pytest.mark.slow
+def test_what_llama_cpp_printed_is_told_even_where_it_comes_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listen = llama.Process._listen
+    monkeypatch.setattr(llama.Process, "_listen", lambda process: (time.sleep(0.5), listen(process)))
+    (tmp_path / "model.gguf").write_text("no gguf at all")
+    with pytest.raises(RunError, match=r"it printed last: .*magic"):
+        llama.tokenise(tmp_path / "model.gguf", ["a"])
 
 
 def _worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
