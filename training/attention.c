@@ -8,10 +8,8 @@
  * values [L, dim]. `starts` and `lengths`: first token and tokens of each row of text. dim is a multiple of 16.
  * Right-hand operands of products are packed in panels of 64 columns, [panel][pair of k][64], each entry a pair of bf16.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
 #if defined(__AVX512F__) && defined(__AVX512BF16__)
+#include "bf16.h"
 #include <immintrin.h>
 #include <omp.h>
 
@@ -20,31 +18,6 @@ typedef uint32_t pair; /* two bf16, the first in the lower half */
 enum { PANEL = 64, BLOCK = 64, ROWS = 6 }; /* columns of a panel; query rows of a block; rows of a tile in registers */
 
 static inline long up(long value, long step) { return (value + step - 1) / step * step; }
-
-static inline uint32_t rounded(float value) { /* to bf16, to the nearest, ties to even; a NaN stays one */
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t result = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : result;
-}
-
-/* 2^n times a polynomial of the rest, as in kernels.c; arguments are never above 0 here. */
-static inline float exp_below(float x) {
-    float clamped = x < -87.0f ? -87.0f : x;
-    float n = floorf(clamped * 1.44269504f + 0.5f);
-    float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return x != x ? x : p * power;
-}
 
 /* Rows 2k and 2k + 1 of x [rows, dim] as pairs: the right-hand operand x of a product over its rows. */
 static void pack_rows(const bf16 *x, long rows, long dim, pair *out) {
@@ -129,7 +102,7 @@ static void softmax(float *s, long seen, long columns, float scale) {
     }
 #pragma omp simd reduction(+ : total)
     for (long i = 0; i < seen; i++) {
-        s[i] = exp_below(s[i] - largest);
+        s[i] = fast_exp(s[i] - largest);
         total += s[i];
     }
     float inverse = 1 / total;
@@ -142,7 +115,7 @@ static void softmax(float *s, long seen, long columns, float scale) {
 static void store(const float *x, long rows, long across, long dim, bf16 *out) {
     for (long row = 0; row < rows; row++)
 #pragma omp simd
-        for (long i = 0; i < dim; i++) out[row * dim + i] = (bf16)rounded(x[row * across + i]);
+        for (long i = 0; i < dim; i++) out[row * dim + i] = to_bf16(x[row * across + i]);
 }
 
 /* Rows 2i and 2i + 1 of x [rows, columns] as pairs of bf16. */
@@ -150,10 +123,10 @@ static void pairs_of(const float *x, long rows, long across, long columns, pair 
     for (long row = 0; row < rows; row += 2, x += 2 * across, out += across)
         if (row + 1 < rows)
 #pragma omp simd
-            for (long i = 0; i < columns; i++) out[i] = rounded(x[i]) | rounded(x[across + i]) << 16;
+            for (long i = 0; i < columns; i++) out[i] = to_bf16(x[i]) | (pair)to_bf16(x[across + i]) << 16;
         else
 #pragma omp simd
-            for (long i = 0; i < columns; i++) out[i] = rounded(x[i]);
+            for (long i = 0; i < columns; i++) out[i] = to_bf16(x[i]);
 }
 
 /* Entries of 4 bytes that one thread needs for rows of text of up to `longest` tokens. */

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c"))
+HEADER = Path(__file__).with_name("bf16.h")
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "kernels"
 # Sums may be taken in any order, which vector units need; NaN and infinity keep their meaning: training looks for them.
 FLAGS = (
@@ -33,7 +34,7 @@ class Unavailable(Exception):
 @cache
 def load() -> ctypes.CDLL:
     """The library, compiled when it is not there yet. Raises Unavailable when there is no compiler, or it fails."""
-    source = b"".join(path.read_bytes() for path in SOURCES)
+    source = b"".join(path.read_bytes() for path in (HEADER, *SOURCES))
     # The same checkout may be used by machines with other CPUs (a network disk): their flags are part of the name.
     key = hashlib.sha256(source + " ".join(FLAGS).encode() + _cpu()).hexdigest()[:16]
     library = CACHE / f"kernels-{key}.so"
