@@ -1,7 +1,7 @@
 /* Causal attention of bf16 queries, keys and values within rows of text, forward and backward (see fast_layers.py).
  *
  * For CPUs that multiply pairs of bf16 in vector units (AVX512-BF16) and have no matrix units: there a library's products
- * of such small matrices, a new shape for each length of a row, take twice the time, and compute the future too.
+ * of such small matrices, a new shape for each length of a row, take four times as long, and compute the future too.
  * Scores stay in float. A block of query rows is taken at a time, and of the keys those that it may see.
  *
  * Shapes: a row of text of L tokens has, one after the other, for each key-value head: queries [L x group, dim], keys and

@@ -281,9 +281,8 @@ class Process:
         if "missing" in event:
             raise MachineError(f"llama-cpp-python cannot be used ({event['missing']}): run ./setup.sh")
         if "error" in event:
-            with suppress(
-                subprocess.TimeoutExpired
-            ):  # it ends now; its last words come through another pipe, maybe later
+            # It ends now. Its last words come through another pipe, and maybe later.
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
                 self.listener.join()
             raise RunError(STAGE, f"{self.gguf}: {event['error']}{self._last_words()}")
