@@ -19,7 +19,7 @@ def test_a_program_sets_what_torch_reads_before_it_is_loaded_and_leaves_the_user
 import os, sys
 sys.path.insert(0, {str(root)!r})
 from training import {program}
-print("torch" in sys.modules, *(os.environ[name] for name in {sorted(before_torch.THREADS | before_torch.CACHES)!r}))
+print("torch" in sys.modules, *(os.environ.get(name) for name in {sorted(before_torch.THREADS | before_torch.CACHES)!r}))
 """
     plain = {
         name: value for name, value in os.environ.items() if name not in before_torch.THREADS | before_torch.CACHES
@@ -27,3 +27,11 @@ print("torch" in sys.modules, *(os.environ[name] for name in {sorted(before_torc
     for own, caches in (({}, "64"), ({"LRU_CACHE_CAPACITY": "7"}, "7")):
         done = subprocess.run([sys.executable, "-c", code], env=plain | own, capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["False", "20000", caches, "PASSIVE", "64"]
+    waits = subprocess.run(
+        [sys.executable, "-c", code],
+        env=plain | {"OMP_WAIT_POLICY": "ACTIVE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert waits.stdout.split() == ["False", "None", "64", "ACTIVE", "64"], "our count would overrule the policy"

@@ -89,6 +89,18 @@ def test_the_report_says_that_every_check_passed(undisturbed):
 
 
 @pytest.mark.tiny
+def test_the_tokenizer_is_checked_on_chats_as_they_are_rendered_too(undisturbed):
+    from transformers import AutoTokenizer
+
+    from training import checks
+
+    report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
+    compared = next(check for check in report["checks"] if check["name"] == "GGUF tokenizer")["figures"]["texts"]
+    specials = AutoTokenizer.from_pretrained(undisturbed / "merged").all_special_tokens
+    assert compared == len(checks.HARD) + len(specials) + 4
+
+
+@pytest.mark.tiny
 def test_the_report_has_a_validation_loss_from_before_and_from_after_the_last_step(undisturbed):
     report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
     assert [e["step"] for e in report["training"]["evaluations"]] == [0, 3, 6]

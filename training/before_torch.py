@@ -22,5 +22,7 @@ CACHES = {
 
 def settle(values: Mapping[str, str] = THREADS | CACHES) -> None:
     """Set them, before torch is imported, for this process and those that it starts; a value of the user's own stands."""
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
+    given = set(os.environ)
+    if "OMP_WAIT_POLICY" in given:  # which a count would overrule
+        given.add("GOMP_SPINCOUNT")
+    os.environ.update({name: value for name, value in values.items() if name not in given})
