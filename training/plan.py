@@ -24,11 +24,13 @@ from training import (
     environment,
     fast_cpu,
     fit,
+    leftovers,
     memory,
     modelfile,
     settings,
     tokens,
     train,
+    weights_fit,
 )
 from training.environment import Machine, gigabytes
 from training.errors import MachineError, UserError
@@ -82,10 +84,13 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     environment.check_writable(given.training.output_dir)
     _look_before_download(given, machine)
     base = base_model.locate(given.model, say=logger.info, weights=weights)
+    for line in leftovers.words(base.path):
+        logger.warning(line)
     given = _fit_to_model(given, base)
     methods = given.quantization.quantization_method
     with convert.trial(base.config, base.path, methods) as tried:  # beside this process, while the rows are read
         engine.start(given)
+        weights_fit.check(base.path, base.config, given.model.trust_remote_code)
         plan = _read_rows(given, machine, base, today, there)
         figures = tried()
     if "note" in figures:
