@@ -7,6 +7,7 @@ process, and names bound earlier stay unpatched. So one process has one engine, 
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 from loguru import logger
 
+from training import adapter as adapters
 from training import leftovers, weights_fit
 from training.errors import Interrupted, MachineError, RunError
 
@@ -161,7 +163,10 @@ def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Lo
     model.config.use_cache = False
     set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
+    with adapters.tying_known():
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
+    # PEFT would write the whole matrix of a targeted head or embedding beside what is trained, in every checkpoint.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return Loaded(model, words, SFTTrainer, SFTConfig)
 
 

@@ -118,7 +118,8 @@ def adapter_parameters(given: Any, model: Shape) -> int:
     """Trainable parameters of the adapter, from the config alone: r x (inputs + outputs) of every targeted module."""
     wanted = set(given.lora.target_modules)
     sizes = [sum(size) for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
-    return given.lora.r * model.layers * sum(sizes)
+    outside = len(wanted & {"lm_head", "embed_tokens"}) * (model.vocabulary + model.hidden)
+    return given.lora.r * (model.layers * sum(sizes) + outside)
 
 
 def _state(optim: str) -> float:

@@ -219,11 +219,17 @@ def _fit_to_model(given: Any, base: Any) -> Any:
             base.parameters,
         )
     known = {module.rpartition(".")[2] for module, _, _ in budget.linear_modules(base.path)}
+    known |= budget.outer_modules(base.path).keys() if known else set()
     unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
     if unknown and known:
         raise UserError(
             f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
             f"it has {', '.join(sorted(known))}, or use all-linear"
+        )
+    if more := budget.untied(given, base):
+        logger.info(
+            "{}: {} has one matrix for embedding and output layer; trained they are two, so the merged model has {:,} more",
+            *(given.place("LoRA.TARGET_MODULES"), base.name, more),
         )
     return given
 

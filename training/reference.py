@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training import adapter as adapters
 from training import agreement, leftovers, weights, weights_fit
 from training.errors import RunError
 
@@ -142,7 +143,8 @@ def opened(
         from peft import PeftModel
 
         try:
-            model = PeftModel.from_pretrained(model, adapter)
+            with adapters.tying_known():
+                model = PeftModel.from_pretrained(model, adapter)
         except (RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise RunError("model", f"the adapter in {adapter} does not fit {folder}: {first}") from error
