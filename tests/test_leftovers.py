@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import write_tiny_config
 from test_adapter import write
+from test_faults import NO_EXPORT, faulty, only_run
 
-from training import leftovers, merge, weights
+from training import convert_to_gguf, leftovers, merge, weights
 
 BASE = {"model.embed_tokens.weight": ("BF16", (10, 8)), "model.norm.weight": ("BF16", (8,))}
 WHOLE, INDEX = weights.WHOLE, weights.INDEX
@@ -111,3 +114,33 @@ def test_a_stale_index_is_not_written_to_the_merged_folder(tmp_path: Path) -> No
     merged.mkdir()
     merge._write_index(folder, merged, merge.plan(folder, tmp_path / "a"))
     assert list(merged.iterdir()) == []
+
+
+@pytest.mark.tiny
+def test_a_run_on_a_model_beside_which_an_adapter_lies_trains_the_model_alone(tiny_model: Path, tmp_path: Path) -> None:
+    from test_architectures import random_adapter
+
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    random_adapter(folder, folder, target_modules=["gate_proj"])
+    ended = faulty(NO_EXPORT, "--config", write_tiny_config(tmp_path, folder))
+    assert "evaluate: enough" in ended.stderr
+    told = f"warning: {folder}: left out: adapter_config.json, adapter_model.safetensors, an adapter that lies beside"
+    assert ended.stderr.count(told) == 1
+    adapter = only_run(tmp_path / "config.ini") / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
+    assert not [name for name in weights.header(adapter / "adapter_model.safetensors")[0] if "gate_proj" in name]
+
+
+@pytest.mark.tiny
+def test_what_is_converted_is_what_transformers_takes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    parts(folder)
+    an_adapter(folder)
+    seen: list[str] = []
+    monkeypatch.setattr(
+        convert_to_gguf, "convert_folder", lambda base, *_: seen.extend(file.name for file in base.path.iterdir())
+    )
+    convert_to_gguf.run(convert_to_gguf._parser().parse_args(["--model-path", str(folder)]))
+    assert sorted(seen) == sorted(file.name for file in tiny_model.iterdir())

@@ -159,7 +159,7 @@ def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Lo
             **options,
         )
     weights_fit.require(info, base.path)
-    _name(model, base)
+    _name(model, base, folder)
     model.config.use_cache = False
     set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
@@ -177,16 +177,17 @@ def _load_unsloth(base: Any, settings: Any, words: Any) -> Loaded:
 
     with leftovers.kept_out(base.path) as folder:
         model, _ = FastLanguageModel.from_pretrained(**_unsloth_model(folder, settings))
-    _name(model, base)
+    _name(model, base, folder)
     if settings.quantization.load_in_4bit and not getattr(model, "is_loaded_in_4bit", False):
         logger.warning("Unsloth has loaded the model in 16 bit: bitsandbytes does not work on this machine")
     model = FastLanguageModel.get_peft_model(model, **_unsloth_adapter(settings))
     return Loaded(model, words, SFTTrainer, SFTConfig)  # Unsloth may change the padding token of its own tokenizer
 
 
-def _name(model: Any, base: Any) -> None:
-    """The model is called by its own folder, which the adapter names as its base, not by the links it was read through."""
-    model.name_or_path = model.config.name_or_path = str(base.path)
+def _name(model: Any, base: Any, folder: Path) -> None:
+    """A model read through links to its folder is called by the folder itself, which the adapter names as its base."""
+    if folder != base.path:
+        model.name_or_path = model.config.name_or_path = str(base.path)
 
 
 def _unsloth_model(folder: Path, settings: Any) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def _nothing(folder: Path) -> str:
         if (folder / name).is_symlink():
             target = (folder / name).readlink()
             return f"{folder}: {name} is a link to {target}, which is not there; download the model again"
-    found = sorted(file.name for file in folder.glob("*.safetensors") if not file.name.startswith("."))
+    named = (file for file in folder.glob("*.safetensors") if file.is_file())
+    found = sorted(file.name for file in named if not file.name.startswith("."))
     if not found:
         return f"{folder} holds no safetensors weights"
     if all(name.startswith(ADAPTER) for name in found):
