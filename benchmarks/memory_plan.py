@@ -30,6 +30,7 @@ CASES: dict[str, tuple[dict[str, int], dict[str, object]]] = {
     "135M, 4 x 512": ({}, {"length": 512, "batch": 4}),
     "135M, 2 x 512, checkpointing": ({}, {"length": 512, "checkpointing": "true"}),
     "135M, 1 x 1024, all linear, rank 64": ({}, {"length": 1024, "batch": 1, "targets": "all-linear", "r": 64}),
+    "135M, 2 x 512, with lm_head": ({}, {"length": 512, "targets": "q_proj,v_proj,lm_head"}),
     "135M, 1 x 512, fp32": ({}, {"length": 512, "batch": 1, "precision": "fp32"}),
     "0.3B, 1 x 512": (MIDDLE, {"length": 512, "batch": 1}),
     "0.3B, 1 x 1024, checkpointing": (MIDDLE, {"length": 1024, "batch": 1, "checkpointing": "true"}),

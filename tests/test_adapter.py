@@ -184,6 +184,11 @@ def test_an_index_is_followed_and_checked(tmp_path: Path) -> None:
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     plan(tmp_path)
-    write(tmp_path / "base" / "model-2.safetensors", {f"{Q}.weight": ("BF16", (6, 8))})
-    with pytest.raises(RunError, match="q_proj.weight is in model-2.safetensors and in model.safetensors"):
-        merge.plan(tmp_path / "base", tmp_path / "adapter")
+    base = tmp_path / "base"
+    (base / "model.safetensors").rename(base / "model-1.safetensors")
+    write(base / "model-2.safetensors", {f"{Q}.weight": ("BF16", (6, 8))})
+    (base / weights.INDEX).write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
+    )
+    with pytest.raises(RunError, match="q_proj.weight is in model-1.safetensors and in model-2.safetensors"):
+        merge.plan(base, tmp_path / "adapter")

@@ -83,7 +83,20 @@ def spoil(path: Path, kind: str) -> None:
     elif kind == "cut":
         model.write_bytes(model.read_bytes()[:-3])
     elif kind == "shard":
+        model.rename(path / "model-00002-of-00002.safetensors")
         files.write_json(path / weights.INDEX, {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    elif kind == "no index":
+        model.rename(path / "model-00001-of-00002.safetensors")
+    elif kind == "other name":
+        shutil.copy(model, path / "b.safetensors")
+        model.rename(path / "a.safetensors")
+    elif kind == "link":
+        model.unlink()
+        model.symlink_to("../../blobs/deadbeef")
+    elif kind == "only an adapter":
+        model.rename(path / "adapter_model.safetensors")
+    elif kind == "only litter":
+        model.rename(path / "._model.safetensors")
     elif kind == "tokenizer":
         (path / "tokenizer.json").unlink()
     elif kind == "adapter":
@@ -105,6 +118,17 @@ def spoil(path: Path, kind: str) -> None:
         ("pickle", r"its weights are pickled \(pytorch_model.bin\), which can run code when read"),
         ("cut", "is cut short: a.weight ends beyond its"),
         ("shard", "lacks model-00001-of-00002.safetensors, which its index names"),
+        ("no index", "holds model-00001-of-00002.safetensors without model.safetensors.index.json, by which"),
+        (
+            "other name",
+            r"holds no model.safetensors, the only name .*; rename the right one of a.safetensors, b.safeten",
+        ),
+        ("link", "model.safetensors is a link to ../../blobs/deadbeef, which is not there; download the model again"),
+        (
+            "only an adapter",
+            r"its only weights are a LoRA adapter's \(adapter_model.safetensors\); name the model that it",
+        ),
+        ("only litter", "holds no safetensors weights"),
         ("tokenizer", r"it has no tokenizer \(none of tokenizer.json"),
         ("adapter", "is a LoRA adapter, no model: name the folder where it was merged, or Qwen/Qwen3-0.6B"),
         ("gguf", "holds no config.json, but x.gguf: name that file"),
@@ -132,6 +156,10 @@ def test_a_folder_that_is_no_whole_model_is_refused(kind: str, said: str, tmp_pa
             r'architecture "qwen9" is unknown to the installed transformers; did you mean "qwen\d?',
         ),
         ({"model_type": None}, "has no model_type"),
+        (
+            {"transformers_weights": "own.safetensors"},
+            r"names its weights itself \(transformers_weights = own.safetensors\), .* call the file model.safetensors",
+        ),
         ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM is no model that continues a text"),
     ],
 )

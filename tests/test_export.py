@@ -175,6 +175,16 @@ def test_a_base_that_is_gone_is_told_with_its_place(kept: Path, run: Path, tmp_p
     assert f"merge: the base model is no longer at {tmp_path}/gone; put it back" in broken(run, "--only", "merge")
 
 
+def test_a_base_that_changed_since_the_training_is_told_by_its_file(kept: Path, run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(kept / "base", tmp_path / "other")
+    facts = run / "checkpoints" / export.FACTS
+    facts.write_text(facts.read_text().replace(str(kept / "base"), str(other)))
+    assert program(run, "--only", "merge").code == 0, "a copy is the same model"
+    (other / "generation_config.json").write_text('{"eos_token_id": 3}')
+    said = broken(run, "--only", "merge")
+    assert f"merge: generation_config.json of the base model in {other} is not what was trained on; put it back" in said
+
+
 def test_an_adapter_that_was_not_trained_fails_the_export(kept: Path, run: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -196,6 +196,13 @@ def test_more_of_anything_never_takes_less(tmp_path, monkeypatch):
     assert total(given.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), SMALL, 640) < base
 
 
+def test_a_trained_output_layer_keeps_the_logits_of_all_tokens(tmp_path, monkeypatch):
+    given = decided(tmp_path, monkeypatch, machine(), CPU)
+    head = given.with_choice("LoRA.TARGET_MODULES", ["q_proj", "lm_head"], "")
+    assert memory.estimate(head, SMALL, 1024)["logits"] == 2 * 1024 * SMALL.vocabulary * 24
+    assert memory.estimate(head, SMALL, 1024)["logits"] > memory.estimate(given, SMALL, 1024)["logits"]
+
+
 def test_the_adapter_is_counted_from_the_config_as_from_the_weights(tmp_path, monkeypatch, embedded):
     given = decided(tmp_path, monkeypatch, machine(), CPU)
     base = SimpleNamespace(path=embedded)

@@ -192,6 +192,8 @@ HEADS = {
     "the head": {"target_modules": ["lm_head", "q_proj"]},
     "the embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "a whole head": {"modules_to_save": ["lm_head"]},
+    "the head, with DoRA": {"target_modules": ["lm_head", "q_proj"], "use_dora": True},
+    "both, rank-stabilised": {"target_modules": ["lm_head", "embed_tokens"], "use_rslora": True},
 }
 
 

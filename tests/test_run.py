@@ -188,7 +188,11 @@ def test_a_model_folder_without_weights_is_refused(tiny_config, tiny_model, tmp_
 @pytest.mark.tiny
 def test_a_module_that_the_model_does_not_have_is_named_with_those_it_has(tiny_config):
     ended = finetune("--config", tiny_config, "--set", "LoRA.TARGET_MODULES=q_proj,query")
-    refused(ended, 2, "has no module query; it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj")
+    refused(
+        ended,
+        2,
+        "has no module query; it has down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
+    )
 
 
 @pytest.mark.tiny

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -120,6 +123,14 @@ def changes(base: dict[str, Tensor], adapter: Path, tied: bool = False) -> list[
                 "never into quantised ones; name the 16-bit model as BASE_MODEL_NAME",
             )
     return found
+
+
+@contextmanager
+def tying_known() -> Iterator[None]:
+    """PEFT warns whoever targets a tied head or embedding that merging may go wrong; merge.py gives each its own matrix."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+        yield
 
 
 def _config(adapter: Path) -> dict[str, Any]:

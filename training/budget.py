@@ -11,6 +11,7 @@ from training.environment import Choice, Machine, gigabytes
 from training.errors import MachineError
 from training.names import NEED_IMPORTANCE_MATRIX
 
+HEAD, EMBEDDING = "lm_head", "embed_tokens"
 MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
 BITS = {
     "q8": 8.5,
@@ -42,12 +43,13 @@ def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:
 
     That is while its files are checked: for that all of them must be there, KEEP_MERGED and KEEP_F16 or not.
     """
-    sixteen = base.parameters * 2
+    parameters = base.parameters + untied(given, base)
+    sixteen = parameters * 2
     needed = {"merged": sixteen, "f16 GGUF": sixteen}
     for method in given.quantization.quantization_method:
         if method not in ("f16",):
             bits = next((b for prefix, b in sorted(BITS.items(), reverse=True) if method.startswith(prefix)), 16)
-            needed[method] = int(base.parameters * bits / 8)
+            needed[method] = int(parameters * bits / 8)
     lora = adapter_parameters(given, base) * 4
     kept = (given.training.save_total_limit or math.ceil(steps / (given.training.save_steps or steps))) + 1
     needed["adapter and checkpoints"] = lora * (1 + 3 * kept)
@@ -58,13 +60,40 @@ def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:
 
 
 def adapter_parameters(given: Any, base: Any) -> int:
-    """Trainable parameters of the adapter: r x (inputs + outputs) of every targeted weight."""
+    """Trainable parameters of the adapter: r x (inputs + outputs) of every targeted weight.
+
+    all-linear means the blocks' own, without the output layer (PEFT).
+    """
     chosen = set(given.lora.target_modules)
-    return sum(
-        given.lora.r * (rows + columns)
-        for module, rows, columns in linear_modules(base.path)
-        if "all-linear" in chosen or module.rpartition(".")[2] in chosen
-    )
+    within = [shape for module, *shape in linear_modules(base.path) if {"all-linear", _last(module)} & chosen]
+    outer = outer_modules(base.path) if chosen & {HEAD, EMBEDDING} else {}
+    outside = [shape for name, shape in outer.items() if name in chosen]
+    return sum(given.lora.r * (rows + columns) for rows, columns in [*within, *outside])
+
+
+def untied(given: Any, base: Any) -> int:
+    """Parameters that a merged model has beyond its base's: where one matrix is embedding and head, and one of the two is
+    trained, they are two afterwards."""
+    if not {HEAD, EMBEDDING} & set(given.lora.target_modules) or not is_tied(base):
+        return 0
+    return math.prod(outer_modules(base.path).get(EMBEDDING, (0,)))
+
+
+def is_tied(base: Any) -> bool:
+    """Whether the model has one matrix for its embedding and its head."""
+    return HEAD not in {_last(name.removesuffix(".weight")) for name in model_folder.shapes(base.path)}
+
+
+def outer_modules(folder: Path) -> dict[str, tuple[int, int]]:
+    """What TARGET_MODULES may name outside of the blocks, embed_tokens and lm_head -> (outputs, inputs).
+
+    A tied head is there too: its matrix is the embedding's.
+    """
+    shapes = {_last(name.removesuffix(".weight")): shape for name, shape in model_folder.shapes(folder).items()}
+    found = {name: shapes[name] for name in (EMBEDDING, HEAD) if len(shapes.get(name, ())) == 2}
+    if EMBEDDING in found:
+        found.setdefault(HEAD, found[EMBEDDING])
+    return found
 
 
 def linear_modules(folder: Path) -> list[tuple[str, int, int]]:
@@ -74,6 +103,10 @@ def linear_modules(folder: Path) -> list[tuple[str, int, int]]:
         for name, shape in model_folder.shapes(folder).items()
         if name.endswith(".weight") and len(shape) == 2 and ".layers." in name
     ]
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def check_importance(given: Any, base: Any, machine: Machine) -> None:

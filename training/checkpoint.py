@@ -17,10 +17,11 @@ from typing import Any
 
 from loguru import logger
 
-from training import files
+from training import base_files, files
 from training.errors import UserError
 
 MANIFEST = "checkpoint.json"
+BASE = "base model file "  # the beginning of a field of the fingerprint, before the file's name
 NOT_COMPARED = {  # settings that change neither the losses nor the adapter
     "Model.NEW_MODEL_NAME",
     "Training.OUTPUT_DIR",
@@ -65,6 +66,7 @@ def fingerprint(settings: Any, data_sha256: str, base: Any, template: str) -> di
         "data SHA-256": data_sha256,
         "base model revision": base.revision,
         "chat template": template,
+        **{f"{BASE}{name}": digest for name, digest in base_files.of(base).items()},
     }
 
 
@@ -72,8 +74,10 @@ def refuse_mismatch(stored: dict[str, Any], current: dict[str, Any]) -> None:
     """Raise UserError naming every field in which a run and the attempt to resume it differ."""
     stored = json.loads(json.dumps(stored, default=str))
     current = json.loads(json.dumps(current, default=str))
+    if not any(field.startswith(BASE) for field in stored):  # a run from before they were kept
+        current = {field: value for field, value in current.items() if not field.startswith(BASE)}
     problems = [
-        f"{field} = {stored.get(field)!r} in the run, {current.get(field)!r} now"
+        _difference(field, stored.get(field), current.get(field))
         for field in sorted({*stored, *current})
         if stored.get(field) != current.get(field)
     ]
@@ -81,6 +85,13 @@ def refuse_mismatch(stored: dict[str, Any], current: dict[str, Any]) -> None:
         raise UserError(
             [*problems, "put it back as it was, or start a new run with --fresh"], "this run cannot be resumed"
         )
+
+
+def _difference(field: str, before: Any, now: Any) -> str:
+    if not field.startswith(BASE):
+        return f"{field} = {before!r} in the run, {now!r} now"
+    how = "has gone" if now is None else "has come" if before is None else "has changed"
+    return f"{field.removeprefix(BASE)} of the base model {how} since the run began"
 
 
 @contextmanager

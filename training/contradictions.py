@@ -21,7 +21,7 @@ def find(
     settings: Settings, bad: Set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
-    rules = [_length, _validation, _text, _machines, _device, _unsloth] + [_packages] * check_packages
+    rules = [_length, _validation, _text, _adapter, _machines, _device, _unsloth] + [_packages] * check_packages
     found = [contradiction for rule in rules for contradiction in rule(settings)]
     return [(keys, _message(settings, keys, reason)) for keys, reason in found if not bad.intersection(keys)]
 
@@ -114,6 +114,14 @@ def _device(settings: Settings) -> Found:
         yield ("Hardware.FAST_CPU", "Hardware.DEVICE"), "is for training on the CPU"
     if hardware.device[-1].isdigit() and hardware.num_processes > 1:
         yield ("Hardware.DEVICE", "Hardware.NUM_PROCESSES"), "one card cannot serve several processes; write cuda"
+
+
+def _adapter(settings: Settings) -> Found:
+    if settings.lora.use_dora and "embed_tokens" in settings.lora.target_modules:
+        yield (
+            ("LoRA.TARGET_MODULES", "LoRA.USE_DORA"),
+            "embed_tokens cannot be merged with DoRA; leave one of the two out",
+        )
 
 
 def _unsloth(settings: Settings) -> Found:

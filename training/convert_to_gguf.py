@@ -8,6 +8,7 @@ line, on stdout.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import glob
 import json
 import os
@@ -31,6 +32,7 @@ from training import (
     convert,
     files,
     importance,
+    leftovers,
     llama,
     log,
     modelfile,
@@ -38,6 +40,7 @@ from training import (
     plan,
     reference,
     settings,
+    weights_fit,
 )
 from training.errors import FinetuneError, MachineError, RunError, UserError
 from training.signals import Signals
@@ -220,7 +223,8 @@ def run(given: argparse.Namespace) -> list[Path]:
     targets = _targets(given.output, base.path, name.replace("/", "-").replace(":", "-"), methods)
     first = next(iter(targets.values()))
     composed = compose(base, first.name) if given.create_modelfile else None  # refused before the work, if at all
-    convert_folder(base, targets, calibration)
+    with leftovers.kept_out(base.path) as folder:
+        convert_folder(dataclasses.replace(base, path=folder), targets, calibration)
     if composed:
         text, chatting, stops = composed
         path = first.with_name(f"Modelfile.{name.replace('/', '-').replace(':', '-')}")
@@ -289,7 +293,11 @@ def _locate(written: str) -> Any:
     path = Path(written).expanduser().resolve()
     if path.suffix.lower() == ".gguf":
         raise UserError(f"--model-path {written}: it is a GGUF file already; a folder with config.json is wanted")
-    return base_model.locate(settings.Model(base_model_name=str(path)), say=logger.info)
+    base = base_model.locate(settings.Model(base_model_name=str(path)), say=logger.info)
+    for line in leftovers.words(base.path):
+        logger.warning(line)
+    weights_fit.check(base.path, base.config)
+    return base
 
 
 def _targets(output: str | None, folder: Path, name: str, methods: Sequence[str]) -> dict[str, Path]:

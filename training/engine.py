@@ -7,15 +7,19 @@ process, and names bound earlier stay unpatched. So one process has one engine, 
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
+from training import adapter as adapters
+from training import leftovers, weights_fit
 from training.errors import Interrupted, MachineError, RunError
 
 EAGER_UP_TO = 512  # tokens; below, SDPA's bf16 backward on a CPU is slower than plain matrix products
@@ -142,19 +146,27 @@ def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Lo
         if settings.hardware.precision in ("fp16", "fp32") and on_cpu
         else getattr(torch, DTYPES[settings.hardware.precision])
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        base.path,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=settings.model.trust_remote_code,
-        device_map=None if on_cpu else {"": settings.hardware.device.partition(":")[0]},  # the one card that is visible
-        **options,
-    )
+    with leftovers.kept_out(base.path) as folder:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=settings.model.trust_remote_code,
+            # The one card that is visible.
+            device_map=None if on_cpu else {"": settings.hardware.device.partition(":")[0]},
+            **options,
+        )
+    weights_fit.require(info, base.path)
+    _name(model, base, folder)
     model.config.use_cache = False
     set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
+    with adapters.tying_known():
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
+    # PEFT would write the whole matrix of a targeted head or embedding beside what is trained, in every checkpoint.
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return Loaded(model, words, SFTTrainer, SFTConfig)
 
 
@@ -163,19 +175,27 @@ def _load_unsloth(base: Any, settings: Any, words: Any) -> Loaded:
 
     from trl import SFTConfig, SFTTrainer
 
-    model, _ = FastLanguageModel.from_pretrained(**_unsloth_model(base, settings))
+    with leftovers.kept_out(base.path) as folder:
+        model, _ = FastLanguageModel.from_pretrained(**_unsloth_model(folder, settings))
+    _name(model, base, folder)
     if settings.quantization.load_in_4bit and not getattr(model, "is_loaded_in_4bit", False):
         logger.warning("Unsloth has loaded the model in 16 bit: bitsandbytes does not work on this machine")
     model = FastLanguageModel.get_peft_model(model, **_unsloth_adapter(settings))
     return Loaded(model, words, SFTTrainer, SFTConfig)  # Unsloth may change the padding token of its own tokenizer
 
 
-def _unsloth_model(base: Any, settings: Any) -> dict[str, Any]:
+def _name(model: Any, base: Any, folder: Path) -> None:
+    """A model read through links to its folder is called by the folder itself, which the adapter names as its base."""
+    if folder != base.path:
+        model.name_or_path = model.config.name_or_path = str(base.path)
+
+
+def _unsloth_model(folder: Path, settings: Any) -> dict[str, Any]:
     """What FastLanguageModel.from_pretrained is told. Its GPU classes have other defaults than its CPU ones."""
     import torch
 
     return {
-        "model_name": str(base.path),  # absolute: a relative name is asked of the Hub
+        "model_name": str(folder),  # absolute: a relative name is asked of the Hub
         "max_seq_length": settings.model.max_seq_length,
         "dtype": getattr(torch, DTYPES[settings.hardware.precision]),
         "load_in_4bit": settings.quantization.load_in_4bit,

@@ -27,6 +27,7 @@ from loguru import logger
 from training import (
     account,
     adapter_gguf,
+    base_files,
     chat,
     convert,
     files,
@@ -79,11 +80,20 @@ class Job:
 
     @property
     def base(self) -> Path:
-        """The base model's folder. RunError when it has gone since the training."""
-        path = Path(self.facts["base"]["path"])
+        """The base model's folder. RunError when it has gone since the training, or is another one."""
+        known = self.facts["base"]
+        path = Path(known["path"])
         if not (path / "config.json").is_file():
             raise RunError("merge", f"the base model is no longer at {path}; put it back, or train again", _safe(self))
+        # Runs from before they were kept have none; a model of the Hub has its commit.
+        if before := known.get("files"):
+            self._require_same(path, before, known["kind"])
         return path
+
+    def _require_same(self, path: Path, before: dict[str, str], kind: str) -> None:
+        if changed := base_files.changed(before, base_files.digests(path, kind)):
+            what = f"{', '.join(changed)} of the base model in {path} {'is' if len(changed) == 1 else 'are'} not what was trained on"
+            raise RunError("merge", f"{what}; put it back as it was, or train again", _safe(self))
 
     @property
     def adds_bos(self) -> bool:
@@ -137,7 +147,10 @@ def keep_facts(
         run.path / runs.CHECKPOINTS / FACTS,
         {
             "v": 1,
-            "base": {"name": plan.base.name, "path": str(plan.base.path), "kind": plan.base.kind},
+            "base": {
+                **{"name": plan.base.name, "path": str(plan.base.path), "kind": plan.base.kind},
+                "files": base_files.of(plan.base),
+            },
             "template": template,
             "plain": plan.data.plain,
             "stops": stops,

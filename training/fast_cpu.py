@@ -40,8 +40,9 @@ def wanted(settings: Any) -> Choice:
         return Choice(False, "FAST_CPU")
     if hardware.device != "cpu" or hardware.engine != "transformers":
         return Choice(False, "it is for training with transformers on a CPU")
-    if "lm_head" in settings.lora.target_modules:
-        return Choice(False, "lm_head is trained")
+    for name in ("lm_head", "embed_tokens"):
+        if name in settings.lora.target_modules:
+            return Choice(False, f"{name} is trained")
     return Choice(True, "checked against the plain path when training starts")
 
 

@@ -31,6 +31,8 @@ STATE = {
 NF4 = (
     0.516  # bytes a weight: 4 bits, and a scale for each 64 weights that is itself 8 bits (bitsandbytes, double_quant)
 )
+# Bytes a token and word where the output layer is trained: all tokens at once, and the adapter's own logits (measured).
+TRAINED_HEAD = 24
 TRL_CHUNK = 256  # tokens whose logits TRL's chunked_nll holds at once
 FUSED = 1_000_000_000  # bytes that Unsloth's fused cross-entropy takes at most, by cutting the tokens into chunks
 
@@ -118,7 +120,8 @@ def adapter_parameters(given: Any, model: Shape) -> int:
     """Trainable parameters of the adapter, from the config alone: r x (inputs + outputs) of every targeted module."""
     wanted = set(given.lora.target_modules)
     sizes = [sum(size) for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
-    return given.lora.r * model.layers * sum(sizes)
+    outside = len(wanted & {"lm_head", "embed_tokens"}) * (model.vocabulary + model.hidden)
+    return given.lora.r * (model.layers * sum(sizes) + outside)
 
 
 def _state(optim: str) -> float:
@@ -206,8 +209,9 @@ def _logits(given: Any, model: Shape, tokens: int) -> int:
         return max(min(tokens, fast_cpu.CHUNK) * model.vocabulary * _width(given), min(tokens, TRL_CHUNK) * a_token)
     if given.hardware.fast_cpu is True:
         return min(tokens, fast_cpu.CHUNK) * a_token
-    whole = "lm_head" in given.lora.target_modules
-    return (tokens if whole else min(tokens, TRL_CHUNK)) * a_token
+    if "lm_head" in given.lora.target_modules:
+        return tokens * model.vocabulary * TRAINED_HEAD
+    return min(tokens, TRL_CHUNK) * a_token
 
 
 def words(parts: dict[str, int]) -> str:

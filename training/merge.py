@@ -233,7 +233,7 @@ def _copy_bytes(reader: BinaryIO, writer: BinaryIO, tensor: Tensor) -> None:
 
 def _write_index(base: Path, folder: Path, planned: Plan) -> None:
     """The base's own index; with the new sizes and the new tensor where dtype or head changed."""
-    if not (base / weights.INDEX).is_file():
+    if weights.source(base) != base / weights.INDEX:
         return
     if not planned.untied and planned.dtype == planned.base_dtype:
         shutil.copyfile(base / weights.INDEX, folder / weights.INDEX)

@@ -45,7 +45,7 @@ def check(path: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], 
     if not any((path / name).is_file() for name in TOKENIZERS):
         problems.append(f"{path}: it has no tokenizer (none of {', '.join(TOKENIZERS)})")
     parameters = 0
-    if not any(path.glob("*.safetensors")) and (old := sorted(path.glob("*.bin")) + sorted(path.glob("*.pt*"))):
+    if weights.source(path) is None and (old := sorted(path.glob("*.bin")) + sorted(path.glob("*.pt*"))):
         problems.append(
             f"{path}: its weights are pickled ({old[0].name}), which can run code when read; safetensors are wanted: "
             "most models on the Hub have them by now, in the main branch or in a pull request (REVISION = refs/pr/1)"
@@ -62,7 +62,7 @@ def check(path: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Weight -> shape: from the headers of the files; of a model whose weights are not here yet, from its config.json."""
-    if any(path.glob("*.safetensors")):
+    if weights.source(path) is not None:
         return {name: tensor.shape for name, tensor in weights.tensors(path, "model").items()}
     return laid_out(_json(path / "config.json"))
 
@@ -72,14 +72,14 @@ def laid_out(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
     Empty where transformers does not know the architecture (code that comes with the model is not run for this).
     """
-    if config.get("model_type") not in _architectures():
+    if not known(config.get("model_type")):
         return {}
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    known = {key: value for key, value in config.items() if key != "transformers_version"}
+    values = {key: value for key, value in config.items() if key != "transformers_version"}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**known))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
 
 
@@ -91,6 +91,11 @@ def config_problems(config: dict[str, Any], trust_remote_code: bool = False) -> 
         method = method.get("quant_method", "quantized") if isinstance(method, dict) else "quantized"
         problems.append(
             f"its weights are quantized already ({method}); name the original in 16 bits (LOAD_IN_4BIT makes it small)"
+        )
+    if named := config.get("transformers_weights"):
+        problems.append(
+            f"its config.json names its weights itself (transformers_weights = {named}), which llama.cpp's converter does "
+            f"not read; call the file {weights.WHOLE} and take the line out"
         )
     if not isinstance(kind, str):
         problems.append("its config.json has no model_type")
@@ -107,6 +112,11 @@ def config_problems(config: dict[str, Any], trust_remote_code: bool = False) -> 
     if named and (config.get("is_encoder_decoder") or not any(str(name).endswith(WRITERS) for name in named)):
         problems.append(f"{named[0]} is no model that continues a text; one that ends in ForCausalLM is wanted")
     return problems
+
+
+def known(kind: object) -> bool:
+    """Whether the installed transformers has the architecture (config.json's model_type) itself."""
+    return isinstance(kind, str) and kind in _architectures()
 
 
 @lru_cache

@@ -24,11 +24,13 @@ from training import (
     environment,
     fast_cpu,
     fit,
+    leftovers,
     memory,
     modelfile,
     settings,
     tokens,
     train,
+    weights_fit,
 )
 from training.environment import Machine, gigabytes
 from training.errors import MachineError, UserError
@@ -82,10 +84,13 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     environment.check_writable(given.training.output_dir)
     _look_before_download(given, machine)
     base = base_model.locate(given.model, say=logger.info, weights=weights)
+    for line in leftovers.words(base.path):
+        logger.warning(line)
     given = _fit_to_model(given, base)
     methods = given.quantization.quantization_method
     with convert.trial(base.config, base.path, methods) as tried:  # beside this process, while the rows are read
         engine.start(given)
+        weights_fit.check(base.path, base.config, given.model.trust_remote_code)
         plan = _read_rows(given, machine, base, today, there)
         figures = tried()
     if "note" in figures:
@@ -214,11 +219,17 @@ def _fit_to_model(given: Any, base: Any) -> Any:
             base.parameters,
         )
     known = {module.rpartition(".")[2] for module, _, _ in budget.linear_modules(base.path)}
+    known |= budget.outer_modules(base.path).keys() if known else set()
     unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
     if unknown and known:
         raise UserError(
             f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
             f"it has {', '.join(sorted(known))}, or use all-linear"
+        )
+    if more := budget.untied(given, base):
+        logger.info(
+            "{}: {} has one matrix for embedding and output layer; trained they are two, so the merged model has {:,} more",
+            *(given.place("LoRA.TARGET_MODULES"), base.name, more),
         )
     return given
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import agreement, weights
+from training import adapter as adapters
+from training import agreement, leftovers, weights, weights_fit
 from training.errors import RunError
 
 if TYPE_CHECKING:
@@ -128,7 +129,11 @@ def opened(
     transformers_logging.disable_progress_bar()
     level = logging.getLogger("transformers").level
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+        with leftovers.kept_out(folder) as seen:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                seen, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+            )
+        weights_fit.require(info, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if _has_tokenizer(folder) else None
     finally:
         if shown:
@@ -138,7 +143,8 @@ def opened(
         from peft import PeftModel
 
         try:
-            model = PeftModel.from_pretrained(model, adapter)
+            with adapters.tying_known():
+                model = PeftModel.from_pretrained(model, adapter)
         except (RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise RunError("model", f"the adapter in {adapter} does not fit {folder}: {first}") from error

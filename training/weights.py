@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ from training.errors import RunError
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_"  # how the files of an adapter of PEFT's begin
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what can be merged: safetensors' name -> torch's
 
@@ -46,22 +48,47 @@ class Tensor:
         return self.shape[-1] if self.shape else 1
 
 
+def source(folder: Path) -> Path | None:
+    """The file or the index that transformers loads a folder by, by its own rule; None where it would find nothing.
+
+    Its rule: model.safetensors, else what model.safetensors.index.json names. Whatever lies beside them (the shards of an
+    earlier download, another precision, Mistral's own copy) is not what is trained, so it is not merged or converted either.
+    """
+    return next((folder / name for name in (WHOLE, INDEX) if (folder / name).is_file()), None)
+
+
 def shards(folder: Path, stage: str = "merge") -> list[Path]:
-    """The safetensors files of a model folder: those its index names, or the only ones there. RunError without any."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(stage, f"{index} is not a safetensors index ({error}); download the model again") from None
-        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-        if missing:
-            raise RunError(stage, f"{folder} lacks {', '.join(missing)}, which its index names; download it again")
-        return [folder / name for name in names]
-    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    """The safetensors files that transformers takes of a model folder. RunError where it finds none, or not all."""
+    found = source(folder)
+    if found is None:
+        raise RunError(stage, _nothing(folder))
+    if found.name == WHOLE:
+        return [found]
+    try:
+        names = sorted(set(json.loads(found.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(stage, f"{found} is not a safetensors index ({error}); download the model again") from None
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise RunError(stage, f"{folder} lacks {', '.join(missing)}, which its index names; download it again")
+    return [folder / name for name in names]
+
+
+def _nothing(folder: Path) -> str:
+    """Why a folder has no weights that transformers would find, and what would do."""
+    for name in (WHOLE, INDEX):
+        if (folder / name).is_symlink():
+            target = (folder / name).readlink()
+            return f"{folder}: {name} is a link to {target}, which is not there; download the model again"
+    named = (file for file in folder.glob("*.safetensors") if file.is_file())
+    found = sorted(file.name for file in named if not file.name.startswith("."))
     if not found:
-        raise RunError(stage, f"{folder} holds no safetensors weights")
-    return found
+        return f"{folder} holds no safetensors weights"
+    if all(name.startswith(ADAPTER) for name in found):
+        return f"{folder}: its only weights are a LoRA adapter's ({found[0]}); name the model that it belongs to"
+    if any(re.search(r"-\d+-of-\d+\.safetensors$", name) for name in found):
+        return f"{folder} holds {found[0]} without {INDEX}, by which the parts are found; download the model again"
+    return f"{folder} holds no {WHOLE}, the only name that weights are found by; rename the right one of {', '.join(found)}"
 
 
 def header(file: Path, stage: str = "merge") -> tuple[dict[str, Tensor], dict[str, str]]:
