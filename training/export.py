@@ -31,6 +31,7 @@ from training import (
     convert,
     files,
     importance,
+    launchers,
     llama,
     log,
     merge,
@@ -363,6 +364,7 @@ def main(argv: Sequence[str]) -> int:
     written.
     """
     stdout = log.claim_stdout()
+    launchers.leave_out()
     Signals().install()
     alone = True
 
@@ -374,6 +376,7 @@ def main(argv: Sequence[str]) -> int:
         job = open_job(path)
         alone = _alone(job.run)
         log.start(job.run.path / runs.LOG)
+        launchers.tell()
         files.remove_partial(job.run.path)
         if not alone:
             export(job, tell=lambda stage, seconds: say(stage=stage, seconds=seconds))
