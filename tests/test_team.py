@@ -512,8 +512,73 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     assert files_of(run) == RUN_FILES
 
 
+# The other rank is ready, and never comes.
+NEVER = """
+import time
+from training import team
+def joined(*_):
+    time.sleep(3600)
+team.joined = joined
+"""
+# And this one's trainer waits inside torch before the first step.
+BUILT = """
+import datetime
+import torch.distributed as dist
+from training import train
+def build(*_):
+    logger.info("building")
+    store = dist.HashStore()
+    store.set_timeout(datetime.timedelta(hours=1))
+    store.get("a key that never comes")
+from loguru import logger
+train._build = build
+"""
+# A line that the run says when it has loaded its model.
+SAYS = """
+from loguru import logger
+from training import crew
+real_wait = crew.Crew.wait
+def wait(self):
+    real_wait(self)
+    logger.info("all are ready")
+crew.Crew.wait = wait
+"""
+
+
 @pytest.mark.tiny
-def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(tmp_path, tiny_model, undisturbed):
+@pytest.mark.parametrize(
+    ("several", "number", "line"),
+    [
+        (True, signal.SIGTERM, "all are ready"),
+        (True, signal.SIGINT, "all are ready"),
+        (False, signal.SIGTERM, "building"),
+    ],
+)
+def test_a_signal_before_the_first_step_ends_a_run_that_waits_inside_a_library(
+    tmp_path, tiny_model, several, number, line
+):
+    fault = SAYS + with_other(tmp_path, NEVER) if several else BUILT
+    command = program(fault, "--config", write_tiny_config(tmp_path, tiny_model), *(TWO if several else ()))
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert any(line in said for said in process.stderr), "it ended before"
+    time.sleep(1)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    run = Path(stdout.strip())
+    assert process.returncode == 128 + number, stderr
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    assert status["state"] == "interrupted" and status["error"] == f"stopped by {number.name}"
+    if several:
+        assert gone(other_process(run))
+
+
+@pytest.mark.tiny
+def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(
+    tmp_path, tiny_model, undisturbed, monkeypatch
+):
+    monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
     config = write_tiny_config(tmp_path, tiny_model)
     with socket.socket() as free:
         free.bind((team.LOOPBACK, 0))
