@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import ROOT, write_tiny_config
 from test_finetune import losses, wait_for_step
-from test_team import TWO, gone, other_process, slowly
+from test_team import TWO, gone, other_process, program, slowly
 
 from training import contradictions, meeting, settings, shared_secret, team
 from training.errors import MachineError, RunError, UserError
@@ -129,6 +129,21 @@ for mode in ("rb", "r+b", "wb"):
 """
 
 
+# The second step waits until a file is there.
+GATE = """
+import time
+from pathlib import Path
+from training import trainer
+real = trainer.begin_step
+def begin_step(watch):
+    watch.begun = getattr(watch, "begun", 0) + 1
+    while watch.begun == 2 and not Path({gate!r}).exists():
+        time.sleep(0.05)
+    real(watch)
+trainer.begin_step = begin_step
+"""
+
+
 def ports(pid: int) -> set[int]:
     """Where a process listens."""
     return {one.laddr.port for one in psutil.Process(pid).net_connections("tcp") if one.status == psutil.CONN_LISTEN}
@@ -141,13 +156,19 @@ def test_a_stranger_on_this_machine_finds_no_door_and_his_garbage_changes_nothin
     there.mkdir()
     environment = {**os.environ, "TMPDIR": str(there)}
 
+    gate = tmp_path / "gate"
+
     def run(output: str) -> tuple[subprocess.Popen, Path]:
-        process = slowly("--config", config, *TWO, "--output", tmp_path / output, env=environment)
+        command = program(GATE.format(gate=str(gate)), "--config", config, *TWO, "--output", tmp_path / output)
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, text=True, env=environment, **pipes)
         return process, wait_for_step(tmp_path / output, 1, process)
 
+    gate.touch()
     quiet, first = run("quiet")
     assert "enough" in quiet.communicate(timeout=300)[1]
     assert list(there.glob("finetune-ranks-*")) == []
+    gate.unlink()
     process, second = run("disturbed")
     (folder,) = there.glob("finetune-ranks-*")
     open_ports = ports(process.pid) | ports(other_process(second))
@@ -161,8 +182,9 @@ def test_a_stranger_on_this_machine_finds_no_door_and_his_garbage_changes_nothin
         assert (looked.stdout, looked.stderr) == ("", "")
     for port in open_ports:
         for garbage in (b"", b"\0" * 4096, b"\xff" * 4096, b"GET / HTTP/1.1\r\n\r\n", (1).to_bytes(8, "little") * 64):
-            with socket.create_connection((team.LOOPBACK, port)) as stranger:
-                stranger.sendall(garbage)
+            with socket.create_connection((team.LOOPBACK, port)) as door:
+                door.sendall(garbage)
+    gate.touch()
     assert "enough" in process.communicate(timeout=300)[1]
     assert losses(second) == losses(first) and len(losses(second)) == 6
 

@@ -213,5 +213,5 @@ def _first_place(hardware: Hardware, size: int) -> Iterator[tuple[Place, Store |
         return
     address, port = machines.address(hardware.main_process_address)
     key = meeting.Key(shared_secret.secret())
-    server = machines.serve(address, port, size)[0] if hardware.machine_rank == 0 else None
+    server = machines.serve(address, port, size) if hardware.machine_rank == 0 else None
     yield Place(hardware.machine_rank * here, 0, size, here, port, address, key=key), server

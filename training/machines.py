@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -41,8 +41,8 @@ def address(written: str) -> tuple[str, int]:
     return host.strip("[]"), int(port) if colon else PORT
 
 
-def serve(host: str, port: int, size: int) -> tuple[Any, int]:
-    """The store through which `size` ranks find each other, and its port (0: a free one), for those who reach `host`.
+def serve(host: str, port: int, size: int) -> Store:
+    """The store through which `size` ranks find each other, for those who reach `host`.
 
     Raises MachineError where the port is taken.
     """
@@ -56,10 +56,9 @@ def serve(host: str, port: int, size: int) -> tuple[Any, int]:
                     raise
                 listening.bind(("", port))  # the address is that of a gateway, which passes on to this machine
             listening.listen()
-            port = listening.getsockname()[1]
             from torch.distributed import TCPStore
 
-            store = TCPStore(  # takes the descriptor over, and closes it
+            return TCPStore(  # takes the descriptor over, and closes it
                 host, port, size, is_master=True, timeout=team.PATIENCE, wait_for_workers=False,
                 master_listen_fd=os.dup(listening.fileno()),
             )  # fmt: skip
@@ -68,10 +67,9 @@ def serve(host: str, port: int, size: int) -> tuple[Any, int]:
             f"[Hardware] MAIN_PROCESS_ADDRESS: nobody can be awaited at {host}:{port} here ({error.strerror}); "
             "write this machine's own address and a free port"
         ) from None
-    return store, port
 
 
-def meet(place: team.Place, server: Any, lost: Callable[[], RunError | None]) -> Any:
+def meet(place: team.Place, server: Store | None, lost: Callable[[], RunError | None]) -> Any:
     """Wait until the processes of every machine are ready to join; gives the store.
 
     `server`: machine 0's, where this is it. `lost` gives an error where a process of this machine has ended. Raises
@@ -87,6 +85,9 @@ def meet(place: team.Place, server: Any, lost: Callable[[], RunError | None]) ->
     except RuntimeError as error:
         logger.debug("{}", error)
         raise RunError("training", "machine 0 has ended, or the connection to it is lost; its log says more") from None
+    finally:
+        with suppress(RuntimeError):
+            store.set(f"machine {place.machine} has heard", b"")
 
 
 def _welcome(place: team.Place, store: Store, lost: Callable[[], RunError | None]) -> None:
@@ -116,11 +117,9 @@ def _introduce(place: team.Place, store: Store, lost: Callable[[], RunError | No
     told = place.key.opened("machine 0", store.get("machine 0"))
     answer = {"nonce": place.key.nonce, "shape": _shape(place), "to": told and told["nonce"]}
     store.set(name, place.key.sealed(name, answer))
-    if told is not None:
-        _await(store, "go", "the other machines", lost)
-    store.set(f"{name} has heard", b"")
     if told is None:
         raise RunError("training", f"machine 0 {meeting.OTHER_SECRET}")
+    _await(store, "go", "the other machines", lost)
 
 
 def _await(store: Store, name: str, whom: str, lost: Callable[[], RunError | None]) -> None:
@@ -170,6 +169,8 @@ def refuse_mismatch(watch: Any) -> None:
     if watch.team is None or watch.team.place.machines == 1:
         return
     every = watch.team.gather(watch.manifest["fingerprint"])
+    if every is not None and not all(isinstance(one, dict) for one in every):
+        raise wire.refused("what another process sends are no settings")
     if problems := watch.team.first(lambda: _differences(every, watch.team.place.local_size)):
         raise RunError("training", f"the machines do not agree: {'; '.join(problems)}")
 
@@ -196,6 +197,10 @@ def fetched(found: checkpoint.Checkpoint, watch: Any) -> checkpoint.Checkpoint:
             with files.whole_file(own / name) as partial, partial.open("wb") as file:
                 for piece in pieces:
                     file.write(piece)
+            # The manifest stands for the others, and for itself nothing does.
+            digest = found.manifest["files"].get(name)
+            if digest is not None and files.sha256(own / name) != digest:
+                raise wire.refused(f"{name} of the checkpoint of step {found.step} did not arrive as it was")
         else:
             deque(pieces, maxlen=0)
     watch.team.round(0)  # until all are written

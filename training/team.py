@@ -231,7 +231,8 @@ def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[T
 
     # accelerate's debugging compares shapes in pickles.
     way = {"ACCELERATE_DEBUG_MODE": "false"}
-    way |= {"GLOO_SOCKET_IFNAME": interface(place.address)}  # on one machine nobody outside is to connect
+    # On one machine nobody outside is to connect.
+    way["GLOO_SOCKET_IFNAME"] = interface(place.address)
     if settings.hardware.device == "cpu":  # accelerate would say cpu:0, to which torch.load puts nothing back
         way["ACCELERATE_TORCH_DEVICE"] = "cpu"
     with environment.variables({**place.environment(settings.hardware.num_threads), **way}):
