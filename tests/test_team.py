@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
 
-from training import crew, environment, events, fit, machines, memory, plan, settings, team, train
+from training import crew, environment, events, fit, machines, meeting, memory, plan, settings, team, train
 from training.environment import Gpu, Machine
 from training.errors import MachineError, RunError, UserError
 
@@ -208,28 +210,90 @@ class Store(dict):
     def check(self, names: list[str]) -> bool:
         return all(name in self for name in names)
 
-    def set(self, name: str, value: str) -> None:
-        self[name] = value.encode()
+    def set(self, name: str, value: bytes) -> None:
+        self[name] = value
 
     def get(self, name: str) -> bytes:
         return self[name]
 
 
-def test_machines_with_other_numbers_of_processes_are_refused_on_all(monkeypatch):
-    store = Store({"machine 1": b"2 machines with 1 processes each"})
-    monkeypatch.setattr(machines, "_reach", lambda place, lost: store)
+def places(*secrets: bytes, processes: tuple[int, ...] = (1, 1)) -> list[team.Place]:
+    """Two machines with a secret each."""
+    both = zip(secrets, processes, strict=True)
+    return [
+        team.Place(n * here, 0, 2 * here, here, 1, key=meeting.Key(secret)) for n, (secret, here) in enumerate(both)
+    ]
+
+
+def met(store: Store, *two: team.Place) -> list[Exception | None]:
+    """How the meeting of two machines ended for each."""
+    ends: list[Exception | None] = [None, None]
+
+    def meet(place: team.Place) -> None:
+        try:
+            machines.meet(place, store, lambda: None)
+        except RunError as error:
+            ends[place.machine] = error
+
+    threads = [threading.Thread(target=meet, args=(place,)) for place in two]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ends
+
+
+@pytest.fixture
+def quick_store(monkeypatch) -> Store:
+    monkeypatch.setattr(machines, "HEARD", 0.0)
+    monkeypatch.setattr(meeting, "sealed", lambda store, key: (store, key))
+    return Store()
+
+
+def test_machines_with_one_secret_meet_and_have_one_key(quick_store):
+    two = places(b"s" * 16, b"s" * 16)
+    assert met(quick_store, *two) == [None, None]
+    keys = {machines.meeting.admitted(quick_store, place.key, place.machine)[1] for place in two}
+    assert len(keys) == 1
+
+
+def test_machines_with_other_numbers_of_processes_are_refused_on_all(quick_store):
     message = "machine 1 is set to 2 machines with 1 processes each, machine 0 to 2 machines with 2 processes each: "
     message += "NUM_MACHINES and NUM_PROCESSES must be the same on all"
-    with pytest.raises(RunError, match=message):
-        machines.meet(team.Place(0, 0, 4, 2, 1), store, lambda: None)
-    with pytest.raises(RunError, match=message):
-        machines.meet(team.Place(1, 0, 2, 1, 1), None, lambda: None)
+    first, second = places(b"s" * 16, b"s" * 16, processes=(2, 1))
+    ends = met(quick_store, first, second)
+    assert [str(end) for end in ends] == [f"training: {message}"] * 2
 
 
-def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting():
+def test_a_machine_with_another_secret_is_refused_on_both_sides(quick_store):
+    ends = met(quick_store, *places(b"s" * 16, b"t" * 16))
+    words = "does not prove that it knows the secret of this machine: FINETUNE_MACHINES_SECRET must be the same on all"
+    assert f"machine 1 {words}" in str(ends[0]) and f"machine 0 {words}" in str(ends[1])
+
+
+@pytest.mark.parametrize("said", [b"", b"2 machines with 1 processes each", pickle.dumps({"a": 1}), b"\0" * 100])
+def test_a_stranger_in_the_place_of_a_machine_is_refused(quick_store, said):
+    dict.__setitem__(quick_store, "machine 1", said)
+    with pytest.raises(RunError, match="machine 1 does not prove that it knows the secret"):
+        machines.meet(places(b"s" * 16, b"s" * 16)[0], quick_store, lambda: None)
+
+
+def test_what_was_heard_of_another_meeting_is_of_no_use_in_this_one(quick_store, monkeypatch):
+    """A stranger has written down what two machines said to each other, and says it again."""
+    assert met(quick_store, *places(b"s" * 16, b"s" * 16)) == [None, None]
+    old = dict(quick_store)
+    first, second = places(b"s" * 16, b"s" * 16)
+    with pytest.raises(RunError, match="machine 1 does not prove that it knows the secret"):
+        machines.meet(first, Store({"machine 1": old["machine 1"]}), lambda: None)
+    with pytest.raises(RunError, match="machine 0 does not prove that it knows the secret"):
+        machines.meet(second, Store(old), lambda: None)
+
+
+def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting(quick_store):
     error = RunError("training", "process 1 is gone")
-    with pytest.raises(RunError, match="process 1 is gone"):
-        machines.meet(team.Place(0, 0, 4, 2, 1), Store(), lambda: error)
+    for place in places(b"s" * 16, b"s" * 16, processes=(2, 2)):
+        with pytest.raises(RunError, match="process 1 is gone"):
+            machines.meet(place, Store(), lambda: error)
 
 
 @pytest.mark.parametrize(("rank", "other"), [(0, "another machine"), (1, "machine 0, or to another one,")])
@@ -251,10 +315,15 @@ def program(fault: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
+def ended(fault: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """How a run with something changed in it ended."""
+    command = program(fault, *arguments)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+
+
 def trained(config: Path, *arguments: str, fault: str = "") -> tuple[Path, str]:
     """The directory of a run that ended when it was trained, and what it said."""
-    command = program(fault, "--config", config, *TWO, *arguments)
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    done = ended(fault, "--config", config, *TWO, *arguments)
     assert done.returncode == 1 and "enough" in done.stderr, done.stderr
     return Path(done.stdout.strip()), done.stderr
 
@@ -275,6 +344,62 @@ def test_two_processes_train_the_same_rows_in_each_step_and_have_the_losses_of_o
     assert [loss for _, loss in validation(run)] == pytest.approx(
         [loss for _, loss in validation(undisturbed)], rel=1e-3
     )
+
+
+# A rank that unpickles anything while it is joined to the others ends with an error.
+NO_PICKLES = """
+import contextlib
+from training import team
+real_joined = team.joined
+@contextlib.contextmanager
+def joined(*arguments):
+    import pickle
+    import torch.distributed.distributed_c10d as c10d
+    def refuse(*_, **__):
+        raise AssertionError("a rank unpickles")
+    with real_joined(*arguments) as found:
+        before = pickle.loads, pickle.load, pickle.Unpickler, c10d._unpickler, c10d._tensor_to_object
+        pickle.loads = pickle.load = pickle.Unpickler = c10d._unpickler = c10d._tensor_to_object = refuse
+        yield found
+        pickle.loads, pickle.load, pickle.Unpickler, c10d._unpickler, c10d._tensor_to_object = before
+team.joined = joined
+"""
+# The other process is started with this instead of rank.py.
+OTHER = "import sys\nsys.path.insert(0, {root!r})\n{fault}\nfrom training import rank\nraise SystemExit(rank.main())\n"
+# SIGTERM comes in the fourth step.
+FOURTH = """
+import os, signal
+from training import trainer
+real_step = trainer.begin_step
+def begin_step(watch):
+    real_step(watch)
+    watch.begun = getattr(watch, "begun", 0) + 1
+    if watch.begun == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+trainer.begin_step = begin_step
+"""
+
+
+def with_other(tmp_path: Path, fault: str) -> str:
+    """A fault of rank 0, with which the other rank has this one."""
+    script = tmp_path / "other.py"
+    script.write_text(OTHER.format(root=str(ROOT), fault=fault), encoding="utf-8")
+    return f"from pathlib import Path\nfrom training import crew\ncrew.WORKER = Path({str(script)!r})\n"
+
+
+@pytest.mark.tiny
+def test_no_rank_unpickles_what_came_through_a_socket(tmp_path, tiny_model, monkeypatch):
+    """Through training, validation, checkpoints and a resume; also where accelerate is told to compare shapes in pickles."""
+    monkeypatch.setenv("ACCELERATE_DEBUG_MODE", "1")
+    config, fault = write_tiny_config(tmp_path, tiny_model), NO_PICKLES + with_other(tmp_path, NO_PICKLES)
+    monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+    stopped = ended(FOURTH + fault, "--config", config, *TWO)
+    assert stopped.returncode == 143, stopped.stderr
+    resumed = ended(fault, "--config", config, "--resume")
+    assert resumed.returncode == 1 and "enough" in resumed.stderr, resumed.stderr
+    run = Path(resumed.stdout.strip())
+    assert "going on from the checkpoint of step" in resumed.stderr and sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in validation(run)] == [0, 3, 6]
 
 
 @pytest.mark.tiny
@@ -387,8 +512,73 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     assert files_of(run) == RUN_FILES
 
 
+# The other rank is ready, and never comes.
+NEVER = """
+import time
+from training import team
+def joined(*_):
+    time.sleep(3600)
+team.joined = joined
+"""
+# And this one's trainer waits inside torch before the first step.
+BUILT = """
+import datetime
+import torch.distributed as dist
+from training import train
+def build(*_):
+    logger.info("building")
+    store = dist.HashStore()
+    store.set_timeout(datetime.timedelta(hours=1))
+    store.get("a key that never comes")
+from loguru import logger
+train._build = build
+"""
+# A line that the run says when it has loaded its model.
+SAYS = """
+from loguru import logger
+from training import crew
+real_wait = crew.Crew.wait
+def wait(self):
+    real_wait(self)
+    logger.info("all are ready")
+crew.Crew.wait = wait
+"""
+
+
 @pytest.mark.tiny
-def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(tmp_path, tiny_model, undisturbed):
+@pytest.mark.parametrize(
+    ("several", "number", "line"),
+    [
+        (True, signal.SIGTERM, "all are ready"),
+        (True, signal.SIGINT, "all are ready"),
+        (False, signal.SIGTERM, "building"),
+    ],
+)
+def test_a_signal_before_the_first_step_ends_a_run_that_waits_inside_a_library(
+    tmp_path, tiny_model, several, number, line
+):
+    fault = SAYS + with_other(tmp_path, NEVER) if several else BUILT
+    command = program(fault, "--config", write_tiny_config(tmp_path, tiny_model), *(TWO if several else ()))
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert any(line in said for said in process.stderr), "it ended before"
+    time.sleep(1)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    run = Path(stdout.strip())
+    assert process.returncode == 128 + number, stderr
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    assert status["state"] == "interrupted" and status["error"] == f"stopped by {number.name}"
+    if several:
+        assert gone(other_process(run))
+
+
+@pytest.mark.tiny
+def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(
+    tmp_path, tiny_model, undisturbed, monkeypatch
+):
+    monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
     config = write_tiny_config(tmp_path, tiny_model)
     with socket.socket() as free:
         free.bind((team.LOOPBACK, 0))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from training import launchers
+
 THREADS = {
     # Threads that wait for each other spin for a quarter of a millisecond, which most waits take, and then sleep. Asleep at
     # once (PASSIVE without the count) they are woken 2,700 times a step, which took a tenth of it and more; spinning on, as
@@ -21,7 +23,9 @@ CACHES = {
 
 
 def settle(values: Mapping[str, str] = THREADS | CACHES) -> None:
-    """Set them, before torch is imported, for this process and those that it starts; a value of the user's own stands."""
+    """Set them, before torch is imported, for this process and those that it starts; a value of the user's own stands,
+    but for those by which a launcher speaks to torch's libraries."""
+    launchers.leave_out()
     given = set(os.environ)
     if "OMP_WAIT_POLICY" in given:  # which a count would overrule
         given.add("GOMP_SPINCOUNT")

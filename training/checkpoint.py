@@ -17,7 +17,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_files, files
+from training import base_files, files, wire
 from training.errors import UserError
 
 MANIFEST = "checkpoint.json"
@@ -113,6 +113,28 @@ def newest(folder: Path) -> Checkpoint | None:
             return Checkpoint(path, int(manifest["step"]), manifest)
         logger.warning("{} is damaged ({}); the one before it is used", path.name, damage)
     return None
+
+
+def told(found: Checkpoint | None) -> list[Any] | None:
+    """A checkpoint as ranks may tell it to each other."""
+    return None if found is None else [str(found.path), found.manifest]
+
+
+def heard(said: Any) -> Checkpoint | None:
+    """What `told` was given. Raises RunError where it is nothing of the kind: its files' names become paths."""
+    if said is None:
+        return None
+    try:
+        path, manifest = said
+        plain = all(Path(name).name == name and name not in ("", "..") for name in manifest["files"])
+        if not plain or type(manifest["step"]) is not int or not isinstance(manifest["carried"], dict):
+            raise ValueError
+        micro, accumulation = manifest["micro_batch"]
+        if not isinstance(manifest["fingerprint"], dict) or type(micro) is not int or type(accumulation) is not int:
+            raise ValueError
+        return Checkpoint(Path(path), manifest["step"], manifest)
+    except (KeyError, TypeError, ValueError):
+        raise wire.refused("what another process sends is no checkpoint") from None
 
 
 def _digest(path: Path) -> str:

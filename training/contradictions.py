@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING
 
-from training import ini, values
+from training import ini, shared_secret, values
+from training.errors import UserError
 
 if TYPE_CHECKING:
     from training.settings import Settings
@@ -21,7 +22,7 @@ def find(
     settings: Settings, bad: Set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
-    rules = [_length, _validation, _text, _adapter, _machines, _device, _unsloth] + [_packages] * check_packages
+    rules = [_length, _validation, _text, _adapter, _machines, _device, _unsloth] + [_secret, _packages] * check_packages
     found = [contradiction for rule in rules for contradiction in rule(settings)]
     return [(keys, _message(settings, keys, reason)) for keys, reason in found if not bad.intersection(keys)]
 
@@ -141,6 +142,14 @@ def _unsloth(settings: Settings) -> Found:
             f"it trains the whole matrix of {' and '.join(whole)} instead of LoRA; leave out, or ENGINE = transformers"
         )
         yield ("LoRA.TARGET_MODULES", engine), reason
+
+
+def _secret(settings: Settings) -> Found:
+    if settings.hardware.num_machines > 1:
+        try:
+            shared_secret.secret()
+        except UserError as error:
+            yield ("Hardware.NUM_MACHINES",), str(error)
 
 
 def _packages(settings: Settings) -> Found:

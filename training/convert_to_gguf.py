@@ -32,6 +32,7 @@ from training import (
     convert,
     files,
     importance,
+    launchers,
     leftovers,
     llama,
     log,
@@ -195,8 +196,10 @@ def main(argv: Sequence[str]) -> int:
     """Convert what the arguments ask for; errors go to the log, the paths of the files to stdout."""
     given = _parser().parse_args(argv)
     stdout = log.claim_stdout()
+    launchers.leave_out()
     Signals().install()
     log.start()
+    launchers.tell()
     try:
         for path in run(given):
             log.say(stdout, str(path))

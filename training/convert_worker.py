@@ -10,6 +10,7 @@ import os
 import runpy
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ if __name__ == "__main__":  # run as a script, training/ stands first on the pat
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 
-def end_with_parent() -> None:
-    """End this process when stdin closes, which it does when the parent dies, however it died."""
+def end_with_parent(before: Callable[[], None] = lambda: None) -> None:
+    """End this process when stdin closes, which it does when the parent dies, however it died; `before` that, call this."""
 
     def wait() -> None:
         while os.read(0, 4096):
             pass
+        before()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -16,15 +16,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import checkpoint, control, environment, machines, runs, zygote
+from training import checkpoint, control, environment, machines, meeting, runs, shared_secret, zygote
 from training.errors import RunError
-from training.team import LOOPBACK, Place
+from training.team import Place
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+    from training.settings import Hardware
 
 WORKER = Path(__file__).with_name("rank.py")
 READY = b"@ready\n"  # a worker's line: its model is loaded
@@ -183,21 +188,30 @@ def started(
     if size == 1 or run.stage("train") is not None:
         yield None
         return
-    here, address = hardware.num_processes, LOOPBACK
+    with _first_place(hardware, size) as (first, server):
+        orders = [
+            Order(
+                replace(first, rank=first.rank + local, local_rank=local),
+                plan.settings, plan.base, plan.train, plan.validation, plan.summary.total[3], plan.steps, marks, run.path,
+            )
+            for local in range(first.local_size)
+        ]  # fmt: skip
+        crew = Crew(orders, server, run, give_up)
+        try:
+            yield crew
+        finally:
+            crew.end()
+
+
+@contextmanager
+def _first_place(hardware: Hardware, size: int) -> Iterator[tuple[Place, Store | None]]:
+    """The place of this machine's first rank, and the store that it serves to other machines."""
+    here = hardware.num_processes
     if hardware.num_machines == 1:
-        server, port = machines.serve(LOOPBACK, 0, size)
-    else:
-        address, port = machines.address(hardware.main_process_address)
-        server = machines.serve(address, port, size)[0] if hardware.machine_rank == 0 else None
-    orders = [
-        Order(
-            Place(hardware.machine_rank * here + local, local, size, here, port, address),
-            plan.settings, plan.base, plan.train, plan.validation, plan.summary.total[3], plan.steps, marks, run.path,
-        )
-        for local in range(here)
-    ]  # fmt: skip
-    crew = Crew(orders, server, run, give_up)
-    try:
-        yield crew
-    finally:
-        crew.end()
+        with meeting.private_file() as file:
+            yield Place(0, 0, size, here, file=file), None
+        return
+    address, port = machines.address(hardware.main_process_address)
+    key = meeting.Key(shared_secret.secret())
+    server = machines.serve(address, port, size) if hardware.machine_rank == 0 else None
+    yield Place(hardware.machine_rank * here, 0, size, here, port, address, key=key), server

@@ -26,7 +26,7 @@ before_torch.settle()
 
 from loguru import logger  # noqa: E402
 
-from training import dataset, evaluation, figures, files, held_out, log, scoring, speakers, subject  # noqa: E402
+from training import dataset, evaluation, figures, files, held_out, launchers, log, scoring, speakers, subject  # noqa: E402
 from training.errors import FinetuneError, MachineError, UserError  # noqa: E402
 from training.held_out import Item  # noqa: E402
 from training.scoring import Marks  # noqa: E402
@@ -199,6 +199,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     stdout = sys.stdout if arguments.interactive else log.claim_stdout()
     log.start()
+    launchers.tell()
     try:
         from transformers import logging
 

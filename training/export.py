@@ -32,6 +32,7 @@ from training import (
     convert,
     files,
     importance,
+    launchers,
     llama,
     log,
     merge,
@@ -376,6 +377,7 @@ def main(argv: Sequence[str]) -> int:
     written.
     """
     stdout = log.claim_stdout()
+    launchers.leave_out()
     Signals().install()
     alone = True
 
@@ -387,6 +389,7 @@ def main(argv: Sequence[str]) -> int:
         job = open_job(path)
         alone = _alone(job.run)
         log.start(job.run.path / runs.LOG)
+        launchers.tell()
         files.remove_partial(job.run.path)
         if not alone:
             export(job, tell=lambda stage, seconds: say(stage=stage, seconds=seconds))

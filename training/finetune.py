@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
+    # While the modules are read nothing can be lost; main() hands the signals on.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: os._exit(128 + number))
     from training import command_line
 
     # A wrong setting, and --help, are answered before the imports below take half a second. With --events the answer is
@@ -22,7 +28,6 @@ from training import before_torch
 before_torch.settle()
 
 import gc
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import IO, Any
@@ -40,6 +45,7 @@ from training import (
     estimate,
     export,
     files,
+    launchers,
     log,
     machines,
     runs,
@@ -102,14 +108,14 @@ def announce(plan: planning.Plan, run: runs.Run, events: Events) -> None:
 def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     """`./run.sh` and `./run.sh --resume`: plan, run, and put every way it can end on the disk, the stdout and the exit code."""
     signals = Signals()
-    signals.install()
     run: runs.Run | None = None
     events: Events | None = None
     plan = None
 
-    def give_up(error: RunError) -> None:
+    def give_up(error: FinetuneError) -> None:
         os._exit(ended(error, run, events, arguments, stdout))
 
+    signals.install(give_up)
     try:
         resumes = arguments.command == "resume" and not control.only_helps(arguments)
         old = control.to_resume(arguments) if resumes else None
@@ -193,6 +199,10 @@ def check(arguments: command_line.Arguments, stdout: IO[str]) -> int:
 COMMANDS = {"run": run_or_resume, "resume": run_or_resume, "check": check, **control.COMMANDS}
 
 
+# Those that load what reads launchers' variables.
+LOADING = ("run", "resume", "check", "chat")
+
+
 def main(argv: Sequence[str]) -> int:
     """The command line. Returns the exit code (DESIGN: 0, 1, 2, 3, 130, 143)."""
     try:
@@ -201,6 +211,10 @@ def main(argv: Sequence[str]) -> int:
         return command_line.refuse(error, argv)
     stdout = sys.stdout if arguments.command == "chat" else log.claim_stdout()  # a talk is for a person
     log.start()
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if arguments.command in LOADING:
+        launchers.tell()
     if arguments.detach:
         return control.detach(argv, stdout)
     try:

@@ -11,19 +11,26 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import checkpoint, files, runs, team
+from training import checkpoint, files, meeting, runs, team, wire
 from training.errors import Interrupted, MachineError, RunError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 PORT = 29500  # torchrun's
 TRY = timedelta(seconds=5)  # for one attempt to reach machine 0
+# Seconds that the other machines have to hear why nothing comes of the training.
+HEARD = 5.0
 OWN = {"Hardware.NUM_THREADS"}  # in which machines may differ
 CLOSED = ("onnection", "onnect", "ocket")  # in what gloo and NCCL say when the other side has gone
 
@@ -34,8 +41,8 @@ def address(written: str) -> tuple[str, int]:
     return host.strip("[]"), int(port) if colon else PORT
 
 
-def serve(host: str, port: int, size: int) -> tuple[Any, int]:
-    """The store through which `size` ranks find each other, and its port (0: a free one), for those who reach `host`.
+def serve(host: str, port: int, size: int) -> Store:
+    """The store through which `size` ranks find each other, for those who reach `host`.
 
     Raises MachineError where the port is taken.
     """
@@ -49,10 +56,9 @@ def serve(host: str, port: int, size: int) -> tuple[Any, int]:
                     raise
                 listening.bind(("", port))  # the address is that of a gateway, which passes on to this machine
             listening.listen()
-            port = listening.getsockname()[1]
             from torch.distributed import TCPStore
 
-            store = TCPStore(  # takes the descriptor over, and closes it
+            return TCPStore(  # takes the descriptor over, and closes it
                 host, port, size, is_master=True, timeout=team.PATIENCE, wait_for_workers=False,
                 master_listen_fd=os.dup(listening.fileno()),
             )  # fmt: skip
@@ -61,31 +67,78 @@ def serve(host: str, port: int, size: int) -> tuple[Any, int]:
             f"[Hardware] MAIN_PROCESS_ADDRESS: nobody can be awaited at {host}:{port} here ({error.strerror}); "
             "write this machine's own address and a free port"
         ) from None
-    return store, port
 
 
-def meet(place: team.Place, server: Any, lost: Callable[[], RunError | None]) -> Any:
+def meet(place: team.Place, server: Store | None, lost: Callable[[], RunError | None]) -> Any:
     """Wait until the processes of every machine are ready to join; gives the store.
 
     `server`: machine 0's, where this is it. `lost` gives an error where a process of this machine has ended. Raises
-    RunError where the machines are not told of equally many processes.
+    RunError where one does not know the secret, or is not told of equally many processes.
     """
-    shape = f"{place.machines} machines with {place.local_size} processes each"
     store = server if server is not None else _reach(place, lost)
-    store.set(f"machine {place.machine}", shape)
-    others = [f"machine {n}" for n in range(1, place.machines)] if place.machine == 0 else ["go"]
-    for name in others:
-        if not store.check([name]):
-            logger.info("waiting for {}", name if place.machine == 0 else "the other machines")
-        while not store.check([name]):
-            _pause(lost)
-    if place.machine == 0:
-        told = {name: store.get(name).decode() for name in others}
-        wrong = [f"{name} is set to {said}, machine 0 to {shape}" for name, said in told.items() if said != shape]
-        store.set("go", "; ".join(wrong))
-    if wrong := store.get("go").decode():
-        raise RunError("training", f"{wrong}: NUM_MACHINES and NUM_PROCESSES must be the same on all")
-    return store
+    try:
+        if place.machine == 0:
+            _welcome(place, store, lost)
+        else:
+            _introduce(place, store, lost)
+        return meeting.admitted(store, place.key, place.machine)
+    except RuntimeError as error:
+        logger.debug("{}", error)
+        raise RunError("training", "machine 0 has ended, or the connection to it is lost; its log says more") from None
+    finally:
+        with suppress(RuntimeError):
+            store.set(f"machine {place.machine} has heard", b"")
+
+
+def _welcome(place: team.Place, store: Store, lost: Callable[[], RunError | None]) -> None:
+    """Machine 0: hear every machine, and tell all whether they go together."""
+    own = {"nonce": place.key.nonce, "shape": _shape(place)}
+    store.set("machine 0", place.key.sealed("machine 0", own))
+    nonces, wrong = [place.key.nonce], []
+    for number in range(1, place.machines):
+        name = f"machine {number}"
+        _await(store, name, name, lost)
+        told = place.key.opened(name, store.get(name))
+        if told is None or told["to"] != place.key.nonce:
+            wrong.append(f"{name} {meeting.OTHER_SECRET}")
+        elif told["shape"] != _shape(place):
+            same = "NUM_MACHINES and NUM_PROCESSES must be the same on all"
+            wrong.append(f"{name} is set to {told['shape']}, machine 0 to {_shape(place)}: {same}")
+        nonces.append(told["nonce"] if told else "")
+    store.set("go", place.key.sealed("go", {"nonces": nonces, "wrong": "; ".join(wrong)}))
+    if wrong:
+        _until_heard(place, store)
+
+
+def _introduce(place: team.Place, store: Store, lost: Callable[[], RunError | None]) -> None:
+    """Another machine: answer machine 0, and wait until it has heard all."""
+    name = f"machine {place.machine}"
+    _await(store, "machine 0", "machine 0", lost)
+    told = place.key.opened("machine 0", store.get("machine 0"))
+    answer = {"nonce": place.key.nonce, "shape": _shape(place), "to": told and told["nonce"]}
+    store.set(name, place.key.sealed(name, answer))
+    if told is None:
+        raise RunError("training", f"machine 0 {meeting.OTHER_SECRET}")
+    _await(store, "go", "the other machines", lost)
+
+
+def _await(store: Store, name: str, whom: str, lost: Callable[[], RunError | None]) -> None:
+    if not store.check([name]):
+        logger.info("waiting for {}", whom)
+    while not store.check([name]):
+        _pause(lost)
+
+
+def _until_heard(place: team.Place, store: Store) -> None:
+    """Let the others hear why nothing comes of it, before the store ends with this process."""
+    names = [f"machine {number} has heard" for number in range(1, place.machines)]
+    end = time.monotonic() + HEARD
+    while not store.check(names) and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _shape(place: team.Place) -> str:
+    return f"{place.machines} machines with {place.local_size} processes each"
 
 
 def _reach(place: team.Place, lost: Callable[[], RunError | None]) -> Any:
@@ -116,6 +169,8 @@ def refuse_mismatch(watch: Any) -> None:
     if watch.team is None or watch.team.place.machines == 1:
         return
     every = watch.team.gather(watch.manifest["fingerprint"])
+    if every is not None and not all(isinstance(one, dict) for one in every):
+        raise wire.refused("what another process sends are no settings")
     if problems := watch.team.first(lambda: _differences(every, watch.team.place.local_size)):
         raise RunError("training", f"the machines do not agree: {'; '.join(problems)}")
 
@@ -134,14 +189,34 @@ def fetched(found: checkpoint.Checkpoint, watch: Any) -> checkpoint.Checkpoint:
     """Machine 0's checkpoint where this machine can read it: the same, or a copy in this machine's own folder."""
     if watch.team is None or watch.team.place.machines == 1:
         return found
-    place, own = watch.team.place, watch.folder / found.path.name
+    place, own = watch.team.place, watch.folder / f"checkpoint-{found.step}"
     for name in [*found.manifest["files"], checkpoint.MANIFEST]:
-        content = watch.team.first((found.path / name).read_bytes)
+        pieces = _pieces(found.path / name, watch.team)
         if place.machine > 0 and place.local_rank == 0:
             own.mkdir(parents=True, exist_ok=True)
-            files.write_bytes(own / name, content)
+            with files.whole_file(own / name) as partial, partial.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+            # The manifest stands for the others, and for itself nothing does.
+            digest = found.manifest["files"].get(name)
+            if digest is not None and files.sha256(own / name) != digest:
+                raise wire.refused(f"{name} of the checkpoint of step {found.step} did not arrive as it was")
+        else:
+            deque(pieces, maxlen=0)
     watch.team.round(0)  # until all are written
     return found if place.machine == 0 else replace(found, path=own)
+
+
+def _pieces(path: Path, ranks: team.Team) -> Iterator[bytes]:
+    """A file of machine 0's, piece by piece, in every rank; all of them must take every piece."""
+    with path.open("rb") if ranks.rank == 0 else nullcontext() as file:
+        while True:
+            piece = ranks.first(lambda: file.read(wire.PIECE))
+            if not isinstance(piece, bytes):
+                raise wire.refused("what another process sends is no piece of a file")
+            if not piece:
+                return
+            yield piece
 
 
 def lost(error: Exception, watch: Any) -> RunError | None:
@@ -180,6 +255,8 @@ def _train(loaded: Any, plan: Any, session: Any) -> None:
         with session.signals.gentle():
             train.follow(loaded, plan, session)
     except Interrupted as error:
+        if session.first_began is None:
+            raise
         raise Interrupted(error.signal_number, "stopped; the checkpoint is on machine 0") from None
     except RunError as error:
         raise RunError(error.stage, error.message, "the run is on machine 0") from None

@@ -79,6 +79,7 @@ def callback(session: Session) -> Any:
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             _catch_up(session, state.global_step)
+            session.signals.begin()
             session.first_began = session.first_began or time.perf_counter()
             trainer.begin_step(session.watch)
 

@@ -6,6 +6,7 @@ It ends when its stdin closes, which it does when rank 0 ends, however that ende
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -34,6 +35,12 @@ def work(order: crew.Order) -> None:
         train.follow(loaded, order, session(loaded, order, ranks, Signals()))
 
 
+def leave(order: crew.Order) -> None:
+    """Clear away after a rank 0 that could not do it itself, for it was killed."""
+    if order.place.file is not None:
+        shutil.rmtree(order.place.file.parent, ignore_errors=True)
+
+
 def session(loaded: Any, order: crew.Order, ranks: team.Team, signals: Signals) -> Session:
     """The session of a rank that tells and writes nothing."""
     keep, folder = order.settings.training.save_total_limit, order.run / runs.CHECKPOINTS
@@ -51,7 +58,7 @@ def main() -> int:
     order = crew.receive(sys.stdin.buffer)
     if order is None:
         return 1
-    convert_worker.end_with_parent()
+    convert_worker.end_with_parent(lambda: leave(order))
     try:
         work(order)
     except Interrupted:

@@ -1,18 +1,24 @@
 """Signals: the first SIGINT or SIGTERM ends a run in good order, a second one at once; SIGHUP never ends it.
 
-While `gentle` (training), a signal is only noted, and the trainer stops after the current micro-step with a full
-checkpoint. Elsewhere nothing would be lost, and the signal ends the stage right away.
+While `gentle` (training, from its first step on), a signal is only noted, and the trainer stops after the current
+micro-step with a full checkpoint. Elsewhere nothing would be lost, and the signal ends the stage right away: also where
+the process waits inside a library (for other ranks, for a disk), in which Python's own handlers have to wait.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from training.errors import Interrupted
+
+# Seconds that a library has to come back before a signal is obeyed without it.
+STUCK = 5.0
 
 
 class Signals:
@@ -21,30 +27,81 @@ class Signals:
     def __init__(self) -> None:
         self.stop: int | None = None
         self.save = False
-        self._gentle = False
+        self._gentle = self._begun = self._leaving = False
+        self._obeyed = 0  # how often Python's handler ran
 
-    def install(self) -> None:
-        """Take over SIGINT, SIGTERM and SIGUSR1, and ignore SIGHUP: a closed terminal must not end a night's work."""
+    def install(self, leave: Callable[[Interrupted], None] | None = None) -> None:
+        """Take over SIGINT, SIGTERM and SIGUSR1, and ignore SIGHUP: a closed terminal must not end a night's work.
+
+        `leave` tells of the end of a process that is stuck, and ends it.
+        """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGUSR1, self._on_save)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        arrivals, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a fork's signals are its own
+        threading.Thread(target=self._guard, args=(arrivals, leave or _leave), daemon=True).start()
 
     @contextmanager
     def gentle(self) -> Iterator[None]:
-        """Within this block a first signal is noted and nothing else; whoever runs there looks at `stop`."""
-        self._gentle = True
+        """Within this block, once the first step begins, a first signal is noted and nothing else; whoever runs there looks
+        at `stop`."""
+        self._gentle, self._begun = True, False
         try:
             yield
         finally:
             self._gentle = False
 
+    def begin(self) -> None:
+        """A step of the training begins: from now on there is something to lose."""
+        self._begun = True
+
+    @property
+    def noted_only(self) -> bool:
+        """Whether a first signal is only noted now."""
+        return self._gentle and self._begun
+
     def _on_stop(self, number: int, _frame: Any) -> None:
+        self._obeyed += 1
+        if self._leaving:  # another thread says how this process ends
+            return
         if self.stop is not None:
             os._exit(128 + number)  # the second one: at once; files that were being written are not renamed
         self.stop = number
-        if not self._gentle:
-            raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
+        if not self.noted_only:
+            raise Interrupted(number, _words(number))
 
     def _on_save(self, _number: int, _frame: Any) -> None:
         self.save = True
+
+    def _guard(self, arrivals: int, leave: Callable[[Interrupted], None]) -> None:
+        """Obey a signal for a main thread that does not come back to Python to do it."""
+        stops = due = 0
+        while numbers := os.read(arrivals, 64):
+            asked = [number for number in numbers if number in (signal.SIGINT, signal.SIGTERM)]
+            before, stops, due = self._obeyed, stops + len(asked), due + len(asked)
+            end = time.monotonic() + STUCK
+            while self._obeyed < due and time.monotonic() < end:
+                time.sleep(0.05)
+            if self._obeyed >= due:
+                continue
+            if self._obeyed > before:  # it did come back: signals that wait for their handler at once are one
+                due = self._obeyed
+                continue
+            if stops > 1:
+                os._exit(128 + asked[-1])
+            if not self.noted_only:
+                self._leaving = True
+                leave(Interrupted(asked[0], _words(asked[0])))
+
+
+def _words(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}"
+
+
+def _leave(error: Interrupted) -> None:
+    os.write(2, f"{error}\n".encode())
+    os._exit(error.exit_code)

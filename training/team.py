@@ -16,9 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from training import environment
+from training import environment, meeting, wire
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import Store
 
 LOOPBACK = "127.0.0.1"
 # A rank may be alone at work for a long time (rank 0 asks sample questions, or writes to a slow disk), and one that dies
@@ -30,14 +35,17 @@ NO_MEMORY, NOT_FINITE = -1, -2  # said in a round instead of a value
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands among all: its rank, and the server through which the ranks find each other."""
+    """Where a process stands among all: its rank, and where the ranks find each other: on one machine through a file, on
+    several through machine 0's server, to which they prove themselves with a key."""
 
     rank: int
     local_rank: int
     size: int
     local_size: int
-    port: int
+    port: int = 0
     address: str = LOOPBACK
+    file: Path | None = None
+    key: meeting.Key | None = None
 
     @property
     def machine(self) -> int:
@@ -97,20 +105,27 @@ class Team:
         return values
 
     def first(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` returns in rank 0; it is not called in the others."""
+        """What `ask` returns in rank 0, where alone it is called: what wire.encode takes."""
         import torch.distributed as dist
 
-        told = [ask() if self.rank == 0 else None]
-        dist.broadcast_object_list(told, src=0, group=self._talk)
-        return told[0]
+        message = wire.encode(ask()) if self.rank == 0 else b""
+        told = _tensor(message, wire.length(self.round(len(message))[0]))
+        dist.broadcast(told, src=0, group=self._talk)
+        return wire.decode(_bytes(told))
 
     def gather(self, value: Any) -> list[Any] | None:
-        """In rank 0 the values of all ranks; None in the others."""
+        """In rank 0 the values of all ranks, each what wire.encode takes; None in the others."""
+        import torch
         import torch.distributed as dist
 
-        values = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(value, values, dst=0, group=self._talk)
-        return values
+        message = wire.encode(value)
+        lengths = [wire.length(one) for one in self.round(len(message))]
+        mine = _tensor(message, max(lengths))
+        heard = [torch.zeros_like(mine) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(mine, heard, dst=0, group=self._talk)
+        if heard is None:
+            return None
+        return [wire.decode(_bytes(one[:length])) for one, length in zip(heard, lengths, strict=True)]
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Each of the values added up over the ranks; the same floats in all of them."""
@@ -141,6 +156,17 @@ class Team:
             if ranks:
                 mean = (mean / self.size).view_as(parameter)
                 parameter.grad = mean.to(parameter.dtype) if parameter.grad is None else parameter.grad.copy_(mean)
+
+
+def _tensor(message: bytes, size: int) -> torch.Tensor:
+    """A message as a tensor of `size` bytes; what is left of it is zero."""
+    import torch
+
+    return torch.frombuffer(bytearray(message.ljust(size, b"\0")) or bytearray(1), dtype=torch.uint8)[:size]
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.numpy().tobytes()
 
 
 def own_rows(rows: int, micro: int, rank: int, size: int) -> int:
@@ -181,11 +207,21 @@ def family(address: str) -> socket.AddressFamily:
     return socket.AF_INET if socket.AF_INET in found else found[0]
 
 
+def _store(place: Place) -> Store:
+    """What tells the ranks each other's addresses."""
+    import torch.distributed as dist
+
+    if place.file is not None:
+        return dist.FileStore(str(place.file), place.size)
+    server = dist.TCPStore(place.address, place.port, is_master=False, timeout=PATIENCE)
+    return meeting.admitted(server, place.key, place.machine)
+
+
 @contextmanager
 def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[Team | None]:
     """This process as one of the ranks, all of which must get here; None where there is no place, for it trains alone.
 
-    `server`: rank 0's store, which it has made itself; the others connect to it.
+    `server`: the store of several machines, where this process has it already.
     """
     if place is None:
         yield None
@@ -193,11 +229,14 @@ def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[T
     import torch.distributed as dist
     from accelerate.state import AcceleratorState
 
-    way = {"GLOO_SOCKET_IFNAME": interface(place.address)}  # on one machine nobody outside is to connect
+    # accelerate's debugging compares shapes in pickles.
+    way = {"ACCELERATE_DEBUG_MODE": "false"}
+    # On one machine nobody outside is to connect.
+    way["GLOO_SOCKET_IFNAME"] = interface(place.address)
     if settings.hardware.device == "cpu":  # accelerate would say cpu:0, to which torch.load puts nothing back
         way["ACCELERATE_TORCH_DEVICE"] = "cpu"
     with environment.variables({**place.environment(settings.hardware.num_threads), **way}):
-        store = server or dist.TCPStore(place.address, place.port, is_master=False, timeout=PATIENCE)
+        store = server or _store(place)
         dist.init_process_group(
             BACKENDS[settings.hardware.device.partition(":")[0]],
             store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE,

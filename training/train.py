@@ -98,7 +98,7 @@ def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
     shrunk: tuple[int, int] | None = None
     machines.refuse_mismatch(watch)
     while True:
-        found = session.first_of(lambda: checkpoint.newest(watch.folder))
+        found = _newest(session)
         if found is not None:
             checkpoint.refuse_mismatch(found.manifest["fingerprint"], watch.manifest["fingerprint"])
             found = machines.fetched(found, watch)
@@ -116,6 +116,14 @@ def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
                 raise RunError("training", f"{error}; {SMALLER}", checkpoint.where(watch.folder)) from error
             shrunk = micro, accumulation = _smaller(session, micro, accumulation, str(error))
     return micro, accumulation
+
+
+def _newest(session: Session) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from: rank 0's, for all."""
+    watch = session.watch
+    if watch.team is None:
+        return checkpoint.newest(watch.folder)
+    return checkpoint.heard(watch.team.first(lambda: checkpoint.told(checkpoint.newest(watch.folder))))
 
 
 def _run(session: Session, found: checkpoint.Checkpoint | None) -> None:

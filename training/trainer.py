@@ -15,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, fast_cpu, team
+from training import checkpoint, fast_cpu, team, wire
 from training.errors import RunError
 
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
@@ -245,7 +245,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             step = self.state.global_step
             if watch.team is not None:
-                self._states = watch.team.gather(self._state_to_resume_from())
+                self._states = watch.team.gather(told_random_state(self._state_to_resume_from()))
                 if watch.team.rank:  # rank 0 writes for all
                     return
             manifest = {**watch.manifest, "carried": watch.carried}
@@ -268,7 +268,8 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
 
         def _save_rng_state(self, output_dir: str) -> None:
             if watch.team is not None:  # under the names that the trainer looks for
-                for rank, state in enumerate(self._states):
+                for rank, told in enumerate(self._states):
+                    state = heard_random_state(told)
                     named = {"cpu" if name == "torch" else name: value for name, value in state.items()}
                     torch.save(named, Path(output_dir) / f"rng_state_{rank}.pth")
                 return
@@ -335,6 +336,36 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def told_random_state(state: dict[str, Any]) -> dict[str, Any]:
+    """What `take_random_state` returned, as ranks may tell it to each other."""
+    name, numbers, *rest = state["numpy"]
+    return {
+        "python": state["python"],
+        "numpy": [name, numbers.tolist(), *rest],
+        "torch": state["torch"].numpy().tobytes(),
+        "cuda": None if state["cuda"] is None else [one.numpy().tobytes() for one in state["cuda"]],
+    }
+
+
+def heard_random_state(told: Any) -> dict[str, Any]:
+    """What `told_random_state` was made from. Raises RunError where it is nothing of the kind."""
+    import numpy
+    import torch
+
+    try:
+        version, numbers, gauss = told["python"]
+        name, vector, *rest = told["numpy"]
+        cuda = told["cuda"]
+        return {
+            "python": (version, tuple(numbers), gauss),
+            "numpy": (name, numpy.array(vector, dtype=numpy.uint32), *rest),
+            "torch": torch.frombuffer(bytearray(told["torch"]), dtype=torch.uint8),
+            "cuda": None if cuda is None else [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in cuda],
+        }
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise wire.refused("what another process sends is no random state") from None
 
 
 def begin_epoch(watch: Watch) -> None:

@@ -1,0 +1,35 @@
+"""What the machines of one training know, and nobody else: each proves to the others that it belongs to them.
+
+It stands in the environment, for a run keeps its settings in a file that is shown to others.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from training.errors import UserError
+
+SECRET = "FINETUNE_MACHINES_SECRET"
+# Characters: who listens on the network can try short ones out.
+SHORTEST = 16
+HOW = (
+    "make one with `python3 -c 'import secrets; print(secrets.token_hex(32))'` and set the environment variable "
+    f"{SECRET} to it on each machine, or to @FILE where a file holds it"
+)
+
+
+def secret() -> bytes:
+    """What all machines of a training know, and nobody else. Raises UserError with what to write."""
+    told = os.environ.get(SECRET, "").strip()
+    if told.startswith("@"):
+        try:
+            told = Path(told[1:]).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise UserError(f"{SECRET} = {told}: this file cannot be read ({reason})") from None
+    if not told:
+        raise UserError(f"several machines need a secret that they share: {HOW}")
+    if len(told) < SHORTEST:
+        raise UserError(f"{SECRET} has {len(told)} characters, which can be guessed; {HOW}")
+    return told.encode()
