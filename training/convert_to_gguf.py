@@ -30,6 +30,7 @@ from training import (
     checks,
     convert,
     files,
+    foreign_code,
     importance,
     llama,
     log,
@@ -191,6 +192,7 @@ def _length(config: dict[str, Any]) -> int | None:
 def main(argv: Sequence[str]) -> int:
     """Convert what the arguments ask for; errors go to the log, the paths of the files to stdout."""
     given = _parser().parse_args(argv)
+    foreign_code.trust(given.trust_remote_code)
     stdout = log.claim_stdout()
     Signals().install()
     log.start()
@@ -210,7 +212,7 @@ def run(given: argparse.Namespace) -> list[Path]:
     """Check everything that can be known before the work, then do it; gives the files made."""
     methods = _methods(given.quantization)
     calibration = _calibration(given.calibration, methods)
-    base = _locate(given.model_path)
+    base = _locate(given.model_path, given.trust_remote_code)
     name = given.model_name or base.path.name
     if given.model_name or given.create_modelfile:
         try:
@@ -247,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--create-modelfile", action="store_true", help="write Modelfile.NAME beside the GGUF")
     parser.add_argument("--model-name", metavar="NAME", help="for the files and for Ollama; default: DIR's own name")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     return parser
 
 
@@ -285,11 +288,12 @@ def _calibration(written: str | None, methods: Sequence[str]) -> str:
     return text
 
 
-def _locate(written: str) -> Any:
+def _locate(written: str, trust_remote_code: bool) -> Any:
     path = Path(written).expanduser().resolve()
     if path.suffix.lower() == ".gguf":
         raise UserError(f"--model-path {written}: it is a GGUF file already; a folder with config.json is wanted")
-    return base_model.locate(settings.Model(base_model_name=str(path)), say=logger.info)
+    wanted = settings.Model(base_model_name=str(path), trust_remote_code=trust_remote_code)
+    return base_model.locate(wanted, say=logger.info)
 
 
 def _targets(output: str | None, folder: Path, name: str, methods: Sequence[str]) -> dict[str, Path]:

@@ -16,6 +16,8 @@ from typing import Any
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from training import foreign_code
+
 
 def end_with_parent() -> None:
     """End this process when stdin closes, which it does when the parent dies, however it died."""
@@ -87,5 +89,6 @@ def file_type(llama_cpp: Any, method: str) -> int:
 
 
 if __name__ == "__main__":
+    foreign_code.keep_out()
     end_with_parent()
     sys.exit({"convert": convert, "quantise": quantise}[sys.argv[1]](*sys.argv[2:]))

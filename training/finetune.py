@@ -40,6 +40,7 @@ from training import (
     estimate,
     export,
     files,
+    foreign_code,
     log,
     machines,
     runs,
@@ -195,6 +196,7 @@ COMMANDS = {"run": run_or_resume, "resume": run_or_resume, "check": check, **con
 
 def main(argv: Sequence[str]) -> int:
     """The command line. Returns the exit code (DESIGN: 0, 1, 2, 3, 130, 143)."""
+    foreign_code.trust(False)  # until settings say otherwise
     try:
         arguments = command_line.parse(argv)
     except UserError as error:
