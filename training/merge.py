@@ -257,7 +257,7 @@ def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -
     if others := kept_files.left_out(base):
         logger.info("the merged model takes from its base what a model needs, and not: {}", ", ".join(others))
     _write_config(folder, planned)
-    own = own_template(base)
+    own = own_template(folder)
     if template is None or template == own:
         return "the base's own" if own is not None else "none"
     with (folder / TEMPLATE).open("w", encoding="utf-8", newline="") as file:
