@@ -322,6 +322,14 @@ def test_quantization_config_does_not_reach_the_merged_model(parts, tmp_path: Pa
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
 
 
+def test_what_only_the_owner_of_the_base_may_read_is_for_nobody_else_in_the_merged_model(parts, tmp_path: Path) -> None:
+    base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
+    for file in base.iterdir():
+        file.chmod(0o600)
+    merging.merge(base, adapter, tmp_path / "out")
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o600}
+
+
 # ---- failures ----------------------------------------------------------------------------------------------------
 
 

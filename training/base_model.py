@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, model_folder, ollama_store
+from training import files, foreign_code, model_folder, ollama_store
 from training.errors import MachineError, UserError
 
 if TYPE_CHECKING:
@@ -66,11 +66,14 @@ def locate(model: Model, say: Callable[[str], None] = lambda text: None, weights
         if not weights and (remote := hub.plan(name, model.revision, model.trust_remote_code, say)):
             config, folder = remote.config, remote.folder
             parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
-            return BaseModel(name, folder, kind, remote.commit, config, parameters, config.get(LONGEST))
+            found = BaseModel(name, folder, kind, remote.commit, config, parameters, config.get(LONGEST))
+            return _told_of_code(found, model.trust_remote_code, say)
         folder, commit = hub.download(name, model.revision, model.trust_remote_code, say)
-        return _described(name, folder, kind, commit, model.trust_remote_code)
+        found = _described(name, folder, kind, commit, model.trust_remote_code)
+        return _told_of_code(found, model.trust_remote_code, say)
     if kind == "folder":
-        return _described(name, model_folder.find(Path(name)), kind, None, model.trust_remote_code)
+        found = _described(name, model_folder.find(Path(name)), kind, None, model.trust_remote_code)
+        return _told_of_code(found, model.trust_remote_code, say)
     gguf, folder = _gguf(name, kind)
     return _described(name, _unpacked(gguf, folder, say), kind)
 
@@ -188,6 +191,13 @@ def _alone(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _told_of_code(base: BaseModel, trusted: bool, say: Callable[[str], None]) -> BaseModel:
+    """The model; `say` is told that its own code is not run, where it has some."""
+    if not trusted and (brought := foreign_code.brought(base.path)):
+        say(foreign_code.ignored(base.name, brought))
+    return base
 
 
 def _described(

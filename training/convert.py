@@ -24,7 +24,7 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import convert_worker, files, zygote
+from training import convert_worker, files, foreign_code, zygote
 from training.errors import MachineError, RunError, UserError
 from training.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
 
@@ -323,6 +323,7 @@ MEANINGS = (
         r"Can not map tensor '([^']+)'",
         "the tensor {0} has no place in a GGUF file; are the weights quantised or of another architecture?",
     ),
+    (r"Refused: (.+)", "{0}"),
     (r"No module named '([^']+)'", "the Python package {0} is missing: run ./setup.sh"),
     (r"MemoryError|Cannot allocate memory|std::bad_alloc", "not enough memory"),
     (r"failed to quantize: (.+)", "llama.cpp: {0}"),
@@ -357,6 +358,7 @@ def reason(printed: Sequence[str], code: int) -> str:
 
 def main(config: str, tokenizer: str, method: str) -> int:
     """The process of `trial`. Its last line is the figures as JSON, or the reason, with exit 2 or 3."""
+    foreign_code.keep_out()
     convert_worker.end_with_parent()
     try:
         print(json.dumps(ready(json.loads(Path(config).read_text(encoding="utf-8")), Path(tokenizer), method)))

@@ -31,6 +31,7 @@ from training import (
     checks,
     convert,
     files,
+    foreign_code,
     importance,
     launchers,
     leftovers,
@@ -195,6 +196,7 @@ def _length(config: dict[str, Any]) -> int | None:
 def main(argv: Sequence[str]) -> int:
     """Convert what the arguments ask for; errors go to the log, the paths of the files to stdout."""
     given = _parser().parse_args(argv)
+    foreign_code.trust(given.trust_remote_code)
     stdout = log.claim_stdout()
     launchers.leave_out()
     Signals().install()
@@ -216,7 +218,7 @@ def run(given: argparse.Namespace) -> list[Path]:
     """Check everything that can be known before the work, then do it; gives the files made."""
     methods = _methods(given.quantization)
     calibration = _calibration(given.calibration, methods)
-    base = _locate(given.model_path)
+    base = _locate(given.model_path, given.trust_remote_code)
     name = given.model_name or base.path.name
     if given.model_name or given.create_modelfile:
         try:
@@ -254,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--create-modelfile", action="store_true", help="write Modelfile.NAME beside the GGUF")
     parser.add_argument("--model-name", metavar="NAME", help="for the files and for Ollama; default: DIR's own name")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     return parser
 
 
@@ -292,14 +295,15 @@ def _calibration(written: str | None, methods: Sequence[str]) -> str:
     return text
 
 
-def _locate(written: str) -> Any:
+def _locate(written: str, trust_remote_code: bool) -> Any:
     path = Path(written).expanduser().resolve()
     if path.suffix.lower() == ".gguf":
         raise UserError(f"--model-path {written}: it is a GGUF file already; a folder with config.json is wanted")
-    base = base_model.locate(settings.Model(base_model_name=str(path)), say=logger.info)
+    wanted = settings.Model(base_model_name=str(path), trust_remote_code=trust_remote_code)
+    base = base_model.locate(wanted, say=logger.info)
     for line in leftovers.words(base.path):
         logger.warning(line)
-    weights_fit.check(base.path, base.config)
+    weights_fit.check(base.path, base.config, trust_remote_code)
     return base
 
 

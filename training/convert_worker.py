@@ -17,6 +17,8 @@ from typing import Any
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from training import foreign_code
+
 
 def end_with_parent(before: Callable[[], None] = lambda: None) -> None:
     """End this process when stdin closes, which it does when the parent dies, however it died; `before` that, call this."""
@@ -89,5 +91,6 @@ def file_type(llama_cpp: Any, method: str) -> int:
 
 
 if __name__ == "__main__":
+    foreign_code.keep_out()
     end_with_parent()
     sys.exit({"convert": convert, "quantise": quantise}[sys.argv[1]](*sys.argv[2:]))

@@ -26,7 +26,19 @@ before_torch.settle()
 
 from loguru import logger  # noqa: E402
 
-from training import dataset, evaluation, figures, files, held_out, launchers, log, scoring, speakers, subject  # noqa: E402
+from training import (  # noqa: E402
+    dataset,
+    evaluation,
+    figures,
+    files,
+    foreign_code,
+    held_out,
+    launchers,
+    log,
+    scoring,
+    speakers,
+    subject,
+)
 from training.errors import FinetuneError, MachineError, UserError  # noqa: E402
 from training.held_out import Item  # noqa: E402
 from training.scoring import Marks  # noqa: E402
@@ -197,6 +209,7 @@ def _rows(text: str) -> int:
 def main(argv: Sequence[str]) -> int:
     """The command line; the table on stdout, errors on stderr; returns the exit code."""
     arguments = parser().parse_args(argv)
+    foreign_code.trust(False)  # until a run's settings say otherwise
     stdout = sys.stdout if arguments.interactive else log.claim_stdout()
     log.start()
     launchers.tell()

@@ -31,6 +31,7 @@ from training import (
     chat,
     convert,
     files,
+    foreign_code,
     importance,
     launchers,
     llama,
@@ -172,9 +173,9 @@ def open_job(path: Path) -> Job:
     facts = run.path / runs.CHECKPOINTS / FACTS
     if not (run.path / runs.ADAPTER).is_dir() or not facts.is_file():
         raise UserError(f"{path} has no finished adapter to export; ./run.sh --resume {path} goes on with its training")
-    return Job(
-        run, settings.load(run.path / runs.CONFIG, check_files=False), json.loads(facts.read_text(encoding="utf-8"))
-    )
+    given = settings.load(run.path / runs.CONFIG, check_files=False)
+    foreign_code.trust(given.model.trust_remote_code)
+    return Job(run, given, json.loads(facts.read_text(encoding="utf-8")))
 
 
 def export(job: Job, only: str | None = None, tell: Callable[[str, float], None] | None = None) -> None:

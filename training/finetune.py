@@ -45,6 +45,7 @@ from training import (
     estimate,
     export,
     files,
+    foreign_code,
     launchers,
     log,
     machines,
@@ -205,6 +206,7 @@ LOADING = ("run", "resume", "check", "chat")
 
 def main(argv: Sequence[str]) -> int:
     """The command line. Returns the exit code (DESIGN: 0, 1, 2, 3, 130, 143)."""
+    foreign_code.trust(False)  # until settings say otherwise
     try:
         arguments = command_line.parse(argv)
     except UserError as error:

@@ -20,6 +20,7 @@ from training.errors import MachineError, UserError
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt"]
 NOT = ["*/*", "consolidated*"]  # other formats of the same weights stand in folders; Mistral's own beside the others
+CODE = ["*.py"]  # fetched where it may run, and never else, whatever it is called
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
     with _explained(name, revision):
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
-    wanted = list(filter_repo_objects(sizes, allow_patterns=FILES, ignore_patterns=NOT))
+    allowed, ignored = _patterns(trust_remote_code)
+    wanted = list(filter_repo_objects(sizes, allow_patterns=allowed, ignore_patterns=ignored))
     if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in wanted):
         raise UserError(f"{name}{_hint(sizes)}")
     with _explained(name, revision):
@@ -62,16 +64,16 @@ def download(
     """
     from huggingface_hub import constants, snapshot_download
 
-    allowed = [*FILES, "*.py"] if trust_remote_code else FILES
+    allowed, ignored = _patterns(trust_remote_code)
     if constants.is_offline_mode():
         with _explained(name, revision):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=NOT))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
         return folder, folder.name
     try:
         remote = look(name, revision, trust_remote_code)
     except MachineError as error:
         # A model that was downloaded before serves without the network, said aloud; a refusal is not overruled.
-        if not isinstance(error, _Unreachable) or not (folder := _cached(name, revision, allowed)):
+        if not isinstance(error, _Unreachable) or not (folder := _cached(name, revision, allowed, ignored)):
             raise
         say(f"{error}; using the copy downloaded before")
         return folder, folder.name
@@ -79,7 +81,7 @@ def download(
     say(f"{name}: getting {_megabytes(remote.size)} from {_endpoint()} (what is there already is kept)")
     with _explained(name, revision):
         # By its name and not by the commit just seen: only so the cache remembers the name for a run without network.
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=NOT))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
     return folder, folder.name
 
 
@@ -90,14 +92,15 @@ def plan(name: str, revision: str | None, trust_remote_code: bool, say: Callable
     """
     from huggingface_hub import constants, snapshot_download
 
-    if constants.is_offline_mode() or _cached(name, revision, FILES):
+    allowed, ignored = _patterns(trust_remote_code)
+    if constants.is_offline_mode() or _cached(name, revision, allowed, ignored):
         return None
     remote = look(name, revision, trust_remote_code)
     _enough_disk(name, remote)
     say(f"{name} is not here yet: a run gets {_megabytes(remote.size)} from {_endpoint()} first, this check does not")
     with _explained(name, revision):
-        small = [pattern for pattern in FILES if "safetensors" not in pattern]
-        folder = snapshot_download(name, revision=revision, allow_patterns=small, ignore_patterns=NOT)
+        small = [pattern for pattern in allowed if "safetensors" not in pattern]
+        folder = snapshot_download(name, revision=revision, allow_patterns=small, ignore_patterns=ignored)
     return replace(remote, folder=Path(folder))
 
 
@@ -159,12 +162,17 @@ def _unreachable(name: str) -> str:
     )
 
 
-def _cached(name: str, revision: str | None, allowed: list[str]) -> Path | None:
+def _patterns(trust_remote_code: bool) -> tuple[list[str], list[str]]:
+    """Which files of a model are fetched, and which of those are not."""
+    return ([*FILES, *CODE], NOT) if trust_remote_code else (FILES, [*NOT, *CODE])
+
+
+def _cached(name: str, revision: str | None, allowed: list[str], ignored: list[str]) -> Path | None:
     from huggingface_hub import errors, snapshot_download
 
     try:
         found = snapshot_download(
-            name, revision=revision, allow_patterns=allowed, ignore_patterns=NOT, local_files_only=True
+            name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored, local_files_only=True
         )
         model_folder.check(Path(found))  # a cut download leaves a folder too
     except (errors.LocalEntryNotFoundError, UserError):

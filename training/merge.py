@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from loguru import logger
+
 from training import adapter as adapters
-from training import weights
+from training import foreign_code, kept_files, weights
 from training.adapter import Change
 from training.errors import RunError
 from training.files import whole_folder
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 21  # elements computed at a time: 8 MB in float32, and a few temporaries of that size
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-# Never copied from the base: weights in any format, and what belongs to the base's own page or training.
-LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".md", ".partial"}
 TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 
 
@@ -161,7 +161,7 @@ def merge_bytes(base: Path) -> int:
     narrowed = {tensor.dtype for tensor in found if tensor.dtype in weights.FLOATS} == {"F32"}
     size = sum(tensor.size // 2 if narrowed and tensor.dtype == "F32" else tensor.size for tensor in found)
     headers = 200 * len(found)  # a name, a dtype, a shape and two offsets take 120 to 160 bytes of JSON
-    return size + headers + sum(file.stat().st_size for file in _kept_files(base))
+    return size + headers + sum(file.stat().st_size for file in kept_files.kept(base))
 
 
 def merged_rows(output: Output, start: int, stop: int, factors: list[tuple]) -> torch.Tensor:
@@ -199,6 +199,7 @@ def _write_shard(source: Path, target: Path, outputs: tuple[Output, ...]) -> Non
                     writer.write(block)
             else:
                 _copy_bytes(reader, writer, output.source)
+    kept_files.keep_closed(source, target)
 
 
 def _blocks(output: Output) -> Iterator[memoryview]:
@@ -236,7 +237,7 @@ def _write_index(base: Path, folder: Path, planned: Plan) -> None:
     if weights.source(base) != base / weights.INDEX:
         return
     if not planned.untied and planned.dtype == planned.base_dtype:
-        shutil.copyfile(base / weights.INDEX, folder / weights.INDEX)
+        kept_files.copy(base / weights.INDEX, folder / weights.INDEX)
         return
     index = _read_json(base / weights.INDEX)
     sizes = {
@@ -248,32 +249,21 @@ def _write_index(base: Path, folder: Path, planned: Plan) -> None:
     _write_json(folder / weights.INDEX, index)
 
 
-def _kept_files(base: Path) -> list[Path]:
-    """The files of the base that go into the merged folder as they are: tokenizer, configuration, licence."""
-    return [
-        file
-        for file in sorted(base.iterdir())
-        if file.is_file()
-        and file.suffix not in LEFT_OUT
-        and not file.name.startswith(
-            (".", "adapter_", "training_args", "optimizer", "unpacked.json")
-        )  # the last: our own note
-        and not file.name.endswith(".index.json")
-    ]
-
-
 def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -> str:
     """Copy the base's own files, with the chat template trained with; say whose template it is."""
-    for file in _kept_files(base):
-        shutil.copyfile(file, folder / file.name)
-    _write_config(base, folder, planned)
-    own = own_template(base)
+    for file in kept_files.kept(base):
+        kept_files.copy(file, folder / file.name)
+        foreign_code.forget(folder / file.name)
+    if others := kept_files.left_out(base):
+        logger.info("the merged model takes from its base what a model needs, and not: {}", ", ".join(others))
+    _write_config(folder, planned)
+    own = own_template(folder)
     if template is None or template == own:
         return "the base's own" if own is not None else "none"
     with (folder / TEMPLATE).open("w", encoding="utf-8", newline="") as file:
         file.write(template)
     (folder / "chat_template.json").unlink(missing_ok=True)  # an older place for the same text
-    settings = _read_json(base / TOKENIZER_CONFIG)
+    settings = _read_json(folder / TOKENIZER_CONFIG)
     if "chat_template" in settings:
         _write_json(folder / TOKENIZER_CONFIG, {**settings, "chat_template": template})
     return "the one trained with" if own is None else "the one trained with, in place of the base's"
@@ -290,9 +280,9 @@ def own_template(folder: Path) -> str | None:
     return template
 
 
-def _write_config(base: Path, folder: Path, planned: Plan) -> None:
+def _write_config(folder: Path, planned: Plan) -> None:
     """config.json without quantization_config and with the dtype that was written; untouched where that changes nothing."""
-    before = _read_json(base / "config.json")
+    before = _read_json(folder / "config.json")
     after = {key: value for key, value in before.items() if key != "quantization_config"}
     for part in (after, after.get("text_config")):
         if not isinstance(part, dict):
@@ -302,7 +292,7 @@ def _write_config(base: Path, folder: Path, planned: Plan) -> None:
                 part[key] = planned.dtype
         if planned.untied and (part is after or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
-    if after != _read_json(base / "config.json"):
+    if after != _read_json(folder / "config.json"):
         _write_json(folder / "config.json", after)
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from training import weights
+from training import kept_files, weights
 from training.errors import MachineError, RunError, UserError
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -40,6 +40,8 @@ def find(path: Path) -> Path:
 
 def check(path: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], int]:
     """config.json and the number of parameters of a folder. UserError with everything that is wrong with it."""
+    if unread := kept_files.problems(path):  # nothing is opened before
+        raise UserError([f"{path}: {problem}" for problem in unread])
     config = _json(path / "config.json")
     problems = [f"{path}: {problem}" for problem in config_problems(config, trust_remote_code)]
     if not any((path / name).is_file() for name in TOKENIZERS):

@@ -24,6 +24,7 @@ from training import (
     environment,
     fast_cpu,
     fit,
+    foreign_code,
     leftovers,
     memory,
     modelfile,
@@ -72,6 +73,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     Of a run that is resumed, `today`: the date on which it began, for the templates that write one into the prompt;
     `there`: the bytes that it has on the disk already. Without `weights` a model on the Hub is not downloaded for it.
     """
+    foreign_code.trust(given.model.trust_remote_code)
     environment.show_one_card(given.hardware.device)
     machine = environment.inspect()
     for line in machine.lines():

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run as a script, training/ stands first on the pat
 
 from loguru import logger
 
-from training import convert_worker, crew, engine, runs, team, train
+from training import convert_worker, crew, engine, foreign_code, runs, team, train
 from training.errors import FinetuneError, Interrupted
 from training.events import Events
 from training.progress import Session
@@ -28,6 +28,7 @@ from training.trainer import Watch
 
 def work(order: crew.Order) -> None:
     """Load the model, tell rank 0, and train with the others. Raises what `train.follow` raises."""
+    foreign_code.trust(order.settings.model.trust_remote_code)
     engine.start(order.settings)
     loaded = engine.load(order.base, order.settings, order.longest)
     print(crew.READY.decode(), end="", flush=True)

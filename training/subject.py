@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training import base_model, chat, export, plan, runs, settings
+from loguru import logger
+
+from training import base_model, chat, export, kept_files, plan, runs, settings
 from training.errors import RunError, UserError
 
 
@@ -39,6 +41,8 @@ def find(lora_model: str | None, base: str | None, config: Path) -> Subject:
     path = Path(lora_model).expanduser().absolute()
     if not path.exists():
         raise UserError(f"--lora-model {lora_model}: no such file or folder")
+    if pipes := kept_files.pipes(path):
+        raise UserError([f"--lora-model {lora_model}: {pipe}" for pipe in pipes])
     run = path.parent if path.name in (runs.ADAPTER, runs.MERGED) or path.suffix == ".gguf" else path
     if (run / runs.STATUS).is_file():
         found = of_run(run)
@@ -88,7 +92,8 @@ def _of_base(name: str, config: Path) -> Subject:
 
 def _locate(name: str) -> Any:
     path = Path(name).expanduser()
-    return base_model.locate(settings.Model(base_model_name=str(path.absolute()) if path.exists() else name))
+    wanted = settings.Model(base_model_name=str(path.absolute()) if path.exists() else name)
+    return base_model.locate(wanted, say=logger.info)
 
 
 def tokenizer(subject: Subject) -> Any:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training import foreign_code, kept_files
+
 LAYERS, HIDDEN, HEADS = 2, 256, 4  # K-quants want rows of 256
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.jinja",
-)
 # Keys of a config.json that say how large a model is -> the trial's value. What is not in the config is not added.
 SMALL: dict[str, Any] = {
     "num_hidden_layers": LAYERS,
@@ -55,10 +47,9 @@ def make(folder: Path, config: Mapping[str, Any] | None, tokenizer: Path | None)
         size = _own_tokenizer(folder)
         config = LLAMA | {"vocab_size": size}
     else:
-        for pattern in TOKENIZER_FILES:
-            for file in tokenizer.glob(pattern):
-                if file.is_file():
-                    shutil.copy(file, folder / file.name)
+        for file in kept_files.tokenizer_files(tokenizer):
+            kept_files.copy(file, folder / file.name)
+            foreign_code.forget(folder / file.name)
     small = AutoConfig.for_model(**shrunk(config))
     with torch.random.fork_rng(devices=[]):  # the run's own random numbers stay as they were
         torch.manual_seed(0)
@@ -84,6 +75,7 @@ LLAMA = {
 def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same architecture in small. The vocabulary stays: the converter compares it with the tokenizer."""
     small = {key: value for key, value in config.items() if key not in ("transformers_version", "quantization_config")}
+    small = foreign_code.without(small)
     for key, value in SMALL.items():
         if key in small and small[key] is not None:
             small[key] = value

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from training import foreign_code
 from training.errors import MachineError
 
 AHEAD = 2  # tasks for each process that wait or are done before they are asked for
@@ -64,6 +65,7 @@ def _begin(parent: int, shared: tuple) -> None:
     """Signals are the business of the process that asked; when it is killed, its workers go with it."""
     global _shared
     _shared = shared
+    foreign_code.keep_out()
     gc.freeze()  # what was there before is never collected here: looking through it would copy all of its memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -35,6 +35,8 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from training import foreign_code
+
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"}  # read once, when imported
 PRELOADED = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft")
 REQUEST = 1 << 16  # bytes of a request at most
@@ -179,6 +181,7 @@ def _forked(script: Path, arguments: Sequence[str], extra: dict[str, str], error
     in_read, in_write = os.pipe()
     out_read, out_write = os.pipe()
     status_read, status_write = os.pipe()
+    extra = foreign_code.handed_on() | extra
     request = {"script": str(script), "arguments": list(arguments), "extra": extra, "starter": os.getpid()}
     theirs = [in_read, out_write, out_write if errors else 2, status_write]
     try:
@@ -268,6 +271,7 @@ def main(requests: int, asking: int, preload: Sequence[str]) -> None:
     """The zygote; in a fork, the script that was asked for, ending as any script ends."""
     from training import zygote  # this file again, as the module that the script will know
 
+    foreign_code.keep_out()
     asked = zygote.serve(requests, asking, preload)
     sys.argv = [asked["script"], *asked["arguments"]]
     sys.path[0] = str(Path(asked["script"]).parent)
