@@ -82,9 +82,9 @@ def test_a_driver_of_an_older_major_version_is_named_with_both_ways_out():
         "the driver (560.35.03) serves CUDA 12.6, PyTorch is built for CUDA 13.0: install driver 580 or newer, or take a "
         "build for this one: TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 ./setup.sh"
     )
-    environ = {"TORCH_INDEX_URL": "https://example.org/whl/cu126"}
-    problem = torch_builds.card_problem("nvidia", environ, smi("520.61.05", "11.8"))
-    assert "serves CUDA 11.8, PyTorch is built for CUDA 12.6" in problem
+    for url in ("https://example.org/whl/cu126", "https://example.org/whl/cu126/"):
+        problem = torch_builds.card_problem("nvidia", {"TORCH_INDEX_URL": url}, smi("520.61.05", "11.8"))
+        assert "serves CUDA 11.8, PyTorch is built for CUDA 12.6" in problem
 
 
 def test_newer_drivers_write_the_cuda_version_in_another_way():
@@ -408,6 +408,14 @@ def test_new_requirements_are_installed_in_place_and_another_variant_is_made_ane
     machine.called.clear()
     begin(variant="gpu", stamp="variant gpu")
     assert any("-m venv" in line for line in machine.called)
+
+
+def test_a_finished_set_up_that_is_brought_up_to_date_is_unfinished_until_the_end(machine):
+    begin()
+    (machine.root / ".venv" / "setup.log").touch()
+    machine.fails = "requirements/no-deps.txt"
+    assert begin(stamp="variant cpu\nrequirements 3 4") == 3
+    assert not (machine.root / ".venv" / ".ready").exists()
 
 
 @pytest.mark.parametrize(
