@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,12 +28,26 @@ from training.system.venv_pip import Pip, call, say  # noqa: E402
 SEES_A_CARD = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available()))"
 
 
-class SetUp:
-    """One set-up of .venv. `asked`: the arguments of setup.sh."""
+@dataclass(frozen=True)
+class Asked:
+    """What setup.sh hands on; the help of each stands below."""
 
-    def __init__(self, root: Path, asked: argparse.Namespace) -> None:
+    python: str
+    variant: str
+    card: str
+    stamp: str
+    llama_flags: str
+    wheels: Path
+    started: int
+    tests: str | None
+
+
+class SetUp:
+    """One set-up of .venv."""
+
+    def __init__(self, root: Path, asked: Asked) -> None:
         self.asked = asked
-        self.variant: str = asked.variant
+        self.variant = asked.variant
         self.venv = root / ".venv"
         self.requirements = root / "requirements"
         self.ready = self.venv / ".ready"
@@ -49,7 +64,8 @@ class SetUp:
             self.install_everything()
         if self.asked.tests is not None:
             if not says(self.ready_tests, self.asked.tests):
-                self.install_tests()
+                self.pip.install("what the tests need", "--force-reinstall", "-r", self.requirements / "test.txt")
+                stamp(self.ready_tests, self.asked.tests)
             browser.provide(self.pip.log, os.geteuid() == 0)
         if self.variant == "gpu" and self.asked.card and call(self.pip.python, "-c", SEES_A_CARD) != 0:
             say(
@@ -122,11 +138,6 @@ class SetUp:
             )
         return ()
 
-    def install_tests(self) -> None:
-        """Install what the tests need, and stamp that."""
-        self.pip.install("what the tests need", "--force-reinstall", "-r", self.requirements / "test.txt")
-        stamp(self.ready_tests, self.asked.tests)
-
 
 def says(path: Path, text: str) -> bool:
     """Whether a stamp is there and says this."""
@@ -140,7 +151,7 @@ def stamp(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
+def arguments(argv: Sequence[str]) -> Asked:
     """What setup.sh hands on."""
     parser = argparse.ArgumentParser(description="The second half of setup.sh, which starts it.")
     parser.add_argument("--python", required=True, help="the Python for .venv")
@@ -151,7 +162,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--wheels", required=True, type=Path, help="the folder that keeps builds with these flags")
     parser.add_argument("--started", required=True, type=int, help="when setup.sh was started, in seconds since 1970")
     parser.add_argument("--tests", help="what the tests need too; the stamp for it")
-    return parser.parse_args(argv)
+    return Asked(**vars(parser.parse_args(argv)))
 
 
 def main(argv: Sequence[str]) -> int:
