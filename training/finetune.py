@@ -194,7 +194,7 @@ COMMANDS = {"run": run_or_resume, "resume": run_or_resume, "check": check, **con
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line. Returns the exit code (docs/command-line.md: 0, 1, 2, 3, 130, 143)."""
+    """The command line. Returns the exit code (DESIGN: 0, 1, 2, 3, 130, 143)."""
     try:
         arguments = command_line.parse(argv)
     except UserError as error:

@@ -1,6 +1,6 @@
 """What people read: plain lines on stderr, in `training/finetune.log`, and in the run's own finetune.log.
 
-stdout belongs to programs (docs/design.md): `claim_stdout` keeps it for the one line of result and sends whatever a library
+stdout belongs to programs (DESIGN 4): `claim_stdout` keeps it for the one line of result and sends whatever a library
 prints there to stderr, also from C code and child processes.
 """
 
