@@ -1,4 +1,7 @@
-"""setup.sh and run.sh: what they refuse, what they pass on, and what they leave alone. The set-up itself is run by tests/run.sh."""
+"""setup.sh and run.sh: what they refuse, what they pass on, and what they leave alone. The set-up itself is run by tests/run.sh.
+
+What setup.sh hands to training/system/ has its quick tests in test_set_up.py.
+"""
 
 import fcntl
 import os
@@ -9,10 +12,13 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from training.system import browser, torch_builds
 
 pytestmark = pytest.mark.slow
 
@@ -184,42 +190,25 @@ def function_of_setup(call, place, name, **environment):
         (place / "setup.sh").write_text(text)
 
 
-def test_the_wheels_cuda_is_that_of_the_index_and_older_drivers_serve_newer_builds_of_one_major_version(
-    call, place, tmp_path
-):
-    def problem(driver, cuda, **environment):
-        script(tmp_path / "programs" / "nvidia-smi", NVIDIA_SMI.format(driver=driver, cuda=cuda))
-        return function_of_setup(call, place, "card_problem", **environment)
-
-    assert problem("580.65.06", "13.0") == ""
-    assert problem("590.1", "13.2") == ""
-    assert problem("560.35.03", "12.6", TORCH_INDEX_URL="https://example.org/whl/cu126/") == ""
-    assert problem("550.1", "12.4", TORCH_INDEX_URL="https://example.org/whl/cu126") == ""
-    assert "serves CUDA 11.8, PyTorch is built for CUDA 12.6" in problem(
-        "520.61.05", "11.8", TORCH_INDEX_URL="https://example.org/whl/cu126"
-    )
-    assert problem("560.35.03", "12.6", TORCH_INDEX_URL="file:///mirror") == "", "nothing is known of that place"
-
-
-def test_cards_of_amd_and_intel_are_found_by_their_tools_and_get_their_own_builds(call, place, tmp_path):
+def test_cards_of_amd_and_intel_are_found_by_their_tools_and_want_the_packages_for_a_gpu(call, place, tmp_path):
     make_ready(place)
     programs = tmp_path / "programs"
     assert function_of_setup(call, place, "gpu_kind") == ""
-    assert function_of_setup(call, place, "torch_index").endswith("/whl/cpu")
     script(programs / "rocminfo", ROCMINFO)
+    assert function_of_setup(call, place, "gpu_kind") == "amd"
     assert call("setup.sh", "--ready").returncode == 3, "the packages for a GPU are wanted"
-    rocm = tmp_path / "rocm" / ".info"
-    rocm.mkdir(parents=True)
-    unknown = function_of_setup(call, place, "card_problem", ROCM_PATH=str(tmp_path / "none"))
-    assert unknown.startswith("an AMD card is here, and which ROCm is not known")
-    assert unknown.endswith("TORCH_INDEX_URL=https://download.pytorch.org/whl/rocm7.0 ./setup.sh")
-    (rocm / "version").write_text("7.1.1-38\n")
-    assert function_of_setup(call, place, "torch_index", ROCM_PATH=str(rocm.parent)).endswith("/whl/rocm7.1")
-    assert function_of_setup(call, place, "card_problem", ROCM_PATH=str(rocm.parent)) == ""
     (programs / "rocminfo").unlink()
     script(programs / "xpu-smi", XPU_SMI)
     assert function_of_setup(call, place, "gpu_kind") == "intel"
-    assert function_of_setup(call, place, "torch_index").endswith("/whl/xpu")
+    assert call("setup.sh", "--ready").returncode == 3
+
+
+def test_an_amd_card_without_a_known_rocm_is_named_before_anything_is_installed(call, place, tmp_path):
+    script(tmp_path / "programs" / "rocminfo", ROCMINFO)
+    done = call("setup.sh", ROCM_PATH=str(tmp_path / "none"))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "  an AMD card is here, and which ROCm is not known" in done.stderr
+    assert not (place / ".venv").exists()
 
 
 def test_two_set_ups_do_not_work_at_once(place, tmp_path):
@@ -237,30 +226,28 @@ def test_two_set_ups_do_not_work_at_once(place, tmp_path):
     assert "setup: ready in" in err
 
 
-def answers(url):
-    """setup.sh's own look whether an index answers; gives the answer and the seconds."""
-    function = re.search(r"^answers\(\) \{.*?^\}", SETUP, re.DOTALL | re.MULTILINE)[0]
-    started = time.monotonic()
-    code = f'python=$1\n{function}\nanswers "$2"'
-    done = subprocess.run(["bash", "-c", code, "-", sys.executable, url], timeout=30)
-    return done.returncode == 0, time.monotonic() - started
-
-
-def test_an_index_that_refuses_is_passed_over_and_a_local_folder_serves(tmp_path):
+def test_an_index_that_refuses_is_passed_over(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert answers(f"http://127.0.0.1:{port}/whl")[0] is False
-    assert answers(f"file://{tmp_path}/none")[0] is False
-    assert answers(f"file://{tmp_path}")[0] is True
+    assert not torch_builds.answers(f"http://127.0.0.1:{port}/whl")
+
+
+def test_an_index_is_asked_for_torch():
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(torch_builds.answers, f"http://127.0.0.1:{server.getsockname()[1]}/whl/")
+        connection, _ = server.accept()
+        with connection:
+            asked = connection.recv(1000)
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+    assert answered.result() is True
+    assert asked.startswith(b"GET /whl/torch/ HTTP/1.1\r\n")
 
 
 @pytest.mark.tiny
-def test_an_index_that_never_answers_costs_seconds_only():
+def test_an_index_that_never_answers_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        answered, seconds = answers(f"http://127.0.0.1:{server.getsockname()[1]}/whl")
-    assert answered is False
-    assert seconds < 15
+        assert not torch_builds.answers(f"http://127.0.0.1:{server.getsockname()[1]}/whl")
 
 
 @pytest.mark.tiny
@@ -303,44 +290,45 @@ def test_cpu_and_gpu_are_the_same_set():
     assert all("-r common.txt" in (REQUIREMENTS / name).read_text() for name in ("cpu.txt", "gpu.txt"))
 
 
-def browser(folder, **programs):
-    """install_browser of setup.sh, with nothing on the PATH but coreutils and these stand-ins; what it said and called."""
-    function = re.search(r"^install_browser\(\) \{.*?^\}", SETUP, re.DOTALL | re.MULTILINE)[0]
+def installed(folder, monkeypatch, capsys, root=True, **programs):
+    """The browser is provided, with nothing on the PATH but coreutils and these stand-ins; what it said and called."""
     bin_ = folder / "bin"
     bin_.mkdir()
-    for name in ("tail", "cat"):
-        (bin_ / name).symlink_to(shutil.which(name))
     for name, text in programs.items():
         script(bin_ / name.replace("_", "-"), text)
-    code = f'set -euo pipefail\nvenv={folder}\nsay() {{ echo "$@"; }}\n{function}\ninstall_browser'
-    done = subprocess.run(
-        [shutil.which("bash"), "-c", code], capture_output=True, text=True, check=True, env={"PATH": str(bin_)}
-    )
+    monkeypatch.setenv("PATH", str(bin_))
+    browser.provide(folder / "setup.log", root)
     calls = folder / "calls"
-    return done.stdout, calls.read_text() if calls.exists() else ""
+    return capsys.readouterr().err, calls.read_text() if calls.exists() else ""
 
 
-def test_the_browser_for_the_tests_is_installed_by_root_on_debian(tmp_path):
-    apt = f'echo "$@" >>"{tmp_path}/calls"\n'
-    _, calls = browser(tmp_path, apt_get=apt, id="echo 0\n")
-    assert calls == "update\ninstall -y --no-install-recommends chromium fonts-noto-cjk\n"
+def test_the_browser_for_the_tests_is_installed_by_root_on_debian(tmp_path, monkeypatch, capsys):
+    apt = f'echo "$DEBIAN_FRONTEND $@" >>"{tmp_path}/calls"\n'
+    said, calls = installed(tmp_path, monkeypatch, capsys, apt_get=apt)
+    assert calls == (
+        "noninteractive update\nnoninteractive install -y --no-install-recommends chromium fonts-noto-cjk\n"
+    )
+    assert said == "setup: chromium fonts-noto-cjk, for the tests of the report in a browser\n"
 
 
-def test_a_browser_that_is_there_is_left_alone(tmp_path):
-    programs = {"chromium": "", "fc_list": "echo font\n", "id": "echo 0\n"}
-    assert browser(tmp_path, apt_get=f'touch "{tmp_path}/calls"\n', **programs) == ("", "")
+def test_a_browser_that_is_there_is_left_alone(tmp_path, monkeypatch, capsys):
+    programs = {"chromium": "", "fc_list": "echo font\n"}
+    apt = f'touch "{tmp_path}/calls"\n'
+    assert installed(tmp_path, monkeypatch, capsys, apt_get=apt, **programs) == ("", "")
 
 
 @pytest.mark.parametrize(
-    ("programs", "why"),
+    ("programs", "root", "why"),
     [
-        ({}, "no apt-get here"),
-        ({"apt_get": "", "id": "echo 1000\n"}, "that takes root: sudo apt-get install -y chromium fonts-noto-cjk"),
-        ({"apt_get": "echo E: no network; exit 100\n", "id": "echo 0\n"}, "could not install chromium fonts-noto-cjk: E: no network"),
+        ({}, True, "no apt-get here"),
+        ({"apt_get": ""}, False, "that takes root: sudo apt-get install -y chromium fonts-noto-cjk"),
+        ({"apt_get": "echo E: no network; exit 100\n"}, True, "could not install chromium fonts-noto-cjk: E: no network"),
     ],
 )  # fmt: skip
-def test_where_no_browser_can_be_installed_the_reason_is_said_and_the_set_up_goes_on(tmp_path, programs, why):
-    said, _ = browser(tmp_path, **programs)
+def test_where_no_browser_can_be_installed_the_reason_is_said_and_the_set_up_goes_on(
+    tmp_path, monkeypatch, capsys, programs, root, why
+):
+    said, _ = installed(tmp_path, monkeypatch, capsys, root, **programs)
     assert why in said and "are skipped" in said
 
 

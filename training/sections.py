@@ -1,7 +1,7 @@
 """Every setting, stated once: its name, type, default, what is allowed, and what it is for.
 
 To add a setting, write one line in its section, and the same key in config.ini. Checking, --set, --help, the record of
-a run and the table for the README follow from it.
+a run and the table on docs/settings.md follow from it.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ TABLE: dict[str, Item] = {
 
 
 def reference() -> str:
-    """The table of all settings in Markdown, a section at a time, as the README shows it."""
+    """The table of all settings in Markdown, a section at a time, as docs/settings.md shows it."""
     lines = []
     for section, cls in SECTIONS.items():
         about = " ".join((cls.__doc__ or "").split()).partition(": ")[2]
