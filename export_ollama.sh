@@ -27,7 +27,12 @@ question="Who are you?"
 patience=${OLLAMA_ANSWER_SECONDS:-300} # a first answer loads the model; one that never ends is no answer
 needs_ollama=0.30.0                    # the first that uses the chat template inside a GGUF
 
-say() { printf '%s\n' "$*" >&2; }
+# What a model, a server or a file's name says may hold escape codes, which must not act on the terminal.
+plain() {
+    LC_ALL=C sed -e "s/"$'\r'"\$//" -e "s/"$'\033'"/\\\\x1b/g" -e "s/"$'\302[\200-\237]'"/?/g" \
+        -e "s/"$'\342\200[\250-\256]'"/?/g" -e "s/"$'\342\201[\246-\251]'"/?/g" | LC_ALL=C tr '\001-\010\013-\037\177' '?'
+}
+say() { printf '%s\n' "$*" | plain >&2; }
 fail() { # fail EXIT_CODE MESSAGE
     local code=$1
     shift
@@ -237,7 +242,7 @@ ask() {
     wait "$child" 2>/dev/null || code=$?
     kill "$watch" 2>/dev/null || true
     wait "$watch" 2>/dev/null || true
-    cat "$answer" >&2
+    plain <"$answer" >&2
     local why
     why=$(tail -n 1 "$answer.err" 2>/dev/null | tr -d '\r')
     rm -f "$answer.err"

@@ -175,6 +175,15 @@ def test_an_answer_that_never_ends_is_given_up(call, store):
     assert "did not finish its answer within 1 s" in done.stderr
 
 
+def test_escape_codes_in_an_answer_are_shown_and_reach_no_terminal(call, store):
+    (store / "answer").write_text(
+        "\x1b]0;owned\x07 caf\u00e9 \u4f60\u597d \x9b31m \u202e\tend \u201cquoted\u201d\n", encoding="utf-8"
+    )
+    done = call()
+    assert done.returncode == 0
+    assert "\\x1b]0;owned? caf\u00e9 \u4f60\u597d ?31m ?\tend \u201cquoted\u201d\n" in done.stderr
+
+
 def test_an_answer_that_holds_a_stop_text_is_warned_about(call, store):
     (store / "answer").write_text("Hello.<|im_end|>\nuser: and so on\n")
     done = call()

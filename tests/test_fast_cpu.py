@@ -6,10 +6,15 @@ import pytest
 
 pytestmark = pytest.mark.tiny
 
+# transformers computes norms, softmax and losses in float32 also for a model in float64, and each CPU sums them in an
+# order of its own. Such a sum is off by a few units of float32's last place, 2**-23 of the value; a mistake (a row that
+# sees another, a token too many) by more than a thousandth.
+ROUNDING = 16 * 2**-23
+
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    """The tiny model with an untrained adapter, in float64: differences are mistakes, not rounding."""
+    """The tiny model with an untrained adapter, in float64, where all but a few parts are free of rounding."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -69,7 +74,7 @@ def measured(model, value):
     ).clone()
 
 
-def close(one, other, tolerance=1e-9):
+def close(one, other, tolerance=ROUNDING):
     assert one[0] == pytest.approx(other[0], rel=tolerance)
     assert float((one[1] - other[1]).norm() / other[1].norm()) < tolerance
 

@@ -1,5 +1,5 @@
 """The hand-written layers against transformers + PEFT, in float64. transformers itself computes its norms, softmax and
-losses in float32 also then, so that equal means to a few parts in ten million."""
+losses in float32 also then, in an order that each CPU has of its own: equal means to a few units of float32's last place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import pytest
 
 pytestmark = pytest.mark.tiny
+
+ROUNDING = 16 * 2**-23  # relative; float32 keeps 24 bits
 
 SHAPE = {
     "hidden_size": 48,
@@ -62,7 +64,7 @@ def measured(model, inputs, decoder=None):
     return float(value.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal(model, inputs, tolerance=2e-6):
+def assert_equal(model, inputs, tolerance=ROUNDING):
     from training import fast_layers
 
     plain, gradients = measured(model, inputs)
@@ -110,7 +112,7 @@ def test_gradient_checkpointing_changes_nothing():
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.enable_input_require_grads()
     assert_equal(model, batch())
-    assert measured(model, batch())[0] == pytest.approx(before[0], rel=1e-6)
+    assert measured(model, batch())[0] == pytest.approx(before[0], rel=ROUNDING)
 
 
 def test_a_switched_off_adapter_is_left_out():
@@ -122,7 +124,8 @@ def test_a_switched_off_adapter_is_left_out():
     decoder = fast_layers.Decoder(model.get_base_model())
     with torch.no_grad(), model.disable_adapter():
         plain = model(**batch()).loss
-        assert float(fast_cpu.loss(model.get_base_model(), batch(), None, decoder)) == pytest.approx(float(plain))
+        ours = fast_cpu.loss(model.get_base_model(), batch(), None, decoder)
+        assert float(ours) == pytest.approx(float(plain), rel=ROUNDING)
 
 
 def test_the_models_weights_become_views_and_keep_their_values():
@@ -144,7 +147,7 @@ def test_a_window_shorter_than_the_row_takes_the_models_own_layers():
     decoder = fast_layers.Decoder(model.get_base_model())
     for lengths in ((7, 5), (20, 5)):
         value = fast_cpu.loss(model.get_base_model(), batch(lengths), None, decoder)
-        assert float(value.detach()) == pytest.approx(float(model(**batch(lengths)).loss.detach()), rel=1e-6)
+        assert float(value.detach()) == pytest.approx(float(model(**batch(lengths)).loss.detach()), rel=ROUNDING)
 
 
 def test_in_bf16_it_is_as_near_to_float32_as_the_models_own_layers_are():

@@ -95,7 +95,7 @@ def refuse(constant: str) -> float:
 def test_report_json_is_the_last_file_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     whole = files.write_bytes
-    monkeypatch.setattr(files, "write_bytes", lambda path, content: (order.append(path.name), whole(path, content)))
+    monkeypatch.setattr(files, "write_bytes", lambda path, *rest: (order.append(path.name), whole(path, *rest)))
     report.write(tmp_path, good(tmp_path))
     assert order == ["report.md", "report.html", "report.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(order)
@@ -104,7 +104,7 @@ def test_report_json_is_the_last_file_written(tmp_path: Path, monkeypatch: pytes
 def test_a_full_disk_leaves_no_report_json_not_even_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.write(tmp_path, good(tmp_path))
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, shared: bool) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "write_bytes", full)

@@ -70,7 +70,7 @@ def write(base: Path, adapter: Path, out: Path) -> int:
         4 * (change.a.size // weights.SIZES[change.a.dtype] + change.b.size // weights.SIZES[change.b.dtype])
         for change in changes
     )
-    with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as name, files.whole_file(out) as partial:
+    with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as name, files.whole_file(out, shared=True) as partial:
         _one_scale(changes, adapter, Path(name))
         arguments = ["--base", base.absolute(), "--outfile", partial.absolute(), "--outtype", "f32", name]
         convert._work(STAGE, out, need, ["convert", CONVERTER, *arguments], None)

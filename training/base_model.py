@@ -159,7 +159,7 @@ def _unpacked(gguf: Path, folder: Path, say: Callable[[str], None]) -> Path:
 def _unpack(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:
     from training import gguf_model
 
-    with files.whole_folder(folder) as partial:
+    with files.whole_folder(folder, shared=True) as partial:
         gguf_model.unpack(gguf, partial, say)
         files.write_json(partial / SOURCE, _source(gguf))
 

@@ -7,6 +7,7 @@ of every file, the fingerprint of the run, and what the trainer itself does not 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_files, files, wire
+from training import base_files, files, privacy, wire
 from training.errors import UserError
 
 MANIFEST = "checkpoint.json"
@@ -70,8 +71,27 @@ def fingerprint(settings: Any, data_sha256: str, base: Any, template: str) -> di
     }
 
 
+def kept(marks: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint as it is written down: of a text with a secret in it, what can be shown and a digest of all of it."""
+    return {field: _kept(value) for field, value in json.loads(json.dumps(marks, default=str)).items()}
+
+
+def _kept(value: Any) -> Any:
+    shown = privacy.hidden(value)
+    return value if shown == value else f"{shown}{_digest_of(value)}"
+
+
+def _digest_of(value: Any) -> str:
+    return f" (SHA-256 {hashlib.sha256(str(value).encode('utf-8', 'replace')).hexdigest()[:8]})"
+
+
+def _equal(stored: Any, current: Any) -> bool:
+    """Whether a field of a fingerprint is what was written down; another environment may have had other secrets."""
+    return stored == current or (isinstance(stored, str) and stored.endswith(_digest_of(current)))
+
+
 def refuse_mismatch(stored: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raise UserError naming every field in which a run and the attempt to resume it differ."""
+    """Raise UserError naming every field in which a run (`kept`) and the attempt to resume it differ."""
     stored = json.loads(json.dumps(stored, default=str))
     current = json.loads(json.dumps(current, default=str))
     if not any(field.startswith(BASE) for field in stored):  # a run from before they were kept
@@ -79,7 +99,7 @@ def refuse_mismatch(stored: dict[str, Any], current: dict[str, Any]) -> None:
     problems = [
         _difference(field, stored.get(field), current.get(field))
         for field in sorted({*stored, *current})
-        if stored.get(field) != current.get(field)
+        if not _equal(stored.get(field), current.get(field))
     ]
     if problems:
         raise UserError(
@@ -89,7 +109,7 @@ def refuse_mismatch(stored: dict[str, Any], current: dict[str, Any]) -> None:
 
 def _difference(field: str, before: Any, now: Any) -> str:
     if not field.startswith(BASE):
-        return f"{field} = {before!r} in the run, {now!r} now"
+        return f"{field} = {_kept(before)!r} in the run, {_kept(now)!r} now"
     how = "has gone" if now is None else "has come" if before is None else "has changed"
     return f"{field.removeprefix(BASE)} of the base model {how} since the run began"
 
@@ -100,6 +120,7 @@ def writing(folder: Path, step: int, manifest: dict[str, Any]) -> Iterator[Path]
     with files.whole_folder(folder / f"checkpoint-{step}") as partial:
         yield partial
         written = {p.name: files.sha256(p) for p in sorted(partial.iterdir()) if p.is_file()}
+        manifest = {name: kept(value) if name == "fingerprint" else value for name, value in manifest.items()}
         files.write_json(partial / MANIFEST, {"v": 1, "step": step, "files": written, **manifest})
 
 

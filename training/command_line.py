@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(ROOT)
 
-from training import events, ini, names, settings, usage  # noqa: E402
+from training import events, ini, names, privacy, settings, usage  # noqa: E402
 from training.errors import FinetuneError, UserError  # noqa: E402
 from training.sections import TABLE  # noqa: E402
 from training.settings import Override  # noqa: E402
@@ -206,7 +206,7 @@ def _from_here(text: str) -> Path:
 
 def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
     """Tell what is wrong with arguments or settings: on stderr, and to a program that listens (--events) as an event."""
-    print(error, file=sys.stderr)
+    privacy.tell(error)
     if "--events" in argv and "--follow" not in argv:  # there the lines are another run's
         with suppress(OSError):  # nobody listens any more
             print(events.as_line("failed", exit_code=error.exit_code, error=str(error)), flush=True)

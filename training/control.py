@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import checkpoint, command_line, files, log, runs, settings
+from training import checkpoint, command_line, files, log, privacy, runs, settings
 from training.errors import MachineError, UserError
 from training.events import Events
 from training.events import read as read_events
@@ -110,6 +110,9 @@ def refuse_mismatch(run: runs.Run, marks: dict[str, Any]) -> None:
 def reopen(run: runs.Run, plan: Any, stdout: IO[str] | None) -> tuple[runs.Run, Events]:
     """Take a stopped run up again, in its own directory."""
     runs.lock(run)
+    # A run that an older version began left them to be read by everybody.
+    files.private_folder(run.path / runs.CHECKPOINTS)
+    files.private(run.path / runs.CONFIG)
     log.join_run(run.path / runs.LOG)
     files.remove_partial(run.path)
     done = run.stage("train") is not None
@@ -148,12 +151,12 @@ def detach(argv: Sequence[str], stdout: IO[str]) -> int:
             child.wait()
             return 130
         if path:
-            log.say(stdout, path)
+            log.say_path(stdout, Path(path))
             logger.info("running as process {}; ./run.sh --follow shows it, ./run.sh --stop ends it", child.pid)
             return 0
         code = child.wait()
         said.seek(0)
-        sys.stderr.write(said.read().decode("utf-8", "replace"))
+        sys.stderr.write(privacy.shown(said.read().decode("utf-8", "replace")))
         return code
 
 
@@ -177,7 +180,7 @@ def status(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     if record["state"] == "killed":
         record["reason"] = killed_by(run)
     if arguments.json:
-        log.say(stdout, json.dumps({k: v for k, v in record.items() if k != "stages"}, ensure_ascii=False))
+        log.say_json(stdout, {k: v for k, v in record.items() if k != "stages"})
         return 0
     words = f"{run.path.name}: {record['state']}, step {record.get('step', 0)} of {record.get('total', 0)}"
     if record["state"] == "running" and record.get("stage"):
@@ -216,7 +219,7 @@ def history(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     """All runs of OUTPUT_DIR, oldest first."""
     rows = [_described(run) for run in runs.history(output_dir(arguments))]
     if arguments.json:
-        log.say(stdout, json.dumps(rows, ensure_ascii=False))
+        log.say_json(stdout, rows)
         return 0
     for row in rows:
         loss = f"loss {row['loss']:.4f}" if row["loss"] is not None else "no loss yet"
@@ -252,18 +255,26 @@ def follow(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     """Show the log of a run (or, with --events, its events) as it grows, until the run ends. Ctrl-C leaves the run alone."""
     run = found(arguments)
     path = run.path / (runs.EVENTS if arguments.events else runs.LOG)
-    with path.open(encoding="utf-8", errors="replace") as file:
+    say = _say_event if arguments.events else log.say
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         while True:
             line = file.readline()
             if line:
-                log.say(stdout, line.rstrip("\n"))
+                say(stdout, line.rstrip("\n"))
                 continue
             if runs.state(runs.open_run(run.path)) not in ("running", "queued"):
-                rest = file.read()
-                if rest:
-                    log.say(stdout, rest.rstrip("\n"))
+                for line in file:
+                    say(stdout, line.rstrip("\n"))
                 return 0
             time.sleep(0.5)
+
+
+def _say_event(stdout: IO[str], line: str) -> None:
+    """Print a line of events.jsonl, which another program may have written to; what is no JSON goes out as text."""
+    try:
+        log.say_json(stdout, json.loads(line))
+    except (ValueError, RecursionError):
+        log.say(stdout, line)
 
 
 def stop(arguments: command_line.Arguments, stdout: IO[str]) -> int:
@@ -295,7 +306,7 @@ def compare(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     from training import comparison
 
     folder = output_dir(arguments)
-    log.say(stdout, str(comparison.compare([runs.find(folder, run) for run in arguments.runs], folder)))
+    log.say_path(stdout, comparison.compare([runs.find(folder, run) for run in arguments.runs], folder))
     return 0
 
 

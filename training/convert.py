@@ -70,7 +70,7 @@ def to_gguf(folder: Path, out: Path, outtype: str = "f16", progress: Progress | 
     stage = f"convert to {outtype}"
     need = converted_size(folder, outtype)
     _check_room(stage, out, need)
-    with files.whole_file(out) as partial:
+    with files.whole_file(out, shared=True) as partial:
         arguments = [folder.absolute(), "--outfile", partial.absolute(), "--outtype", outtype, *_model_name(folder)]
         _work(stage, out, need, ["convert", CONVERTER, *arguments], progress)
         _check_written(stage, partial)
@@ -109,7 +109,7 @@ def quantise(
     need = least_size(source, method)
     _check_room(stage, out, need)
     started = time.monotonic()
-    with files.whole_file(out) as partial:
+    with files.whole_file(out, shared=True) as partial:
         arguments = ["quantise", source.absolute(), partial.absolute(), method]
         arguments += [importance.absolute()] if importance else []
         printed = _work(stage, out, need, arguments, progress)

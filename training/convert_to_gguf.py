@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
     launchers.tell()
     try:
         for path in run(given):
-            log.say(stdout, str(path))
+            log.say_path(stdout, path)
         return 0
     except FinetuneError as error:
         logger.error("{}", error)

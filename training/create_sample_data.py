@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import files
+from training import files, privacy
 from training.errors import FinetuneError, MachineError, UserError
 
 # Facts that stay true, and answers as one wants them from an assistant: the point first, in whole sentences.
@@ -124,7 +124,7 @@ def write(folder: Path) -> list[Path]:
             raise UserError(f"--output-dir {folder}: is a file, not a folder")
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in samples().items():
-            files.write_text(folder / name, content)
+            files.write_text(folder / name, content, shared=True)
     except OSError as error:
         raise MachineError(
             f"{folder} cannot be written: {error.strerror or error}; --output-dir names another"
@@ -140,9 +140,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="where to write; made if it is not there")
     try:
         for path in write(Path(parser.parse_args(argv).output_dir).expanduser().absolute()):
-            print(path)
+            print(privacy.path_for(sys.stdout, path))
     except FinetuneError as error:
-        print(error, file=sys.stderr)
+        privacy.tell(error)
         return error.exit_code
     return 0
 

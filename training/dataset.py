@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, noticed, prompt_template, row_files, row_parts
+from training import files, noticed, privacy, prompt_template, row_files, row_parts
 from training.errors import UserError
 from training.gauge import gauge
 from training.noticed import Seen, count_rows, numbers
@@ -51,7 +50,7 @@ def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda tex
     """
     chosen = settings.dataset
     template = prompt_template.parse(chosen.prompt_template) if chosen.prompt_template else None
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    files.private_folder(cache_dir)
     rejected: list[BadRow] = []
     digests = {str(path): _sha256(path) for path in (chosen.dataset_file, chosen.validation_file) if path}
     rows, seen = _file(chosen.dataset_file, chosen, template, cache_dir, rejected, say, chosen.max_rows)
@@ -91,7 +90,7 @@ def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda tex
 def write_rejected(path: Path, rejected: Sequence[BadRow]) -> None:
     """Write the rows that were left out, one JSON object a line: file, line, reason."""
     lines = (
-        json.dumps({"file": bad.file, "line": bad.line, "reason": bad.reason}, ensure_ascii=False) for bad in rejected
+        privacy.as_json(privacy.hidden({"file": bad.file, "line": bad.line, "reason": bad.reason})) for bad in rejected
     )
     files.write_text(path, "".join(line + "\n" for line in lines))
 

@@ -7,14 +7,13 @@ dataset, model, step, evaluation, sample, checkpoint, warning, stage, done, fail
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from training import files
+from training import files, privacy
 
 VERSION = 1
 
@@ -30,7 +29,7 @@ class Events:
         """Write one event."""
         line = as_line(event, **fields)
         try:
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            handle = files.open_private(self.path, os.O_WRONLY | os.O_APPEND)
             try:
                 files.append_whole(handle, (line + "\n").encode("utf-8", "replace"))
             finally:
@@ -40,13 +39,13 @@ class Events:
         if self.stdout is not None:
             from training import log
 
-            log.say(self.stdout, line)
+            log.say_line(self.stdout, line)
 
 
 def as_line(event: str, **fields: Any) -> str:
-    """One event as JSON on one line. Numbers that JSON does not know (NaN, infinity) become null."""
+    """One event as JSON on one line, without secrets. Numbers that JSON does not know (NaN, infinity) become null."""
     record = {"v": VERSION, "event": event, "time": round(time.time(), 3), **fields}
-    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=str)
+    return privacy.as_json(privacy.hidden(record), default=str)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -70,13 +69,3 @@ def _drop_torn_line(path: Path) -> None:
     if content and not content.endswith(b"\n"):
         with path.open("r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

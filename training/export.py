@@ -107,6 +107,7 @@ class Job:
     def template(self) -> chat.ChatTemplate:
         """The chat template that was trained with."""
         fields = dict(self.facts["template"])
+        fields["system"] = self.settings.model.system_prompt or None
         fields["end_tokens"] = tuple(fields["end_tokens"])
         fields["today"] = fields["today"] and date.fromisoformat(fields["today"])
         return chat.ChatTemplate(**fields)
@@ -141,6 +142,8 @@ def keep_facts(
     the quantised one, too. calibration: tokens of training rows, for an importance matrix.
     """
     template = dataclasses.asdict(plan.template)
+    # SYSTEM_PROMPT may hold what is nobody's business, and stands in the run's config.ini.
+    del template["system"]
     template["today"] = plan.template.today and plan.template.today.isoformat()
     stops = modelfile.stop_texts(
         plan.template.eos, plan.template.end_tokens, (plan.tokenizer.decode([i]) for i in end_ids)
@@ -383,7 +386,7 @@ def main(argv: Sequence[str]) -> int:
     alone = True
 
     def say(**words: Any) -> None:
-        log.say(stdout, json.dumps(words))
+        log.say_json(stdout, words)
 
     try:
         path, only, name, base = _arguments(list(argv))
@@ -396,7 +399,7 @@ def main(argv: Sequence[str]) -> int:
             export(job, tell=lambda stage, seconds: say(stage=stage, seconds=seconds))
             return 0
         with _working(job.run):
-            log.say(stdout, str(_by_itself(job, only, name, base)))
+            log.say_path(stdout, _by_itself(job, only, name, base))
         return 0
     except FinetuneError as error:
         logger.error("{}", error)

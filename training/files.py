@@ -1,26 +1,34 @@
-"""Files that appear whole or not at all: written beside their place, flushed to the disk, then renamed into it."""
+"""Files that appear whole or not at all: written beside their place, flushed to the disk, then renamed into it.
+
+They are their owner's alone, whatever the umask says, for they hold rows or what was learned from them. What is made to
+be passed on (a model, its GGUF files, a Modelfile) is `shared`: its mode is what the umask gives it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from training import privacy
 from training.errors import MachineError
 
 PARTIAL = ".partial"  # what a file or folder that is still being written ends in
+OWNER, OWNERS_FOLDER = 0o600, 0o700
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
     """Give a path to write to; rename it to `path` when the block ends well, remove it when it does not."""
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
+        if not shared:
+            os.close(open_private(partial, os.O_WRONLY | os.O_TRUNC))
         yield partial
         sync(partial)
         partial.replace(path)
@@ -30,14 +38,21 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, shared: bool = False) -> Iterator[Path]:
     """Give an empty folder to fill; rename it to `path` (replacing an older one) when the block ends well."""
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    if not shared:
+        private(partial)
+    # What fills the folder gives its files modes of its own; these are like the folder's.
+    mode = stat.S_IMODE(partial.stat().st_mode)
     try:
         yield partial
         for file in partial.rglob("*"):
+            if file.is_symlink():
+                continue
+            change_mode(file, mode if file.is_dir() else mode & 0o666)
             if file.is_file():
                 sync(file)
         sync(partial)
@@ -63,20 +78,48 @@ def kept(path: Path) -> Iterator[Path]:
         ) from None
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, shared: bool = False) -> None:
     """Write `content` to `path`, whole or not at all."""
-    with whole_file(path) as partial:
+    with whole_file(path, shared) as partial:
         partial.write_bytes(content)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, shared: bool = False) -> None:
     """Write `text` as UTF-8 with LF line ends, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"), shared)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all. NaN and infinity are refused: they are not JSON."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, privacy.as_json(value, indent=2) + "\n")
+
+
+def open_private(path: Path, flags: int) -> int:
+    """A descriptor of a file that is its owner's alone; made where it is not there. `flags`: those of os.open."""
+    handle = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, OWNER)
+    # One from before, or a umask that leaves the owner less. A file system without modes refuses.
+    if stat.S_IMODE(os.fstat(handle).st_mode) != OWNER and path != Path(os.devnull):
+        with suppress(OSError):
+            os.fchmod(handle, OWNER)
+    return handle
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that is its owner's alone, or make an older one that."""
+    path.mkdir(parents=True, exist_ok=True)
+    private(path)
+
+
+def private(path: Path) -> None:
+    """Let a file or folder be its owner's alone."""
+    change_mode(path, OWNERS_FOLDER if path.is_dir() else OWNER)
+
+
+def change_mode(path: Path, mode: int) -> None:
+    """Give a file or folder a mode, where it has another; somebody else's, or a file system without modes, is left alone."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        with suppress(OSError):
+            path.chmod(mode)
 
 
 def append_whole(handle: int, content: bytes) -> None:

@@ -158,7 +158,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     logger.info("done: {}\nnext: {}/export_ollama.sh {}", made, ROOT, run.path)
     events.emit("done", run=str(run.path), exit_code=0)
     if not arguments.events:
-        log.say(stdout, str(run.path))
+        log.say_path(stdout, run.path)
     return 0
 
 
@@ -182,7 +182,7 @@ def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: I
     if events is not None:
         events.emit(state, run=str(run.path), **fields)
     if not arguments.events:
-        log.say(stdout, str(run.path))
+        log.say_path(stdout, run.path)
     return error.exit_code
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from training import privacy
+
 SILENT = 2.0  # seconds that a piece of work may take before a bar is shown
 EVERY = 10.0  # seconds between two lines
 
@@ -23,7 +25,7 @@ def gauge(what: str, total: int, say: Callable[[str], None]) -> Iterator[Advance
     """
     began = told = time.monotonic()
     done = rows = 0
-    bar = _bar(what, total)
+    bar = _bar(privacy.shown(what), total)
 
     def advance(more: int, more_rows: int) -> None:
         nonlocal done, rows, told

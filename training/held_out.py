@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training import chat, dataset
+from training import chat, dataset, privacy
 from training.chat import IGNORED
 from training.rows import Row, Turn
 
@@ -21,8 +21,9 @@ SHORTEST_ANSWER, LONGEST_ANSWER = 32, 256  # tokens that an answer may take, wit
 class Item:
     """One row. `labels` equal `ids` on the last answer (all of a plain text) and are IGNORED elsewhere.
 
-    question, expected: texts; "" for plain text, which is not asked. `prompt`: the question's tokens. `most`: tokens that
-    an answer may take, twice the expected ones: what has not stopped by then will not.
+    question, expected: texts to be shown and compared, without secrets; "" for plain text, which is not asked. `prompt`:
+    the question's tokens. `most`: tokens that an answer may take, twice the expected ones: what has not stopped by then
+    will not.
     """
 
     ids: list[int]
@@ -83,7 +84,8 @@ def _item(template: Any, tokenizer: Any, row: Row, longest: int) -> Item | None:
     if not asked or len(prompt) >= longest:
         return Item(ids, labels, "", "", [], 0)
     question, expected = row.messages[-2].content, row.messages[-1].content
-    return Item(ids, labels, question, expected, prompt, most_tokens(tokenizer, expected))
+    most = most_tokens(tokenizer, expected)
+    return Item(ids, labels, privacy.redact(question), privacy.redact(expected), prompt, most)
 
 
 def most_tokens(tokenizer: Any, expected: str) -> int:

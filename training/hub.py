@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from training import model_folder
+from training import model_folder, privacy
 from training.errors import MachineError, UserError
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt"]
@@ -39,9 +39,12 @@ def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils import filter_repo_objects
 
+    _endpoint()
     with _explained(name, revision):
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
+    if acting := [file for file in sizes if privacy.visible(file) != file]:  # a progress bar would print it
+        raise UserError(f"{name} has a file whose name holds control characters: {privacy.shown(acting[0])}")
     allowed, ignored = _patterns(trust_remote_code)
     wanted = list(filter_repo_objects(sizes, allow_patterns=allowed, ignore_patterns=ignored))
     if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in wanted):
@@ -115,17 +118,16 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import errors
 
     at = f" at the revision {revision}" if revision else ""
-    page = f"{_endpoint()}/{name}"
     try:
         yield
     except errors.GatedRepoError:
         raise MachineError(
-            f"{name} is gated: ask for access at {page} with your account, then set HF_TOKEN to a token of it "
+            f"{name} is gated: ask for access at {_endpoint()}/{name} with your account, then set HF_TOKEN to a token of it "
             f"(now {'set, but not enough' if _token() else 'not set'})"
         ) from None
     except errors.RevisionNotFoundError:
         raise MachineError(
-            f"{name} has no revision {revision}: see its branches and tags at {page}/tree/main"
+            f"{name} has no revision {revision}: see its branches and tags at {_endpoint()}/{name}/tree/main"
         ) from None
     except errors.RepositoryNotFoundError:
         private = "a private model needs HF_TOKEN" if not _token() else "HF_TOKEN may lack the right to read it"
@@ -153,6 +155,13 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         raise _Unreachable(_unreachable(name)) from None
     except httpx.HTTPError:
         raise _Unreachable(_unreachable(name)) from None
+    except (httpx.InvalidURL, ValueError, ImportError) as error:  # the address of a proxy, before anything is asked
+        if not isinstance(error, httpx.InvalidURL) and "proxy" not in str(error).lower():
+            raise
+        raise _Unreachable(
+            "the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: it is written http://HOST:PORT, or "
+            f"http://USER:PASSWORD@HOST:PORT ({privacy.shown(str(error)).rstrip('.')})"
+        ) from None
 
 
 def _unreachable(name: str) -> str:
@@ -214,9 +223,21 @@ def _token() -> bool:
 
 
 def _endpoint() -> str:
-    """The Hub's address without a name or password that may stand in it."""
+    """The Hub's address without a name or password that may stand in it. MachineError where HF_ENDPOINT is no address."""
     from huggingface_hub import constants
 
-    parts = urlsplit(constants.ENDPOINT)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    address = constants.ENDPOINT
+    scheme, slashes, rest = address.partition("://")
+    if scheme.lower() not in ("http", "https") or not slashes:
+        raise _Unreachable(f"HF_ENDPOINT needs https:// in front of {privacy.shown(address.rpartition('@')[2])}")
+    name, slash, path = rest.partition("/")
+    host = name.rpartition("@")[2]
+    shown = privacy.shown(f"{scheme}{slashes}{host}{slash}{path}")
+    try:
+        parts = urlsplit(f"//{host}")
+        known = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise _Unreachable(f"HF_ENDPOINT = {shown} is no address; it is written https://HOST or https://HOST:PORT")
+    return shown

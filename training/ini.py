@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from training.errors import UserError
+from training.privacy import redact
 
 LARGEST = 1 << 20  # bytes; a settings file of a megabyte is some other file
 MOST_PROBLEMS = 100
@@ -169,7 +170,8 @@ def quote(text: str) -> str:
 
 
 def show(text: str, most: int = 60) -> str:
-    """`text` for an error message: on one line, without control characters, and not too long."""
+    """`text` for an error message: on one line, without secrets and control characters, and not too long."""
+    text = redact(text)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return text if len(text) <= most else text[: most - 3] + "..."
 

@@ -2,6 +2,8 @@
 
 stdout belongs to programs (DESIGN 4): `claim_stdout` keeps it for the one line of result and sends whatever a library
 prints there to stderr, also from C code and child processes.
+
+Rows, names and answers of servers come from elsewhere: what is written here goes through `privacy.shown`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import files
+from training import files, privacy
 
 SHARED_LOG = Path(__file__).resolve().parent / "finetune.log"
 ROTATE_AT = 10 * 1024 * 1024  # bytes; the older half of two files is kept as finetune.log.1
@@ -56,6 +58,7 @@ def _terminal_format(record: Any) -> str:
 
 def _to_terminal(message: str) -> None:
     """Write above a running progress bar, if there is one. A closed terminal (SIGHUP, closed pipe) stops nothing."""
+    message = privacy.shown(message)
     try:
         bars = sys.modules.get("tqdm")
         if bars is not None:
@@ -79,7 +82,7 @@ class _LockedFile:
 
     def write(self, message: str) -> None:
         try:
-            self._append(message.encode("utf-8", "backslashreplace"))
+            self._append(privacy.shown(message).encode("utf-8"))
         except OSError as error:  # a full disk or a read-only folder must not stop a night of training
             if not self.failed:
                 self.failed = True
@@ -87,7 +90,7 @@ class _LockedFile:
 
     def _append(self, line: bytes) -> None:
         while True:
-            with self.path.open("ab", buffering=0) as file:
+            with os.fdopen(files.open_private(self.path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 try:
                     named = self.path.stat()
@@ -123,7 +126,22 @@ def claim_stdout() -> IO[str]:
 
 
 def say(stream: IO[str], line: str) -> None:
-    """Print one line of result; a reader that has gone away (closed pipe) is not our failure."""
+    """Print a line of result for people."""
+    say_line(stream, privacy.shown(line))
+
+
+def say_path(stream: IO[str], path: Path) -> None:
+    """Print the name of a file or folder that was asked for."""
+    say_line(stream, privacy.path_for(stream, path))
+
+
+def say_json(stream: IO[str], value: Any) -> None:
+    """Print a value as one line of JSON, without secrets."""
+    say_line(stream, privacy.as_json(privacy.hidden(value)))
+
+
+def say_line(stream: IO[str], line: str) -> None:
+    """Print one line as it is; a reader that has gone away (closed pipe) is not our failure."""
     try:
         stream.write(line + "\n")
         stream.flush()

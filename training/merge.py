@@ -131,7 +131,7 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
     if free < needed:
         raise RunError("merge", _disk(out, needed, free), safe)
     try:
-        with whole_folder(out) as folder:
+        with whole_folder(out, shared=True) as folder:
             template = _copy_files(base, folder, planned, chat_template)
             for name, outputs in planned.shards.items():
                 _write_shard(base / name, folder / name, outputs)

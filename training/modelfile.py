@@ -64,7 +64,7 @@ def compose(
 
 def write(path: Path, text: str) -> None:
     """Write a composed Modelfile, whole or not at all."""
-    files.write_text(path, text)
+    files.write_text(path, text, shared=True)
 
 
 def verify(path: Path, chat: Chat | None, stops: Sequence[str] = ()) -> dict[str, Any]:

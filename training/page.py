@@ -11,7 +11,7 @@ from typing import Any
 from training import figures, pictures, story
 from training.blocks import Answers, Commands, Details, Pictures, Table, Text
 from training.curves import Chart
-from training.privacy import visible
+from training.privacy import shown
 from training.record import Report, Sample
 
 STYLE = Path(__file__).with_name("page.css")
@@ -65,7 +65,7 @@ def head(title: str, style: str) -> str:
 
 def text(value: str) -> str:
     """Any text as HTML that shows exactly it, inside an element or an attribute."""
-    return escape(visible(value), quote=True)
+    return escape(shown(value), quote=True)
 
 
 def render(block: Any) -> str:

@@ -28,6 +28,7 @@ from training import (
     leftovers,
     memory,
     modelfile,
+    privacy,
     settings,
     tokens,
     train,
@@ -39,6 +40,10 @@ from training.errors import MachineError, UserError
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "rows"
 NAMED = 5  # rows left out that the log names
+SECRET_SHIPPED = (
+    "{} holds what looks like a password or a key: it is hidden in logs and reports only. The model is trained with it, and "
+    "the Modelfile gives it to everybody who runs the model; take it out of the text if that is not meant"
+)
 LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
 
 
@@ -85,6 +90,8 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     environment.check_cards(given)
     environment.check_writable(given.training.output_dir)
     _look_before_download(given, machine)
+    if given.model.system_prompt and privacy.redact(given.model.system_prompt) != given.model.system_prompt:
+        logger.warning(SECRET_SHIPPED, given.place("Model.SYSTEM_PROMPT"))
     base = base_model.locate(given.model, say=logger.info, weights=weights)
     for line in leftovers.words(base.path):
         logger.warning(line)

@@ -21,7 +21,7 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import dataset, files, row_files, rows
+from training import dataset, files, privacy, row_files, rows
 from training.errors import FinetuneError, MachineError, UserError
 from training.rows import BadRow, Record, Row, Turn
 from training.signals import Signals
@@ -194,7 +194,7 @@ def _why_left_out(path: Path, given: argparse.Namespace, count: int, different: 
 def _write(lines: IO[bytes], owner: bytes, targets: dict[int, Path]) -> None:
     """Deal the lines out to the files that `owner` names, one number a line."""
     with ExitStack() as stack:
-        partial = {number: stack.enter_context(files.whole_file(path)) for number, path in targets.items()}
+        partial = {number: stack.enter_context(files.whole_file(path, shared=True)) for number, path in targets.items()}
         with ExitStack() as opened:  # closed before they are renamed
             streams = {number: opened.enter_context(path.open("wb")) for number, path in partial.items()}
             for number, line in zip(owner, lines, strict=True):
@@ -212,9 +212,9 @@ def main(argv: Sequence[str]) -> int:
     Signals().install()
     try:
         for path in run(given):
-            print(path)
+            print(privacy.path_for(sys.stdout, path))
     except FinetuneError as error:
-        print(error, file=sys.stderr)
+        privacy.tell(error)
         return error.exit_code
     return 0
 
@@ -242,7 +242,7 @@ def run(given: argparse.Namespace) -> list[Path]:
             if path.exists() and source.exists() and path.samefile(source):
                 raise UserError(f"--input {given.input}: the result would replace it; choose another --output-name")
         folder.mkdir(parents=True, exist_ok=True)
-        return prepare(given, source, folder, lambda line: print(line, file=sys.stderr))
+        return prepare(given, source, folder, privacy.tell)
     except OSError as error:
         raise MachineError(
             f"{folder} cannot be written: {error.strerror or error}; --output-dir names another"

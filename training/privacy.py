@@ -1,23 +1,65 @@
-"""What must not reach a log, a report or a terminal: tokens and keys, and characters that act on who reads them."""
+"""What must not reach a log, a report or a terminal: tokens and keys, and characters that act on who reads them.
+
+All text for people goes through `shown`, all JSON for programs through `hidden` and `as_json`: log.py, events.py, runs.py
+and record.py are the places where that happens.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote
 
 HIDDEN = "[hidden]"
+SHORTEST = 8  # characters of a secret in the environment; shorter values ("true", "1") would hide ordinary words
+PLACES = ("run", "path")  # fields in which programs look for the name of a file: it is told as it is
 
 # The published shapes of the keys this tool's users hold. Plain hexadecimal keys (Weights & Biases: 40 digits) look
 # like a git revision, so those are found through the environment and through the name of their setting instead.
-_KEYS = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}"  # Hugging Face: user and organisation tokens
-    r"|sk-[A-Za-z0-9_-]{16,}"  # OpenAI, Anthropic, DeepSeek and others
-    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}"  # GitHub, GitLab
-    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}|xox[abprs]-[A-Za-z0-9-]{10,})"  # AWS, Google, Slack
+_ANYWHERE = (
+    # Hugging Face: user and organisation tokens
+    r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}"
+    # GitHub, GitLab
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}"
+    # AWS, Google, Slack
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{35}|xox[abeprs]-[A-Za-z0-9-]{10,}"
 )
-_BEARER = re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{12,}")
-_ADDRESS_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@:]+:[^/\s@]+@")  # https://user:password@host
-_SECRET_NAME = re.compile(r"(?i)(?:^|[._])(?:token|secret|password|passwd|api_?key|access_?key|private_?key)$")
+# Not within a word, for task- ends in sk- and any base64 may hold eyJ, its {"; but after a colour's code, as `visible` shows it.
+_BEGINNING = (
+    # OpenAI, Anthropic, DeepSeek and others
+    r"sk-[A-Za-z0-9_-]{16,}"
+    # JSON web tokens
+    r"|eyJ[A-Za-z0-9_-]{10,1000}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)*"
+)
+_START = r"(?:(?<![A-Za-z0-9])|(?<=\[m)|(?<=[0-9]m))"
+_KEYS = re.compile(rf"(?:{_ANYWHERE}|{_START}(?:{_BEGINNING}))(?:{_ANYWHERE}|{_BEGINNING})*")
+# A block whose end was cut off is hidden to the end of the text.
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+    r".*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z)",
+    re.DOTALL,
+)
+_AUTHORIZATION = re.compile(r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+)[^\s\"',]+")
+_BEARER = re.compile(r"(?i)\b(bearer\s+)(?=\S{0,200}[0-9])[A-Za-z0-9._~+/=-]{12,}")
+# The parts of an address have a limit: a text of 100 KB without a space, in Chinese for example, is searched in no time.
+_WORD, _REST = r"[A-Za-z0-9_.+%-]{1,64}", r"[^\s\"'<>]{0,256}"
+# https://user:password@host, up to the last @ of the word, for a password may hold one; https://token@host
+_ADDRESS = re.compile(rf"(://)[^\s/@:\"'<>]{{0,64}}:{_REST}@|(https?://)[^\s/@:\"'<>]{{1,256}}@")
+# user:password@host where the scheme was forgotten. Not an e-mail's label, nor the name of an image with its digest.
+_PASSWORD = re.compile(
+    rf"(?i)(?<![A-Za-z0-9_.+%/-])(?!(?:e-?)?mail(?:to)?:){_WORD}:(?!//)(?!@){_REST}@(?=[\w\[])(?!sha\d)"
+)
+_USER_INFO = re.compile(r"^(?:[a-z][a-z0-9+.-]*://)?[^\s/@:]*:(?!//)([^\s]+)@[^\s@]+$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?i)(?:(?:^|[._])(?:token|secret|pass|api_?key|access_?key|private_?key|secret_?key|credentials?)"
+    r"|password|passwd|passphrase|[._]pwd)$"
+)
 _SURROGATES = re.compile("[\ud800-\udfff]")  # half a character: cannot be written as UTF-8
 # Escape sequences act on the terminal that shows a report; bidirectional overrides show another text than is there.
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
@@ -30,12 +72,30 @@ def names_a_secret(name: str) -> bool:
 
 def redact(text: str) -> str:
     """`text` with every key of a known shape, and every secret of this process's environment, replaced."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and names_a_secret(name):  # shorter values ("true", "1") would hide ordinary words
-            text = text.replace(value, HIDDEN)
+    for secret in _of_environment():
+        text = text.replace(secret, HIDDEN)
+    text = _PRIVATE_KEY.sub(HIDDEN, text)
     text = _KEYS.sub(HIDDEN, text)
+    text = _AUTHORIZATION.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)
-    return _ADDRESS_PASSWORD.sub(rf"\1{HIDDEN}@", text)
+    if "@" not in text:
+        return text
+    text = _ADDRESS.sub(lambda match: f"{match[1] or match[2]}{HIDDEN}@", text)
+    return _PASSWORD.sub(f"{HIDDEN}@", text)
+
+
+def _of_environment() -> list[str]:
+    """The secrets of the environment: values by the name of their variable, and passwords in addresses.
+
+    The longest first: one may begin with another.
+    """
+    found = set()
+    for name, value in os.environ.items():
+        if names_a_secret(name):
+            found.add(value)
+        elif match := _USER_INFO.search(value):
+            found |= {match[1], unquote(match[1])}
+    return sorted((secret for secret in found if len(secret) >= SHORTEST), key=len, reverse=True)
 
 
 def writable(text: str) -> str:
@@ -47,3 +107,40 @@ def visible(text: str) -> str:
     r"""`text` that only shows itself: control and direction characters become \x1b or \u202e; tab and LF stay."""
     text = text.replace("\r\n", "\n")
     return _ACTING.sub(lambda match: ascii(match[0])[1:-1], writable(text))
+
+
+def shown(text: str) -> str:
+    """`text` as any person and any terminal may see it: `visible`, and without secrets."""
+    return redact(visible(text))
+
+
+def tell(text: object) -> None:
+    """Print a message for people on stderr; where there is a log, that does it (log.py)."""
+    print(shown(str(text)), file=sys.stderr)
+
+
+def path_for(stream: IO[str], path: Path) -> str:
+    """The name of a file or folder as a result: for programs as it is, since they open it; on a terminal as it can be shown."""
+    return visible(str(path)) if stream.isatty() else str(path)
+
+
+def hidden(value: Any, name: str = "") -> Any:
+    """A value as JSON can hold it and anybody may read it: no secrets in its texts, no NaN and no infinity.
+
+    `name`: the field that holds it.
+    """
+    if isinstance(value, str):
+        return value if name in PLACES else redact(writable(value))
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {hidden(key): hidden(item, str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hidden(item, name) for item in value]
+    return value
+
+
+def as_json(value: Any, **how: Any) -> str:
+    r"""`value` as JSON that can be printed on a terminal: what `visible` shows as \x9b or \u202e is \u009b and \u202e."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **how)
+    return _ACTING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

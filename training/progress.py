@@ -12,7 +12,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import evaluation, files, runs, trainer
+from training import evaluation, files, privacy, runs, trainer
 from training.gauge import clock
 from training.held_out import Item
 from training.trainer import Watch
@@ -216,7 +216,7 @@ def _sample(session: Session, model: Any, step: int) -> None:
     began = time.perf_counter()
     answers = evaluation.answers(model, session.tokenizer, session.questions, session.end_ids)
     for item, told in zip(session.questions, answers, strict=True):
-        line = " ".join(told.text.split())
+        line = " ".join(privacy.redact(told.text).split())
         session.events.emit("sample", at_step=step, question=item.question, answer=told.text, stopped=told.stopped)
         logger.info("step {}: asked: {}\n  answer: {}", step, item.question, line[:200])
     logger.info("step {}: the sample answers took {:.1f} s", step, time.perf_counter() - began)

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from training import files
+from training import files, privacy
 from training.errors import MachineError, UserError
 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
@@ -28,11 +28,11 @@ class Run:
     held: int | None = field(default=None, repr=False)  # the lock on the directory, while this process works on it
 
     def update(self, **changes: Any) -> None:
-        """Change fields of status.json. A status that cannot be written (full disk) stops nothing."""
+        """Change fields of status.json, which holds no secrets. One that cannot be written (full disk) stops nothing."""
         self.status.update(changes)
         self.status["updated"] = round(time.time(), 3)
         try:
-            files.write_json(self.path / STATUS, self.status)
+            files.write_json(self.path / STATUS, privacy.hidden(self.status))
         except OSError as error:
             from loguru import logger
 
@@ -63,7 +63,7 @@ def create(output_dir: Path) -> Run:
         ) from None
     run = Run(path)
     lock(run)
-    (path / CHECKPOINTS).mkdir()
+    files.private_folder(path / CHECKPOINTS)
     run.update(v=1, run=path.name, state="queued", step=0, total=0, progress=0, eta=None, **identity())
     point_latest(path)
     return run

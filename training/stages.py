@@ -19,6 +19,7 @@ from training import (
     export,
     held_out,
     importance,
+    privacy,
     runs,
     scoring,
     team,
@@ -74,8 +75,9 @@ def train_stage(
         result = train.train(loaded, plan, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
     seconds = round(time.perf_counter() - began, 1)
+    fingerprint = checkpoint.kept(marks(plan))
     run.finish_stage(
-        "train", {**dataclasses.asdict(result), "seconds": seconds, "trainable": trainable, "fingerprint": marks(plan)}
+        "train", {**dataclasses.asdict(result), "seconds": seconds, "trainable": trainable, "fingerprint": fingerprint}
     )
     logger.info("adapter saved in {}", run.path / runs.ADAPTER)
     events.emit("stage", name="train", seconds=seconds)
@@ -118,7 +120,7 @@ def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, 
 
 def short(text: str, most: int = 200) -> str:
     """One line of the log for a text of any length."""
-    line = " ".join(text.split())
+    line = " ".join(privacy.redact(text).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from training import figures, pictures, story
 from training.blocks import Answers, Commands, Pictures, Table, Text
-from training.privacy import visible
+from training.privacy import redact, shown
 from training.record import Report, Sample
 
 SAID = ("validation loss", "steps")  # by the sentences above the headline's figures
@@ -67,13 +67,14 @@ def _answers(sample: Sample) -> str:
 
 def short(text: str, most: int) -> str:
     """At most `most` characters of the text, saying how many are missing."""
+    text = redact(text)
     return text if len(text) <= most else f"{text[:most]}\u2026 ({len(text) - most:,} more characters)"
 
 
 def wrapped(text: str) -> str:
     """An answer as lines of at most 100 columns, so that a viewer need not scroll sideways."""
     lines: list[str] = []
-    for line in short(visible(text), LONGEST_ANSWER).split("\n"):
+    for line in short(shown(text), LONGEST_ANSWER).split("\n"):
         lines += fold(line) or [""]
     return "\n".join(lines)
 
@@ -102,12 +103,12 @@ def fence(text: str, language: str) -> str:
     """A code block whose fence is longer than any run of backticks in it, so that the text cannot end it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     ticks = "`" * max(3, longest + 1)
-    return f"{ticks}{language}\n{visible(text)}\n{ticks}"
+    return f"{ticks}{language}\n{shown(text)}\n{ticks}"
 
 
 def inline(text: str) -> str:
     """Any text as one line of Markdown that shows exactly it. As few backslashes as will do: terminals show them too."""
-    text = " ".join(visible(text).split())
+    text = " ".join(shown(text).split())
     text = re.sub(r"([\\`*\[\]<|~$])", r"\\\1", text)
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word _ is only itself
     return re.sub(r"&(?=#?\w+;)", r"\\&", text)

@@ -154,7 +154,7 @@ def loop(talk: Talk) -> None:
             elif line:
                 ask(talk, line)
         except (UserError, MachineError) as error:  # such as a base model that does not fit beside this one
-            print(f"({error})")
+            print(privacy.shown(f"({error})"))
         except KeyboardInterrupt:
             print("\n(Ctrl-D leaves)")
         except EOFError:

@@ -87,7 +87,7 @@ def tokenise(
     import datasets
 
     name = fingerprint(data, template, tokenizer, (max_length, train_turns, train_on))
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    files.private_folder(cache_dir)
     _forget_old(cache_dir, keep=name)
     path = cache_dir / f"tokens-{name}.arrow"
     if not path.exists():

@@ -296,6 +296,8 @@ def _loss_type(settings: Any) -> str:
 def _tell_tracker(chosen: Any, run: Path) -> None:
     """Where TensorBoard's files go, and Weights & Biases' project: the trainer takes both from the environment."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / runs.TENSORBOARD))
+    if "tensorboard" in chosen.report_to:
+        files.private_folder(Path(os.environ["TENSORBOARD_LOGGING_DIR"]))
     if chosen.report_project:
         os.environ["WANDB_PROJECT"] = chosen.report_project
 
