@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,7 +147,9 @@ def test_a_head_of_its_own_and_the_embedding_are_trained_stopped_resumed_and_exp
 
 @pytest.mark.tiny
 def test_a_tied_head_becomes_a_matrix_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
-    ended = finetune("--config", config(tmp_path, tiny_model, True, "TARGET_MODULES = q_proj,lm_head\nUSE_DORA = true"))
+    ended = finetune(
+        "--config", config(tmp_path, tiny_model, True, "TARGET_MODULES = q_proj,lm_head\nUSE_RSLORA = true")
+    )
     assert ended.code == 0, ended.stderr
     assert "has one matrix for embedding and output layer; trained they are two" in ended.stderr
     assert "UserWarning" not in ended.stderr, "PEFT warns of what the merge does right"
@@ -154,3 +157,43 @@ def test_a_tied_head_becomes_a_matrix_of_its_own(tiny_model: Path, tmp_path: Pat
     merged = ended.run / "merged"
     assert {HEAD, EMBED} <= weights.tensors(merged).keys()
     assert json.loads((merged / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.tiny
+def test_dora_on_an_output_layer_with_an_empty_row_is_refused_before_training(tiny_model: Path, tmp_path: Path) -> None:
+    path = config(tmp_path, tiny_model, True, "TARGET_MODULES = q_proj,lm_head\nUSE_DORA = true")
+    padding = json.loads((tiny_model / "config.json").read_text())["pad_token_id"]
+    ended = finetune("--config", path, "--check")
+    assert ended.code == 2
+    assert (
+        f"{tiny_model}: row {padding} of model.embed_tokens.weight is all zeros, and USE_DORA divides by"
+        in ended.stderr
+    )
+
+
+@pytest.mark.tiny
+def test_dora_on_a_layer_with_an_empty_row_is_refused_when_it_is_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model, tmp_path / "pruned")
+    tensors = load_file(folder / weights.WHOLE)
+    tensors["model.layers.1.self_attn.q_proj.weight"][64:128] = 0
+    save_file(tensors, folder / weights.WHOLE, {"format": "pt"})
+    ended = faulty(NO_EXPORT, "--config", config(tmp_path, folder, True, "USE_DORA = true"))
+    assert (
+        "model: model.layers.1.self_attn.q_proj has a row of zeros, and USE_DORA divides by the length" in ended.stderr
+    )
+
+
+@pytest.mark.tiny
+def test_dora_on_an_output_layer_without_an_empty_row_is_not_refused(tmp_path: Path) -> None:
+    from training import weights_fit
+
+    entries = {EMBED: ("BF16", (10, 4)), HEAD: ("BF16", (10, 4))}
+    ones = b"\x80\x3f" * 40
+    (tmp_path / weights.WHOLE).write_bytes(weights.encode_header(entries, {}) + bytes(80) + ones)
+    weights_fit.check_dora(tmp_path, ("lm_head",))
+    (tmp_path / weights.WHOLE).write_bytes(weights.encode_header(entries, {}) + ones + ones[:-8] + bytes(8))
+    with pytest.raises(UserError, match="row 9 of lm_head.weight is all zeros"):
+        weights_fit.check_dora(tmp_path, ("lm_head",))
+    weights_fit.check_dora(tmp_path, ("q_proj",))

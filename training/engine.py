@@ -165,9 +165,20 @@ def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Lo
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
     with adapters.tying_known():
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
+    if settings.lora.use_dora:
+        _require_lengths(model)
     # PEFT would write the whole matrix of a targeted head or embedding beside what is trained, in every checkpoint.
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     return Loaded(model, words, SFTTrainer, SFTConfig)
+
+
+def _require_lengths(model: Any) -> None:
+    """DoRA divides by the length of each row of a weight: RunError for one of zeros, whose loss would be no number."""
+    for name, length in model.named_parameters():
+        if ".lora_magnitude_vector." in name and not length.detach().all():
+            module = name.partition(".lora_magnitude_vector.")[0].removeprefix("base_model.model.")
+            reason = f"{module} has a row of zeros, and USE_DORA divides by the length of each row"
+            raise RunError("model", f"{reason}; leave it out of TARGET_MODULES, or set USE_DORA = false")
 
 
 def _load_unsloth(base: Any, settings: Any, words: Any) -> Loaded:

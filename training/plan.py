@@ -100,6 +100,8 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     with convert.trial(base.config, base.path, methods) as tried:  # beside this process, while the rows are read
         engine.start(given)
         weights_fit.check(base.path, base.config, given.model.trust_remote_code)
+        if given.lora.use_dora:
+            weights_fit.check_dora(base.path, given.lora.target_modules)
         plan = _read_rows(given, machine, base, today, there)
         figures = tried()
     if "note" in figures:

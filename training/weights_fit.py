@@ -8,7 +8,7 @@ when the model is really loaded. What is missing there would be random numbers i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 SEEING = ("vision", "visual", "audio")  # parts with layers of their own
 # Masks and positions that older checkpoints hold although they follow from the configuration.
 COMPUTED = (".attn.bias", ".attention.bias", "masked_bias", "inv_freq", "position_ids")
+ROWS = 4096  # of an output layer, read at a time
 REMEDY = "download the model again, or put the config.json there that belongs to these weights"
 
 
@@ -66,11 +67,32 @@ def check(folder: Path, config: Mapping[str, Any], trusted: bool = False) -> Non
         )
 
 
+def check_dora(folder: Path, modules: Collection[str]) -> None:
+    """Refuse DoRA on an output layer with a row of zeros (a padding token's, often): DoRA divides by the length of each row.
+
+    UserError with the row. Of the layers inside the model, which seldom have one, engine.load looks at the lengths.
+    """
+    if "lm_head" not in modules or weights.source(folder) is None:
+        return
+    tensors = weights.tensors(folder, "model")
+    ends = ("lm_head.weight", "embed_tokens.weight")
+    head = next((tensor for end in ends for name, tensor in tensors.items() if name.endswith(end)), None)
+    if head is None:
+        return
+    for start in range(0, head.rows, ROWS):
+        block = weights.read_rows(head, start, min(start + ROWS, head.rows))
+        if len(empty := (~block.any(dim=1)).nonzero()):
+            raise UserError(
+                f"{folder}: row {start + int(empty[0])} of {head.name} is all zeros, and USE_DORA divides by the length of "
+                "each row; leave lm_head out of TARGET_MODULES, or set USE_DORA = false"
+            )
+
+
 def require(info: Mapping[str, Any], folder: Path) -> None:
     """RunError where `from_pretrained` (its loading info) had to make up a tensor that the files do not hold."""
     made_up = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
     if made_up:
-        raise RunError("model", f"{folder}: {_counted(made_up)} of the model in no file, or of another shape; {REMEDY}")
+        raise RunError("model", f"{folder}: no file holds {_counted(made_up)}, or it has another shape; {REMEDY}")
 
 
 def _stored_otherwise(folder: Path, tensors: Mapping[str, Tensor]) -> str | None:
