@@ -68,7 +68,7 @@ def problems(folder: Path) -> list[str]:
         if not file.is_symlink() or not (_matches(file.name, read + WEIGHTS) or file.parent != folder):
             continue
         if not file.exists():
-            found.append(f"{name} is a link to {file.readlink()}, and that is not there")
+            found.append(f"{name} is a link to {file.readlink()}, which is not there; download the model again")
         elif not _matches(file.name, WEIGHTS) and leads_elsewhere(file):
             found.append(
                 f"{name} is a link out of the folder, to a file with another name ({file.readlink()}), which would be "
