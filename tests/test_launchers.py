@@ -101,7 +101,7 @@ def test_a_run_trains_as_without_them(tmp_path, tiny_model, given, several):
     code = FAULTY.format(root=str(ROOT), fault=NO_EXPORT)
     done = subprocess.run(
         [sys.executable, "-c", code, "--config", str(config)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | given, timeout=300,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | given, timeout=600,
     )  # fmt: skip
     assert "enough" in done.stderr, done.stderr
     assert "step 6/6" in done.stderr

@@ -8,6 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -135,7 +137,8 @@ for mode in ("rb", "r+b", "wb"):
 
 # The second step waits until a file is there.
 GATE = """
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from training import trainer
 real = trainer.begin_step
@@ -247,6 +250,7 @@ while True:
                 if "//" in key:
                     store.set(key, b"\\0" * 32 + bytes(100))
                     print(key, flush=True)
+            time.sleep(0.01)
     except dist.DistError:
         time.sleep(0.05)
 """
@@ -272,19 +276,33 @@ def machine(number: int, tmp_path: Path, tiny_model: Path, port: int, secret: st
     return slowly("--config", config, env=environment)
 
 
-def stranger(code: str, *arguments: object) -> subprocess.Popen:
+@contextmanager
+def stranger(code: str, *arguments: object) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+@contextmanager
+def ending(*processes: subprocess.Popen) -> Iterator[None]:
+    """They end with this block, however it ends."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
 
 
 @pytest.mark.tiny
 def test_a_stranger_who_joins_as_rank_1_with_a_pickle_gets_nowhere(tmp_path, tiny_model):
     port, left = free_port(), tmp_path / "left"
-    bad = stranger(STRANGER, port, left)
-    ours = machine(0, tmp_path, tiny_model, port)
-    _, said = ours.communicate(timeout=300)
-    bad.kill()
-    bad.communicate()
+    with stranger(STRANGER, port, left):
+        ours = machine(0, tmp_path, tiny_model, port)
+        with ending(ours):
+            _, said = ours.communicate(timeout=600)
     assert not left.exists()
     assert ours.returncode == 1 and "Traceback" not in said
     assert "training: machine 1 does not prove that it knows the secret of this machine" in said
@@ -295,7 +313,8 @@ def test_machines_without_one_secret_end_with_a_clear_word_on_both_sides(tmp_pat
     port = free_port()
     first = machine(0, tmp_path, tiny_model, port)
     second = machine(1, tmp_path, tiny_model, port, secret=SECRET[::-1])
-    (_, said), (_, other) = first.communicate(timeout=300), second.communicate(timeout=300)
+    with ending(first, second):
+        (_, said), (_, other) = first.communicate(timeout=600), second.communicate(timeout=600)
     assert (first.returncode, second.returncode) == (1, 1), said + other
     assert "machine 1 does not prove that it knows the secret" in said
     assert "machine 0 does not prove that it knows the secret" in other
@@ -308,10 +327,10 @@ def test_machines_without_one_secret_end_with_a_clear_word_on_both_sides(tmp_pat
 @pytest.mark.tiny
 def test_whoever_overwrites_what_the_machines_tell_each_other_sends_nobody_elsewhere(tmp_path, tiny_model):
     port = free_port()
-    bad = stranger(OVERWRITE, port)
-    both = [machine(number, tmp_path, tiny_model, port) for number in (0, 1)]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    bad.kill()
+    with stranger(OVERWRITE, port) as bad:
+        both = [machine(number, tmp_path, tiny_model, port) for number in (0, 1)]
+        with ending(*both):
+            said = [process.communicate(timeout=600)[1] for process in both]
     overwritten = bad.communicate()[0]
     for process, words in zip(both, said, strict=True):
         assert "Traceback" not in words
@@ -319,6 +338,26 @@ def test_whoever_overwrites_what_the_machines_tell_each_other_sends_nobody_elsew
         assert undisturbed or process.returncode == 1, words
     assert overwritten, "the stranger came too late to be tried"
     assert any("somebody else has written to" in words for words in said) or "enough" in said[0]
+
+
+@pytest.mark.slow
+def test_ranks_that_met_and_do_not_reach_each_other_are_not_waited_for(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from types import SimpleNamespace
+from training import team
+team.JOINING = 1.0
+settings = SimpleNamespace(hardware=SimpleNamespace(device="cpu", num_threads=1))
+def late():
+    print("late", flush=True)
+    os._exit(5)
+with team.joined(team.Place(0, 0, 2, 2, file=Path({str(tmp_path / "store")!r})), settings, late=late):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (5, "late\n"), done.stderr
 
 
 @pytest.mark.slow

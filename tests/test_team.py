@@ -167,6 +167,8 @@ def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tm
     noticed._ended.set()
     noticed._on_end(dead)
     assert len(errors) == 1
+    noticed.late()
+    assert "the processes have met, and do not reach each other within 300 s" in str(errors[1])
 
 
 @pytest.mark.parametrize(

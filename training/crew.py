@@ -24,7 +24,7 @@ from loguru import logger
 
 from training import checkpoint, control, environment, machines, meeting, runs, shared_secret, zygote
 from training.errors import RunError
-from training.team import Place
+from training.team import JOINING, Place
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -151,6 +151,11 @@ class Crew:
             return None
         self._ended.set()
         return self._error()
+
+    def late(self) -> None:
+        """The ranks have met, and do not reach each other: end this process, which waits for them in a library."""
+        words = f"the processes have met, and do not reach each other within {JOINING:.0f} s: is a port closed between them?"
+        self._give_up(RunError("training", words, checkpoint.where(self._run.path / runs.CHECKPOINTS)))
 
     def end(self) -> None:
         """End what is still there."""

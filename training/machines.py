@@ -241,7 +241,7 @@ def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[Ru
         with crew.started(plan, marks, run, give_up) as others:
             loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
             others.wait()
-            with team.joined(others.place, plan.settings, others.server) as ranks:
+            with team.joined(others.place, plan.settings, others.server, others.late) as ranks:
                 session = rank.session(loaded, others.order, ranks, signals)
                 session.crew = others
                 _train(loaded, plan, session)

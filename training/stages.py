@@ -71,7 +71,8 @@ def train_stage(
     if others is not None:
         others.wait()
         session.crew = others
-    with team.joined(others and others.place, plan.settings, others and others.server) as watch.team:
+    where = (others.place, plan.settings, others.server, others.late) if others else (None, plan.settings)
+    with team.joined(*where) as watch.team:
         result = train.train(loaded, plan, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
     seconds = round(time.perf_counter() - began, 1)

@@ -12,6 +12,7 @@ And trouble of one is told to all before anybody waits for its gradients: see `r
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ LOOPBACK = "127.0.0.1"
 # A rank may be alone at work for a long time (rank 0 asks sample questions, or writes to a slow disk), and one that dies
 # is noticed by other means (crew.py, and the connection that closes): so long until a rank that does neither is given up.
 PATIENCE = timedelta(hours=2)
+# Seconds in which ranks that are all ready have connected to each other.
+JOINING = 300.0
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 NO_MEMORY, NOT_FINITE = -1, -2  # said in a round instead of a value
 
@@ -218,10 +221,25 @@ def _store(place: Place) -> Store:
 
 
 @contextmanager
-def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[Team | None]:
+def _in_time(late: Callable[[], None] | None) -> Iterator[None]:
+    """Call `late` where this block takes longer than JOINING."""
+    clock = threading.Timer(JOINING, late or (lambda: None))
+    clock.daemon = True
+    clock.start()
+    try:
+        yield
+    finally:
+        clock.cancel()
+
+
+@contextmanager
+def joined(
+    place: Place | None, settings: Any, server: Any = None, late: Callable[[], None] | None = None
+) -> Iterator[Team | None]:
     """This process as one of the ranks, all of which must get here; None where there is no place, for it trains alone.
 
-    `server`: the store of several machines, where this process has it already.
+    `server`: the store of several machines, where this process has it already. `late` is called where the others, who are
+    ready, do not come within JOINING.
     """
     if place is None:
         yield None
@@ -236,13 +254,15 @@ def joined(place: Place | None, settings: Any, server: Any = None) -> Iterator[T
     if settings.hardware.device == "cpu":  # accelerate would say cpu:0, to which torch.load puts nothing back
         way["ACCELERATE_TORCH_DEVICE"] = "cpu"
     with environment.variables({**place.environment(settings.hardware.num_threads), **way}):
-        store = server or _store(place)
-        dist.init_process_group(
-            BACKENDS[settings.hardware.device.partition(":")[0]],
-            store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE,
-        )  # fmt: skip
+        with _in_time(late):
+            store = server or _store(place)
+            dist.init_process_group(
+                BACKENDS[settings.hardware.device.partition(":")[0]],
+                store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE,
+            )  # fmt: skip
+            ranks = Team(place)
         try:
-            yield Team(place)
+            yield ranks
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             dist.destroy_process_group()
