@@ -73,7 +73,7 @@ setting() { # setting FILE SECTION KEY
 # The value of a command in a Modelfile, as Ollama reads it: a line inside a quoted value is no command.
 # Fails where the command is not there.
 value_of() { # value_of COMMAND <MODELFILE
-    tr -d '\r\000' | LC_ALL=C awk -v wanted="$1" '
+    LC_ALL=C tr -d '\r\000' | LC_ALL=C awk -v wanted="$1" '
         found || (mark == "" && /^[ \t]*(#|$)/) { next }
         {
             value = $0
@@ -146,7 +146,8 @@ find_run() {
 # The rules of Ollama: host, namespace and model of letters, digits and _ - ., then a tag. Also keeps a path or an option out.
 check_name() {
     local part='[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}' line=$1
-    case $1 in *[[:cntrl:]]*) line="" ;; esac # grep looks at each line by itself
+    # grep looks at each line by itself
+    case $1 in *[[:cntrl:]]*) line="" ;; esac
     if ! printf '%s\n' "$line" | LC_ALL=C grep -Eqx "(([A-Za-z0-9_][A-Za-z0-9_.:-]*/)?[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?$part(:$part)?"; then
         fail 2 "$(shown "$1") is no name for a model in Ollama: [namespace/]model[:tag] of letters, digits and _ - ."
     fi
@@ -233,8 +234,8 @@ check_ollama() {
     version=$(ollama --version 2>/dev/null | sed -n 's/^ollama version \(is \)\{0,1\}//p') || true
     numbers=$(printf '%s\n' "$version" | sed -n 's/^v\{0,1\}\([0-9]\{1,\}\.[0-9.]\{1,\}\).*/\1/p')
     case $numbers in
-    "" | 0.0 | 0.0.0) # built from source, or another program
-        say "this model needs Ollama $needs_ollama or later; this one calls itself ${version:-nothing}, and is taken for that" ;;
+    # Built from source, or another program: not known is not old. check_template sees what it does.
+    "" | 0.0 | 0.0.0) say "this model needs Ollama $needs_ollama or later; this one says version \"$version\", which is taken for that" ;;
     *)
         if older "$numbers" "$needs_ollama"; then
             printf '%s\n' "$modelfile"
@@ -277,27 +278,29 @@ digest() { { sha256sum || shasum -a 256 || openssl dgst -sha256 -r; } 2>/dev/nul
 # thoughts), else TEMPLATE. A third one was put in their place: the model would answer badly. `ollama show --template`
 # gives the one in use; the one in the GGUF is known by the SHA-256 that the Modelfile has in a comment.
 check_template() {
-    local used ours="" trained base="" renderer
-    used=$(ollama show --template "$name" 2>/dev/null | tr -d '\r\000') || {
+    local used ours trained known="" base="" renderer
+    # Ollama before 0.1.20 has no such option.
+    if ! used=$(ollama show --template "$name" 2>/dev/null | LC_ALL=C tr -d '\r\000'); then
         say "warning: this Ollama does not tell which chat template it uses, so that was not checked"
-        return # before 0.1.20 there was no such option
-    }
+        return
+    fi
     ours=$(value_of template <"$modelfile") || true
-    trained=$(sed -n 's/^# Chats by the chat template of SHA-256 \([0-9a-f]\{64\}\)\..*/\1/p' "$modelfile")
-    [ -z "$adapter" ] || base=$(ollama show --template "$adapter" 2>/dev/null | tr -d '\r\000') || true
+    trained=$(LC_ALL=C sed -n 's/^# Chats by the chat template of SHA-256 \([0-9a-f]\{64\}\)\..*/\1/p' "$modelfile")
+    [ -z "$trained" ] || known=$(printf '%s' "$used" | digest) || true
+    [ -z "$adapter" ] || base=$(ollama show --template "$adapter" 2>/dev/null | LC_ALL=C tr -d '\r\000') || true
     renderer=$(ollama show --modelfile "$name" 2>/dev/null | value_of renderer) || true
     if [ -n "$renderer" ]; then
         say "warning: this Ollama writes prompts with its own renderer $renderer, not by a template; whether that is as trained was not checked"
     elif [ -n "$ours" ] && [ "$used" = "$ours" ]; then
         say "this Ollama uses the Modelfile's TEMPLATE"
-    elif [ -n "$trained" ] && [ "$(printf '%s' "$used" | digest)" = "$trained" ]; then
+    elif [ -n "$known" ] && [ "$known" = "$trained" ]; then
         say "this Ollama uses the chat template in the GGUF, the one trained with"
-    elif grep -q '^# Takes plain text' "$modelfile"; then
+    elif is_jinja "$used" && LC_ALL=C grep -q '^# Takes plain text' "$modelfile"; then
         fail 1 "$name takes plain text, but this Ollama uses the chat template in the GGUF. OLLAMA_GO_TEMPLATE=true in its server's environment makes it use TEMPLATE"
     elif [ -n "$adapter" ] && [ "$used" = "$base" ] && { [ -z "$ours" ] || is_jinja "$used"; }; then
         say "warning: this Ollama uses $adapter's own chat template, which is not letter for letter the one trained with"
-    elif [ -z "$trained" ] && is_jinja "$used"; then
-        say "warning: this Ollama uses the chat template in the GGUF. Whether it is the one trained with was not checked: $modelfile does not say"
+    elif [ -z "$known" ] && is_jinja "$used"; then
+        say "warning: this Ollama uses the chat template in the GGUF. Whether it is the one trained with was not checked: $([ -n "$trained" ] && echo "no sha256sum, shasum or openssl is here" || echo "$modelfile does not say which that is")"
     elif [ -z "$ours" ]; then
         fail 1 "Ollama put another template in the place of the one in the GGUF; the model would answer badly. OLLAMA_GO_TEMPLATE=false in its server's environment makes it use the GGUF's"
     else
@@ -316,10 +319,11 @@ length_of() { wc -c <"$1" | tr -d ' '; }
 # One question, with a limit on the answer's length and on the time: a model that never stops is a finding, not a reason
 # to hang. Its tokens are counted by the four bytes that one has, about, in English and in Chinese.
 ask() {
-    local answer child watch code=0 stop most=$((10#$longest * 4))
+    local answer child watch code=0 stop tokens=$((10#$longest))
+    local most=$((tokens * 4))
     answer=$(mktemp "${TMPDIR:-/tmp}/answer.XXXXXX")
     say "> $question"
-    ollama run "$name" "$question" >"$answer" 2>"$answer.err" &
+    ollama run --nowordwrap "$name" "$question" >"$answer" 2>"$answer.err" &
     child=$!
     (
         waited=0
@@ -343,10 +347,12 @@ ask() {
     if [ "$code" = 143 ] && [ "$(length_of "$answer")" -gt "$most" ]; then
         beginning "$answer" >&2
         say "It has not learned where an answer ends (does the report say that it stops? If not: more steps or rows), or the end"
-        say "has no PARAMETER stop in $modelfile, or its GGUF has add_eos_token. If answers are meant to be long: OLLAMA_ANSWER_TOKENS=$((most * 5))"
-        fail 1 "$name is in Ollama but did not stop by itself within about $longest tokens"
+        say "has no PARAMETER stop in $modelfile, or its GGUF has add_eos_token. If answers are meant to be long: OLLAMA_ANSWER_TOKENS=$((tokens * 5))"
+        fail 1 "$name is in Ollama but did not stop by itself within about $tokens tokens"
     fi
     cat "$answer" >&2
+    # An answer that was cut off has no end of its line.
+    [ "$code" = 0 ] || say ""
     if [ "$code" = 143 ]; then fail 1 "$name is in Ollama but did not finish its answer within $patience s"; fi
     if [ "$code" != 0 ]; then fail 1 "$name is in Ollama but does not answer: $why"; fi
     if ! grep -q '[^[:space:]]' "$answer"; then fail 1 "$name is in Ollama but its answer is empty"; fi
