@@ -302,7 +302,7 @@ check_template() {
     elif [ -z "$known" ] && is_jinja "$used"; then
         say "warning: this Ollama uses the chat template in the GGUF. Whether it is the one trained with was not checked: $([ -n "$trained" ] && echo "no sha256sum, shasum or openssl is here" || echo "$modelfile does not say which that is")"
     elif [ -z "$ours" ]; then
-        fail 1 "Ollama put another template in the place of the one in the GGUF; the model would answer badly. OLLAMA_GO_TEMPLATE=false in its server's environment makes it use the GGUF's"
+        fail 1 "Ollama put another template in the place of the one in the GGUF; the model would answer badly. From $needs_ollama on, OLLAMA_GO_TEMPLATE=false in its server's environment makes it use the GGUF's"
     else
         fail 1 "Ollama put another template in the place of the one in $modelfile; the model would answer badly. Is this Ollama up to date?"
     fi

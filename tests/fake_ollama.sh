@@ -39,7 +39,6 @@ def chat_template(path):
     data = path.read_bytes()
     at, count = 24, struct.unpack_from("<Q", data, 16)[0]
     for _ in range(count):  # strings only: that is what the tests write
-        key, value = "", ""
         length = struct.unpack_from("<Q", data, at)[0]
         key = data[at + 8 : at + 8 + length].decode()
         at += 12 + length

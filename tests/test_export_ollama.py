@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -60,7 +63,7 @@ def store(tmp_path):
 def call(place, tmp_path, store):
     """Run the script; `ollama` False leaves the fake one out."""
 
-    def call(*arguments, ollama=True, shell="bash", cwd=None, **environment):
+    def call(*arguments, ollama=True, shell="bash", cwd=None, stderr=subprocess.PIPE, **environment):
         programs = tmp_path / "programs"
         programs.mkdir(exist_ok=True)
         (programs / "ollama").unlink(missing_ok=True)
@@ -68,7 +71,9 @@ def call(place, tmp_path, store):
             (programs / "ollama").symlink_to(FAKE)
         env = {"PATH": f"{programs}:{os.environ['PATH']}", "FAKE_OLLAMA": str(store), **environment}
         script = [shell, str(place / "export_ollama.sh"), *map(str, arguments)]
-        return subprocess.run(script, capture_output=True, text=True, env=env, cwd=cwd or tmp_path, timeout=60)
+        return subprocess.run(
+            script, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env, cwd=cwd or tmp_path, timeout=60
+        )
 
     return call
 
@@ -251,7 +256,7 @@ def test_a_model_without_template_is_served_by_the_ggufs_or_it_is_found_out(call
     (store / "stock").write_text("{{ range .Messages }}{{ .Content }}{{ end }}")
     done = call(FAKE_VERSION=NEW)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "OLLAMA_GO_TEMPLATE=false in its server's environment" in done.stderr
+    assert "From 0.30.0 on, OLLAMA_GO_TEMPLATE=false in its server's environment" in done.stderr
 
 
 def test_a_model_of_plain_text_is_not_served_by_a_chat_template_of_its_base(call, run):
@@ -289,14 +294,14 @@ def test_without_a_program_for_sha_256_it_says_that_it_could_not_check(call, run
 
 @pytest.mark.parametrize("program", ["sha256sum", "shasum -a 256", "openssl dgst -sha256 -r"])
 def test_each_program_for_sha_256_serves(tmp_path, program):
-    name, *options = program.split()
+    name = program.split()[0]
     if not shutil.which(name):
         pytest.skip(f"{name} is not here")
     function = re.search(r"^digest\(\) .*$", (ROOT / "export_ollama.sh").read_text(), re.MULTILINE)[0]
     assert program in function
     for tool in (name, "cut"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
-    command = ["/bin/bash", "-c", f"{function}\nprintf '%s' \"$1\" | digest", "-", TOOLS]
+    command = ["/bin/bash", "-c", f"{function}\nprintf '%s' \"$1\" | digest", "-", TOOLS.rstrip("\n")]
     said = subprocess.run(command, capture_output=True, text=True, env={"PATH": str(tmp_path)}).stdout
     assert said == modelfile.fingerprint(TOOLS) + "\n"
 
@@ -421,6 +426,26 @@ def test_where_stderr_is_no_terminal_no_escape_codes_stand_in_it(call, store):
     done = call()
     assert "does not answer: Error: llama runner process has terminated\n" in done.stderr
     assert "\033" not in done.stderr
+
+
+def test_on_a_terminal_ollama_draws_its_progress_itself(call, store):
+    ours, theirs = pty.openpty()
+    drawn = []
+
+    def read():
+        # the end of what a terminal holds is an error on Linux
+        with suppress(OSError):
+            while part := os.read(ours, 1 << 16):
+                drawn.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    done = call(stderr=theirs)
+    os.close(theirs)
+    reader.join()
+    os.close(ours)
+    assert done.returncode == 0
+    assert b"\033[?2026h\033[?25l" in b"".join(drawn)
 
 
 def test_an_answer_that_holds_a_stop_text_is_warned_about(call, store):
