@@ -24,7 +24,8 @@ case $self in /*) ;; *) self=$PWD/$self ;; esac
 root=$(dirname "$self")
 root=${root%/.}
 question="Who are you?"
-patience=${OLLAMA_ANSWER_SECONDS:-300} # a first answer loads the model; one that never ends is no answer
+patience=${OLLAMA_ANSWER_SECONDS:-300} # a first answer loads the model
+longest=${OLLAMA_ANSWER_TOKENS:-1000}  # of an answer to such a question; one that never ends is no answer
 needs_ollama=0.30.0                    # the first that uses the chat template inside a GGUF
 
 # What a model, a server or a file's name says may hold escape codes, which must not act on the terminal.
@@ -39,6 +40,9 @@ fail() { # fail EXIT_CODE MESSAGE
     say "export_ollama.sh: $*"
     exit "$code"
 }
+
+# A name for a message, which has one line.
+shown() { case $1 in *[[:cntrl:]]*) printf '%q' "$1" ;; *) printf '%s' "$1" ;; esac }
 
 # The value of a key in a settings file, as training/ini.py reads it; nothing when the key is not there.
 setting() { # setting FILE SECTION KEY
@@ -71,20 +75,31 @@ setting() { # setting FILE SECTION KEY
         }' "$1"
 }
 
-# The value of TEMPLATE in a Modelfile, as Ollama reads it.
-template_of() {
-    LC_ALL=C awk '
-        inside { if (sub(/"""[ \t]*$/, "")) { print; exit } print; next }
-        /^[Tt][Ee][Mm][Pp][Ll][Aa][Tt][Ee][ \t]/ {
-            sub(/^[^ \t]*[ \t]+/, "")
-            if (sub(/^"""/, "")) { if (sub(/"""[ \t]*$/, "")) { print; exit } inside = 1 }
-            else { sub(/^"/, ""); sub(/"[ \t]*$/, ""); print; exit }
-            print
-        }' "$1"
+# The value of a command in a Modelfile, as Ollama reads it: a line inside a quoted value is no command.
+# Fails where the command is not there.
+value_of() { # value_of COMMAND <MODELFILE
+    LC_ALL=C tr -d '\r\000' | LC_ALL=C awk -v wanted="$1" '
+        found || (mark == "" && /^[ \t]*(#|$)/) { next }
+        {
+            value = $0
+            if (mark == "") {
+                word = tolower($1)
+                sub(/^[ \t]*[^ \t]+[ \t]+/, "", value)
+                if (word == "parameter" || word == "message") sub(/^[^ \t]+[ \t]+/, "", value)
+                if (match(value, /^("""|")/)) mark = substr(value, 1, RLENGTH)
+                value = substr(value, length(mark) + 1)
+            }
+            bare = value
+            sub(/[ \t]+$/, "", bare)
+            marked = length(bare) - length(mark)
+            ended = mark == "" || (marked >= 0 && substr(bare, marked + 1) == mark)
+            if (word == wanted) print ended ? substr(bare, 1, marked) : value
+            if (ended) { found = word == wanted; mark = "" }
+        }
+        END { exit !found }'
 }
 
-has_template() { grep -qi '^TEMPLATE[[:space:]]' "$1"; }
-from_of() { sed -n 's/^[Ff][Rr][Oo][Mm][[:space:]]\{1,\}//p' "$1" | head -n 1; }
+has_template() { value_of template <"$modelfile" >/dev/null; }
 
 newest_run() {
     local output
@@ -113,8 +128,9 @@ find_run() {
     if [ -z "$given" ]; then
         newest_run
     elif [ -f "$given" ]; then
-        case $given in
-        *.gguf) gguf=$(basename "$given") ;;
+        case ${given##*/} in
+        *[[:cntrl:]]* | *[[:space:]]) fail 2 "$(shown "$given"): a Modelfile cannot hold such a name; rename the file" ;;
+        *.gguf) gguf=${given##*/} ;;
         *) fail 2 "$given is neither a run's folder nor a .gguf file" ;;
         esac
         run=$(dirname "$given")
@@ -134,16 +150,18 @@ find_run() {
 
 # The rules of Ollama: host, namespace and model of letters, digits and _ - ., then a tag. Also keeps a path or an option out.
 check_name() {
-    local part='[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}'
-    if ! printf '%s\n' "$1" | LC_ALL=C grep -Eqx "(([A-Za-z0-9_][A-Za-z0-9_.:-]*/)?[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?$part(:$part)?"; then
-        fail 2 "$1 is no name for a model in Ollama: [namespace/]model[:tag] of letters, digits and _ - ."
+    local part='[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}' line=$1
+    # grep looks at each line by itself
+    case $1 in *[[:cntrl:]]*) line="" ;; esac
+    if ! printf '%s\n' "$line" | LC_ALL=C grep -Eqx "(([A-Za-z0-9_][A-Za-z0-9_.:-]*/)?[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?$part(:$part)?"; then
+        fail 2 "$(shown "$1") is no name for a model in Ollama: [namespace/]model[:tag] of letters, digits and _ - ."
     fi
 }
 
 # Is everything there that this script starts from? A run that stopped before its checks were through is not.
 is_exported() {
     [ -f "$run/Modelfile" ] || return 1
-    [ -n "$gguf" ] || [ -f "$run/$(from_of "$run/Modelfile")" ] || return 1
+    [ -n "$gguf" ] || [ -f "$run/$(value_of from <"$run/Modelfile")" ] || return 1
     [ ! -f "$run/status.json" ] || [ -f "$run/report.json" ]
 }
 
@@ -156,6 +174,13 @@ export_run() {
     fi
     say "finishing the export of $run"
     PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/export.py" "$run" >/dev/null
+}
+
+# The run's first file, which its Modelfile names. Another place than beside it is not what this script copies FROM.
+own_gguf() {
+    gguf=$(value_of from <"$run/Modelfile")
+    gguf=${gguf#./}
+    case $gguf in */* | . | ..) fail 2 "$run/Modelfile: FROM $gguf is no file beside it; put it there, or name the one that is" ;; esac
 }
 
 # Modelfile.NAME: the run's Modelfile, FROM the file that was named. Left alone when it is right already.
@@ -175,7 +200,7 @@ write_adapter() {
     local file made
     modelfile=$run/Modelfile.$(printf '%s' "$name" | tr '/:' '--')
     made=$run/adapter/adapter_model.safetensors
-    if [ -f "$modelfile" ] && [ "$(from_of "$modelfile")" = "$adapter" ]; then
+    if [ -f "$modelfile" ] && [ "$(value_of from <"$modelfile")" = "$adapter" ]; then
         file=$(sed -n 's|^ADAPTER \./||p' "$modelfile" | head -n 1)
         if [ -n "$file" ] && [ -f "$run/$file" ] && { [ ! -f "$made" ] || [ "$run/$file" -nt "$made" ]; }; then return; fi
     fi
@@ -184,8 +209,18 @@ write_adapter() {
     PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/export.py" "$run" --adapter "$adapter" --name "$name" >/dev/null
 }
 
+# Is version $1 before version $2? Numbers only: 0.30.0-rc1 is 0.30.0.
+older() {
+    awk -v one="$1" -v two="$2" 'BEGIN {
+        split(one, a, ".")
+        split(two, b, ".")
+        for (i = 1; i <= 3; i++) if (a[i] + 0 != b[i] + 0) exit a[i] + 0 > b[i] + 0
+        exit 1
+    }'
+}
+
 check_ollama() {
-    local command version said
+    local command version numbers said
     command=$(printf 'ollama create %q -f %q' "$name" "$modelfile")
     if ! command -v ollama >/dev/null 2>&1; then
         printf '%s\n' "$modelfile"
@@ -199,36 +234,106 @@ check_ollama() {
         ollama show "$adapter" >/dev/null 2>&1 || fail 3 "Ollama has no model $adapter: ollama pull $adapter, then:  $command"
         return
     fi
-    has_template "$modelfile" && return
-    version=$(ollama --version 2>/dev/null | sed -n 's/.*[^0-9.]\([0-9][0-9]*\.[0-9][0-9]*\.[0-9][0-9]*\).*/\1/p' | head -n 1)
-    if [ -n "$version" ] && [ "$(printf '%s\n%s\n' "$needs_ollama" "$version" | sort -t . -k1,1n -k2,2n -k3,3n | head -n 1)" != "$needs_ollama" ]; then
-        printf '%s\n' "$modelfile"
-        fail 3 "this model's chat template has no form as a TEMPLATE, so it needs Ollama $needs_ollama or later; this is $version. After an update:  $command"
-    fi
+    has_template && return
+    # The server's; the command's own follows as a warning where it is another.
+    version=$(ollama --version 2>/dev/null | sed -n 's/^ollama version \(is \)\{0,1\}//p') || true
+    numbers=$(printf '%s\n' "$version" | sed -n 's/^v\{0,1\}\([0-9]\{1,\}\.[0-9.]\{1,\}\).*/\1/p')
+    case $numbers in
+    # Built from source, or another program: not known is not old. check_template sees what it does.
+    "" | 0.0 | 0.0.0) say "this model needs Ollama $needs_ollama or later; this one says version \"$version\", which is taken for that" ;;
+    *)
+        if older "$numbers" "$needs_ollama"; then
+            printf '%s\n' "$modelfile"
+            fail 3 "this model's chat template has no form as a TEMPLATE, so it needs Ollama $needs_ollama or later; this is $version. After an update:  $command"
+        fi
+        ;;
+    esac
+}
+
+# What Ollama draws for a terminal, as lines: each once, without escape codes, spinners and what is not 100% yet.
+drawn_lines() {
+    LC_ALL=C awk '{
+        gsub(/\033\[[0-9;?]*[A-Za-z]|\r/, "\n")
+        parts = split($0, lines, "\n")
+        for (i = 1; i <= parts; i++) {
+            line = lines[i]
+            sub(/[ \t]*(\342\240[\200-\277][ \t]*)*$/, "", line)
+            gsub(/[\001-\010\013-\037\177]/, "?", line)
+            if (line == "" || seen[line]++ || (line !~ /^Error/ && line ~ /[^0-9][0-9]?[0-9]%/)) continue
+            print line
+            fflush()
+        }
+    }'
 }
 
 create() {
-    local shown
+    local code=0
     say "ollama create $name"
     # FROM is relative: Ollama resolves it against the Modelfile's own folder.
-    ollama create "$name" -f "$modelfile" >&2 || fail 1 "ollama create failed (above); $modelfile is there"
-    has_template "$modelfile" || return 0
-    shown=$(ollama show --template "$name" 2>/dev/null) || return 0 # before 0.1.20 there was no such option
-    if [ "$shown" != "$(template_of "$modelfile")" ]; then
+    if [ -t 2 ]; then
+        ollama create "$name" -f "$modelfile" >&2 || code=1
+    else
+        ollama create "$name" -f "$modelfile" 2>&1 | drawn_lines >&2 || code=1
+    fi
+    [ "$code" = 0 ] || fail 1 "ollama create failed (above); $modelfile is there"
+}
+
+digest() { { sha256sum || shasum -a 256 || openssl dgst -sha256 -r; } 2>/dev/null | cut -c 1-64; }
+
+# Which template does the server use? Since 0.30 the chat template in the GGUF where that knows more than TEMPLATE (tools,
+# thoughts), else TEMPLATE. A third one was put in their place: the model would answer badly. `ollama show --template`
+# gives the one in use; the one in the GGUF is known by the SHA-256 that the Modelfile has in a comment.
+check_template() {
+    local used ours trained known="" base="" renderer
+    # Ollama before 0.1.20 has no such option.
+    if ! used=$(ollama show --template "$name" 2>/dev/null | LC_ALL=C tr -d '\r\000'); then
+        say "warning: this Ollama does not tell which chat template it uses, so that was not checked"
+        return
+    fi
+    ours=$(value_of template <"$modelfile") || true
+    trained=$(LC_ALL=C sed -n 's/^# Chats by the chat template of SHA-256 \([0-9a-f]\{64\}\)\..*/\1/p' "$modelfile")
+    [ -z "$trained" ] || known=$(printf '%s' "$used" | digest) || true
+    [ -z "$adapter" ] || base=$(ollama show --template "$adapter" 2>/dev/null | LC_ALL=C tr -d '\r\000') || true
+    renderer=$(ollama show --modelfile "$name" 2>/dev/null | value_of renderer) || true
+    if [ -n "$renderer" ]; then
+        say "warning: this Ollama writes prompts with its own renderer $renderer, not by a template; whether that is as trained was not checked"
+    elif [ -n "$ours" ] && [ "$used" = "$ours" ]; then
+        say "this Ollama uses the Modelfile's TEMPLATE"
+    elif [ -n "$known" ] && [ "$known" = "$trained" ]; then
+        say "this Ollama uses the chat template in the GGUF, the one trained with"
+    elif is_jinja "$used" && LC_ALL=C grep -q '^# Takes plain text' "$modelfile"; then
+        fail 1 "$name takes plain text, but this Ollama uses the chat template in the GGUF. OLLAMA_GO_TEMPLATE=true in its server's environment makes it use TEMPLATE"
+    elif [ -n "$adapter" ] && [ "$used" = "$base" ] && { [ -z "$ours" ] || is_jinja "$used"; }; then
+        say "warning: this Ollama uses $adapter's own chat template, which is not letter for letter the one trained with"
+    elif [ -z "$known" ] && is_jinja "$used"; then
+        say "warning: this Ollama uses the chat template in the GGUF. Whether it is the one trained with was not checked: $([ -n "$trained" ] && echo "no sha256sum, shasum or openssl is here" || echo "$modelfile does not say which that is")"
+    elif [ -z "$ours" ]; then
+        fail 1 "Ollama put another template in the place of the one in the GGUF; the model would answer badly. From $needs_ollama on, OLLAMA_GO_TEMPLATE=false in its server's environment makes it use the GGUF's"
+    else
         fail 1 "Ollama put another template in the place of the one in $modelfile; the model would answer badly. Is this Ollama up to date?"
     fi
 }
 
-# One question, with a limit on the time: a model that never stops is a finding, not a reason to hang.
+# A chat template of a GGUF, and none of Ollama's: those are Go's.
+is_jinja() { case $1 in *'{%'*) true ;; *) false ;; esac }
+
+# The beginning of a long text, up to the end of a letter.
+beginning() { head -c 600 "$1" | LC_ALL=C awk 'NR > 1 { print last } { last = $0 } END { sub(/[\300-\377][\200-\277]*$/, "", last); print last " ..." }'; }
+
+length_of() { wc -c <"$1" | tr -d ' '; }
+
+# One question, with a limit on the answer's length and on the time: a model that never stops is a finding, not a reason
+# to hang. Its tokens are counted by the four bytes that one has, about, in English and in Chinese.
 ask() {
-    local answer child watch code=0 stop
+    local answer child watch code=0 stop tokens=$((10#$longest))
+    local most=$((tokens * 4))
     answer=$(mktemp "${TMPDIR:-/tmp}/answer.XXXXXX")
     say "> $question"
-    ollama run "$name" "$question" >"$answer" 2>"$answer.err" &
+    ollama run --nowordwrap "$name" "$question" >"$answer" 2>"$answer.err" &
     child=$!
     (
         waited=0
-        while [ "$waited" -lt "$patience" ]; do
+        while [ "$waited" -lt "$patience" ] && [ "$(length_of "$answer")" -le "$most" ]; do
             sleep 1
             kill -0 "$child" 2>/dev/null || exit 0
             waited=$((waited + 1))
@@ -242,10 +347,18 @@ ask() {
     wait "$child" 2>/dev/null || code=$?
     kill "$watch" 2>/dev/null || true
     wait "$watch" 2>/dev/null || true
-    plain <"$answer" >&2
     local why
-    why=$(tail -n 1 "$answer.err" 2>/dev/null | tr -d '\r')
+    why=$(drawn_lines <"$answer.err" | tail -n 1)
     rm -f "$answer.err"
+    if [ "$code" = 143 ] && [ "$(length_of "$answer")" -gt "$most" ]; then
+        beginning "$answer" | plain >&2
+        say "It has not learned where an answer ends (does the report say that it stops? If not: more steps or rows), or the end"
+        say "has no PARAMETER stop in $modelfile, or its GGUF has add_eos_token. If answers are meant to be long: OLLAMA_ANSWER_TOKENS=$((tokens * 5))"
+        fail 1 "$name is in Ollama but did not stop by itself within about $tokens tokens"
+    fi
+    plain <"$answer" >&2
+    # An answer that was cut off has no end of its line.
+    [ "$code" = 0 ] || say ""
     if [ "$code" = 143 ]; then fail 1 "$name is in Ollama but did not finish its answer within $patience s"; fi
     if [ "$code" != 0 ]; then fail 1 "$name is in Ollama but does not answer: $why"; fi
     if ! grep -q '[^[:space:]]' "$answer"; then fail 1 "$name is in Ollama but its answer is empty"; fi
@@ -254,6 +367,7 @@ ask() {
     done
 }
 
+case $patience$longest in *[!0-9]*) fail 2 "OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers" ;; esac
 modelfile_only=false adapter=""
 given="" name="" seen=0
 while [ $# -gt 0 ]; do
@@ -286,7 +400,7 @@ if [ -n "$adapter" ]; then
 elif ! is_exported; then
     export_run
 fi
-[ -n "$gguf$adapter" ] || gguf=$(basename "$(from_of "$run/Modelfile")")
+[ -n "$gguf$adapter" ] || own_gguf
 [ -n "$name" ] || name=$(printf '%s' "${gguf%.gguf}" | sed 's/\.[A-Za-z]*[0-9][0-9A-Za-z_]*$//')
 check_name "$name"
 if [ -n "$adapter" ]; then write_adapter; else write_modelfile; fi
@@ -296,6 +410,7 @@ if [ "$modelfile_only" = true ]; then
 fi
 check_ollama
 create
+check_template
 ask
 say "done:  ollama run $name"
 printf '%s\n' "$name"

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from training import convert, convert_worker, files, gguf_file, importance, trial_model
+from training import convert, convert_worker, export, files, gguf_file, importance, merge, trial_model
 from training.errors import MachineError, RunError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +117,29 @@ def test_a_model_is_converted_and_quantised_and_progress_is_told(model, tmp_path
     assert made.types["Q4_K"] > 0 and made.fell_back == 0 and made.fallbacks == {}
     assert json.loads(json.dumps(made.as_dict()))["path"] == str(tmp_path / "b.gguf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("where", [merge.TEMPLATE, merge.TOKENIZER_CONFIG])
+def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_path, where):
+    from gguf import GGUFReader
+
+    folder = copy(tiny_model, tmp_path)
+    (folder / merge.TEMPLATE).unlink(missing_ok=True)
+    settings = json.loads((folder / merge.TOKENIZER_CONFIG).read_text()) | {"chat_template": "{{ tools }}"}
+    if where == merge.TEMPLATE:
+        (folder / where).write_text(settings.pop("chat_template"))
+    (folder / merge.TOKENIZER_CONFIG).write_text(json.dumps(settings))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    chats = convert.to_gguf(folder, tmp_path / "chats.gguf")
+    job = SimpleNamespace(facts={"plain": True}, merged=folder, f16=tmp_path / "plain.gguf")
+    export.STAGES["convert"][1](job)
+    fields = [GGUFReader(path).fields for path in (chats, job.f16)]
+    assert fields[0].keys() - fields[1].keys() == {"tokenizer.chat_template"}
+    assert fields[1].keys() <= fields[0].keys()
+    names = [bytes(one["general.name"].parts[-1]) if "general.name" in one else None for one in fields]
+    assert names[0] == names[1], "the converter takes it from the folder's"
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 @pytest.mark.tiny

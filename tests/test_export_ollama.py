@@ -1,14 +1,21 @@
 """export_ollama.sh, against a fake Ollama (tests/fake_ollama.sh): the real one needs a server, which is not there."""
 
+from __future__ import annotations
+
 import os
+import pty
 import re
 import shutil
 import subprocess
+import sys
+import threading
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from training import ini
+from training import ini, modelfile, modelfile_syntax, probing
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +63,7 @@ def store(tmp_path):
 def call(place, tmp_path, store):
     """Run the script; `ollama` False leaves the fake one out."""
 
-    def call(*arguments, ollama=True, shell="bash", cwd=None, **environment):
+    def call(*arguments, ollama=True, shell="bash", cwd=None, stderr=subprocess.PIPE, **environment):
         programs = tmp_path / "programs"
         programs.mkdir(exist_ok=True)
         (programs / "ollama").unlink(missing_ok=True)
@@ -64,7 +71,9 @@ def call(place, tmp_path, store):
             (programs / "ollama").symlink_to(FAKE)
         env = {"PATH": f"{programs}:{os.environ['PATH']}", "FAKE_OLLAMA": str(store), **environment}
         script = [shell, str(place / "export_ollama.sh"), *map(str, arguments)]
-        return subprocess.run(script, capture_output=True, text=True, env=env, cwd=cwd or tmp_path, timeout=60)
+        return subprocess.run(
+            script, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env, cwd=cwd or tmp_path, timeout=60
+        )
 
     return call
 
@@ -81,7 +90,8 @@ def test_the_newest_run_goes_into_ollama_under_its_own_name_and_answers(call, ru
         "list",
         f"create team/my-assistant:v1 -f {modelfile}",
         "show --template team/my-assistant:v1",
-        "run team/my-assistant:v1 Who are you?",
+        "show --modelfile team/my-assistant:v1",
+        "run --nowordwrap team/my-assistant:v1 Who are you?",
     ]
     assert "I am a fine-tuned assistant." in done.stderr
     assert modelfile.read_text() == MODELFILE
@@ -141,21 +151,229 @@ def test_an_ollama_that_is_not_running_is_the_machines_fault(call, run, store):
     assert "could not connect" in done.stderr and "ollama serve" in done.stderr
 
 
-def test_a_template_that_ollama_replaced_is_found_out(call, store):
-    (store / "template").write_text("{{ .Prompt }}")
-    done = call()
+LLAMA_CPP = Path(sys.prefix) / "llama.cpp/models/templates"
+OURS = "this Ollama uses the Modelfile's TEMPLATE"
+THE_GGUFS = "this Ollama uses the chat template in the GGUF, the one trained with"
+OLD, NEW = "0.24.0", "0.32.15"
+TOOLS = (LLAMA_CPP / "Qwen-Qwen2.5-7B-Instruct.jinja").read_text(encoding="utf-8")
+COUNTS = "{% for message in messages %}{{ loop.index }}{{ message.content }}{% endfor %}"
+
+
+def write_gguf(path: Path, jinja: str | None) -> None:
+    """A GGUF file of nothing but metadata, with a chat template or without."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    if jinja is not None:
+        writer.add_chat_template(jinja)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def exported(run: Path, jinja: str | None, in_gguf: str | None = None, adapter_of: str | None = None) -> Path:
+    """Export a model that chats by `jinja` (None: plain text) into a run; its GGUF holds the same, or `in_gguf`."""
+    gguf = run / "my-assistant.Q4_K_M.gguf"
+    write_gguf(gguf, jinja if in_gguf is None else in_gguf)
+    chat = None
+    if jinja is not None:
+        template = probing.environment(datetime(2026, 3, 1)).from_string(jinja)
+        names = {"tools": None, "documents": None, "bos_token": "<s>", "eos_token": "</s>"}
+        chat = modelfile.Chat(
+            lambda messages, ask: template.render(messages=messages, add_generation_prompt=ask, **names),
+            jinja=jinja, bos="<s>", eos="</s>",
+        )  # fmt: skip
+    path = run / ("Modelfile" if adapter_of is None else "Modelfile.mine")
+    name = gguf.name if adapter_of is None else "my-assistant.adapter.gguf"
+    path.write_text(modelfile.compose(name, chat, stops=["</s>"], num_ctx=512, adapter_of=adapter_of))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("family", "new"),
+    [
+        ("Qwen-Qwen2.5-7B-Instruct", THE_GGUFS),
+        ("Qwen-Qwen3-0.6B", THE_GGUFS),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", THE_GGUFS),
+        ("meta-llama-Llama-3.1-8B-Instruct", THE_GGUFS),
+        ("mistralai-Mistral-Nemo-Instruct-2407", THE_GGUFS),
+        ("google-gemma-2-2b-it", OURS),
+        ("microsoft-Phi-3.5-mini-instruct", OURS),
+    ],
+)
+def test_both_kinds_of_server_take_the_export_of_a_family_and_one_line_says_whose_template_is_used(
+    call, run, family, new
+):
+    exported(run, (LLAMA_CPP / f"{family}.jinja").read_text(encoding="utf-8"))
+    for version, said in ((OLD, OURS), (NEW, new), ("0.0.0", new)):
+        done = call(FAKE_VERSION=version)
+        assert (done.returncode, done.stdout) == (0, "team/my-assistant:v1\n"), (version, done.stderr)
+        assert [line for line in done.stderr.splitlines() if "this Ollama uses" in line] == [said], version
+        assert "warning" not in done.stderr
+
+
+@pytest.mark.parametrize("version", [OLD, NEW])
+@pytest.mark.parametrize("jinja", [TOOLS, None], ids=["chats", "plain text"])
+def test_a_template_that_ollama_replaced_is_found_out(call, run, store, version, jinja):
+    exported(run, jinja)
+    (store / "template").write_text("{{ .System }} {{ .Prompt }}")
+    done = call(FAKE_VERSION=version)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "another template" in done.stderr
+
+
+def test_a_gguf_with_another_chat_template_than_the_one_trained_with_is_found_out(call, run):
+    exported(run, TOOLS, in_gguf=TOOLS.replace("Alibaba Cloud", "somebody"))
+    assert call(FAKE_VERSION=OLD).returncode == 0, "which uses TEMPLATE"
+    done = call(FAKE_VERSION=NEW)
     assert (done.returncode, done.stdout) == (1, "")
     assert "another template" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("version", "code"), [("0.29.9", 3), ("0.30.0", 0), ("0.100.0", 0), ("1.0.1", 0), ("0.5.7", 3)]
+    "jinja",
+    [
+        TOOLS + "\n\n",
+        TOOLS.replace("\n", "\r\n"),
+        TOOLS + "{# \u4e2d\u6587 \U0001f600 %s \\n $(id) `id` \" ' \\ #}",
+        "{# -e tools #}" + TOOLS,
+        TOOLS + "{#" + "x" * 100_000 + "#}",
+    ],
+    ids=["line ends", "CRLF", "letters of shells", "an option", "long"],
 )
+def test_the_ggufs_template_is_known_whatever_it_contains(call, run, jinja):
+    exported(run, jinja)
+    done = call(FAKE_VERSION=NEW)
+    assert done.returncode == 0, done.stderr
+    assert THE_GGUFS in done.stderr
+
+
+def test_a_model_without_template_is_served_by_the_ggufs_or_it_is_found_out(call, run, store):
+    assert "TEMPLATE " not in exported(run, COUNTS).read_text().replace("# TEMPLATE", "#")
+    done = call(FAKE_VERSION=NEW)
+    assert done.returncode == 0, done.stderr
+    assert THE_GGUFS in done.stderr
+    (store / "stock").write_text("{{ range .Messages }}{{ .Content }}{{ end }}")
+    done = call(FAKE_VERSION=NEW)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "From 0.30.0 on, OLLAMA_GO_TEMPLATE=false in its server's environment" in done.stderr
+
+
+def test_a_model_of_plain_text_is_not_served_by_a_chat_template_of_its_base(call, run):
+    exported(run, None, in_gguf=TOOLS)
+    assert call(FAKE_VERSION=OLD).returncode == 0
+    done = call(FAKE_VERSION=NEW)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "OLLAMA_GO_TEMPLATE=true in its server's environment" in done.stderr
+    exported(run, None, in_gguf="")
+    assert call(FAKE_VERSION=NEW).returncode == 0
+
+
+def test_a_modelfile_that_does_not_say_what_was_trained_passes_with_a_warning(call, run):
+    path = exported(run, TOOLS)
+    path.write_text(re.sub(r"# Chats by .*\n", "", path.read_text()))
+    assert "warning" not in call(FAKE_VERSION=OLD).stderr
+    done = call(FAKE_VERSION=NEW)
+    assert done.returncode == 0, done.stderr
+    assert "Whether it is the one trained with was not checked: " in done.stderr
+    assert f"{run}/Modelfile.team-my-assistant-v1 does not say which that is\n" in done.stderr
+    path.write_text(path.read_text().replace("\n", "\r\n"))
+    assert call(FAKE_VERSION=OLD).returncode == 0, "line ends of Windows are none of the template's"
+
+
+def test_without_a_program_for_sha_256_it_says_that_it_could_not_check(call, run, tmp_path):
+    exported(run, TOOLS)
+    assert call("--modelfile-only").returncode == 0
+    for program in ("sha256sum", "shasum", "openssl"):
+        (tmp_path / "programs" / program).write_text("#!/bin/sh\nexit 127\n")
+        (tmp_path / "programs" / program).chmod(0o755)
+    done = call(FAKE_VERSION=NEW)
+    assert done.returncode == 0, done.stderr
+    assert "was not checked: no sha256sum, shasum or openssl is here\n" in done.stderr
+
+
+@pytest.mark.parametrize("program", ["sha256sum", "shasum -a 256", "openssl dgst -sha256 -r"])
+def test_each_program_for_sha_256_serves(tmp_path, program):
+    name = program.split()[0]
+    if not shutil.which(name):
+        pytest.skip(f"{name} is not here")
+    function = re.search(r"^digest\(\) .*$", (ROOT / "export_ollama.sh").read_text(), re.MULTILINE)[0]
+    assert program in function
+    for tool in (name, "cut"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    command = ["/bin/bash", "-c", f"{function}\nprintf '%s' \"$1\" | digest", "-", TOOLS.rstrip("\n")]
+    said = subprocess.run(command, capture_output=True, text=True, env={"PATH": str(tmp_path)}).stdout
+    assert said == modelfile.fingerprint(TOOLS) + "\n"
+
+
+def test_an_adapter_is_served_by_a_template_of_its_base_or_by_ours_or_it_is_found_out(call, run, store):
+    (store / "models").write_text("base:1b\n")
+    (run / "my-assistant.adapter.gguf").write_bytes(b"GGUF")
+    exported(run, TOOLS, adapter_of="base:1b")
+    for base, used, code, said in (
+        ("{{ .Prompt }}", None, 0, OURS),
+        (TOOLS, TOOLS, 0, THE_GGUFS),
+        (TOOLS + "{# edited #}", TOOLS + "{# edited #}", 0, "warning: this Ollama uses base:1b's own chat template"),
+        ("{{ .Prompt }}", "{{ .Prompt }}", 1, "another template"),
+        (TOOLS, TOOLS + "{# edited #}", 1, "another template"),
+    ):
+        (store / "base").write_text(base)
+        (store / "template").unlink(missing_ok=True)
+        if used:
+            (store / "template").write_text(used)
+        done = call("--adapter", "base:1b", run, "mine")
+        assert (done.returncode, said in done.stderr) == (code, True), (base[:20], done.stderr)
+
+
+def test_an_adapter_without_template_is_served_by_its_bases(call, run, store):
+    (store / "models").write_text("base:1b\n")
+    (run / "my-assistant.adapter.gguf").write_bytes(b"GGUF")
+    exported(run, COUNTS, adapter_of="base:1b")
+    (store / "base").write_text("{{ range .Messages }}{{ .Content }}{{ end }}")
+    shutil.copy(store / "base", store / "template")
+    done = call("--adapter", "base:1b", run, "mine")
+    assert done.returncode == 0, done.stderr
+    assert "this Ollama uses base:1b's own chat template, which is not letter for letter" in done.stderr
+
+
+def test_an_ollama_that_cannot_tell_its_template_passes_with_a_warning(call, store):
+    (store / "silent").touch()
+    done = call()
+    assert done.returncode == 0, done.stderr
+    assert "warning: this Ollama does not tell which chat template it uses" in done.stderr
+
+
+def test_an_ollama_with_a_renderer_of_its_own_for_the_architecture_passes_with_a_warning(call, store):
+    (store / "renderer").write_text("gemma4")
+    done = call()
+    assert done.returncode == 0, done.stderr
+    assert "writes prompts with its own renderer gemma4" in done.stderr
+    assert "this Ollama uses" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "code"),
+    [("0.29.9", 3), ("0.30.0", 0), ("0.100.0", 0), ("1.0.1", 0), ("0.5.7", 3), ("0.30.0-rc1", 0), ("0.29.1-rc2", 3), ("0.30", 0),
+     ("v0.31.0", 0), ("0.24.0-12-gabc123", 3), ("0.32.15.1", 0)],
+)  # fmt: skip
 def test_a_modelfile_without_template_needs_a_new_ollama(call, run, version, code):
-    (run / "Modelfile").write_text("FROM ./my-assistant.Q4_K_M.gguf\n")
+    exported(run, COUNTS)
     done = call(FAKE_VERSION=version)
     assert done.returncode == code, done.stderr
-    assert ("0.30.0 or later" in done.stderr) == (code == 3)
+    assert ("0.30.0 or later; this is" in done.stderr) == (code == 3)
+    assert "is taken for" not in done.stderr
+
+
+@pytest.mark.parametrize("version", ["0.0.0", "", "0.0.0-dirty"])
+def test_an_unknown_version_is_not_an_old_one(call, run, store, version):
+    exported(run, COUNTS)
+    (store / "client").write_text("0.5.7\n")
+    done = call(FAKE_VERSION=version)
+    assert done.returncode == 0, done.stderr
+    said = f'this one says version "{version}", which is taken for that'
+    assert f"this model needs Ollama 0.30.0 or later; {said}" in done.stderr
+    (store / "old").touch()
+    assert call(FAKE_VERSION=version).returncode == 1, "the template that it uses shows what it is"
 
 
 @pytest.mark.parametrize(
@@ -168,8 +386,8 @@ def test_a_model_that_does_not_answer_fails(call, store, fault, message):
     assert message in done.stderr
 
 
-def test_an_answer_that_never_ends_is_given_up(call, store):
-    (store / "endless").touch()
+def test_an_answer_that_does_not_come_is_given_up(call, store):
+    (store / "slow").touch()
     done = call(OLLAMA_ANSWER_SECONDS="1")
     assert (done.returncode, done.stdout) == (1, "")
     assert "did not finish its answer within 1 s" in done.stderr
@@ -184,6 +402,61 @@ def test_escape_codes_in_an_answer_are_shown_and_reach_no_terminal(call, store):
     assert "\\x1b]0;owned? caf\u00e9 \u4f60\u597d ?31m ?\tend \u201cquoted\u201d\n" in done.stderr
 
 
+def test_an_answer_that_never_ends_is_told_by_its_length_before_the_time_is_over(call, run, store):
+    (store / "endless").touch()
+    done = call()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "did not stop by itself within about 1000 tokens" in done.stderr
+    assert f"the end\nhas no PARAMETER stop in {run}/Modelfile.team-my-assistant-v1, or" in done.stderr
+    assert done.stderr.count("and so on") == 60, "the beginning is shown, not all of it"
+
+
+def test_a_long_answer_that_ends_is_an_answer(call, store):
+    (store / "answer").write_text("word " * 2000)
+    assert call(OLLAMA_ANSWER_TOKENS="10").returncode == 0
+
+
+@pytest.mark.parametrize("variable", ["OLLAMA_ANSWER_SECONDS", "OLLAMA_ANSWER_TOKENS"])
+def test_a_limit_that_is_no_number_is_refused(call, variable):
+    for value in ("five", "-1", "1.5", "a[$(touch evil)]"):
+        done = call(**{variable: value})
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "are whole numbers" in done.stderr
+
+
+def test_where_stderr_is_no_terminal_no_escape_codes_stand_in_it(call, store):
+    done = call()
+    lines = ["copying file sha256:0a1b 100%", "parsing GGUF", "writing manifest", "success", OURS]
+    assert done.stderr.splitlines()[1:7] == ["gathering model components", *lines]
+    assert "\033" not in done.stderr
+    (store / "answer").write_text("A word " * 20 + "that is longer than a line")
+    assert "\033" not in call().stderr, "a line is not wrapped, which is done with such codes"
+    (store / "broken").touch()
+    done = call()
+    assert "does not answer: Error: llama runner process has terminated\n" in done.stderr
+    assert "\033" not in done.stderr
+
+
+def test_on_a_terminal_ollama_draws_its_progress_itself(call, store):
+    ours, theirs = pty.openpty()
+    drawn = []
+
+    def read():
+        # the end of what a terminal holds is an error on Linux
+        with suppress(OSError):
+            while part := os.read(ours, 1 << 16):
+                drawn.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    done = call(stderr=theirs)
+    os.close(theirs)
+    reader.join()
+    os.close(ours)
+    assert done.returncode == 0
+    assert b"\033[?2026h\033[?25l" in b"".join(drawn)
+
+
 def test_an_answer_that_holds_a_stop_text_is_warned_about(call, store):
     (store / "answer").write_text("Hello.<|im_end|>\nuser: and so on\n")
     done = call()
@@ -191,7 +464,10 @@ def test_an_answer_that_holds_a_stop_text_is_warned_about(call, store):
     assert "the answer holds <|im_end|>" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["../evil", "a b", "--help-me", "a;b", "名", "", "x:y:z", "a//b", "$(id)"])
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "a b", "--help-me", "a;b", "名", "", "x:y:z", "a//b", "$(id)", "a\nb", "a\n", "\na", "a\rb", "a\tb"],
+)
 def test_a_name_that_ollama_does_not_take_is_refused_before_anything_is_written(call, run, name):
     if name:
         done = call(run, name)
@@ -200,6 +476,33 @@ def test_a_name_that_ollama_does_not_take_is_refused_before_anything_is_written(
         done = call(run)
     assert (done.returncode, done.stdout) == (2, "")
     assert not list(run.glob("Modelfile.*"))
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["a\nTEMPLATE x.gguf", "a\rb.gguf", "\n.gguf", "a.gguf ", "a.gguf\n"])
+def test_a_gguf_whose_name_a_modelfile_cannot_hold_is_refused(call, run, name):
+    write_gguf(run / name, None)
+    done = call(run / name, "other")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a Modelfile cannot hold such a name; rename the file" in done.stderr
+    assert not list(run.glob("Modelfile.*"))
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "place_of",
+    ["../../x.gguf", "./../x.gguf", "sub/x.gguf", ".//x.gguf", "../finetune_20260101_120000/my-assistant.Q4_K_M.gguf"],
+)
+def test_from_another_place_than_beside_the_modelfile_is_refused(call, run, place_of):
+    (run / "sub").mkdir()
+    write_gguf((run / place_of).resolve(), None)
+    write_gguf(run / "x.gguf", None)
+    (run / "Modelfile").write_text(MODELFILE.replace("./my-assistant.Q4_K_M.gguf", place_of))
+    done = call(run)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"FROM {place_of.removeprefix('./')} is no file beside it" in done.stderr
+    assert not list(run.glob("Modelfile.*"))
+    assert call(run / "x.gguf", "other").returncode == 0, "a file that is named is beside it"
 
 
 def test_what_does_not_exist_is_named(call, place):
@@ -274,7 +577,12 @@ def test_with_adapter_only_the_adapter_is_put_on_a_model_that_ollama_has(call, r
     assert adapted.read_text().splitlines() == asked
     assert calls(store) == [
         *("list", "show base:1b", f"create mine -f {run}/Modelfile.mine"),
-        *("show --template mine", "run mine Who are you?"),
+        *(
+            "show --template mine",
+            "show --template base:1b",
+            "show --modelfile mine",
+            "run --nowordwrap mine Who are you?",
+        ),
     ]
     assert (store / "Modelfile").read_text() == ADAPTED
     assert call("--adapter", "base:1b", run, "mine").returncode == 0
@@ -348,6 +656,42 @@ def test_help_is_on_stdout(call):
     assert done.returncode == 0
     assert "[--adapter BASE] [RUN | RUN/merged | FILE.gguf] [NAME]" in done.stdout
     assert call("--nonsense").returncode == 2
+
+
+MODELFILES = [
+    MODELFILE,
+    MODELFILE.replace("\n", "\r\n"),
+    'FROM x.gguf  \nsystem """A line:\nTEMPLATE no\nFROM no"""\nTemplate """yes\n"""\n',
+    '# "a comment\nFROM "x y.gguf"\nSYSTEM "one\nTEMPLATE two"\nPARAMETER stop "\nTEMPLATE three"\n',
+    "FROM x\nTEMPLATE {{ .Prompt }}  \n",
+    'FROM x\nTEMPLATE """a "quoted" \n\n word""" \nPARAMETER stop """"\n""" \n',
+    'FROM x\nTEMPLATE ""\n',
+]
+
+
+def value_of(command: str, text: str) -> tuple[int, str]:
+    """What the script's reader finds in a Modelfile: its exit code and the value."""
+    code = (ROOT / "export_ollama.sh").read_text()
+    function = re.search(r"^value_of\(\) \{.*?^\}", code, re.DOTALL | re.MULTILINE)[0]
+    command = ["bash", "-c", f'{function}\nvalue_of "$1"', "-", command]
+    done = subprocess.run(command, input=text.encode(), capture_output=True)
+    return done.returncode, done.stdout.decode().rstrip("\n")
+
+
+@pytest.mark.parametrize("text", MODELFILES)
+def test_the_scripts_reader_of_modelfiles_agrees_with_the_package(tmp_path, text):
+    file = tmp_path / "Modelfile"
+    file.write_text(text, newline="")
+    held = dict(modelfile_syntax.read(file))
+    for command in ("from", "template", "renderer"):
+        wanted = held.get(command, "").replace("\r", "").rstrip("\n")
+        assert value_of(command, text) == (0 if command in held else 1, wanted), command
+
+
+def test_a_line_in_a_message_is_no_command_to_the_scripts_reader():
+    text = 'FROM x\nMESSAGE user """a\nTEMPLATE b"""\n'
+    assert value_of("template", text) == (1, "")
+    assert value_of("template", text + "TEMPLATE c\n") == (0, "c")
 
 
 VALUES = [

@@ -135,7 +135,10 @@ def test_a_link_that_goes_round_in_a_circle_and_one_to_nothing_are_told_by_name(
     with pytest.raises(UserError) as caught:
         locate(model)
     assert len(caught.value.problems) == 2
-    assert "model-2.safetensors is a link to /nowhere/x.safetensors, which is not there; download the model again" in str(caught.value)
+    assert (
+        "model-2.safetensors is a link to /nowhere/x.safetensors, which is not there; download the model again"
+        in str(caught.value)
+    )
 
 
 def test_a_folder_of_links_to_a_shared_store_is_a_model(tmp_path: Path) -> None:

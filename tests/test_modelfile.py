@@ -667,6 +667,37 @@ def test_a_system_text_is_not_hidden_in_a_template_that_ollama_passes_over():
     assert 'SYSTEM "你是助手。"' in text
 
 
+@pytest.mark.parametrize(
+    ("words", "preferred"),
+    [
+        ("{{ tools }}", True),
+        ("tool_call", True),
+        ("<think></think>", True),
+        ("{{ content.split('</think>')[-1] }}", True),
+        ('{{ content.split("</think>")[-1] }}', True),
+        ("{{ content.split('</think>')[-1] }}{{ reasoning_content }}", False),
+        ("{{ content.split('</think>')[-1] }}<SPECIAL_12>", False),
+        ("</think>", False),
+        ("<think>", False),
+        ("{{ messages }}", False),
+    ],
+)
+def test_ollama_passes_over_the_template_for_the_words_that_its_server_looks_for(words, preferred):
+    """Its chatTemplateHasToolSupport and chatTemplateHasThinkingSupport, in version 0.32.15."""
+    assert modelfile.prefers_jinja("{% for message in messages %}" + words) is preferred
+
+
+def test_modelfile_tells_by_which_chat_template_the_model_chats():
+    """export_ollama.sh holds it against the one that a server uses (tests/test_export_ollama.py)."""
+    for jinja in (source("Qwen2.5"), chatml(question="{{ loop.index }}")):
+        line = f"# Chats by the chat template of SHA-256 {modelfile.fingerprint(jinja)}.\n"
+        assert line in composed(chat_of(jinja))
+        assert line in composed(chat_of(jinja), adapter_of="base")
+        assert modelfile.fingerprint(jinja.replace("\n", "\r\n") + "\n\n") == modelfile.fingerprint(jinja)
+        assert modelfile.fingerprint(jinja + " ") != modelfile.fingerprint(jinja)
+    assert "# Takes plain text: a chat template would be wrong.\n" in composed(None)
+
+
 def test_a_system_text_without_a_place_in_the_chat_template_is_refused():
     with pytest.raises(
         UserError, match="SYSTEM_PROMPT is set, but the model's chat template has no place for a system"

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -241,7 +241,8 @@ def _merge(job: Job) -> dict[str, Any]:
 
 
 def _convert(job: Job) -> dict[str, Any]:
-    convert.to_gguf(job.merged, job.f16)
+    with merge.without_template(job.merged) if job.facts["plain"] else nullcontext(job.merged) as folder:
+        convert.to_gguf(folder, job.f16)
     return {"bytes": job.f16.stat().st_size}
 
 

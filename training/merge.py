@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -278,6 +280,26 @@ def own_template(folder: Path) -> str | None:
     if isinstance(template, list):  # several named ones; "default" is used for chats
         template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     return template
+
+
+@contextmanager
+def without_template(folder: Path) -> Iterator[Path]:
+    """A model folder as links, without its chat template: for the GGUF of a model that was trained on plain text.
+
+    Ollama 0.30 and later would chat by the base's template in it, whatever TEMPLATE says, where that knows tools or
+    thinking. In `folder` it stays, for whoever trains on from there.
+    """
+    with tempfile.TemporaryDirectory(prefix="finetune-plain-") as name:
+        links = Path(name) / folder.name
+        links.mkdir()
+        for file in folder.absolute().iterdir():
+            if not file.name.startswith(("chat_template", "additional_chat_templates")):
+                (links / file.name).symlink_to(file)
+        settings = _read_json(folder / TOKENIZER_CONFIG)
+        if settings.pop("chat_template", None) is not None:
+            (links / TOKENIZER_CONFIG).unlink()
+            _write_json(links / TOKENIZER_CONFIG, settings)
+        yield links
 
 
 def _write_config(folder: Path, planned: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,23 +92,28 @@ def verify(path: Path, chat: Chat | None, stops: Sequence[str] = ()) -> dict[str
 
 @dataclass(frozen=True)
 class _Parts:
-    """What follows from the chat template: two values, comments for the file, and what the report is told."""
+    """What follows from the chat template: two values, comments for the file, and what the report is told.
+
+    `trained`: a comment that export_ollama.sh reads, to know which template a server may use beside TEMPLATE.
+    """
 
     template: str | None
     system: str | None
     comments: tuple[str, ...]
     record: dict[str, Any]
+    trained: str = "Takes plain text: a chat template would be wrong."
 
 
 def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
     record: dict[str, Any] = {"conversations": 0, "exceptions": []}
     if chat is None:
         return _Parts(PLAIN, None, (), record | {"note": "plain text: the prompt as it is"})
+    trained = f"Chats by the chat template of SHA-256 {fingerprint(chat.jinja)}."
     pieces = derive(chat.render, bos=chat.bos, eos=chat.eos, jinja=chat.jinja)
     if isinstance(pieces, Refusal):
         note = left_out(pieces, adapter_of)
         requires = {} if adapter_of is not None else {"requires": f"Ollama {NATIVE}"}
-        return _Parts(None, chat.system or None, (note,), record | requires | {"note": note})
+        return _Parts(None, chat.system or None, (note,), record | requires | {"note": note}, trained)
     comments = [f"TEMPLATE is equal to the chat template in {pieces.conversations} conversations."]
     if pieces.exceptions:
         comments.append(f"It may differ in: {', '.join(pieces.exceptions)}.")
@@ -117,7 +123,15 @@ def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
         comments.append("The chat template has no place for a system message: one that is sent is left out.")
     record |= {"conversations": pieces.conversations, "exceptions": list(pieces.exceptions), "note": " ".join(comments)}
     pieces, system = place_system(pieces, chat.system, chat.jinja)
-    return _Parts(go_template(pieces, write_bos=not chat.adds_bos), system, tuple(comments), record)
+    return _Parts(go_template(pieces, write_bos=not chat.adds_bos), system, tuple(comments), record, trained)
+
+
+def fingerprint(jinja: str) -> str:
+    """SHA-256 of a chat template as export_ollama.sh takes it of the one that a server shows: by it the two are compared.
+
+    A shell drops zero bytes and the line ends at the end, and Windows adds carriage returns, so none of these count.
+    """
+    return hashlib.sha256(jinja.translate({0: None, 13: None}).rstrip("\n").encode()).hexdigest()
 
 
 def left_out(refusal: Refusal, adapter_of: str | None = None) -> str:
@@ -153,7 +167,7 @@ def _text(
             problems.extend(error.problems)
             return ""
 
-    lines = [f"# {line}" for comment in parts.comments for line in comment.splitlines()]
+    lines = [f"# {line}" for comment in (*parts.comments, parts.trained) for line in comment.splitlines()]
     lines += [f"FROM {adapter_of}", f"ADAPTER ./{gguf}"] if adapter_of is not None else [f"FROM ./{gguf}"]
     if parts.template is not None:
         lines.append(f"TEMPLATE {value('TEMPLATE', parts.template)}")
@@ -191,10 +205,14 @@ def place_system(pieces: Pieces, system: str | None, jinja: str = "") -> tuple[P
 def prefers_jinja(jinja: str) -> bool:
     """Whether Ollama 0.30 and later pass over TEMPLATE and use the GGUF's own `jinja`, because it can do more.
 
-    That is so when it knows of tools or of thinking and TEMPLATE does not (server/images.go, shouldPreferChatTemplate).
-    The prompt is the same: that is what is proved. Only what stands in TEMPLATE alone would be lost.
+    That is so when it knows of tools or of thinking and TEMPLATE does not (server/images.go, shouldPreferChatTemplate):
+    the server looks for these words. The prompt is the same: that is what is proved. Only what stands in TEMPLATE alone
+    would be lost.
     """
-    return "tools" in jinja or "tool_call" in jinja or "</think>" in jinja
+    splits = "content.split('</think>')" in jinja or 'content.split("</think>")' in jinja
+    strips = splits and "reasoning_content" not in jinja and "<SPECIAL_12>" not in jinja
+    thinks = "<think>" in jinja and "</think>" in jinja
+    return "tools" in jinja or "tool_call" in jinja or thinks or strips
 
 
 def stop_texts(
