@@ -138,6 +138,21 @@ def test_a_link_that_goes_round_in_a_circle_and_one_to_nothing_are_told_by_name(
     assert "model-2.safetensors is a link to /nowhere/x.safetensors, and that is not there" in str(caught.value)
 
 
+def test_a_tokenizer_is_taken_from_the_folder_and_from_no_other(tmp_path: Path) -> None:
+    model = folder(tmp_path / "m")
+    names_of = model / "tokenizer_config.json"
+    names_of.write_text('{"fast_tokenizer_files": ["tokenizer.4.0.json"]}')
+    (model / "tokenizer.4.0.json").write_text("{}")
+    locate(model)
+    assert "tokenizer.4.0.json" in names(kept_files.kept(model)) & names(kept_files.tokenizer_files(model))
+    names_of.write_text('{"fast_tokenizer_files": ["../tokenizer.4.0.json"]}')
+    with pytest.raises(UserError, match=r"takes the tokenizer from another folder \(../tokenizer.4.0.json\)"):
+        locate(model)
+    for wrong in ("[]", "{", '{"fast_tokenizer_files": 1}', '{"fast_tokenizer_files": [1]}'):
+        names_of.write_text(wrong)
+        locate(model)
+
+
 def test_a_folder_of_links_to_a_shared_store_is_a_model(tmp_path: Path) -> None:
     store = folder(tmp_path / "store")
     (store / "LICENSE").write_text("free")
