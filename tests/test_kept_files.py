@@ -108,7 +108,10 @@ def test_a_file_that_a_model_is_read_with_and_is_a_link_to_another_file_is_refus
         locate(model)
 
 
-@pytest.mark.parametrize("steps", ["relative", "through a folder that is a link", "a link to a link", "round about"])
+@pytest.mark.parametrize(
+    "steps",
+    ["relative", "through a folder that is a link", "up from there", "a link to a link", "round about"],
+)
 def test_no_way_round_leads_a_link_out_of_the_folder(steps: str, tmp_path: Path, secret: Path) -> None:
     model = folder(tmp_path / "m")
     link = model / "LICENSE"
@@ -117,6 +120,10 @@ def test_no_way_round_leads_a_link_out_of_the_folder(steps: str, tmp_path: Path,
     elif steps == "through a folder that is a link":
         (model / "texts").symlink_to(secret.parent)
         link.symlink_to("texts/id_ed25519")
+    elif steps == "up from there":  # which is not where the text of the link seems to lead
+        (model / "texts").symlink_to(secret.parent)
+        secret.rename(secret.parent.parent / "key")
+        link.symlink_to("texts/../key")
     elif steps == "a link to a link":
         (model / "texts").mkdir()
         (model / "texts" / "LICENSE").symlink_to(secret)

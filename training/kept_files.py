@@ -8,7 +8,6 @@ it could be anything of this machine: a private key that is called LICENSE.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import stat
 from fnmatch import fnmatchcase
@@ -54,7 +53,7 @@ def kept(folder: Path) -> list[Path]:
 
 
 def left_out(folder: Path) -> list[str]:
-    """The files that are no part of a copy though their names say that they are text: for the line that says so."""
+    """The files that a copy is without, but for those that nobody misses: for the line that says so."""
     there = {*kept(folder), *_plain(folder, WEIGHTS + INDEX)}
     others = (file for file in folder.iterdir() if file not in there and not file.is_dir())
     return sorted(file.name for file in others if not _of_the_page(file.name))
@@ -104,7 +103,7 @@ def leads_elsewhere(file: Path) -> bool:
     for _ in range(LINKS):
         if not at.is_symlink():
             return False
-        to = Path(os.path.normpath(at.parent.resolve() / at.readlink()))
+        to = at.parent / at.readlink()
         to = to.parent.resolve() / to.name
         cached = at.parent.parent.name == "snapshots" and to.parent == at.parent.parent.parent / "blobs"
         if to.name != file.name and not cached and not to.is_relative_to(folder):
