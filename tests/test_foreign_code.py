@@ -218,9 +218,9 @@ LINE = "comes with Python code of its own (tokenizer_x.py), which is not run: TR
 @pytest.mark.tiny
 def test_a_check_runs_no_code_of_a_folder_and_says_so_once(hostile: Path, tmp_path: Path, mark: Path) -> None:
     ended = finetune("--check", "--config", write_tiny_config(tmp_path, hostile))
+    assert not mark.exists()
     assert ended.code == 0, ended.stderr
     assert ended.stderr.count(f"{hostile} {LINE}") == 1
-    assert not mark.exists()
 
 
 @pytest.mark.tiny
@@ -264,6 +264,7 @@ def test_no_code_of_a_model_on_the_hub_is_fetched_or_run(serving: Hub, tmp_path:
         "--check", "--config", config, HF_HOME=str(home), HF_ENDPOINT=serving.address, HF_HUB_OFFLINE="0",
         HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1",
     )  # fmt: skip
+    assert not mark.exists()
     assert ended.code == 0, ended.stderr
     assert (
         "org/bad comes with Python code of its own (tokenizer_x.Config, tokenizer_x.Model), which is not"
@@ -272,7 +273,6 @@ def test_no_code_of_a_model_on_the_hub_is_fetched_or_run(serving: Hub, tmp_path:
     assert (next(home.glob("hub/models--org--bad/snapshots/*")) / "config.json").exists()
     assert not list(home.rglob("*.py"))
     assert not any("tokenizer_x.py" in request for request in serving.requests)
-    assert not mark.exists()
 
 
 def to_gguf(*arguments: str | Path) -> Ended:
@@ -283,10 +283,9 @@ def to_gguf(*arguments: str | Path) -> Ended:
 @pytest.mark.usefixtures("forks")
 def test_convert_to_gguf_runs_no_code_until_its_switch_says_so(hostile: Path, tmp_path: Path, mark: Path) -> None:
     ended = to_gguf("--model-path", hostile, "--quantization", "f16")
+    assert not mark.exists()
     assert f"{hostile} {LINE}" in ended.stderr
-    assert not mark.exists()
     plant(hostile, mark, tokenizer=True)
-    assert not mark.exists()
     ended = to_gguf("--model-path", hostile, "--quantization", "f16", "--trust-remote-code")
     assert "which is not run" not in ended.stderr
     assert "convert_hf_to_gguf.py" in mark.read_text()

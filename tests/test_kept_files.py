@@ -108,7 +108,10 @@ def test_a_file_that_a_model_is_read_with_and_is_a_link_to_another_file_is_refus
         locate(model)
 
 
-@pytest.mark.parametrize("steps", ["relative", "through a folder that is a link", "a link to a link", "round about"])
+@pytest.mark.parametrize(
+    "steps",
+    ["relative", "through a folder that is a link", "up from there", "a link to a link", "round about"],
+)
 def test_no_way_round_leads_a_link_out_of_the_folder(steps: str, tmp_path: Path, secret: Path) -> None:
     model = folder(tmp_path / "m")
     link = model / "LICENSE"
@@ -117,6 +120,10 @@ def test_no_way_round_leads_a_link_out_of_the_folder(steps: str, tmp_path: Path,
     elif steps == "through a folder that is a link":
         (model / "texts").symlink_to(secret.parent)
         link.symlink_to("texts/id_ed25519")
+    elif steps == "up from there":  # which is not where the text of the link seems to lead
+        (model / "texts").symlink_to(secret.parent)
+        secret.rename(secret.parent.parent / "key")
+        link.symlink_to("texts/../key")
     elif steps == "a link to a link":
         (model / "texts").mkdir()
         (model / "texts" / "LICENSE").symlink_to(secret)
@@ -139,6 +146,21 @@ def test_a_link_that_goes_round_in_a_circle_and_one_to_nothing_are_told_by_name(
         "model-2.safetensors is a link to /nowhere/x.safetensors, which is not there; download the model again"
         in str(caught.value)
     )
+
+
+def test_a_tokenizer_is_taken_from_the_folder_and_from_no_other(tmp_path: Path) -> None:
+    model = folder(tmp_path / "m")
+    names_of = model / "tokenizer_config.json"
+    names_of.write_text('{"fast_tokenizer_files": ["tokenizer.4.0.json"]}')
+    (model / "tokenizer.4.0.json").write_text("{}")
+    locate(model)
+    assert "tokenizer.4.0.json" in names(kept_files.kept(model)) & names(kept_files.tokenizer_files(model))
+    names_of.write_text('{"fast_tokenizer_files": ["../tokenizer.4.0.json"]}')
+    with pytest.raises(UserError, match=r"takes the tokenizer from another folder \(../tokenizer.4.0.json\)"):
+        locate(model)
+    for wrong in ("[]", "{", '{"fast_tokenizer_files": 1}', '{"fast_tokenizer_files": [1]}'):
+        names_of.write_text(wrong)
+        locate(model)
 
 
 def test_a_folder_of_links_to_a_shared_store_is_a_model(tmp_path: Path) -> None:

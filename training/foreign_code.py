@@ -130,9 +130,8 @@ def _put_in(module: ModuleType) -> None:
     def answered(
         trust_remote_code: bool | None, model_name: Any, has_local_code: bool, *arguments: Any, **named: Any
     ) -> Any:
-        wanted = (
-            not has_local_code if trust_remote_code is None else trust_remote_code
-        )  # None would ask on the terminal
+        # None would ask on the terminal.
+        wanted = not has_local_code if trust_remote_code is None else trust_remote_code
         try:
             return original(trusted() and wanted, model_name, has_local_code, *arguments, **named)
         except ValueError as error:

@@ -7,7 +7,7 @@ it could be anything of this machine: a private key that is called LICENSE.
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import stat
 from fnmatch import fnmatchcase
@@ -16,8 +16,8 @@ from pathlib import Path
 from training import foreign_code
 
 TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "tokenizer.model.*", "*.tiktoken", "tekken.json"),
+    *("tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "*.model", "tokenizer.model.*", "*.tiktoken", "tekken.json"),
     *("chat_template.jinja", "chat_template.json"),
 )
 # A model that sees pictures or hears is read by means of these.
@@ -53,7 +53,7 @@ def kept(folder: Path) -> list[Path]:
 
 
 def left_out(folder: Path) -> list[str]:
-    """The files that are no part of a copy though their names say that they are text: for the line that says so."""
+    """The files that a copy is without, but for those that nobody misses: for the line that says so."""
     there = {*kept(folder), *_plain(folder, WEIGHTS + INDEX)}
     others = (file for file in folder.iterdir() if file not in there and not file.is_dir())
     return sorted(file.name for file in others if not _of_the_page(file.name))
@@ -74,7 +74,8 @@ def problems(folder: Path) -> list[str]:
                 f"{name} is a link out of the folder, to a file with another name ({file.readlink()}), which would be "
                 "copied into what is made of the model: put the file itself there"
             )
-    return found
+    outside = (name for name in _other_tokenizers(folder) if Path(name).name != name)
+    return [*found, *(f"tokenizer_config.json takes the tokenizer from another folder ({name})" for name in outside)]
 
 
 def pipes(path: Path) -> list[str]:
@@ -102,7 +103,7 @@ def leads_elsewhere(file: Path) -> bool:
     for _ in range(LINKS):
         if not at.is_symlink():
             return False
-        to = Path(os.path.normpath(at.parent.resolve() / at.readlink()))
+        to = at.parent / at.readlink()
         to = to.parent.resolve() / to.name
         cached = at.parent.parent.name == "snapshots" and to.parent == at.parent.parent.parent / "blobs"
         if to.name != file.name and not cached and not to.is_relative_to(folder):
@@ -131,6 +132,18 @@ def _plain(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
         for file in sorted(folder.iterdir())
         if _matches(file.name, patterns) and file.is_file() and not leads_elsewhere(file)
     ]
+
+
+def _other_tokenizers(folder: Path) -> list[str]:
+    """The files that tokenizer_config.json names to be read in place of tokenizer.json."""
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return []
+    try:
+        names = json.loads(file.read_bytes()).get("fast_tokenizer_files")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return []  # whoever reads it for its sake says what is wrong with it
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _entries(folder: Path) -> list[Path]:
