@@ -30,7 +30,7 @@ BLOCK = 1 << 21  # elements computed at a time: 8 MB in float32, and a few tempo
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 # Never copied from the base: weights in any format, and what belongs to the base's own page or training.
 LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".md", ".partial"}
-TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE, TOKENIZER_CONFIG, OLD_TEMPLATE = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
     """Write base + adapter to the folder `out` (replacing an older one), whole or not at all.
 
     base: a Hugging Face folder with safetensors. adapter: PEFT's adapter_config.json and adapter_model.safetensors.
-    chat_template: the Jinja text that was trained with; None, or the base's own text, leaves every file as it is.
+    chat_template: the Jinja text to serve with, which every place for one will say; None leaves the files as they are.
     Raises RunError when the two do not belong together, a value is not finite, or the disk is full.
     """
     started = time.monotonic()
@@ -268,26 +268,50 @@ def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -
         shutil.copyfile(file, folder / file.name)
     _write_config(base, folder, planned)
     own = own_template(base)
-    if template is None or template == own:
+    if template is None:
         return "the base's own" if own is not None else "none"
-    with (folder / TEMPLATE).open("w", encoding="utf-8", newline="") as file:
-        file.write(template)
-    (folder / "chat_template.json").unlink(missing_ok=True)  # an older place for the same text
-    settings = _read_json(base / TOKENIZER_CONFIG)
-    if "chat_template" in settings:
-        _write_json(folder / TOKENIZER_CONFIG, {**settings, "chat_template": template})
+    _write_template(folder, template)
+    if template == own:
+        return "the base's own"
     return "the one trained with" if own is None else "the one trained with, in place of the base's"
 
 
 def own_template(folder: Path) -> str | None:
-    """The chat template of a model folder: chat_template.jinja, which wins, or the one in tokenizer_config.json."""
-    if (folder / TEMPLATE).is_file():
-        with (folder / TEMPLATE).open(encoding="utf-8", newline="") as file:
-            return file.read()
+    """The chat template of a model folder: chat_template.jinja, which wins, or the one in tokenizer_config.json, or in an
+    older file."""
+    found = (_in_jinja(folder), _in_config(folder), _read_json(folder / OLD_TEMPLATE).get("chat_template"))
+    return next((text for text in found if text is not None), None)
+
+
+def _in_jinja(folder: Path) -> str | None:
+    if not (folder / TEMPLATE).is_file():
+        return None
+    with (folder / TEMPLATE).open(encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def _in_config(folder: Path) -> str | None:
     template = _read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(template, list):  # several named ones; "default" is used for chats
         template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     return template
+
+
+def _write_template(folder: Path, template: str) -> None:
+    """Let every place in which a reader may look for the chat template say this one; what says it already stays.
+
+    Readers differ in which place they believe: transformers chat_template.jinja, llama.cpp's converter the other.
+    """
+    settings = _read_json(folder / TOKENIZER_CONFIG)
+    configured = _in_config(folder)
+    if _in_jinja(folder) != template and ((folder / TEMPLATE).is_file() or configured != template):
+        with (folder / TEMPLATE).open("w", encoding="utf-8", newline="") as file:
+            file.write(template)
+    if settings.get("chat_template") is not None and configured != template:
+        _write_json(folder / TOKENIZER_CONFIG, {**settings, "chat_template": template})
+    old = folder / OLD_TEMPLATE
+    if old.is_file() and _read_json(old).get("chat_template") != template:
+        old.unlink()
 
 
 def _write_config(base: Path, folder: Path, planned: Plan) -> None:
