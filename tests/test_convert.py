@@ -302,16 +302,23 @@ def test_ready_refuses_an_architecture_that_llama_cpp_does_not_know(model, opt):
 
 
 @pytest.mark.tiny
-def test_where_no_small_model_of_an_architecture_can_be_made_a_llama_stands_in_and_a_note_says_why(model, opt):
-    found = convert.ready(opt | {"word_embed_proj_dim": "wide"}, model)
+def test_where_no_small_model_of_an_architecture_can_be_made_a_llama_stands_in_and_a_note_says_why(
+    model, opt, tmp_path
+):
+    found = convert.ready(opt | {"word_embed_proj_dim": "wide"}, model, keep=tmp_path / "vocabulary.gguf")
     assert found["architecture"] == "LlamaForCausalLM"
     assert "word_embed_proj_dim" in found["note"]
+    kept = gguf_file.read(tmp_path / "vocabulary.gguf")
+    assert kept.fields["tokenizer.ggml.tokens"] and not kept.tensors, "the model's own tokenizer is there all the same"
 
 
 @pytest.mark.tiny
 def test_the_trial_of_a_run_is_of_its_own_architecture_and_its_refusal_is_the_users_to_mend(model, opt):
     with convert.trial(json.loads((model / "config.json").read_text()), model) as figures:
-        assert figures()["architecture"] == "LlamaForCausalLM"
+        found = figures()
+        assert found["architecture"] == "LlamaForCausalLM"
+        assert gguf_file.read(found["vocabulary"]).fields["tokenizer.ggml.tokens"]
+    assert not found["vocabulary"].exists(), "it is there until the block is left"
     with (
         convert.trial(opt, model) as figures,
         pytest.raises(UserError, match="cannot convert the architecture OPTForC"),

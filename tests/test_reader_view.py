@@ -134,10 +134,11 @@ def test_the_file_has_the_template_that_was_trained_with_whatever_else_lies_in_t
     assert gguf_file.read(made).fields["tokenizer.chat_template"] == (folder / "chat_template.jinja").read_text()
 
 
-def test_a_model_of_plain_text_is_asked_with_the_bare_prompt_by_its_file_too(folder: Path) -> None:
+def test_the_file_of_a_model_of_plain_text_is_told_its_flags_and_no_template(folder: Path) -> None:
     words, _ = chosen(folder)
-    text = reader_view.pairs(words, None)["tokenizer.chat_template"]
-    assert chat.render(chat_template.ChatTemplate(text, ""), [{"role": "user", "content": " a\n"}], True) == " a\n"
+    wanted = reader_view.pairs(words, None)
+    assert wanted["tokenizer.ggml.add_eos_token"] is False and wanted["tokenizer.ggml.add_bos_token"] is False
+    assert "tokenizer.chat_template" not in wanted
 
 
 # ---- the run's own rows --------------------------------------------------------------------------------------------
@@ -248,3 +249,19 @@ def test_a_row_that_the_finished_file_reads_otherwise_fails_the_check_with_its_p
     found = reader_view.read_as_trained(made, folder, template, RowTexts((text,), 1, 90))
     assert found.figures["different"] == 1 and (found.figures["rows"], found.figures["of_rows"]) == (1, 90)
     assert "rows.jsonl:7: " in found.failure
+
+
+# ---- the tokenizer as it is loaded ---------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_that_loses_all_spaces_is_refused_with_what_would_do(folder: Path) -> None:
+    from training import engine
+
+    base = SimpleNamespace(name="a model", path=folder)
+    settings = SimpleNamespace(model=SimpleNamespace(trust_remote_code=False))
+    edit(folder / "tokenizer_config.json", lambda content: content.update(tokenizer_class="LlamaTokenizerFast"))
+    with pytest.raises(UserError, match="loses the spaces: .* set it to PreTrainedTokenizerFast"):
+        engine.tokenizer(base, settings)
+    edit(folder / "tokenizer_config.json", lambda content: content.update(tokenizer_class="PreTrainedTokenizerFast"))
+    words = engine.tokenizer(base, settings)
+    assert words.decode(words.encode("mended as it says")) == "mended as it says"

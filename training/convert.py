@@ -208,12 +208,13 @@ def _trial(
         if matrix:
             importance.write(folder / "model", f16, range(100), matrix)
         quantised = quantise(f16, folder / "trial.gguf", method, importance=matrix)
+        size = f16.stat().st_size
         if keep is not None:
-            shutil.copyfile(f16, keep)
+            shutil.move(f16, keep)
         return {
             "architecture": architecture,
             "method": method,
-            "f16_bytes": f16.stat().st_size,
+            "f16_bytes": size,
             "quantised_bytes": quantised.size,
             "types": quantised.types,
             "make_seconds": round(made - started, 1),

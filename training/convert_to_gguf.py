@@ -91,9 +91,7 @@ def _quantise(f16: Path, out: Path, method: str, matrix: Path | None) -> None:
 def _pairs(base: Any) -> convert.Pairs:
     """What the file must say of the model's own chat template; without one, nothing of a template."""
     tokenizer = _tokenizer(base.path)
-    template = _template(base, tokenizer)
-    wanted = reader_view.pairs(tokenizer, template)
-    return wanted if template else {key: value for key, value in wanted.items() if key != reader_view.TEMPLATE}
+    return reader_view.pairs(tokenizer, _template(base, tokenizer))
 
 
 def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:

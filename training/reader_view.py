@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 CHARACTERS = 1 << 20  # of rows that are read before the training
 KEPT_CHARACTERS = 1 << 17  # and of those that the export reads again, from the finished file
 ODD_ROWS = 1000  # rows with an added token or text outside NFC, which come before others
-# For a model of plain text: the prompt as it is.
-BARE = "{%- for message in messages %}{{- message['content'] }}{%- endfor %}"
 PLACE, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 
 
@@ -84,7 +82,7 @@ def pairs(words: PreTrainedTokenizerBase, template: ChatTemplate | None) -> dict
     adds = _adds_bos(words, template)
     if adds is not None:
         found[f"{PLACE}add_bos_token"] = adds
-    return found | {TEMPLATE: BARE if template is None else template.exported}
+    return found | ({TEMPLATE: template.exported} if template else {})
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> bool | None:
@@ -218,7 +216,7 @@ def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, tex
         if wrong:
             place = f"{wrong[0].row.file}:{wrong[0].row.line}" if wrong[0].row.line else wrong[0].row.file
             failure = f"{len(wrong)} texts are read as other tokens than were trained; {place}: {_why(wrong[0], known)}"
-        elif said.get(TEMPLATE) != pairs(known, template)[TEMPLATE]:
+        elif template and said.get(TEMPLATE) != template.exported:
             failure = "the chat template in the GGUF is not the one that was trained with"
         elif end is not None and end not in said["vocab"]["end"]:
             failure = f"token {end} ends the trained answers, and llama.cpp does not take it for an end"
