@@ -315,6 +315,13 @@ def test_every_place_for_a_template_says_the_one_trained_with_where_the_base_has
     assert not (tmp_path / "out" / "chat_template.json").exists()
 
 
+def test_an_old_template_file_that_is_damaged_does_not_stop_the_merge(parts, tmp_path: Path) -> None:
+    base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
+    (base / "chat_template.json").write_text("{")
+    assert merging.merge(base, adapter, tmp_path / "out", chat_template="{{ own }}").template == "the base's own"
+    assert not (tmp_path / "out" / "chat_template.json").exists()
+
+
 def test_named_templates_stay_where_their_default_was_trained_with_and_go_where_not(parts, tmp_path: Path) -> None:
     base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
     named = [{"name": "default", "template": "{{ own }}"}, {"name": "tool_use", "template": "{{ tools }}"}]

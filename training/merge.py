@@ -279,8 +279,10 @@ def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -
 def own_template(folder: Path) -> str | None:
     """The chat template of a model folder: chat_template.jinja, which wins, or the one in tokenizer_config.json, or in an
     older file."""
-    found = (_in_jinja(folder), _in_config(folder), _read_json(folder / OLD_TEMPLATE).get("chat_template"))
-    return next((text for text in found if text is not None), None)
+    for place in (_in_jinja, _in_config, _in_old_file):
+        if (text := place(folder)) is not None:
+            return text
+    return None
 
 
 def _in_jinja(folder: Path) -> str | None:
@@ -297,6 +299,14 @@ def _in_config(folder: Path) -> str | None:
     return template
 
 
+def _in_old_file(folder: Path) -> str | None:
+    """What chat_template.json holds; None, too, for one that cannot be read: nothing but its text is lost."""
+    try:
+        return _read_json(folder / OLD_TEMPLATE).get("chat_template")
+    except RunError:
+        return None
+
+
 def _write_template(folder: Path, template: str) -> None:
     """Let every place in which a reader may look for the chat template say this one; what says it already stays.
 
@@ -309,9 +319,8 @@ def _write_template(folder: Path, template: str) -> None:
             file.write(template)
     if settings.get("chat_template") is not None and configured != template:
         _write_json(folder / TOKENIZER_CONFIG, {**settings, "chat_template": template})
-    old = folder / OLD_TEMPLATE
-    if old.is_file() and _read_json(old).get("chat_template") != template:
-        old.unlink()
+    if _in_old_file(folder) != template:
+        (folder / OLD_TEMPLATE).unlink(missing_ok=True)
 
 
 def _write_config(base: Path, folder: Path, planned: Plan) -> None:
