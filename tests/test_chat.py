@@ -537,6 +537,13 @@ def test_rows_with_thoughts_keep_the_switch_and_what_does_not_fit_is_said(name: 
         assert "the rows have '</think>', the server writes nothing more" in told[0]
 
 
+def test_a_line_break_that_would_be_another_token_than_was_trained_is_left_to_the_model(families: dict) -> None:
+    _, template = families["qwen-3"]
+    words, _ = families["smollm2"]  # cuts line breaks as GPT-2 does
+    closed, _, left = serving.close(template, words, thoughts=False)
+    assert (closed.opening, left) == ("<think>\n\n</think>", [])
+
+
 def test_a_template_that_no_line_puts_right_is_said_with_the_place(tokenizer: Callable[..., Any]) -> None:
     words = tokenizer("qwen2")
     opens = "{% if add_generation_prompt %}<|im_start|>assistant\n{% if date_string %}{{ date_string }}{% endif %}{% endif %}"

@@ -22,7 +22,7 @@ TEMPLATES = Path(sys.prefix) / "llama.cpp/models/templates"
     ("name", "line", "after"),
     [
         ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "{%- set enable_thinking = false %}", "<think>\n</think>"),
-        ("Qwen-Qwen3-0.6B", "", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        ("Qwen-Qwen3-0.6B", "", "<|im_start|>assistant\n<think>\n\n</think>"),
     ],
 )
 def test_the_files_of_a_run_serve_what_was_trained(tiny_config: Path, name: str, line: str, after: str) -> None:

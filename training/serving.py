@@ -135,18 +135,20 @@ def _lines(jinja: str, switch: bool) -> Iterator[dict[str, str]]:
 
 
 def _opening(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What stands between the generation prompt and every answer; "" where that is nothing, or its tokens would be
-    others than the trained ones."""
-    openings = set()
+    """What stands between the generation prompt and every answer, as far as its tokens are those trained; "" for nothing.
+
+    In tokenizers like GPT-2's a line break at the end of a prompt is another token than before an answer: it is left to
+    the model then.
+    """
+    trained = [(one, answer) for answer in ANSWERS for one in _trained(template, answer=answer)]
+    openings = {one.before[len(one.prompt) :] for one, _ in trained}
+    whole = openings.pop() if len(openings) == 1 else ""
     tokenise = tokeniser(tokenizer)
-    for answer in ANSWERS:
-        for one in _trained(template, answer=answer):
-            openings.add(one.before[len(one.prompt) :])
-            before, whole = tokenise([one.before, one.before + answer])
-            if whole[: len(before)] != before:
-                return ""
-    opening = openings.pop() if len(openings) == 1 else ""
-    return opening if opening.strip() else ""
+    for opening in (whole, whole.rstrip()):
+        pairs = (tokenise([one.prompt + opening, one.before + answer]) for one, answer in trained)
+        if opening.strip() and all(ids[: len(before)] == before for before, ids in pairs):
+            return opening
+    return ""
 
 
 def _left(template: ChatTemplate, trained: Sequence[Trained], ways: Mapping[str, bool]) -> list[str]:
