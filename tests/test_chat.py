@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, stretches, tokens
+from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, serving, stretches, tokens
 from training.chat import IGNORED, NothingToTrain
 from training.errors import UserError
 from training.rows import Row, Turn
@@ -423,6 +424,133 @@ def test_the_choice_says_where_it_is_from(tokenizer: Callable[..., Any], tmp_pat
     )
     (tmp_path / "chat_template.jinja").write_text((chat_template.FOLDER / "zephyr.jinja").read_text("utf-8"), "utf-8")
     assert chat.choose(base, _settings(), words).source == "the model's own"
+
+
+CHATML_ONLY = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def test_a_template_without_a_generation_prompt_gets_the_header_of_its_answers(tokenizer: Callable[..., Any]) -> None:
+    words = tokenizer("qwen2")
+    words.chat_template = CHATML_ONLY
+    template = chat.choose(None, _settings(), words)
+    assert "with the generation prompt that it lacks, '<|im_start|>assistant\\n'" in template.source
+    one, two = (chat.encode(template, words, _row(turns), 4096)[-1] for turns in (ONE, TWO))
+    assert _trained(one, words) == "It is 4.<|im_end|>"
+    assert _trained(two, words) == f"It is 4.<|im_end|>{TWO[-1].content}<|im_end|>"
+    assert chat.render(template, TWO) == chat.render(chat_template.ChatTemplate(CHATML_ONLY, ""), TWO)
+
+
+@pytest.mark.parametrize("name", ["llama-3", "qwen-3", "mistral", "gemma-2", "deepseek-r1", "vicuna"])
+def test_a_template_with_a_generation_prompt_stays_as_it_is(name: str, families: dict) -> None:
+    assert "that it lacks" not in families[name][1].source
+
+
+def _folder(tmp_path: Path, words: Any, **files: str) -> Any:
+    """A base's folder with the files in it, and the tokenizer's own template taken away."""
+    for name, text in files.items():
+        (tmp_path / name.replace("_json", ".json")).write_text(text)
+    words.chat_template = None
+    return SimpleNamespace(path=tmp_path)
+
+
+def test_a_template_in_an_old_chat_template_json_is_the_models_own(
+    tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = tokenizer("qwen2")
+    base = _folder(tmp_path, words, chat_template_json=json.dumps({"chat_template": CHATML_ONLY}))
+    assert chat.choose(base, _settings(), words).source.startswith("the model's own")
+    (tmp_path / "chat_template.json").write_text("{")
+    with pytest.raises(UserError, match=r"chat_template\.json cannot be read: .*set \[Model\] CHAT_TEMPLATE"):
+        chat.choose(base, _settings(), words)
+
+
+def test_the_only_named_template_is_the_models_own_and_of_several_one_must_be_chosen(
+    tokenizer: Callable[..., Any],
+) -> None:
+    words = tokenizer("qwen2")
+    words.chat_template = {"chat": CHATML_ONLY}
+    assert chat.choose(None, _settings(), words).source.startswith("the model's own")
+    words.chat_template = {"rag": CHATML_ONLY, "chat": CHATML_ONLY}
+    with pytest.raises(UserError, match="chat templates named chat, rag and none named default: copy the one to train"):
+        chat.choose(None, _settings(), words)
+
+
+# ---- what a server writes before an answer -------------------------------------------------------------------------
+
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+SWITCHED_OFF, SWITCHED_ON = "{%- set enable_thinking = false %}", "{%- set enable_thinking = true %}"
+# family -> the line in front of the exported template, and what TEMPLATE writes after the generation prompt
+SERVED = {
+    "llama-3": ("", ""),
+    "llama-3.1": ('{%- set date_string = "26 Jul 2024" %}', ""),
+    "llama-3.2": ("", ""),
+    "qwen-2.5": ("", ""),
+    "qwen-3": ("", EMPTY_THOUGHT),
+    "qwen-3-instruct-2507": ("", ""),
+    "qwen-3.5-thinking": ("", "\n</think>\n\n"),
+    "qwen-3.5-not-thinking": (SWITCHED_OFF, ""),
+    "qwq": (SWITCHED_OFF, ""),
+    "smollm3": (SWITCHED_ON, ""),
+    "deepseek-r1": ("", "\n</think>\n\n"),
+    "deepseek-r1-not-thinking": (SWITCHED_OFF, ""),
+    "gemma-3": ("", ""),
+    "mistral-nemo": ("", ""),
+    "phi-3": ("", ""),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_rows_without_thoughts_are_served_after_the_prompt_that_they_were_trained_with(
+    name: str, families: dict
+) -> None:
+    words, template = families[name]
+    closed, _, left = serving.close(template, words, thoughts=False)
+    assert (closed.exported.removesuffix(template.jinja), closed.opening) == SERVED[name]
+    assert left == []
+    for turns in (ONE, TWO):
+        piece = chat.plan_row(template, _row(turns), "last", "completion").pieces[-1]
+        text = piece.prompt + piece.answer
+        for on in (True, False):
+            given = {"enable_thinking": on}
+            given |= {} if "strftime_now" in template.jinja else {"date_string": "29 Nov 2026", "datetime": "now"}
+            prompt = chat_template.as_served(template, turns[:-1], closed.exported, given)
+            assert text.startswith(prompt), "what the server writes is not how the row begins"
+            assert prompt.startswith(piece.prompt), "the model must write what has no loss"
+        asked = [vars_of(turn) for turn in turns[:-1]]
+        assert text.startswith(chat.prompt_served(closed, asked, True) + turns[-1].content)
+
+
+def vars_of(turn: Turn) -> dict[str, str]:
+    return {"role": turn.role, "content": turn.content}
+
+
+@pytest.mark.parametrize(("name", "left"), [("qwen-3", 0), ("deepseek-r1", 0), ("smollm3", 0), ("qwq", 1)])
+def test_rows_with_thoughts_keep_the_switch_and_what_does_not_fit_is_said(name: str, left: int, families: dict) -> None:
+    words, template = families[name]
+    closed, said, told = serving.close(template, words, thoughts=True)
+    assert (closed.served, closed.opening, said) == ("", "", [])
+    assert len(told) == left
+    if left:
+        assert told[0].startswith(
+            "Ollama 0.30 and later, asked as usual, writes another prompt than the rows were trained"
+        )
+        assert "the rows have '</think>', the server writes nothing more" in told[0]
+
+
+def test_a_line_break_that_would_be_another_token_than_was_trained_is_left_to_the_model(families: dict) -> None:
+    _, template = families["qwen-3"]
+    words, _ = families["smollm2"]  # cuts line breaks as GPT-2 does
+    closed, _, left = serving.close(template, words, thoughts=False)
+    assert (closed.opening, left) == ("<think>\n\n</think>", [])
+
+
+def test_a_template_that_no_line_puts_right_is_said_with_the_place(tokenizer: Callable[..., Any]) -> None:
+    words = tokenizer("qwen2")
+    opens = "{% if add_generation_prompt %}<|im_start|>assistant\n{% if date_string %}{{ date_string }}{% endif %}{% endif %}"
+    words.chat_template = CHATML_ONLY + opens
+    _, said, left = serving.close(chat.choose(None, _settings(), words), words, thoughts=False)
+    assert said == [] and len(left) == 2
+    assert "the server writes '01 Feb 2003'" in left[0]
 
 
 def test_a_template_that_writes_the_date_gets_the_runs(families: dict) -> None:

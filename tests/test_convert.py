@@ -73,6 +73,35 @@ def test_a_failure_is_told_in_one_line_that_says_what_it_means(printed, code, me
     assert "\n" not in told
 
 
+BEYOND = [
+    "Traceback (most recent call last):",
+    '  File "/x/conversion/base.py", line 1470, in _set_vocab_gpt2',
+    "    tokens, toktypes, tokpre = self.get_vocab_base()",
+    '  File "/x/conversion/base.py", line 1380, in get_vocab_base',
+    "    assert max(tokenizer.vocab.values()) < vocab_size",
+    "AssertionError",
+]
+
+
+@pytest.mark.parametrize(
+    ("printed", "meaning"),
+    [
+        (BEYOND, "a token of the tokenizer has a number beyond the model's vocabulary (vocab_size in config.json)"),
+        ([*BEYOND[:4], "    assert tokens", "AssertionError"], "cannot write this tokenizer: assert tokens"),
+        ([*BEYOND[:4], "    x[1]", "IndexError: list index out of range"], "this tokenizer: list index out of range"),
+    ],
+)
+def test_a_tokenizer_that_the_converter_cannot_write_is_no_matter_of_another_trial(printed, meaning):
+    told = convert.reason(printed, 1)
+    assert meaning in told
+    assert any(words in told for words in convert.UNKNOWN)
+
+
+def test_a_failure_of_another_part_of_the_converter_is_not_taken_for_the_tokenizers():
+    told = convert.reason(["  File x, line 3, in write_tensors", "    assert y", "AssertionError"], 1)
+    assert not any(words in told for words in convert.UNKNOWN)
+
+
 def test_an_unknown_method_or_type_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="q4_k_x is none of"):
         convert.quantise(tmp_path / "a", tmp_path / "b", "q4_k_x")
@@ -297,16 +326,23 @@ def test_ready_refuses_an_architecture_that_llama_cpp_does_not_know(model, opt):
 
 
 @pytest.mark.tiny
-def test_where_no_small_model_of_an_architecture_can_be_made_a_llama_stands_in_and_a_note_says_why(model, opt):
-    found = convert.ready(opt | {"word_embed_proj_dim": "wide"}, model)
+def test_where_no_small_model_of_an_architecture_can_be_made_a_llama_stands_in_and_a_note_says_why(
+    model, opt, tmp_path
+):
+    found = convert.ready(opt | {"word_embed_proj_dim": "wide"}, model, keep=tmp_path / "vocabulary.gguf")
     assert found["architecture"] == "LlamaForCausalLM"
     assert "word_embed_proj_dim" in found["note"]
+    kept = gguf_file.read(tmp_path / "vocabulary.gguf")
+    assert kept.fields["tokenizer.ggml.tokens"] and not kept.tensors, "the model's own tokenizer is there all the same"
 
 
 @pytest.mark.tiny
 def test_the_trial_of_a_run_is_of_its_own_architecture_and_its_refusal_is_the_users_to_mend(model, opt):
     with convert.trial(json.loads((model / "config.json").read_text()), model) as figures:
-        assert figures()["architecture"] == "LlamaForCausalLM"
+        found = figures()
+        assert found["architecture"] == "LlamaForCausalLM"
+        assert gguf_file.read(found["vocabulary"]).fields["tokenizer.ggml.tokens"]
+    assert not found["vocabulary"].exists(), "it is there until the block is left"
     with (
         convert.trial(opt, model) as figures,
         pytest.raises(UserError, match="cannot convert the architecture OPTForC"),

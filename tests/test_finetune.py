@@ -83,7 +83,7 @@ def test_the_quantised_file_answers_through_llama_cpp(undisturbed):
 def test_the_report_says_that_every_check_passed(undisturbed):
     report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
     assert {check["name"]: check["passed"] for check in report["checks"]} == {
-        "merged tensors": True, "merged logits": True, "GGUF tokenizer": True, "f16 GGUF": True, "answers": True,
+        "merged tensors": True, "merged logits": True, "GGUF tokenizer": True, "GGUF as read": True, "f16 GGUF": True, "answers": True,
         "quantised tiny.Q4_K_M.gguf": True, "modelfile": True,
     }  # fmt: skip
 

@@ -305,6 +305,42 @@ def test_the_bases_own_template_leaves_its_files_alone(parts, tmp_path: Path) ->
     }
 
 
+def test_every_place_for_a_template_says_the_one_trained_with_where_the_base_has_two(parts, tmp_path: Path) -> None:
+    base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
+    (base / "chat_template.jinja").write_text("{{ trained }}")
+    (base / "chat_template.json").write_text('{"chat_template": "{{ older }}"}')
+    record = merging.merge(base, adapter, tmp_path / "out", chat_template="{{ trained }}")
+    assert record.template == "the base's own"
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text("utf-8"))
+    assert settings == {"eos_token": "</s>", "chat_template": "{{ trained }}"}
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ trained }}"
+    assert not (tmp_path / "out" / "chat_template.json").exists()
+
+
+def test_an_old_template_file_that_is_damaged_does_not_stop_the_merge(parts, tmp_path: Path) -> None:
+    base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
+    (base / "chat_template.json").write_text("{")
+    assert merging.merge(base, adapter, tmp_path / "out", chat_template="{{ own }}").template == "the base's own"
+    assert not (tmp_path / "out" / "chat_template.json").exists()
+
+
+def test_named_templates_stay_where_their_default_was_trained_with_and_go_where_not(parts, tmp_path: Path) -> None:
+    base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
+    named = [{"name": "default", "template": "{{ own }}"}, {"name": "tool_use", "template": "{{ tools }}"}]
+    (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    for wanted, held in (("{{ own }}", named), ("{{ new }}", "{{ new }}")):
+        merging.merge(base, adapter, tmp_path / "out", chat_template=wanted)
+        assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == held
+
+
+def test_a_template_from_an_old_file_is_written_where_readers_look_today(parts, tmp_path: Path) -> None:
+    base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
+    (base / "tokenizer_config.json").write_text('{"eos_token":"</s>"}')
+    (base / "chat_template.json").write_text('{"chat_template": "{{ old }}"}')
+    assert merging.merge(base, adapter, tmp_path / "out", chat_template="{{ old }}").template == "the base's own"
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ old }}"
+
+
 def test_a_template_for_a_base_without_one_is_written_beside_its_untouched_tokenizer(parts, tmp_path: Path) -> None:
     base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
     (base / "tokenizer_config.json").write_text('{"eos_token":"</s>"}')

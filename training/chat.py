@@ -7,12 +7,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from training.chat_template import ChatTemplate, adds_bos, choose, conversation, names, render, samples
+from training.chat_template import ChatTemplate, adds_bos, choose, conversation, names, prompt_served, render, samples
 from training.errors import RunError, UserError
 from training.rows import Row, Turn
 from training.stretches import Tokenise, tokeniser
 
-__all__ = ["ChatTemplate", "Encoded", "choose", "conversation", "encode", "names", "prompt_ids", "render", "samples"]
+__all__ = [
+    "ChatTemplate",
+    "Encoded",
+    "choose",
+    "conversation",
+    "encode",
+    "names",
+    "prompt_ids",
+    "prompt_served",
+    "render",
+    "samples",
+]
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 THOUGHT = "</think>"  # ends the thoughts that an answer came with
@@ -56,12 +67,13 @@ class _Piece:
 class _Plan:
     """What is to be tokenised for one row: pieces in order; `joined`: each piece's text begins the next one's prompt.
 
-    `unthought`: an answer came with thoughts that the chat template leaves no room for, and is trained without them.
+    `thought`: an answer came with thoughts. `unthought`: the chat template leaves no room for them, and they are not trained.
     """
 
     pieces: tuple[_Piece, ...]
     joined: bool
     text: str | None = None
+    thought: bool = False
     unthought: bool = False
 
     def texts(self) -> list[str]:
@@ -132,10 +144,9 @@ def plan_row(template: ChatTemplate, row: Row, train_turns: str, train_on: str) 
     joined = not template.eos_follows and all(
         later.prompt.startswith(piece.prompt + piece.answer) for piece, later in zip(pieces, pieces[1:], strict=False)
     )
-    thoughts = (
-        THOUGHT in messages[i].content and THOUGHT not in piece.answer for i, piece in zip(answers, pieces, strict=True)
-    )
-    return _Plan(pieces, joined or len(pieces) == 1, unthought=any(thoughts))
+    thought = [piece for i, piece in zip(answers, pieces, strict=True) if THOUGHT in messages[i].content]
+    unthought = any(THOUGHT not in piece.answer for piece in thought)
+    return _Plan(pieces, joined or len(pieces) == 1, thought=bool(thought), unthought=unthought)
 
 
 def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> _Piece:

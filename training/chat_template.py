@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class ChatTemplate:
     `tail`: all that the template writes after the last answer (turn_end + white space, often). `end_tokens`: every text
     that ends an answer, for Ollama's stop parameters. `opens_think`: the prompt for an answer ends in an open <think>.
     `takes_system`: a system message shows in the rendering. `today`: the date that some templates write into the system
-    text (Llama 3.2), so that a run that is resumed tomorrow sees the same tokens.
+    text (Llama 3.2), so that a run that is resumed tomorrow sees the same tokens. `served`, `opening`: see serving.py.
     """
 
     jinja: str = field(repr=False)
@@ -45,6 +46,13 @@ class ChatTemplate:
     takes_system: bool = True
     today: datetime.date | None = None
     special: Mapping[str, str] = field(default_factory=dict, compare=False)
+    served: str = field(default="", repr=False)
+    opening: str = ""
+
+    @property
+    def exported(self) -> str:
+        """The Jinja text that goes into merged/ and into the GGUF."""
+        return self.served or self.jinja
 
 
 def names() -> list[str]:
@@ -61,7 +69,30 @@ def choose(base: Any, settings: Any, tokenizer: Any, today: datetime.date | None
     jinja, source = _find(base, settings, tokenizer)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     system = settings.model.system_prompt or None
-    return _tried(jinja, source, special, system, tokenizer, today or datetime.date.today())
+    today = today or datetime.date.today()
+    if header := _missing_header(jinja, special, today):
+        jinja += "{%- if add_generation_prompt %}{{- " + json.dumps(header, ensure_ascii=False) + " }}{%- endif %}"
+        source += f", with the generation prompt that it lacks, {header!r}"
+    return _tried(jinja, source, special, system, tokenizer, today)
+
+
+def _missing_header(jinja: str, special: Mapping[str, str], today: datetime.date) -> str:
+    """The text that begins an answer, of a template that does not write it as the generation prompt; else "".
+
+    Without it the model would be trained to write the header of its own turn, and a server would show that.
+    """
+    asked, answered = [Turn("user", QUESTION)], [Turn("user", QUESTION), Turn("assistant", ANSWER)]
+    try:
+        prompt, open_prompt, whole = (
+            _render(jinja, special, turns, add, today)
+            for turns, add in ((asked, True), (asked, False), (answered, False))
+        )
+    except UserError:  # told with its reason when the template is tried
+        return ""
+    if prompt != open_prompt or not whole.startswith(prompt) or whole.count(ANSWER) != 1:
+        return ""
+    header = whole[len(prompt) : whole.index(ANSWER)]
+    return header if header.strip() else ""
 
 
 def _find(base: Any, settings: Any, tokenizer: Any) -> tuple[str, str]:
@@ -103,10 +134,27 @@ def _named(wanted: str, tokenizer: Any) -> tuple[str, str]:
 def _own(base: Any, tokenizer: Any) -> str | None:
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, Mapping):  # some models carry further ones for tools and retrieval
-        own = own.get("default")
+        if "default" not in own and len(own) > 1:
+            raise UserError(
+                f"the model has chat templates named {', '.join(sorted(own))} and none named default: copy the one to train "
+                "with into a file, and name that as [Model] CHAT_TEMPLATE"
+            )
+        own = own.get("default") or next(iter(own.values()), None)
     if not own and base is not None and (base.path / "chat_template.jinja").is_file():
         own = (base.path / "chat_template.jinja").read_text(encoding="utf-8")
+    if not own and base is not None and (base.path / "chat_template.json").is_file():
+        own = _old_template(base.path / "chat_template.json")
     return own
+
+
+def _old_template(file: Path) -> str | None:
+    """The text in a chat_template.json, where older models have it; transformers reads that for processors alone."""
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}; repair it, or set [Model] CHAT_TEMPLATE") from None
+    template = held.get("chat_template") if isinstance(held, Mapping) else None
+    return template if isinstance(template, str) else None
 
 
 def _with_bos(jinja: str, tokenizer: Any) -> str:
@@ -130,12 +178,26 @@ def render(
     return _render(template.jinja, template.special, messages, add_generation_prompt, template.today)
 
 
+def prompt_served(template: ChatTemplate, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    """What an Ollama TEMPLATE must write: the conversation, and after the generation prompt what began every answer."""
+    text = render(template, messages, add_generation_prompt)
+    return text + template.opening if add_generation_prompt else text
+
+
+def as_served(
+    template: ChatTemplate, messages: Iterable[Turn | Mapping[str, str]], jinja: str, given: Mapping[str, Any]
+) -> str:
+    """A prompt by the text `jinja` with what a server hands to a chat template besides. UserError as `render`."""
+    return _render(jinja, template.special, messages, True, template.today, given)
+
+
 def _render(
     jinja: str,
     special: Mapping[str, str],
     messages: Iterable[Any],
     add_generation_prompt: bool,
     today: datetime.date | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> str:
     import jinja2
 
@@ -143,7 +205,8 @@ def _render(
     chat = [{"role": m.role, "content": m.content} if isinstance(m, Turn) else dict(m) for m in messages]
     try:
         compiled, known = _compiled(jinja)
-        names = {**known, **special, **dated, "messages": chat, "add_generation_prompt": add_generation_prompt}
+        names = {**known, **special, **dated, **(given or {}), "messages": chat}
+        names["add_generation_prompt"] = add_generation_prompt
         return "".join(compiled.root_render_func(compiled.new_context(names, shared=True)))
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"the chat template refuses: {error}") from None

@@ -112,7 +112,7 @@ def merged_tensors(base: Path, adapter: Path, merged: Path) -> Check:
             warnings.append(f"the updates of {found.lost} of {found.targeted} tensors are too small for 16 bits")
         return replace(check, figures=found.as_dict(), warnings=tuple(warnings))
 
-    return _timed(check, measure)
+    return timed(check, measure)
 
 
 def merged_logits(
@@ -174,13 +174,16 @@ def merged_logits(
         )
         return replace(check, figures=figures, passed=False, failure=failure)
 
-    return _timed(check, measure)
+    return timed(check, measure)
 
 
-def gguf_tokenizer(gguf: Path, folder: Path, texts: Sequence[str] = ()) -> Check:
+def gguf_tokenizer(
+    gguf: Path, folder: Path, texts: Sequence[str] = (), tokenizer: PreTrainedTokenizerBase | None = None
+) -> Check:
     """llama.cpp cuts texts into the tokens that the folder's own tokenizer gives: HARD and `texts` (chats as rendered).
 
-    A GGUF file without weights will do, so that this can be proved before anything is trained.
+    A GGUF file without weights will do, so that this can be proved before anything is trained. tokenizer: the folder's,
+    where it is loaded already.
     """
     check = Check(
         "GGUF tokenizer",
@@ -193,9 +196,9 @@ def gguf_tokenizer(gguf: Path, folder: Path, texts: Sequence[str] = ()) -> Check
     def measure() -> Check:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        corpus = [*HARD, *_specials(tokenizer), *texts]
-        ours = [tokenizer.encode(text, add_special_tokens=False) for text in corpus]
+        known = tokenizer or AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        corpus = [*HARD, *_specials(known), *texts]
+        ours = [known.encode(text, add_special_tokens=False) for text in corpus]
         theirs = llama.tokenise(gguf, corpus)
         wrong = [number for number in range(len(corpus)) if ours[number] != theirs[number]]
         figures = {"texts": len(corpus), "tokens": sum(map(len, ours)), "different": len(wrong)}
@@ -208,7 +211,7 @@ def gguf_tokenizer(gguf: Path, folder: Path, texts: Sequence[str] = ()) -> Check
         )
         return replace(check, passed=False, figures=figures, failure=failure)
 
-    return _timed(check, measure)
+    return timed(check, measure)
 
 
 def f16_agrees(
@@ -248,7 +251,7 @@ def f16_agrees(
             return replace(judged, passed=False, failure=failure)
         return judged
 
-    return _timed(check, measure)
+    return timed(check, measure)
 
 
 def quantised(
@@ -283,7 +286,7 @@ def quantised(
             failure = f"{f16.name} is damaged, and {other.name} was made from it: perplexity {before:.4g}"
         return replace(check, passed=False, figures=figures, failure=failure)
 
-    return _timed(check, measure)
+    return timed(check, measure)
 
 
 def answers(
@@ -329,7 +332,7 @@ def answers(
                 return replace(check_, passed=False, failure=fault)
         return check_
 
-    return _timed(check, measure)
+    return timed(check, measure)
 
 
 def _endless(f16: Path, prompt: list[int], answer: list[int]) -> str:
@@ -379,7 +382,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _timed(check: Check, measure: Callable[[], Check]) -> Check:
+def timed(check: Check, measure: Callable[[], Check]) -> Check:
     """Run a check; what breaks while it runs is its failure, so that the others are still made and told together."""
     started = time.monotonic()
     try:

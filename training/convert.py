@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,7 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import convert_worker, files, foreign_code, zygote
+from training import convert_worker, converter_traceback, files, foreign_code, zygote
 from training.errors import MachineError, RunError, UserError
 from training.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
 
@@ -36,6 +36,7 @@ OUTTYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # what the co
 SMALLEST = {"iq3_m": "IQ3_S", "iq3_xs": "IQ3_XXS", "iq3_xxs": "IQ2_S", "iq2_m": "IQ2_S", "iq2_s": "IQ2_XS"}
 SCRATCH = 1 << 24  # less free than this after a failure means that the disk was full
 
+Pairs = Mapping[str, bool | int | str]  # of a GGUF file's metadata
 Progress = Callable[[float], None]  # is told the part that is done, from 0 to 1
 
 
@@ -58,9 +59,12 @@ class Quantised:
         return asdict(self) | {"path": str(self.path)}
 
 
-def to_gguf(folder: Path, out: Path, outtype: str = "f16", progress: Progress | None = None) -> Path:
+def to_gguf(
+    folder: Path, out: Path, outtype: str = "f16", progress: Progress | None = None, pairs: Pairs | None = None
+) -> Path:
     """Convert a model folder (config.json, *.safetensors, tokenizer files) to `out`. `outtype` is one of OUTTYPES.
 
+    pairs: metadata that the file must have, whatever the converter makes of the folder (reader_view.pairs).
     RunError with the converter's own reason, or with the bytes that the disk lacks.
     """
     if outtype not in OUTTYPES:
@@ -70,11 +74,31 @@ def to_gguf(folder: Path, out: Path, outtype: str = "f16", progress: Progress | 
     stage = f"convert to {outtype}"
     need = converted_size(folder, outtype)
     _check_room(stage, out, need)
-    with files.whole_file(out, shared=True) as partial:
-        arguments = [folder.absolute(), "--outfile", partial.absolute(), "--outtype", outtype, *_model_name(folder)]
-        _work(stage, out, need, ["convert", CONVERTER, *arguments], progress)
-        _check_written(stage, partial)
+    _convert(stage, folder, out, need, ["--outtype", outtype], pairs, progress)
     return out
+
+
+def vocabulary(folder: Path, out: Path, pairs: Pairs | None = None) -> Path:
+    """A GGUF file of the folder's tokenizer alone: config.json and the tokenizer's files are enough."""
+    _convert("convert the tokenizer", folder, out, SCRATCH, ["--vocab-only"], pairs, None)
+    return out
+
+
+def _convert(
+    stage: str,
+    folder: Path,
+    out: Path,
+    need: int,
+    options: Sequence[str],
+    pairs: Pairs | None,
+    progress: Progress | None,
+) -> None:
+    with files.whole_file(out, shared=True) as partial, tempfile.TemporaryDirectory(prefix="finetune-pairs-") as beside:
+        wanted = Path(beside) / "pairs.json"
+        wanted.write_text(json.dumps(dict(pairs or {})), encoding="utf-8")
+        arguments = [folder.absolute(), "--outfile", partial.absolute(), *options, *_model_name(folder)]
+        _work(stage, out, need, ["convert_with", wanted, CONVERTER, *arguments], progress)
+        _check_written(stage, partial)
 
 
 def _model_name(folder: Path) -> tuple[str, ...]:
@@ -130,20 +154,26 @@ def quantise(
     )
 
 
-def ready(config: Mapping[str, Any] | None = None, tokenizer: Path | None = None, method: str = "q4_k_m") -> dict:
+def ready(
+    config: Mapping[str, Any] | None = None,
+    tokenizer: Path | None = None,
+    method: str = "q4_k_m",
+    keep: Path | None = None,
+) -> dict[str, Any]:
     """Execute converter and quantiser before hours are spent on training; gives the figures, for the log and report.
 
     They work on a random model of two layers, made in a temporary folder: of the architecture that `config` (a
     config.json) describes and with the tokenizer files in the folder `tokenizer`, else a Llama with a tokenizer of its
     own. UserError when llama.cpp does not know the architecture or the tokenizer; MachineError, with what would help,
     when its tools do not work at all. Where only making a small model of this architecture went wrong, the Llama stands
-    in for it, and "note" in the record says why.
+    in for it, and "note" in the record says why. keep: where a GGUF file with the model's own tokenizer is left, if one
+    can be made.
     """
     note = ""
     try:
         if config is not None and tokenizer is not None:
             try:
-                return _trial(config, tokenizer, method)
+                return _trial(config, tokenizer, method, keep)
             except RunError as error:
                 if any(words in error.message for words in UNKNOWN):
                     raise UserError(f"this model cannot become a GGUF file: {error.message}; choose another") from error
@@ -152,6 +182,9 @@ def ready(config: Mapping[str, Any] | None = None, tokenizer: Path | None = None
                 raise
             except Exception as error:  # transformers' configurations raise what they like at values they do not fit
                 note = f"{type(error).__name__}: {error}"
+            if keep is not None:
+                with suppress(RunError):  # the note says why there is none
+                    vocabulary(tokenizer, keep)
         return _trial(None, None, method) | ({"note": note} if note else {})
     except RunError as error:
         raise MachineError(f"a trial of llama.cpp's converter and quantiser failed: {error}") from error
@@ -159,7 +192,9 @@ def ready(config: Mapping[str, Any] | None = None, tokenizer: Path | None = None
         raise MachineError(f"no trial of the converter: {error}; TMPDIR names another place") from error
 
 
-def _trial(config: Mapping[str, Any] | None, tokenizer: Path | None, method: str) -> dict[str, Any]:
+def _trial(
+    config: Mapping[str, Any] | None, tokenizer: Path | None, method: str, keep: Path | None = None
+) -> dict[str, Any]:
     from training import importance, trial_model
 
     started = time.monotonic()
@@ -173,10 +208,13 @@ def _trial(config: Mapping[str, Any] | None, tokenizer: Path | None, method: str
         if matrix:
             importance.write(folder / "model", f16, range(100), matrix)
         quantised = quantise(f16, folder / "trial.gguf", method, importance=matrix)
+        size = f16.stat().st_size
+        if keep is not None:
+            shutil.move(f16, keep)
         return {
             "architecture": architecture,
             "method": method,
-            "f16_bytes": f16.stat().st_size,
+            "f16_bytes": size,
             "quantised_bytes": quantised.size,
             "types": quantised.types,
             "make_seconds": round(made - started, 1),
@@ -192,6 +230,7 @@ def trial(
     """`ready` in a process of its own, while the caller goes on; gives the function that waits for its figures.
 
     Of `methods` one that needs an importance matrix is tried, if there is one, because that is what may not be possible.
+    Among the figures is "vocabulary": a GGUF file with the model's tokenizer, there until the block is left, or None.
 
     The process is ended when the block is left, so that whoever finds a mistake meanwhile need not wait for it.
     """
@@ -199,14 +238,15 @@ def trial(
         described = Path(folder) / "config.json"
         described.write_text(json.dumps(config), encoding="utf-8")
         method = next((name for name in methods if name in NEED_IMPORTANCE_MATRIX), "q4_k_m")
-        child = zygote.popen(Path(__file__), [described, tokenizer, method], {"TMPDIR": folder})
+        kept = Path(folder) / "vocabulary.gguf"
+        child = zygote.popen(Path(__file__), [described, tokenizer, method, kept], {"TMPDIR": folder})
 
         def result() -> dict[str, Any]:
             printed = child.stdout.read().decode("utf-8", "replace").strip().splitlines()
             if code := child.wait():
                 kind = UserError if code == UserError.exit_code else MachineError
                 raise kind((printed or ["a trial of llama.cpp's converter failed"])[-1])
-            return json.loads(printed[-1])
+            return json.loads(printed[-1]) | {"vocabulary": kept if kept.is_file() else None}
 
         try:
             yield result
@@ -310,6 +350,7 @@ UNKNOWN = (
     "cannot convert the architecture",
     "does not know this tokenizer",
     "none can be made for the architecture",
+    "cannot write this tokenizer",
 )  # no trial of another kind would help
 
 # What the converter or quantiser prints -> what it means. The first that is found anywhere is told.
@@ -332,6 +373,8 @@ MEANINGS = (
 
 def reason(printed: Sequence[str], code: int) -> str:
     """Why the worker failed, in one line: what is known to be meant, or the last thing said that is not a traceback."""
+    if refused := converter_traceback.refused_tokenizer(printed):
+        return refused
     for pattern, meaning in MEANINGS:
         for line in reversed(printed):
             if found := re.search(pattern, line):
@@ -356,12 +399,13 @@ def reason(printed: Sequence[str], code: int) -> str:
     return f"llama.cpp ended with {how}; it printed last: {last}"
 
 
-def main(config: str, tokenizer: str, method: str) -> int:
+def main(config: str, tokenizer: str, method: str, keep: str) -> int:
     """The process of `trial`. Its last line is the figures as JSON, or the reason, with exit 2 or 3."""
     foreign_code.keep_out()
     convert_worker.end_with_parent()
     try:
-        print(json.dumps(ready(json.loads(Path(config).read_text(encoding="utf-8")), Path(tokenizer), method)))
+        described = json.loads(Path(config).read_text(encoding="utf-8"))
+        print(json.dumps(ready(described, Path(tokenizer), method, Path(keep))))
         return 0
     except (UserError, MachineError) as error:
         print(" ".join(str(error).split()))

@@ -40,6 +40,7 @@ from training import (
     modelfile,
     names,
     plan,
+    reader_view,
     reference,
     settings,
     weights_fit,
@@ -64,7 +65,8 @@ def convert_folder(base: Any, targets: dict[str, Path], calibration: str = "") -
     RunError naming the step or the check that failed.
     """
     with _workspace(next(iter(targets.values()))) as room:
-        f16 = convert.to_gguf(base.path, room / (targets[F16].name if F16 in targets else "model.F16.gguf"))
+        name = targets[F16].name if F16 in targets else "model.F16.gguf"
+        f16 = convert.to_gguf(base.path, room / name, pairs=_pairs(base))
         logger.info("converted to f16: {:,} bytes", f16.stat().st_size)
         made = {method: f16 if method == F16 else room / path.name for method, path in targets.items()}
         matrix = _importance(base.path, f16, calibration, room / "importance.npz") if calibration else None
@@ -91,9 +93,17 @@ def _quantise(f16: Path, out: Path, method: str, matrix: Path | None) -> None:
     logger.info("{}: {:,} bytes{}", method, made.size, fell_back if made.fell_back else "")
 
 
+def _pairs(base: Any) -> convert.Pairs:
+    """What the file must say of the model's own chat template; without one, nothing of a template."""
+    tokenizer = _tokenizer(base.path)
+    return reader_view.pairs(tokenizer, _template(base, tokenizer))
+
+
 def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:
     template = _template(base, _tokenizer(base.path))
     done = [checks.gguf_tokenizer(f16, base.path, chat.samples(template) if template else ())]
+    if template:
+        done.append(reader_view.read_as_trained(f16, base.path, template, reader_view.RowTexts()))
     checks.require(done)  # the rest would be measured on wrong tokens
     ids = llama.tokenise(f16, [SAMPLE])[0][: base.max_length or None]
     with reference.opened(base.path) as model:

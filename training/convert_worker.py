@@ -1,11 +1,13 @@
 """The inner side of convert.py: one conversion or quantisation in a process of its own. It ends when its stdin closes.
 
 convert_worker.py convert CONVERTER.py ARGUMENTS...      convert_worker.py quantise SOURCE OUT METHOD [IMPORTANCE.npz]
+convert_worker.py convert_with PAIRS.json CONVERTER.py ARGUMENTS...
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import runpy
 import sys
@@ -37,6 +39,24 @@ def convert(script: str, *arguments: str) -> None:
     sys.path[0] = str(Path(script).parent)
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
+
+
+def convert_with(pairs: str, script: str, *arguments: str) -> None:
+    """`convert`, with the pairs of a JSON file in the GGUF: last, so that they stand whatever a part has written."""
+    sys.path.insert(1, str(Path(script).parent / "gguf-py"))
+    import gguf
+
+    write_header = gguf.GGUFWriter.write_header_to_file
+
+    def with_pairs(writer: gguf.GGUFWriter, path: Path | None = None) -> None:
+        add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
+        for key, value in json.loads(Path(pairs).read_text(encoding="utf-8")).items():
+            writer.remove_key(key)
+            add[type(value)](key, value)
+        write_header(writer, path)
+
+    gguf.GGUFWriter.write_header_to_file = with_pairs
+    convert(script, *arguments)
 
 
 def quantise(source: str, out: str, method: str, importance: str = "") -> int:
@@ -93,4 +113,5 @@ def file_type(llama_cpp: Any, method: str) -> int:
 if __name__ == "__main__":
     foreign_code.keep_out()
     end_with_parent()
-    sys.exit({"convert": convert, "quantise": quantise}[sys.argv[1]](*sys.argv[2:]))
+    commands = {"convert": convert, "convert_with": convert_with, "quantise": quantise}
+    sys.exit(commands[sys.argv[1]](*sys.argv[2:]))

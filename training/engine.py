@@ -20,7 +20,7 @@ from loguru import logger
 
 from training import adapter as adapters
 from training import leftovers, weights_fit
-from training.errors import Interrupted, MachineError, RunError
+from training.errors import Interrupted, MachineError, RunError, UserError
 
 EAGER_UP_TO = 512  # tokens; below, SDPA's bf16 backward on a CPU is slower than plain matrix products
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -84,8 +84,24 @@ def tokenizer(base: Any, settings: Any) -> Any:
     """The base model's own tokenizer, from its local folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
+    found = AutoTokenizer.from_pretrained(
         base.path, local_files_only=True, trust_remote_code=settings.model.trust_remote_code
+    )
+    _keeps_spaces(found, base)
+    return found
+
+
+def _keeps_spaces(words: Any, base: Any) -> None:
+    """UserError for a tokenizer that transformers reads as another kind than it is: it gives all text without spaces."""
+    text = "This is how a text comes back."
+    back = words.decode(words.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False)
+    if " " in back.strip() or "".join(back.split()) != text.replace(" ", ""):
+        return
+    file = base.path / "tokenizer_config.json"
+    named = type(words).__name__
+    raise UserError(
+        f"{base.name}: its tokenizer loses the spaces: {text!r} comes back as {back!r}. transformers has taken it for a "
+        f"{named}: tokenizer_class in {file} is wrong for this tokenizer.json; set it to PreTrainedTokenizerFast"
     )
 
 

@@ -38,6 +38,7 @@ from training import (
     log,
     merge,
     modelfile,
+    reader_view,
     runs,
     settings,
     verification,
@@ -112,14 +113,24 @@ class Job:
         fields["today"] = fields["today"] and date.fromisoformat(fields["today"])
         return chat.ChatTemplate(**fields)
 
+    @property
+    def trained_template(self) -> chat.ChatTemplate | None:
+        """The chat template that was trained with; None for plain text."""
+        return None if self.facts["plain"] else self.template
+
+    @property
+    def row_texts(self) -> reader_view.RowTexts:
+        """Texts of the rows that were trained; none in a run of an older version."""
+        return reader_view.RowTexts.of(self.facts.get("row_texts"))
+
     def chat(self, adds_bos: bool) -> modelfile.Chat | None:
         """How the model was trained to chat; None for plain text."""
         if self.facts["plain"]:
             return None
         template = self.template
         return modelfile.Chat(
-            lambda messages, add_generation_prompt: chat.render(template, messages, add_generation_prompt),
-            jinja=template.jinja,
+            lambda messages, add_generation_prompt: chat.prompt_served(template, messages, add_generation_prompt),
+            jinja=template.exported,
             bos=template.bos,
             eos=template.eos,
             adds_bos=adds_bos,
@@ -166,6 +177,7 @@ def keep_facts(
             "measured": [item.as_dict() for item in rows.measured],
             "asked": [item.as_dict() for item in rows.asked],
             "calibration": list(calibration),
+            "row_texts": reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).as_dict(),
         },
     )
 
@@ -235,14 +247,15 @@ def _forget_later(job: Job, name: str) -> None:
 
 
 def _merge(job: Job) -> dict[str, Any]:
-    template = None if job.facts["plain"] else job.template.jinja
-    record = merge.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template)
+    template = job.trained_template
+    record = merge.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template and template.exported)
     return {"merge": dataclasses.asdict(record)}
 
 
 def _convert(job: Job) -> dict[str, Any]:
+    pairs = reader_view.pairs(reader_view.tokenizer(job.merged), job.trained_template)
     with merge.without_template(job.merged) if job.facts["plain"] else nullcontext(job.merged) as folder:
-        convert.to_gguf(folder, job.f16)
+        convert.to_gguf(folder, job.f16, pairs=pairs)
     return {"bytes": job.f16.stat().st_size}
 
 

@@ -66,6 +66,15 @@ def tokenise(gguf: Path, texts: Sequence[str], special: bool = True) -> list[lis
         return ask({"do": "tokenise", "texts": list(texts), "special": special})["ids"]
 
 
+def read_prompts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens that llama-server and Ollama make of rendered prompts: with all that the file's flags put around them.
+
+    As they do, a BOS (EOS) that the text has already is left out of it where the flag adds one.
+    """
+    with worker(gguf, vocab_only=True) as ask:
+        return ask({"do": "read_prompts", "texts": list(texts)})["ids"]
+
+
 def metadata(gguf: Path) -> dict[str, Any]:
     """The file's key-value pairs as llama.cpp prints them (arrays shortened), and what it makes of the vocabulary.
 

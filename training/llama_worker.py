@@ -65,6 +65,16 @@ class Model:
     def tokenise(self, texts: Sequence[str], special: bool, send: object = None) -> dict[str, Any]:
         return {"ids": [self._ids(text, special) for text in texts]}
 
+    def read_prompts(self, texts: Sequence[str], send: object = None) -> dict[str, Any]:
+        """As common_chat_templates_apply and the tokenising after it (common/chat.cpp)."""
+        flags = (llama_cpp.llama_vocab_get_add_bos(self.vocab), llama_cpp.llama_vocab_get_add_eos(self.vocab))
+        ends = (llama_cpp.llama_vocab_bos(self.vocab), llama_cpp.llama_vocab_eos(self.vocab))
+        bos, eos = (
+            self._piece(token).decode("utf-8", "replace") if flag and token >= 0 else ""
+            for flag, token in zip(flags, ends, strict=True)
+        )
+        return {"ids": [self._ids(text.removeprefix(bos).removesuffix(eos), True, add=True) for text in texts]}
+
     def metadata(self, send: object = None) -> dict[str, Any]:
         pairs: dict[str, Any] = {}
         buffer = ctypes.create_string_buffer(1 << 20)
@@ -191,16 +201,17 @@ class Model:
         rows = llama_cpp.llama_get_logits(context.pointer)
         return np.ctypeslib.as_array(rows, (count, self.size)).copy()
 
-    def _ids(self, text: str, special: bool) -> list[int]:
+    def _ids(self, text: str, special: bool, add: bool = False) -> list[int]:
+        """The tokens of a text; `add`: with what the file's flags put around one."""
         raw = text.encode("utf-8")
         if not raw:
             return []
         room = len(raw) + 16  # SentencePiece puts a space in front; never more tokens than bytes otherwise
         ids = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, room, False, special)
+        count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, room, add, special)
         if count < 0:
             ids = (llama_cpp.llama_token * -count)()
-            count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, -count, False, special)
+            count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, -count, add, special)
         return list(ids[:count])
 
     def _piece(self, token: int) -> bytes:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 21  # elements computed at a time: 8 MB in float32, and a few temporaries of that size
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE, TOKENIZER_CONFIG, OLD_TEMPLATE = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
     """Write base + adapter to the folder `out` (replacing an older one), whole or not at all.
 
     base: a Hugging Face folder with safetensors. adapter: PEFT's adapter_config.json and adapter_model.safetensors.
-    chat_template: the Jinja text that was trained with; None, or the base's own text, leaves every file as it is.
+    chat_template: the Jinja text to serve with, which every place for one will say; None leaves the files as they are.
     Raises RunError when the two do not belong together, a value is not finite, or the disk is full.
     """
     started = time.monotonic()
@@ -260,26 +260,59 @@ def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -
         logger.info("the merged model takes from its base what a model needs, and not: {}", ", ".join(others))
     _write_config(folder, planned)
     own = own_template(folder)
-    if template is None or template == own:
+    if template is None:
         return "the base's own" if own is not None else "none"
-    with (folder / TEMPLATE).open("w", encoding="utf-8", newline="") as file:
-        file.write(template)
-    (folder / "chat_template.json").unlink(missing_ok=True)  # an older place for the same text
-    settings = _read_json(folder / TOKENIZER_CONFIG)
-    if "chat_template" in settings:
-        _write_json(folder / TOKENIZER_CONFIG, {**settings, "chat_template": template})
+    _write_template(folder, template)
+    if template == own:
+        return "the base's own"
     return "the one trained with" if own is None else "the one trained with, in place of the base's"
 
 
 def own_template(folder: Path) -> str | None:
-    """The chat template of a model folder: chat_template.jinja, which wins, or the one in tokenizer_config.json."""
-    if (folder / TEMPLATE).is_file():
-        with (folder / TEMPLATE).open(encoding="utf-8", newline="") as file:
-            return file.read()
+    """The chat template of a model folder: chat_template.jinja, which wins, or the one in tokenizer_config.json, or in an
+    older file."""
+    for place in (_in_jinja, _in_config, _in_old_file):
+        if (text := place(folder)) is not None:
+            return text
+    return None
+
+
+def _in_jinja(folder: Path) -> str | None:
+    if not (folder / TEMPLATE).is_file():
+        return None
+    with (folder / TEMPLATE).open(encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def _in_config(folder: Path) -> str | None:
     template = _read_json(folder / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(template, list):  # several named ones; "default" is used for chats
         template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     return template
+
+
+def _in_old_file(folder: Path) -> str | None:
+    """What chat_template.json holds; None, too, for one that cannot be read: nothing but its text is lost."""
+    try:
+        return _read_json(folder / OLD_TEMPLATE).get("chat_template")
+    except RunError:
+        return None
+
+
+def _write_template(folder: Path, template: str) -> None:
+    """Let every place in which a reader may look for the chat template say this one; what says it already stays.
+
+    Readers differ in which place they believe: transformers chat_template.jinja, llama.cpp's converter the other.
+    """
+    settings = _read_json(folder / TOKENIZER_CONFIG)
+    configured = _in_config(folder)
+    if _in_jinja(folder) != template and ((folder / TEMPLATE).is_file() or configured != template):
+        with (folder / TEMPLATE).open("w", encoding="utf-8", newline="") as file:
+            file.write(template)
+    if settings.get("chat_template") is not None and configured != template:
+        _write_json(folder / TOKENIZER_CONFIG, {**settings, "chat_template": template})
+    if _in_old_file(folder) != template:
+        (folder / OLD_TEMPLATE).unlink(missing_ok=True)
 
 
 @contextmanager

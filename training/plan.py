@@ -29,6 +29,8 @@ from training import (
     memory,
     modelfile,
     privacy,
+    reader_view,
+    serving,
     settings,
     tokens,
     train,
@@ -104,6 +106,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
             weights_fit.check_dora(base.path, given.lora.target_modules)
         plan = _read_rows(given, machine, base, today, there)
         figures = tried()
+        reader_view.hold(figures["vocabulary"], plan)
     if "note" in figures:
         logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), figures["note"])
     logger.info(
@@ -125,6 +128,8 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
         logger.info(note)
     rows, validation, test, rejected = _tokenise(data, template, tokenizer, given)
     _enough_for_all(len(rows), given)
+    if not data.plain:
+        template = _as_served(template, tokenizer, rows)
     summary = tokens.summary(rows, tokenizer)
     given = _choose_for_rows(given, base, summary, machine)
     steps = train.total_steps(len(rows), given)
@@ -286,6 +291,19 @@ def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any
     return *parts, rejected
 
 
+def _as_served(template: Any, tokenizer: Any, rows: Any) -> Any:
+    """The template with what servers need, so that they write the prompts that were trained; says what is not so."""
+    import numpy as np
+
+    thoughts = bool(np.asarray(rows.with_format("numpy")["thought"][:]).any())
+    template, said, left = serving.close(template, tokenizer, thoughts)
+    for line in said:
+        logger.info(line)
+    for line in left:
+        logger.warning(line)
+    return template
+
+
 def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
     """Choices that depend on the length of the rows."""
     fast = fast_cpu.wanted(given)
@@ -320,8 +338,8 @@ def _regrouped(given: Any, summary: Any) -> Any:
 def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: bool) -> None:
     """Compose the Modelfile now: a system text or a name that it cannot hold must not be found out after the training."""
     chatting = None if plain else modelfile.Chat(
-        lambda messages, add_generation_prompt: chat.render(template, messages, add_generation_prompt),
-        jinja=template.jinja, bos=template.bos, eos=template.eos, adds_bos=False, system=template.system,
+        lambda messages, add_generation_prompt: chat.prompt_served(template, messages, add_generation_prompt),
+        jinja=template.exported, bos=template.bos, eos=template.eos, adds_bos=False, system=template.system,
     )  # fmt: skip
     text = modelfile.compose(
         f"{given.name}.Q4_K_M.gguf",

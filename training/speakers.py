@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,15 +103,8 @@ class Gguf:
         self.process.stop()
 
     def prompt_tokens(self, text: str) -> list[int]:
-        """The tokens of a rendered text, with BOS in front where the file says so, as Ollama puts it there."""
-        ids = self.process.ask({"do": "tokenise", "texts": [text], "special": True})["ids"][0]
-        bos = self._bos
-        return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
-
-    @functools.cached_property
-    def _bos(self) -> int | None:
-        vocab = self.process.ask({"do": "metadata"})["metadata"]["vocab"]
-        return vocab["bos"] if vocab["add_bos"] else None
+        """The tokens of a rendered text, with all that the file's flags put around it, as Ollama reads it."""
+        return self.process.ask({"do": "read_prompts", "texts": [text]})["ids"][0]
 
     @property
     def speed(self) -> float | None:

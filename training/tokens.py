@@ -8,7 +8,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-VERSION = 4  # of the encoding; raise it when the same rows would give other tokens, or other columns
+VERSION = 5  # of the encoding; raise it when the same rows would give other tokens, or other columns
 PART = 10_000  # rows looked at together, for warnings
 KEPT_DAYS = 30  # since a cached file was last asked for
 KEPT_PARTIAL_DAYS = 2  # what a process that was killed left behind; one that lives writes on
@@ -81,7 +82,8 @@ def tokenise(
 
     Columns: input_ids, labels (int32 lists of equal length, at most `max_length`), prompt_length, answer_length (tokens),
     cut (bool), file, line, special (a special token that the row's own text holds, or None), unthought (bool: thoughts that the
-    template has no room for were left out). A row gives several sequences where the template asks for it (see chat.encode).
+    template has no room for were left out), thought (bool: an answer came with thoughts), odd (bool: text that tokenizers
+    may disagree on, see _odd_text). A row gives several sequences where the template asks for it (see chat.encode).
     The result is kept in `cache_dir` under a name made from the rows, the template, the tokenizer and the options.
     """
     import datasets
@@ -236,6 +238,8 @@ def _schema() -> pa.Schema:
             ("line", pa.int64()),
             ("special", pa.string()),
             ("unthought", pa.bool_()),
+            ("thought", pa.bool_()),
+            ("odd", pa.bool_()),
             ("reason", pa.string()),
         ]
     )
@@ -274,7 +278,7 @@ def _encode_batch(batch: pa.Table, template: ChatTemplate, tokenizer: Any, optio
             made += [(row, plan, encoded, None) for encoded in sequences]
         except NothingToTrain as error:
             made.append((row, plan, NOTHING, str(error)))
-    return _table(made, _special_tokens(tokenizer))
+    return _table(made, _special_tokens(tokenizer), _odd_text(tokenizer))
 
 
 UNTHOUGHT = (
@@ -288,12 +292,30 @@ _quick = lru_cache(maxsize=2)(quick_tokeniser)  # kept from batch to batch for w
 @lru_cache(maxsize=2)
 def _special_tokens(tokenizer: Any) -> Callable[[Any], str | None]:
     """Finds the first special token that stands in a row's own text, where it is read as that token."""
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special and str(token).strip()]
-    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-    signs = "".join({text[0] for text in special})
+    return _finder(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+
+@lru_cache(maxsize=2)
+def _odd_text(tokenizer: Any) -> Callable[[Any], bool]:
+    """Whether a row's text holds what tokenizers have ways of their own with: an added token, text outside NFC."""
+    find = _finder(map(str, tokenizer.added_tokens_decoder.values()))
+
+    def odd(row: Any) -> bool:
+        return find(row) is not None or not all(unicodedata.is_normalized("NFC", text) for text in _contents(row))
+
+    return odd
+
+
+def _finder(tokens: Iterable[str]) -> Callable[[Any], str | None]:
+    """Finds the first of `tokens` (not those of white space) that stands in a row's own text."""
+    found = [text for text in tokens if text.strip()]
+    if not found:
+        return lambda row: None
+    pattern = re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))))
+    signs = "".join({text[0] for text in found})
 
     def find(row: Any) -> str | None:
-        for text in [turn.content for turn in row.messages] if row.messages is not None else [row.text]:
+        for text in _contents(row):
             if any(sign in text for sign in signs) and (mark := pattern.search(text)):  # most rows have no sign
                 return mark[0]
         return None
@@ -301,10 +323,14 @@ def _special_tokens(tokenizer: Any) -> Callable[[Any], str | None]:
     return find
 
 
+def _contents(row: Any) -> list[str]:
+    return [turn.content for turn in row.messages] if row.messages is not None else [row.text]
+
+
 _Made = tuple[Any, Any, Encoded, "str | None"]  # a row, its plan, one of its sequences, and why it has none
 
 
-def _table(made: list[_Made], find: Callable[[Any], str | None]) -> pa.Table:
+def _table(made: list[_Made], find: Callable[[Any], str | None], odd: Callable[[Any], bool]) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
@@ -326,6 +352,8 @@ def _table(made: list[_Made], find: Callable[[Any], str | None]) -> pa.Table:
         "line": [row.line for row, _, _, _ in made],
         "special": [find(row) for row, _, _, _ in made],
         "unthought": [plan is not None and plan.unthought for _, plan, _, _ in made],
+        "thought": [plan is not None and plan.thought for _, plan, _, _ in made],
+        "odd": [odd(row) for row, _, _, _ in made],
         "reason": [reason for _, _, _, reason in made],
     }
     return pa.table(columns, schema=_schema())

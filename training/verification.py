@@ -12,7 +12,19 @@ from typing import Any
 
 from loguru import logger
 
-from training import chat, checks, evaluation, files, held_out, modelfile, reference, runs, scoring, speakers
+from training import (
+    chat,
+    checks,
+    evaluation,
+    files,
+    held_out,
+    modelfile,
+    reader_view,
+    reference,
+    runs,
+    scoring,
+    speakers,
+)
 from training.checks import Check
 from training.errors import RunError
 
@@ -39,8 +51,9 @@ def run(job: Any) -> dict[str, Any]:
             # loaded once, when base + adapter has been freed, for every check that runs the merged model
             merged = functools.cache(lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged")))
             done.append(checks.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
-            chats = () if job.facts["plain"] else chat.samples(job.template)
+            chats = chat.samples(job.trained_template) if job.trained_template else ()
             done.append(checks.gguf_tokenizer(job.f16, job.merged, chats))
+            done.append(reader_view.read_as_trained(job.f16, job.merged, job.trained_template, job.row_texts))
             done.append(checks.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
                 done.append(checks.answers(merged(), job.f16, others, prompts, job.facts["end_ids"], most))

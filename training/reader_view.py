@@ -1,0 +1,297 @@
+"""What a reader of the GGUF (llama.cpp, llama-server, Ollama) makes of a prompt, held against what the rows were made with.
+
+A reader acts on the file's own metadata: it puts BOS or EOS around every prompt, fills the chat template with these two,
+and stops at the tokens that it takes for an end. `pairs` is what a file must say so that all of it is as in training. And
+llama.cpp cuts texts into tokens by its own code: `hold` reads the run's own rows with it, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from training import chat, checks, dataset, llama
+from training.chat import ChatTemplate, NothingToTrain
+from training.checks import Check
+from training.errors import UserError
+from training.noticed import SHOWN
+from training.stretches import tokeniser
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+    from training.plan import Plan
+
+CHARACTERS = 1 << 20  # of rows that are read before the training
+KEPT_CHARACTERS = 1 << 17  # and of those that the export reads again, from the finished file
+ODD_ROWS = 1000  # rows with an added token or text outside NFC, which come before others
+PLACE, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
+
+
+@dataclass(frozen=True)
+class RowText:
+    """A text that a row is trained as, and where the row stands."""
+
+    text: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class RowTexts:
+    """Texts of `rows` of the run's `total` rows: all of them where that is quick, else those that are odd and a sample."""
+
+    texts: tuple[RowText, ...] = ()
+    rows: int = 0
+    total: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON-able values, for the export."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any] | None) -> RowTexts:
+        """The record again from its dict; no texts from None."""
+        if record is None:
+            return cls()
+        return cls(tuple(RowText(**one) for one in record["texts"]), record["rows"], record["total"])
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def pairs(words: PreTrainedTokenizerBase, template: ChatTemplate | None) -> dict[str, bool | int | str]:
+    """The metadata with which a reader makes of a prompt what training made of it. `template` None: plain text."""
+    found: dict[str, bool | int | str] = {f"{PLACE}add_eos_token": False}
+    for name in ("bos", "eos"):
+        if (number := getattr(words, f"{name}_token_id")) is not None:
+            found[f"{PLACE}{name}_token_id"] = number
+    if (end := end_id(words, template)) != words.eos_token_id and end is not None:
+        found[f"{PLACE}eot_token_id"] = end
+    adds = _adds_bos(words, template)
+    if adds is not None:
+        found[f"{PLACE}add_bos_token"] = adds
+    return found | ({TEMPLATE: template.exported} if template else {})
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> bool | None:
+    """Whether a reader must put BOS in front; None where either is right, for the template writes it and a reader
+    that adds one leaves that out."""
+    prompts = chat.samples(template)[:1] if template else []
+    if not prompts or tokenizer.bos_token_id is None:
+        return chat.adds_bos_cached(tokenizer)
+    written = prompts[0].startswith(tokenizer.bos_token)
+    begins = chat.with_bos(tokeniser(tokenizer)(prompts)[0], tokenizer)[:1] == [tokenizer.bos_token_id]
+    return None if begins and written else begins
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> int | None:
+    """The token that ends a trained answer."""
+    if template is None or template.eos_follows or not template.turn_end:
+        return tokenizer.eos_token_id
+    return tokeniser(tokenizer)([template.turn_end])[0][-1]
+
+
+# ---- the run's own rows ------------------------------------------------------------------------------------------
+
+
+def row_texts(
+    rows: datasets.Dataset,
+    tokenised: datasets.Dataset,
+    template: ChatTemplate,
+    options: tuple[str, str],
+    seed: int,
+    most: int,
+) -> RowTexts:
+    """What rows are trained as, about `most` characters of it: the odd rows first, then rows in a seeded order.
+
+    tokenised: what tokens.tokenise made of `rows`. options: TRAIN_TURNS and TRAIN_ON.
+    """
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    odd = _odd_rows(rows, tokenised)
+    first = set(odd)
+    found: list[RowText] = []
+    taken = characters = 0
+    for number in (*odd, *(one for one in order if one not in first)):
+        row = dataset.as_row(rows[number])
+        try:
+            texts = chat.plan_row(template, row, *options).texts()
+        except NothingToTrain:  # left out of the training
+            continue
+        if taken and characters + sum(map(len, texts)) > most:
+            break
+        found += [RowText(text, row.file, row.line) for text in texts]
+        taken, characters = taken + 1, characters + sum(map(len, texts))
+    return RowTexts(tuple(found), taken, len(rows))
+
+
+def _odd_rows(rows: datasets.Dataset, tokenised: datasets.Dataset) -> list[int]:
+    """The numbers of the rows that tokens.tokenise has marked as odd, ODD_ROWS at most."""
+    import numpy as np
+
+    marked = np.asarray(tokenised.with_format("numpy")["odd"][:])
+    chosen = tokenised.select(np.flatnonzero(marked)[:ODD_ROWS]).select_columns(["file", "line"])
+    wanted = {(one["file"], one["line"]) for one in chosen}
+    found: list[int] = []
+    if wanted:
+        start = 0
+        for part in rows.select_columns(["file", "line"]).iter(batch_size=10_000):
+            places = zip(part["file"], part["line"], strict=True)
+            found += [start + number for number, place in enumerate(places) if place in wanted]
+            start += len(part["file"])
+    return found
+
+
+def of_plan(plan: Plan, most: int) -> RowTexts:
+    """`row_texts` of the run that a plan leads to."""
+    chosen = plan.settings.dataset
+    options = chosen.train_turns, chosen.train_on
+    return row_texts(plan.data.train, plan.train, plan.template, options, plan.settings.training.seed, most)
+
+
+def hold(vocabulary: Path | None, plan: Plan) -> None:
+    """Read texts of ours and the run's own rows with llama.cpp, by the model's vocabulary as a GGUF file.
+
+    UserError naming the rows that would be read as other tokens than are trained.
+    """
+    if vocabulary is None:
+        logger.warning("how llama.cpp reads the rows could not be tried before the training; the export checks it")
+        return
+    chats = () if plan.data.plain else chat.samples(plan.template)
+    found = checks.gguf_tokenizer(vocabulary, plan.base.path, chats, plan.tokenizer)
+    if not found.passed:
+        raise UserError(f"{plan.base.name} cannot be served as it is trained: {found.failure}")
+    texts = of_plan(plan, CHARACTERS)
+    different = list(differences(vocabulary, plan.tokenizer, texts.texts))
+    composed = _read_when_composed(vocabulary, plan.tokenizer, different)
+    if other := [one for one in different if one.row not in composed]:
+        raise UserError(_refused(other, plan.tokenizer), _title(other, texts))
+    if composed:
+        named = ", ".join(dict.fromkeys(f"{row.file}:{row.line}" for row in composed[:SHOWN]))
+        logger.warning(
+            "{}{}: text outside Unicode NFC is trained as its NFC form; Ollama reads the NFC form as the same tokens, and "
+            "other forms as others",
+            named,
+            f" and {len(composed) - SHOWN:,} more" if len(composed) > SHOWN else "",
+        )
+    logger.info("llama.cpp reads {:,} of {:,} rows as they are trained", texts.rows, texts.total)
+
+
+def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, texts: RowTexts) -> Check:
+    """A reader of the finished file makes of prompts and rows the tokens trained, by the template trained, to the end trained.
+
+    folder: the merged model, whose tokenizer is the one trained with. template: None for plain text.
+    """
+    check = Check(
+        "GGUF as read",
+        True,
+        {},
+        "every prompt and row gives the tokens trained, with all that the file's flags add; template and end are those trained",
+        "llama-server and Ollama act on what the file says of itself, and a prompt that they change was not trained",
+    )
+
+    def measure() -> Check:
+        known = tokenizer(folder)
+        said = llama.metadata(gguf)
+        chats = [RowText(text, "a chat of the template", 0) for text in (chat.samples(template) if template else ())]
+        wrong = list(differences(gguf, known, [*chats, *texts.texts], whole=True))
+        composed = _read_when_composed(gguf, known, wrong)
+        wrong = [one for one in wrong if one.row not in composed]
+        end = end_id(known, template)
+        flags = {name: said["vocab"][name] for name in ("add_bos", "add_eos")}
+        figures = {"prompts": len(chats), "rows": texts.rows, "of_rows": texts.total, "different": len(wrong), **flags}
+        failure = ""
+        if wrong:
+            place = f"{wrong[0].row.file}:{wrong[0].row.line}" if wrong[0].row.line else wrong[0].row.file
+            failure = f"{len(wrong)} texts are read as other tokens than were trained; {place}: {_why(wrong[0], known)}"
+        elif template and said.get(TEMPLATE) != template.exported:
+            failure = "the chat template in the GGUF is not the one that was trained with"
+        elif end is not None and end not in said["vocab"]["end"]:
+            failure = f"token {end} ends the trained answers, and llama.cpp does not take it for an end"
+        return replace(check, passed=not failure, figures=figures, failure=failure)
+
+    return checks.timed(check, measure)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row's text that llama.cpp reads otherwise: the tokens trained, those read, and where they part."""
+
+    row: RowText
+    trained: list[int]
+    read: list[int]
+
+    @property
+    def at(self) -> int:
+        same = zip(self.trained, self.read, strict=False)
+        return next((i for i, (a, b) in enumerate(same) if a != b), min(len(self.trained), len(self.read)))
+
+
+def differences(
+    gguf: Path, tokenizer: PreTrainedTokenizerBase, texts: Sequence[RowText], whole: bool = False
+) -> Iterator[Difference]:
+    """The texts that llama.cpp reads otherwise. `whole`: with all that a reader of this file puts around a prompt."""
+    words = [one.text for one in texts]
+    if not words:
+        return
+    ours = tokeniser(tokenizer)(words)
+    ours = [chat.with_bos(ids, tokenizer) for ids in ours] if whole else ours
+    theirs = llama.read_prompts(gguf, words) if whole else llama.tokenise(gguf, words)
+    for row, trained, read in zip(texts, ours, theirs, strict=True):
+        if trained != read:
+            yield Difference(row, trained, read)
+
+
+def _read_when_composed(
+    gguf: Path, tokenizer: PreTrainedTokenizerBase, different: Sequence[Difference]
+) -> list[RowText]:
+    """Those that differ only because the tokenizer writes text in NFC first, which llama.cpp leaves to who asks."""
+    rows = [one for one in different if not unicodedata.is_normalized("NFC", one.row.text)]
+    if not rows:
+        return []
+    read = llama.tokenise(gguf, [unicodedata.normalize("NFC", one.row.text) for one in rows])
+    return [one.row for one, ids in zip(rows, read, strict=True) if ids == one.trained]
+
+
+def _title(different: Sequence[Difference], texts: RowTexts) -> str:
+    count = len({(one.row.file, one.row.line) for one in different})
+    rows = f"{count:,} of {texts.rows:,} rows" + (f" (of {texts.total:,})" if texts.rows < texts.total else "")
+    return f"{rows} would be read in Ollama as other tokens than are trained:"
+
+
+def _refused(different: Sequence[Difference], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The first rows, each with the place and what would do, and the count of the rest."""
+    first: dict[tuple[str, int], Difference] = {}
+    for one in different:
+        first.setdefault((one.row.file, one.row.line), one)
+    told = [f"{one.row.file}:{one.row.line}: {_why(one, tokenizer)}" for one in list(first.values())[:SHOWN]]
+    return told + ([f"and {len(first) - SHOWN:,} more"] if len(first) > SHOWN else [])
+
+
+def _why(one: Difference, tokenizer: PreTrainedTokenizerBase) -> str:
+    around = slice(max(0, one.at - 2), one.at + 3)
+    text = tokenizer.decode(one.trained[around], skip_special_tokens=False)
+    words = f"{text!r} is trained as {one.trained[around]}, llama.cpp reads {one.read[around]}"
+    added = tokenizer.added_tokens_decoder.values()
+    for token in sorted((t for t in added if str(t) in one.row.text), key=lambda t: str(t) not in text):
+        flags = [name for name in ("lstrip", "rstrip", "single_word", "normalized") if getattr(token, name)]
+        if not flags:
+            continue
+        what = "the white space beside it" if {"lstrip", "rstrip"} & set(flags) else "how it stands in a word"
+        return (
+            f"{words}: the token {token} is {' and '.join(flags)} in tokenizer.json, which a GGUF cannot say; change "
+            f"{what} in the rows, or set that to false there"
+        )
+    return f"{words}; another form of this text, or another base model, would do"
