@@ -418,9 +418,9 @@ def test_the_files_of_a_run_are_named(end):
 @BOTH
 def test_the_checks_and_the_stages_of_the_export_are_those_of_the_program(end):
     rows = table(read(ROOT / f"README{end}"), "| check |" if end == ".md" else "| 检查 |")
-    source = (ROOT / "training" / "checks.py").read_text(encoding="utf-8")
-    known = re.findall(r"= Check\(\s*f?\"([^\"]+)\"", source)
-    assert {row[0] for row in rows} == {check.split(" {")[0] for check in known} | {"modelfile"}
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "training").rglob("*.py")]
+    known = {check for text in sources for check in re.findall(r"\bCheck\(\s*f?\"([^\"]+)\"", text)}
+    assert {row[0] for row in rows} == {check.split(" {")[0] for check in known}
     assert ("、" if end == CHINESE else ", ").join(export.STAGES) in document("ollama", end)
 
 
