@@ -37,9 +37,10 @@ TRANSLATED = (
 MADE_LATER = {"training/finetune.log"}
 # Words in capitals that are no setting of ours: what a user fills in, and parts of a Modelfile or of the source.
 FILLED_IN = {*usage.POSITIONS, "DIR", "EPOCHS", "FILE", "FLAGS", "KEY", "NAME", "RUN", "TEXT", "URL", "VALUE"}
-NO_SETTINGS = {"FROM", "TEMPLATE", "ADAPTER", "FORMATS", "PAIRS", "NOT_COMPARED"}
+NO_SETTINGS = {"FROM", "TEMPLATE", "ADAPTER", "PARAMETER", "GGUF", "NFC", "FORMATS", "PAIRS", "NOT_COMPARED"}
 # Variables that others read; ours are found in the scripts.
-OTHERS_VARIABLES = {"HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE"}
+OTHERS_VARIABLES = {"HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "OLLAMA_GO_TEMPLATE", "WANDB_API_KEY"}
+OTHERS_VARIABLES |= {"RANK", "WORLD_SIZE", "MASTER_ADDR"}
 
 
 def name(page: Path) -> str:
@@ -418,9 +419,9 @@ def test_the_files_of_a_run_are_named(end):
 @BOTH
 def test_the_checks_and_the_stages_of_the_export_are_those_of_the_program(end):
     rows = table(read(ROOT / f"README{end}"), "| check |" if end == ".md" else "| 检查 |")
-    source = (ROOT / "training" / "checks.py").read_text(encoding="utf-8")
-    known = re.findall(r"= Check\(\s*f?\"([^\"]+)\"", source)
-    assert {row[0] for row in rows} == {check.split(" {")[0] for check in known} | {"modelfile"}
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "training").rglob("*.py")]
+    known = {check for text in sources for check in re.findall(r"\bCheck\(\s*f?\"([^\"]+)\"", text)}
+    assert {row[0] for row in rows} == {check.split(" {")[0] for check in known}
     assert ("、" if end == CHINESE else ", ").join(export.STAGES) in document("ollama", end)
 
 

@@ -387,3 +387,4 @@ def test_scripts_can_be_executed_and_never_change_the_directory(name):
     assert (ROOT / name).stat().st_mode & stat.S_IXUSR
     assert "set -euo pipefail" in text
     assert not re.search(r"(?m)^\s*(cd|pushd|eval|source|\.) ", text)
+    assert "<<" not in text, "a program in a here-document is neither linted nor tested"
