@@ -542,6 +542,9 @@ def test_a_line_break_that_would_be_another_token_than_was_trained_is_left_to_th
     words, _ = families["smollm2"]  # cuts line breaks as GPT-2 does
     closed, _, left = serving.close(template, words, thoughts=False)
     assert (closed.opening, left) == ("<think>\n\n</think>", [])
+    assert closed.exported == SWITCHED_ON + template.jinja, (
+        "thinking off would end in the line break that was not trained"
+    )
 
 
 def test_a_template_that_no_line_puts_right_is_said_with_the_place(tokenizer: Callable[..., Any]) -> None:

@@ -22,7 +22,7 @@ TEMPLATES = Path(sys.prefix) / "llama.cpp/models/templates"
     ("name", "line", "after"),
     [
         ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "{%- set enable_thinking = false %}", "<think>\n</think>"),
-        ("Qwen-Qwen3-0.6B", "", "<|im_start|>assistant\n<think>\n\n</think>"),
+        ("Qwen-Qwen3-0.6B", "{%- set enable_thinking = true %}", "<|im_start|>assistant\n<think>\n\n</think>"),
     ],
 )
 def test_the_files_of_a_run_serve_what_was_trained(tiny_config: Path, name: str, line: str, after: str) -> None:
@@ -30,7 +30,7 @@ def test_the_files_of_a_run_serve_what_was_trained(tiny_config: Path, name: str,
     tiny_config.write_text(tiny_config.read_text().replace("NEW_MODEL_NAME = tiny", wanted))
     ended = finetune("--config", tiny_config, *QUICK)
     assert ended.code == 0, ended.stderr
-    assert not line or "the exported chat template begins with a line that sets enable_thinking = false" in ended.stderr
+    assert f"the exported chat template begins with a line that sets {line[8:-3]}:" in ended.stderr
     exported = line + (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
     served = gguf_file.read(ended.run / "tiny.Q4_K_M.gguf").fields
     assert served["tokenizer.chat_template"] == exported

@@ -20,7 +20,7 @@ from training.chat_template import as_served
 from training.errors import UserError
 from training.pieces import difference
 from training.rows import Row, Turn
-from training.stretches import tokeniser
+from training.stretches import Tokenise, tokeniser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,12 +53,13 @@ def close(
     """
     trained = list(_trained(template, THOUGHT if thoughts else ""))
     ways = {ON: True} if thoughts else {ON: True, OFF: False}
-    served, said = _fixed(template, trained, ways)
+    tokenise = tokeniser(tokenizer)
+    served, said = _fixed(template, trained, ways, tokenise)
     opening = "" if thoughts else _opening(template, tokenizer)
     if opening:
         said.append(f"TEMPLATE goes on with {opening!r} after the generation prompt: so every answer was trained")
     template = replace(template, served=served, opening=opening)
-    return template, said, _left(template, trained, ways)
+    return template, said, _left(template, trained, ways, tokenise)
 
 
 def _trained(template: ChatTemplate, thought: str = "", answer: str = ANSWERS[0]) -> Iterator[Trained]:
@@ -89,30 +90,38 @@ def _prompts(template: ChatTemplate, jinja: str, turns: Sequence[Turn], ways: Ma
     return found
 
 
-def _right(trained: Trained, prompt: str) -> bool:
-    """Whether an answer that follows `prompt` was trained there: what is missing of it is in the loss."""
-    return trained.before.startswith(prompt) and prompt.startswith(trained.prompt)
+def _right(trained: Trained, prompt: str, tokenise: Tokenise) -> bool:
+    """Whether an answer that follows `prompt` was trained there: what is missing of it is in the loss, and its end is no
+    other token than in the row, as a line break may be in tokenizers like GPT-2's."""
+    if not (trained.before.startswith(prompt) and prompt.startswith(trained.prompt)):
+        return False
+    if prompt == trained.prompt:
+        return True
+    ids, whole = tokenise([prompt, trained.before + ANSWERS[0]])
+    return whole[: len(ids)] == ids
 
 
 def _wrong(
-    template: ChatTemplate, jinja: str, trained: Sequence[Trained], ways: Mapping[str, bool]
+    template: ChatTemplate, jinja: str, trained: Sequence[Trained], ways: Mapping[str, bool], tokenise: Tokenise
 ) -> dict[str, tuple[Trained, str]]:
     """The ways of asking that give a prompt that was not trained, each with the first instance."""
     found: dict[str, tuple[Trained, str]] = {}
     for one in trained:
         for way, prompt in _prompts(template, jinja, one.chat, ways).items():
-            if not _right(one, prompt):
+            if not _right(one, prompt, tokenise):
                 found.setdefault(way, (one, prompt))
     return found
 
 
-def _fixed(template: ChatTemplate, trained: Sequence[Trained], ways: Mapping[str, bool]) -> tuple[str, list[str]]:
+def _fixed(
+    template: ChatTemplate, trained: Sequence[Trained], ways: Mapping[str, bool], tokenise: Tokenise
+) -> tuple[str, list[str]]:
     """The template's text with lines in front that fix what servers would set otherwise; "" where none is needed."""
-    left = len(_wrong(template, template.jinja, trained, ways))
+    left = len(_wrong(template, template.jinja, trained, ways, tokenise))
     served, told = "", []
     for lines in _lines(template.jinja, OFF in ways) if left else ():
         jinja = "".join(f"{{%- set {name} = {value} %}}" for name, value in lines.items()) + template.jinja
-        if (still := len(_wrong(template, jinja, trained, ways))) < left:
+        if (still := len(_wrong(template, jinja, trained, ways, tokenise))) < left:
             left, served = still, jinja
             fixed = " and ".join(f"{name} = {value}" for name, value in lines.items())
             why = "a server would write another prompt than was trained"
@@ -151,10 +160,15 @@ def _opening(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> str:
     return ""
 
 
-def _left(template: ChatTemplate, trained: Sequence[Trained], ways: Mapping[str, bool]) -> list[str]:
+def _left(
+    template: ChatTemplate, trained: Sequence[Trained], ways: Mapping[str, bool], tokenise: Tokenise
+) -> list[str]:
     """What servers would still write otherwise than trained."""
     told = []
-    for way, (one, prompt) in _wrong(template, template.exported, trained, ways).items():
+    for way, (one, prompt) in _wrong(template, template.exported, trained, ways, tokenise).items():
+        if one.before.startswith(prompt) and prompt.startswith(one.prompt):
+            told.append(f"Ollama 0.30 and later, asked {way}, ends a prompt in another token than the rows have there")
+            continue
         where = difference(one.before, prompt, ("the rows have", "the server writes"))
         told.append(
             f"Ollama 0.30 and later, asked {way}, writes another prompt than the rows were trained with: {where}"
