@@ -12,13 +12,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import checkpoint, command_line, comparison, control, dataset, events, files, log, page, privacy, runs
+from training import (
+    base_model,
+    checkpoint,
+    command_line,
+    comparison,
+    control,
+    dataset,
+    events,
+    files,
+    gguf_model,
+    log,
+    page,
+    privacy,
+    runs,
+)
 from training.errors import UserError
 from training.rows import BadRow
 
@@ -331,9 +346,24 @@ def test_what_is_made_to_be_passed_on_has_the_mode_of_the_umask(tmp_path, umask)
     with masked(umask):
         files.write_text(tmp_path / "Modelfile", "FROM x", shared=True)
         with files.whole_folder(tmp_path / "merged", shared=True) as folder:
-            files.write_json(folder / "config.json", {})
+            (folder / "config.json").write_text("{}")
+            (folder / "model.safetensors").touch(0o600)  # the copy of a private one
     assert mode(tmp_path / "Modelfile") == mode(tmp_path / "merged/config.json") == 0o666 & ~umask
     assert mode(tmp_path / "merged") == 0o777 & ~umask
+    assert mode(tmp_path / "merged/model.safetensors") == 0o600
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_model_unpacked_from_a_file_has_the_mode_of_the_umask(tmp_path, umask, monkeypatch):
+    def unpack(_gguf: Path, folder: Path, _say: Any) -> None:
+        files.write_json(folder / "model.safetensors.index.json", {})
+        (folder / "model.safetensors").touch(0o600)  # as safetensors does
+
+    monkeypatch.setattr(gguf_model, "unpack", unpack)
+    (tmp_path / "m.gguf").touch()
+    with masked(umask):
+        base_model._unpack(tmp_path / "m.gguf", tmp_path / "m", print)
+    assert {mode(file) for file in (tmp_path / "m").iterdir()} == {0o666 & ~umask}
 
 
 def test_logs_events_and_caches_that_an_older_version_left_open_are_closed(tmp_path, monkeypatch):
@@ -411,6 +441,8 @@ def test_planted_secrets_and_escape_codes_are_in_nothing_that_a_run_says_or_keep
     system = f"Your key is {TOKEN}."
     text = config.read_text(encoding="utf-8").replace("[Dataset]", f"SYSTEM_PROMPT = {system}\n[Dataset]")
     config.write_text(text.replace("EVAL_STEPS = 3", "SAMPLE_STEPS = 3"), encoding="utf-8")
+    for file in tiny_model.iterdir():  # the merged model is as open as its base, which safetensors writes for its owner
+        file.chmod(0o666)
     secret = {"MY_API_KEY": "planted-in-environment", "HF_ENDPOINT": "me:PLANTED-endpoint@host"}
     with masked(0):
         ended = finetune("--config", config, "--events", **secret)

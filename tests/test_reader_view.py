@@ -265,3 +265,12 @@ def test_a_tokenizer_that_loses_all_spaces_is_refused_with_what_would_do(folder:
     edit(folder / "tokenizer_config.json", lambda content: content.update(tokenizer_class="PreTrainedTokenizerFast"))
     words = engine.tokenizer(base, settings)
     assert words.decode(words.encode("mended as it says")) == "mended as it says"
+
+
+def test_of_rows_with_secrets_no_text_is_kept_for_the_export_and_all_of_the_others_is():
+    texts = (
+        *(RowText("my key", "r.jsonl", 1), RowText("is sk-0123456789abcdefghij", "r.jsonl", 1)),
+        *(RowText("write to bob@example.org", "r.jsonl", 2), RowText("a line more", "r.jsonl", 2)),
+    )
+    assert RowTexts(texts, 2, 9).without_secrets() == RowTexts(texts[2:], 1, 9)
+    assert RowTexts(texts[2:], 1, 9).without_secrets() == RowTexts(texts[2:], 1, 9)

@@ -162,6 +162,7 @@ def _unpack(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:
     with files.whole_folder(folder, shared=True) as partial:
         gguf_model.unpack(gguf, partial, say)
         files.write_json(partial / SOURCE, _source(gguf))
+        files.level(partial)
 
 
 def _source(gguf: Path) -> dict[str, Any]:

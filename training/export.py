@@ -177,7 +177,7 @@ def keep_facts(
             "measured": [item.as_dict() for item in rows.measured],
             "asked": [item.as_dict() for item in rows.asked],
             "calibration": list(calibration),
-            "row_texts": reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).as_dict(),
+            "row_texts": reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets().as_dict(),
         },
     )
 

@@ -39,21 +39,21 @@ def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Give an empty folder to fill; rename it to `path` (replacing an older one) when the block ends well."""
+    """Give an empty folder to fill; rename it to `path` (replacing an older one) when the block ends well.
+
+    In a `shared` one the files keep the modes that the block gave them: a copy of a private file stays private.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if not shared:
         private(partial)
-    # What fills the folder gives its files modes of its own; these are like the folder's.
-    mode = stat.S_IMODE(partial.stat().st_mode)
     try:
         yield partial
+        if not shared:
+            level(partial)
         for file in partial.rglob("*"):
-            if file.is_symlink():
-                continue
-            change_mode(file, mode if file.is_dir() else mode & 0o666)
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 sync(file)
         sync(partial)
         old = path.with_name(f"{path.name}.old.{os.getpid()}{PARTIAL}")
@@ -120,6 +120,14 @@ def change_mode(path: Path, mode: int) -> None:
     if stat.S_IMODE(path.stat().st_mode) != mode:
         with suppress(OSError):
             path.chmod(mode)
+
+
+def level(folder: Path) -> None:
+    """Let all in a folder be as open as the folder itself is: libraries give the files that they write other modes."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for file in folder.rglob("*"):
+        if not file.is_symlink():
+            change_mode(file, mode if file.is_dir() else mode & 0o666)
 
 
 def append_whole(handle: int, content: bytes) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import chat, checks, dataset, llama
+from training import chat, checks, dataset, llama, privacy
 from training.chat import ChatTemplate, NothingToTrain
 from training.checks import Check
 from training.errors import UserError
@@ -55,6 +55,12 @@ class RowTexts:
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON-able values, for the export."""
         return asdict(self)
+
+    def without_secrets(self) -> RowTexts:
+        """Without the rows in which a text holds what looks like a secret: as they are they must not be written down."""
+        held = {(one.file, one.line) for one in self.texts if privacy.redact(one.text) != one.text}
+        kept = tuple(one for one in self.texts if (one.file, one.line) not in held)
+        return replace(self, texts=kept, rows=self.rows - len(held))
 
     @classmethod
     def of(cls, record: Mapping[str, Any] | None) -> RowTexts:
