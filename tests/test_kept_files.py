@@ -206,6 +206,15 @@ def test_the_links_of_the_hubs_cache_are_followed_also_from_another_folder(tmp_p
     assert locate(mine).parameters == 15
 
 
+def test_a_template_in_a_folder_of_its_own_in_the_hubs_cache_is_no_link_elsewhere(tmp_path: Path) -> None:
+    snapshot = hub_cache(tmp_path)
+    blob = tmp_path / "models--org--m" / "blobs" / ("f" * 64)
+    blob.write_text("{{ messages }}")
+    (snapshot / "additional_chat_templates").mkdir()
+    (snapshot / "additional_chat_templates" / "tool_use.jinja").symlink_to(f"../../../blobs/{blob.name}")
+    assert kept_files.problems(snapshot) == []
+
+
 def test_a_folder_that_looks_like_the_hubs_cache_leads_no_link_elsewhere(tmp_path: Path, secret: Path) -> None:
     snapshot = hub_cache(tmp_path)
     blobs = tmp_path / "models--org--m" / "blobs"

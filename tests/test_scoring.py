@@ -8,10 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import scoring
+from training import evaluation, privacy, scoring
+from training.evaluation import Answer
+from training.held_out import Item
 from training.scoring import FEWEST
 
 EQUAL = ("运行 ./run.sh 开始训练。", "All settings are in the file config.ini.")
+
+
+def test_a_right_answer_with_a_secret_in_it_has_full_marks() -> None:
+    text = "The key is sk-proj-abcdefghijklmnopqrstuvwxyz0123456789."
+    item = Item([1], [1], "Which key?", privacy.redact(text), [1], 8)
+    assert item.expected != text, "what is kept for the report has no secret"
+    assert evaluation.marks([item], [Answer(text, [1], True)])[0].exact == 1
 
 
 @pytest.mark.parametrize("text", EQUAL)

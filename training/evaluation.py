@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training import scoring
+from training import privacy, scoring
 from training.chat import IGNORED
 from training.held_out import LONGEST, Item
 
@@ -187,7 +187,9 @@ def evaluate(
 
 def marks(items: Sequence[Item], found: Sequence[Any]) -> list[scoring.Marks]:
     """Score answers (text, stopped) against what was expected."""
-    return [scoring.marks(one.text, item.expected, one.stopped) for item, one in zip(items, found, strict=True)]
+    # What is expected is kept without secrets, so that an answer is compared as it would be kept.
+    pairs = zip(items, found, strict=True)
+    return [scoring.marks(privacy.redact(one.text), item.expected, one.stopped) for item, one in pairs]
 
 
 def loss_scores(

@@ -105,7 +105,7 @@ def leads_elsewhere(file: Path) -> bool:
             return False
         to = at.parent / at.readlink()
         to = to.parent.resolve() / to.name
-        cached = at.parent.parent.name == "snapshots" and to.parent == at.parent.parent.parent / "blobs"
+        cached = any(up.name == "snapshots" and to.parent == up.parent / "blobs" for up in at.parents)
         if to.name != file.name and not cached and not to.is_relative_to(folder):
             return True
         at = to
