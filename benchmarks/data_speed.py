@@ -71,7 +71,6 @@ def _phrases(signs: list[str]) -> list[str]:
 def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     """Seconds of reading and of tokenising, and the tokens, through the program's own modules."""
     import datasets  # noqa: F401 (its import is no part of the measurement, on either way)
-
     from training import chat, dataset, settings, tokens
 
     base, tokenizer = _model()
@@ -115,9 +114,8 @@ def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
 
 
 def _model() -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
-
     from training import base_model, settings
+    from transformers import AutoTokenizer
 
     base = base_model.locate(settings.Model(base_model_name=base_model.EMBEDDED))
     return base, AutoTokenizer.from_pretrained(base.path)

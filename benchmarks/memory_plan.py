@@ -72,9 +72,8 @@ def make(folder: Path, shape: dict[str, int]) -> None:
     import shutil
 
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from training import base_model, settings
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     embedded = base_model.locate(settings.Model(base_model_name=base_model.EMBEDDED)).path
     config = LlamaConfig(

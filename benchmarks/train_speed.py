@@ -119,9 +119,8 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     transformers.logging.disable_progress_bar()
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
-    from trl import SFTConfig, SFTTrainer
-
     from training import fast_cpu, trainer
+    from trl import SFTConfig, SFTTrainer
 
     micro, accumulation = args.batch
     trainer_class, options = SFTTrainer, {"gradient_checkpointing": False}

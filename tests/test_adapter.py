@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-
 from training import merge, weights
 from training.errors import RunError
 

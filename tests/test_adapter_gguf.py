@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ended, forked
-
 from training import adapter_gguf, convert, export, gguf_file, llama, merge, modelfile_syntax, runs
 from training.errors import MachineError, RunError, UserError
 

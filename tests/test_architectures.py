@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, finetune, write_tiny_config
-
 from training import checks, convert, gguf_file, gguf_tokenizer, merge, reference
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]

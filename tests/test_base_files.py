@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 from test_adapter import write
-
 from training import base_files, checkpoint, export, weights
 from training.errors import RunError, UserError
 

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from training import base_model, files, model_folder, ollama_store, weights
 from training.errors import UserError
 

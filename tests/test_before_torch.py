@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
 from training import before_torch
 
 pytestmark = pytest.mark.slow

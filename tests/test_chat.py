@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, serving, stretches, tokens
 from training.chat import IGNORED, NothingToTrain
 from training.errors import UserError

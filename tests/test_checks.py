@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from training import adapter as adapters
 from training import agreement, checks, convert, llama, merge, reference
 from training.checks import Check

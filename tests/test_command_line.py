@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from training import command_line, settings
 from training.command_line import parse
 from training.errors import UserError

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from test_page import BROWSER, browse
 from test_report import HOSTILE, good, hostile, in_state
-
 from training import checklist, command_line, comparison, page, record, report, runs, story
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS, LOSS

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from training import convert, convert_worker, export, files, gguf_file, importance, merge, trial_model
 from training.errors import MachineError, RunError, UserError
 

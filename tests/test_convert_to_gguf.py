@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Ended, forked
-
 from training import convert_to_gguf, gguf_file, llama, modelfile_syntax
 from training.errors import RunError, UserError
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
 from training import create_sample_data, rows
 
 SCRIPT = ROOT / "training" / "create_sample_data.py"

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from training import dataset, noticed, row_files, row_parts
 from training.errors import MachineError, UserError
 from training.rows import BadRow, Row, Turn

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-
 from training import environment, settings
 from training.environment import Gpu, Machine
 from training.errors import MachineError

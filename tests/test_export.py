@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from conftest import ROOT, Ended, finetune, forked, once, write_tiny_config
 from test_checks import edit_end, edit_tensor
-
 from training import export, gguf_file, reference
 
 SCRIPT = ROOT / "training" / "export.py"

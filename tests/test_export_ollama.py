@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-
 from training import ini, modelfile, modelfile_syntax, probing
 
 pytestmark = pytest.mark.slow

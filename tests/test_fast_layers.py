@@ -117,7 +117,6 @@ def test_gradient_checkpointing_changes_nothing():
 
 def test_a_switched_off_adapter_is_left_out():
     import torch
-
     from training import fast_cpu, fast_layers
 
     model = adapted()
@@ -172,7 +171,6 @@ def measured_in(dtype: str, by_hand: int):
 
 def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
     import torch
-
     from training import fast_layers as hand
 
     torch.manual_seed(0)
@@ -197,7 +195,6 @@ def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
 def attended(dtype, lengths, heads, groups, dim):
     """Attention of random queries, keys and values, and the gradient for them, in `dtype`; the same numbers in each."""
     import torch
-
     from training import fast_layers
 
     torch.manual_seed(0)
@@ -235,7 +232,6 @@ def test_attention_in_vector_units_is_attention_but_for_the_rounding_of_bf16(vec
 
 def test_attention_in_vector_units_and_in_products_of_matrices_agree(vectors, monkeypatch):
     import torch
-
     from training import kernels
 
     ours = attended(torch.bfloat16, (130, 7, 600), 9, 3, 64)
@@ -248,7 +244,6 @@ def test_attention_in_vector_units_and_in_products_of_matrices_agree(vectors, mo
 
 def test_more_threads_than_heads_take_products_of_matrices(vectors, monkeypatch):
     import torch
-
     from training import kernels
 
     called = []
@@ -262,7 +257,6 @@ def test_more_threads_than_heads_take_products_of_matrices(vectors, monkeypatch)
 
 def test_a_number_that_is_not_one_stays_so_in_its_row_of_text(vectors):
     import torch
-
     from training import fast_layers
 
     qkv = torch.ones(20, 3 * 16).bfloat16()
@@ -274,7 +268,6 @@ def test_a_number_that_is_not_one_stays_so_in_its_row_of_text(vectors):
 
 def test_a_number_that_is_not_one_stays_not_one():
     import torch
-
     from training import fast_layers
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -309,9 +302,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_reason(change, why):
 )
 def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(lora, why):
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from training import fast_layers
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SHAPE))
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **lora))
@@ -355,7 +347,6 @@ def test_the_kernels_compile_without_a_warning(root, tmp_path):
 @pytest.mark.parametrize("padded", [True, False])
 def test_the_rows_for_the_proof_are_few_short_and_trained_throughout(padded):
     import torch
-
     from training import fast_cpu
 
     inputs = batch((300, 30, 7))

@@ -23,7 +23,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import FAULT, ROOT, finetune, once, write_tiny_config
 from test_finetune import RUN_FILES, files_of, losses, start
-
 from training import checkpoint, events, runs, trainer
 from training.errors import RunError
 

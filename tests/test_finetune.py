@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune
-
 from training import checkpoint, events, llama, runs
 
 RUN_FILES = {
@@ -90,9 +89,8 @@ def test_the_report_says_that_every_check_passed(undisturbed):
 
 @pytest.mark.tiny
 def test_the_tokenizer_is_checked_on_chats_as_they_are_rendered_too(undisturbed):
-    from transformers import AutoTokenizer
-
     from training import checks
+    from transformers import AutoTokenizer
 
     report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
     compared = next(check for check in report["checks"] if check["name"] == "GGUF tokenizer")["figures"]["texts"]

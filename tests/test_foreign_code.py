@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Ended, finetune, forked, write_tiny_config
 from test_base_model import Hub, folder
-
 from training import convert, foreign_code, hub, trial_model
 
 CODE = """

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from training import base_model, gguf_config, gguf_file, gguf_model, gguf_tokenizer, llama
 from training.errors import UserError
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_tiny_config
-
 from training import events
 
 HOST = ROOT / "examples" / "go-host"

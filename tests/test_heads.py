@@ -13,7 +13,6 @@ from conftest import finetune, write_tiny_config
 from test_adapter import write
 from test_faults import NO_EXPORT, STOPPED, faulty, only_run
 from test_finetune import losses
-
 from training import budget, fast_cpu, memory, plan, settings, weights
 from training.errors import UserError
 

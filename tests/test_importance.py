@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from test_architectures import EXPERTS, SMALL, random_model, tokenizer_into
-
 from training import agreement, convert, gguf_file, importance, llama, reference
 from training.errors import RunError, UserError
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from training import ini
 from training.errors import UserError
 

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 from test_base_model import folder
-
 from training import base_model, evaluate_model, foreign_code, kept_files, subject
 from training.errors import UserError
 

@@ -10,7 +10,6 @@ import pytest
 from conftest import write_tiny_config
 from test_adapter import write
 from test_faults import NO_EXPORT, faulty, only_run
-
 from training import convert_to_gguf, leftovers, merge, weights
 
 BASE = {"model.embed_tokens.weight": ("BF16", (10, 8)), "model.norm.weight": ("BF16", (8,))}

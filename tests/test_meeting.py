@@ -17,7 +17,6 @@ import pytest
 from conftest import ROOT, write_tiny_config
 from test_finetune import losses, wait_for_step
 from test_team import TWO, gone, other_process, program, slowly
-
 from training import contradictions, meeting, settings, shared_secret, team
 from training.errors import MachineError, RunError, UserError
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-
 from training import budget, environment, fit, memory, plan, settings
 from training.environment import Gpu, Machine
 from training.errors import MachineError

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from training import merge as merging
 from training import proof, weights
 from training.errors import RunError

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-
 from training import go_template, modelfile, modelfile_syntax, pieces, probing
 from training.errors import UserError
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-
 from training import names
 
 QUANTISE_ALL = """

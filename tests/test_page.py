@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from test_report import HOSTILE, evaluation, good, hostile, in_state, step, write_events
-
 from training import page, report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

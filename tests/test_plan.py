@@ -6,7 +6,6 @@ import re
 from types import SimpleNamespace
 
 import pytest
-
 from training import budget, estimate, fast_cpu, plan, settings
 from training.environment import Machine
 from training.errors import MachineError, UserError

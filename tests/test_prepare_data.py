@@ -15,7 +15,6 @@ from conftest import ROOT, finetune
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-
 from training import create_sample_data, dataset, prepare_data, rows
 from training.rows import Record, Row
 

@@ -18,7 +18,6 @@ import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-
 from training import (
     base_model,
     checkpoint,

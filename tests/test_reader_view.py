@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from training import chat, chat_template, convert, gguf_file, llama, reader_view, tokens
 from training.errors import UserError
 from training.reader_view import RowText, RowTexts

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
 from training import control, environment, errors, export, plan, runs, settings, usage, values
 from training.sections import SECTIONS, TABLE, reference
 

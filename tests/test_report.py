@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from training import curves, figures, files, page, pictures, privacy, record, report, story, summary
 from training.blocks import Table
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from training import prompt_template, row_files, rows, sections
 from training.errors import UserError
 from training.rows import BadRow, Row, Turn

@@ -14,7 +14,6 @@ import pytest
 from conftest import ROOT, Ended, finetune
 from test_faults import done, kill, marked, result, wait_until
 from test_finetune import wait_for_step
-
 from training import export, llama, runs
 
 SHIPPED_FILES = {

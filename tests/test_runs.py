@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 
 import pytest
-
 from training import checkpoint, command_line, control, events, files, log, runs
 from training.errors import MachineError, UserError
 

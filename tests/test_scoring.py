@@ -7,7 +7,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from training import evaluation, privacy, scoring
 from training.evaluation import Answer
 from training.held_out import Item

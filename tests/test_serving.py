@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from conftest import finetune
-
 from training import gguf_file, modelfile_syntax
 
 pytestmark = pytest.mark.tiny

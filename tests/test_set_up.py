@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
 from training.errors import MachineError
 from training.system import installed_parts, llama_cpp_build, serving_python, set_up, torch_builds, venv_pip
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-
 from training import contradictions, ini, names, readers, sections, settings, values
 from training.errors import UserError
 from training.sections import TABLE
@@ -448,12 +447,12 @@ def test_what_somebody_wrote_is_not_shortened_but_refused(tmp_path):
 
 
 def test_what_is_set_and_not_used_is_noted(tmp_path):
-    assert load(tmp_path).notes() == ["NUM_TRAIN_EPOCHS is not used: MAX_STEPS = 60 sets the length"]
+    assert contradictions.unused(load(tmp_path)) == ["NUM_TRAIN_EPOCHS is not used: MAX_STEPS = 60 sets the length"]
     text = (
         "[Training]\nMAX_STEPS = 0\nNUM_TRAIN_EPOCHS = 2.5\nREPORT_NAME = x\n[Hardware]\nPRECISION = fp32\n"
         "MAIN_PROCESS_ADDRESS = host:1\n"
     )
-    assert load(tmp_path, text).notes() == [
+    assert contradictions.unused(load(tmp_path, text)) == [
         "MAX_STEPS is 0: NUM_TRAIN_EPOCHS = 2.5 sets the length",
         "PRECISION is not used: AUTO_FP16_BF16 = true chooses it",
         "REPORT_NAME is not used: REPORT_TO = none",

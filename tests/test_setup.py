@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-
 from training.system import browser, torch_builds
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune
-
 from training import chat_template, llama, subject, talk
 from training.errors import UserError
 from training.rows import Turn

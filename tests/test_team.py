@@ -22,7 +22,6 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
-
 from training import crew, environment, events, fit, machines, meeting, memory, plan, settings, team, train
 from training.environment import Gpu, Machine
 from training.errors import MachineError, RunError, UserError

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune, locked, write_tiny_config
-
 from training import engine, events, settings
 from training.errors import MachineError, UserError
 

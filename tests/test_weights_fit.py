@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_architectures import ARCHITECTURES, EXPERTS, SLIDING, SMALL, random_model
-
 from training import reference, weights, weights_fit
 from training.errors import RunError, UserError
 

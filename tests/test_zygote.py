@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from training import zygote
 
 pytestmark = pytest.mark.slow

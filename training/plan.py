@@ -124,7 +124,7 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
     data = dataset.load(given, CACHE, say=logger.info)
     for warning in data.warnings:
         logger.warning(warning)
-    for note in (*data.notes, *given.notes()):
+    for note in (*data.notes, *contradictions.unused(given)):
         logger.info(note)
     rows, validation, test, rejected = _tokenise(data, template, tokenizer, given)
     _enough_for_all(len(rows), given)

@@ -104,10 +104,6 @@ class Settings:
         rows = [(key, self.get(key), self.default(key), self.origin(key)) for key in TABLE]
         return [(key, _plain(now), _plain(then), origin) for key, now, then, origin in rows if now != then]
 
-    def notes(self) -> list[str]:
-        """What is set and not used, one sentence each, for the log."""
-        return contradictions.unused(self)
-
     def to_ini(self) -> str:
         """The text of a settings file that load() reads back to equal settings, with the origin of each value."""
         lines = ["# The effective settings of a run; this file can be given to ./run.sh --config."]
