@@ -22,7 +22,7 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
-from training import crew, environment, events, fit, machines, meeting, memory, plan, settings, team, train
+from training import crew, environment, events, fit, machines, meeting, memory, plan, settings, team
 from training.environment import Gpu, Machine
 from training.errors import MachineError, RunError, UserError
 
@@ -116,9 +116,9 @@ def test_a_step_has_the_rows_of_all_processes(tmp_path):
     text = "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 2\nGRADIENT_ACCUMULATION_STEPS = 4\nMAX_STEPS = 0\n[Hardware]\nNUM_PROCESSES = {}\n"
     chosen = given(tmp_path, text.format(3))
     assert chosen.rows_a_step == 24
-    assert train.steps_per_epoch(49, chosen) == 3
-    assert train.steps_per_epoch(48, chosen) == 2
-    assert train.steps_per_epoch(49, given(tmp_path, text.format(1))) == 7
+    assert chosen.steps_per_epoch(49) == 3
+    assert chosen.steps_per_epoch(48) == 2
+    assert given(tmp_path, text.format(1)).steps_per_epoch(49) == 7
 
 
 def test_on_a_cpu_each_process_has_the_whole_model_and_one_process_is_advised_where_memory_is_short(tmp_path):

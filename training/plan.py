@@ -33,7 +33,6 @@ from training import (
     serving,
     settings,
     tokens,
-    train,
     weights_fit,
 )
 from training.environment import Machine, gigabytes
@@ -71,7 +70,7 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training rows."""
-        return train.steps_per_epoch(len(self.train), self.settings)
+        return self.settings.steps_per_epoch(len(self.train))
 
 
 def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool = True) -> Plan:
@@ -132,7 +131,7 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
         template = _as_served(template, tokenizer, rows)
     summary = tokens.summary(rows, tokenizer)
     given = _choose_for_rows(given, base, summary, machine)
-    steps = train.total_steps(len(rows), given)
+    steps = given.total_steps(len(rows))
     given = settings.clamp(given, steps)
     _try_modelfile(given, base, template, tokenizer, data.plain)
     disk = budget.disk_needed(given, base, steps)

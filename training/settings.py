@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,17 @@ class Settings:
         """Rows of one optimizer step, in all processes together."""
         training = self.training
         return self.processes * training.per_device_train_batch_size * training.gradient_accumulation_steps
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer steps in one pass over `rows` rows; the last one may hold fewer rows than the others."""
+        batches = math.ceil(rows / (self.training.per_device_train_batch_size * self.processes))
+        return max(1, math.ceil(batches / self.training.gradient_accumulation_steps))
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of the whole run: MAX_STEPS, or what NUM_TRAIN_EPOCHS comes to."""
+        if self.training.max_steps > 0:
+            return self.training.max_steps
+        return max(1, math.ceil(self.training.num_train_epochs * self.steps_per_epoch(rows)))
 
     def get(self, key: str) -> Any:
         """The value of "Section.KEY"."""

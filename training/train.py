@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gc
 import json
-import math
 import os
 import shutil
 import time
@@ -42,19 +41,6 @@ class Result:
     peak_memory: int
     micro_batch: int
     accumulation: int
-
-
-def steps_per_epoch(rows: int, settings: Any) -> int:
-    """Optimizer steps in one pass over `rows` rows; the last one may hold fewer rows than the others."""
-    batches = math.ceil(rows / (settings.training.per_device_train_batch_size * settings.processes))
-    return max(1, math.ceil(batches / settings.training.gradient_accumulation_steps))
-
-
-def total_steps(rows: int, settings: Any) -> int:
-    """Optimizer steps of the whole run: MAX_STEPS, or what NUM_TRAIN_EPOCHS comes to."""
-    if settings.training.max_steps > 0:
-        return settings.training.max_steps
-    return max(1, math.ceil(settings.training.num_train_epochs * steps_per_epoch(rows, settings)))
 
 
 def train(loaded: Any, plan: Any, session: Session) -> Result:
