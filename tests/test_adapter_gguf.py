@@ -143,7 +143,7 @@ def job(tiny_model: Path, tmp_path: Path) -> export.Job:
         "stops": ["<|im_end|>"], "end_ids": [2], "questions": [], "sequences": [], "template": {**template, "today": None},
     }  # fmt: skip
     (run / runs.CHECKPOINTS / export.FACTS).write_text(json.dumps(facts))
-    return export.open_job(run)
+    return export.Job.of_run(run)
 
 
 def program(*arguments: str | Path) -> Ended:

@@ -84,7 +84,7 @@ def test_the_exported_file_answers_through_llama_cpp_with_the_chat_template_that
     from training import chat
     from training.rows import Turn
 
-    job = export.open_job(shipped.run)
+    job = export.Job.of_run(shipped.run)
     prompt = chat.render(job.template, chat.conversation(job.template, [Turn("user", "Who are you?")]), True)
     (answer,) = llama.answer(job.quantised("q4_k_m"), [prompt], 48)
     assert answer.text.strip()

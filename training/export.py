@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from training import (
     chat,
     convert,
     files,
-    foreign_code,
     importance,
     launchers,
     llama,
@@ -40,18 +38,15 @@ from training import (
     modelfile,
     reader_view,
     runs,
-    settings,
     verification,
     zygote,
 )
 from training.convert_worker import end_with_parent
 from training.errors import FinetuneError, RunError, UserError
 from training.events import Events
+from training.handover import FACTS, Handover
 from training.names import NEED_IMPORTANCE_MATRIX
 from training.signals import Signals
-
-FACTS = "export.json"  # in checkpoints/: what the export must know of the base, the template and the held-out rows
-F16 = "F16"
 
 
 class Told(RunError):
@@ -59,27 +54,12 @@ class Told(RunError):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Handover):
     """One run to export: its directory, its own settings, and the facts that training left for the export."""
-
-    run: runs.Run
-    settings: Any
-    facts: dict[str, Any]
 
     @property
     def merged(self) -> Path:
         return self.run.path / runs.MERGED
-
-    @property
-    def f16(self) -> Path:
-        """The 16-bit GGUF: a file of the run when it is asked for, else put aside until everything is checked."""
-        wanted = self.settings.quantization.keep_f16 or "f16" in self.settings.quantization.quantization_method
-        folder = self.run.path if wanted else self.run.path / runs.CHECKPOINTS
-        return folder / f"{self.settings.name}.{F16}.gguf"
-
-    def quantised(self, method: str) -> Path:
-        """The file of one method: <name>.Q4_K_M.gguf."""
-        return self.f16 if method == "f16" else self.run.path / f"{self.settings.name}.{method.upper()}.gguf"
 
     @property
     def base(self) -> Path:
@@ -103,15 +83,6 @@ class Job:
         """Whether the finished file's tokenizer puts BOS in front of a prompt by itself."""
         first = self.quantised(self.settings.quantization.quantization_method[0])
         return bool(llama.metadata(first)["vocab"]["add_bos"])
-
-    @property
-    def template(self) -> chat.ChatTemplate:
-        """The chat template that was trained with."""
-        fields = dict(self.facts["template"])
-        fields["system"] = self.settings.model.system_prompt or None
-        fields["end_tokens"] = tuple(fields["end_tokens"])
-        fields["today"] = fields["today"] and date.fromisoformat(fields["today"])
-        return chat.ChatTemplate(**fields)
 
     @property
     def trained_template(self) -> chat.ChatTemplate | None:
@@ -180,17 +151,6 @@ def keep_facts(
             "row_texts": reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets().as_dict(),
         },
     )
-
-
-def open_job(path: Path) -> Job:
-    """Read a run directory that has an adapter. UserError when there is nothing to export."""
-    run = runs.open_run(path)
-    facts = run.path / runs.CHECKPOINTS / FACTS
-    if not (run.path / runs.ADAPTER).is_dir() or not facts.is_file():
-        raise UserError(f"{path} has no finished adapter to export; ./run.sh --resume {path} goes on with its training")
-    given = settings.load(run.path / runs.CONFIG, check_files=False)
-    foreign_code.trust(given.model.trust_remote_code)
-    return Job(run, given, json.loads(facts.read_text(encoding="utf-8")))
 
 
 def export(job: Job, only: str | None = None, tell: Callable[[str, float], None] | None = None) -> None:
@@ -404,7 +364,7 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         path, only, name, base = _arguments(list(argv))
-        job = open_job(path)
+        job = Job.of_run(path)
         alone = _alone(job.run)
         log.start(job.run.path / runs.LOG)
         launchers.tell()

@@ -9,8 +9,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_model, chat, export, kept_files, plan, runs, settings
+from training import base_model, chat, kept_files, plan, runs, settings
 from training.errors import RunError, UserError
+from training.handover import Handover
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def find(lora_model: str | None, base: str | None, config: Path) -> Subject:
 
 def of_run(path: Path) -> Subject:
     """The subject of a run's directory. UserError where the run has no adapter yet."""
-    job = export.open_job(path)
+    job = Handover.of_run(path)
     gguf = job.quantised(job.settings.quantization.quantization_method[0])
     return Subject(
         Path(job.facts["base"]["path"]),
