@@ -114,7 +114,7 @@ def _worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> 
     """A stand-in for the worker: llama.cpp's own crashes cannot be had on demand."""
     script = tmp_path / "worker.py"
     script.write_text(code)
-    monkeypatch.setattr(llama, "__file__", str(script))
+    monkeypatch.setattr(llama, "WORKER", script)
 
 
 @pytest.mark.slow

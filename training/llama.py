@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 STAGE = "llama.cpp"
+WORKER = Path(__file__).resolve()
 STOP = b'"stop"\n'
 _kept: dict[Path, Process] | None = None  # within `kept`: the workers that wait for the next request
 BLOCK = 256  # tokens decoded at once, and rows of logits sent at once: 256 x 152k x 4 bytes = 155 MB at most
@@ -238,7 +239,7 @@ class Process:
         self.printed: deque[str] = deque(maxlen=40)  # the end of what llama.cpp prints, for the error message
         # A session of its own: Ctrl-C on the terminal is the parent's to handle. PYTHONPATH and the like stay as they are.
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), str(self.gguf), "vocab" if vocab_only else "model"],
+            [sys.executable, str(WORKER), str(self.gguf), "vocab" if vocab_only else "model"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
