@@ -22,9 +22,9 @@ def find(
     settings: Settings, bad: Set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
-    rules = [_length, _validation, _text, _adapter, _machines, _device, _unsloth]
-    rules += [_secret, _packages] if check_packages else []
-    found = [contradiction for rule in rules for contradiction in rule(settings)]
+    every = [_length, _validation, _text, _adapter, _machines, _device, _unsloth]
+    every += [_secret, _packages] if check_packages else []
+    found = [contradiction for rule in every for contradiction in rule(settings)]
     return [(keys, _message(settings, keys, reason)) for keys, reason in found if not bad.intersection(keys)]
 
 
