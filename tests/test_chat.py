@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, serving, stretches, tokens
+from training import chat, chat_template, gguf_file, gguf_tokenizer, paths, prompt_template, serving, stretches, tokens
 from training.chat import IGNORED, NothingToTrain
 from training.errors import UserError
 from training.rows import Row, Turn
@@ -421,7 +421,7 @@ def test_the_choice_says_where_it_is_from(tokenizer: Callable[..., Any], tmp_pat
         chat.choose(base, _settings(), words).source
         == "CHAT_TEMPLATE = chatml (auto: the model has no template of its own)"
     )
-    (tmp_path / "chat_template.jinja").write_text((chat_template.FOLDER / "zephyr.jinja").read_text("utf-8"), "utf-8")
+    (tmp_path / "chat_template.jinja").write_text((paths.CHAT_TEMPLATES / "zephyr.jinja").read_text("utf-8"), "utf-8")
     assert chat.choose(base, _settings(), words).source == "the model's own"
 
 

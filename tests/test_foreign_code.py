@@ -128,7 +128,7 @@ def test_the_hub_is_asked_for_python_files_only_where_they_may_run() -> None:
 def test_every_program_of_ours_that_may_load_transformers_has_the_door() -> None:
     programs = {
         file.name: file.read_text("utf-8")
-        for file in (ROOT / "training").glob("*.py")
+        for file in (ROOT / "training").rglob("*.py")
         if 'if __name__ == "__main__":' in file.read_text("utf-8")
     }
     without = {name for name, text in programs.items() if "foreign_code." not in text}

@@ -118,7 +118,7 @@ def test_the_embedded_model_learns_from_the_rows_of_a_host(real):
 
 def test_the_readme_has_every_event_that_the_program_emits():
     emitted = set()
-    for file in (ROOT / "training").glob("*.py"):
+    for file in (ROOT / "training").rglob("*.py"):
         emitted |= set(re.findall(r'\.emit\(\s*"(\w+)"', file.read_text(encoding="utf-8")))
     assert {"step", "done"} <= emitted
     assert emitted | {"failed", "interrupted"} == set(_documented())

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from test_base_model import folder
-from training import base_model, evaluate_model, foreign_code, kept_files, subject
+from training import base_model, foreign_code, kept_files, paths, subject
 from training.errors import UserError
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
@@ -265,7 +265,7 @@ def test_what_is_to_be_asked_is_refused_where_it_is_or_holds_a_named_pipe(tmp_pa
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x"}))
     os.mkfifo(adapter / "adapter_model.safetensors")
     with pytest.raises(UserError, match="adapter_model.safetensors is a named pipe"):
-        subject.find(str(adapter), None, Path(evaluate_model.ROOT) / "config.ini")
+        subject.find(str(adapter), None, Path(paths.ROOT) / "config.ini")
 
 
 # ---- modes -----------------------------------------------------------------------------------------------------------

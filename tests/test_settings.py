@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from training import contradictions, ini, names, readers, sections, settings, values
+from training import contradictions, ini, names, paths, sections, settings, values
 from training.errors import UserError
 from training.sections import TABLE
 from training.settings import Override
@@ -123,7 +123,7 @@ WRONG_VALUES = [
 
 @pytest.mark.parametrize(("section", "line", "message"), WRONG_VALUES, ids=[line for _, line, _ in WRONG_VALUES])
 def test_a_wrong_value_is_named_with_its_line(tmp_path, section, line, message):
-    templates = ", ".join(["auto", *sorted(p.stem for p in readers.CHAT_TEMPLATES.glob("*.jinja"))])
+    templates = ", ".join(["auto", *sorted(p.stem for p in paths.CHAT_TEMPLATES.glob("*.jinja"))])
     expected = message.replace("{folder}", str(tmp_path)).replace("{templates}", templates)
     assert refused(tmp_path, f"[{section}]\n\n{line}\n") == [f"config.ini:3: {expected}"]
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, foreign_code, model_folder, ollama_store
+from training import files, foreign_code, model_folder, ollama_store, paths
 from training.errors import MachineError, UserError
 
 if TYPE_CHECKING:
     from training.settings import Model
 
-MODELS = Path(__file__).resolve().parent.parent / "models"
+MODELS = paths.MODELS
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE = "unpacked.json"  # in an unpacked folder: from what, by which version of the unpacking

@@ -11,11 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from training import prompt_template
+from training import paths, prompt_template
 from training.errors import UserError
 from training.rows import Turn
 
-FOLDER = Path(__file__).resolve().parent / "chat_templates"
 # A model that has no template of its own has never seen one; ChatML is what most tools and servers know.
 FOR_BASE_MODELS = "chatml"
 
@@ -57,7 +56,7 @@ class ChatTemplate:
 
 def names() -> list[str]:
     """The templates that CHAT_TEMPLATE knows by name."""
-    return sorted(path.stem for path in FOLDER.glob("*.jinja"))
+    return sorted(path.stem for path in paths.CHAT_TEMPLATES.glob("*.jinja"))
 
 
 def choose(base: Any, settings: Any, tokenizer: Any, today: datetime.date | None = None) -> ChatTemplate:
@@ -119,7 +118,9 @@ def _find(base: Any, settings: Any, tokenizer: Any) -> tuple[str, str]:
 def _named(wanted: str, tokenizer: Any) -> tuple[str, str]:
     source = f"CHAT_TEMPLATE = {wanted}"
     if wanted in names():
-        return _with_bos((FOLDER / f"{wanted}.jinja").read_text(encoding="utf-8").strip(), tokenizer), source
+        return _with_bos(
+            (paths.CHAT_TEMPLATES / f"{wanted}.jinja").read_text(encoding="utf-8").strip(), tokenizer
+        ), source
     path = Path(wanted).expanduser()
     if not path.is_file():
         raise UserError(

@@ -10,11 +10,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import events, ini, names, privacy, settings, usage  # noqa: E402
+from training import (  # noqa: E402
+    events,
+    ini,
+    names,
+    paths,  # noqa: E402
+    privacy,
+    settings,
+    usage,
+)
 from training.errors import FinetuneError, UserError  # noqa: E402
 from training.sections import TABLE  # noqa: E402
 from training.settings import Override  # noqa: E402
@@ -26,7 +33,7 @@ class Arguments:
     """What the command line asks for."""
 
     command: str = "run"  # or a key of COMMANDS without its dashes
-    config: Path = ROOT / "config.ini"
+    config: Path = paths.ROOT / "config.ini"
     overrides: tuple[Override, ...] = ()  # in order: of two for one setting the last one holds
     runs: tuple[Path, ...] = ()  # absolute paths, or bare names to be looked up in OUTPUT_DIR
     fresh: bool = False
@@ -77,7 +84,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     command = parser.commands[0].removeprefix("--") if parser.commands else "run"
     return Arguments(
         command=command,
-        config=_from_here(parser.config) if parser.config else ROOT / "config.ini",
+        config=_from_here(parser.config) if parser.config else paths.ROOT / "config.ini",
         overrides=(*positions, *parser.flags),
         runs=tuple(_run(text) for text in parser.runs),
         **{switch.removeprefix("--"): True for switch in parser.switches},

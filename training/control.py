@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import checkpoint, command_line, files, log, privacy, runs, settings
+from training import checkpoint, command_line, files, log, paths, privacy, runs, settings
 from training.errors import MachineError, UserError
 from training.events import Events
 from training.events import read as read_events
@@ -134,7 +134,7 @@ def detach(argv: Sequence[str], stdout: IO[str]) -> int:
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("finetune.py")), *rest],
+            [sys.executable, str(paths.TRAINING / "finetune.py"), *rest],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,

@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training import before_torch  # noqa: E402
 
@@ -35,6 +34,7 @@ from training import (  # noqa: E402
     held_out,
     launchers,
     log,
+    paths,  # noqa: E402
     scoring,
     speakers,
     subject,
@@ -44,7 +44,7 @@ from training.held_out import Item  # noqa: E402
 from training.scoring import Marks  # noqa: E402
 from training.subject import Subject  # noqa: E402
 
-CACHE = ROOT / ".cache" / "rows"
+CACHE = paths.CACHE / "rows"
 SHOWN = ("exact", "chrf", "rouge_l", "length", "repetition", "stopped")  # of each answer, in the CSV file
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that begins so
 
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--config",
         metavar="INI",
-        default=str(ROOT / "config.ini"),
+        default=str(paths.ROOT / "config.ini"),
         help="template and system prompt of a model that is not a run's",
     )
     made.add_argument("--interactive", action="store_true", help="talk to it instead")

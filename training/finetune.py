@@ -9,9 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
     # While the modules are read nothing can be lost; main() hands the signals on.
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -49,6 +48,7 @@ from training import (
     launchers,
     log,
     machines,
+    paths,  # noqa: E402
     runs,
     stages,
     zygote,
@@ -155,7 +155,7 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         return ended(unexpected, run, events, arguments, stdout)
     first = plan.settings.quantization.quantization_method[0]
     made = run.path / f"{plan.settings.name}.{first.upper()}.gguf"
-    logger.info("done: {}\nnext: {}/export_ollama.sh {}", made, ROOT, run.path)
+    logger.info("done: {}\nnext: {}/export_ollama.sh {}", made, paths.ROOT, run.path)
     events.emit("done", run=str(run.path), exit_code=0)
     if not arguments.events:
         log.say_path(stdout, run.path)

@@ -16,9 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from training import paths
+
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c"))
 HEADER = Path(__file__).with_name("bf16.h")
-CACHE = Path(__file__).resolve().parents[1] / ".cache" / "kernels"
+CACHE = paths.CACHE / "kernels"
 # Sums may be taken in any order, which vector units need; NaN and infinity keep their meaning: training looks for them.
 FLAGS = (
     "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros",

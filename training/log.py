@@ -17,9 +17,9 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import files, privacy
+from training import files, paths, privacy
 
-SHARED_LOG = Path(__file__).resolve().parent / "finetune.log"
+SHARED_LOG = paths.TRAINING / "finetune.log"
 ROTATE_AT = 10 * 1024 * 1024  # bytes; the older half of two files is kept as finetune.log.1
 FILE_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} {level:<7} {message}"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -28,6 +27,7 @@ from training import (
     leftovers,
     memory,
     modelfile,
+    paths,
     privacy,
     reader_view,
     serving,
@@ -38,8 +38,7 @@ from training import (
 from training.environment import Machine, gigabytes
 from training.errors import MachineError, UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache" / "rows"
+CACHE = paths.CACHE / "rows"
 NAMED = 5  # rows left out that the log names
 SECRET_SHIPPED = (
     "{} holds what looks like a password or a key: it is hidden in logs and reports only. The model is trained with it, and "

@@ -8,11 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from training import ini, names, values
+from training import ini, names, paths, values
 from training.errors import UserError
 from training.values import Given, Rule
-
-CHAT_TEMPLATES = Path(__file__).resolve().parent / "chat_templates"
 
 
 def base_model(given: Given, rule: Rule) -> str:
@@ -50,7 +48,7 @@ def is_path(name: str) -> bool:
 def chat_template(given: Given, rule: Rule) -> str:
     """[Model] CHAT_TEMPLATE: auto, the name of one that comes with this project, or a Jinja file, as absolute path."""
     text = given.text.strip()
-    known = ("auto", *sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja")))
+    known = ("auto", *sorted(path.stem for path in paths.CHAT_TEMPLATES.glob("*.jinja")))
     if text.lower() in known:
         return text.lower()
     name = text.removeprefix("@")

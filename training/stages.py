@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -19,6 +18,7 @@ from training import (
     export,
     held_out,
     importance,
+    paths,
     privacy,
     runs,
     scoring,
@@ -34,7 +34,6 @@ from training.progress import Session
 from training.signals import Signals
 from training.trainer import Watch
 
-ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
 MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
 CALIBRATED = 1024  # training rows that are looked at for importance.MOST tokens
@@ -145,7 +144,7 @@ def judge(settings: Any, run: runs.Run, events: Events) -> None:
 
 def export_stage(run: runs.Run, events: Events) -> None:
     """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
-    child = zygote.popen(ROOT / "training" / "export.py", [run.path], errors=False)
+    child = zygote.popen(paths.TRAINING / "export.py", [run.path], errors=False)
     said: dict[str, Any] = {}
     try:
         for line in child.stdout:

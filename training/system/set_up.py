@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.errors import MachineError  # noqa: E402
 from training.system import browser, llama_cpp_build, torch_builds  # noqa: E402

@@ -1,0 +1,9 @@
+"""Where things are in the repository."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAINING = ROOT / "training"
+CACHE = ROOT / ".cache"
+MODELS = ROOT / "models"
+CHAT_TEMPLATES = TRAINING / "chat_templates"
