@@ -71,7 +71,7 @@ def _phrases(signs: list[str]) -> list[str]:
 def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     """Seconds of reading and of tokenising, and the tokens, through the program's own modules."""
     import datasets  # noqa: F401 (its import is no part of the measurement, on either way)
-    from training import chat, dataset, settings, tokens
+    from training import chat_template, dataset, settings, tokens
 
     base, tokenizer = _model()
     overrides = [
@@ -81,7 +81,7 @@ def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     ]
     root = Path(__file__).resolve().parent.parent
     given = settings.load(root / "config.ini", [settings.Override(*item, item[1]) for item in overrides])
-    template = chat.choose(base, given, tokenizer)
+    template = chat_template.choose(base, given, tokenizer)
     started, before = time.monotonic(), _cpu()
     data = dataset.load(given, room)
     read = time.monotonic()
@@ -114,10 +114,11 @@ def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
 
 
 def _model() -> tuple[Any, Any]:
-    from training import base_model, settings
+    from training import base_model
+    from training.sections import Model
     from transformers import AutoTokenizer
 
-    base = base_model.locate(settings.Model(base_model_name=base_model.EMBEDDED))
+    base = base_model.locate(Model(base_model_name=base_model.EMBEDDED))
     return base, AutoTokenizer.from_pretrained(base.path)
 
 

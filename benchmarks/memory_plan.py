@@ -72,10 +72,11 @@ def make(folder: Path, shape: dict[str, int]) -> None:
     import shutil
 
     import torch
-    from training import base_model, settings
+    from training import base_model
+    from training.sections import Model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    embedded = base_model.locate(settings.Model(base_model_name=base_model.EMBEDDED)).path
+    embedded = base_model.locate(Model(base_model_name=base_model.EMBEDDED)).path
     config = LlamaConfig(
         vocab_size=json.loads((embedded / "config.json").read_text())["vocab_size"], hidden_size=shape["hidden"],
         intermediate_size=shape["inner"], num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],
@@ -90,13 +91,13 @@ def make(folder: Path, shape: dict[str, int]) -> None:
 
 def measure(config: Path) -> None:
     """Plan and train as the program does; print the plan's parts and this process's peak in bytes, as JSON."""
-    from training import engine, finetune, memory, runs, settings, stages
+    from training import convert, engine, finetune, memory, runs, settings, stages
     from training import plan as planning
-    from training.signals import Signals
+    from training.system.signals import Signals
 
     # The trial of the converter has a process of its own, and is not what is measured.
     tried = {"architecture": "Llama", "convert_seconds": 0, "quantise_seconds": 0}
-    planning.convert.trial = lambda *_: nullcontext(lambda: tried)
+    convert.trial = lambda *_: nullcontext(lambda: tried)
     plan = planning.prepare(settings.load(config))
     parts = memory.estimate(plan.settings, memory.shape(plan.base.config, plan.base.parameters), plan.summary.total[3])
     run = runs.create(plan.settings.training.output_dir)

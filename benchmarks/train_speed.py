@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-from training import before_torch  # noqa: E402
+from training.system import before_torch  # noqa: E402
 
 WAYS = ("ours", "trl", "tuned", "bound")
 OWN = {"ours": before_torch.THREADS | before_torch.CACHES}  # which users of TRL do not set

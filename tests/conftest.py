@@ -55,9 +55,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: a worker for each core that we may use, but no more than memory for torch and a run each."""
-    from training import workers
+    from training.system import pool
 
-    return min(workers.cores(), 4)
+    return min(pool.cores(), 4)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -115,9 +115,10 @@ def go_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked embedded model's folder."""
-    from training import base_model, settings
+    from training import base_model
+    from training.sections import Model
 
-    model = settings.Model(base_model_name=base_model.EMBEDDED)
+    model = Model(base_model_name=base_model.EMBEDDED)
     with locked(session_folder(tmp_path_factory) / "embedded.lock"):
         return base_model.locate(model).path
 
@@ -178,11 +179,11 @@ def finetune(
 
 @pytest.fixture(scope="session")
 def forking() -> Iterator[tuple[socket.socket, subprocess.Popen]]:
-    """This worker's zygote (training/zygote.py), set aside for the tests that ask for `forks`."""
-    from training import zygote
+    """This worker's zygote (training/system/forkserver.py), set aside for the tests that ask for `forks`."""
+    from training.system import forkserver
 
-    zygote.start()
-    found, zygote._control, zygote._zygote = (zygote._control, zygote._zygote), None, None
+    forkserver.start()
+    found, forkserver._control, forkserver._zygote = (forkserver._control, forkserver._zygote), None, None
     yield found
     control, process = found
     process.stdin.close()
@@ -194,28 +195,28 @@ def forking() -> Iterator[tuple[socket.socket, subprocess.Popen]]:
 def forks(forking: tuple[socket.socket, subprocess.Popen]) -> Iterator[None]:
     """Programs started by the package, and with `forked`, begin as those of a run do: torch is imported already. That is
     four seconds less for each; tests that do not ask for it have plain processes."""
-    from training import zygote
+    from training.system import forkserver
 
-    zygote._control, zygote._zygote = forking
+    forkserver._control, forkserver._zygote = forking
     yield
-    zygote._control = zygote._zygote = None
+    forkserver._control = forkserver._zygote = None
 
 
 def forked(script: Path, *arguments: str | Path) -> Ended:
     """Run a script to its end as `python SCRIPT ARGUMENTS` would: a fork where there is a zygote, else a plain process."""
-    from training import zygote
+    from training.system import forkserver
 
     with tempfile.TemporaryFile() as said:
         ours = os.dup(2)
         os.dup2(said.fileno(), 2)  # what it inherits
         try:
-            child = zygote.popen(script, arguments, errors=False)
+            child = forkserver.popen(script, arguments, errors=False)
         finally:
             os.dup2(ours, 2)
             os.close(ours)
         out = child.stdout.read()
         code = child.wait()
-        zygote.end(child)
+        forkserver.end(child)
         said.seek(0)
         return Ended(code, out.decode(), said.read().decode())
 

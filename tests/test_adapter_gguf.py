@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ended, forked
-from training import adapter_gguf, convert, export, gguf_file, llama, merge, modelfile_syntax, runs
+from training import adapter_gguf, convert, export, gguf_file, handover, llama, merge, modelfile_syntax, runs
 from training.errors import MachineError, RunError, UserError
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
@@ -20,7 +20,6 @@ WITH_ADAPTER = """
 import ctypes, json, sys
 sys.path.insert(0, sys.argv[1])
 import llama_cpp, numpy
-from training import llama_worker
 
 model = llama_worker.Model(sys.argv[2], False)
 adapter = llama_cpp.llama_adapter_lora_init(model.model, sys.argv[3].encode())
@@ -142,7 +141,7 @@ def job(tiny_model: Path, tmp_path: Path) -> export.Job:
         "v": 1, "base": {"name": "tiny", "path": str(tiny_model), "kind": "folder"}, "plain": False, "num_ctx": 256,
         "stops": ["<|im_end|>"], "end_ids": [2], "questions": [], "sequences": [], "template": {**template, "today": None},
     }  # fmt: skip
-    (run / runs.CHECKPOINTS / export.FACTS).write_text(json.dumps(facts))
+    (run / runs.CHECKPOINTS / handover.FACTS).write_text(json.dumps(facts))
     return export.Job.of_run(run)
 
 

@@ -19,8 +19,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import base_model, files, model_folder, ollama_store, weights
+from training import base_model, model_folder, ollama_store, weights
 from training.errors import UserError
+from training.system import files
 
 ROOT = Path(base_model.__file__).resolve().parent.parent
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}
@@ -523,7 +524,7 @@ def unpack_in(models: Path, wait: float = 0.0) -> subprocess.Popen[str]:
     """locate() of the embedded model into another folder, in a process of its own; a stand-in unpacks (the real one is
     tested in test_gguf_model.py), slowly enough for two to meet."""
     code = (
-        "import sys, time, pathlib\nfrom types import SimpleNamespace as N\nfrom training import base_model, gguf_model\n"
+        "import sys, time, pathlib\nfrom types import SimpleNamespace as N\nfrom training import base_model; from training import gguf_model\n"
         "sys.path.insert(0, 'tests')\nfrom test_base_model import folder\n"
         "base_model.MODELS = pathlib.Path(sys.argv[1])\n"
         "def unpack(gguf, to, say):\n    folder(to)\n    time.sleep(float(sys.argv[2]))\n    print('unpacked')\n"

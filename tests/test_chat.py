@@ -13,10 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import chat, chat_template, gguf_file, gguf_tokenizer, paths, prompt_template, serving, stretches, tokens
+from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, serving, stretches, tokens
 from training.chat import IGNORED, NothingToTrain
+from training.chat_template import ChatTemplate
 from training.errors import UserError
 from training.rows import Row, Turn
+from training.system import paths
 
 pytestmark = pytest.mark.tiny
 
@@ -101,17 +103,17 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Calla
 
 
 @pytest.fixture(scope="session")
-def families(tokenizer: Callable[..., Any]) -> dict[str, tuple[Any, chat.ChatTemplate]]:
+def families(tokenizer: Callable[..., Any]) -> dict[str, tuple[Any, ChatTemplate]]:
     """The tokenizer and the template of each family, made when it is asked for."""
 
     class Families(dict):
-        def __missing__(self, name: str) -> tuple[Any, chat.ChatTemplate]:
+        def __missing__(self, name: str) -> tuple[Any, ChatTemplate]:
             vocabulary, template, added, _ = FAMILIES[name]
             words = tokenizer(vocabulary, *added)
             if isinstance(template, Path):
                 words.chat_template = template.read_text("utf-8")
             named = template if isinstance(template, str) else "auto"
-            self[name] = words, chat.choose(None, _settings(named), words)
+            self[name] = words, chat_template.choose(None, _settings(named), words)
             return self[name]
 
     return Families()
@@ -206,7 +208,7 @@ ODD = (
 def test_stretch_by_stretch_gives_the_very_same_tokens(name: str, families: dict) -> None:
     words, template = families[name]
     chats = [(Turn("user", f"{one}?"), Turn("assistant", other), *TWO) for one in ODD for other in ODD]
-    texts = [chat.render(template, one[:size], size % 2 == 1) for one in chats for size in (1, 2, 3, 4)]
+    texts = [chat_template.render(template, one[:size], size % 2 == 1) for one in chats for size in (1, 2, 3, 4)]
     texts += [one + other for one in ODD for other in ODD]
     assert stretches.quick_tokeniser(words)(texts) == stretches.tokeniser(words)(texts)
 
@@ -214,7 +216,7 @@ def test_stretch_by_stretch_gives_the_very_same_tokens(name: str, families: dict
 def test_a_quick_way_that_gives_other_tokens_is_not_taken(families: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     words, template = families["smollm2"]
     monkeypatch.setattr(stretches, "_joined", lambda own, found: [0])
-    texts = [chat.render(template, ONE)]
+    texts = [chat_template.render(template, ONE)]
     assert stretches.quick_tokeniser(words)(texts) == stretches.tokeniser(words)(texts)
 
 
@@ -234,7 +236,7 @@ def test_the_mask_is_that_of_trls_own_training_template(
     """TRL carries each template a second time, with the answers marked: an independent word on what is to be trained."""
     words = tokenizer(vocabulary, *added)
     words.chat_template = (TRL / f"{name}.jinja").read_text("utf-8")
-    (ours,) = chat.encode(chat.choose(None, _settings(), words), words, _row(TWO), 4096)
+    (ours,) = chat.encode(chat_template.choose(None, _settings(), words), words, _row(TWO), 4096)
     theirs = words.apply_chat_template(
         [{"role": turn.role, "content": turn.content} for turn in TWO],
         chat_template=(TRL / f"{name}_training.jinja").read_text("utf-8"),
@@ -316,7 +318,7 @@ def test_a_token_never_runs_across_the_border_of_prompt_and_answer(
     prompt: str, answer: str, vocabulary: str, tokenizer: Callable[..., Any]
 ) -> None:
     words = tokenizer(vocabulary)
-    template = chat.choose(None, _settings(prompt=prompt), words)
+    template = chat_template.choose(None, _settings(prompt=prompt), words)
     (one,) = chat.encode(template, words, _row((Turn("user", "why"), Turn("assistant", answer))), 4096)
     asked = chat.prompt_ids(template, words, [Turn("user", "why")])
     assert one.input_ids[: len(asked)] == asked
@@ -363,7 +365,7 @@ def test_a_cut_answer_gets_no_end_token_and_a_row_without_room_for_one_is_refuse
 
 def test_a_system_prompt_stands_in_front_unless_the_row_has_one(embedded: Path, tokenizer: Callable[..., Any]) -> None:
     words = tokenizer("embedded")
-    template = chat.choose(None, _settings(system="Be brief."), words)
+    template = chat_template.choose(None, _settings(system="Be brief."), words)
     (one,) = chat.encode(template, words, _row(), 4096)
     assert words.decode(one.input_ids).startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
     (own,) = chat.encode(template, words, _row((Turn("system", "Be long."), *ONE)), 4096)
@@ -373,7 +375,7 @@ def test_a_system_prompt_stands_in_front_unless_the_row_has_one(embedded: Path, 
 def test_a_template_without_system_role_folds_it_in_or_refuses(families: dict, tokenizer: Callable[..., Any]) -> None:
     words, template = families["gemma-3"]
     (one,) = chat.encode(template, words, _row((Turn("system", "Be brief."), *ONE)), 4096)
-    assert "<start_of_turn>user\nBe brief.\n\nWhat is 2+2?<end_of_turn>" in chat.render(
+    assert "<start_of_turn>user\nBe brief.\n\nWhat is 2+2?<end_of_turn>" in chat_template.render(
         template, (Turn("system", "Be brief."), *ONE)
     )
     assert one.labels[-1] != IGNORED
@@ -381,7 +383,7 @@ def test_a_template_without_system_role_folds_it_in_or_refuses(families: dict, t
     with pytest.raises(NothingToTrain, match="^the row has a system message, and the chat template takes none$"):
         chat.encode(template, words, _row((Turn("system", "Be brief."), *ONE)), 4096)
     with pytest.raises(UserError) as caught:
-        chat.choose(None, _settings(system="Be brief."), words)
+        chat_template.choose(None, _settings(system="Be brief."), words)
     assert str(caught.value) == (
         "[Model] SYSTEM_PROMPT: the chat template refuses: System role not supported (the model's own)"
     )
@@ -402,27 +404,27 @@ def test_a_template_that_cannot_serve_is_refused(
     path = tmp_path / "t.jinja"
     path.write_text(jinja, "utf-8")
     with pytest.raises(UserError) as caught:
-        chat.choose(None, _settings(str(path)), tokenizer("embedded"))
+        chat_template.choose(None, _settings(str(path)), tokenizer("embedded"))
     assert str(caught.value).startswith(f"CHAT_TEMPLATE = {path}: {message}")
 
 
 def test_the_choice_says_where_it_is_from(tokenizer: Callable[..., Any], tmp_path: Path) -> None:
     words = tokenizer("embedded")
-    assert chat.choose(None, _settings(), words).source == "the model's own"
-    assert chat.choose(None, _settings("alpaca"), words).source == "CHAT_TEMPLATE = alpaca"
-    assert chat.choose(None, _settings(prompt="{instruction} {response}"), words).source == "PROMPT_TEMPLATE"
+    assert chat_template.choose(None, _settings(), words).source == "the model's own"
+    assert chat_template.choose(None, _settings("alpaca"), words).source == "CHAT_TEMPLATE = alpaca"
+    assert chat_template.choose(None, _settings(prompt="{instruction} {response}"), words).source == "PROMPT_TEMPLATE"
     with pytest.raises(UserError, match="^\\[Model\\] CHAT_TEMPLATE = chatlm: neither a file nor a known name"):
-        chat.choose(None, _settings("chatlm"), words)
+        chat_template.choose(None, _settings("chatlm"), words)
     with pytest.raises(UserError, match="PROMPT_TEMPLATE and \\[Model\\] CHAT_TEMPLATE both say"):
-        chat.choose(None, _settings("alpaca", prompt="{instruction} {response}"), words)
+        chat_template.choose(None, _settings("alpaca", prompt="{instruction} {response}"), words)
     words.chat_template = None
     base = SimpleNamespace(path=tmp_path)
     assert (
-        chat.choose(base, _settings(), words).source
+        chat_template.choose(base, _settings(), words).source
         == "CHAT_TEMPLATE = chatml (auto: the model has no template of its own)"
     )
     (tmp_path / "chat_template.jinja").write_text((paths.CHAT_TEMPLATES / "zephyr.jinja").read_text("utf-8"), "utf-8")
-    assert chat.choose(base, _settings(), words).source == "the model's own"
+    assert chat_template.choose(base, _settings(), words).source == "the model's own"
 
 
 CHATML_ONLY = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -431,12 +433,12 @@ CHATML_ONLY = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<
 def test_a_template_without_a_generation_prompt_gets_the_header_of_its_answers(tokenizer: Callable[..., Any]) -> None:
     words = tokenizer("qwen2")
     words.chat_template = CHATML_ONLY
-    template = chat.choose(None, _settings(), words)
+    template = chat_template.choose(None, _settings(), words)
     assert "with the generation prompt that it lacks, '<|im_start|>assistant\\n'" in template.source
     one, two = (chat.encode(template, words, _row(turns), 4096)[-1] for turns in (ONE, TWO))
     assert _trained(one, words) == "It is 4.<|im_end|>"
     assert _trained(two, words) == f"It is 4.<|im_end|>{TWO[-1].content}<|im_end|>"
-    assert chat.render(template, TWO) == chat.render(chat_template.ChatTemplate(CHATML_ONLY, ""), TWO)
+    assert chat_template.render(template, TWO) == chat_template.render(chat_template.ChatTemplate(CHATML_ONLY, ""), TWO)
 
 
 @pytest.mark.parametrize("name", ["llama-3", "qwen-3", "mistral", "gemma-2", "deepseek-r1", "vicuna"])
@@ -457,10 +459,10 @@ def test_a_template_in_an_old_chat_template_json_is_the_models_own(
 ) -> None:
     words = tokenizer("qwen2")
     base = _folder(tmp_path, words, chat_template_json=json.dumps({"chat_template": CHATML_ONLY}))
-    assert chat.choose(base, _settings(), words).source.startswith("the model's own")
+    assert chat_template.choose(base, _settings(), words).source.startswith("the model's own")
     (tmp_path / "chat_template.json").write_text("{")
     with pytest.raises(UserError, match=r"chat_template\.json cannot be read: .*set \[Model\] CHAT_TEMPLATE"):
-        chat.choose(base, _settings(), words)
+        chat_template.choose(base, _settings(), words)
 
 
 def test_the_only_named_template_is_the_models_own_and_of_several_one_must_be_chosen(
@@ -468,10 +470,10 @@ def test_the_only_named_template_is_the_models_own_and_of_several_one_must_be_ch
 ) -> None:
     words = tokenizer("qwen2")
     words.chat_template = {"chat": CHATML_ONLY}
-    assert chat.choose(None, _settings(), words).source.startswith("the model's own")
+    assert chat_template.choose(None, _settings(), words).source.startswith("the model's own")
     words.chat_template = {"rag": CHATML_ONLY, "chat": CHATML_ONLY}
     with pytest.raises(UserError, match="chat templates named chat, rag and none named default: copy the one to train"):
-        chat.choose(None, _settings(), words)
+        chat_template.choose(None, _settings(), words)
 
 
 # ---- what a server writes before an answer -------------------------------------------------------------------------
@@ -516,7 +518,7 @@ def test_rows_without_thoughts_are_served_after_the_prompt_that_they_were_traine
             assert text.startswith(prompt), "what the server writes is not how the row begins"
             assert prompt.startswith(piece.prompt), "the model must write what has no loss"
         asked = [vars_of(turn) for turn in turns[:-1]]
-        assert text.startswith(chat.prompt_served(closed, asked, True) + turns[-1].content)
+        assert text.startswith(chat_template.prompt_served(closed, asked, True) + turns[-1].content)
 
 
 def vars_of(turn: Turn) -> dict[str, str]:
@@ -550,22 +552,22 @@ def test_a_template_that_no_line_puts_right_is_said_with_the_place(tokenizer: Ca
     words = tokenizer("qwen2")
     opens = "{% if add_generation_prompt %}<|im_start|>assistant\n{% if date_string %}{{ date_string }}{% endif %}{% endif %}"
     words.chat_template = CHATML_ONLY + opens
-    _, said, left = serving.close(chat.choose(None, _settings(), words), words, thoughts=False)
+    _, said, left = serving.close(chat_template.choose(None, _settings(), words), words, thoughts=False)
     assert said == [] and len(left) == 2
     assert "the server writes '01 Feb 2003'" in left[0]
 
 
 def test_a_template_that_writes_the_date_gets_the_runs(families: dict) -> None:
     words, _ = families["llama-3.2"]
-    template = chat.choose(None, _settings(), words, datetime.date(2024, 2, 29))
-    assert "Today Date: 29 Feb 2024" in chat.render(template, ONE)
+    template = chat_template.choose(None, _settings(), words, datetime.date(2024, 2, 29))
+    assert "Today Date: 29 Feb 2024" in chat_template.render(template, ONE)
 
 
 def test_a_prompt_template_becomes_a_chat_template(tokenizer: Callable[..., Any]) -> None:
     words = tokenizer("llama-spm")
-    template = chat.choose(None, _settings(prompt='<<{instruction}\\ "😀">>\n{response}!'), words)
-    assert chat.render(template, ONE) == '<s><<What is 2+2?\\ "😀">>\nIt is 4.!</s>'
-    assert chat.render(template, ONE[:1], True) == '<s><<What is 2+2?\\ "😀">>\n'
+    template = chat_template.choose(None, _settings(prompt='<<{instruction}\\ "😀">>\n{response}!'), words)
+    assert chat_template.render(template, ONE) == '<s><<What is 2+2?\\ "😀">>\nIt is 4.!</s>'
+    assert chat_template.render(template, ONE[:1], True) == '<s><<What is 2+2?\\ "😀">>\n'
     assert prompt_template.parse("{instruction} {response}").jinja("").count("eos_token") == 0
 
 
@@ -716,8 +718,8 @@ def test_samples_hold_every_turn_that_the_template_takes() -> None:
     marked = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
     )
-    found = chat.samples(chat.ChatTemplate(marked, "test"))
+    found = chat_template.samples(ChatTemplate(marked, "test"))
     assert len(found) == 4 and found[0] == "<user>What is 3 + 3?<go>" and found[1].endswith("6, of course.\n")
     assert found[3].startswith("<system>") and found[3].endswith("<go>")
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + marked
-    assert chat.samples(chat.ChatTemplate(strict, "test")) == found[:3]
+    assert chat_template.samples(ChatTemplate(strict, "test")) == found[:3]

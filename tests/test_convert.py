@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import convert, convert_worker, export, files, gguf_file, importance, merge, trial_model
+from training import convert, convert_worker, export, gguf_file, importance, merge, trial_model
 from training.errors import MachineError, RunError, UserError
+from training.system import files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -185,7 +186,7 @@ def test_every_method_quantises_with_an_importance_matrix_where_llama_cpp_asks_f
     importance.write(model, f16, range(300), tmp_path / "importance.npz")
     code = (
         "import sys; sys.path[:0] = sys.argv[1:2]\n"
-        "from training import convert, convert_worker, names\n"
+        "from training import convert; from training import convert_worker; from training import names\n"
         "matrix = lambda m: (sys.argv[3] + '/importance.npz',) if m in names.NEED_IMPORTANCE_MATRIX else ()\n"
         "print([m for m in convert.METHODS if convert_worker.quantise(sys.argv[2], f'{sys.argv[3]}/{m}.gguf', m, *matrix(m))])"
     )

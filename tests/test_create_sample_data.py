@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from training import create_sample_data, rows
+from training.row_files import BadRow
 
 SCRIPT = ROOT / "training" / "create_sample_data.py"
 
@@ -44,7 +45,7 @@ def test_every_sample_is_read_without_a_bad_row(name: str, tmp_path: Path) -> No
     create_sample_data.write(tmp_path)
     found = list(rows.read(tmp_path / name))
     assert len(found) >= 3
-    assert [row for row in found if isinstance(row, rows.BadRow)] == []
+    assert [row for row in found if isinstance(row, BadRow)] == []
 
 
 def test_the_samples_show_every_format_of_the_reader(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import dataset, noticed, row_files, row_parts
 from training.errors import MachineError, UserError
-from training.rows import BadRow, Row, Turn
+from training.row_files import BadRow
+from training.rows import Row, Turn
 
 Load = Callable[..., dataset.Data]
 

@@ -171,7 +171,7 @@ def measured_in(dtype: str, by_hand: int):
 
 def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
     import torch
-    from training import fast_layers as hand
+    from training import fast_layers
 
     torch.manual_seed(0)
 
@@ -180,16 +180,18 @@ def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
 
     weight, bias = random(6, 5, wanted=False), random(6, wanted=False)
     linear = (random(4, 5), weight, bias, random(3, 5), random(6, 3))
-    assert torch.autograd.gradcheck(hand.LoraLinear.apply, linear)
-    assert torch.autograd.gradcheck(hand.AddNorm.apply, (random(4, 5), random(4, 5), random(5, wanted=False), 1e-5))
-    assert torch.autograd.gradcheck(hand.SwiGLU.apply, (random(4, 6),))
+    assert torch.autograd.gradcheck(fast_layers.LoraLinear.apply, linear)
+    assert torch.autograd.gradcheck(
+        fast_layers.AddNorm.apply, (random(4, 5), random(4, 5), random(5, wanted=False), 1e-5)
+    )
+    assert torch.autograd.gradcheck(fast_layers.SwiGLU.apply, (random(4, 6),))
     angles = [random(5, 4, wanted=False) for _ in range(2)]
     norms = [random(4, wanted=False) for _ in range(2)]
     for more in ((None, None, 0.0), (*norms, 1e-5)):
-        arguments = (random(5, 32), *angles, hand.Rows((2, 3)), 4, 2, 0.5, *more)
-        assert torch.autograd.gradcheck(hand.Attention.apply, arguments)
+        arguments = (random(5, 32), *angles, fast_layers.Rows((2, 3)), 4, 2, 0.5, *more)
+        assert torch.autograd.gradcheck(fast_layers.Attention.apply, arguments)
     targets = torch.tensor([1, 0, 5])
-    assert torch.autograd.gradcheck(hand.HeadLoss.apply, (random(3, 5), weight, bias, targets))
+    assert torch.autograd.gradcheck(fast_layers.HeadLoss.apply, (random(3, 5), weight, bias, targets))
 
 
 def attended(dtype, lengths, heads, groups, dim):

@@ -23,8 +23,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import FAULT, ROOT, finetune, once, write_tiny_config
 from test_finetune import RUN_FILES, files_of, losses, start
-from training import checkpoint, events, runs, trainer
+from training import checkpoint, fast_cpu, runs, trainer
 from training.errors import RunError
+from training.system import events
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 MARK, SEED = "FAULT_MARK", 7
@@ -217,7 +218,7 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
 FAULTY = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from training import errors, fast_cpu, finetune, stages
+from training import errors; from training import fast_cpu; from training import finetune; from training import stages
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
 {fault}
 raise SystemExit(finetune.main(sys.argv[1:]))
@@ -255,13 +256,11 @@ stages.evaluate_stage = enough
 
 # A weight of the adapter becomes NaN in step 5.
 POISON = """
-from training import trainer
 real = trainer.begin_step
 def begin_step(watch):
     real(watch)
     watch.steps = getattr(watch, "steps", 0) + 1
     if watch.steps == 5:
-        from training import train
         next(p for p in MODEL[0].parameters() if p.requires_grad).data[0, 0] = float("nan")
 trainer.begin_step = begin_step
 MODEL, load = [], finetune.engine.load
@@ -274,7 +273,6 @@ finetune.engine.load = loaded
 
 # SIGTERM arrives in a micro-batch: `at` is its number from the start of the process.
 STOPPED = """
-from training import trainer
 real = trainer.hooked
 def hooked(trainer_class, watch):
     class Stopping(real(trainer_class, watch)):
@@ -389,7 +387,7 @@ def test_a_flag_that_trl_puts_beside_the_rows_of_an_evaluation_is_not_taken_for_
         accelerator = SimpleNamespace(unwrap_model=lambda model: model)
 
     taken = []
-    monkeypatch.setattr(trainer.fast_cpu, "loss", lambda model, inputs, *others: taken.append(inputs))
+    monkeypatch.setattr(fast_cpu, "loss", lambda model, inputs, *others: taken.append(inputs))
     one = trainer.hooked(Trainer, trainer.Watch(tmp_path, {}, 1, fast=True))()
     one._fast_is_proved = True
     rows = {"input_ids": torch.ones(1, 2, dtype=torch.long)}

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune
-from training import checkpoint, events, llama, runs
+from training import checkpoint, llama, runs
+from training.system import events
 
 RUN_FILES = {
     "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",

@@ -1,4 +1,4 @@
-"""Code that comes with a model runs with TRUST_REMOTE_CODE = true, and else nowhere (training/foreign_code.py).
+"""Code that comes with a model runs with TRUST_REMOTE_CODE = true, and else nowhere (training/system/foreign_code.py).
 
 The code here is harmless: where it runs, it writes the name of its program into a file.
 """
@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Ended, finetune, forked, write_tiny_config
 from test_base_model import Hub, folder
-from training import convert, foreign_code, hub, trial_model
+from training import convert, hub, trial_model
+from training.errors import RunError
+from training.system import foreign_code
+from training.system.foreign_code import Refused
 
 CODE = """
 import sys
@@ -84,7 +87,7 @@ def test_python_executes_no_file_that_lies_where_downloaded_code_lies(
     foreign_code.keep_out()
     code = compile("ran = True", str(tmp_path / place), "exec")
     said: dict[str, object] = {}
-    with pytest.raises(foreign_code.Refused, match="x.py cannot be loaded without running Python code.*TRUST_REMOTE"):
+    with pytest.raises(Refused, match="x.py cannot be loaded without running Python code.*TRUST_REMOTE"):
         exec(code, said)
     assert "ran" not in said
     monkeypatch.setenv(foreign_code.SWITCH, "1")
@@ -139,7 +142,8 @@ def test_every_program_of_ours_that_may_load_transformers_has_the_door() -> None
 DOOR = """
 import sys
 from pathlib import Path
-from training import foreign_code
+from training.system import foreign_code
+from training.system.foreign_code import Refused
 if sys.argv[2] == "late":
     import transformers.generation.utils, transformers.models.auto.auto_factory
 foreign_code.keep_out()
@@ -160,7 +164,7 @@ for attempt in (
 ):
     try:
         print(attempt(), end=" ")
-    except foreign_code.Refused:
+    except Refused:
         print("refused", end=" ")
 """
 
@@ -185,7 +189,7 @@ def converted(model: Path) -> None:
     """Let the converter run to its end, whatever it thinks of the model."""
     try:
         convert.to_gguf(model, model / "out.gguf")
-    except convert.RunError as error:
+    except RunError as error:
         assert "Refused" not in str(error)
 
 

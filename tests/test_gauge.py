@@ -9,14 +9,15 @@ import sys
 import time
 
 import pytest
-from training import gauge
+from training.system import progress_bar
+from training.system.wording import clock
 
 
 def test_a_long_piece_of_work_says_how_far_it_is_and_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(gauge.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
     said: list[str] = []
-    with gauge.gauge("reading a.jsonl", 4_000, said.append) as advance:
+    with progress_bar.gauge("reading a.jsonl", 4_000, said.append) as advance:
         for _ in range(4):
             now[0] += 6
             advance(1_000, 250_000)
@@ -28,29 +29,29 @@ def test_a_long_piece_of_work_says_how_far_it_is_and_when_it_ends(monkeypatch: p
 
 def test_short_work_is_not_spoken_of() -> None:
     said: list[str] = []
-    with gauge.gauge("tokenising", 3, said.append) as advance:
+    with progress_bar.gauge("tokenising", 3, said.append) as advance:
         for _ in range(3):
             advance(1, 1)
     assert said == []
 
 
 def test_work_that_fails_has_no_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gauge, "EVERY", 0)
+    monkeypatch.setattr(progress_bar, "EVERY", 0)
     said: list[str] = []
-    with pytest.raises(ValueError, match="broken"), gauge.gauge("tokenising", 9, said.append) as advance:
+    with pytest.raises(ValueError, match="broken"), progress_bar.gauge("tokenising", 9, said.append) as advance:
         advance(3, 3)
         raise ValueError("broken")
     assert said == ["tokenising: 3 rows, 33 %, eta 0:00"]
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gauge, "SILENT", 0)
+    monkeypatch.setattr(progress_bar, "SILENT", 0)
     said: list[str] = []
     reader, terminal = os.openpty()
     os.set_blocking(reader, False)
     with os.fdopen(terminal, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
-        with gauge.gauge("reading a.jsonl", 200, said.append) as advance:
+        with progress_bar.gauge("reading a.jsonl", 200, said.append) as advance:
             time.sleep(0.15)  # tqdm draws ten times a second
             advance(100, 5_000)
         shown = b""
@@ -64,4 +65,4 @@ def test_a_terminal_gets_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (99.6, "1:40"), (7384, "2:03:04")])
 def test_times_as_people_read_them(seconds: float, shown: str) -> None:
-    assert gauge.clock(seconds) == shown
+    assert clock(seconds) == shown

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_tiny_config
-from training import events
+from training.system import events
 
 HOST = ROOT / "examples" / "go-host"
 

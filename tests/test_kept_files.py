@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 from test_base_model import folder
-from training import base_model, foreign_code, kept_files, paths, subject
+from training import base_model, kept_files, subject
 from training.errors import UserError
+from training.system import foreign_code, paths
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from test_faults import FAULTY, NO_EXPORT
-from training import launchers, log
+from training.system import launchers, log
 
 # As they stand in a pod of Kubernetes' PyTorchJob with one worker, under torchrun, accelerate launch and mpirun.
 JOB = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}

@@ -8,9 +8,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from training import budget, environment, fit, memory, plan, settings
-from training.environment import Gpu, Machine
+from training import budget, fit, memory, plan, settings
 from training.errors import MachineError
+from training.system import this_machine
+from training.system.this_machine import Gpu, Machine
 
 GB = 10**9
 # What torch says of these cards (bytes, compute capability); an MI300X is gfx942, which ROCm's torch gives as 9.4.
@@ -43,9 +44,9 @@ def machine(card: str | None = None, free: float | None = None, memory_free: flo
 
 
 def decided(tmp_path, monkeypatch, where: Machine, text: str = ""):
-    monkeypatch.setattr(environment, "_versions", lambda: {"unsloth": "2026.10.9"})
+    monkeypatch.setattr(this_machine, "versions", lambda: {"unsloth": "2026.10.9"})
     (tmp_path / "config.ini").write_text(text or "[Model]\n", encoding="utf-8")
-    return environment.decide(settings.load(tmp_path / "config.ini", check_files=False), where)
+    return this_machine.decide(settings.load(tmp_path / "config.ini", check_files=False), where)
 
 
 def total(given, model, longest: int) -> int:
@@ -227,7 +228,7 @@ def test_one_process_sees_one_card(monkeypatch, before, device, after):
         monkeypatch.delenv(name)
     for name, value in before.items():
         monkeypatch.setenv(name, value)
-    environment.show_one_card(device)
-    assert {name: environment.os.environ[name] for name in names if name in environment.os.environ} == after
+    this_machine.show_one_card(device)
+    assert {name: this_machine.os.environ[name] for name in names if name in this_machine.os.environ} == after
     for name in names:
         monkeypatch.delenv(name, raising=False)

@@ -480,7 +480,7 @@ def test_modelfile_holds_all_that_the_model_needs(tmp_path):
         sampling={"temperature": 0.7, "top_k": 20},
     )
     modelfile.write(tmp_path / "Modelfile", text)
-    assert modelfile.read(tmp_path / "Modelfile") == [
+    assert modelfile_syntax.read(tmp_path / "Modelfile") == [
         ("from", "./my-model.Q4_K_M.gguf"),
         ("template", go_template.go_template(taken_apart(SMOLLM2))),
         ("system", "Say \"hi\"\nand 'bye' \\n"),
@@ -498,13 +498,13 @@ def test_modelfile_without_template_says_why_and_what_it_needs(tmp_path):
     assert "# TEMPLATE is left out, so that Ollama 0.30.0 or later is needed" in text
     assert "two questions (0): at character" in text
     modelfile.write(tmp_path / "Modelfile", text)
-    assert ("requires", "0.30.0") in modelfile.read(tmp_path / "Modelfile")
-    assert "template" not in dict(modelfile.read(tmp_path / "Modelfile"))
+    assert ("requires", "0.30.0") in modelfile_syntax.read(tmp_path / "Modelfile")
+    assert "template" not in dict(modelfile_syntax.read(tmp_path / "Modelfile"))
 
 
 def test_modelfile_of_an_adapter_names_the_model_that_ollama_has(tmp_path):
     modelfile.write(tmp_path / "Modelfile", composed(chat_of(PHI_4), "phi-adapter.gguf", adapter_of="me/phi4:14b"))
-    commands = modelfile.read(tmp_path / "Modelfile")
+    commands = modelfile_syntax.read(tmp_path / "Modelfile")
     assert commands[:2] == [("from", "me/phi4:14b"), ("adapter", "./phi-adapter.gguf")]
     assert dict(commands)["template"] == go_template.go_template(taken_apart(PHI_4))
     assert modelfile.verify(tmp_path / "Modelfile", chat_of(PHI_4))["passed"]
@@ -518,7 +518,7 @@ def test_modelfile_of_an_adapter_without_template_needs_no_version():
 
 def test_modelfile_of_plain_text_takes_the_bare_prompt(tmp_path):
     modelfile.write(tmp_path / "Modelfile", composed(None))
-    assert dict(modelfile.read(tmp_path / "Modelfile"))["template"] == "{{ .Prompt }}"
+    assert dict(modelfile_syntax.read(tmp_path / "Modelfile"))["template"] == "{{ .Prompt }}"
     assert modelfile.verify(tmp_path / "Modelfile", None)["passed"]
 
 
@@ -545,7 +545,7 @@ def test_what_is_quoted_is_read_back_equal_or_refused(tmp_path, text):
         return
     path = tmp_path / "Modelfile"
     path.write_bytes(f"FROM ./x.gguf\nSYSTEM {quoted}\nPARAMETER stop {quoted}\n# end\n".encode())
-    assert modelfile.read(path) == [("from", "./x.gguf"), ("system", text), ("stop", text)]
+    assert modelfile_syntax.read(path) == [("from", "./x.gguf"), ("system", text), ("stop", text)]
 
 
 @pytest.mark.tiny
@@ -568,7 +568,7 @@ def test_our_reader_reads_any_text_as_ollamas_does(ollama, tmp_path, text):
     path = tmp_path / "Modelfile"
     path.write_bytes(f'SYSTEM """{text}\n"""\n'.encode())
     try:
-        ours = [list(command) for command in modelfile.read(path)]
+        ours = [list(command) for command in modelfile_syntax.read(path)]
     except UserError:
         with pytest.raises(AssertionError, match="no command|no value|not closed"):
             ollama(modelfile=path.read_bytes().decode())
@@ -642,7 +642,7 @@ def test_a_system_text_that_a_system_line_cannot_hold_goes_into_the_template(tmp
     """The ideographic space begins many a Chinese paragraph."""
     system = "\u3000你是助手。\n\u3000請用中文。"
     modelfile.write(tmp_path / "Modelfile", composed(chat_of(SMOLLM2, system=system)))
-    held = dict(modelfile.read(tmp_path / "Modelfile"))
+    held = dict(modelfile_syntax.read(tmp_path / "Modelfile"))
     assert "system" not in held
     assert '<|im_start|>system\n{{ "\\u3000" }}你是助手。\n{{ "\\u3000" }}請用中文。<|im_end|>' in held["template"]
     assert modelfile.verify(tmp_path / "Modelfile", chat_of(SMOLLM2, system=system))["passed"]
@@ -770,7 +770,7 @@ def test_a_file_that_ollama_cannot_read_is_named_with_its_line(tmp_path, text):
     path.write_text(text)
     line = text.count("\n") if text.startswith("FROM .") else 1
     with pytest.raises(UserError, match=f"Modelfile:{line}: not a line that Ollama reads"):
-        modelfile.read(path)
+        modelfile_syntax.read(path)
 
 
 # --- stop texts and sampling
@@ -817,7 +817,7 @@ def test_greedy_decoding_said_outright_is_temperature_0():
 
 @pytest.mark.slow
 def test_importing_the_module_needs_no_torch():
-    code = "import sys; import training.modelfile; sys.exit('torch' in sys.modules or 'jinja2' in sys.modules)"
+    code = "import training.modelfile"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

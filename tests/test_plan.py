@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from training import budget, estimate, fast_cpu, plan, settings
-from training.environment import Machine
 from training.errors import MachineError, UserError
 from training.settings import Override
+from training.system.this_machine import Machine
 
 CPU = Machine("3.11", "Linux", "a CPU", 2, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
 

@@ -15,8 +15,11 @@ from conftest import ROOT, finetune
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from training import create_sample_data, dataset, prepare_data, rows
-from training.rows import Record, Row
+from training import create_sample_data, noticed, prepare_data, rows
+from training.row_files import BadRow, Record
+from training.rows import Row
+from training.system import files
+from training.system.signals import Signals
 
 SCRIPT = ROOT / "training" / "prepare_data.py"
 # What each sample can become. Plain text holds no question, and turns are no plain text.
@@ -68,7 +71,7 @@ def prepare(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., Simp
 @pytest.fixture(autouse=True)
 def _no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """main takes over SIGINT, which pytest wants for itself."""
-    monkeypatch.setattr(prepare_data.Signals, "install", lambda self: None)
+    monkeypatch.setattr(Signals, "install", lambda self: None)
 
 
 def script(*arguments: str | Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
@@ -106,7 +109,7 @@ def test_samples_come_back_from_three_files_as_the_rows_they_were(name: str, kin
     parts = [list(rows.read(path, FORMAT_OF[kind])) for path in done.paths]
     assert all(parts)  # no file is empty
     found = [row for part in parts for row in part]
-    assert [row for row in found if isinstance(row, rows.BadRow)] == []
+    assert [row for row in found if isinstance(row, BadRow)] == []
     assert sorted(map(repr, map(meaning, found))) == sorted(repr(meaning(row)) for row in rows.read(samples / name))
 
 
@@ -268,14 +271,14 @@ RECORDS = st.one_of(
 @given(RECORDS, st.sampled_from(prepare_data.TYPES))
 def test_what_is_written_is_read_back_as_the_row_that_was_kept(fields: dict, kind: str) -> None:
     made = prepare_data._clean(Record(1, fields), Path("a.jsonl"), kind)
-    if isinstance(made, rows.BadRow):
+    if isinstance(made, BadRow):
         assert made.reason
         return
     row, shaped = made
     again = rows.interpret(Record(1, json.loads(json.dumps(shaped))), Path("a.jsonl"), FORMAT_OF[kind])
     assert again == rows.interpret(Record(1, shaped), Path("a.jsonl"))  # told without FORMAT as well
     assert isinstance(again, Row)
-    assert dataset.numbers(again)[1:] == dataset.numbers(row)[1:]
+    assert noticed.numbers(again)[1:] == noticed.numbers(row)[1:]
 
 
 # ---- splitting ---------------------------------------------------------------------------------------------------
@@ -394,7 +397,7 @@ def test_a_folder_that_cannot_be_written_is_the_machines(prepare, samples: Path,
 
 def test_a_full_disk_leaves_nothing_half_written(prepare, samples: Path, tmp_path: Path, monkeypatch) -> None:
     """The disk is full when the second file is put on it; a fake, for a full disk cannot be had here."""
-    real, calls = prepare_data.files.sync, []
+    real, calls = files.sync, []
 
     def full(path: Path) -> None:
         calls.append(path)
@@ -402,7 +405,7 @@ def test_a_full_disk_leaves_nothing_half_written(prepare, samples: Path, tmp_pat
             raise OSError(28, "No space left on device")
         real(path)
 
-    monkeypatch.setattr(prepare_data.files, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     done = prepare(samples / "sample_data.json", "qa")
     assert done.code == 3
     assert done.said[-1] == f"{tmp_path / 'out'} cannot be written: No space left on device; --output-dir names another"

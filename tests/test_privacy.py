@@ -18,23 +18,11 @@ import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from training import (
-    base_model,
-    checkpoint,
-    command_line,
-    comparison,
-    control,
-    dataset,
-    events,
-    files,
-    gguf_model,
-    log,
-    page,
-    privacy,
-    runs,
-)
+from training import base_model, checkpoint, command_line, comparison, control, dataset, gguf_model, page, runs
 from training.errors import UserError
-from training.rows import BadRow
+from training.row_files import BadRow
+from training.system import files, log, privacy
+from training.system.events import Events
 
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 LETTERS = string.ascii_letters + string.digits
@@ -243,7 +231,7 @@ def test_runs_that_are_compared_show_neither(told, tmp_path):
 
 def test_events_states_and_rejected_rows_hold_neither(tmp_path):
     out = io.StringIO()
-    events.Events(tmp_path / "events.jsonl", out).emit("sample", answer=HOSTILE, run=str(tmp_path))
+    Events(tmp_path / "events.jsonl", out).emit("sample", answer=HOSTILE, run=str(tmp_path))
     runs.Run(tmp_path).update(error=HOSTILE, stages={"evaluate": {"samples": [{"question": HOSTILE}]}})
     dataset.write_rejected(tmp_path / "rejected.jsonl", [BadRow("rows.jsonl", 3, HOSTILE)])
     clean(out.getvalue(), *(path.read_text(encoding="utf-8") for path in tmp_path.iterdir()))
@@ -330,7 +318,7 @@ def test_files_and_folders_are_the_owners_alone_whatever_the_umask_says(tmp_path
     with masked(umask), logged(tmp_path, monkeypatch):
         logger.info("x")
         files.write_json(tmp_path / "a.json", {})
-        events.Events(tmp_path / "b.jsonl").emit("x")
+        Events(tmp_path / "b.jsonl").emit("x")
         files.private_folder(tmp_path / "c")
         with files.whole_folder(tmp_path / "d") as folder:
             (folder / "weights").touch()
@@ -375,7 +363,7 @@ def test_logs_events_and_caches_that_an_older_version_left_open_are_closed(tmp_p
         from loguru import logger
 
         logger.info("x")
-    events.Events(tmp_path / "b.jsonl").emit("x")
+    Events(tmp_path / "b.jsonl").emit("x")
     files.private_folder(tmp_path / "rows")
     assert [mode(tmp_path / name) for name in ("run.log", "shared.log", "b.jsonl", "rows")] == [0o600] * 3 + [0o700]
 

@@ -50,7 +50,7 @@ def with_token(folder: Path, text: str, **flags: bool) -> None:
 
 def chosen(folder: Path) -> tuple[Any, chat_template.ChatTemplate]:
     words = reader_view.tokenizer(folder)
-    return words, chat.choose(SimpleNamespace(path=folder), SETTINGS, words)
+    return words, chat_template.choose(SimpleNamespace(path=folder), SETTINGS, words)
 
 
 # ---- flags, template and end ---------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from training import control, environment, errors, export, plan, runs, settings, usage, values
+from training import control, errors, export, plan, runs, settings, usage, values
 from training.sections import SECTIONS, TABLE, reference
+from training.system.this_machine import Machine
 
 CHINESE = ".zh-CN.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -395,7 +396,7 @@ def test_the_events_and_their_fields_are_those_that_are_emitted(end):
         if event in ("environment", "dataset"):  # these hand on a whole record
             continue
         assert told[event] == fields | ({"error", "exit_code"} if event in ("failed", "interrupted") else set()), event
-    assert told["environment"] == {field.name for field in dataclasses.fields(environment.Machine)}
+    assert told["environment"] == {field.name for field in dataclasses.fields(Machine)}
 
 
 @BOTH

@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training import curves, figures, files, page, pictures, privacy, record, report, story, summary
+from training import curves, page, pictures, record, report, story, summary
 from training.blocks import Table
+from training.system import files, privacy, wording
+from training.system.wording import columns, fold
 
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz"
 HOSTILE = (
@@ -279,11 +281,11 @@ def test_a_check_that_failed_stands_out_and_one_that_was_not_run_says_why() -> N
     [(0.01, "under 0.1 s"), (9.94, "9.9 s"), (59.7, "1 min 00 s"), (312, "5 min 12 s"), (7380, "2 h 03 min")],
 )
 def test_times_read_as_people_say_them(seconds: float, said: str) -> None:
-    assert figures.duration(seconds) == said
+    assert wording.duration(seconds) == said
 
 
 def test_sizes_read_as_ollama_says_them() -> None:
-    assert [figures.size(n) for n in (812, 2100, 105_454_432, 8_030_000_000)] == ["812 B", "2.1 kB", "105 MB", "8.0 GB"]
+    assert [wording.size(n) for n in (812, 2100, 105_454_432, 8_030_000_000)] == ["812 B", "2.1 kB", "105 MB", "8.0 GB"]
 
 
 # Text that would break it
@@ -328,9 +330,9 @@ def test_a_line_that_looks_like_markdown_stays_text(text: str) -> None:
 
 @given(st.text(min_size=0, max_size=400))
 def test_folding_loses_no_character_but_spaces_at_line_ends(line: str) -> None:
-    folded = summary.fold(line)
+    folded = fold(line)
     assert "".join("".join(folded).split()) == "".join(line.split())
-    assert all(summary.columns(part) <= 100 for part in folded)
+    assert all(columns(part) <= 100 for part in folded)
 
 
 class Tags(HTMLParser):

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from training import prompt_template, row_files, rows, sections
 from training.errors import UserError
-from training.rows import BadRow, Row, Turn
+from training.row_files import BadRow
+from training.rows import Row, Turn
 
 CONTAINED = "not text; unpack it or save it as JSON lines or CSV (gzip is read as it is)"
 # (file name, content, the exact message for its first bad row)

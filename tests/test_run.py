@@ -81,11 +81,13 @@ def test_the_evaluation_calls_the_tuned_model_better_beyond_chance_and_measures_
 
 @pytest.mark.embedded
 def test_the_exported_file_answers_through_llama_cpp_with_the_chat_template_that_was_trained(shipped):
-    from training import chat
+    from training import chat_template
     from training.rows import Turn
 
     job = export.Job.of_run(shipped.run)
-    prompt = chat.render(job.template, chat.conversation(job.template, [Turn("user", "Who are you?")]), True)
+    prompt = chat_template.render(
+        job.template, chat_template.conversation(job.template, [Turn("user", "Who are you?")]), True
+    )
     (answer,) = llama.answer(job.quantised("q4_k_m"), [prompt], 48)
     assert answer.text.strip()
 

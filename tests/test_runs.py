@@ -11,8 +11,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from training import checkpoint, command_line, control, events, files, log, runs
+from training import checkpoint, command_line, control, runs
 from training.errors import MachineError, UserError
+from training.system import events, files, this_machine
+from training.system.events import Events
+from training.system.log import _LockedFile
 
 
 def test_two_runs_in_the_same_second_get_directories_of_their_own(tmp_path):
@@ -82,7 +85,7 @@ def test_a_run_that_another_process_works_on_is_refused_with_the_command_that_te
 @pytest.mark.slow
 def test_a_run_killed_by_the_kernel_is_reported_as_out_of_memory(tmp_path):
     run = runs.create(tmp_path)
-    run.update(state="running", pid_started=1, oom_kills=control.oom_kills())
+    run.update(state="running", pid_started=1, oom_kills=this_machine.oom_kills())
     assert "its process is gone; ./run.sh --resume goes on" in status(run)
     if not out_of_memory():
         pytest.skip("limiting memory needs a control group of our own")
@@ -98,7 +101,7 @@ def status(run: runs.Run) -> str:
 
 def out_of_memory() -> bool:
     """Let the kernel kill a process for want of memory: one that takes more than its control group may have."""
-    before = control.oom_kills()
+    before = this_machine.oom_kills()
     code = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); bytearray(300_000_000)"
     for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):  # version 1, version 2
         group = root / f"finetune-test-{os.getpid()}"
@@ -120,7 +123,7 @@ def out_of_memory() -> bool:
             continue
         finally:
             group.rmdir()
-        return before is not None and control.oom_kills() > before
+        return before is not None and this_machine.oom_kills() > before
     return False
 
 
@@ -133,7 +136,7 @@ def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
 
 
 def test_numbers_that_json_does_not_know_become_null_in_events(tmp_path):
-    told = events.Events(tmp_path / "events.jsonl")
+    told = Events(tmp_path / "events.jsonl")
     told.emit("step", loss=float("nan"), nested=[float("inf"), {"x": float("-inf")}])
     (record,) = events.read(tmp_path / "events.jsonl")
     assert record["loss"] is None
@@ -143,7 +146,7 @@ def test_numbers_that_json_does_not_know_become_null_in_events(tmp_path):
 def test_a_torn_last_line_is_dropped_when_a_run_goes_on(tmp_path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"v":1,"event":"step","step":1}\n{"v":1,"eve')
-    events.Events(path).emit("step", step=2)
+    Events(path).emit("step", step=2)
     assert [record["step"] for record in events.read(path)] == [1, 2]
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
@@ -168,7 +171,7 @@ FULL = """
 import resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from training import events, log
+from training.system import events; from training.system import log
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes: what a full disk does, a write takes what still fits
 told, sink = events.Events(Path({path!r}) / "events.jsonl"), log._LockedFile(Path({path!r}) / "finetune.log", rotate=False)
 for step in range(30):
@@ -195,7 +198,7 @@ def test_a_full_disk_leaves_no_half_line_in_events_or_log_and_stops_nothing(tmp_
 WRITER = """
 import sys
 sys.path.insert(0, {root!r})
-from training import log
+from training.system import log
 log.ROTATE_AT = 30_000  # bytes: the lines below fill it one and a half times
 sink = log._LockedFile(__import__("pathlib").Path({path!r}), rotate=True)
 for i in range(300):
@@ -223,9 +226,9 @@ def test_a_signal_that_arrives_while_a_line_is_written_to_the_log_still_ends_the
 import os, pathlib, signal, sys
 sys.path.insert(0, {str(root)!r})
 from loguru import logger
-from training import files, log
+from training.system import files; from training.system import log
 from training.errors import Interrupted
-from training.signals import Signals
+from training.system.signals import Signals
 log.SHARED_LOG = pathlib.Path({str(tmp_path / "shared.log")!r})
 write = files.append_whole
 def struck(*what):
@@ -245,7 +248,7 @@ except Interrupted as error:
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
-    sink = log._LockedFile(tmp_path / "missing" / "finetune.log", rotate=False)
+    sink = _LockedFile(tmp_path / "missing" / "finetune.log", rotate=False)
     sink.write("one\n")
     sink.write("two\n")
     assert capsys.readouterr().err.count("the log goes on without it") == 1

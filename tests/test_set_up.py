@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from training.errors import MachineError
-from training.system import installed_parts, llama_cpp_build, serving_python, set_up, torch_builds, venv_pip
+from training.system import browser, installed_parts, llama_cpp_build, serving_python, set_up, torch_builds, venv_pip
 
 SYSTEM = ROOT / "training" / "system"
 
@@ -347,7 +347,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(set_up, "ROOT", tmp_path)
     monkeypatch.setattr(torch_builds, "answers", lambda url: True)
     monkeypatch.setattr(llama_cpp_build, "install", lambda *_: machine.called.append("llama.cpp"))
-    monkeypatch.setattr(set_up.browser, "provide", lambda *_: machine.called.append("browser"))
+    monkeypatch.setattr(browser, "provide", lambda *_: machine.called.append("browser"))
     monkeypatch.delenv("TORCH_INDEX_URL", raising=False)
     return machine
 

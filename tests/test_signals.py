@@ -18,7 +18,7 @@ PROGRAM = """
 import datetime, os, signal, sys, threading, time
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
-from training import signals
+from training.system import signals
 from training.errors import Interrupted
 signals.STUCK = 1.0
 store = dist.HashStore()

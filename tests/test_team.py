@@ -22,9 +22,10 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
-from training import crew, environment, events, fit, machines, meeting, memory, plan, settings, team
-from training.environment import Gpu, Machine
+from training import crew, fit, machines, meeting, memory, plan, settings, team
 from training.errors import MachineError, RunError, UserError
+from training.system import events, this_machine
+from training.system.this_machine import Gpu, Machine
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
 CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
@@ -55,7 +56,7 @@ def test_a_rank_has_the_environment_that_torchrun_gives():
 def test_the_environment_is_put_back_after_the_training(monkeypatch):
     monkeypatch.setenv("RANK", "7")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(KeyError), environment.variables({"RANK": "0", "WORLD_SIZE": "2"}):
+    with pytest.raises(KeyError), this_machine.variables({"RANK": "0", "WORLD_SIZE": "2"}):
         assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "2")
         raise KeyError
     assert os.environ["RANK"] == "7" and "WORLD_SIZE" not in os.environ
@@ -76,19 +77,19 @@ def test_each_process_has_a_card_of_those_that_the_caller_shows(monkeypatch):
         monkeypatch.setenv(name, "")  # so that monkeypatch puts it back
         monkeypatch.delenv(name)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
-    environment.show_one_card("cuda")
+    this_machine.show_one_card("cuda")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
-    assert environment.card(1)["CUDA_VISIBLE_DEVICES"] == "GPU-5"
+    assert this_machine.card(1)["CUDA_VISIBLE_DEVICES"] == "GPU-5"
 
 
 def test_more_processes_than_cards_are_refused_with_how_many_there_are(tmp_path, monkeypatch):
     chosen = given(tmp_path, "[Hardware]\nDEVICE = cuda\nNUM_PROCESSES = 4\n")
-    monkeypatch.setattr(environment, "cards", lambda kind: 2)
+    monkeypatch.setattr(this_machine, "cards", lambda kind: 2)
     with pytest.raises(MachineError) as refused:
-        environment.check_cards(chosen)
+        this_machine.check_cards(chosen)
     assert str(refused.value).endswith("each process needs a card of its own, and 2 can be seen here; set it to 2")
-    monkeypatch.setattr(environment, "cards", lambda kind: 4)
-    environment.check_cards(chosen)
+    monkeypatch.setattr(this_machine, "cards", lambda kind: 4)
+    this_machine.check_cards(chosen)
 
 
 def test_more_processes_than_rows_are_refused(tmp_path):
@@ -100,14 +101,14 @@ def test_more_processes_than_rows_are_refused(tmp_path):
 
 def test_unsloth_trains_in_one_process_and_auto_takes_transformers_for_several(tmp_path):
     text = "[Hardware]\nNUM_PROCESSES = 2\nDEVICE = cuda\n"
-    chosen = environment.engine(given(tmp_path, text), "cuda")
+    chosen = this_machine.engine(given(tmp_path, text), "cuda")
     assert chosen == ("transformers", "2 processes: with Unsloth only one trains")
     with pytest.raises(UserError, match="with Unsloth only one process trains; set it to 1, or ENGINE = transformers"):
         given(tmp_path, text + "ENGINE = unsloth\n")
 
 
 def test_the_cores_are_shared_out_among_the_processes(tmp_path):
-    chosen = environment.decide(given(tmp_path, "[Hardware]\nNUM_PROCESSES = 3\nDEVICE = cpu\n"), CPU)
+    chosen = this_machine.decide(given(tmp_path, "[Hardware]\nNUM_PROCESSES = 3\nDEVICE = cpu\n"), CPU)
     assert chosen.hardware.num_threads == 2
     assert chosen.origin("Hardware.NUM_THREADS") == "automatic: 8 physical cores for 3 processes"
 
@@ -124,9 +125,11 @@ def test_a_step_has_the_rows_of_all_processes(tmp_path):
 def test_on_a_cpu_each_process_has_the_whole_model_and_one_process_is_advised_where_memory_is_short(tmp_path):
     text = "[Training]\nGRADIENT_CHECKPOINTING = true\n[Hardware]\nDEVICE = cpu\nNUM_PROCESSES = {}\n"
     shape = memory.shape({"hidden_size": 1024, "num_hidden_layers": 28, "vocab_size": 32000}, 600_000_000)
-    one, three = (memory.estimate(environment.decide(given(tmp_path, text.format(n)), CPU), shape, 512) for n in (1, 3))
+    one, three = (
+        memory.estimate(this_machine.decide(given(tmp_path, text.format(n)), CPU), shape, 512) for n in (1, 3)
+    )
     assert three["weights"] == 3 * one["weights"] and three["activations"] == 3 * one["activations"]
-    chosen = environment.decide(given(tmp_path, text.format(3)), CPU)
+    chosen = this_machine.decide(given(tmp_path, text.format(3)), CPU)
     advice = fit.lower(chosen, shape, 512, int(1.5 * sum(one.values())))
     assert advice.startswith("set NUM_PROCESSES = 1 with GRADIENT_ACCUMULATION_STEPS = 12")
 
@@ -254,7 +257,7 @@ def quick_store(monkeypatch) -> Store:
 def test_machines_with_one_secret_meet_and_have_one_key(quick_store):
     two = places(b"s" * 16, b"s" * 16)
     assert met(quick_store, *two) == [None, None]
-    keys = {machines.meeting.admitted(quick_store, place.key, place.machine)[1] for place in two}
+    keys = {meeting.admitted(quick_store, place.key, place.machine)[1] for place in two}
     assert len(keys) == 1
 
 
@@ -350,7 +353,6 @@ def test_two_processes_train_the_same_rows_in_each_step_and_have_the_losses_of_o
 # A rank that unpickles anything while it is joined to the others ends with an error.
 NO_PICKLES = """
 import contextlib
-from training import team
 real_joined = team.joined
 @contextlib.contextmanager
 def joined(*arguments):
@@ -370,7 +372,6 @@ OTHER = "import sys\nsys.path.insert(0, {root!r})\n{fault}\nfrom training import
 # SIGTERM comes in the fourth step.
 FOURTH = """
 import os, signal
-from training import trainer
 real_step = trainer.begin_step
 def begin_step(watch):
     real_step(watch)
@@ -421,7 +422,7 @@ def test_rows_that_only_fill_a_batch_up_are_cut_off_whether_padded_or_joined():
 SCARCE_IN_ONE = """
 import sys
 sys.path.insert(0, {root!r})
-from training import fast_cpu, rank
+from training import fast_cpu; from training import rank
 real = fast_cpu.loss
 def scarce(causal_lm, inputs, *others):
     if len(inputs["input_ids"]) > 1:
@@ -446,7 +447,6 @@ def test_memory_that_one_process_lacks_halves_the_batch_of_all(tmp_path, tiny_mo
 # A step takes its time, so that a signal surely comes in the middle of the training.
 SLOW = """
 import time
-from training import trainer
 real = trainer.begin_step
 def begin_step(watch):
     time.sleep(0.3)
@@ -516,7 +516,6 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
 # The other rank is ready, and never comes.
 NEVER = """
 import time
-from training import team
 def joined(*_):
     time.sleep(3600)
 team.joined = joined
@@ -525,7 +524,6 @@ team.joined = joined
 BUILT = """
 import datetime
 import torch.distributed as dist
-from training import train
 def build(*_):
     logger.info("building")
     store = dist.HashStore()
@@ -537,7 +535,6 @@ train._build = build
 # A line that the run says when it has loaded its model.
 SAYS = """
 from loguru import logger
-from training import crew
 real_wait = crew.Crew.wait
 def wait(self):
     real_wait(self)

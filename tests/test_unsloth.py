@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune, locked, write_tiny_config
-from training import engine, events, settings
+from training import engine, settings
 from training.errors import MachineError, UserError
+from training.system import events
 
 REQUIREMENTS = ROOT / "requirements"
 # Defaults that Unsloth's SFTConfig has otherwise than TRL's and that we leave to it: none of them changes a loss.
@@ -88,8 +89,12 @@ from pathlib import Path
 _, root, config, model, rows, out = sys.argv
 sys.path.insert(0, root)
 from types import SimpleNamespace
-from training import engine, environment, settings, train, trainer
-given = environment.decide(settings.load(Path(config)), environment.inspect())
+from training import engine
+from training import settings
+from training import train
+from training import trainer
+from training.system import this_machine
+given = this_machine.decide(settings.load(Path(config)), this_machine.inspect())
 engine.start(given)
 import datasets, torch
 loaded = engine.load(SimpleNamespace(path=Path(model), name="tiny"), given, longest=24)
@@ -134,7 +139,10 @@ from pathlib import Path
 from types import SimpleNamespace
 _, root, config, model, out = sys.argv
 sys.path.insert(0, root)
-from training import engine, settings, train, trainer
+from training import engine
+from training import settings
+from training import train
+from training import trainer
 given = settings.load(Path(config))
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # Unsloth's own switch for tests: the GPU classes, on a machine without a GPU
 engine.start(given)
@@ -293,8 +301,8 @@ import importlib.metadata, os, sys
 _, root, *arguments = sys.argv
 sys.path.insert(0, root)
 import dataclasses
-from training import environment, finetune
-from training.environment import Gpu
+from training import finetune
+from training.system.this_machine import Gpu
 inspect = environment.inspect
 versions = {"unsloth": "2026.10.9"}
 environment._versions = lambda: versions  # a stand-in for a machine with a card, on which the package is there and broken

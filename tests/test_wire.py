@@ -11,8 +11,9 @@ import struct
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
-from training import checkpoint, wire
+from training import checkpoint
 from training.errors import RunError
+from training.system import wire
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)

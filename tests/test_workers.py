@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from training import workers
 from training.errors import MachineError
+from training.system import pool
 
 pytestmark = pytest.mark.slow
 
@@ -32,17 +32,17 @@ def test_results_come_in_order_and_tasks_are_not_taken_far_ahead(processes: int)
             taken.append(number)
             yield (number,)
 
-    results = workers.in_order(_work, tasks(), processes, (10,))
+    results = pool.in_order(_work, tasks(), processes, (10,))
     for number in range(20):
         assert next(results) == 10 * number
-        assert len(taken) <= number + workers.AHEAD * processes
+        assert len(taken) <= number + pool.AHEAD * processes
     assert next(results, None) is None
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mistake_of_the_work_is_raised_here(processes: int) -> None:
     with pytest.raises(ValueError, match="a mistake of the work"):
-        list(workers.in_order(_work, [(1,), (99,), (2,)], processes, (10,)))
+        list(pool.in_order(_work, [(1,), (99,), (2,)], processes, (10,)))
 
 
 def _end_it(number: int) -> None:
@@ -53,17 +53,17 @@ def _end_it(number: int) -> None:
 def test_a_process_that_is_ended_is_the_machines_fault() -> None:
     told = "^tokenising: a process was ended from outside; too little memory, most likely$"
     with pytest.raises(MachineError, match=told):
-        list(workers.in_order(_end_it, [(1,), (2,)], 2, (), "tokenising"))
+        list(pool.in_order(_end_it, [(1,), (2,)], 2, (), "tokenising"))
 
 
 SCRIPT = r"""
 import os, sys, time
-from training import workers
+from training.system import pool
 def work(number):
     os.write(1, b"%d\n" % os.getpid())
     time.sleep(60)
 if __name__ == "__main__":
-    list(workers.in_order(work, [(1,), (2,)], 2))
+    list(pool.in_order(work, [(1,), (2,)], 2))
 """
 
 

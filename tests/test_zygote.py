@@ -11,16 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from training import zygote
+from training.system import forkserver
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import json, os, sys
-from training import zygote
+from training.system import forkserver
 print(json.dumps({
     "name": __name__, "argv": sys.argv[1:], "cwd": os.getcwd(), "extra": os.environ.get("EXTRA"),
-    "session": os.getsid(0) == os.getpid(), "starter": zygote.starter(), "parent": os.getppid(),
+    "session": os.getsid(0) == os.getpid(), "starter": forkserver.starter(), "parent": os.getppid(),
     "preloaded": "wave" in sys.modules, "path": sys.path[0],
 }), flush=True)
 print("on stderr", file=sys.stderr)
@@ -30,18 +30,18 @@ sys.exit(7)
 
 def forget() -> None:
     """End the zygote of this test and forget it."""
-    zygote._zygote.kill()
-    zygote._zygote.wait()
-    zygote._zygote.stdin.close()
-    zygote._control.close()
-    zygote._control = zygote._zygote = None
+    forkserver._zygote.kill()
+    forkserver._zygote.wait()
+    forkserver._zygote.stdin.close()
+    forkserver._control.close()
+    forkserver._control = forkserver._zygote = None
 
 
 @pytest.fixture
 def started():
     """A zygote that has imported one small module, for this test only."""
-    zygote.start(["wave"])
-    yield zygote._zygote
+    forkserver.start(["wave"])
+    yield forkserver._zygote
     forget()
 
 
@@ -56,7 +56,7 @@ def script(tmp_path: Path):
 
 
 def run(path: Path, *arguments: str, **options) -> tuple[int, str]:
-    child = zygote.popen(path, arguments, **options)
+    child = forkserver.popen(path, arguments, **options)
     with child:
         printed = child.stdout.read().decode()
         code = child.wait()
@@ -102,44 +102,46 @@ def test_a_fork_ends_as_a_script_does_with_its_last_words_and_its_exit_handlers(
 
 
 def test_a_killed_fork_gives_the_signal(started, script):
-    child = zygote.popen(script("print('up', flush=True); import time; time.sleep(60)"), [])
+    child = forkserver.popen(script("print('up', flush=True); import time; time.sleep(60)"), [])
     assert child.stdout.readline() == b"up\n" and child.poll() is None
     child.kill()
     assert child.wait() == -signal.SIGKILL and child.poll() == -signal.SIGKILL
-    zygote.end(child)
+    forkserver.end(child)
 
 
 def test_a_fork_may_ask_for_a_fork(started, script, tmp_path):
     inner = tmp_path / "inner.py"
-    inner.write_text("import sys\nfrom training import zygote\nprint('wave' in sys.modules, zygote.starter())\n")
+    inner.write_text(
+        "import sys\nfrom training.system import forkserver\nprint('wave' in sys.modules, forkserver.starter())\n"
+    )
     outer = script(
-        "import os, sys\nfrom pathlib import Path\nfrom training import zygote\n"
-        "child = zygote.popen(Path(sys.argv[1]), [])\n"
+        "import os, sys\nfrom pathlib import Path\nfrom training.system import forkserver\n"
+        "child = forkserver.popen(Path(sys.argv[1]), [])\n"
         "print(child.stdout.read().decode().strip() == f'True {os.getpid()}', child.wait())\n"
     )
     assert run(outer, str(inner)) == (0, "True 0\n")
 
 
 def test_a_fork_whose_errors_are_not_asked_for_has_our_stderr(started, script, capfd):
-    child = zygote.popen(script("import sys; print('told'); print('kept', file=sys.stderr)"), [], errors=False)
+    child = forkserver.popen(script("import sys; print('told'); print('kept', file=sys.stderr)"), [], errors=False)
     assert (child.stdout.read(), child.wait()) == (b"told\n", 0)
-    zygote.end(child)
+    forkserver.end(child)
     assert capfd.readouterr() == ("", "kept\n")
 
 
 def test_a_fork_that_does_not_exist_yet_is_ended_without_waiting_for_it(script, monkeypatch):
     slow = script("import time; time.sleep(30)")
     monkeypatch.setenv("PYTHONPATH", str(slow.parent))
-    zygote.start(["script"])  # the zygote is busy importing it
-    child = zygote.popen(slow, [])
+    forkserver.start(["script"])  # the zygote is busy importing it
+    child = forkserver.popen(slow, [])
     began = time.monotonic()
-    zygote.end(child)
+    forkserver.end(child)
     assert time.monotonic() - began < 15, "it waited for the import"
     forget()
 
 
 def test_a_zygote_ends_with_a_starter_that_was_killed(root):
-    code = "from training import zygote; zygote.start(['wave']); print(zygote._zygote.pid, flush=True); input()"
+    code = "from training.system import forkserver"
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as starter:

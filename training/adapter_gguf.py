@@ -14,10 +14,11 @@ from typing import Any
 from loguru import logger
 
 from training import adapter as adapters
-from training import chat_template, convert, files, gguf_file, modelfile, weights
+from training import chat_template, convert, gguf_file, modelfile, weights
 from training.adapter import Change
 from training.errors import MachineError, RunError, UserError
 from training.modelfile_syntax import model_name_problems
+from training.system import files
 
 STAGE = "adapter"
 CONVERTER = convert.CONVERTER.with_name("convert_lora_to_gguf.py")

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training import files, weights
+from training import weights
+from training.system import files
 
 if TYPE_CHECKING:
     from training.base_model import BaseModel

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, foreign_code, model_folder, ollama_store, paths
+from training import model_folder, ollama_store
 from training.errors import MachineError, UserError
+from training.system import files, foreign_code, paths
 
 if TYPE_CHECKING:
-    from training.settings import Model
+    from training.sections import Model
 
 MODELS = paths.MODELS
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"

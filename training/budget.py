@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from training import agreement, fit, memory, model_folder, reference
-from training.environment import Choice, Machine, gigabytes
 from training.errors import MachineError
 from training.names import NEED_IMPORTANCE_MATRIX
+from training.system.this_machine import Choice, Machine
+from training.system.wording import gigabytes
 
 HEAD, EMBEDDING = "lm_head", "embed_tokens"
 MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs

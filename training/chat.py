@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from training.chat_template import ChatTemplate, adds_bos, choose, conversation, names, prompt_served, render, samples
+from training.chat_template import ChatTemplate, adds_bos, conversation, render
 from training.errors import RunError, UserError
 from training.rows import Row, Turn
 from training.stretches import Tokenise, tokeniser

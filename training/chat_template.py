@@ -11,9 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from training import paths, prompt_template
+from training import prompt_template
 from training.errors import UserError
 from training.rows import Turn
+from training.system import paths
 
 # A model that has no template of its own has never seen one; ChatML is what most tools and servers know.
 FOR_BASE_MODELS = "chatml"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from training import figures
 from training.evaluation import GENERAL_LOSS, LOSS
 from training.record import Point, Report, Score
+from training.system import wording
 
 
 def points(report: Report) -> tuple[Point, ...]:
@@ -57,7 +57,7 @@ def _evaluation(report: Report) -> Iterator[Point]:
             f"{stopped} of {len(report.samples)}",
         )
     if (general := named(report.general, GENERAL_LOSS)) and general.verdict:
-        change = f"loss {figures.number(general.before, '.3f')} before, {figures.number(general.after, '.3f')} after"
+        change = f"loss {wording.number(general.before, '.3f')} before, {wording.number(general.after, '.3f')} after"
         yield Point("evaluation", "no worse at general questions, beyond chance", general.verdict != "worse", change)
     yield Point("evaluation", "somebody has read the answers in this report, and finds them right", None)
 

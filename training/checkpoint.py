@@ -18,8 +18,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_files, files, privacy, wire
+from training import base_files
 from training.errors import UserError
+from training.system import files, privacy, wire
 
 MANIFEST = "checkpoint.json"
 BASE = "base model file "  # the beginning of a field of the fingerprint, before the file's name

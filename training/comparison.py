@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from training import checklist, figures, files, page, report, runs, settings
+from training import checklist, page, report, runs, settings
 from training.blocks import Pictures, Section, Table, Text
 from training.curves import MOST_POINTS, Chart, Series, thin
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS
 from training.record import BaseFacts, Report, RunFacts, Score
+from training.system import files, wording
 
 FILE = "compare.html"
 COLOURS = 6  # page.css has run1 to run6
@@ -91,7 +92,7 @@ def _differing(reports: Sequence[Report]) -> Table:
         rows.append(("training rows, SHA-256", *hashes))
     for key in keys:
         section, _, named = key.partition(".")
-        values = [figures.value_text(one.settings.get(section, {}).get(named)) for one in reports]
+        values = [wording.value_text(one.settings.get(section, {}).get(named)) for one in reports]
         if len(set(values)) > 1 and key not in ("Training.OUTPUT_DIR", "Model.BASE_MODEL_NAME"):
             rows.append((key, *values))
     return _table(_names(reports), rows)
@@ -107,18 +108,18 @@ def _results(reports: Sequence[Report]) -> Table:
     rows = [("state", *(one.run.state for one in reports))]
     trained = [one.training for one in reports]
     rows.append(("steps", *(f"{t.steps:,} of {t.total:,}" if t else "" for t in trained)))
-    rows.append(("validation loss before", *(figures.number(t.before, ".4f") if t else "" for t in trained)))
-    rows.append(("validation loss after", *(figures.number(t.after, ".4f") if t else "" for t in trained)))
+    rows.append(("validation loss before", *(wording.number(t.before, ".4f") if t else "" for t in trained)))
+    rows.append(("validation loss after", *(wording.number(t.after, ".4f") if t else "" for t in trained)))
     rows += [
         (name, *(score(one, name) for one in reports))
         for name in dict.fromkeys(s.name for r in reports for s in r.scores)
     ]
     rows.append((GENERAL_LOSS, *(score(one, GENERAL_LOSS, True) for one in reports)))
-    rows.append(("training, tokens/s", *(figures.number(t.tokens_per_second, ",.0f") if t else "" for t in trained)))
+    rows.append(("training, tokens/s", *(wording.number(t.tokens_per_second, ",.0f") if t else "" for t in trained)))
     times = [one.run.finished - one.run.started if one.run.finished and one.run.started else None for one in reports]
-    rows.append(("time", *("" if time is None else figures.duration(time) for time in times)))
+    rows.append(("time", *("" if time is None else wording.duration(time) for time in times)))
     sizes = [[item.bytes for item in one.artefacts if item.path.endswith(".gguf")] for one in reports]
-    rows.append(("smallest GGUF", *(figures.size(min(found)) if found else "" for found in sizes)))
+    rows.append(("smallest GGUF", *(wording.size(min(found)) if found else "" for found in sizes)))
     return _table(_names(reports), [row for row in rows if any(row[1:])], numbers=True)
 
 

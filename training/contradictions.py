@@ -6,8 +6,9 @@ import importlib.util
 from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING
 
-from training import ini, shared_secret, values
+from training import ini, values
 from training.errors import UserError
+from training.system import shared_secret
 
 if TYPE_CHECKING:
     from training.settings import Settings

@@ -16,11 +16,13 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import checkpoint, command_line, files, log, paths, privacy, runs, settings
+from training import checkpoint, command_line, runs, settings
 from training.errors import MachineError, UserError
-from training.events import Events
-from training.events import read as read_events
-from training.gauge import clock
+from training.system import files, log, paths, privacy
+from training.system.events import Events
+from training.system.events import read as read_events
+from training.system.this_machine import oom_kills
+from training.system.wording import clock
 
 PARENT = "FINETUNE_PARENT"  # the descriptor on which a detached run tells its parent that it has started
 WAIT_TO_STOP = 60  # seconds that --stop waits for the checkpoint
@@ -202,17 +204,6 @@ def killed_by(run: runs.Run) -> str:
     if before is not None and now is not None and now > before:
         return "the kernel killed a process because memory ran out; close other programs and ./run.sh --resume, or start a new run with a smaller MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE"
     return "its process is gone; ./run.sh --resume goes on"
-
-
-def oom_kills() -> int | None:
-    """How many processes the kernel has killed for want of memory, on this machine, since it started."""
-    try:
-        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    except OSError:
-        pass
-    return None
 
 
 def history(arguments: command_line.Arguments, stdout: IO[str]) -> int:

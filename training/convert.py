@@ -24,9 +24,11 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import convert_worker, converter_traceback, files, foreign_code, zygote
+from training import converter_traceback
 from training.errors import MachineError, RunError, UserError
 from training.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
+from training.system import files, foreign_code, forkserver
+from training.system.parent_watch import end_with_parent
 
 METHODS = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX)
 CONVERTER = Path(sys.prefix) / "llama.cpp" / "convert_hf_to_gguf.py"
@@ -239,7 +241,7 @@ def trial(
         described.write_text(json.dumps(config), encoding="utf-8")
         method = next((name for name in methods if name in NEED_IMPORTANCE_MATRIX), "q4_k_m")
         kept = Path(folder) / "vocabulary.gguf"
-        child = zygote.popen(Path(__file__), [described, tokenizer, method, kept], {"TMPDIR": folder})
+        child = forkserver.popen(Path(__file__), [described, tokenizer, method, kept], {"TMPDIR": folder})
 
         def result() -> dict[str, Any]:
             printed = child.stdout.read().decode("utf-8", "replace").strip().splitlines()
@@ -251,7 +253,7 @@ def trial(
         try:
             yield result
         finally:
-            zygote.end(child)
+            forkserver.end(child)
 
 
 # ---- sizes -------------------------------------------------------------------------------------------------------
@@ -288,7 +290,7 @@ def _check_room(stage: str, out: Path, need: int) -> None:
 
 def _work(stage: str, out: Path, need: int, arguments: Sequence[Any], progress: Progress | None) -> list[str]:
     """Run convert_worker.py; gives the lines it printed. RunError when it fails, whatever it died of."""
-    process = zygote.popen(WORKER, arguments)
+    process = forkserver.popen(WORKER, arguments)
     printed: list[str] = []
     with process:
         try:
@@ -402,7 +404,7 @@ def reason(printed: Sequence[str], code: int) -> str:
 def main(config: str, tokenizer: str, method: str, keep: str) -> int:
     """The process of `trial`. Its last line is the figures as JSON, or the reason, with exit 2 or 3."""
     foreign_code.keep_out()
-    convert_worker.end_with_parent()
+    end_with_parent()
     try:
         described = json.loads(Path(config).read_text(encoding="utf-8"))
         print(json.dumps(ready(described, Path(tokenizer), method, Path(keep))))

@@ -28,25 +28,24 @@ from loguru import logger
 from training import (
     base_model,
     chat,
+    chat_template,
     checks,
     convert,
-    files,
-    foreign_code,
     importance,
-    launchers,
     leftovers,
     llama,
-    log,
     modelfile,
     names,
     plan,
     reader_view,
     reference,
-    settings,
     weights_fit,
 )
+from training.chat_template import ChatTemplate
 from training.errors import FinetuneError, MachineError, RunError, UserError
-from training.signals import Signals
+from training.sections import Model
+from training.system import files, foreign_code, launchers, log
+from training.system.signals import Signals
 
 F16 = "f16"
 LONGEST = 4096  # tokens of num_ctx at most: Ollama reserves memory for all of them, and models name 131072 and more
@@ -101,7 +100,7 @@ def _pairs(base: Any) -> convert.Pairs:
 
 def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:
     template = _template(base, _tokenizer(base.path))
-    done = [checks.gguf_tokenizer(f16, base.path, chat.samples(template) if template else ())]
+    done = [checks.gguf_tokenizer(f16, base.path, chat_template.samples(template) if template else ())]
     if template:
         done.append(reader_view.read_as_trained(f16, base.path, template, reader_view.RowTexts()))
     checks.require(done)  # the rest would be measured on wrong tokens
@@ -152,14 +151,14 @@ def _lives(process: int) -> bool:
 # ---- the Modelfile -----------------------------------------------------------------------------------------------
 
 
-def _template(base: Any, tokenizer: Any) -> chat.ChatTemplate | None:
+def _template(base: Any, tokenizer: Any) -> ChatTemplate | None:
     """The model's own chat template, if it has one. UserError when it is broken."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     wanted = SimpleNamespace(
         model=SimpleNamespace(chat_template="auto", system_prompt=None), dataset=SimpleNamespace(prompt_template=None)
     )
-    return chat.choose(base, wanted, tokenizer)
+    return chat_template.choose(base, wanted, tokenizer)
 
 
 def compose(base: Any, gguf: str) -> tuple[str, modelfile.Chat | None, list[str]]:
@@ -173,7 +172,7 @@ def compose(base: Any, gguf: str) -> tuple[str, modelfile.Chat | None, list[str]
     if template := _template(base, tokenizer):
         stops = modelfile.stop_texts(template.eos, template.end_tokens, ends)
         chatting = modelfile.Chat(
-            lambda messages, add_generation_prompt: chat.render(template, messages, add_generation_prompt),
+            lambda messages, add_generation_prompt: chat_template.render(template, messages, add_generation_prompt),
             jinja=template.jinja,
             bos=template.bos,
             eos=template.eos,
@@ -309,7 +308,7 @@ def _locate(written: str, trust_remote_code: bool) -> Any:
     path = Path(written).expanduser().resolve()
     if path.suffix.lower() == ".gguf":
         raise UserError(f"--model-path {written}: it is a GGUF file already; a folder with config.json is wanted")
-    wanted = settings.Model(base_model_name=str(path), trust_remote_code=trust_remote_code)
+    wanted = Model(base_model_name=str(path), trust_remote_code=trust_remote_code)
     base = base_model.locate(wanted, say=logger.info)
     for line in leftovers.words(base.path):
         logger.warning(line)

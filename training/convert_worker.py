@@ -11,27 +11,14 @@ import json
 import os
 import runpy
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from training import foreign_code
-
-
-def end_with_parent(before: Callable[[], None] = lambda: None) -> None:
-    """End this process when stdin closes, which it does when the parent dies, however it died; `before` that, call this."""
-
-    def wait() -> None:
-        while os.read(0, 4096):
-            pass
-        before()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+from training.system import foreign_code
+from training.system.parent_watch import end_with_parent
 
 
 def convert(script: str, *arguments: str) -> None:

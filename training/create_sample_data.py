@@ -17,8 +17,8 @@ from typing import Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import files, privacy
 from training.errors import FinetuneError, MachineError, UserError
+from training.system import files, privacy
 
 # Facts that stay true, and answers as one wants them from an assistant: the point first, in whole sentences.
 INSTRUCTIONS = [

@@ -22,14 +22,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import checkpoint, control, environment, machines, meeting, runs, shared_secret, zygote
+from training import checkpoint, machines, meeting, runs
 from training.errors import RunError
+from training.system import forkserver, shared_secret, this_machine
 from training.team import JOINING, Place
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-    from training.settings import Hardware
+    from training.sections import Hardware
 
 WORKER = Path(__file__).with_name("rank.py")
 READY = b"@ready\n"  # a worker's line: its model is loaded
@@ -80,8 +81,8 @@ class Worker:
         self._last: deque[str] = deque(maxlen=LAST)
         on_cpu = order.settings.hardware.device == "cpu"
         # What is used of a card must not have been touched before a fork; no more must its variables.
-        card = {} if on_cpu else environment.card(order.place.local_rank)
-        self.process = zygote.popen(WORKER, [], card, fork=on_cpu)
+        card = {} if on_cpu else this_machine.card(order.place.local_rank)
+        self.process = forkserver.popen(WORKER, [], card, fork=on_cpu)
         self._thread = threading.Thread(target=self._attend, args=(order, on_end), daemon=True)
         self._thread.start()
 
@@ -128,7 +129,7 @@ class Crew:
         self.server = server
         self._run = run
         self._give_up = give_up
-        self._kills = control.oom_kills()
+        self._kills = this_machine.oom_kills()
         self._ended = threading.Event()  # by rank 0, or noticed by it
         self._lost: Worker | None = None
         self.workers = [Worker(order, self._on_end) for order in orders[1:]]
@@ -165,7 +166,7 @@ class Crew:
 
     def _error(self) -> RunError:
         words = self._lost.words()
-        kills = control.oom_kills()
+        kills = this_machine.oom_kills()
         if self._lost.code == -signal.SIGKILL and kills is not None and self._kills is not None and kills > self._kills:
             words += (
                 ": the kernel took its memory; set NUM_PROCESSES, MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE lower"

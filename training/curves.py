@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from training import events
 from training.record import Evaluation, Step
+from training.system import events
 
 MOST_POINTS = 300  # in a picture; more cannot be told apart on a screen
 SMOOTH_FROM = 50  # steps from which a running mean is drawn over the losses

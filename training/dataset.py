@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, noticed, privacy, prompt_template, row_files, row_parts
+from training import noticed, prompt_template, row_files, row_parts
 from training.errors import UserError
-from training.gauge import gauge
-from training.noticed import Seen, count_rows, numbers
+from training.noticed import Seen, count_rows
 from training.prompt_template import PromptTemplate
-from training.rows import BadRow, Row, Turn
+from training.row_files import BadRow
+from training.rows import Row, Turn
+from training.system import files, privacy
+from training.system.progress_bar import gauge
 
 if TYPE_CHECKING:
     import datasets

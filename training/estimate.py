@@ -13,7 +13,8 @@ from typing import Any
 
 from loguru import logger
 
-from training import engine, fast_cpu, figures
+from training import engine, fast_cpu
+from training.system import wording
 
 FEW, MORE = 1, 3  # layers of the two small models
 ENOUGH = 3.0  # seconds after which one measurement is enough
@@ -32,7 +33,7 @@ def line(plan: Any) -> str:
         return f"time: not measured ({type(error).__name__}); the first steps of a run tell it"
     total = seconds * plan.steps + _validations(plan, seconds)
     return (
-        f"time: about {figures.duration(total)} of training, {figures.duration(seconds)} a step (measured just now on "
+        f"time: about {wording.duration(total)} of training, {wording.duration(seconds)} a step (measured just now on "
         f"{MORE} layers of random weights{_busy()}); loading, checks and GGUF files come on top"
     )
 

@@ -19,30 +19,36 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import before_torch  # noqa: E402
+from training.system import before_torch  # noqa: E402
 
 before_torch.settle()
 
 from loguru import logger  # noqa: E402
 
 from training import (  # noqa: E402
-    dataset,
-    evaluation,
-    figures,
-    files,
-    foreign_code,
-    held_out,
-    launchers,
-    log,
-    paths,  # noqa: E402
-    scoring,
-    speakers,
-    subject,
+    dataset,  # noqa: E402
+    evaluation,  # noqa: E402
+    held_out,  # noqa: E402
+    scoring,  # noqa: E402
+    speakers,  # noqa: E402
+    subject,  # noqa: E402
 )
-from training.errors import FinetuneError, MachineError, UserError  # noqa: E402
+from training.errors import (  # noqa: E402
+    FinetuneError,  # noqa: E402
+    MachineError,  # noqa: E402
+    UserError,  # noqa: E402
+)
 from training.held_out import Item  # noqa: E402
 from training.scoring import Marks  # noqa: E402
 from training.subject import Subject  # noqa: E402
+from training.system import (  # noqa: E402
+    files,  # noqa: E402
+    foreign_code,  # noqa: E402
+    launchers,  # noqa: E402
+    log,  # noqa: E402
+    paths,  # noqa: E402
+    wording,  # noqa: E402
+)
 
 CACHE = paths.CACHE / "rows"
 SHOWN = ("exact", "chrf", "rouge_l", "length", "repetition", "stopped")  # of each answer, in the CSV file
@@ -113,7 +119,7 @@ def table(lines: Sequence[dict[str, Any]]) -> list[str]:
     for line in lines:
         low, high = line.get("low"), line.get("high")
         between = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
-        means = (figures.number(line.get(key)) for key in ("before", "after", "quantised"))
+        means = (wording.number(line.get(key)) for key in ("before", "after", "quantised"))
         rows.append((line["name"], *means, between, str(line["rows"]), line.get("verdict", "")))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return [

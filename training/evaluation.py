@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from training import privacy, scoring
+from training import scoring
 from training.chat import IGNORED
 from training.held_out import LONGEST, Item
+from training.system import privacy
 
 TOGETHER = LONGEST  # tokens of a batch whose losses are taken: more at once are no faster on a CPU
 LOSS, GENERAL_LOSS, PERPLEXITY = "loss on held-out answers", "loss on general questions", "perplexity"

@@ -27,26 +27,23 @@ from training import (
     account,
     adapter_gguf,
     base_files,
-    chat,
+    chat_template,
     convert,
-    files,
     importance,
-    launchers,
     llama,
-    log,
     merge,
     modelfile,
     reader_view,
     runs,
     verification,
-    zygote,
 )
-from training.convert_worker import end_with_parent
 from training.errors import FinetuneError, RunError, UserError
-from training.events import Events
 from training.handover import FACTS, Handover
 from training.names import NEED_IMPORTANCE_MATRIX
-from training.signals import Signals
+from training.system import files, forkserver, launchers, log
+from training.system.events import Events
+from training.system.parent_watch import end_with_parent
+from training.system.signals import Signals
 
 
 class Told(RunError):
@@ -100,7 +97,9 @@ class Job(Handover):
             return None
         template = self.template
         return modelfile.Chat(
-            lambda messages, add_generation_prompt: chat.prompt_served(template, messages, add_generation_prompt),
+            lambda messages, add_generation_prompt: chat_template.prompt_served(
+                template, messages, add_generation_prompt
+            ),
             jinja=template.exported,
             bos=template.bos,
             eos=template.eos,
@@ -421,7 +420,7 @@ def _alone(run: runs.Run) -> bool:
     if runs.state(run) != "running":
         runs.lock(run)
         return True
-    if run.status["pid"] == zygote.starter():
+    if run.status["pid"] == forkserver.starter():
         end_with_parent()
         return False
     raise UserError(f"{run.path} is running (process {run.status['pid']}); wait for it, or ./run.sh --stop {run.path}")

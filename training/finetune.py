@@ -22,7 +22,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     if "--events" not in sys.argv and (code := command_line.main(sys.argv[1:], check_packages=True)):
         raise SystemExit(code)
 
-from training import before_torch
+from training.system import before_torch
 
 before_torch.settle()
 
@@ -34,30 +34,32 @@ from typing import IO, Any
 from loguru import logger
 
 from training import (
-    account,
-    checkpoint,
-    command_line,
-    control,
-    crew,
-    dataset,
-    engine,
-    estimate,
-    export,
-    files,
-    foreign_code,
-    launchers,
-    log,
-    machines,
-    paths,  # noqa: E402
-    runs,
-    stages,
-    zygote,
+    account,  # noqa: E402
+    checkpoint,  # noqa: E402
+    control,  # noqa: E402
+    crew,  # noqa: E402
+    dataset,  # noqa: E402
+    engine,  # noqa: E402
+    estimate,  # noqa: E402
+    export,  # noqa: E402
+    machines,  # noqa: E402
+    runs,  # noqa: E402
+    settings,
+    stages,  # noqa: E402
 )
 from training import plan as planning
-from training import settings as setting
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
-from training.events import Events
-from training.signals import Signals
+from training.system import (
+    files,  # noqa: E402
+    foreign_code,  # noqa: E402
+    forkserver,  # noqa: E402
+    launchers,  # noqa: E402
+    log,  # noqa: E402
+    paths,  # noqa: E402
+    this_machine,  # noqa: E402
+)
+from training.system.events import Events
+from training.system.signals import Signals
 
 
 def finetune(
@@ -88,7 +90,7 @@ def begin(plan: planning.Plan, run: runs.Run, stdout: IO[str] | None) -> Events:
     if plan.rejected:
         dataset.write_rejected(run.path / runs.REJECTED, plan.rejected)
     events = Events(run.path / runs.EVENTS, stdout)
-    known = {"total": plan.steps, "model": plan.settings.model.new_model_name, "oom_kills": control.oom_kills()}
+    known = {"total": plan.steps, "model": plan.settings.model.new_model_name, "oom_kills": this_machine.oom_kills()}
     run.update(state="running", started=time.time(), **known)
     announce(plan, run, events)
     return events
@@ -123,11 +125,11 @@ def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
         given = (
             control.settings_of(old, arguments)
             if old
-            else setting.load(arguments.config, arguments.overrides, check_packages=True)
+            else settings.load(arguments.config, arguments.overrides, check_packages=True)
         )
         if old is None and not arguments.fresh:
             control.offer_resume(given.training.output_dir)
-        zygote.start()
+        forkserver.start()
         plan = planning.prepare(given, control.began_on(old), control.size(old))
         for line in planning.lines(plan):
             logger.info(line)
@@ -188,8 +190,8 @@ def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: I
 
 def check(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
-    given = setting.load(arguments.config, arguments.overrides, check_packages=True)
-    zygote.start()
+    given = settings.load(arguments.config, arguments.overrides, check_packages=True)
+    forkserver.start()
     plan = planning.prepare(given, weights=False)
     for line in (*planning.lines(plan), estimate.line(plan)):
         log.say(stdout, line)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from training.environment import Machine, gigabytes
 from training.errors import MachineError
 from training.memory import Shape, estimate, words
+from training.system.this_machine import Machine
+from training.system.wording import gigabytes
 
 MARGIN = 1.2  # an estimate may be this factor too high: what does not fit even then is refused, the rest is a warning
 SHORT = 64  # tokens, for a first look when no row is read yet

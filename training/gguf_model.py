@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, gguf_config, gguf_file, gguf_tokenizer, llama
+from training import gguf_config, gguf_file, gguf_tokenizer, llama
 from training.errors import UserError
 from training.gguf_file import GGUF
+from training.system import files
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import files, llama
+from training import llama
 from training.errors import UserError
 from training.gguf_file import GGUF
+from training.system import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

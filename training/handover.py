@@ -8,13 +8,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
-from training import (
-    chat,
-    foreign_code,
-    runs,
-    settings,
-)
+from training import runs, settings
+from training.chat_template import ChatTemplate
 from training.errors import UserError
+from training.system import foreign_code
 
 FACTS = "export.json"  # in checkpoints/: what the export must know of the base, the template and the held-out rows
 F16 = "F16"
@@ -54,10 +51,10 @@ class Handover:
         return self.f16 if method == "f16" else self.run.path / f"{self.settings.name}.{method.upper()}.gguf"
 
     @property
-    def template(self) -> chat.ChatTemplate:
+    def template(self) -> ChatTemplate:
         """The chat template that was trained with."""
         fields = dict(self.facts["template"])
         fields["system"] = self.settings.model.system_prompt or None
         fields["end_tokens"] = tuple(fields["end_tokens"])
         fields["today"] = fields["today"] and date.fromisoformat(fields["today"])
-        return chat.ChatTemplate(**fields)
+        return ChatTemplate(**fields)

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training import chat, dataset, privacy
+from training import chat, dataset
 from training.chat import IGNORED
 from training.rows import Row, Turn
+from training.system import privacy
 
 GENERAL = Path(__file__).with_name("general_questions.jsonl")
 LONGEST = 512  # tokens of a row that are measured: 512 x 152k x 4 bytes = 311 MB of logits at most

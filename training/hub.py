@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from training import model_folder, privacy
+from training import model_folder
 from training.errors import MachineError, UserError
+from training.system import privacy
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt"]
 NOT = ["*/*", "consolidated*"]  # other formats of the same weights stand in folders; Mistral's own beside the others

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from training.errors import UserError
-from training.privacy import redact
+from training.system.privacy import redact
 
 LARGEST = 1 << 20  # bytes; a settings file of a megabyte is some other file
 MOST_PROBLEMS = 100

@@ -13,7 +13,7 @@ import stat
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from training import foreign_code
+from training.system import foreign_code
 
 TOKENIZER = (
     *("tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from training import paths
+from training.system import paths
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c"))
 HEADER = Path(__file__).with_name("bf16.h")

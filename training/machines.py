@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import checkpoint, files, meeting, runs, team, wire
+from training import checkpoint, meeting, runs, team
 from training.errors import Interrupted, MachineError, RunError
+from training.system import files, wire
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -234,7 +235,7 @@ def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[Ru
 
     Raises RunError, or Interrupted when the run was stopped (from any of the machines).
     """
-    from training import crew, engine, rank  # they need what stands above
+    from training import crew, engine, rank
 
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         run = runs.Run(Path(folder))

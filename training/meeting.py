@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.errors import MachineError, RunError
-from training.shared_secret import SECRET
+from training.system.shared_secret import SECRET
 
 if TYPE_CHECKING:
     from torch.distributed import Store

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training import fast_cpu
-from training.environment import gigabytes
+from training.system.wording import gigabytes
 
 # Python with torch, transformers, trl and datasets loaded, before any weight, 0.58 GB, and what oneDNN and malloc hold
 # besides (the rest of measured peaks, over nine shapes). A CUDA context with its kernels and cuBLAS' work space is put at

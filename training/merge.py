@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from loguru import logger
 
 from training import adapter as adapters
-from training import foreign_code, kept_files, weights
+from training import kept_files, weights
 from training.adapter import Change
 from training.errors import RunError
-from training.files import whole_folder
+from training.system import foreign_code
+from training.system.files import whole_folder
 from training.weights import Tensor
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training import row_files
 from training.rows import WRITTEN_TURN, Row
+from training.system.wording import shorten
 
 SHOWN = 5  # lines that a warning names
 MOST_COLUMNS = 20  # unused columns that are told of: a broken file may have a new one in every row
@@ -125,7 +125,7 @@ def warnings(path: Path, seen: Seen, rows: Any) -> list[str]:
         + ("; each line of a TXT file is a sample" if ".txt" in path.suffixes else "")
     )
     unused = {
-        kind: f"with {row_files.shorten(kind.removeprefix(UNUSED))!r}, which is not used"
+        kind: f"with {shorten(kind.removeprefix(UNUSED))!r}, which is not used"
         for kind in seen.lines
         if kind.startswith(UNUSED)
     }

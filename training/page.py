@@ -8,11 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from training import figures, pictures, story
+from training import pictures, story
 from training.blocks import Answers, Commands, Details, Pictures, Table, Text
 from training.curves import Chart
-from training.privacy import shown
 from training.record import Report, Sample
+from training.system import wording
+from training.system.privacy import shown
 
 STYLE = Path(__file__).with_name("page.css")
 MARKS = {
@@ -32,7 +33,7 @@ def html(report: Report) -> str:
     style = STYLE.read_text(encoding="utf-8")
     result, run = story.result(report), report.run
     tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in story.headline(report))
-    when = " to ".join(filter(None, (figures.moment(run.started), figures.moment(run.finished))))
+    when = " to ".join(filter(None, (wording.moment(run.started), wording.moment(run.finished))))
     body = [
         f'<header><h1>{text(report.name)}<span class="state {TONES.get(run.state, "")}">{text(run.state)}</span></h1>',
         f'<p class="result {result.tone}">{text(result.text)}</p>',

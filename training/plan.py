@@ -15,28 +15,26 @@ from loguru import logger
 from training import (
     base_model,
     budget,
-    chat,
+    chat_template,
     contradictions,
     convert,
     dataset,
     engine,
-    environment,
     fast_cpu,
     fit,
-    foreign_code,
     leftovers,
     memory,
     modelfile,
-    paths,
-    privacy,
     reader_view,
     serving,
     settings,
     tokens,
     weights_fit,
 )
-from training.environment import Machine, gigabytes
 from training.errors import MachineError, UserError
+from training.system import foreign_code, paths, privacy, this_machine
+from training.system.this_machine import Machine
+from training.system.wording import gigabytes
 
 CACHE = paths.CACHE / "rows"
 NAMED = 5  # rows left out that the log names
@@ -79,16 +77,16 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     `there`: the bytes that it has on the disk already. Without `weights` a model on the Hub is not downloaded for it.
     """
     foreign_code.trust(given.model.trust_remote_code)
-    environment.show_one_card(given.hardware.device)
-    machine = environment.inspect()
+    this_machine.show_one_card(given.hardware.device)
+    machine = this_machine.inspect()
     for line in machine.lines():
         logger.info(line)
     _not_built(given)
-    given = environment.decide(given, machine)
+    given = this_machine.decide(given, machine)
     if problems := [message for _, message in contradictions.find(given)]:
         raise UserError(problems)
-    environment.check_cards(given)
-    environment.check_writable(given.training.output_dir)
+    this_machine.check_cards(given)
+    this_machine.check_writable(given.training.output_dir)
     _look_before_download(given, machine)
     if given.model.system_prompt and privacy.redact(given.model.system_prompt) != given.model.system_prompt:
         logger.warning(SECRET_SHIPPED, given.place("Model.SYSTEM_PROMPT"))
@@ -117,7 +115,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
 def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, there: int) -> Plan:
     """The part of the plan that follows from the rows."""
     tokenizer = engine.tokenizer(base, given)
-    template = chat.choose(base, given, tokenizer, today)
+    template = chat_template.choose(base, given, tokenizer, today)
     logger.info("chat template: {}", template.source)
     data = dataset.load(given, CACHE, say=logger.info)
     for warning in data.warnings:
@@ -134,7 +132,7 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
     given = settings.clamp(given, steps)
     _try_modelfile(given, base, template, tokenizer, data.plain)
     disk = budget.disk_needed(given, base, steps)
-    environment.check_disk(
+    this_machine.check_disk(
         given.training.output_dir, max(budget.MARGIN, sum(disk.values()) - there), budget.words(disk)
     )
     budget.check_importance(given, base, machine)
@@ -336,7 +334,7 @@ def _regrouped(given: Any, summary: Any) -> Any:
 def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: bool) -> None:
     """Compose the Modelfile now: a system text or a name that it cannot hold must not be found out after the training."""
     chatting = None if plain else modelfile.Chat(
-        lambda messages, add_generation_prompt: chat.prompt_served(template, messages, add_generation_prompt),
+        lambda messages, add_generation_prompt: chat_template.prompt_served(template, messages, add_generation_prompt),
         jinja=template.exported, bos=template.bos, eos=template.eos, adds_bos=False, system=template.system,
     )  # fmt: skip
     text = modelfile.compose(
@@ -350,7 +348,7 @@ def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: 
 
 def _look_at_ollama(text: str) -> None:
     """Say which Ollama is here, and warn when it is too old for the Modelfile `text`."""
-    version = environment.ollama()
+    version = this_machine.ollama()
     if version is None:
         logger.info("Ollama: not here; the Modelfile is written all the same")
         return

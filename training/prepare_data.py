@@ -21,10 +21,13 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import dataset, files, privacy, row_files, rows
+from training import dataset, noticed, row_files, rows
 from training.errors import FinetuneError, MachineError, UserError
-from training.rows import BadRow, Record, Row, Turn
-from training.signals import Signals
+from training.row_files import BadRow, Record
+from training.rows import Row, Turn
+from training.system import files, privacy
+from training.system.signals import Signals
+from training.system.wording import shorten
 
 KINDS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "txt"}  # --input-format -> how row_files names it
 TYPES = ("alpaca", "qa", "chat", "text")
@@ -47,7 +50,7 @@ class Tally:
         yield f"{path}: {self.rows:,} rows read, {self.bad_count:,} bad, {self.doubles:,} duplicates"
         yield from (f"  {line}" for line in self.named())
         if self.unused:
-            yield f"fields that are not taken over: {', '.join(sorted(map(row_files.shorten, self.unused)))}"
+            yield f"fields that are not taken over: {', '.join(sorted(map(shorten, self.unused)))}"
 
     def named(self) -> list[str]:
         """The bad rows with their lines, up to the limit, and how many more there are."""
@@ -73,7 +76,7 @@ def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Ite
             continue
         row, fields = made
         tally.unused |= record.fields.keys() - USED
-        _, alike, prompt = dataset.numbers(row)
+        _, alike, prompt = noticed.numbers(row)
         if alike in seen:
             tally.doubles += 1
             continue

@@ -12,9 +12,10 @@ from typing import Any
 
 from loguru import logger
 
-from training import evaluation, files, privacy, runs, trainer
-from training.gauge import clock
+from training import evaluation, runs, trainer
 from training.held_out import Item
+from training.system import files, privacy
+from training.system.wording import clock
 from training.trainer import Watch
 
 SAVE = 1000  # beyond every signal's number

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training import adapter as adapters
-from training import merge as merging
-from training import weights
+from training import merge, weights
 from training.errors import RunError
 from training.merge import Output
 from training.weights import Tensor
@@ -63,7 +62,7 @@ def verify(base: Path, adapter: Path, merged: Path) -> Proof:
     written as bfloat16); every other one must be base + update within half a step of its dtype. An adapter that changes
     nothing fails too: it was not trained, or its updates are all too small for 16 bits.
     """
-    planned = merging.plan(base, adapter)
+    planned = merge.plan(base, adapter)
     written = weights.tensors(merged, "check of the merge")
     outputs = planned.outputs
     _same_names(set(outputs), set(written), merged)

@@ -18,11 +18,13 @@ if __name__ == "__main__":  # run as a script, training/ stands first on the pat
 
 from loguru import logger
 
-from training import convert_worker, crew, engine, foreign_code, runs, team, train
+from training import crew, engine, runs, team, train
 from training.errors import FinetuneError, Interrupted
-from training.events import Events
 from training.progress import Session
-from training.signals import Signals
+from training.system import foreign_code
+from training.system.events import Events
+from training.system.parent_watch import end_with_parent
+from training.system.signals import Signals
 from training.trainer import Watch
 
 
@@ -59,7 +61,7 @@ def main() -> int:
     order = crew.receive(sys.stdin.buffer)
     if order is None:
         return 1
-    convert_worker.end_with_parent(lambda: leave(order))
+    end_with_parent(lambda: leave(order))
     try:
         work(order)
     except Interrupted:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import chat, checks, dataset, llama, privacy
-from training.chat import ChatTemplate, NothingToTrain
+from training import chat, chat_template, checks, dataset, llama
+from training.chat import NothingToTrain
+from training.chat_template import ChatTemplate
 from training.checks import Check
 from training.errors import UserError
 from training.noticed import SHOWN
 from training.stretches import tokeniser
+from training.system import privacy
 
 if TYPE_CHECKING:
     import datasets
@@ -94,7 +96,7 @@ def pairs(words: PreTrainedTokenizerBase, template: ChatTemplate | None) -> dict
 def _adds_bos(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> bool | None:
     """Whether a reader must put BOS in front; None where either is right, for the template writes it and a reader
     that adds one leaves that out."""
-    prompts = chat.samples(template)[:1] if template else []
+    prompts = chat_template.samples(template)[:1] if template else []
     if not prompts or tokenizer.bos_token_id is None:
         return chat.adds_bos_cached(tokenizer)
     written = prompts[0].startswith(tokenizer.bos_token)
@@ -175,7 +177,7 @@ def hold(vocabulary: Path | None, plan: Plan) -> None:
     if vocabulary is None:
         logger.warning("how llama.cpp reads the rows could not be tried before the training; the export checks it")
         return
-    chats = () if plan.data.plain else chat.samples(plan.template)
+    chats = () if plan.data.plain else chat_template.samples(plan.template)
     found = checks.gguf_tokenizer(vocabulary, plan.base.path, chats, plan.tokenizer)
     if not found.passed:
         raise UserError(f"{plan.base.name} cannot be served as it is trained: {found.failure}")
@@ -211,7 +213,9 @@ def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, tex
     def measure() -> Check:
         known = tokenizer(folder)
         said = llama.metadata(gguf)
-        chats = [RowText(text, "a chat of the template", 0) for text in (chat.samples(template) if template else ())]
+        chats = [
+            RowText(text, "a chat of the template", 0) for text in (chat_template.samples(template) if template else ())
+        ]
         wrong = list(differences(gguf, known, [*chats, *texts.texts], whole=True))
         composed = _read_when_composed(gguf, known, wrong)
         wrong = [one for one in wrong if one.row not in composed]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from training import ini, names, paths, values
+from training import ini, names, values
 from training.errors import UserError
+from training.system import paths
 from training.values import Given, Rule
 
 

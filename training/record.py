@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training import privacy
+from training.system import privacy
 
 VERSION = 1  # of report.json; goes up when a field changes its meaning
 

@@ -103,9 +103,9 @@ def fitting(folder: Path, memory: int | None = None) -> str | TooLarge:
     memory: bytes that may be used; None asks the machine.
     """
     if memory is None:
-        from training import environment
+        from training.system import this_machine
 
-        memory = environment.inspect().memory_available
+        memory = this_machine.inspect().memory_available
     for dtype, size in (("float32", 4), ("bfloat16", 2)):
         if needed(folder, size) <= memory:
             return dtype

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training import curves, files, page, runs, summary
+from training import curves, page, runs, summary
 from training.record import Artefact, Report, TrainingFacts, build, plain
+from training.system import files
 
 MOST_STEPS = 2000  # in report.json, evenly spread; every one stands in events.jsonl
 JSON, MARKDOWN, HTML = runs.REPORT, "report.md", "report.html"

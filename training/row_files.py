@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from training.errors import UserError
+from training.system.wording import shorten
 
 MAX_ROW_BYTES = 16 << 20  # a row of 16 MiB is some four million tokens: no model takes it, and it is a broken file
 CHUNK = 1 << 16
@@ -507,9 +508,3 @@ def describe(value: Any) -> str:
     if isinstance(value, str):
         return "text"
     return "a list" if isinstance(value, list) else "an object"
-
-
-def shorten(text: str, length: int = 40) -> str:
-    """`text` on one line, cut to `length` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"

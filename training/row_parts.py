@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import noticed, row_files, rows, workers
+from training import noticed, row_files, rows
 from training.prompt_template import PromptTemplate
-from training.rows import BadRow, Record, Row
+from training.row_files import BadRow, Record
+from training.rows import Row
+from training.system import pool
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +58,7 @@ def parts(path: Path, format: str, template: PromptTemplate | None, limit: int =
             pieces: Iterator[Any] = row_files.blocks(file, path, BLOCK)
         else:
             pieces = _batches(row_files.records_from(file, path, kind), file)
-        yield from workers.in_order(
+        yield from pool.in_order(
             _piece, _sized(pieces, file), processes, (path, kind, format, template), f"reading {path}"
         )
 
@@ -72,7 +74,7 @@ def whole(path: Path, limit: int = 0) -> int:
 def _processes(path: Path) -> int:
     """Processes for this file. Only where they are made by copying this one: else they start slowly."""
     long = whole(path) * (PACKED if path.suffix.lower() == ".gz" else 1) >= LONG
-    return workers.cores() if long and workers.copied() else 1
+    return pool.cores() if long and pool.copied() else 1
 
 
 def _batches(records: Iterator[Record | BadRow], file: io.BufferedIOBase) -> Iterator[list[Record | BadRow]]:

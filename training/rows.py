@@ -10,7 +10,8 @@ from typing import Any
 
 from training.errors import UserError
 from training.prompt_template import PromptTemplate
-from training.row_files import BadRow, Record, describe, records, shorten
+from training.row_files import BadRow, Record, describe, records
+from training.system.wording import shorten
 
 __all__ = ["FORMATS", "BadRow", "Record", "Row", "Turn", "interpret", "read"]
 

@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from training import files, privacy
 from training.errors import MachineError, UserError
+from training.system import files, privacy
 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"

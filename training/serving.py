@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from training import chat
-from training.chat import ChatTemplate, NothingToTrain
-from training.chat_template import as_served
+from training import chat, chat_template
+from training.chat import NothingToTrain
+from training.chat_template import ChatTemplate, as_served
 from training.errors import UserError
 from training.pieces import difference
 from training.rows import Row, Turn
@@ -80,7 +80,7 @@ def _prompts(template: ChatTemplate, jinja: str, turns: Sequence[Turn], ways: Ma
     """What servers write for a chat by the template in the GGUF, by the way of asking."""
     # a template that asks the clock itself writes the day of the request by its own design
     given: Mapping[str, str] = {} if "strftime_now" in jinja else dict.fromkeys(DATES, DAY)
-    messages = chat.conversation(template, turns)
+    messages = chat_template.conversation(template, turns)
     found = {}
     for name, on in ways.items():
         try:

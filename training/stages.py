@@ -10,28 +10,15 @@ from typing import Any
 
 from loguru import logger
 
-from training import (
-    account,
-    checkpoint,
-    crew,
-    evaluation,
-    export,
-    held_out,
-    importance,
-    paths,
-    privacy,
-    runs,
-    scoring,
-    team,
-    train,
-    zygote,
-)
+from training import account, checkpoint, crew, evaluation, export, held_out, importance, runs, scoring, team, train
 from training import plan as planning
 from training.errors import Interrupted, RunError
-from training.events import Events
 from training.held_out import Item
 from training.progress import Session
-from training.signals import Signals
+from training.system import forkserver, paths
+from training.system.events import Events
+from training.system.signals import Signals
+from training.system.wording import short
 from training.trainer import Watch
 
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
@@ -118,12 +105,6 @@ def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, 
     events.emit("stage", name="evaluate", seconds=seconds)
 
 
-def short(text: str, most: int = 200) -> str:
-    """One line of the log for a text of any length."""
-    line = " ".join(privacy.redact(text).split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
 def judge(settings: Any, run: runs.Run, events: Events) -> None:
     """Say so when the tuned model is worse than the base; FAIL_IF_WORSE makes it a failure."""
     words = account.worse(run, best=bool(settings.training.early_stopping_patience))
@@ -144,7 +125,7 @@ def judge(settings: Any, run: runs.Run, events: Events) -> None:
 
 def export_stage(run: runs.Run, events: Events) -> None:
     """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
-    child = zygote.popen(paths.TRAINING / "export.py", [run.path], errors=False)
+    child = forkserver.popen(paths.TRAINING / "export.py", [run.path], errors=False)
     said: dict[str, Any] = {}
     try:
         for line in child.stdout:

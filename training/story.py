@@ -6,10 +6,11 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from training import checklist, curves, figures
+from training import checklist, curves
 from training.blocks import Answers, Commands, Details, Pictures, Section, Table, Text
 from training.evaluation import LOSS
 from training.record import Report, Score
+from training.system import wording
 
 CLEAR = 0.01  # of the validation loss: a smaller change is not called one
 PERCENTILES = {"50": "median", "100": "most"}
@@ -29,7 +30,7 @@ def result(report: Report) -> Text:
         return Text("Nothing was trained.", "warn")
     loss = checklist.named(report.scores, LOSS)
     if loss is not None and loss.verdict and loss.rows and not loss.verdict.startswith("better"):
-        change = f"{LOSS} {figures.number(loss.before, '.3f')} -> {figures.number(loss.after, '.3f')}"
+        change = f"{LOSS} {wording.number(loss.before, '.3f')} -> {wording.number(loss.after, '.3f')}"
         if loss.verdict == "worse":
             return Text(
                 f"Worse: {change}. The tuned model predicts them less well than the base, beyond chance.", "bad"
@@ -60,7 +61,7 @@ def percent(before: float, after: float) -> str:
 def trained(report: Report) -> str:
     """What was trained on what, in one line."""
     parts = [
-        report.base.name + (f" ({figures.count(report.base.parameters)} parameters)" if report.base.parameters else "")
+        report.base.name + (f" ({wording.count(report.base.parameters)} parameters)" if report.base.parameters else "")
     ]
     if report.data and (rows := report.data.rows.get("training")):
         parts.append(f"{rows:,} rows of {', '.join(dict.fromkeys(_names(report, 'training'))) or 'data'}")
@@ -82,13 +83,13 @@ def headline(report: Report) -> list[tuple[str, str]]:
             found.append(("validation loss", f"{training.before:.3f} \u2192 {training.after:.3f}"))
         found.append(("steps", f"{training.steps:,}" + (f" of {training.total:,}" if training.total else "")))
     if report.run.started and report.run.finished:
-        found.append(("time", figures.duration(report.run.finished - report.run.started)))
+        found.append(("time", wording.duration(report.run.finished - report.run.started)))
     if training and training.tokens_per_second:
         found.append(("tokens per second", f"{training.tokens_per_second:,.0f}"))
     if training and training.peak_memory:
-        found.append(("peak memory", figures.size(training.peak_memory)))
+        found.append(("peak memory", wording.size(training.peak_memory)))
     if ggufs := [item for item in report.artefacts if item.path.endswith(".gguf")]:
-        found.append(("GGUF", figures.size(min(item.bytes for item in ggufs))))
+        found.append(("GGUF", wording.size(min(item.bytes for item in ggufs))))
     return found
 
 
@@ -142,7 +143,7 @@ def _losses(report: Report) -> tuple[Any, ...]:
     if training.losses:
         first, last = training.losses[0], training.losses[-1]
         rows += [
-            (f"training, step {step.step:,}", figures.number(step.loss, ".4f")) for step in dict.fromkeys((first, last))
+            (f"training, step {step.step:,}", wording.number(step.loss, ".4f")) for step in dict.fromkeys((first, last))
         ]
     if rows:
         blocks.append(Table(("loss", "value"), tuple(rows), numbers=(1,)))
@@ -163,8 +164,8 @@ def _steps(report: Report) -> Details:
     rows = tuple(
         (
             f"{step.step:,}",
-            figures.number(step.loss, ".4f"),
-            figures.number(held[step.step], ".4f") if step.step in held else "",
+            wording.number(step.loss, ".4f"),
+            wording.number(held[step.step], ".4f") if step.step in held else "",
             "" if step.learning_rate is None else f"{step.learning_rate:.2e}",
             "" if step.gradient_norm is None else f"{step.gradient_norm:.3g}",
             "" if step.tokens_per_second is None else f"{step.tokens_per_second:,.0f}",
@@ -202,9 +203,9 @@ def _scores(scores: tuple[Score, ...]) -> Table:
     rows = tuple(
         (
             score.name,
-            figures.number(score.before),
-            figures.number(score.after),
-            "" if score.quantised is None else figures.number(score.quantised),
+            wording.number(score.before),
+            wording.number(score.after),
+            "" if score.quantised is None else wording.number(score.quantised),
             "" if score.low is None or score.high is None else f"{score.low:+.3g} to {score.high:+.3g}",
             "" if score.rows is None else f"{score.rows:,}",
             score.verdict,
@@ -220,15 +221,15 @@ def _checks(report: Report) -> tuple[Any, ...]:
         (
             check.name,
             {True: "passed", False: "FAILED", None: "not run"}[check.passed],
-            ", ".join(f"{key} {text}" for key, item in check.figures.items() if (text := figures.value_text(item))),
+            ", ".join(f"{key} {text}" for key, item in check.figures.items() if (text := wording.value_text(item))),
             "" if check.passed else check.why,
-            "" if check.seconds is None else figures.duration(check.seconds),
+            "" if check.seconds is None else wording.duration(check.seconds),
         )
         for check in report.checks
     )
     headers = ("check", "result", "figures", "why", "time")
     asked = tuple(
-        (check.name, "" if check.threshold is None else figures.value_text(check.threshold), check.why)
+        (check.name, "" if check.threshold is None else wording.value_text(check.threshold), check.why)
         for check in report.checks
     )
     details = Details("What each check asks for, and why", (Table(("check", "asked for", "why"), asked),))
@@ -240,11 +241,11 @@ def _quantised(report: Report) -> tuple[Any, ...]:
         (
             item.file,
             item.method + ", importance matrix" * item.importance,
-            "" if item.bytes is None else figures.size(item.bytes),
-            figures.number(item.kl),
+            "" if item.bytes is None else wording.size(item.bytes),
+            wording.number(item.kl),
             "" if item.top1 is None else f"{item.top1 * 100:.1f} %",
-            figures.number(item.perplexity) + change(item.perplexity_change),
-            figures.number(item.tokens_per_second, ",.0f"),
+            wording.number(item.perplexity) + change(item.perplexity_change),
+            wording.number(item.tokens_per_second, ",.0f"),
             item.fallback or "",
         )
         for item in report.quantised
@@ -271,7 +272,7 @@ def _files(report: Report) -> tuple[Any, ...]:
         Text(f"In {report.run.directory}"),
         Table(
             ("file", "size"),
-            tuple((path, figures.size(total)) for path, total in places.items()),
+            tuple((path, wording.size(total)) for path, total in places.items()),
             numbers=(1,),
             code=(0,),
         ),
@@ -317,13 +318,13 @@ def _data(report: Report) -> tuple[Any, ...]:
 def _settings(report: Report) -> tuple[Any, ...]:
     blocks: list[Any] = []
     if report.differences:
-        rows = tuple(tuple(figures.value_text(item) for item in row) for row in report.differences)
+        rows = tuple(tuple(wording.value_text(item) for item in row) for row in report.differences)
         blocks.append(Table(("not the default", "value", "default", "set by"), rows, code=(0, 1, 2)))
     if report.choices:
-        rows = tuple(tuple(figures.value_text(item) for item in row) for row in report.choices)
+        rows = tuple(tuple(wording.value_text(item) for item in row) for row in report.choices)
         blocks.append(Table(("chosen automatically", "value", "because"), rows, code=(0, 1)))
     every = tuple(
-        (f"{section}.{key}", figures.value_text(value))
+        (f"{section}.{key}", wording.value_text(value))
         for section, keys in report.settings.items()
         for key, value in keys.items()
     )
@@ -334,13 +335,13 @@ def _settings(report: Report) -> tuple[Any, ...]:
 
 def _machine(report: Report) -> tuple[Any, ...]:
     run, rows = report.run, []
-    rows += [(name, figures.value_text(value)) for name, value in report.machine.items()]
-    rows += [(name, figures.value_text(value)) for name, value in report.versions.items()]
+    rows += [(name, wording.value_text(value)) for name, value in report.machine.items()]
+    rows += [(name, wording.value_text(value)) for name, value in report.versions.items()]
     if report.base.revision:
         rows.append(("base model revision", report.base.revision))
     blocks: list[Any] = [Table(("", ""), tuple(rows))] if rows else []
     if run.stages:
-        stages = tuple((name, figures.duration(seconds)) for name, seconds in run.stages.items())
+        stages = tuple((name, wording.duration(seconds)) for name, seconds in run.stages.items())
         blocks.append(Table(("stage", "time"), stages, numbers=(1,)))
     return tuple(blocks)
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_model, chat, kept_files, plan, runs, settings
+from training import base_model, chat_template, kept_files, plan, runs, settings
 from training.errors import RunError, UserError
 from training.handover import Handover
+from training.sections import Model
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,14 @@ def _of_base(name: str, config: Path) -> Subject:
     found = _locate(name)
     given = settings.load(config, check_files=False)
     tokenizer = AutoTokenizer.from_pretrained(found.path, local_files_only=True)
-    template = chat.choose(found, given, tokenizer)
+    template = chat_template.choose(found, given, tokenizer)
     longest = min(given.model.max_seq_length, found.max_length or given.model.max_seq_length)
     return Subject(found.path, None, None, template, plan.end_ids(template, tokenizer, found), longest, given)
 
 
 def _locate(name: str) -> Any:
     path = Path(name).expanduser()
-    wanted = settings.Model(base_model_name=str(path.absolute()) if path.exists() else name)
+    wanted = Model(base_model_name=str(path.absolute()) if path.exists() else name)
     return base_model.locate(wanted, say=logger.info)
 
 

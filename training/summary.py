@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import textwrap
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from training import figures, pictures, story
+from training import pictures, story
 from training.blocks import Answers, Commands, Pictures, Table, Text
-from training.privacy import redact, shown
 from training.record import Report, Sample
+from training.system import wording
+from training.system.privacy import redact, shown
+from training.system.wording import columns, fold
 
 SAID = ("validation loss", "steps")  # by the sentences above the headline's figures
 QUESTIONS = 3  # shown here; all of them stand in report.html
@@ -29,7 +29,7 @@ def markdown(report: Report) -> str:
         parts = [part for block in section.blocks if (part := render(block))]
         if parts:
             lines += [f"## {section.title}", "", "\n\n".join(parts), ""]
-    when = figures.moment(report.run.finished or report.run.started)
+    when = wording.moment(report.run.finished or report.run.started)
     lines.append(
         inline(f"Run {report.run.id}, {report.run.state} {when}".rstrip()) + ". Curves and every figure: report.html"
     )
@@ -77,26 +77,6 @@ def wrapped(text: str) -> str:
     for line in short(shown(text), LONGEST_ANSWER).split("\n"):
         lines += fold(line) or [""]
     return "\n".join(lines)
-
-
-def fold(line: str, most: int = 100) -> list[str]:
-    """One line as several: at white space, and anywhere in Chinese, whose characters are two columns wide."""
-    if columns(line) <= most:
-        return [line]
-    if columns(line) == len(line):
-        return textwrap.wrap(line, most, replace_whitespace=False, drop_whitespace=True) or [""]
-    found = [""]
-    for character in line:
-        if columns(found[-1] + character) > most:
-            found.append("")
-        found[-1] += character
-    return found
-
-
-def columns(text: str) -> int:
-    """How many columns of a terminal the text takes."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(bool(unicodedata.combining(character)) for character in text)
 
 
 def fence(text: str, language: str) -> str:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training import chat, privacy, speakers, subject, summary
+from training import chat, chat_template, speakers, stretches, subject
 from training.errors import MachineError, UserError
 from training.evaluation import Answer
 from training.rows import Turn
 from training.subject import Subject
+from training.system import privacy, wording
+from training.system.wording import fold
 
 PROMPT = "> "
 MOST = 1024  # tokens of an answer
@@ -47,7 +49,9 @@ class Talk:
         while True:
             turns = [*self.history[dropped:], Turn("user", question)]
             turns = [Turn("system", self.system), *turns] if self.system else turns
-            text = chat.render(self.template, chat.conversation(self.template, turns), add_generation_prompt=True)
+            text = chat_template.render(
+                self.template, chat_template.conversation(self.template, turns), add_generation_prompt=True
+            )
             ids = self.tokens(text)
             if len(ids) + min(MOST, self.context // 4) <= self.context:
                 return ids, dropped
@@ -110,10 +114,10 @@ def beside(left: str, right: str, width: int) -> list[str]:
     half = max(16, (width - 3) // 2)
     columns = []
     for title, text in (("base", left), ("tuned", right)):
-        lines = [part for line in privacy.visible(text).split("\n") for part in summary.fold(line, half) or [""]]
+        lines = [part for line in privacy.visible(text).split("\n") for part in fold(line, half) or [""]]
         columns.append([title, "-" * half, *lines])
     pairs = itertools.zip_longest(*columns, fillvalue="")
-    return [f"{one}{' ' * (half - summary.columns(one))} | {other}".rstrip() for one, other in pairs]
+    return [f"{one}{' ' * (half - wording.columns(one))} | {other}".rstrip() for one, other in pairs]
 
 
 def command(talk: Talk, line: str) -> None:
@@ -186,7 +190,7 @@ def with_weights(found: Subject) -> None:
     tokenizer = subject.tokenizer(found)
 
     def tokens(text: str) -> list[int]:
-        return chat.with_bos(chat.tokeniser(tokenizer)([text])[0], tokenizer)
+        return chat.with_bos(stretches.tokeniser(tokenizer)([text])[0], tokenizer)
 
     with speakers.torch_pair(_folder(found), found.adapter, found.end_ids) as (base, tuned):
         loop(Talk(tuned or base, found.template, tokens, found.longest, (lambda: base) if tuned else None))

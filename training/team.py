@@ -20,7 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import environment, meeting, wire
+from training import meeting
+from training.system import this_machine, wire
 
 if TYPE_CHECKING:
     import torch
@@ -253,7 +254,7 @@ def joined(
     way["GLOO_SOCKET_IFNAME"] = interface(place.address)
     if settings.hardware.device == "cpu":  # accelerate would say cpu:0, to which torch.load puts nothing back
         way["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    with environment.variables({**place.environment(settings.hardware.num_threads), **way}):
+    with this_machine.variables({**place.environment(settings.hardware.num_threads), **way}):
         with _in_time(late):
             store = server or _store(place)
             dist.init_process_group(

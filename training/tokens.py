@@ -16,14 +16,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import environment, files, workers
 from training.chat import IGNORED, Encoded, NothingToTrain, assemble, plan_row
 from training.chat_template import ChatTemplate
 from training.dataset import as_row
-from training.gauge import gauge
 from training.noticed import SHOWN, warning
 from training.row_files import BadRow
 from training.stretches import quick_tokeniser
+from training.system import files, pool, this_machine
+from training.system.progress_bar import gauge
 
 if TYPE_CHECKING:
     import datasets
@@ -107,14 +107,14 @@ def _write(path: Path, data: datasets.Dataset, ways: tuple, processes: int, say:
     size = max(1, min(BATCH, BATCH_BYTES // mean))
     ranges = ((start, min(start + size, len(data))) for start in range(0, len(data), size))
     with (
-        environment.variables(ONE_THREAD if processes > 1 else {}),
+        this_machine.variables(ONE_THREAD if processes > 1 else {}),
         gauge("tokenising", len(data), say) as advance,
         files.kept(path) as partial,
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_stream(sink, _schema()) as writer,
     ):
         shared = (data.with_format("arrow"), *ways)
-        for rows, table in workers.in_order(_encode_range, ranges, processes, shared, "tokenising"):
+        for rows, table in pool.in_order(_encode_range, ranges, processes, shared, "tokenising"):
             writer.write_table(table)
             advance(rows, rows)
 
@@ -219,7 +219,7 @@ def _digest_rows(digest: Any, batch: pa.Table) -> None:
 
 
 def _workers(rows: int, wanted: int | None) -> int:
-    return max(1, min(wanted or workers.cores(), rows // (ROWS_A_WORKER if workers.copied() else ROWS_A_NEW_WORKER)))
+    return max(1, min(wanted or pool.cores(), rows // (ROWS_A_WORKER if pool.copied() else ROWS_A_NEW_WORKER)))
 
 
 def _schema() -> pa.Schema:

@@ -14,9 +14,10 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, files, machines, progress, runs, trainer
+from training import checkpoint, machines, progress, runs, trainer
 from training.errors import FinetuneError, Interrupted, RunError
 from training.progress import Session
+from training.system import files
 
 WEIGHTS = "adapter_model.safetensors"
 # What torch, safetensors and tokenizers say when a write fails, in words of their own instead of an OSError.

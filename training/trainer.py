@@ -15,8 +15,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, fast_cpu, team, wire
+from training import checkpoint, fast_cpu, team
 from training.errors import RunError
+from training.system import wire
 
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
 NOT_KEPT = ("README.md", "training_args.bin", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

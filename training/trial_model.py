@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training import foreign_code, kept_files
+from training import kept_files
+from training.system import foreign_code
 
 LAYERS, HIDDEN, HEADS = 2, 256, 4  # K-quants want rows of 256
 # Keys of a config.json that say how large a model is -> the trial's value. What is not in the config is not added.

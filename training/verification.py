@@ -13,10 +13,9 @@ from typing import Any
 from loguru import logger
 
 from training import (
-    chat,
+    chat_template,
     checks,
     evaluation,
-    files,
     held_out,
     modelfile,
     reader_view,
@@ -27,6 +26,7 @@ from training import (
 )
 from training.checks import Check
 from training.errors import RunError
+from training.system import files
 
 
 def run(job: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def run(job: Any) -> dict[str, Any]:
             # loaded once, when base + adapter has been freed, for every check that runs the merged model
             merged = functools.cache(lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged")))
             done.append(checks.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
-            chats = chat.samples(job.trained_template) if job.trained_template else ()
+            chats = chat_template.samples(job.trained_template) if job.trained_template else ()
             done.append(checks.gguf_tokenizer(job.f16, job.merged, chats))
             done.append(reader_view.read_as_trained(job.f16, job.merged, job.trained_template, job.row_texts))
             done.append(checks.f16_agrees(job.f16, merged(), sequences, starts, room))

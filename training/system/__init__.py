@@ -1,1 +1,3 @@
-"""This machine: what it must have, and how the packages come onto it. setup.sh starts here."""
+"""This machine, files, logs, signals, processes, and how the packages come onto it, where setup.sh starts. It has no
+face: import its modules.
+"""

@@ -22,8 +22,16 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.errors import MachineError  # noqa: E402
-from training.system import browser, llama_cpp_build, torch_builds  # noqa: E402
-from training.system.venv_pip import Pip, call, say  # noqa: E402
+from training.system import (  # noqa: E402
+    browser,  # noqa: E402
+    llama_cpp_build,  # noqa: E402
+    torch_builds,  # noqa: E402
+)
+from training.system.venv_pip import (  # noqa: E402
+    Pip,  # noqa: E402
+    call,  # noqa: E402
+    say,  # noqa: E402
+)
 
 SEES_A_CARD = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available()))"
 

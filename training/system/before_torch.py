@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from training import launchers
+from training.system import launchers
 
 THREADS = {
     # Threads that wait for each other spin for a quarter of a millisecond, which most waits take, and then sleep. Asleep at

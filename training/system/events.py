@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from training import files, privacy
+from training.system import files, privacy
 
 VERSION = 1
 
@@ -37,7 +37,7 @@ class Events:
         except OSError:  # a full disk is reported by the stage that needs the space, not by its log
             pass
         if self.stdout is not None:
-            from training import log
+            from training.system import log
 
             log.say_line(self.stdout, line)
 

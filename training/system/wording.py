@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
+import unicodedata
 from typing import Any
+
+from training.system import privacy
 
 
 def number(value: float | None, form: str = ".4g") -> str:
@@ -59,3 +63,47 @@ def duration(seconds: float) -> str:
 def moment(seconds: float | None) -> str:
     """A time of day in the machine's own zone."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(seconds))
+
+
+def gigabytes(size: float) -> str:
+    """A size in bytes as people read it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:40 or 2:03:04."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """`text` on one line, cut to `length` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def short(text: str, most: int = 200) -> str:
+    """One line of the log for a text of any length."""
+    line = " ".join(privacy.redact(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def fold(line: str, most: int = 100) -> list[str]:
+    """One line as several: at white space, and anywhere in Chinese, whose characters are two columns wide."""
+    if columns(line) <= most:
+        return [line]
+    if columns(line) == len(line):
+        return textwrap.wrap(line, most, replace_whitespace=False, drop_whitespace=True) or [""]
+    found = [""]
+    for character in line:
+        if columns(found[-1] + character) > most:
+            found.append("")
+        found[-1] += character
+    return found
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(bool(unicodedata.combining(character)) for character in text)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.errors import MachineError
+from training.system.wording import gigabytes
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "llama_cpp_python", "gguf")
 # The variables that say which cards a process sees: CUDA's, of which ROCm obeys both, and XPU's.
@@ -138,17 +139,12 @@ def inspect() -> Machine:
         memory_available=max(available, 0),
         gpus=gpus,
         backend=backend,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
 def _free(gpu: Gpu) -> str:
     return "" if gpu.free is None else f"{gigabytes(gpu.free)} free of "
-
-
-def gigabytes(size: float) -> str:
-    """A size in bytes as people read it."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def device(settings: Any, machine: Machine) -> Choice:
@@ -192,7 +188,7 @@ def engine(settings: Any, where: str) -> Choice:
     if wanted == "auto" and where != "cpu" and settings.processes > 1:
         return Choice("transformers", f"{settings.processes} processes: with Unsloth only one trains")
     chosen = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
-    if chosen == "unsloth" and "unsloth" not in _versions():
+    if chosen == "unsloth" and "unsloth" not in versions():
         raise MachineError(
             f"ENGINE = {wanted} needs Unsloth on this machine, and it is not installed: run `ENGINE=unsloth ./setup.sh`, "
             "or set ENGINE = transformers in [Hardware] (slower)"
@@ -285,7 +281,7 @@ def ollama() -> tuple[int, ...] | None:
     return tuple(map(int, found.groups())) if found else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
         try:
@@ -344,3 +340,14 @@ def _container_limit() -> tuple[int | None, int]:
         except (OSError, ValueError):
             continue
     return None, 0
+
+
+def oom_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory, on this machine, since it started."""
+    try:
+        for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return None

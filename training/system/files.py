@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from training import privacy
 from training.errors import MachineError
+from training.system import privacy
 
 PARTIAL = ".partial"  # what a file or folder that is still being written ends in
 OWNER, OWNERS_FOLDER = 0o600, 0o700

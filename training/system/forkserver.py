@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import IO, Any
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from training import foreign_code
+from training.system import foreign_code
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"}  # read once, when imported
 PRELOADED = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft")
@@ -269,10 +269,10 @@ def _become(request: dict[str, Any], handles: Sequence[int], asking: int) -> dic
 
 def main(requests: int, asking: int, preload: Sequence[str]) -> None:
     """The zygote; in a fork, the script that was asked for, ending as any script ends."""
-    from training import zygote  # this file again, as the module that the script will know
+    from training.system import forkserver
 
     foreign_code.keep_out()
-    asked = zygote.serve(requests, asking, preload)
+    asked = forkserver.serve(requests, asking, preload)
     sys.argv = [asked["script"], *asked["arguments"]]
     sys.path[0] = str(Path(asked["script"]).parent)
     os._exit(_exit_code(lambda: runpy.run_path(asked["script"], run_name="__main__")))

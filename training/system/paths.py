@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRAINING = ROOT / "training"
 CACHE = ROOT / ".cache"
 MODELS = ROOT / "models"

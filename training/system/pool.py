@@ -14,8 +14,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from training import foreign_code
 from training.errors import MachineError
+from training.system import foreign_code
 
 AHEAD = 2  # tasks for each process that wait or are done before they are asked for
 

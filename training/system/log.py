@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import files, paths, privacy
+from training.system import files, paths, privacy
 
 SHARED_LOG = paths.TRAINING / "finetune.log"
 ROTATE_AT = 10 * 1024 * 1024  # bytes; the older half of two files is kept as finetune.log.1

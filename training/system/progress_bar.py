@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from training import privacy
+from training.system import privacy
+from training.system.wording import clock
 
 SILENT = 2.0  # seconds that a piece of work may take before a bar is shown
 EVERY = 10.0  # seconds between two lines
@@ -63,10 +64,3 @@ def _bar(what: str, total: int) -> Any:
         ncols=(columns or 80) - 1,
         nrows=rows or 24,
     )
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:40 or 2:03:04."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
