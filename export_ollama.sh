@@ -44,7 +44,7 @@ fail() { # fail EXIT_CODE MESSAGE
 # A name for a message, which has one line.
 shown() { case $1 in *[[:cntrl:]]*) printf '%q' "$1" ;; *) printf '%s' "$1" ;; esac }
 
-# The value of a key in a settings file, as training/ini.py reads it; nothing when the key is not there.
+# The value of a key in a settings file, as training/settings/ini_file.py reads it; nothing when the key is not there.
 setting() { # setting FILE SECTION KEY
     [ -f "$1" ] || return 0
     LC_ALL=C awk -v section="$2" -v key="$3" '

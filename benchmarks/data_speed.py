@@ -72,6 +72,7 @@ def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     """Seconds of reading and of tokenising, and the tokens, through the program's own modules."""
     import datasets  # noqa: F401 (its import is no part of the measurement, on either way)
     from training import chat_template, dataset, settings, tokens
+    from training.settings import Override
 
     base, tokenizer = _model()
     overrides = [
@@ -80,7 +81,7 @@ def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
         ("Dataset", "VALIDATION_SPLIT", "0"),
     ]
     root = Path(__file__).resolve().parent.parent
-    given = settings.load(root / "config.ini", [settings.Override(*item, item[1]) for item in overrides])
+    given = settings.load(root / "config.ini", [Override(*item, item[1]) for item in overrides])
     template = chat_template.choose(base, given, tokenizer)
     started, before = time.monotonic(), _cpu()
     data = dataset.load(given, room)
@@ -115,7 +116,7 @@ def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
 
 def _model() -> tuple[Any, Any]:
     from training import base_model
-    from training.sections import Model
+    from training.settings.table import Model
     from transformers import AutoTokenizer
 
     base = base_model.locate(Model(base_model_name=base_model.EMBEDDED))

@@ -73,7 +73,7 @@ def make(folder: Path, shape: dict[str, int]) -> None:
 
     import torch
     from training import base_model
-    from training.sections import Model
+    from training.settings.table import Model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     embedded = base_model.locate(Model(base_model_name=base_model.EMBEDDED)).path

@@ -116,7 +116,7 @@ def go_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked embedded model's folder."""
     from training import base_model
-    from training.sections import Model
+    from training.settings.table import Model
 
     model = Model(base_model_name=base_model.EMBEDDED)
     with locked(session_folder(tmp_path_factory) / "embedded.lock"):

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import chat, chat_template, gguf_file, gguf_tokenizer, prompt_template, serving, stretches, tokens
+from training import chat, chat_template, gguf_file, gguf_tokenizer, serving, stretches, tokens
 from training.chat import IGNORED, NothingToTrain
 from training.chat_template import ChatTemplate
 from training.errors import UserError
 from training.rows import Row, Turn
+from training.settings import prompt_template
 from training.system import paths
 
 pytestmark = pytest.mark.tiny

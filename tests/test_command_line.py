@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training import command_line, settings
-from training.command_line import parse
+from training import settings
 from training.errors import UserError
-from training.sections import TABLE
-from training.usage import COMMANDS, SETTING_FLAGS, SWITCHES
+from training.settings.command_line import Arguments, parse
+from training.settings.table import TABLE
+from training.settings.usage import COMMANDS, SETTING_FLAGS, SWITCHES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def refused(*argv):
 
 
 def test_nothing_given_is_a_run_with_the_shipped_settings():
-    assert parse([]) == command_line.Arguments("run", ROOT / "config.ini")
+    assert parse([]) == Arguments("run", ROOT / "config.ini")
     assert parse([]).run is None
 
 
@@ -214,7 +214,7 @@ def test_an_error_names_the_argument_it_comes_from(tmp_path):
 
 
 def run(*argv, cwd=ROOT):
-    command = [sys.executable, "-I", "-S", ROOT / "training" / "command_line.py", *argv]
+    command = [sys.executable, "-I", "-S", ROOT / "training" / "settings" / "command_line.py", *argv]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
@@ -260,7 +260,7 @@ def test_as_a_script_it_is_silent_when_all_is_right(tmp_path):
 def test_a_folder_that_was_removed_is_named(tmp_path):
     gone = tmp_path / "gone"
     code = f"import os, sys; os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); sys.path.insert(0, {str(ROOT)!r})"
-    code += "; from training.command_line import main; sys.exit(main(sys.argv[1:]))"
+    code += "; from training.settings.command_line import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-I", "-S", "-c", code]
     for argv in (["data.jsonl"], ["--config", "x.ini"]):
         result = subprocess.run([*command, *argv], capture_output=True, text=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from test_page import BROWSER, browse
 from test_report import HOSTILE, good, hostile, in_state
-from training import checklist, command_line, comparison, page, record, report, runs, story
+from training import checklist, comparison, page, record, report, runs, story
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS, LOSS
 from training.record import Report, Score
+from training.settings import command_line
 
 
 def run(name: str, **changes: object) -> Report:

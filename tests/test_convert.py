@@ -186,7 +186,7 @@ def test_every_method_quantises_with_an_importance_matrix_where_llama_cpp_asks_f
     importance.write(model, f16, range(300), tmp_path / "importance.npz")
     code = (
         "import sys; sys.path[:0] = sys.argv[1:2]\n"
-        "from training import convert; from training import convert_worker; from training import names\n"
+        "from training import convert; from training import convert_worker; from training.settings import names\n"
         "matrix = lambda m: (sys.argv[3] + '/importance.npz',) if m in names.NEED_IMPORTANCE_MATRIX else ()\n"
         "print([m for m in convert.METHODS if convert_worker.quantise(sys.argv[2], f'{sys.argv[3]}/{m}.gguf', m, *matrix(m))])"
     )

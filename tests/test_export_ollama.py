@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from training import ini, modelfile, modelfile_syntax, probing
+from training import modelfile, modelfile_syntax, probing
+from training.settings import ini_file
 
 pytestmark = pytest.mark.slow
 
@@ -724,7 +725,7 @@ def test_the_scripts_reader_of_settings_agrees_with_the_package(tmp_path, value,
     function = re.search(r"^setting\(\) \{.*?^\}", (ROOT / "export_ollama.sh").read_text(), re.DOTALL | re.MULTILINE)[0]
     script = f'{function}\nsetting "$1" Training KEY'
     said = subprocess.run(["bash", "-c", script, "-", str(file)], capture_output=True, text=True, check=True).stdout
-    (wanted,) = (e.value for e in ini.read(file).entries if (e.section, e.key) == ("Training", "KEY"))
+    (wanted,) = (e.value for e in ini_file.read(file).entries if (e.section, e.key) == ("Training", "KEY"))
     assert said == wanted
 
 

@@ -15,12 +15,13 @@ from test_faults import NO_EXPORT, STOPPED, faulty, only_run
 from test_finetune import losses
 from training import budget, fast_cpu, memory, plan, settings, weights
 from training.errors import UserError
+from training.settings import Settings
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def given(tmp_path: Path, modules: str, more: str = "") -> settings.Settings:
+def given(tmp_path: Path, modules: str, more: str = "") -> Settings:
     config = tmp_path / "config.ini"
     config.write_text(f"[LoRA]\nR = 4\nTARGET_MODULES = {modules}\n{more}", encoding="utf-8")
     return settings.load(config, check_files=False)

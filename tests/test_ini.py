@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training import ini
 from training.errors import UserError
+from training.settings import ini_file
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
 
 def values(text):
     """{(section, key): value} of a text that is all right."""
-    found = ini.parse(text)
+    found = ini_file.parse(text)
     assert not found.problems
     return {(entry.section, entry.key): entry.value for entry in found.entries}
 
@@ -26,7 +26,7 @@ def value(written):
 
 
 def problems(text):
-    return ini.parse(text).problems
+    return ini_file.parse(text).problems
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_keys_keep_their_case_and_sections_their_name():
 def test_line_ends_and_a_byte_order_mark_do_not_matter(tmp_path, end, mark):
     path = tmp_path / "c.ini"
     path.write_bytes((mark + end.join(["# head", "[S]", "", "K = 值", "L = 2"])).encode())
-    assert [(e.key, e.value, e.line) for e in ini.read(path).entries] == [("K", "值", 4), ("L", "2", 5)]
+    assert [(e.key, e.value, e.line) for e in ini_file.read(path).entries] == [("K", "值", 4), ("L", "2", 5)]
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_a_line_that_cannot_be_read_is_named(text, found):
 
 def test_a_file_of_other_lines_is_not_read_to_its_end():
     found = problems("[S]\n" + '{"prompt": "a"}\n' * 100_000)
-    assert len(found) == ini.MOST_PROBLEMS + 1
+    assert len(found) == ini_file.MOST_PROBLEMS + 1
     assert found[-1] == (102, "the rest was not read; is this a settings file?")
 
 
 def refused(path):
     with pytest.raises(UserError) as error:
-        ini.read(path)
+        ini_file.read(path)
     return str(error.value)
 
 
@@ -123,7 +123,7 @@ def refused(path):
         ("[S]\r\nK = 1\r\nL = 助手".encode("gb18030"), ":3: is not UTF-8 (byte 0xd6); save it as UTF-8"),
         ("\ufeff[S]\nK = é".encode() + b"\xff", ":2: is not UTF-8 (byte 0xff); save it as UTF-8"),
         (b"\x7fELF\x02\x01\x01\0", ":1: holds a NUL byte: this is not a text file"),
-        (b"#" * (ini.LARGEST + 1), ": larger than 1 MiB; is this the right file?"),
+        (b"#" * (ini_file.LARGEST + 1), ": larger than 1 MiB; is this the right file?"),
     ],
 )
 def test_a_file_that_is_no_settings_file_is_refused(tmp_path, content, message):
@@ -165,16 +165,16 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path):
 
 @given(TEXT)
 def test_a_quoted_value_reads_back_the_same(text):
-    found = ini.parse(f"[S]\nK = {ini.quote(text)}  # comment")
+    found = ini_file.parse(f"[S]\nK = {ini_file.quote(text)}  # comment")
     assert not found.problems
     (entry,) = found.entries
-    # what stands without quotes has no meaning to settings.py beyond its characters
+    # what stands without quotes has no meaning to settings/loading.py beyond its characters
     assert entry.value == text and (entry.quoted or "\\" not in text and not text.startswith("@"))
 
 
 @given(TEXT)
 def test_no_text_breaks_the_reader(text):
-    found = ini.parse(text)
+    found = ini_file.parse(text)
     assert all(1 <= line <= len(text) + 1 and "\n" not in reason for line, reason in found.problems)
 
 
@@ -196,7 +196,7 @@ def test_it_agrees_with_configparser_where_both_know_the_format(text):
         default_section="\0", empty_lines_in_values=False,
     )  # fmt: skip
     oracle.optionxform = str
-    found = ini.parse(text)
+    found = ini_file.parse(text)
     try:
         oracle.read_file(text.split("\n"))
     except configparser.Error:
@@ -212,6 +212,6 @@ def test_it_agrees_with_configparser_where_both_know_the_format(text):
 @pytest.mark.parametrize("unit", [" ", '"', "\\", "[", "=", "a #", " #", "\r", "x\n", '\\"', "# ", "\t;"])
 def test_a_megabyte_of_anything_is_read_at_once(unit):
     start = time.process_time()
-    ini.parse("[S]\nK = " + unit * (ini.LARGEST // len(unit)))
-    ini.parse('[S]\nK = "' + unit * (ini.LARGEST // len(unit)))
+    ini_file.parse("[S]\nK = " + unit * (ini_file.LARGEST // len(unit)))
+    ini_file.parse('[S]\nK = "' + unit * (ini_file.LARGEST // len(unit)))
     assert time.process_time() - start < 5

@@ -17,8 +17,9 @@ import pytest
 from conftest import ROOT, write_tiny_config
 from test_finetune import losses, wait_for_step
 from test_team import TWO, gone, other_process, program, slowly
-from training import contradictions, meeting, settings, team
+from training import meeting, settings, team
 from training.errors import MachineError, RunError, UserError
+from training.settings import contradictions
 from training.system import shared_secret
 
 SECRET = "f5e91a8e2b7d4c60"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from training import names
+from training.settings import names
 
 QUANTISE_ALL = """
 import contextlib, ctypes, json, os, sys

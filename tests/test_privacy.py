@@ -18,9 +18,10 @@ import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from training import base_model, checkpoint, command_line, comparison, control, dataset, gguf_model, page, runs
+from training import base_model, checkpoint, comparison, control, dataset, gguf_model, page, runs
 from training.errors import UserError
 from training.row_files import BadRow
+from training.settings import command_line
 from training.system import files, log, privacy
 from training.system.events import Events
 
@@ -246,10 +247,11 @@ def test_a_refusal_before_the_log_is_there_shows_neither(capsys):
 
 
 def test_a_text_is_cut_short_after_its_secrets_are_hidden():
-    from training import ini, summary
+    from training import summary
+    from training.settings import ini_file
 
     cut = "x" * 40 + f" https://me:PLANTED-password{'y' * 80}@host"
-    for text in (ini.show(cut), summary.short(cut, 60)):
+    for text in (ini_file.show(cut), summary.short(cut, 60)):
         assert "PLANTED" not in text
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from training import control, errors, export, plan, runs, settings, usage, values
-from training.sections import SECTIONS, TABLE, reference
+from training import control, errors, export, plan, runs, settings
+from training.settings import Override, rules, usage
+from training.settings.rules import Given
+from training.settings.table import SECTIONS, TABLE, reference
 from training.system.this_machine import Machine
 
 CHINESE = ".zh-CN.md"
@@ -330,7 +332,7 @@ def test_every_value_that_a_page_gives_a_setting_is_taken(page):
             given.append((section, key, shlex.split(value)[0]))
     for section, key, value in given:
         item = TABLE[f"{section}.{key}"]
-        values.read(values.Given(value, ROOT), item.rule, item.kind)
+        rules.read(Given(value, ROOT), item.rule, item.kind)
 
 
 # ---- the promises of single pages ------------------------------------------------------------------------------------
@@ -432,7 +434,7 @@ def test_what_is_said_to_be_not_built_is_refused(end):
     flags = [word for word in said if word in usage.COMMANDS]
     assert flags == [flag for flag in usage.COMMANDS if flag not in ("--resume", "--check") and not known_command(flag)]
     values = {"NUM_PROCESSES": "2", "NUM_MACHINES": "2", "MAIN_PROCESS_ADDRESS": "10.0.0.5", "SHARDING": "fsdp"}
-    several = [settings.Override("Hardware", key, value, key) for key, value in values.items()]
+    several = [Override("Hardware", key, value, key) for key, value in values.items()]
     with pytest.raises(errors.UserError) as refused:
         plan._not_built(settings.load(ROOT / "config.ini", several))
     refusals = re.findall(r"^ *([A-Z_]+).* not built yet", str(refused.value), re.MULTILINE)

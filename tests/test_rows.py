@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from training import prompt_template, row_files, rows, sections
+from training import row_files, rows
 from training.errors import UserError
 from training.row_files import BadRow
 from training.rows import Row, Turn
+from training.settings import prompt_template, table
 
 CONTAINED = "not text; unpack it or save it as JSON lines or CSV (gzip is read as it is)"
 # (file name, content, the exact message for its first bad row)
@@ -482,7 +483,7 @@ def test_a_forced_format_refuses_rows_of_another() -> None:
 
 
 def test_the_settings_know_the_same_formats() -> None:
-    assert sections.FORMATS == rows.FORMATS
+    assert table.FORMATS == rows.FORMATS
 
 
 def test_a_prompt_template_builds_the_users_turn_from_any_columns() -> None:

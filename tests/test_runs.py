@@ -11,8 +11,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from training import checkpoint, command_line, control, runs
+from training import checkpoint, control, runs
 from training.errors import MachineError, UserError
+from training.settings import command_line
 from training.system import events, files, this_machine
 from training.system.events import Events
 from training.system.log import _LockedFile

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from training import contradictions, ini, names, sections, settings, values
+from training import settings
 from training.errors import UserError
-from training.sections import TABLE
-from training.settings import Override
+from training.settings import Override, contradictions, ini_file, names, rules, table
+from training.settings.table import TABLE
 from training.system import paths
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -243,7 +243,7 @@ def test_a_data_file_that_may_not_be_read_and_a_path_that_is_too_long_are_named(
     if root:
         os.seteuid(65534)
     try:
-        assert values.missing(secret, rule) == f"permission denied ({secret})"
+        assert rules.missing(secret, rule) == f"permission denied ({secret})"
     finally:
         if root:
             os.seteuid(0)
@@ -488,7 +488,7 @@ def legal(item):
     low = rule.at_least if rule.at_least is not None else rule.above
     high = rule.at_most if rule.at_most is not None else rule.below
     if item.kind.startswith("int"):
-        whole = st.integers(low, high or values.LARGEST_INT)
+        whole = st.integers(low, high or rules.LARGEST_INT)
         return st.just("auto") | whole if item.kind.endswith("Auto") else whole
     if item.kind == "float":
         most = 1e300 if high is None else high
@@ -532,13 +532,13 @@ def test_no_value_breaks_the_loader(tmp_path, key, text):
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_are_written_with_all_their_digits(number):
-    text = values.write(number)
+    text = rules.write(number)
     assert float(text) == number and math.copysign(1, float(text)) == math.copysign(1, number)
     assert len(text) <= len(repr(number))
 
 
 def test_small_and_round_numbers_are_written_as_people_do():
-    assert [values.write(x) for x in (2e-4, 3.0, 0.1, 0.0, 1e300, 12345.0)] == [
+    assert [rules.write(x) for x in (2e-4, 3.0, 0.1, 0.0, 1e300, 12345.0)] == [
         "2e-4",
         "3",
         "0.1",
@@ -561,12 +561,12 @@ def test_the_effective_settings_say_where_each_value_came_from(tmp_path):
 
 def test_every_setting_has_a_reader_and_a_help_of_one_line():
     for item in TABLE.values():
-        assert item.kind in values.READERS
+        assert item.kind in rules.READERS
         assert item.rule.help and "\n" not in item.rule.help and "|" not in item.rule.help and len(item.rule.help) < 100
 
 
 def test_the_reference_has_a_row_for_every_setting():
-    rows = [line for line in sections.reference().split("\n") if line.startswith("| `")]
+    rows = [line for line in table.reference().split("\n") if line.startswith("| `")]
     assert [re.match(r"\| `([A-Z0-9_]+)` ", row)[1] for row in rows] == [item.key for item in TABLE.values()]
     assert "| `LORA_DROPOUT` | `0` | number, from 0 up to, not including, 1 | 0 is Unsloth's fast path |" in rows
     assert (
@@ -585,7 +585,7 @@ def test_optimizers_and_schedulers_are_known_to_transformers():
     training_args = (Path(sys.prefix) / "lib").glob("python*/site-packages/transformers")
     (package,) = list(training_args) or pytest.skip("transformers is not installed")
     names_there = (package / "training_args.py").read_text() + (package / "trainer_utils.py").read_text()
-    for name in (*sections.OPTIMIZERS[1:], *sections.SCHEDULERS):
+    for name in (*table.OPTIMIZERS[1:], *table.SCHEDULERS):
         assert f'= "{name}"' in names_there, name
 
 
@@ -601,7 +601,7 @@ def test_the_settings_need_nothing_but_the_standard_library():
 def test_unreadable_files_are_told_like_all_else(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.ini: no such file$"):
         settings.load(tmp_path / "nowhere.ini")
-    assert ini.LARGEST == 1 << 20
+    assert ini_file.LARGEST == 1 << 20
 
 
 def test_loading_takes_milliseconds(tmp_path):

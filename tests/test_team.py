@@ -24,6 +24,7 @@ from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
 from training import crew, fit, machines, meeting, memory, plan, settings, team
 from training.errors import MachineError, RunError, UserError
+from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
 
@@ -31,7 +32,7 @@ CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (
 CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
 
 
-def given(tmp_path: Path, text: str) -> settings.Settings:
+def given(tmp_path: Path, text: str) -> Settings:
     """Settings of a file with this text."""
     (tmp_path / "config.ini").write_text(text, encoding="utf-8")
     return settings.load(tmp_path / "config.ini", check_files=False)

@@ -141,7 +141,7 @@ def test_a_fork_that_does_not_exist_yet_is_ended_without_waiting_for_it(script, 
 
 
 def test_a_zygote_ends_with_a_starter_that_was_killed(root):
-    code = "from training.system import forkserver"
+    code = ""
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as starter:

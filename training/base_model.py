@@ -17,7 +17,7 @@ from training.errors import MachineError, UserError
 from training.system import files, foreign_code, paths
 
 if TYPE_CHECKING:
-    from training.sections import Model
+    from training.settings.table import Model
 
 MODELS = paths.MODELS
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"

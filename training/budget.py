@@ -8,8 +8,9 @@ from typing import Any
 
 from training import agreement, fit, memory, model_folder, reference
 from training.errors import MachineError
-from training.names import NEED_IMPORTANCE_MATRIX
-from training.system.this_machine import Choice, Machine
+from training.settings import Choice
+from training.settings.names import NEED_IMPORTANCE_MATRIX
+from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 
 HEAD, EMBEDDING = "lm_head", "embed_tokens"

@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from training import prompt_template
 from training.errors import UserError
 from training.rows import Turn
+from training.settings import prompt_template
 from training.system import paths
 
 # A model that has no template of its own has never seen one; ChatML is what most tools and servers know.

@@ -16,8 +16,9 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import checkpoint, command_line, runs, settings
+from training import checkpoint, runs, settings
 from training.errors import MachineError, UserError
+from training.settings.command_line import Arguments
 from training.system import files, log, paths, privacy
 from training.system.events import Events
 from training.system.events import read as read_events
@@ -28,22 +29,22 @@ PARENT = "FINETUNE_PARENT"  # the descriptor on which a detached run tells its p
 WAIT_TO_STOP = 60  # seconds that --stop waits for the checkpoint
 
 
-def output_dir(arguments: command_line.Arguments) -> Path:
+def output_dir(arguments: Arguments) -> Path:
     """OUTPUT_DIR of the settings that the command line names."""
     return settings.load(arguments.config, arguments.overrides, check_files=False).training.output_dir
 
 
-def found(arguments: command_line.Arguments) -> runs.Run:
+def found(arguments: Arguments) -> runs.Run:
     """The run that --status, --follow or --stop is about."""
     return runs.find(output_dir(arguments), arguments.run)
 
 
-def only_helps(arguments: command_line.Arguments) -> bool:
+def only_helps(arguments: Arguments) -> bool:
     """Whether this machine has no runs of its own: it trains for those of machine 0, new or resumed ones."""
     return settings.load(arguments.config, arguments.overrides, check_files=False).hardware.machine_rank > 0
 
 
-def to_resume(arguments: command_line.Arguments) -> runs.Run:
+def to_resume(arguments: Arguments) -> runs.Run:
     """The run that --resume is about: the one named, or the newest that is not done. UserError when there is none."""
     if arguments.run is not None:
         run = runs.find(output_dir(arguments), arguments.run)
@@ -62,7 +63,7 @@ def to_resume(arguments: command_line.Arguments) -> runs.Run:
     return run
 
 
-def settings_of(run: runs.Run, arguments: command_line.Arguments) -> Any:
+def settings_of(run: runs.Run, arguments: Arguments) -> Any:
     """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
     own = settings.load(run.path / runs.CONFIG, check_packages=True)
     if not arguments.overrides:
@@ -175,7 +176,7 @@ def tell_parent(path: Path | None) -> None:
         os.close(null)
 
 
-def status(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+def status(arguments: Arguments, stdout: IO[str]) -> int:
     """What state a run is in."""
     run = found(arguments)
     record = {**run.status, "state": runs.state(run), "path": str(run.path)}
@@ -206,7 +207,7 @@ def killed_by(run: runs.Run) -> str:
     return "its process is gone; ./run.sh --resume goes on"
 
 
-def history(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+def history(arguments: Arguments, stdout: IO[str]) -> int:
     """All runs of OUTPUT_DIR, oldest first."""
     rows = [_described(run) for run in runs.history(output_dir(arguments))]
     if arguments.json:
@@ -242,7 +243,7 @@ def _described(run: runs.Run) -> dict[str, Any]:
     }
 
 
-def follow(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+def follow(arguments: Arguments, stdout: IO[str]) -> int:
     """Show the log of a run (or, with --events, its events) as it grows, until the run ends. Ctrl-C leaves the run alone."""
     run = found(arguments)
     path = run.path / (runs.EVENTS if arguments.events else runs.LOG)
@@ -268,7 +269,7 @@ def _say_event(stdout: IO[str], line: str) -> None:
         log.say(stdout, line)
 
 
-def stop(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+def stop(arguments: Arguments, stdout: IO[str]) -> int:
     """End a run after a full checkpoint, and wait for it."""
     run = found(arguments)
     if runs.state(run) not in ("running", "queued"):
@@ -284,7 +285,7 @@ def stop(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     )
 
 
-def chat(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+def chat(arguments: Arguments, stdout: IO[str]) -> int:
     """Talk to a run's GGUF file."""
     from training import subject, talk
 
@@ -292,7 +293,7 @@ def chat(arguments: command_line.Arguments, stdout: IO[str]) -> int:
     return 0
 
 
-def compare(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+def compare(arguments: Arguments, stdout: IO[str]) -> int:
     """One page of several runs, in OUTPUT_DIR."""
     from training import comparison
 

@@ -26,7 +26,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training import converter_traceback
 from training.errors import MachineError, RunError, UserError
-from training.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
+from training.settings.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
 from training.system import files, foreign_code, forkserver
 from training.system.parent_watch import end_with_parent
 

@@ -35,7 +35,6 @@ from training import (
     leftovers,
     llama,
     modelfile,
-    names,
     plan,
     reader_view,
     reference,
@@ -43,7 +42,8 @@ from training import (
 )
 from training.chat_template import ChatTemplate
 from training.errors import FinetuneError, MachineError, RunError, UserError
-from training.sections import Model
+from training.settings import names
+from training.settings.table import Model
 from training.system import files, foreign_code, launchers, log
 from training.system.signals import Signals
 

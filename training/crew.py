@@ -30,7 +30,7 @@ from training.team import JOINING, Place
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-    from training.sections import Hardware
+    from training.settings.table import Hardware
 
 WORKER = Path(__file__).with_name("rank.py")
 READY = b"@ready\n"  # a worker's line: its model is loaded

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import noticed, prompt_template, row_files, row_parts
+from training import noticed, row_files, row_parts
 from training.errors import UserError
 from training.noticed import Seen, count_rows
-from training.prompt_template import PromptTemplate
 from training.row_files import BadRow
 from training.rows import Row, Turn
+from training.settings import prompt_template
+from training.settings.prompt_template import PromptTemplate
 from training.system import files, privacy
 from training.system.progress_bar import gauge
 

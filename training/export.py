@@ -39,7 +39,7 @@ from training import (
 )
 from training.errors import FinetuneError, RunError, UserError
 from training.handover import FACTS, Handover
-from training.names import NEED_IMPORTANCE_MATRIX
+from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, forkserver, launchers, log
 from training.system.events import Events
 from training.system.parent_watch import end_with_parent

@@ -18,7 +18,7 @@ from typing import Any
 
 from loguru import logger
 
-from training.system.this_machine import Choice
+from training.settings import Choice
 
 ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
 PROVED = 256  # tokens of a row on which the fast path is compared with the plain one

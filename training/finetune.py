@@ -15,7 +15,8 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, _frame: os._exit(128 + number))
-    from training import command_line
+    from training.settings import command_line
+    from training.settings.command_line import Arguments
 
     # A wrong setting, and --help, are answered before the imports below take half a second. With --events the answer is
     # an event: it is given further down.
@@ -44,7 +45,7 @@ from training import (
     export,  # noqa: E402
     machines,  # noqa: E402
     runs,  # noqa: E402
-    settings,
+    settings,  # noqa: E402
     stages,  # noqa: E402
 )
 from training import plan as planning
@@ -108,7 +109,7 @@ def announce(plan: planning.Plan, run: runs.Run, events: Events) -> None:
     control.tell_parent(run.path)
 
 
-def run_or_resume(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh` and `./run.sh --resume`: plan, run, and put every way it can end on the disk, the stdout and the exit code."""
     signals = Signals()
     run: runs.Run | None = None
@@ -188,7 +189,7 @@ def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: I
     return error.exit_code
 
 
-def check(arguments: command_line.Arguments, stdout: IO[str]) -> int:
+def check(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
     given = settings.load(arguments.config, arguments.overrides, check_packages=True)
     forkserver.start()

@@ -16,7 +16,6 @@ from training import (
     base_model,
     budget,
     chat_template,
-    contradictions,
     convert,
     dataset,
     engine,
@@ -32,6 +31,7 @@ from training import (
     weights_fit,
 )
 from training.errors import MachineError, UserError
+from training.settings import contradictions
 from training.system import foreign_code, paths, privacy, this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training import noticed, row_files, rows
-from training.prompt_template import PromptTemplate
 from training.row_files import BadRow, Record
 from training.rows import Row
+from training.settings.prompt_template import PromptTemplate
 from training.system import pool
 
 if TYPE_CHECKING:

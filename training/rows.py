@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
-from training.prompt_template import PromptTemplate
 from training.row_files import BadRow, Record, describe, records
+from training.settings.prompt_template import PromptTemplate
 from training.system.wording import shorten
 
 __all__ = ["FORMATS", "BadRow", "Record", "Row", "Turn", "interpret", "read"]

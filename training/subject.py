@@ -12,7 +12,7 @@ from loguru import logger
 from training import base_model, chat_template, kept_files, plan, runs, settings
 from training.errors import RunError, UserError
 from training.handover import Handover
-from training.sections import Model
+from training.settings.table import Model
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from training.errors import MachineError
+from training.settings import Choice
 from training.system.wording import gigabytes
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "llama_cpp_python", "gguf")
 # The variables that say which cards a process sees: CUDA's, of which ROCm obeys both, and XPU's.
 CARDS = (("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), ("ZE_AFFINITY_MASK",))
 _cards: dict[str, str] = {}  # them, as the caller had set them
-
-
-class Choice(NamedTuple):
-    """An automatic choice and why it was made; the reason goes into the log and the run's config.ini."""
-
-    value: Any
-    reason: str
 
 
 @dataclass(frozen=True)

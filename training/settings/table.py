@@ -10,8 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import readers, values
-from training.values import Auto, Rule, setting
+from training.settings import readers, rules
+from training.settings.rules import Auto, Rule, setting
 
 FORMATS = ("auto", "messages", "conversations", "alpaca", "prompt", "input", "text")  # the fields of a row: rows.py
 OPTIMIZERS = (
@@ -199,8 +199,8 @@ def reference() -> str:
             "|---|---|---|---|",
         ]
         for item in (item for item in TABLE.values() if item.section == section):
-            default = values.write(item.rule.default)
+            default = rules.write(item.rule.default)
             default = f"`{default}`" if default else "(none)"
-            lines.append(f"| `{item.key}` | {default} | {values.allowed(item.rule, item.kind)} | {item.rule.help} |")
+            lines.append(f"| `{item.key}` | {default} | {rules.allowed(item.rule, item.kind)} | {item.rule.help} |")
         lines.append("")
     return "\n".join(lines)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from training import values
-from training.sections import SECTIONS, TABLE
+from training.settings import rules
+from training.settings.table import SECTIONS, TABLE
 
 # Flags that set something: the setting and what to write for its value. --epochs sets MAX_STEPS to 0 as well.
 SETTING_FLAGS = {
@@ -80,7 +80,7 @@ def help_text() -> str:
     for section in SECTIONS:
         lines.append(f"[{section}]")
         items = [item for item in TABLE.values() if item.section == section]
-        lines += _rows([(f"{item.key} = {values.write(item.rule.default)}".rstrip(), item.rule.help) for item in items])
+        lines += _rows([(f"{item.key} = {rules.write(item.rule.default)}".rstrip(), item.rule.help) for item in items])
     return "\n".join(lines) + "\n"
 
 

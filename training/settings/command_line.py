@@ -1,5 +1,5 @@
 """The command line: what ./run.sh is told, taken apart. Run as a script, it checks the settings and nothing else:
-python3 training/command_line.py ARGUMENTS  (any Python from 3.10 on, nothing installed; exit 0, or 2 with all problems)
+python3 training/settings/command_line.py ARGUMENTS  (any Python from 3.10 on, nothing installed; exit 0, or 2 with all problems)
 """
 
 from __future__ import annotations
@@ -11,26 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from training import (
-    ini,  # noqa: E402
-    names,  # noqa: E402
-    settings,  # noqa: E402
-    usage,  # noqa: E402
-)
 from training.errors import (
     FinetuneError,  # noqa: E402
     UserError,  # noqa: E402
 )
-from training.sections import TABLE  # noqa: E402
-from training.settings import Override  # noqa: E402
-from training.system import (
-    events,  # noqa: E402
-    paths,  # noqa: E402
-    privacy,  # noqa: E402
+from training.settings import (
+    ini_file,  # noqa: E402
+    loading,  # noqa: E402
+    names,  # noqa: E402
+    usage,  # noqa: E402
 )
-from training.usage import (
+from training.settings.settings import Override  # noqa: E402
+from training.settings.table import TABLE  # noqa: E402
+from training.settings.usage import (
     COMMANDS,  # noqa: E402
     NOT_GIVEN,  # noqa: E402
     POSITIONS,  # noqa: E402
@@ -38,6 +33,11 @@ from training.usage import (
     SWITCH_NEEDS,  # noqa: E402
     SWITCHES,  # noqa: E402
     TRAINS,  # noqa: E402
+)
+from training.system import (
+    events,  # noqa: E402
+    paths,  # noqa: E402
+    privacy,  # noqa: E402
 )
 
 
@@ -130,7 +130,7 @@ def _flag(parser: _Parser, word: str) -> None:
             parser.flags += _override(SETTING_FLAGS[name], value, name)
     else:
         known = (*SETTING_FLAGS, *COMMANDS, *SWITCHES, "--config", "--set", "--help")
-        parser.problems.append(f"{ini.show(name)} is not a flag{names.did_you_mean(name, known)}")
+        parser.problems.append(f"{ini_file.show(name)} is not a flag{names.did_you_mean(name, known)}")
         if parser.left and not parser.left[0].startswith("-"):
             parser.left.pop(0)  # its value, most likely: not one more position
 
@@ -166,7 +166,7 @@ def _set(parser: _Parser, text: str) -> None:
         return
     fitting = [known for known, item in TABLE.items() if item.key == name.strip().upper()]
     example = f"{fitting[0]}={value or 'VALUE'}" if fitting else "Section.KEY=VALUE, as in LoRA.R=8"
-    parser.problems.append(f"--set {ini.show(text)}: write {example}")
+    parser.problems.append(f"--set {ini_file.show(text)}: write {example}")
 
 
 def _override(key: str, value: str, source: str) -> Iterator[Override]:
@@ -185,7 +185,7 @@ def _positions(parser: _Parser) -> Iterator[Override]:
         elif value:
             yield from _override(key, value, source)
     if len(parser.positions) > len(POSITIONS):
-        extra = ", ".join(ini.show(text) for text in parser.positions[len(POSITIONS) :])
+        extra = ", ".join(ini_file.show(text) for text in parser.positions[len(POSITIONS) :])
         parser.problems.append(f"too many arguments: {extra}; there are four: {' '.join(p for p, _ in POSITIONS)}")
 
 
@@ -220,8 +220,8 @@ def _from_here(text: str) -> Path:
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{ini.show(text)}: {error}") from None
-    return path if path.is_absolute() else settings.here() / path
+        raise UserError(f"{ini_file.show(text)}: {error}") from None
+    return path if path.is_absolute() else loading.here() / path
 
 
 def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
@@ -238,7 +238,7 @@ def main(argv: Sequence[str], check_packages: bool = False) -> int:
     try:
         arguments = parse(argv)
         if arguments.command in ("run", "check"):
-            settings.load(arguments.config, arguments.overrides, check_packages=check_packages)
+            loading.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
         return refuse(error, argv)
     return 0

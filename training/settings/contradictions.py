@@ -6,12 +6,12 @@ import importlib.util
 from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING
 
-from training import ini, values
 from training.errors import UserError
+from training.settings import ini_file, rules
 from training.system import shared_secret
 
 if TYPE_CHECKING:
-    from training.settings import Settings
+    from training.settings.settings import Settings
 
 STEP_SETTINGS = tuple(
     f"Training.{key}" for key in ("WARMUP_STEPS", "EVAL_STEPS", "SAVE_STEPS", "LOGGING_STEPS", "SAMPLE_STEPS")
@@ -47,7 +47,7 @@ def _message(settings: Settings, keys: tuple[str, ...], reason: str) -> str:
 
 def _named(settings: Settings, key: str) -> str:
     section, _, name = key.partition(".")
-    text = ini.show(values.write(settings.get(key)))
+    text = ini_file.show(rules.write(settings.get(key)))
     origin = settings.origin(key)
     return (
         f"[{section}] {name} {f'= {text}' if text else 'is empty'} ({'the default' if origin == 'default' else origin})"
@@ -167,7 +167,7 @@ def unused(settings: Settings) -> list[str]:
     if training.max_steps:
         notes.append(f"NUM_TRAIN_EPOCHS is not used: MAX_STEPS = {training.max_steps} sets the length")
     else:
-        epochs = values.write(training.num_train_epochs)
+        epochs = rules.write(training.num_train_epochs)
         notes.append(f"MAX_STEPS is 0: NUM_TRAIN_EPOCHS = {epochs} sets the length")
     if settings.hardware.auto_fp16_bf16 and settings.written("Hardware.PRECISION"):
         notes.append("PRECISION is not used: AUTO_FP16_BF16 = true chooses it")

@@ -1,4 +1,4 @@
-"""One setting's rule, and how a value is read from text by it and written back. The settings themselves: settings.py.
+"""One setting's rule, and how a value is read from text by it and written back. The settings themselves: loading.py.
 
 A setting is one line in a section's dataclass:
     r: int = setting(16, at_least=1, help="adapter rank; 8, 16 or 32 suit most runs")
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from training import ini, names
 from training.errors import UserError
+from training.settings import ini_file, names
 
 Auto = Literal["auto"]
 LARGEST_INT = 2**31 - 1
@@ -151,11 +151,11 @@ def free_text(given: Given, rule: Rule) -> str:
     if given.quoted:
         return given.text
     if not given.text.startswith("@"):
-        return ini.unescape(given.text)
+        return ini_file.unescape(given.text)
     if not given.text[1:].strip():
         raise ValueError("names no file after @")
     try:
-        text = ini.read_text(absolute_path(Given(given.text[1:], given.folder), rule))
+        text = ini_file.read_text(absolute_path(Given(given.text[1:], given.folder), rule))
     except UserError as error:
         raise ValueError(str(error)) from None
     return re.sub(r"(\r\n|\n|\r)\Z", "", text)
@@ -164,7 +164,9 @@ def free_text(given: Given, rule: Rule) -> str:
 def optional_text(given: Given, rule: Rule) -> str | None:
     """Free text; an empty value, or the bare word none, is None."""
     if given.comment.startswith("##") or "{" in given.comment:  # a heading or a template: hardly meant as a comment
-        raise ValueError(f"{ini.show(given.comment, 30)} is read as a comment; put the whole text in double quotes")
+        raise ValueError(
+            f"{ini_file.show(given.comment, 30)} is read as a comment; put the whole text in double quotes"
+        )
     text = "" if is_none(given) else free_text(given, rule)
     return text if text.strip() else None
 
@@ -224,16 +226,16 @@ def missing(value: Any, rule: Rule) -> str:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
         kind = "file or folder" if rule.is_a == "model" else "file"
-        return "" if rule.is_a == "folder" else f"no such {kind} ({ini.shown(path)}){_meant(path)}"
+        return "" if rule.is_a == "folder" else f"no such {kind} ({ini_file.shown(path)}){_meant(path)}"
     except PermissionError:
-        return f"permission denied ({ini.shown(path)})"
+        return f"permission denied ({ini_file.shown(path)})"
     except OSError as error:
-        return f"cannot be used as a path: {error.strerror} ({ini.shown(path)})"
+        return f"cannot be used as a path: {error.strerror} ({ini_file.shown(path)})"
     if is_folder and rule.is_a == "file":
-        return f"is a folder; a file is expected ({ini.shown(path)})"
+        return f"is a folder; a file is expected ({ini_file.shown(path)})"
     if not is_folder and rule.is_a == "folder":
-        return f"is there already and is not a folder ({ini.shown(path)})"
-    return "" if os.access(path, os.R_OK) else f"permission denied ({ini.shown(path)})"
+        return f"is there already and is not a folder ({ini_file.shown(path)})"
+    return "" if os.access(path, os.R_OK) else f"permission denied ({ini_file.shown(path)})"
 
 
 def _meant(path: Path) -> str:

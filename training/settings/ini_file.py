@@ -1,4 +1,4 @@
-"""Read and write `config.ini`: the lines of the file, with their numbers. What the settings mean is in settings.py.
+"""Read and write `config.ini`: the lines of the file, with their numbers. What the settings mean is in loading.py.
 
 The format, smaller than configparser's and without its surprises:
 - `[Section]`, `KEY = value`, empty lines, and comments: a line that starts with `#` or `;`, or the end of a line after

@@ -1,6 +1,6 @@
 """Readers of the settings whose text is more than a number, a word or a path: models, templates, modules, devices.
 
-Each takes what was given and the setting's rule, and raises ValueError with what would be allowed (values.py).
+Each takes what was given and the setting's rule, and raises ValueError with what would be allowed (rules.py).
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from training import ini, names, values
 from training.errors import UserError
+from training.settings import ini_file, names, rules
+from training.settings.rules import Given, Rule
 from training.system import paths
-from training.values import Given, Rule
 
 
 def base_model(given: Given, rule: Rule) -> str:
@@ -24,12 +24,12 @@ def base_model(given: Given, rule: Rule) -> str:
     if re.match("https?://", name):
         raise ValueError("is an address; write the Hub id, such as Qwen/Qwen3-0.6B")
     if is_path(name) or (name != rule.default and _is_there(given.folder / name)):
-        return str(values.absolute_path(Given(name, given.folder), rule))
+        return str(rules.absolute_path(Given(name, given.folder), rule))
     if not re.fullmatch(r"[A-Za-z0-9_.:/\-]+", name):
         raise ValueError("is neither a Hub id (letters, digits, - _ . and one /) nor an existing folder or .gguf file")
     if name.count("/") > 1 and ":" not in name:
         raise ValueError(
-            f"no such folder ({ini.shown(given.folder / name)}); a Hub id has one / only, as in Qwen/Qwen3-0.6B"
+            f"no such folder ({ini_file.shown(given.folder / name)}); a Hub id has one / only, as in Qwen/Qwen3-0.6B"
         )
     return name
 
@@ -54,15 +54,15 @@ def chat_template(given: Given, rule: Rule) -> str:
         return text.lower()
     name = text.removeprefix("@")
     if name and (name != text or "/" in name or "." in name or _is_there(given.folder / name)):
-        return str(values.absolute_path(Given(name, given.folder), rule))
+        return str(rules.absolute_path(Given(name, given.folder), rule))
     raise ValueError(f"is neither one of {', '.join(known)} nor a Jinja file{names.did_you_mean(text, known)}")
 
 
 def prompt_template(given: Given, rule: Rule) -> str | None:
     """[Dataset] PROMPT_TEMPLATE: free text from which the template for answering follows (prompt_template.py)."""
-    from training import prompt_template
+    from training.settings import prompt_template
 
-    text = values.optional_text(given, rule)
+    text = rules.optional_text(given, rule)
     try:
         if text is not None:
             prompt_template.parse(text)
@@ -82,13 +82,13 @@ def model_name(given: Given, rule: Rule) -> str:
 
 def quantisations(given: Given, rule: Rule) -> tuple[str, ...]:
     """[Quantization] QUANTIZATION_METHOD: llama.cpp's names in lower case, each at most once."""
-    found = tuple(names.quantisation(name) for name in values.name_list(given, rule))
-    return values.name_list(Given(",".join(found), given.folder), rule)
+    found = tuple(names.quantisation(name) for name in rules.name_list(given, rule))
+    return rules.name_list(Given(",".join(found), given.folder), rule)
 
 
 def modules(given: Given, rule: Rule) -> tuple[str, ...]:
     """[LoRA] TARGET_MODULES: module names, or all-linear alone. Whether the model has them is known later."""
-    found = values.name_list(given, rule)
+    found = rules.name_list(given, rule)
     if "all-linear" in found and len(found) > 1:
         raise ValueError("all-linear stands alone: it means every linear layer")
     for name in found:
@@ -102,12 +102,12 @@ def device(given: Given, rule: Rule) -> str:
     word = given.text.strip().lower()
     if word in ("gpu", "nvidia"):
         raise ValueError("write cuda")
-    return word if re.fullmatch(r"(cuda|xpu):[0-9]{1,2}", word) else values.one_word(given, rule)
+    return word if re.fullmatch(r"(cuda|xpu):[0-9]{1,2}", word) else rules.one_word(given, rule)
 
 
 def address(given: Given, rule: Rule) -> str | None:
     """[Hardware] MAIN_PROCESS_ADDRESS: host or host:port, or None."""
-    if values.is_none(given):
+    if rules.is_none(given):
         return None
     match = re.fullmatch(r"([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", given.text.strip())
     if not match or (match[2] and not 1 <= int(match[2]) <= 65535):

@@ -1,0 +1,155 @@
+"""The settings of a run: loaded from a file and the command line, and written back. The table of them: table.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
+from training.settings import contradictions, ini_file, names, rules
+from training.settings.ini_file import Ini
+from training.settings.rules import Given
+from training.settings.settings import Override, Settings, default_of, place_of
+from training.settings.table import SECTIONS, TABLE
+
+
+def load(
+    config: Path, overrides: Sequence[Override] = (), *, check_files: bool = True, check_packages: bool = False
+) -> Settings:
+    """The settings of a file, the overrides put over it, the last one first.
+
+    `check_files`: the files they name must be there; not so for the record of an old run. `check_packages`: the
+    package of REPORT_TO must be installed; false before the set-up. Raises UserError with all problems at once.
+    """
+    config = Path(os.path.abspath(config))  # noqa: PTH100 - resolve() would follow a link away from the relative paths
+    file = ini_file.read(config)
+    found, lines, others = _collect(file, config, overrides)
+    problems = lines + [(line, f"{config.name}:{line}: {reason}") for line, reason in file.problems]
+    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    bad: set[str] = set()
+    for key, item in TABLE.items():
+        given, line, origin = found.get(key, (Given(rules.write(item.rule.default), config.parent), 0, "default"))
+        value = default_of(item, Path("/"))  # stands in for a value that cannot be read
+        try:
+            value = rules.read(given, item.rule, item.kind)
+            reason = rules.missing(value, item.rule) if check_files else ""
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            bad.add(key)
+            message = f"{place_of(item, ini_file.show(given.text), origin)}: {reason}"
+            (problems.append((line, message)) if line else others.append(message))
+        sections[item.section][item.key.lower()] = value
+    origins = {key: origin for key, (_, _, origin) in found.items()}
+    made = [cls(**sections[section]) for section, cls in SECTIONS.items()]
+    settings = _without_others_rows(Settings(*made, config=config, origins=origins))
+    for keys, message in contradictions.find(settings, bad, check_packages):
+        line = found[keys[0]][1] if keys[0] in found else 0
+        (problems.append((line, message)) if line else others.append(message))
+    _raise_all([message for _, message in sorted(problems)] + others, config)
+    return settings
+
+
+def _without_others_rows(settings: Settings) -> Settings:
+    """Rows given on the command line are not measured on the validation rows that the file names for its own rows."""
+    own_file = f"{settings.config.name}:"
+    data = settings.origins.get("Dataset.DATASET_FILE", own_file)
+    held_out = settings.origins.get("Dataset.VALIDATION_FILE", "")
+    if data.startswith(own_file) or not held_out.startswith(own_file) or settings.dataset.validation_file is None:
+        return settings
+    reason = f"{data} gives other rows than the file, whose validation rows do not belong to them"
+    return settings.with_choice("Dataset.VALIDATION_FILE", None, reason)
+
+
+def _collect(
+    file: Ini, config: Path, overrides: Sequence[Override]
+) -> tuple[dict[str, tuple[Given, int, str]], list[tuple[int, str]], list[str]]:
+    """What was given for each Section.KEY, with its line (0: not in the file) and origin; and the unknown names."""
+    found: dict[str, tuple[Given, int, str]] = {}
+    problems = [
+        (line, f"{config.name}:{line}: [{ini_file.show(section)}] is not a section{_near(section, SECTIONS)}")
+        for section, line in file.sections.items()
+        if section not in SECTIONS
+    ]
+    for entry in file.entries:
+        key = f"{entry.section}.{entry.key}"
+        origin = f"{config.name}:{entry.line}"
+        if key in TABLE:
+            found[key] = (Given(entry.value, config.parent, entry.quoted, entry.comment), entry.line, origin)
+        elif entry.section in SECTIONS:
+            problems.append((entry.line, f"{origin}: {unknown_key(entry.section, entry.key)}"))
+    others = []
+    for given in overrides:
+        key = f"{given.section}.{given.key}"
+        if key in TABLE:
+            found[key] = (Given(given.value, here()), 0, given.source)
+        elif given.section in SECTIONS:
+            others.append(f"{given.source}: {unknown_key(given.section, given.key)}")
+        else:
+            others.append(
+                f"{given.source}: [{ini_file.show(given.section)}] is not a section{_near(given.section, SECTIONS)}"
+            )
+    return found, problems, others
+
+
+def _near(word: str, options: Any) -> str:
+    return names.did_you_mean(word, options, f"there are {', '.join(options)}")
+
+
+def unknown_key(section: str, key: str) -> str:
+    """What to say of a key that is not in the section. Its value is not shown: it may be a token."""
+    message = f"[{section}] {ini_file.show(key)} is not a setting"
+    if "TOKEN" in key.upper() or key.upper().endswith("API_KEY"):
+        return f"{message}; tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file"
+    elsewhere = [item.section for item in TABLE.values() if item.key == key.upper() and item.section != section]
+    if elsewhere:
+        return f"{message}; {key.upper()} belongs in [{elsewhere[0]}]"
+    return message + names.did_you_mean(key, [item.key for item in TABLE.values() if item.section == section])
+
+
+MOST_SHOWN = 50
+
+
+def _raise_all(problems: Sequence[str], config: Path) -> None:
+    if not problems:
+        return
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    shown = list(problems[:MOST_SHOWN])
+    if len(problems) > MOST_SHOWN:
+        shown.append(f"... and {len(problems) - MOST_SHOWN} more")
+    raise UserError(shown, title=f"{_short(config)}: {count}")
+
+
+def _short(path: Path) -> str:
+    """The path from the current folder when it lies below it."""
+    try:
+        return ini_file.shown(path.relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return ini_file.shown(path)
+
+
+def here() -> Path:
+    """The caller's folder. Raises UserError when it is there no more."""
+    try:
+        return Path.cwd()
+    except OSError:
+        raise UserError("the folder you are in was removed; go to another one") from None
+
+
+def clamp(settings: Settings, total_steps: int) -> Settings:
+    """Fit the step settings to a run of `total_steps`, once that is known: defaults that are too long are shortened.
+
+    Raises UserError naming each one that somebody wrote and that does not fit.
+    """
+    problems = [message for _, message in contradictions.too_long(settings, total_steps)]
+    if problems:
+        raise UserError(problems, title=f"{_short(settings.config)}: the run has {total_steps} steps")
+    for key in contradictions.STEP_SETTINGS:
+        value = settings.get(key)
+        if key == "Training.WARMUP_STEPS" and not settings.written(key) and value >= total_steps:
+            settings = settings.with_choice(key, total_steps // 10, f"the run has {total_steps} steps only")
+        elif value > total_steps:
+            settings = settings.with_choice(key, total_steps, f"the run has {total_steps} steps only")
+    return settings

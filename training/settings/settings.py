@@ -1,0 +1,144 @@
+"""The settings of a run, frozen: what they are, and where each came from. Loaded by loading.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.settings import ini_file, rules
+from training.settings.rules import Given
+from training.settings.table import SECTIONS, TABLE, Dataset, Hardware, Item, LoRA, Model, Quantization, Training
+
+
+@dataclass(frozen=True)
+class Override:
+    """A setting given beside the file. `source` says how: "--epochs", "--set LoRA.R", "argument 4 (EPOCHS)"."""
+
+    section: str
+    key: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run. Equal when all values are; where a value came from does not count."""
+
+    model: Model
+    lora: LoRA
+    dataset: Dataset
+    training: Training
+    quantization: Quantization
+    hardware: Hardware
+    config: Path = field(compare=False)
+    origins: Mapping[str, str] = field(compare=False)  # Section.KEY -> origin, of all that was given
+    choices: tuple[tuple[str, Any, str], ...] = field(default=(), compare=False)  # (Section.KEY, value, reason)
+
+    @property
+    def name(self) -> str:
+        """NEW_MODEL_NAME as a part of file names."""
+        return self.model.new_model_name.replace("/", "-").replace(":", "-")
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together, on all machines."""
+        return self.hardware.num_machines * self.hardware.num_processes
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows of one optimizer step, in all processes together."""
+        training = self.training
+        return self.processes * training.per_device_train_batch_size * training.gradient_accumulation_steps
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer steps in one pass over `rows` rows; the last one may hold fewer rows than the others."""
+        batches = math.ceil(rows / (self.training.per_device_train_batch_size * self.processes))
+        return max(1, math.ceil(batches / self.training.gradient_accumulation_steps))
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of the whole run: MAX_STEPS, or what NUM_TRAIN_EPOCHS comes to."""
+        if self.training.max_steps > 0:
+            return self.training.max_steps
+        return max(1, math.ceil(self.training.num_train_epochs * self.steps_per_epoch(rows)))
+
+    def get(self, key: str) -> Any:
+        """The value of "Section.KEY"."""
+        item = TABLE[key]
+        return getattr(getattr(self, item.section.lower()), item.key.lower())
+
+    def origin(self, key: str) -> str:
+        """Where the value of "Section.KEY" came from: "default", "config.ini:14", "--epochs", "automatic: <reason>"."""
+        chosen = {name: reason for name, _, reason in self.choices}
+        return f"automatic: {chosen[key]}" if key in chosen else self.origins.get(key, "default")
+
+    def default(self, key: str) -> Any:
+        """The default of "Section.KEY"; paths start where the settings file is."""
+        return default_of(TABLE[key], self.config.parent)
+
+    def written(self, key: str) -> bool:
+        """Whether somebody chose this value: on the command line, or in the file and other than the default.
+
+        The shipped file shows every default; nobody is to be held to what he did not change.
+        """
+        origin = self.origins.get(key, "default")
+        if origin == "default" or any(key == name for name, _, _ in self.choices):
+            return False
+        return not origin.startswith(f"{self.config.name}:") or self.get(key) != self.default(key)
+
+    def with_choice(self, key: str, value: Any, reason: str) -> Settings:
+        """These settings with an automatic choice filled in; a later choice for the same key takes its place."""
+        item = TABLE[key]
+        section = dataclasses.replace(getattr(self, item.section.lower()), **{item.key.lower(): value})
+        choices = tuple(choice for choice in self.choices if choice[0] != key)
+        return dataclasses.replace(
+            self, **{item.section.lower(): section}, choices=(*choices, (key, value, " ".join(reason.split())))
+        )
+
+    def place(self, key: str) -> str:
+        """A setting for an error message, with where it was given: "config.ini:14: [LoRA] R = 0"."""
+        return place_of(TABLE[key], ini_file.show(rules.write(self.get(key))), self.origins.get(key, "default"))
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """All values by section and KEY, as JSON has them: paths as text, lists as lists."""
+        record: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+        for key, item in TABLE.items():
+            record[item.section][item.key] = _plain(self.get(key))
+        return record
+
+    def differences(self) -> list[tuple[str, Any, Any, str]]:
+        """What is not at its default: (Section.KEY, value, default, origin), values as in as_dict()."""
+        rows = [(key, self.get(key), self.default(key), self.origin(key)) for key in TABLE]
+        return [(key, _plain(now), _plain(then), origin) for key, now, then, origin in rows if now != then]
+
+    def to_ini(self) -> str:
+        """The text of a settings file that load() reads back to equal settings, with the origin of each value."""
+        lines = ["# The effective settings of a run; this file can be given to ./run.sh --config."]
+        for section in SECTIONS:
+            lines += ["", f"[{section}]"]
+            for item in (item for item in TABLE.values() if item.section == section):
+                text = rules.write(self.get(item.name))
+                text = text if item.rule.one_of else ini_file.quote(text)
+                origin = ini_file.show(self.origin(item.name), 200).replace("{", "(").replace("}", ")")  # no template
+                lines.append(f"{item.key} = {text}  # {origin}")
+        return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def default_of(item: Item, folder: Path) -> Any:
+    return rules.read(Given(rules.write(item.rule.default), folder), item.rule, item.kind)
+
+
+def place_of(item: Item, text: str, origin: str) -> str:
+    if origin.startswith("--"):
+        return f"{origin}={text}" if origin.startswith("--set ") else f"{origin} {text}"
+    if origin.startswith("argument "):
+        return f"{origin} = {text}"
+    setting_and_value = f"[{item.section}] {item.key} = {text}" if text else f"[{item.section}] {item.key} is empty"
+    return setting_and_value if origin == "default" else f"{origin}: {setting_and_value}"
