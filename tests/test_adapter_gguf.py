@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ended, forked
-from training import adapter_gguf, convert, export, gguf_file, handover, llama, merge, modelfile_syntax, runs
+from training import adapter_gguf, convert, export, handover, llama, merge, modelfile_syntax, runs
 from training.errors import MachineError, RunError, UserError
+from training.llama import gguf_file
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
-# llama.cpp with an adapter, through the worker's own code: llama.py offers no adapters, for nothing but this needs them.
+# llama.cpp with an adapter, through the worker's own code: llama/process.py offers no adapters, for nothing but this needs them.
 WITH_ADAPTER = """
 import ctypes, json, sys
 sys.path.insert(0, sys.argv[1])

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import chat, chat_template, gguf_file, gguf_tokenizer, serving, stretches, tokens
+from training import chat, chat_template, gguf_tokenizer, serving, stretches, tokens
 from training.chat import IGNORED, NothingToTrain
 from training.chat_template import ChatTemplate
 from training.errors import UserError
+from training.llama import gguf_file
 from training.rows import Row, Turn
 from training.settings import prompt_template
 from training.system import paths

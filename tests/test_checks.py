@@ -13,6 +13,7 @@ from training import adapter as adapters
 from training import agreement, checks, convert, llama, merge, reference
 from training.checks import Check
 from training.errors import RunError
+from training.llama import hard_texts
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
@@ -130,7 +131,7 @@ def test_every_check_passes_on_a_chain_that_holds(chain: Chain, model, ending) -
     checks.require(made)
     assert tensors["changed"] == tensors["targeted"] == 6
     assert logits["mean_kl"] < logits["mean_kl_of_training"] / 10
-    assert tokenizer["texts"] > len(checks.HARD)
+    assert tokenizer["texts"] > len(hard_texts.HARD)
     assert f16["mean_kl"] < 1e-4
     assert f16["tokens"] == sum(len(ids) - start for ids, start in zip(chain.sequences, chain.starts, strict=True))
     assert 0 < quantised["mean_kl"] < 0.1

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import convert, convert_worker, export, gguf_file, importance, merge, trial_model
+from training import convert, convert_worker, export, importance, merge, trial_model
 from training.errors import MachineError, RunError, UserError
+from training.llama import gguf_file
 from training.system import files
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Ended, forked
-from training import convert_to_gguf, gguf_file, llama, modelfile_syntax
+from training import convert_to_gguf, llama, modelfile_syntax
 from training.errors import RunError, UserError
+from training.llama import gguf_file
+from training.llama import process as process_module
 
 
 def run(*arguments: str | Path) -> list[Path]:
@@ -166,8 +168,8 @@ def test_a_tokenizer_that_llama_cpp_reads_otherwise_fails_and_leaves_nothing(
     def other_tokens(gguf: Path, texts: list[str]) -> list[list[int]]:
         return [ids[:-1] for ids in tokenise(gguf, texts)]
 
-    tokenise = llama.tokenise
-    monkeypatch.setattr(llama, "tokenise", other_tokens)
+    tokenise = process_module.tokenise
+    monkeypatch.setattr(process_module, "tokenise", other_tokens)
     with pytest.raises(RunError, match="^check 'GGUF tokenizer': llama.cpp cuts"):
         run("--model-path", tiny_model, "--quantization", "q8_0", "--output", tmp_path / "a.gguf", "--create-modelfile")
     assert listed(tmp_path) == []

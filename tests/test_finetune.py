@@ -90,13 +90,13 @@ def test_the_report_says_that_every_check_passed(undisturbed):
 
 @pytest.mark.tiny
 def test_the_tokenizer_is_checked_on_chats_as_they_are_rendered_too(undisturbed):
-    from training import checks
+    from training.llama import hard_texts
     from transformers import AutoTokenizer
 
     report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
     compared = next(check for check in report["checks"] if check["name"] == "GGUF tokenizer")["figures"]["texts"]
     specials = AutoTokenizer.from_pretrained(undisturbed / "merged").all_special_tokens
-    assert compared == len(checks.HARD) + len(specials) + 4
+    assert compared == len(hard_texts.HARD) + len(specials) + 4
 
 
 @pytest.mark.tiny

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import base_model, gguf_config, gguf_file, gguf_model, gguf_tokenizer, llama
+from training import base_model, gguf_config, gguf_model, gguf_tokenizer, llama
 from training.errors import UserError
+from training.llama import gguf_file, hard_texts, process
 
 # Byte-level BPE's names of the 256 bytes, as every vocabulary of that kind has them.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -156,7 +157,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: Any, said: st
 def test_every_pre_tokenizer_that_is_known_equals_llama_cpps(pre: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "v.gguf", byte_vocabulary(pre))
     vocabulary = gguf_tokenizer.read(gguf_file.read(path))
-    assert gguf_tokenizer.prove(gguf_tokenizer.build(vocabulary), path, vocabulary) > len(gguf_tokenizer.HARD_TEXTS)
+    assert gguf_tokenizer.prove(gguf_tokenizer.build(vocabulary), path, vocabulary) > len(hard_texts.HARD_TEXTS)
 
 
 @pytest.mark.embedded
@@ -189,7 +190,7 @@ def test_every_pre_tokenizer_equals_llama_cpps_with_a_real_vocabulary(pre: str, 
 def test_the_tokenizers_of_real_models_equal_llama_cpps(name: str) -> None:
     path = VOCABULARIES / f"ggml-vocab-{name}.gguf"
     vocabulary = gguf_tokenizer.read(gguf_file.read(path))
-    assert gguf_tokenizer.prove(gguf_tokenizer.build(vocabulary), path, vocabulary) > len(gguf_tokenizer.HARD_TEXTS)
+    assert gguf_tokenizer.prove(gguf_tokenizer.build(vocabulary), path, vocabulary) > len(hard_texts.HARD_TEXTS)
 
 
 @pytest.mark.embedded
@@ -218,7 +219,7 @@ def test_sentencepiece_itself_reads_the_rebuilt_model(tmp_path: Path) -> None:
     vocabulary = gguf_tokenizer.read(gguf_file.read(path))
     gguf_tokenizer.save(gguf_tokenizer.build(vocabulary), vocabulary, tmp_path, 256)
     texts = ["the thing, all in one: 123 ½", "  the   ringing"]
-    expected = llama.tokenise(path, texts)
+    expected = process.tokenise(path, texts)
     processor = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert [processor.encode(text) for text in texts] == expected
 
@@ -258,8 +259,8 @@ def test_a_small_model_of_each_tokenizer_kind_is_unpacked_and_loads(tied: bool, 
     expected |= {"chat_template.jinja"} if tied else {"tokenizer.model"}
     assert {file.name for file in folder.iterdir()} == expected
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = list(gguf_tokenizer.HARD_TEXTS)
-    assert [tokenizer(text, add_special_tokens=False).input_ids for text in texts] == llama.tokenise(gguf, texts)
+    texts = list(hard_texts.HARD_TEXTS)
+    assert [tokenizer(text, add_special_tokens=False).input_ids for text in texts] == process.tokenise(gguf, texts)
     assert tokenizer.eos_token == ("<|im_end|>" if tied else "</s>")
     assert (tokenizer("a").input_ids[0] == tokenizer.bos_token_id) is not tied  # add_bos_token of the second
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -360,8 +361,8 @@ def test_the_embedded_tokenizer_equals_llama_cpps(unpacked: Path) -> None:
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "½ 😀 你好 def f(): return 12345"}], tokenize=False, add_generation_prompt=True
     )
-    texts = [*gguf_tokenizer.HARD_TEXTS, chat, "a<|im_end|>\n<|im_start|> b<|endoftext|><repo_name>x"]
-    expected = llama.tokenise(base_model._embedded_file(), texts)
+    texts = [*hard_texts.HARD_TEXTS, chat, "a<|im_end|>\n<|im_start|> b<|endoftext|><repo_name>x"]
+    expected = process.tokenise(base_model._embedded_file(), texts)
     assert [tokenizer(text, add_special_tokens=False).input_ids for text in texts] == expected
     assert tokenizer("Hello").input_ids == tokenizer("Hello", add_special_tokens=False).input_ids  # no BOS
 
@@ -386,7 +387,7 @@ def test_the_embedded_models_log_probabilities_agree_with_llama_cpp_on_the_origi
 
     gguf = base_model._embedded_file()
     texts = [gguf_model.SAMPLE, "def add(a, b):\n    return a + b\n\nprint(add(1, 2))", "今天天氣很好，我們去公園。"]
-    sequences = llama.tokenise(gguf, texts)
+    sequences = process.tokenise(gguf, texts)
     model = AutoModelForCausalLM.from_pretrained(unpacked, dtype=torch.float32)
     kl, agree, chosen = [], [], []
     for ids, raw in zip(sequences, llama.logits(gguf, sequences), strict=True):

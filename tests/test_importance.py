@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from test_architectures import EXPERTS, SMALL, random_model, tokenizer_into
-from training import agreement, convert, gguf_file, importance, llama, reference
+from training import agreement, convert, importance, llama, reference
 from training.errors import RunError, UserError
+from training.llama import gguf_file
 
 IDS = [(position * 7919 + 13) % 32000 for position in range(600)]
 

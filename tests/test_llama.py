@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own (training/llama.py)."""
+"""llama.cpp in a process of its own (training/llama/process.py)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from training import base_model, llama
+from training import base_model
 from training.errors import MachineError, RunError
+from training.llama import Process, answer, kept, logits, logits_each, metadata, opened, protocol
+from training.llama import process as llama
 
 PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -31,7 +33,7 @@ def test_special_tokens_are_recognised_only_when_asked(gguf: Path) -> None:
 
 @pytest.mark.embedded
 def test_the_vocabulary_tells_which_tokens_end_an_answer(gguf: Path) -> None:
-    found = llama.metadata(gguf)
+    found = metadata(gguf)
     assert found["tokenizer.ggml.pre"] == "smollm"
     assert found["vocab"]["eos"] == 2
     assert 2 in found["vocab"]["end"]
@@ -42,13 +44,13 @@ def test_the_vocabulary_tells_which_tokens_end_an_answer(gguf: Path) -> None:
 @pytest.mark.embedded
 def test_logits_of_a_long_sequence_come_whole_and_in_order(gguf: Path) -> None:
     ids = llama.tokenise(gguf, ["Paris is the capital of France. " * 50])[0]
-    assert len(ids) > llama.BLOCK
-    (whole,) = llama.logits(gguf, [ids])
+    assert len(ids) > protocol.BLOCK
+    (whole,) = logits(gguf, [ids])
     assert whole.shape == (len(ids), 49152)
     predicted = whole.argmax(-1)
     # The second half repeats the first: a model that sees its tokens in order predicts nearly all of them.
     assert (predicted[200:-1] == ids[201:]).mean() > 0.9
-    (end,) = llama.logits(gguf, [ids], first=[len(ids) - 3])
+    (end,) = logits(gguf, [ids], first=[len(ids) - 3])
     assert end.shape == (3, 49152)
     assert abs(end - whole[-3:]).max() < 1e-3
 
@@ -56,7 +58,7 @@ def test_logits_of_a_long_sequence_come_whole_and_in_order(gguf: Path) -> None:
 @pytest.mark.embedded
 def test_each_sequence_starts_afresh(gguf: Path) -> None:
     a, b = llama.tokenise(gguf, ["One two three", "Berlin lies in Germany"])
-    together, alone = llama.logits(gguf, [a, b, a]), llama.logits(gguf, [b])
+    together, alone = logits(gguf, [a, b, a]), logits(gguf, [b])
     assert abs(together[0] - together[2]).max() < 1e-4
     assert abs(together[1] - alone[0]).max() < 1e-4
 
@@ -64,15 +66,15 @@ def test_each_sequence_starts_afresh(gguf: Path) -> None:
 @pytest.mark.embedded
 def test_an_answer_streams_stops_and_keeps_to_its_limit(gguf: Path) -> None:
     pieces: list[tuple[int, str]] = []
-    whole, cut = llama.answer(gguf, [PROMPT, PROMPT], 200, on_text=lambda n, text: pieces.append((n, text)))
+    whole, cut = answer(gguf, [PROMPT, PROMPT], 200, on_text=lambda n, text: pieces.append((n, text)))
     assert whole.stopped
     assert 2 not in whole.ids
     assert "".join(text for number, text in pieces if number == 0) == whole.text
     assert whole == cut  # greedy, and no memory of the first
-    (short,) = llama.answer(gguf, [PROMPT], 3)
+    (short,) = answer(gguf, [PROMPT], 3)
     assert (len(short.ids), short.stopped) == (3, False)
     assert whole.ids[:3] == short.ids
-    (stopped,) = llama.answer(gguf, [PROMPT], 200, stop_ids=[whole.ids[2]])
+    (stopped,) = answer(gguf, [PROMPT], 200, stop_ids=[whole.ids[2]])
     assert stopped.ids == whole.ids[:2]
     assert stopped.stopped
 
@@ -88,7 +90,7 @@ def test_a_model_does_not_diverge_from_itself(gguf: Path) -> None:
 @pytest.mark.embedded
 def test_a_token_outside_the_vocabulary_is_an_error(gguf: Path) -> None:
     with pytest.raises(RunError, match="a token outside the vocabulary of 49152: 99999"):
-        llama.logits(gguf, [[1, 99999]])
+        logits(gguf, [[1, 99999]])
 
 
 @pytest.mark.tiny
@@ -103,8 +105,8 @@ def test_a_file_that_is_no_gguf_is_named_with_what_llama_cpp_says(tmp_path: Path
 def test_what_llama_cpp_printed_is_told_even_where_it_comes_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listen = llama.Process._listen
-    monkeypatch.setattr(llama.Process, "_listen", lambda process: (time.sleep(0.5), listen(process)))
+    listen = Process._listen
+    monkeypatch.setattr(Process, "_listen", lambda process: (time.sleep(0.5), listen(process)))
     (tmp_path / "model.gguf").write_text("no gguf at all")
     with pytest.raises(RunError, match=r"it printed last: .*magic"):
         llama.tokenise(tmp_path / "model.gguf", ["a"])
@@ -139,7 +141,7 @@ def test_a_crash_amid_the_logits_is_an_error_not_a_short_result(
     )
     _worker_that(monkeypatch, tmp_path, code)
     with pytest.raises(RunError, match="was ended by signal 11; it printed nothing"):
-        llama.logits(tmp_path / "a.gguf", [[1, 2]])
+        logits(tmp_path / "a.gguf", [[1, 2]])
 
 
 @pytest.mark.slow
@@ -164,15 +166,15 @@ for line in sys.stdin:
         return llama.tokenise(file, [text])[0][0]
 
     assert worker(a) != worker(a)
-    with llama.kept():
+    with kept():
         first, other = worker(a), worker(b)
-        assert len(llama.logits(a, [[1]])) == 9
+        assert len(logits(a, [[1]])) == 9
         assert (worker(a), worker(b)) == (first, other) and first != other
-        with llama.opened(a) as one, llama.opened(a) as two:
+        with opened(a) as one, opened(a) as two:
             assert one.process.pid == first != two.process.pid
-            assert len(list(llama.logits_each(two, [[1]]))) == 9
+            assert len(list(logits_each(two, [[1]]))) == 9
         second = worker(a)
-        next(rows := llama.logits_each(a, [[1]]))
+        next(rows := logits_each(a, [[1]]))
         rows.close()
         third = worker(a)
         assert third not in (first, second)
@@ -189,13 +191,13 @@ for line in sys.stdin:
 def test_a_missing_library_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _worker_that(monkeypatch, tmp_path, 'print(\'{"missing": "No module named llama_cpp"}\', flush=True)\ninput()\n')
     with pytest.raises(MachineError, match=r"llama-cpp-python cannot be used \(No module.*run \./setup\.sh"):
-        llama.metadata(tmp_path / "a.gguf")
+        metadata(tmp_path / "a.gguf")
 
 
 @pytest.mark.embedded
 def test_the_worker_ends_with_its_parent(gguf: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom training import llama\n"
+        "import os, sys\nfrom pathlib import Path\nfrom training.llama import process as llama\n"
         "process = llama.Process(Path(sys.argv[1]), vocab_only=True)\nprocess.ask({'do': 'metadata'})\n"
         "print(process.process.pid, flush=True)\nos._exit(1)\n"
     )

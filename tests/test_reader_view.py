@@ -11,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import chat, chat_template, convert, gguf_file, llama, reader_view, tokens
+from training import chat, chat_template, convert, llama, reader_view, tokens
 from training.errors import UserError
+from training.llama import gguf_file, process
 from training.reader_view import RowText, RowTexts
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
@@ -71,9 +72,9 @@ def test_a_reader_adds_nothing_that_was_not_trained_whatever_tokenizer_config_sa
     words, template = chosen(folder)
     trained = chat.with_bos(words(PROMPT, add_special_tokens=False)["input_ids"], words)
     left = convert.vocabulary(folder, folder / "left.gguf")
-    assert llama.read_prompts(left, [PROMPT]) != [trained], "this flag would have done no harm"
+    assert process.read_prompts(left, [PROMPT]) != [trained], "this flag would have done no harm"
     made = convert.vocabulary(folder, folder / "made.gguf", reader_view.pairs(words, template))
-    assert llama.read_prompts(made, [PROMPT]) == [trained]
+    assert process.read_prompts(made, [PROMPT]) == [trained]
     assert reader_view.read_as_trained(made, folder, template, RowTexts()).passed
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import finetune
-from training import gguf_file, modelfile_syntax
+from training import modelfile_syntax
+from training.llama import gguf_file
 
 pytestmark = pytest.mark.tiny
 

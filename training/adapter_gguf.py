@@ -14,9 +14,10 @@ from typing import Any
 from loguru import logger
 
 from training import adapter as adapters
-from training import chat_template, convert, gguf_file, modelfile, weights
+from training import chat_template, convert, modelfile, weights
 from training.adapter import Change
 from training.errors import MachineError, RunError, UserError
+from training.llama import gguf_file
 from training.modelfile_syntax import model_name_problems
 from training.system import files
 

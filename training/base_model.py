@@ -90,7 +90,7 @@ def peek(model: Model) -> Peek:
         length = found.config.get(LONGEST)
         return Peek(name, kind, found.config, found.parameters, length, found.size)
     if kind != "folder":
-        from training import gguf_file
+        from training.llama import gguf_file
 
         gguf, folder = _gguf(name, kind)
         if not _is_current(folder, gguf):

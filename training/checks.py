@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from training import agreement, llama, proof, reference
 from training.agreement import Agreement
 from training.errors import RunError
+from training.llama import process
+from training.llama.hard_texts import HARD
 from training.reference import Reference, TooLarge
 
 if TYPE_CHECKING:
@@ -45,19 +47,6 @@ LEAST_TOP1 = {"float32": 0.98, "bfloat16": 0.95}
 FEW = {"float32": 0, "bfloat16": 3}
 # No quantisation that is worth shipping does this (q2_k of a small model: 3 times); a damaged file does it at once.
 MOST_PERPLEXITY = 10.0
-
-# What tokenisers disagree on when something went wrong: digits, white space, contractions, scripts, emoji with joiners,
-# code, controls, long runs. All in NFC: llama.cpp applies no normalisation, and chats are nearly always NFC already.
-HARD = (
-    *("Hello, world!", " leading", "trailing ", "  two  spaces  ", "tab\there", "line\nfeed", "a\r\nb", "\n\n\n", " \n \n"),
-    *("I'm you're he'll WE'VE", "don't DON'T", "1", "12", "123", "1234567890", "3.14159", "1,000,000", "2026-11-21", "½ ²"),
-    *("The quick brown fox jumps over the lazy dog.", "naïve café Ærø ß ﬁ", "ÀÉÎÕÜ", "Привет, мир!", "Γειά σου Κόσμε"),
-    *("你好，世界！", "用户：请问台北天气如何？", "助手：今天晴。", "繁體中文與简体中文", "日本語のテキスト、カタカナ", "한국어 문장"),
-    *("العربية مرحبا", "שלום עולם", "हिन्दी में", "ภาษาไทย", "😀", "👩‍👩‍👧‍👦 🇹🇼 👍🏽", "∀x∈ℝ: x²≥0", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢"),
-    *("def f(x):\n    return x ** 2  # comment", "<div class=\"a\">&amp;</div>", '{"key": [1, 2.5, null]}', "C:\\Users\\x"),
-    *("a" * 70, "=" * 40, "." * 9, " " * 17, "\t\t\t", "https://example.org/a?b=c&d=%20", "user@example.org", "___init___"),
-    *("\u00a0non-breaking\u3000wide", "zero\u200bwidth", "\ufeffmark", "\x01\x02", "\u0301", "<|not_special|>", "<s>", "</s>"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -199,7 +188,7 @@ def gguf_tokenizer(
         known = tokenizer or AutoTokenizer.from_pretrained(folder, local_files_only=True)
         corpus = [*HARD, *_specials(known), *texts]
         ours = [known.encode(text, add_special_tokens=False) for text in corpus]
-        theirs = llama.tokenise(gguf, corpus)
+        theirs = process.tokenise(gguf, corpus)
         wrong = [number for number in range(len(corpus)) if ours[number] != theirs[number]]
         figures = {"texts": len(corpus), "tokens": sum(map(len, ours)), "different": len(wrong)}
         if not wrong:

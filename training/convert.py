@@ -127,7 +127,7 @@ def quantise(
     importance: what importance.write made of the same model; the methods NEED_IMPORTANCE_MATRIX cannot be without.
     RunError with llama.cpp's own reason, or with the bytes that the disk lacks.
     """
-    from training import gguf_file
+    from training.llama import gguf_file
 
     if method not in METHODS:
         raise ValueError(f"{method} is none of {', '.join(METHODS)}")
@@ -271,7 +271,7 @@ def least_size(source: Path, method: str) -> int:
     """Bytes that a GGUF file takes at least when quantised: every weight in the smallest type that the method uses."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    from training import gguf_file
+    from training.llama import gguf_file
 
     name = SMALLEST.get(method, method.upper())
     name = name if name in GGMLQuantizationType.__members__ else re.sub(r"_[SML]$|_MOE$", "", name)

@@ -33,7 +33,6 @@ from training import (
     convert,
     importance,
     leftovers,
-    llama,
     modelfile,
     plan,
     reader_view,
@@ -42,6 +41,7 @@ from training import (
 )
 from training.chat_template import ChatTemplate
 from training.errors import FinetuneError, MachineError, RunError, UserError
+from training.llama import process as llama
 from training.settings import names
 from training.settings.table import Model
 from training.system import files, foreign_code, launchers, log

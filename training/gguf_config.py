@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from training.errors import UserError
-from training.gguf_file import GGUF
+from training.llama import GGUF
 
 # Architectures whose settings are plain values. The others (state spaces, shared layers, lists of values by layer) go
 # through transformers' own reader of GGUF files, which knows their peculiarities but takes ten times as long.

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import gguf_config, gguf_file, gguf_tokenizer, llama
+from training import gguf_config, gguf_tokenizer, llama
 from training.errors import UserError
-from training.gguf_file import GGUF
+from training.llama import GGUF, gguf_file, process
 from training.system import files
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def agreement(path: Path, folder: Path, say: Callable[[str], None]) -> float | N
     if free < 1.5 * size:
         say(f"{path.name}: not compared with llama.cpp: {size >> 20} MB of weights, {free >> 20} MB of memory left")
         return None
-    ids = llama.tokenise(path, [SAMPLE])[0]
+    ids = process.tokenise(path, [SAMPLE])[0]
     special = llama.metadata(path)["vocab"]
     ids = [special["bos"], *ids] if special["add_bos"] and special["bos"] >= 0 else ids
     theirs = llama.log_softmax(llama.logits(path, [ids])[0])

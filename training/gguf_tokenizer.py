@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from training import llama
 from training.errors import UserError
-from training.gguf_file import GGUF
+from training.llama import GGUF, process
+from training.llama.hard_texts import HARD_TEXTS
 from training.system import files
 
 if TYPE_CHECKING:
@@ -69,20 +70,6 @@ PRE_TOKENIZERS: dict[str, tuple[tuple[str, ...], bool]] = {
     "tekken": ((_TEKKEN,), True),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2"), ((_GPT4O,), False)),
 }
-
-# Texts that tokenizers disagree about. The special tokens of the vocabulary at hand are added to them.
-HARD_TEXTS = (
-    "Hello, world! It's 12345 o'clock; I'LL pay $1,234.56 (or 1/2 = 50 %).",
-    "½ ¼ ² ³ ① Ⅷ ٣ ७ 一二三 1234567890 0x1F 3.14e-10",
-    "😀 👩‍👩‍👧‍👦 🇹🇼 ✈️ e\u0301 é ﬁ ﬀ Å ー 한글 日本語テキスト",
-    "你好，世界！今天天氣怎麼樣？「繁體」與『简体』混排123個字。　全形空格",
-    "def f(x):\n\tif x is None:\n        return [i for i in range(10)]  # comment\n\n\n\nprint(f'{x!r}')\r\n",
-    " leading", "  two", "   three\t\ttabs \t mixed", "trailing ", "trailing  \n", "\n", " \n ", "\n\n\n", "\r\n\r\n", "\t",
-    "a\u00a0b\u2003c\u200bd\u3000e\ufefff", "don't DON'T we'Ve I'm they'll Ünïcödé straße ΑΒΓ абв العربية עברית हिन्दी ไทย",
-    "http://example.com/a_b?c=d&e=%20#frag user@host.org C:\\path\\file.txt <b>html</b> &amp; {\"json\": [1, null]}",
-    "aaaaaaaaaaaaaaaaaaaaaaaa !!!!!!!! ======== ........ ________ ########", "'''\"\"\"```~~~^^^|||",
-    "\x00\x01\x1f\x7f control", "\U0001f9d1\u200d\U0001f4bb \U000e0061 \ue000 \ufffd", "x" * 300, "1" * 50, "    " * 20 + "end",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -225,7 +212,7 @@ def prove(tokenizer: Tokenizer, gguf: Path, vocabulary: Vocabulary) -> int:
     specials = [*specials[:20], *filter(None, (vocabulary.text(name) for name in ("bos", "eos", "eot", "pad")))]
     texts = [*HARD_TEXTS, *specials, *(f"a{s}b {s} \n{s}\nuser" for s in specials), "".join(specials)]
     texts += ["".join(t for t in HARD_TEXTS if "\x00" not in t)]
-    expected = llama.tokenise(gguf, texts)
+    expected = process.tokenise(gguf, texts)
     for text, theirs in zip(texts, expected, strict=True):
         ours = tokenizer.encode(text, add_special_tokens=False).ids
         if ours != theirs:

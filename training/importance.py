@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import gguf_file, reference
+from training import reference
 from training.errors import RunError
-from training.gguf_file import GGUF, Tensor
+from training.llama import GGUF, gguf_file
+from training.llama.gguf_file import Tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,6 +21,7 @@ from training.chat import NothingToTrain
 from training.chat_template import ChatTemplate
 from training.checks import Check
 from training.errors import UserError
+from training.llama import process
 from training.noticed import SHOWN
 from training.stretches import tokeniser
 from training.system import privacy
@@ -258,7 +259,7 @@ def differences(
         return
     ours = tokeniser(tokenizer)(words)
     ours = [chat.with_bos(ids, tokenizer) for ids in ours] if whole else ours
-    theirs = llama.read_prompts(gguf, words) if whole else llama.tokenise(gguf, words)
+    theirs = process.read_prompts(gguf, words) if whole else process.tokenise(gguf, words)
     for row, trained, read in zip(texts, ours, theirs, strict=True):
         if trained != read:
             yield Difference(row, trained, read)
@@ -271,7 +272,7 @@ def _read_when_composed(
     rows = [one for one in different if not unicodedata.is_normalized("NFC", one.row.text)]
     if not rows:
         return []
-    read = llama.tokenise(gguf, [unicodedata.normalize("NFC", one.row.text) for one in rows])
+    read = process.tokenise(gguf, [unicodedata.normalize("NFC", one.row.text) for one in rows])
     return [one.row for one, ids in zip(rows, read, strict=True) if ids == one.trained]
 
 

@@ -12,6 +12,7 @@ from training import evaluation, llama
 from training.errors import MachineError
 from training.evaluation import Answer
 from training.held_out import Item
+from training.llama import Process
 
 ROWS = 16  # rows of logits whose log-probabilities are held at once
 
@@ -60,7 +61,7 @@ class Gguf:
 
     name: str
     path: Path
-    process: llama.Process
+    process: Process
     context: int
     seconds: float = field(default=0.0)  # spent in writing `tokens` tokens so far
     tokens: int = 0

@@ -20,19 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 from training.errors import MachineError, RunError
+from training.llama.protocol import STOP
 
 if TYPE_CHECKING:
     import numpy as np
 
 STAGE = "llama.cpp"
-WORKER = Path(__file__).resolve()
-STOP = b'"stop"\n'
+WORKER = Path(__file__).with_name("worker.py")
 _kept: dict[Path, Process] | None = None  # within `kept`: the workers that wait for the next request
-BLOCK = 256  # tokens decoded at once, and rows of logits sent at once: 256 x 152k x 4 bytes = 155 MB at most
 
 
 @dataclass(frozen=True)
@@ -321,52 +317,3 @@ class Process:
             line for line in self.printed if not line.startswith(("#", "[New LWP", "[Thread", "warning:", "ptrace:"))
         ]
         return f"; it printed last: {' | '.join(told[-3:])}" if told else "; it printed nothing"
-
-
-# ---- the worker's side -------------------------------------------------------------------------------------------
-
-
-def _serve(gguf: str, vocab_only: bool) -> None:
-    """Answer requests from stdin until it closes."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints on stdout must not get between the results
-
-    def send(event: dict[str, Any], content: bytes = b"") -> None:
-        out.write(json.dumps(event).encode() + b"\n" + content)
-        out.flush()
-
-    stop = threading.Event()
-    requests = _requests(stop)
-    try:
-        from training.llama_worker import Model
-    except (ImportError, OSError, RuntimeError) as error:  # a library that is not there or does not load
-        return send({"missing": str(error)})
-    try:
-        model = Model(gguf, vocab_only, stop)
-        for request in requests:
-            send(getattr(model, request.pop("do"))(send=send, **request))
-    except Exception as error:  # everything is told to the parent, which knows what to say
-        send({"error": str(error) or type(error).__name__})
-
-
-def _requests(stop: threading.Event) -> Iterator[dict[str, Any]]:
-    """Requests from stdin. Read in a thread that ends the process with the parent, even amid a long computation.
-
-    The one request that does not wait for its turn: STOP ends the answer that is being written.
-    """
-    import queue
-
-    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin.buffer:
-            stop.set() if line == STOP else lines.put(line)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        yield json.loads(lines.get())
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2] == "vocab")

@@ -1,4 +1,4 @@
-"""The inner side of llama.py: one loaded model, driven through llama-cpp-python's plain C functions.
+"""The inner side of process.py: one loaded model, driven through llama-cpp-python's plain C functions.
 
 Only the worker process imports this. The C functions and not the binding's own `Llama` class, because that one cannot
 switch `use_extra_bufts` off: with it, native builds took llama.cpp's AMX path and crashed on a hidden size of 576.
@@ -19,7 +19,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from training.llama import BLOCK
+from training.llama.protocol import BLOCK
 
 WARNING = 3  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
 
@@ -44,7 +44,7 @@ def physical_cores() -> int:
 
 
 class Model:
-    """A model and the requests it answers; their results are JSON, see llama.py for the meaning of each."""
+    """A model and the requests it answers; their results are JSON, see process.py for the meaning of each."""
 
     def __init__(self, gguf: str, vocab_only: bool, stop: threading.Event | None = None) -> None:
         self.stop = stop or threading.Event()  # set: the answer that is being written ends here

@@ -1,0 +1,31 @@
+"""llama.cpp in a process of its own, and the GGUF files that it reads."""
+
+from training.llama.gguf_file import GGUF
+from training.llama.process import (
+    Answer,
+    Process,
+    answer,
+    kept,
+    log_softmax,
+    logits,
+    logits_each,
+    metadata,
+    opened,
+    tokenise,
+    worker,
+)
+
+__all__ = [
+    "Answer",
+    "GGUF",
+    "Process",
+    "answer",
+    "kept",
+    "log_softmax",
+    "logits",
+    "logits_each",
+    "metadata",
+    "opened",
+    "tokenise",
+    "worker",
+]
