@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ended, forked
-from training import adapter_gguf, convert, export, handover, llama, merge, modelfile_syntax, runs
+from training import adapter_gguf, convert, export, handover, llama, merge, runs
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
+from training.ollama import modelfile_syntax
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 

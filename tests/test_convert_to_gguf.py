@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Ended, forked
-from training import convert_to_gguf, llama, modelfile_syntax
+from training import convert_to_gguf, llama
 from training.errors import RunError, UserError
 from training.llama import gguf_file
 from training.llama import process as process_module
+from training.ollama import modelfile_syntax
 
 
 def run(*arguments: str | Path) -> list[Path]:

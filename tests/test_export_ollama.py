@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from training import modelfile, modelfile_syntax, probing
+from training.ollama import Chat, compose, modelfile, modelfile_syntax, template_probe
 from training.settings import ini_file
 
 pytestmark = pytest.mark.slow
@@ -177,15 +177,15 @@ def exported(run: Path, jinja: str | None, in_gguf: str | None = None, adapter_o
     write_gguf(gguf, jinja if in_gguf is None else in_gguf)
     chat = None
     if jinja is not None:
-        template = probing.environment(datetime(2026, 3, 1)).from_string(jinja)
+        template = template_probe.environment(datetime(2026, 3, 1)).from_string(jinja)
         names = {"tools": None, "documents": None, "bos_token": "<s>", "eos_token": "</s>"}
-        chat = modelfile.Chat(
+        chat = Chat(
             lambda messages, ask: template.render(messages=messages, add_generation_prompt=ask, **names),
             jinja=jinja, bos="<s>", eos="</s>",
         )  # fmt: skip
     path = run / ("Modelfile" if adapter_of is None else "Modelfile.mine")
     name = gguf.name if adapter_of is None else "my-assistant.adapter.gguf"
-    path.write_text(modelfile.compose(name, chat, stops=["</s>"], num_ctx=512, adapter_of=adapter_of))
+    path.write_text(compose(name, chat, stops=["</s>"], num_ctx=512, adapter_of=adapter_of))
     return path
 
 

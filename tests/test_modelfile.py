@@ -16,8 +16,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from training import go_template, modelfile, modelfile_syntax, pieces, probing
 from training.errors import UserError
+from training.ollama import (
+    Chat,
+    compose,
+    go_template,
+    modelfile,
+    modelfile_syntax,
+    template_parts,
+    template_probe,
+    verify,
+    write,
+)
+from training.ollama.template_parts import Pieces, Refusal, Render
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA_CPP = Path(sys.prefix) / "llama.cpp/models/templates"  # put there by setup.sh
@@ -57,7 +68,7 @@ SMOLLM2 = (
     "{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-TRIMS, THINKS = pieces.OUTER_SPACE, pieces.THINKING
+TRIMS, THINKS = template_parts.OUTER_SPACE, template_parts.THINKING
 
 # Template -> where it is, where its system message goes, and in what the pieces may differ from it.
 PROVED = {
@@ -74,10 +85,10 @@ PROVED = {
     "Phi-3": (TRL / "phi3.jinja", "turn", []),
     "Phi-3.5": (LLAMA_CPP / "microsoft-Phi-3.5-mini-instruct.jinja", "turn", []),
     "Phi-4": (PHI_4, "turn", []),
-    "Llama-2": (LLAMA_2, "first user", [TRIMS, pieces.EMPTY_TURN, pieces.ANSWER_FIRST]),
+    "Llama-2": (LLAMA_2, "first user", [TRIMS, template_parts.EMPTY_TURN, template_parts.ANSWER_FIRST]),
     "SmolLM2": (SMOLLM2, "turn", []),
     "SmolLM3": (LLAMA_CPP / "HuggingFaceTB-SmolLM3-3B.jinja", "turn", [TRIMS]),
-    "DeepSeek-R1": (TRL / "deepseek_r1_distill.jinja", "first user", [THINKS, pieces.ANSWER_FIRST]),
+    "DeepSeek-R1": (TRL / "deepseek_r1_distill.jinja", "first user", [THINKS, template_parts.ANSWER_FIRST]),
     "ChatML with marked answers": (TRL / "qwen2_5_training.jinja", "turn", []),
 }
 
@@ -87,21 +98,21 @@ def source(name: str) -> str:
     return where.read_text(encoding="utf-8") if isinstance(where, Path) else where
 
 
-def renderer(jinja: str, bos: str = BOS, eos: str = EOS, day: datetime = datetime(2026, 3, 1)) -> pieces.Render:
-    template = probing.environment(day).from_string(jinja)
+def renderer(jinja: str, bos: str = BOS, eos: str = EOS, day: datetime = datetime(2026, 3, 1)) -> Render:
+    template = template_probe.environment(day).from_string(jinja)
     context = {"tools": None, "documents": None, "bos_token": bos, "eos_token": eos}
     return lambda messages, ask: template.render(messages=messages, add_generation_prompt=ask, **context)
 
 
-def taken_apart(jinja: str, bos: str = BOS, eos: str = EOS) -> pieces.Pieces:
-    found = probing.derive(renderer(jinja, bos, eos), bos, eos, jinja)
-    assert isinstance(found, pieces.Pieces), found
+def taken_apart(jinja: str, bos: str = BOS, eos: str = EOS) -> Pieces:
+    found = template_probe.derive(renderer(jinja, bos, eos), bos, eos, jinja)
+    assert isinstance(found, Pieces), found
     return found
 
 
 def refused(jinja: str) -> str:
-    found = probing.derive(renderer(jinja), BOS, EOS, jinja)
-    assert isinstance(found, pieces.Refusal), found
+    found = template_probe.derive(renderer(jinja), BOS, EOS, jinja)
+    assert isinstance(found, Refusal), found
     return found.reason
 
 
@@ -143,14 +154,14 @@ def test_pieces_render_any_chat_as_the_chat_template_does(data):
     texts = data.draw(st.lists(contents, min_size=2 * rounds + 1, max_size=2 * rounds + 1))
     assume(not any("think>" in text or "tool_response>" in text for text in texts))
     system = None if found.system == "none" else data.draw(st.none() | contents)
-    chat = pieces.turns(*texts, system=system)
-    assert pieces.join(found, chat) == pieces.expected(render, chat)
+    chat = template_parts.turns(*texts, system=system)
+    assert template_parts.join(found, chat) == template_parts.expected(render, chat)
 
 
-_kept: dict[str, tuple[pieces.Pieces, pieces.Render]] = {}
+_kept: dict[str, tuple[Pieces, Render]] = {}
 
 
-def taken_apart_once(name: str) -> tuple[pieces.Pieces, pieces.Render]:
+def taken_apart_once(name: str) -> tuple[Pieces, Render]:
     if name not in _kept:
         _kept[name] = taken_apart(source(name)), renderer(source(name))
     return _kept[name]
@@ -170,7 +181,7 @@ def test_our_jinja_renders_as_transformers_does(name):
     """environment() is used to find templates that write the date, and by these tests."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    chat = pieces.turns("How?\n", " So.", "{{ x }}")
+    chat = template_parts.turns("How?\n", " So.", "{{ x }}")
     theirs, _ = render_jinja_template(
         [chat], chat_template=source(name), add_generation_prompt=True, bos_token=BOS, eos_token=EOS
     )
@@ -196,20 +207,20 @@ def test_a_stray_space_in_any_piece_fails_the_proof(field):
     jinja = source("Llama-3.1")
     found = taken_apart(jinja)
     broken = replace(found, **{field: getattr(found, field) + " "})
-    outcome = pieces.prove(renderer(jinja), broken)
-    assert isinstance(outcome, pieces.Refusal)
+    outcome = template_parts.prove(renderer(jinja), broken)
+    assert isinstance(outcome, Refusal)
     assert ": at character " in outcome.reason
 
 
 def test_a_stray_space_before_a_continued_answer_is_an_exception_not_a_refusal():
     found = taken_apart(source("Qwen3"))
     broken = replace(found, continued_before=found.continued_before + " ")
-    assert pieces.CONTINUED in pieces.prove(renderer(source("Qwen3")), broken).exceptions
+    assert template_parts.CONTINUED in template_parts.prove(renderer(source("Qwen3")), broken).exceptions
 
 
 def test_an_answer_to_be_continued_is_left_open():
-    chat = pieces.turns("x", "On the")
-    assert pieces.join(taken_apart(PHI_4), chat).endswith("<|im_start|>assistant<|im_sep|>On the")
+    chat = template_parts.turns("x", "On the")
+    assert template_parts.join(taken_apart(PHI_4), chat).endswith("<|im_start|>assistant<|im_sep|>On the")
 
 
 @pytest.mark.parametrize("name", ["meta-llama-Llama-3.2-3B-Instruct", "Mistral-Small-3.2-24B-Instruct-2506"])
@@ -262,7 +273,7 @@ def test_the_rendering_used_for_training_is_proved_too():
     from training import chat_template
 
     template = chat_template.ChatTemplate(SMOLLM2, "the model's own", special={"bos_token": BOS, "eos_token": EOS})
-    found = probing.derive(lambda chat, ask: chat_template.render(template, chat, ask), BOS, EOS, SMOLLM2)
+    found = template_probe.derive(lambda chat, ask: chat_template.render(template, chat, ask), BOS, EOS, SMOLLM2)
     assert found == taken_apart(SMOLLM2)
 
 
@@ -358,15 +369,15 @@ def test_go_renders_the_template_as_jinja_renders_the_chat_template(ollama, name
     found, render = taken_apart_once(name)
     template = go_template.go_template(found, write_bos=True)
     compared = 0
-    for kind, chat_name, chat in pieces.battery():
+    for kind, chat_name, chat in template_parts.battery():
         if found.system == "none" and chat[0]["role"] == "system":
             continue
         try:
-            wanted = pieces.expected(render, chat)
+            wanted = template_parts.expected(render, chat)
         except Exception:
             continue
         if kind in found.exceptions:
-            wanted = pieces.join(found, chat)  # different from Jinja, but what was said it would be
+            wanted = template_parts.join(found, chat)  # different from Jinja, but what was said it would be
         else:
             compared += 1
         assert ollama(template=template, messages=chat)["text"] == wanted, chat_name
@@ -377,7 +388,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampl
     ["{", "{{", "}}", '"', '"""', '"""\n', "{{-", "-}}", " \n", "\u3000", "<|x|>\n", "\\", "`", "\x00", "{{/*"]
 )
 any_pieces = st.builds(
-    pieces.Pieces,
+    Pieces,
     bos=texts,
     default=texts,
     system=st.sampled_from(["turn", "none", "first user", "last user", "last message"]),
@@ -397,7 +408,7 @@ def chats():
     """As Ollama hands them on: a system message or none, then turns of both roles in alternation."""
     contents = st.lists(texts, min_size=1, max_size=6)
     return st.builds(
-        lambda contents, system, first: pieces.turns(*contents, system=system, first=first),
+        lambda contents, system, first: template_parts.turns(*contents, system=system, first=first),
         contents,
         st.none() | texts,
         st.sampled_from(["user", "assistant"]),
@@ -410,13 +421,13 @@ def chats():
 def test_go_renders_any_pieces_as_they_are_joined(ollama, found, chat):
     template = go_template.go_template(found, write_bos=True)
     assert modelfile_syntax.quote(template)  # whatever the pieces are, a Modelfile can hold the TEMPLATE
-    assert ollama(template=template, messages=chat)["text"] == pieces.join(found, chat)
+    assert ollama(template=template, messages=chat)["text"] == template_parts.join(found, chat)
 
 
 @pytest.mark.tiny
 def test_a_stray_space_in_the_template_shows_in_gos_rendering(ollama):
     template = go_template.go_template(taken_apart(SMOLLM2))
-    chat = pieces.turns("x")
+    chat = template_parts.turns("x")
     wanted = renderer(SMOLLM2)(chat, True)
     assert ollama(template=template, messages=chat)["text"] == wanted
     broken = template.replace("<|im_start|>user\n", "<|im_start|>user \n")
@@ -426,7 +437,7 @@ def test_a_stray_space_in_the_template_shows_in_gos_rendering(ollama):
 @pytest.mark.tiny
 def test_plain_text_is_prompted_as_it_is(ollama):
     assert (
-        ollama(template=go_template.PLAIN, messages=pieces.turns("Once {{ x }} upon\n"))["text"]
+        ollama(template=go_template.PLAIN, messages=template_parts.turns("Once {{ x }} upon\n"))["text"]
         == "Once {{ x }} upon\n"
     )
 
@@ -445,9 +456,9 @@ def test_llama_cpp_renders_the_same(name):
     jinja = (OURS / "chatml.jinja").read_text(encoding="utf-8") if name == "ChatML" else source(name)
     found = replace(taken_apart(jinja, eos="</s>"), bos="")  # llama.cpp writes Mistral's eos as it is
     for chat in (
-        pieces.turns("How far?"),
-        pieces.turns("x {{ y }}", "你好 👩", "z\n\nz"),
-        pieces.turns("x", "y", "z", system="s"),
+        template_parts.turns("How far?"),
+        template_parts.turns("x {{ y }}", "你好 👩", "z\n\nz"),
+        template_parts.turns("x", "y", "z", system="s"),
     ):
         if found.system == "none" and chat[0]["role"] == "system":
             continue
@@ -457,29 +468,29 @@ def test_llama_cpp_renders_the_same(name):
         buffer = ctypes.create_string_buffer(10_000)
         length = llama_cpp.llama_chat_apply_template(jinja.encode(), array, len(chat), True, buffer, len(buffer))
         assert length > 0, "llama.cpp does not know this template"
-        assert buffer.raw[:length].decode() == pieces.join(found, chat)
+        assert buffer.raw[:length].decode() == template_parts.join(found, chat)
 
 
 # --- the Modelfile
 
 
-def chat_of(jinja: str, **more) -> modelfile.Chat:
-    return modelfile.Chat(renderer(jinja), jinja=jinja, bos=BOS, eos=EOS, **more)
+def chat_of(jinja: str, **more) -> Chat:
+    return Chat(renderer(jinja), jinja=jinja, bos=BOS, eos=EOS, **more)
 
 
-def composed(chat: modelfile.Chat | None, gguf: str = "my-model.Q4_K_M.gguf", **more) -> str:
-    return modelfile.compose(gguf, chat, stops=["<|im_end|>"], num_ctx=4096, **more)
+def composed(chat: Chat | None, gguf: str = "my-model.Q4_K_M.gguf", **more) -> str:
+    return compose(gguf, chat, stops=["<|im_end|>"], num_ctx=4096, **more)
 
 
 def test_modelfile_holds_all_that_the_model_needs(tmp_path):
-    text = modelfile.compose(
+    text = compose(
         "my-model.Q4_K_M.gguf",
         chat_of(SMOLLM2, system="Say \"hi\"\nand 'bye' \\n"),
         stops=["<|im_end|>", 'a"b'],
         num_ctx=2048,
         sampling={"temperature": 0.7, "top_k": 20},
     )
-    modelfile.write(tmp_path / "Modelfile", text)
+    write(tmp_path / "Modelfile", text)
     assert modelfile_syntax.read(tmp_path / "Modelfile") == [
         ("from", "./my-model.Q4_K_M.gguf"),
         ("template", go_template.go_template(taken_apart(SMOLLM2))),
@@ -497,17 +508,17 @@ def test_modelfile_without_template_says_why_and_what_it_needs(tmp_path):
     text = composed(chat_of(chatml(question="{{ loop.index }}")))
     assert "# TEMPLATE is left out, so that Ollama 0.30.0 or later is needed" in text
     assert "two questions (0): at character" in text
-    modelfile.write(tmp_path / "Modelfile", text)
+    write(tmp_path / "Modelfile", text)
     assert ("requires", "0.30.0") in modelfile_syntax.read(tmp_path / "Modelfile")
     assert "template" not in dict(modelfile_syntax.read(tmp_path / "Modelfile"))
 
 
 def test_modelfile_of_an_adapter_names_the_model_that_ollama_has(tmp_path):
-    modelfile.write(tmp_path / "Modelfile", composed(chat_of(PHI_4), "phi-adapter.gguf", adapter_of="me/phi4:14b"))
+    write(tmp_path / "Modelfile", composed(chat_of(PHI_4), "phi-adapter.gguf", adapter_of="me/phi4:14b"))
     commands = modelfile_syntax.read(tmp_path / "Modelfile")
     assert commands[:2] == [("from", "me/phi4:14b"), ("adapter", "./phi-adapter.gguf")]
     assert dict(commands)["template"] == go_template.go_template(taken_apart(PHI_4))
-    assert modelfile.verify(tmp_path / "Modelfile", chat_of(PHI_4))["passed"]
+    assert verify(tmp_path / "Modelfile", chat_of(PHI_4))["passed"]
 
 
 def test_modelfile_of_an_adapter_without_template_needs_no_version():
@@ -517,9 +528,9 @@ def test_modelfile_of_an_adapter_without_template_needs_no_version():
 
 
 def test_modelfile_of_plain_text_takes_the_bare_prompt(tmp_path):
-    modelfile.write(tmp_path / "Modelfile", composed(None))
+    write(tmp_path / "Modelfile", composed(None))
     assert dict(modelfile_syntax.read(tmp_path / "Modelfile"))["template"] == "{{ .Prompt }}"
-    assert modelfile.verify(tmp_path / "Modelfile", None)["passed"]
+    assert verify(tmp_path / "Modelfile", None)["passed"]
 
 
 def test_modelfile_says_where_the_template_may_differ_and_what_it_cannot_take():
@@ -631,21 +642,21 @@ def test_names_of_ollama_models_are_taken(name):
 
 def test_all_problems_of_a_modelfile_are_told_together():
     with pytest.raises(UserError) as caught:
-        modelfile.compose("a/b.gguf", chat_of(source("Gemma-3"), system="\u200b"), stops=["\x00"], num_ctx=1)
+        compose("a/b.gguf", chat_of(source("Gemma-3"), system="\u200b"), stops=["\x00"], num_ctx=1)
     assert len(caught.value.problems) == 1  # SYSTEM_PROMPT: nothing else can hold it here
     with pytest.raises(UserError) as caught:
-        modelfile.compose("a/b.gguf", None, stops=["\x00"], num_ctx=1)
+        compose("a/b.gguf", None, stops=["\x00"], num_ctx=1)
     assert len(caught.value.problems) == 2
 
 
 def test_a_system_text_that_a_system_line_cannot_hold_goes_into_the_template(tmp_path):
     """The ideographic space begins many a Chinese paragraph."""
     system = "\u3000你是助手。\n\u3000請用中文。"
-    modelfile.write(tmp_path / "Modelfile", composed(chat_of(SMOLLM2, system=system)))
+    write(tmp_path / "Modelfile", composed(chat_of(SMOLLM2, system=system)))
     held = dict(modelfile_syntax.read(tmp_path / "Modelfile"))
     assert "system" not in held
     assert '<|im_start|>system\n{{ "\\u3000" }}你是助手。\n{{ "\\u3000" }}請用中文。<|im_end|>' in held["template"]
-    assert modelfile.verify(tmp_path / "Modelfile", chat_of(SMOLLM2, system=system))["passed"]
+    assert verify(tmp_path / "Modelfile", chat_of(SMOLLM2, system=system))["passed"]
 
 
 @pytest.mark.tiny
@@ -653,8 +664,8 @@ def test_go_renders_a_system_text_that_stands_in_the_template(ollama):
     system = '\u3000你是"""\n助手 👩\u200d💻'
     found, line = modelfile.place_system(taken_apart(SMOLLM2), system)
     assert line is None
-    rendered = ollama(template=go_template.go_template(found), messages=pieces.turns("x"))["text"]
-    assert rendered == renderer(SMOLLM2)(pieces.turns("x", system=system), True)
+    rendered = ollama(template=go_template.go_template(found), messages=template_parts.turns("x"))["text"]
+    assert rendered == renderer(SMOLLM2)(template_parts.turns("x", system=system), True)
 
 
 def test_a_system_text_is_not_hidden_in_a_template_that_ollama_passes_over():
@@ -709,8 +720,8 @@ def test_a_system_text_without_a_place_in_the_chat_template_is_refused():
 
 def checked(tmp_path, change=lambda text: text, **more):
     path = tmp_path / "Modelfile"
-    modelfile.write(path, change(composed(chat_of(source("Llama-3.1"), system="Be brief."))))
-    return modelfile.verify(path, chat_of(source("Llama-3.1"), **({"system": "Be brief."} | more)))
+    write(path, change(composed(chat_of(source("Llama-3.1"), system="Be brief."))))
+    return verify(path, chat_of(source("Llama-3.1"), **({"system": "Be brief."} | more)))
 
 
 def test_check_passes_and_says_what_was_compared(tmp_path):
@@ -743,9 +754,9 @@ def test_check_fails_when_the_file_is_not_what_was_trained(tmp_path, change, sai
 
 
 def test_check_fails_when_an_end_of_answers_is_no_stop_text(tmp_path):
-    modelfile.write(tmp_path / "Modelfile", composed(chat_of(PHI_4)))
-    assert modelfile.verify(tmp_path / "Modelfile", chat_of(PHI_4), ["<|im_end|>"])["passed"]
-    record = modelfile.verify(tmp_path / "Modelfile", chat_of(PHI_4), ["<|im_end|>", EOS])
+    write(tmp_path / "Modelfile", composed(chat_of(PHI_4)))
+    assert verify(tmp_path / "Modelfile", chat_of(PHI_4), ["<|im_end|>"])["passed"]
+    record = verify(tmp_path / "Modelfile", chat_of(PHI_4), ["<|im_end|>", EOS])
     assert (record["passed"], record["note"]) == (False, "PARAMETER stop is missing for '<|ending|>'")
 
 
@@ -755,13 +766,13 @@ def test_check_fails_when_bos_would_be_missing(tmp_path):
 
 def test_check_passes_where_template_is_rightly_left_out_and_fails_where_it_is_written_all_the_same(tmp_path):
     path, chat = tmp_path / "Modelfile", chat_of(chatml(question="{{ loop.index }}"))
-    modelfile.write(path, composed(chat))
-    record = modelfile.verify(path, chat)
+    write(path, composed(chat))
+    record = verify(path, chat)
     assert record["passed"]
     assert record["requires"] == "Ollama 0.30.0"
     assert record["note"].startswith("TEMPLATE is left out, so that Ollama 0.30.0 or later is needed")
-    modelfile.write(path, composed(chat) + 'TEMPLATE "{{ .Prompt }}"\n')
-    assert modelfile.verify(path, chat)["note"].endswith("it is there, but should be left out")
+    write(path, composed(chat) + 'TEMPLATE "{{ .Prompt }}"\n')
+    assert verify(path, chat)["note"].endswith("it is there, but should be left out")
 
 
 @pytest.mark.parametrize("text", ["FROM\n", "NONSENSE x\n", 'FROM ./x.gguf\nSYSTEM """open\n'])
@@ -817,7 +828,7 @@ def test_greedy_decoding_said_outright_is_temperature_0():
 
 @pytest.mark.slow
 def test_importing_the_module_needs_no_torch():
-    code = "import training.modelfile"
+    code = "import training.ollama.modelfile"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

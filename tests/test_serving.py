@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import finetune
-from training import modelfile_syntax
 from training.llama import gguf_file
+from training.ollama import modelfile_syntax
 
 pytestmark = pytest.mark.tiny
 

@@ -14,11 +14,12 @@ from typing import Any
 from loguru import logger
 
 from training import adapter as adapters
-from training import chat_template, convert, modelfile, weights
+from training import chat_template, convert, ollama, weights
 from training.adapter import Change
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
-from training.modelfile_syntax import model_name_problems
+from training.ollama import modelfile
+from training.ollama.modelfile_syntax import model_name_problems
 from training.system import files
 
 STAGE = "adapter"
@@ -38,7 +39,7 @@ def export(job: Any, base_in_ollama: str, path: Path | None = None) -> Path:
     chatting = job.chat(_adds_bos(job.base))
     generation = job.base / "generation_config.json"
     values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-    text = modelfile.compose(
+    text = ollama.compose(
         gguf.name,
         chatting,
         stops=job.facts["stops"],
@@ -47,8 +48,8 @@ def export(job: Any, base_in_ollama: str, path: Path | None = None) -> Path:
         adapter_of=base_in_ollama,
     )
     count = write(job.base, job.run.path / "adapter", gguf)
-    modelfile.write(path, text)
-    held = modelfile.verify(path, chatting, job.facts["stops"])
+    ollama.write(path, text)
+    held = ollama.verify(path, chatting, job.facts["stops"])
     if not held["passed"]:
         raise RunError("modelfile", held["note"])
     logger.info("{}: {} adapted tensors, {:,} bytes", gguf.name, count, gguf.stat().st_size)

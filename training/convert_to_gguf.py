@@ -33,7 +33,7 @@ from training import (
     convert,
     importance,
     leftovers,
-    modelfile,
+    ollama,
     plan,
     reader_view,
     reference,
@@ -42,6 +42,7 @@ from training import (
 from training.chat_template import ChatTemplate
 from training.errors import FinetuneError, MachineError, RunError, UserError
 from training.llama import process as llama
+from training.ollama import Chat, modelfile
 from training.settings import names
 from training.settings.table import Model
 from training.system import files, foreign_code, launchers, log
@@ -161,7 +162,7 @@ def _template(base: Any, tokenizer: Any) -> ChatTemplate | None:
     return chat_template.choose(base, wanted, tokenizer)
 
 
-def compose(base: Any, gguf: str) -> tuple[str, modelfile.Chat | None, list[str]]:
+def compose(base: Any, gguf: str) -> tuple[str, Chat | None, list[str]]:
     """A Modelfile for the untouched model, by its own chat template; without one it continues plain text.
 
     Gives the text, and the chat and the stop texts that it can be verified with. UserError when the template is broken.
@@ -171,7 +172,7 @@ def compose(base: Any, gguf: str) -> tuple[str, modelfile.Chat | None, list[str]
     chatting, stops = None, modelfile.stop_texts(tokenizer.eos_token or "", (), ends)
     if template := _template(base, tokenizer):
         stops = modelfile.stop_texts(template.eos, template.end_tokens, ends)
-        chatting = modelfile.Chat(
+        chatting = Chat(
             lambda messages, add_generation_prompt: chat_template.render(template, messages, add_generation_prompt),
             jinja=template.jinja,
             bos=template.bos,
@@ -181,7 +182,7 @@ def compose(base: Any, gguf: str) -> tuple[str, modelfile.Chat | None, list[str]
     generation = base.path / "generation_config.json"
     values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     num_ctx = min(_length(base.config) or LONGEST, LONGEST)
-    text = modelfile.compose(gguf, chatting, stops=stops, num_ctx=num_ctx, sampling=modelfile.sampling(values))
+    text = ollama.compose(gguf, chatting, stops=stops, num_ctx=num_ctx, sampling=modelfile.sampling(values))
     return text, chatting, stops
 
 
@@ -242,8 +243,8 @@ def run(given: argparse.Namespace) -> list[Path]:
     if composed:
         text, chatting, stops = composed
         path = first.with_name(f"Modelfile.{name.replace('/', '-').replace(':', '-')}")
-        modelfile.write(path, text)
-        held = modelfile.verify(path, chatting, stops)
+        ollama.write(path, text)
+        held = ollama.verify(path, chatting, stops)
         if not held["passed"]:
             raise RunError("modelfile", held["note"])
         logger.info("{}: {}", path, held["note"])

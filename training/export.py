@@ -32,13 +32,14 @@ from training import (
     importance,
     llama,
     merge,
-    modelfile,
+    ollama,
     reader_view,
     runs,
     verification,
 )
 from training.errors import FinetuneError, RunError, UserError
 from training.handover import FACTS, Handover
+from training.ollama import Chat, modelfile
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, forkserver, launchers, log
 from training.system.events import Events
@@ -91,12 +92,12 @@ class Job(Handover):
         """Texts of the rows that were trained; none in a run of an older version."""
         return reader_view.RowTexts.of(self.facts.get("row_texts"))
 
-    def chat(self, adds_bos: bool) -> modelfile.Chat | None:
+    def chat(self, adds_bos: bool) -> Chat | None:
         """How the model was trained to chat; None for plain text."""
         if self.facts["plain"]:
             return None
         template = self.template
-        return modelfile.Chat(
+        return Chat(
             lambda messages, add_generation_prompt: chat_template.prompt_served(
                 template, messages, add_generation_prompt
             ),
@@ -257,7 +258,7 @@ def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
 
 def _modelfile(job: Job) -> dict[str, Any]:
     path = write_modelfile(job, job.run.path / "Modelfile")
-    held = modelfile.verify(path, job.chat(job.adds_bos), job.facts["stops"])
+    held = ollama.verify(path, job.chat(job.adds_bos), job.facts["stops"])
     if not held["passed"]:
         raise RunError("modelfile", held["note"])
     logger.info("Modelfile: {}", held["note"])
@@ -270,14 +271,14 @@ def write_modelfile(job: Job, path: Path) -> Path:
     if not generation.is_file():
         generation = job.base / "generation_config.json"
     values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-    text = modelfile.compose(
+    text = ollama.compose(
         job.quantised(job.settings.quantization.quantization_method[0]).name,
         job.chat(job.adds_bos),
         stops=job.facts["stops"],
         num_ctx=job.facts["num_ctx"],
         sampling=modelfile.sampling(values),
     )
-    modelfile.write(path, text)
+    ollama.write(path, text)
     return path
 
 

@@ -23,7 +23,7 @@ from training import (
     fit,
     leftovers,
     memory,
-    modelfile,
+    ollama,
     reader_view,
     serving,
     settings,
@@ -31,6 +31,7 @@ from training import (
     weights_fit,
 )
 from training.errors import MachineError, UserError
+from training.ollama import Chat, modelfile
 from training.settings import contradictions
 from training.system import foreign_code, paths, privacy, this_machine
 from training.system.this_machine import Machine
@@ -333,11 +334,11 @@ def _regrouped(given: Any, summary: Any) -> Any:
 
 def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: bool) -> None:
     """Compose the Modelfile now: a system text or a name that it cannot hold must not be found out after the training."""
-    chatting = None if plain else modelfile.Chat(
+    chatting = None if plain else Chat(
         lambda messages, add_generation_prompt: chat_template.prompt_served(template, messages, add_generation_prompt),
         jinja=template.exported, bos=template.bos, eos=template.eos, adds_bos=False, system=template.system,
     )  # fmt: skip
-    text = modelfile.compose(
+    text = ollama.compose(
         f"{given.name}.Q4_K_M.gguf",
         chatting,
         stops=template.end_tokens or (template.eos,),

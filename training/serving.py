@@ -18,7 +18,7 @@ from training import chat, chat_template
 from training.chat import NothingToTrain
 from training.chat_template import ChatTemplate, as_served
 from training.errors import UserError
-from training.pieces import difference
+from training.ollama.template_parts import difference
 from training.rows import Row, Turn
 from training.stretches import Tokenise, tokeniser
 

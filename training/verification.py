@@ -17,7 +17,7 @@ from training import (
     checks,
     evaluation,
     held_out,
-    modelfile,
+    ollama,
     reader_view,
     reference,
     runs,
@@ -108,7 +108,7 @@ def _room(job: Any) -> Iterator[Path]:
 
 
 def _modelfile(job: Any) -> Check:
-    held = modelfile.verify(job.run.path / "Modelfile", job.chat(job.adds_bos), job.facts["stops"])
+    held = ollama.verify(job.run.path / "Modelfile", job.chat(job.adds_bos), job.facts["stops"])
     why = "Ollama must show the model the prompts that it was trained on"
     figures = {key: value for key, value in held.items() if key not in ("check", "passed")}
     return Check(

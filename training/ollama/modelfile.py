@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
-from training.go_template import PLAIN, go_template
-from training.modelfile_syntax import file_name_problems, model_name_problems, quote, read
-from training.pieces import Pieces, Refusal, Render, difference
-from training.probing import derive
+from training.ollama.go_template import PLAIN, go_template
+from training.ollama.modelfile_syntax import file_name_problems, model_name_problems, quote, read
+from training.ollama.template_parts import Pieces, Refusal, Render, difference
+from training.ollama.template_probe import derive
 from training.system import files
 
 NATIVE = "0.30.0"  # the first Ollama that runs a GGUF with the Jinja chat template inside it

@@ -9,7 +9,17 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from training.pieces import Messages, NotPieces, Pieces, Refusal, Render, common_prefix, common_suffix, prove, turns
+from training.ollama.template_parts import (
+    Messages,
+    NotPieces,
+    Pieces,
+    Refusal,
+    Render,
+    common_prefix,
+    common_suffix,
+    prove,
+    turns,
+)
 
 
 def derive(render: Render, bos: str = "", eos: str = "", jinja: str = "") -> Pieces | Refusal:

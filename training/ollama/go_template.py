@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from training.pieces import Pieces
+from training.ollama.template_parts import Pieces
 
 PLAIN = "{{ .Prompt }}"  # for a model trained on plain text: the prompt as it is, nothing around it
 

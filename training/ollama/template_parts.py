@@ -3,7 +3,7 @@
 Most chat templates are, for plain chats, a concatenation: an optional BOS, an optional default system text, then
 prefix + content + suffix for each turn, then a generation prompt. Jinja can do anything else besides, so the pieces
 count only when they, joined again, give byte for byte what the chat template gives for every conversation in
-`battery()`. probing.py finds them; go_template.py writes them for Ollama.
+`battery()`. template_probe.py finds them; go_template.py writes them for Ollama.
 """
 
 from __future__ import annotations
