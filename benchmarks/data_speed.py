@@ -116,10 +116,11 @@ def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
 
 def _model() -> tuple[Any, Any]:
     from training import base_model
+    from training.base_model import sources
     from training.settings.table import Model
     from transformers import AutoTokenizer
 
-    base = base_model.locate(Model(base_model_name=base_model.EMBEDDED))
+    base = base_model.locate(Model(base_model_name=sources.EMBEDDED))
     return base, AutoTokenizer.from_pretrained(base.path)
 
 

@@ -73,10 +73,11 @@ def make(folder: Path, shape: dict[str, int]) -> None:
 
     import torch
     from training import base_model
+    from training.base_model import sources
     from training.settings.table import Model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    embedded = base_model.locate(Model(base_model_name=base_model.EMBEDDED)).path
+    embedded = base_model.locate(Model(base_model_name=sources.EMBEDDED)).path
     config = LlamaConfig(
         vocab_size=json.loads((embedded / "config.json").read_text())["vocab_size"], hidden_size=shape["hidden"],
         intermediate_size=shape["inner"], num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],

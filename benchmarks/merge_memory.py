@@ -16,7 +16,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from training import merge, proof, weights
+from training import merge, proof
+from training.base_model import safetensors_file
 
 LAYERS, HIDDEN, INNER, VOCABULARY, RANK = 16, 2048, 8192, 32_000, 16  # 1.1B parameters
 SHAPES = {
@@ -30,9 +31,11 @@ def write(file: Path, dtype: str, shapes: dict[str, tuple[int, ...]]) -> int:
     import torch
 
     with file.open("wb") as stream:
-        stream.write(weights.encode_header({name: (dtype, shape) for name, shape in shapes.items()}, {"format": "pt"}))
+        stream.write(
+            safetensors_file.encode_header({name: (dtype, shape) for name, shape in shapes.items()}, {"format": "pt"})
+        )
         for shape in shapes.values():
-            values = (torch.randn(shape) * 0.02).to(getattr(torch, weights.FLOATS[dtype]))
+            values = (torch.randn(shape) * 0.02).to(getattr(torch, safetensors_file.FLOATS[dtype]))
             stream.write(values.view(torch.uint8).numpy().tobytes())
     return file.stat().st_size
 
@@ -49,7 +52,7 @@ def make(base: Path, adapter: Path) -> int:
         mine = names[number * len(names) // 4 : (number + 1) * len(names) // 4]
         largest = max(largest, write(base / file, "BF16", {name: tensors[name] for name in mine}))
         index |= dict.fromkeys(mine, file)
-    (base / weights.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (base / safetensors_file.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
     (base / "config.json").write_text('{"tie_word_embeddings": true}')
     factors = {}
     for name, (rows, width) in layers.items():

@@ -116,9 +116,10 @@ def go_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked embedded model's folder."""
     from training import base_model
+    from training.base_model import sources
     from training.settings.table import Model
 
-    model = Model(base_model_name=base_model.EMBEDDED)
+    model = Model(base_model_name=sources.EMBEDDED)
     with locked(session_folder(tmp_path_factory) / "embedded.lock"):
         return base_model.locate(model).path
 

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-from training import merge, weights
+from training import merge
+from training.base_model import safetensors_file
 from training.errors import RunError
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -20,9 +21,9 @@ BASE = {"model.embed_tokens.weight": ("BF16", (10, 8)), f"{Q}.weight": ("BF16", 
 
 def write(file: Path, entries: dict) -> Path:
     """A safetensors file of zeros."""
-    size = sum(math.prod(shape) * weights.SIZES[dtype] for dtype, shape in entries.values())
+    size = sum(math.prod(shape) * safetensors_file.SIZES[dtype] for dtype, shape in entries.values())
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(weights.encode_header(entries, {"format": "pt"}) + bytes(size))
+    file.write_bytes(safetensors_file.encode_header(entries, {"format": "pt"}) + bytes(size))
     return file
 
 
@@ -170,7 +171,7 @@ def test_an_index_is_followed_and_checked(tmp_path: Path) -> None:
     base = tmp_path / "base"
     (base / "model.safetensors").rename(base / "a.safetensors")
     write(base / "consolidated.safetensors", BASE)  # another copy of the weights, as Mistral ships, is not read
-    index = base / weights.INDEX
+    index = base / safetensors_file.INDEX
     index.write_text(json.dumps({"weight_map": dict.fromkeys(BASE, "a.safetensors")}))
     assert list(merge.plan(base, tmp_path / "adapter").shards) == ["a.safetensors"]
     index.write_text(json.dumps({"weight_map": {"x": "b.safetensors", "y": "../a.safetensors"}}))
@@ -186,7 +187,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     base = tmp_path / "base"
     (base / "model.safetensors").rename(base / "model-1.safetensors")
     write(base / "model-2.safetensors", {f"{Q}.weight": ("BF16", (6, 8))})
-    (base / weights.INDEX).write_text(
+    (base / safetensors_file.INDEX).write_text(
         json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
     )
     with pytest.raises(RunError, match="q_proj.weight is in model-1.safetensors and in model-2.safetensors"):

@@ -1,4 +1,4 @@
-"""A base model that changed between start, resume and merge is noticed by its files (training/base_files.py)."""
+"""A base model that changed between start, resume and merge is noticed by its files (training/base_model/base_files.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from test_adapter import write
-from training import base_files, checkpoint, export, weights
+from training import checkpoint, export
+from training.base_model import base_files, safetensors_file
 from training.errors import RunError, UserError
 
 BASE = {"model.embed_tokens.weight": ("BF16", (8192, 8)), "model.norm.weight": ("BF16", (8,))}
@@ -19,7 +20,7 @@ BASE = {"model.embed_tokens.weight": ("BF16", (8192, 8)), "model.norm.weight": (
 def folder(tmp_path: Path) -> Path:
     """A model folder: one file of weights, its settings, its tokenizer, and files that decide nothing."""
     folder = tmp_path / "base"
-    write(folder / weights.WHOLE, BASE)
+    write(folder / safetensors_file.WHOLE, BASE)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt"):
         (folder / name).write_text("{}")
     for name in ("README.md", "LICENSE", "trainer_state.json", "adapter_config.json"):
@@ -35,7 +36,7 @@ def edit(file: Path, place: int, byte: int) -> None:
 
 def test_a_copy_with_other_times_is_the_same_model(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    os.utime(copy / weights.WHOLE, (1, 1))
+    os.utime(copy / safetensors_file.WHOLE, (1, 1))
     (copy / "README.md").write_text("another")
     assert base_files.digests(copy, "folder") == base_files.digests(folder, "folder")
 
@@ -54,16 +55,16 @@ def test_weights_are_looked_at_in_every_tensor(whole: bool, folder: Path, monkey
     if not whole:
         monkeypatch.setattr(base_files, "HASHED_WHOLE", 0)
     base_files._reckoned.cache_clear()
-    file = folder / weights.WHOLE
-    size, tensors = file.stat().st_size, weights.header(file)[0]
+    file = folder / safetensors_file.WHOLE
+    size, tensors = file.stat().st_size, safetensors_file.header(file)[0]
     first, second = (tensors[name] for name in BASE)
-    digests = {base_files.digests(folder, "folder")[weights.WHOLE]}
+    digests = {base_files.digests(folder, "folder")[safetensors_file.WHOLE]}
     for count, place in enumerate(
         (first.start, first.start + first.size // 2, second.start - 1, second.start, size - 1), 2
     ):
         edit(file, place, 7)
         os.utime(file, (count, count))  # the clock of a file system may be too coarse for edits in a row
-        digests.add(base_files.digests(folder, "folder")[weights.WHOLE])
+        digests.add(base_files.digests(folder, "folder")[safetensors_file.WHOLE])
         assert len(digests) == count, f"byte {place} of {size}"
 
 
@@ -71,13 +72,13 @@ def test_another_precision_of_the_same_size_is_another_file(folder: Path, monkey
     monkeypatch.setattr(base_files, "HASHED_WHOLE", 0)
     base_files._reckoned.cache_clear()
     before = base_files.digests(folder, "folder")
-    content = (folder / weights.WHOLE).read_bytes()
-    (folder / weights.WHOLE).write_bytes(content.replace(b'"BF16"', b'"F16" ', 1))
-    assert base_files.changed(before, base_files.digests(folder, "folder")) == [weights.WHOLE]
+    content = (folder / safetensors_file.WHOLE).read_bytes()
+    (folder / safetensors_file.WHOLE).write_bytes(content.replace(b'"BF16"', b'"F16" ', 1))
+    assert base_files.changed(before, base_files.digests(folder, "folder")) == [safetensors_file.WHOLE]
 
 
 def test_of_an_unpacked_file_only_the_weights_count_and_of_the_hub_its_commit(folder: Path) -> None:
-    assert list(base_files.digests(folder, "gguf")) == [weights.WHOLE]
+    assert list(base_files.digests(folder, "gguf")) == [safetensors_file.WHOLE]
     assert base_files.of(SimpleNamespace(path=folder, kind="hub", revision="a" * 40)) == {}
     assert base_files.of(SimpleNamespace(path=folder, kind="folder", revision=None)) == base_files.digests(
         folder, "folder"
@@ -118,7 +119,7 @@ def job(folder: Path, run: Path, **facts: object) -> export.Job:
 def test_an_adapter_is_not_merged_into_a_base_that_changed(folder: Path, tmp_path: Path) -> None:
     asked = job(folder, tmp_path / "run", files=base_files.digests(folder, "folder"))
     assert asked.base == folder
-    write(folder / weights.WHOLE, {**BASE, "model.norm.weight": ("BF16", (9,))})
+    write(folder / safetensors_file.WHOLE, {**BASE, "model.norm.weight": ("BF16", (9,))})
     with pytest.raises(RunError) as caught:
         _ = asked.base
     assert caught.value.message == (

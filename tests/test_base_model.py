@@ -1,4 +1,4 @@
-"""The doors of BASE_MODEL_NAME (training/base_model.py, model_folder.py, ollama_store.py, hub.py)."""
+"""The doors of BASE_MODEL_NAME (training/base_model/sources.py, model_folder.py, ollama_store.py, hub.py)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import base_model, model_folder, ollama_store, weights
+from training import base_model
+from training.base_model import model_folder, ollama_store, safetensors_file, sources
+from training.base_model.ollama_store import Stored
 from training.errors import UserError
 from training.system import files
 
-ROOT = Path(base_model.__file__).resolve().parent.parent
+ROOT = Path(sources.__file__).resolve().parent.parent
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}
 TOKEN = "hf_secretsecretsecretsecret"
 
@@ -33,7 +35,7 @@ def folder(path: Path, config: dict[str, Any] | None = None, **change: Any) -> P
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps((config or CONFIG) | change))
     (path / "tokenizer.json").write_text("{}")
-    content = weights.encode_header({"a.weight": ("BF16", (3, 5))}, {}) + bytes(30)
+    content = safetensors_file.encode_header({"a.weight": ("BF16", (3, 5))}, {}) + bytes(30)
     (path / "model.safetensors").write_bytes(content)
     return path
 
@@ -54,8 +56,8 @@ def test_a_folder_is_described_without_loading_it(tmp_path: Path) -> None:
 @pytest.mark.tiny
 def test_the_doors_do_not_import_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom types import SimpleNamespace as N\nfrom training import base_model\n"
-        "base_model.locate(N(base_model_name=sys.argv[1], revision=None, trust_remote_code=False))\n"
+        "import sys\nfrom types import SimpleNamespace as N\nfrom training.base_model import sources\n"
+        "sources.locate(N(base_model_name=sys.argv[1], revision=None, trust_remote_code=False))\n"
         "print('torch' in sys.modules)"
     )
     model = folder(tmp_path / "m")
@@ -84,7 +86,7 @@ def spoil(path: Path, kind: str) -> None:
         model.write_bytes(model.read_bytes()[:-3])
     elif kind == "shard":
         model.rename(path / "model-00002-of-00002.safetensors")
-        files.write_json(path / weights.INDEX, {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+        files.write_json(path / safetensors_file.INDEX, {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
     elif kind == "no index":
         model.rename(path / "model-00001-of-00002.safetensors")
     elif kind == "other name":
@@ -221,7 +223,7 @@ def test_a_tag_leads_to_its_blob(name: str, place: str, tmp_path: Path, monkeypa
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
     blob = store(tmp_path, place, b"GGUF....")
     assert base_model.door(name) == "ollama"
-    assert ollama_store.find(name) == ollama_store.Stored(blob, blob.name.removeprefix("sha256-"))
+    assert ollama_store.find(name) == Stored(blob, blob.name.removeprefix("sha256-"))
 
 
 def test_the_users_store_is_found_without_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +386,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     good = folder(tmp_path / "served")
     content = {file.name: file.read_bytes() for file in good.iterdir()}
     large = content | {
-        "model.safetensors": weights.encode_header({"a": ("BF16", (3000, 4000))}, {}) + bytes(24_000_000)
+        "model.safetensors": safetensors_file.encode_header({"a": ("BF16", (3000, 4000))}, {}) + bytes(24_000_000)
     }
     served = {
         "org/good": content | {"README.md": b"#", "original/x.safetensors": b"x" * 9, "pytorch_model.bin": b"pickle"},
@@ -403,12 +405,12 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def ask(hub: Hub | str, home: Path, name: str, revision: str = "", look: bool = False, **environment: str) -> Any:
     """locate(), without weights where `look`, in a process of its own, because huggingface_hub reads its settings when it is imported."""
     code = (
-        "import json, sys\nfrom types import SimpleNamespace as N\nfrom training import base_model\n"
+        "import json, sys\nfrom types import SimpleNamespace as N\nfrom training.base_model import sources\n"
         "from training.errors import FinetuneError\n"
         "model = N(base_model_name=sys.argv[1], revision=sys.argv[2] or None, trust_remote_code=False)\n"
         "try:\n"
         "    say = lambda text: print(text, file=sys.stderr)\n"
-        "    found = base_model.locate(model, say, weights=not sys.argv[3])\n"
+        "    found = sources.locate(model, say, weights=not sys.argv[3])\n"
         "    print(json.dumps(vars(found), default=str))\n"
         "except FinetuneError as error:\n"
         "    print(error, file=sys.stderr)\n"
@@ -524,12 +526,12 @@ def unpack_in(models: Path, wait: float = 0.0) -> subprocess.Popen[str]:
     """locate() of the embedded model into another folder, in a process of its own; a stand-in unpacks (the real one is
     tested in test_gguf_model.py), slowly enough for two to meet."""
     code = (
-        "import sys, time, pathlib\nfrom types import SimpleNamespace as N\nfrom training import base_model; from training import gguf_model\n"
+        "import sys, time, pathlib\nfrom types import SimpleNamespace as N\nfrom training.base_model import sources; from training.base_model import unpacking\n"
         "sys.path.insert(0, 'tests')\nfrom test_base_model import folder\n"
-        "base_model.MODELS = pathlib.Path(sys.argv[1])\n"
+        "sources.MODELS = pathlib.Path(sys.argv[1])\n"
         "def unpack(gguf, to, say):\n    folder(to)\n    time.sleep(float(sys.argv[2]))\n    print('unpacked')\n"
-        "gguf_model.unpack = unpack\n"
-        "print(base_model.locate(N(base_model_name=base_model.EMBEDDED, revision=None, trust_remote_code=False)).path)"
+        "unpacking.unpack = unpack\n"
+        "print(sources.locate(N(base_model_name=sources.EMBEDDED, revision=None, trust_remote_code=False)).path)"
     )
     return subprocess.Popen([sys.executable, "-c", code, models, str(wait)], cwd=ROOT, stdout=-1, stderr=-1, text=True)
 
@@ -574,10 +576,10 @@ def test_a_gguf_file_and_the_same_file_in_ollamas_store_open_one_folder(
     vocabulary = byte_vocabulary("qwen2")
     gguf = write_gguf(tmp_path / "own.gguf", model_pairs(vocabulary), model_tensors(vocabulary))
     digest = files.sha256(gguf)
-    monkeypatch.setattr(base_model, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(sources, "MODELS", tmp_path / "models")
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "store"))
     store(tmp_path / "store", "registry.ollama.ai/library/own/1b", gguf.read_bytes())
-    before = base_model.peek(settings(gguf))
+    before = sources.peek(settings(gguf))
     found, tagged = base_model.locate(settings(gguf)), base_model.locate(settings("own:1b"))
     assert (found.kind, found.path.name) == ("gguf", f"own-{digest[:12]}")
     assert (tagged.kind, tagged.path.name) == ("ollama", f"own-1b-{digest[:12]}")
@@ -585,4 +587,4 @@ def test_a_gguf_file_and_the_same_file_in_ollamas_store_open_one_folder(
     said: list[str] = []
     assert base_model.locate(settings(gguf), said.append) == found
     assert said == []  # unpacked once
-    assert base_model.peek(settings(gguf)).size == 0
+    assert sources.peek(settings(gguf)).size == 0

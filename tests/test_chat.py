@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import chat, chat_template, gguf_tokenizer, serving, stretches, tokens
+from training import chat, chat_template, serving, stretches, tokens
+from training.base_model import gguf_tokenizer
 from training.chat import IGNORED, NothingToTrain
 from training.chat_template import ChatTemplate
 from training.errors import UserError

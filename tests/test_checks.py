@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import adapter as adapters
 from training import agreement, checks, convert, llama, merge, reference
+from training.base_model import lora_adapter
 from training.checks import Check
 from training.errors import RunError
 from training.llama import hard_texts
@@ -188,8 +188,8 @@ def test_a_short_training_that_was_not_merged_or_by_half_fails_the_check_of_the_
     chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patch:  # where merge and proof read the scaling, so that both take it for right
-        scale = adapters._scale
-        patch.setattr(adapters, "_scale", lambda *some: {**scale(*some), "alpha": scale(*some)["alpha"] / 2})
+        scale = lora_adapter._scale
+        patch.setattr(lora_adapter, "_scale", lambda *some: {**scale(*some), "alpha": scale(*some)["alpha"] / 2})
         adapter, halved = trained_less(chain, tmp_path, 0.15)
         rounding = passes(checks.merged_tensors(chain.base, adapter, halved))["rounding_loss"]
     for merged in (halved, chain.base):

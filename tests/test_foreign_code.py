@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Ended, finetune, forked, write_tiny_config
 from test_base_model import Hub, folder
-from training import convert, hub, trial_model
+from training import convert, trial_model
+from training.base_model import hub
 from training.errors import RunError
 from training.system import foreign_code
 from training.system.foreign_code import Refused

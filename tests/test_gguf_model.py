@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import base_model, gguf_config, gguf_model, gguf_tokenizer, llama
+from training import base_model, llama
+from training.base_model import gguf_config, gguf_tokenizer, sources, unpacking
 from training.errors import UserError
 from training.llama import gguf_file, hard_texts, process
 
@@ -197,7 +198,7 @@ def test_the_tokenizers_of_real_models_equal_llama_cpps(name: str) -> None:
 @pytest.mark.parametrize("name", ["bert-bge", "nomic-bert-moe", "gemma-4", "deepseek-llm"])
 def test_the_tokenizers_that_cannot_be_rebuilt_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="its tokenizer is of the kind|its pre-tokenizer .* is not known"):
-        gguf_model.unpack(VOCABULARIES / f"ggml-vocab-{name}.gguf", tmp_path)
+        unpacking.unpack(VOCABULARIES / f"ggml-vocab-{name}.gguf", tmp_path)
 
 
 @pytest.mark.tiny
@@ -237,7 +238,7 @@ def test_a_tokenizer_that_differs_is_refused_with_the_text_that_shows_it(tmp_pat
 def test_unknown_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "v.gguf", byte_vocabulary("bloom"))
     with pytest.raises(UserError, match=r'm.*pre-tokenizer "bloom" is not known; known: .*smollm'):
-        gguf_model.unpack(path, tmp_path)
+        unpacking.unpack(path, tmp_path)
 
 
 # ---- the whole folder ------------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ def test_a_small_model_of_each_tokenizer_kind_is_unpacked_and_loads(tied: bool, 
     folder = tmp_path / "folder"
     folder.mkdir()
     said: list[str] = []
-    gguf_model.unpack(gguf, folder, said.append)
+    unpacking.unpack(gguf, folder, said.append)
     assert "predicts what llama.cpp predicts" in said[-1]
     expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     expected |= {"chat_template.jinja"} if tied else {"tokenizer.model"}
@@ -271,12 +272,12 @@ def test_a_small_model_of_each_tokenizer_kind_is_unpacked_and_loads(tied: bool, 
 
 @pytest.mark.tiny
 def test_large_models_are_written_in_shards_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_model, "SHARD", 60_000)
+    monkeypatch.setattr(unpacking, "SHARD", 60_000)
     vocabulary = byte_vocabulary("gpt-2")
     gguf = write_gguf(tmp_path / "m.gguf", model_pairs(vocabulary), model_tensors(vocabulary))
     folder = tmp_path / "folder"
     folder.mkdir()
-    gguf_model.unpack(gguf, folder)
+    unpacking.unpack(gguf, folder)
     shards = sorted(file.name for file in folder.glob("*.safetensors"))
     assert len(shards) > 1
     assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
@@ -310,7 +311,7 @@ def test_a_model_that_cannot_be_read_whole_is_refused(change: Any, said: str, tm
 def gguf_file_to(gguf: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    gguf_model.unpack(gguf, folder)
+    unpacking.unpack(gguf, folder)
 
 
 @pytest.mark.tiny
@@ -349,7 +350,7 @@ def test_llama_3_scaling_is_found_from_its_table_of_divisors(tmp_path: Path) -> 
 def unpacked() -> Path:
     from types import SimpleNamespace
 
-    model = SimpleNamespace(base_model_name=base_model.EMBEDDED, revision=None, trust_remote_code=False)
+    model = SimpleNamespace(base_model_name=sources.EMBEDDED, revision=None, trust_remote_code=False)
     return base_model.locate(model).path
 
 
@@ -362,7 +363,7 @@ def test_the_embedded_tokenizer_equals_llama_cpps(unpacked: Path) -> None:
         [{"role": "user", "content": "½ 😀 你好 def f(): return 12345"}], tokenize=False, add_generation_prompt=True
     )
     texts = [*hard_texts.HARD_TEXTS, chat, "a<|im_end|>\n<|im_start|> b<|endoftext|><repo_name>x"]
-    expected = process.tokenise(base_model._embedded_file(), texts)
+    expected = process.tokenise(sources._embedded_file(), texts)
     assert [tokenizer(text, add_special_tokens=False).input_ids for text in texts] == expected
     assert tokenizer("Hello").input_ids == tokenizer("Hello", add_special_tokens=False).input_ids  # no BOS
 
@@ -385,8 +386,8 @@ def test_the_embedded_models_log_probabilities_agree_with_llama_cpp_on_the_origi
     import torch
     from transformers import AutoModelForCausalLM
 
-    gguf = base_model._embedded_file()
-    texts = [gguf_model.SAMPLE, "def add(a, b):\n    return a + b\n\nprint(add(1, 2))", "今天天氣很好，我們去公園。"]
+    gguf = sources._embedded_file()
+    texts = [unpacking.SAMPLE, "def add(a, b):\n    return a + b\n\nprint(add(1, 2))", "今天天氣很好，我們去公園。"]
     sequences = process.tokenise(gguf, texts)
     model = AutoModelForCausalLM.from_pretrained(unpacked, dtype=torch.float32)
     kl, agree, chosen = [], [], []

@@ -13,7 +13,8 @@ from conftest import finetune, write_tiny_config
 from test_adapter import write
 from test_faults import NO_EXPORT, STOPPED, faulty, only_run
 from test_finetune import losses
-from training import budget, fast_cpu, memory, plan, settings, weights
+from training import budget, fast_cpu, memory, plan, settings
+from training.base_model import safetensors_file
 from training.errors import UserError
 from training.settings import Settings
 
@@ -30,7 +31,7 @@ def given(tmp_path: Path, modules: str, more: str = "") -> Settings:
 def model(folder: Path, tied: bool) -> SimpleNamespace:
     """A model of one layer as the plan sees it: 100 tokens, 8 wide."""
     entries = {EMBED: ("BF16", (100, 8)), Q: ("BF16", (6, 8))} | ({} if tied else {HEAD: ("BF16", (100, 8))})
-    write(folder / weights.WHOLE, entries)
+    write(folder / safetensors_file.WHOLE, entries)
     parameters = sum(math.prod(shape) for _, shape in entries.values())
     config = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 100, "tie_word_embeddings": tied}
     return SimpleNamespace(name="m", path=folder, config=config, parameters=parameters, max_length=None)
@@ -121,7 +122,8 @@ def targeted(run: Path, expected: int) -> dict[str, tuple[int, ...]]:
     merged = next(check for check in report["checks"] if check["name"] == "merged tensors")["figures"]
     assert (merged["targeted"], merged["changed"]) == (expected, expected)
     return {
-        name: tensor.shape for name, tensor in weights.header(run / "adapter" / "adapter_model.safetensors")[0].items()
+        name: tensor.shape
+        for name, tensor in safetensors_file.header(run / "adapter" / "adapter_model.safetensors")[0].items()
     }
 
 
@@ -141,7 +143,7 @@ def test_a_head_of_its_own_and_the_embedding_are_trained_stopped_resumed_and_exp
     assert losses(ended.run) == losses(only_run(undisturbed))
     parts = targeted(ended.run, 2 + 2)
     assert not [name for name in parts if "base_layer" in name], "a copy of a whole matrix"
-    merged = weights.tensors(ended.run / "merged")
+    merged = safetensors_file.tensors(ended.run / "merged")
     assert merged[HEAD].shape == merged[EMBED].shape == parts["base_model.model.lm_head.lora_B.weight"][:1] + (256,)
 
 
@@ -155,7 +157,7 @@ def test_a_tied_head_becomes_a_matrix_of_its_own(tiny_model: Path, tmp_path: Pat
     assert "UserWarning" not in ended.stderr, "PEFT warns of what the merge does right"
     targeted(ended.run, 2 + 1)
     merged = ended.run / "merged"
-    assert {HEAD, EMBED} <= weights.tensors(merged).keys()
+    assert {HEAD, EMBED} <= safetensors_file.tensors(merged).keys()
     assert json.loads((merged / "config.json").read_text())["tie_word_embeddings"] is False
 
 
@@ -176,9 +178,9 @@ def test_dora_on_a_layer_with_an_empty_row_is_refused_when_it_is_loaded(tiny_mod
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny_model, tmp_path / "pruned")
-    tensors = load_file(folder / weights.WHOLE)
+    tensors = load_file(folder / safetensors_file.WHOLE)
     tensors["model.layers.1.self_attn.q_proj.weight"][64:128] = 0
-    save_file(tensors, folder / weights.WHOLE, {"format": "pt"})
+    save_file(tensors, folder / safetensors_file.WHOLE, {"format": "pt"})
     ended = faulty(NO_EXPORT, "--config", config(tmp_path, folder, True, "USE_DORA = true"))
     assert (
         "model: model.layers.1.self_attn.q_proj has a row of zeros, and USE_DORA divides by the length" in ended.stderr
@@ -187,13 +189,15 @@ def test_dora_on_a_layer_with_an_empty_row_is_refused_when_it_is_loaded(tiny_mod
 
 @pytest.mark.tiny
 def test_dora_on_an_output_layer_without_an_empty_row_is_not_refused(tmp_path: Path) -> None:
-    from training import weights_fit
+    from training.base_model import weights_fit
 
     entries = {EMBED: ("BF16", (10, 4)), HEAD: ("BF16", (10, 4))}
     ones = b"\x80\x3f" * 40
-    (tmp_path / weights.WHOLE).write_bytes(weights.encode_header(entries, {}) + bytes(80) + ones)
+    (tmp_path / safetensors_file.WHOLE).write_bytes(safetensors_file.encode_header(entries, {}) + bytes(80) + ones)
     weights_fit.check_dora(tmp_path, ("lm_head",))
-    (tmp_path / weights.WHOLE).write_bytes(weights.encode_header(entries, {}) + ones + ones[:-8] + bytes(8))
+    (tmp_path / safetensors_file.WHOLE).write_bytes(
+        safetensors_file.encode_header(entries, {}) + ones + ones[:-8] + bytes(8)
+    )
     with pytest.raises(UserError, match="row 9 of lm_head.weight is all zeros"):
         weights_fit.check_dora(tmp_path, ("lm_head",))
     weights_fit.check_dora(tmp_path, ("q_proj",))

@@ -1,4 +1,4 @@
-"""Which files of a model folder are read and copied (training/kept_files.py): no link that leads out, no pipe, a list."""
+"""Which files of a model folder are read and copied (training/base_model/kept_files.py): no link that leads out, no pipe, a list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 from test_base_model import folder
-from training import base_model, kept_files, subject
+from training import base_model, subject
+from training.base_model import BaseModel, kept_files
 from training.errors import UserError
 from training.system import foreign_code, paths
 
@@ -34,7 +35,7 @@ def secret(tmp_path: Path) -> Path:
     return file
 
 
-def locate(path: Path) -> base_model.BaseModel:
+def locate(path: Path) -> BaseModel:
     return base_model.locate(SimpleNamespace(base_model_name=str(path), revision=None, trust_remote_code=False))
 
 

@@ -1,4 +1,4 @@
-"""What lies in a model folder and is not the model (training/leftovers.py, weights.py): left out by name, by every reader."""
+"""What lies in a model folder and is not the model (training/base_model/leftovers.py, base_model/safetensors_file.py): left out by name, by every reader."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 from conftest import write_tiny_config
 from test_adapter import write
 from test_faults import NO_EXPORT, faulty, only_run
-from training import convert_to_gguf, leftovers, merge, weights
+from training import convert_to_gguf, merge
+from training.base_model import leftovers, safetensors_file
 
 BASE = {"model.embed_tokens.weight": ("BF16", (10, 8)), "model.norm.weight": ("BF16", (8,))}
-WHOLE, INDEX = weights.WHOLE, weights.INDEX
+WHOLE, INDEX = safetensors_file.WHOLE, safetensors_file.INDEX
 PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
@@ -64,8 +65,8 @@ def test_what_is_not_the_model_is_left_out_and_named(put, names: list[str], tmp_
     put(folder)
     (told,) = leftovers.words(folder)
     assert f"{folder}: left out: {', '.join(sorted(names))}" in told
-    assert weights.shards(folder) == [folder / WHOLE]
-    assert sum(tensor.rows * tensor.width for tensor in weights.tensors(folder).values()) == 88
+    assert safetensors_file.shards(folder) == [folder / WHOLE]
+    assert sum(tensor.rows * tensor.width for tensor in safetensors_file.tensors(folder).values()) == 88
     with leftovers.kept_out(folder) as seen:
         assert sorted(entry.name for entry in seen.iterdir()) == ["config.json", WHOLE, "tokenizer.json"]
         assert seen.name == folder.name, "the converter writes it into the file"
@@ -127,7 +128,9 @@ def test_a_run_on_a_model_beside_which_an_adapter_lies_trains_the_model_alone(ti
     assert ended.stderr.count(told) == 1
     adapter = only_run(tmp_path / "config.ini") / "adapter"
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
-    assert not [name for name in weights.header(adapter / "adapter_model.safetensors")[0] if "gate_proj" in name]
+    assert not [
+        name for name in safetensors_file.header(adapter / "adapter_model.safetensors")[0] if "gate_proj" in name
+    ]
 
 
 @pytest.mark.tiny

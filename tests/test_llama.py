@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from training import base_model
+from training.base_model import sources
 from training.errors import MachineError, RunError
 from training.llama import Process, answer, kept, logits, logits_each, metadata, opened, protocol
 from training.llama import process as llama
@@ -21,7 +21,7 @@ PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start
 @pytest.fixture(scope="module")
 def gguf() -> Path:
     """The embedded model as it comes in its package."""
-    return base_model._embedded_file()
+    return sources._embedded_file()
 
 
 @pytest.mark.embedded

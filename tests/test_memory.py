@@ -159,10 +159,10 @@ def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(tm
 
 def test_a_hub_model_that_cannot_fit_is_refused_before_it_is_downloaded(tmp_path, monkeypatch):
     """The Hub's answer is a stand-in: config.json and the number of parameters, as `base_model.peek` gives them."""
-    from training import base_model
+    from training.base_model import Peek, sources
 
-    seen = base_model.Peek("org/name-8B", "hub", LLAMA_8B, EIGHT.parameters, 8192, 16 * GB)
-    monkeypatch.setattr(base_model, "peek", lambda model: seen)
+    seen = Peek("org/name-8B", "hub", LLAMA_8B, EIGHT.parameters, 8192, 16 * GB)
+    monkeypatch.setattr(sources, "peek", lambda model: seen)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     given = decided(tmp_path, monkeypatch, machine(memory_free=12), "[Model]\nBASE_MODEL_NAME = org/name-8B\n" + CPU)
     with pytest.raises(MachineError, match="too little memory: about .* choose a smaller BASE_MODEL_NAME"):
@@ -175,12 +175,12 @@ def test_a_hub_model_that_cannot_fit_is_refused_before_it_is_downloaded(tmp_path
 
 
 def test_where_the_hub_does_not_answer_the_look_is_left_out(tmp_path, monkeypatch):
-    from training import base_model
+    from training.base_model import sources
 
     def unreachable(model):
         raise MachineError("no Hub")
 
-    monkeypatch.setattr(base_model, "peek", unreachable)
+    monkeypatch.setattr(sources, "peek", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     given = decided(tmp_path, monkeypatch, machine(), "[Model]\nBASE_MODEL_NAME = org/name-8B\n" + CPU)
     assert plan._look_before_download(given, machine()) is None

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training import merge, proof, weights
+from training import merge, proof
+from training.base_model import safetensors_file
 from training.errors import RunError
 
 pytestmark = pytest.mark.tiny
@@ -182,7 +183,7 @@ def test_a_base_of_another_dtype_is_merged_in_its_own_16_bits_and_float32_in_bfl
     agree(base, adapter, tmp_path / "merged", dtype=written)
     assert proof.verify(base, adapter, tmp_path / "merged").max_ulp <= 0.5
     sizes = [tensor.nbytes for tensor in state(tmp_path / "merged").values()]
-    index = json.loads((tmp_path / "merged" / weights.INDEX).read_text())
+    index = json.loads((tmp_path / "merged" / safetensors_file.INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(sizes)
 
 
@@ -554,13 +555,13 @@ def test_memory_of_merge_and_proof_does_not_grow_with_the_shard(tmp_path: Path) 
     name = "model.layers.0.mlp.up_proj"
     entries = {f"{name}.weight": ("BF16", shape), "model.other.weight": ("BF16", shape)}
     with (base / "model.safetensors").open("wb") as file:
-        file.write(weights.encode_header(entries, {"format": "pt"}))
+        file.write(safetensors_file.encode_header(entries, {"format": "pt"}))
         file.write(b"\x11\x3c" * (2 * shape[0] * shape[1]))  # 0.00885 in bfloat16, everywhere
     (base / "config.json").write_text("{}")
     factors = {"lora_A": (rank, shape[1]), "lora_B": (shape[0], rank)}
     with (adapter / "adapter_model.safetensors").open("wb") as file:
         sizes = {f"base_model.model.{name}.{part}.weight": ("F32", size) for part, size in factors.items()}
-        file.write(weights.encode_header(sizes, {}))
+        file.write(safetensors_file.encode_header(sizes, {}))
         file.write(b"\x00\x00\x80\x3c" * sum(rows * width for rows, width in factors.values()))  # 2**-6
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))

@@ -18,7 +18,8 @@ import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from training import base_model, checkpoint, comparison, control, dataset, gguf_model, page, runs
+from training import checkpoint, comparison, control, dataset, page, runs
+from training.base_model import sources, unpacking
 from training.errors import UserError
 from training.row_files import BadRow
 from training.settings import command_line
@@ -348,10 +349,10 @@ def test_a_model_unpacked_from_a_file_has_the_mode_of_the_umask(tmp_path, umask,
         files.write_json(folder / "model.safetensors.index.json", {})
         (folder / "model.safetensors").touch(0o600)  # as safetensors does
 
-    monkeypatch.setattr(gguf_model, "unpack", unpack)
+    monkeypatch.setattr(unpacking, "unpack", unpack)
     (tmp_path / "m.gguf").touch()
     with masked(umask):
-        base_model._unpack(tmp_path / "m.gguf", tmp_path / "m", print)
+        sources._unpack(tmp_path / "m.gguf", tmp_path / "m", print)
     assert {mode(file) for file in (tmp_path / "m").iterdir()} == {0o666 & ~umask}
 
 
@@ -387,7 +388,7 @@ def test_logs_events_and_caches_that_an_older_version_left_open_are_closed(tmp_p
 @pytest.mark.slow
 def test_an_address_of_the_hub_that_is_none_is_told_as_what_it_is(address, said, tmp_path):
     clean_environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-    code = "from training import hub\nfrom training.errors import MachineError\ntry:\n    hub.download('org/name', None, False, print)\nexcept MachineError as error:\n    print(error)"
+    code = "from training.base_model import hub\nfrom training.errors import MachineError\ntry:\n    hub.download('org/name', None, False, print)\nexcept MachineError as error:\n    print(error)"
     done = started(code, clean_environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)})
     assert done.startswith(said) and "PLANTED" not in done and "Traceback" not in done
 
@@ -396,7 +397,7 @@ def test_an_address_of_the_hub_that_is_none_is_told_as_what_it_is(address, said,
 @pytest.mark.parametrize("proxy", ["ftp://user:PLANTED@host", "http://user:PLANTED@host:port"])
 def test_a_proxy_that_is_none_is_told_without_its_password(proxy, tmp_path):
     clean_environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-    code = "from training import hub\nfrom training.errors import MachineError\ntry:\n    hub.download('org/name', None, False, print)\nexcept MachineError as error:\n    print(error)"
+    code = "from training.base_model import hub\nfrom training.errors import MachineError\ntry:\n    hub.download('org/name', None, False, print)\nexcept MachineError as error:\n    print(error)"
     done = started(
         code, clean_environment | {"ALL_PROXY": proxy, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     )

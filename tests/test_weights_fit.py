@@ -1,4 +1,4 @@
-"""The weights of a folder against its config.json (training/weights_fit.py), as transformers itself would load them."""
+"""The weights of a folder against its config.json (training/base_model/weights_fit.py), as transformers itself would load them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_architectures import ARCHITECTURES, EXPERTS, SLIDING, SMALL, random_model
-from training import reference, weights, weights_fit
+from training import reference
+from training.base_model import safetensors_file, weights_fit
 from training.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ def changed(base: Path, out: Path, change: Change | None = None, **config: Any) 
     """A copy of a model folder with other tensors, or other values in its config.json."""
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(base / weights.WHOLE)
+    tensors = load_file(base / safetensors_file.WHOLE)
     tensors = change(tensors) if change else tensors
     out.mkdir()
     save_file(
-        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, out / weights.WHOLE, {"format": "pt"}
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
+        out / safetensors_file.WHOLE,
+        {"format": "pt"},
     )
     values = json.loads((base / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**values, **config}))
@@ -216,7 +219,7 @@ def test_what_is_no_part_of_the_model_is_named_and_not_refused(made: Callable[[s
 def test_a_model_that_continues_no_text_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     from test_adapter import write
 
-    write(tmp_path / weights.WHOLE, {"a.weight": ("BF16", (3, 5))})
+    write(tmp_path / safetensors_file.WHOLE, {"a.weight": ("BF16", (3, 5))})
     config = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="transformers makes no model that continues a text of it: Unrecognized config"):
@@ -226,7 +229,7 @@ def test_a_model_that_continues_no_text_is_refused_before_anything_is_loaded(tmp
 def test_code_that_comes_with_a_model_is_not_asked(tmp_path: Path) -> None:
     from test_adapter import write
 
-    write(tmp_path / weights.WHOLE, {"a.weight": ("BF16", (3, 5))})
+    write(tmp_path / safetensors_file.WHOLE, {"a.weight": ("BF16", (3, 5))})
     weights_fit.check(tmp_path, {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "x.Y"}})
     weights_fit.check(tmp_path, {"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "x.Y"}}, trusted=True)
 

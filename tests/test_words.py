@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from training import words
-from training.gguf_tokenizer import PRE_TOKENIZERS
+from training.base_model.gguf_tokenizer import PRE_TOKENIZERS
 
 TEXT = [
     "The river's end, and the treaties of 1648; don't  look\n\nback: you'LL see a\tb c.\n- one\n - two 你好，世界 é ½ x_y",

@@ -13,9 +13,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import adapter as adapters
-from training import chat_template, convert, ollama, weights
-from training.adapter import Change
+from training import chat_template, convert, ollama
+from training.base_model import lora_adapter, safetensors_file
+from training.base_model.lora_adapter import Change
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.ollama import modelfile
@@ -67,10 +67,16 @@ def write(base: Path, adapter: Path, out: Path) -> int:
     if not CONVERTER.is_file():
         raise MachineError(f"llama.cpp's converter is not there ({CONVERTER}): run ./setup.sh")
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    changes = adapters.changes(weights.tensors(base, STAGE), adapter, bool(config.get("tie_word_embeddings")))
+    changes = lora_adapter.changes(
+        safetensors_file.tensors(base, STAGE), adapter, bool(config.get("tie_word_embeddings"))
+    )
     _refuse(changes)
     need = sum(
-        4 * (change.a.size // weights.SIZES[change.a.dtype] + change.b.size // weights.SIZES[change.b.dtype])
+        4
+        * (
+            change.a.size // safetensors_file.SIZES[change.a.dtype]
+            + change.b.size // safetensors_file.SIZES[change.b.dtype]
+        )
         for change in changes
     )
     with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as name, files.whole_file(out, shared=True) as partial:
@@ -108,12 +114,12 @@ def _one_scale(changes: list[Change], adapter: Path, folder: Path) -> None:
     """
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(adapter / adapters.WEIGHTS)
-    config = json.loads((adapter / adapters.CONFIG).read_text(encoding="utf-8"))
+    tensors = load_file(adapter / lora_adapter.WEIGHTS)
+    config = json.loads((adapter / lora_adapter.CONFIG).read_text(encoding="utf-8"))
     for change in changes:
         tensors[change.b.name] = tensors[change.b.name].float() * (change.scaling * change.rank / config["lora_alpha"])
-    save_file(tensors, folder / adapters.WEIGHTS)
-    files.write_json(folder / adapters.CONFIG, config)
+    save_file(tensors, folder / lora_adapter.WEIGHTS)
+    files.write_json(folder / lora_adapter.CONFIG, config)
 
 
 def _adds_bos(folder: Path) -> bool:

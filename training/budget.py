@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from training import agreement, fit, memory, model_folder, reference
+from training import agreement, fit, memory, reference
+from training.base_model import model_folder
 from training.errors import MachineError
 from training.settings import Choice
 from training.settings.names import NEED_IMPORTANCE_MATRIX

@@ -18,7 +18,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_files
+from training.base_model import base_files
 from training.errors import UserError
 from training.system import files, privacy, wire
 

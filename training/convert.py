@@ -261,9 +261,9 @@ def trial(
 
 def converted_size(folder: Path, outtype: str = "f16") -> int:
     """Bytes that the converter will write for the weights in `folder`, to within a few per cent."""
-    from training import weights
+    from training.base_model import safetensors_file
 
-    count = sum(tensor.rows * tensor.width for tensor in weights.tensors(folder, "convert").values())
+    count = sum(tensor.rows * tensor.width for tensor in safetensors_file.tensors(folder, "convert").values())
     return int(count * OUTTYPES[outtype])
 
 

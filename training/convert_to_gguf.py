@@ -25,20 +25,9 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import (
-    base_model,
-    chat,
-    chat_template,
-    checks,
-    convert,
-    importance,
-    leftovers,
-    ollama,
-    plan,
-    reader_view,
-    reference,
-    weights_fit,
-)
+from training import base_model, chat, chat_template, checks, convert, importance, ollama, reader_view, reference
+from training.base_model import leftovers, weights_fit
+from training.base_model.generation import generation_eos
 from training.chat_template import ChatTemplate
 from training.errors import FinetuneError, MachineError, RunError, UserError
 from training.llama import process as llama
@@ -168,7 +157,7 @@ def compose(base: Any, gguf: str) -> tuple[str, Chat | None, list[str]]:
     Gives the text, and the chat and the stop texts that it can be verified with. UserError when the template is broken.
     """
     tokenizer = _tokenizer(base.path)
-    ends = [tokenizer.decode([number]) for number in plan.generation_eos(base)]
+    ends = [tokenizer.decode([number]) for number in generation_eos(base)]
     chatting, stops = None, modelfile.stop_texts(tokenizer.eos_token or "", (), ends)
     if template := _template(base, tokenizer):
         stops = modelfile.stop_texts(template.eos, template.end_tokens, ends)

@@ -18,7 +18,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import adapter, leftovers, weights_fit
+from training.base_model import leftovers, lora_adapter, weights_fit
 from training.errors import Interrupted, MachineError, RunError, UserError
 
 EAGER_UP_TO = 512  # tokens; below, SDPA's bf16 backward on a CPU is slower than plain matrix products
@@ -178,7 +178,7 @@ def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Lo
     model.config.use_cache = False
     set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
-    with adapter.tying_known():
+    with lora_adapter.tying_known():
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
     if settings.lora.use_dora:
         _require_lengths(model)

@@ -26,7 +26,6 @@ from loguru import logger
 from training import (
     account,
     adapter_gguf,
-    base_files,
     chat_template,
     convert,
     importance,
@@ -37,6 +36,7 @@ from training import (
     runs,
     verification,
 )
+from training.base_model import base_files
 from training.errors import FinetuneError, RunError, UserError
 from training.handover import FACTS, Handover
 from training.ollama import Chat, modelfile

@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from loguru import logger
 
-from training import adapter as adapters
-from training import kept_files, weights
-from training.adapter import Change
+from training.base_model import kept_files, lora_adapter, safetensors_file
+from training.base_model.lora_adapter import Change
+from training.base_model.safetensors_file import Tensor
 from training.errors import RunError
 from training.system import foreign_code
 from training.system.files import whole_folder
-from training.weights import Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +83,10 @@ def plan(base: Path, adapter: Path) -> Plan:
     float32's range, so that no weight overflows. A base that mixes dtypes keeps each tensor's own (float32 norms).
     Raises RunError naming the tensor that cannot be merged.
     """
-    found = weights.tensors(base)
-    floats = {tensor.dtype for tensor in found.values() if tensor.dtype in weights.FLOATS}
+    found = safetensors_file.tensors(base)
+    floats = {tensor.dtype for tensor in found.values() if tensor.dtype in safetensors_file.FLOATS}
     config = _read_json(base / "config.json")
-    strange = next((tensor for tensor in found.values() if tensor.dtype not in weights.FLOATS), None)
+    strange = next((tensor for tensor in found.values() if tensor.dtype not in safetensors_file.FLOATS), None)
     if strange is not None and "quantization_config" in config:
         raise RunError(
             "merge",
@@ -98,14 +97,14 @@ def plan(base: Path, adapter: Path) -> Plan:
     embedding = next((name for name in found if name.endswith(EMBEDDING)), None)
     tied = head is None or bool(config.get("tie_word_embeddings"))
     changes: dict[str, list[Change]] = {}
-    for change in adapters.changes(found, adapter, tied):
+    for change in lora_adapter.changes(found, adapter, tied):
         name = HEAD if change.module.endswith("lm_head") and head is None else change.target.name
         changes.setdefault(name, []).append(change)
     untied = tied and bool({head or HEAD, embedding} & changes.keys())
     if untied and head is None and embedding is not None:
         found[HEAD] = found[embedding]
     narrowed = floats == {"F32"}
-    shards: dict[str, list[Output]] = {shard.name: [] for shard in weights.shards(base)}
+    shards: dict[str, list[Output]] = {shard.name: [] for shard in safetensors_file.shards(base)}
     for name, source in found.items():
         dtype = "BF16" if narrowed and source.dtype == "F32" else source.dtype
         shards[source.file.name].append(Output(name, source, dtype, tuple(changes.get(name, ()))))
@@ -114,8 +113,8 @@ def plan(base: Path, adapter: Path) -> Plan:
     return Plan(
         {name: tuple(outputs) for name, outputs in shards.items()},
         untied,
-        weights.FLOATS[base_dtype],
-        weights.FLOATS[kept],
+        safetensors_file.FLOATS[base_dtype],
+        safetensors_file.FLOATS[kept],
     )
 
 
@@ -160,8 +159,8 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
 
 def merge_bytes(base: Path) -> int:
     """Bytes that the merged folder of this base takes on disk: for adding up before anything is trained."""
-    found = weights.tensors(base).values()
-    narrowed = {tensor.dtype for tensor in found if tensor.dtype in weights.FLOATS} == {"F32"}
+    found = safetensors_file.tensors(base).values()
+    narrowed = {tensor.dtype for tensor in found if tensor.dtype in safetensors_file.FLOATS} == {"F32"}
     size = sum(tensor.size // 2 if narrowed and tensor.dtype == "F32" else tensor.size for tensor in found)
     headers = 200 * len(found)  # a name, a dtype, a shape and two offsets take 120 to 160 bytes of JSON
     return size + headers + sum(file.stat().st_size for file in kept_files.kept(base))
@@ -169,24 +168,24 @@ def merge_bytes(base: Path) -> int:
 
 def merged_rows(output: Output, start: int, stop: int, factors: list[tuple]) -> torch.Tensor:
     """Rows `start` to `stop` of a merged tensor, in float32 before rounding; `factors` are (change, B, A) in float32."""
-    rows = weights.read_rows(output.source, start, stop).float()
+    rows = safetensors_file.read_rows(output.source, start, stop).float()
     for change, b, a in factors:
         low, high = max(start, change.start), min(stop, change.stop)
         if low >= high:
             continue
         part, own = rows[low - start : high - start], slice(low - change.start, high - change.start)
         if change.kind == "replaced":
-            part.copy_(weights.read_rows(change.b, own.start, own.stop))
+            part.copy_(safetensors_file.read_rows(change.b, own.start, own.stop))
             continue
         part.addmm_(b[own], a, alpha=change.scaling)
         if change.magnitude is not None:  # DoRA: each output's weights are scaled to its trained length
-            length = weights.read_rows(change.magnitude)[0, own].float()
+            length = safetensors_file.read_rows(change.magnitude)[0, own].float()
             part.mul_((length / part.norm(dim=1)).unsqueeze(1))
     return rows
 
 
 def _write_shard(source: Path, target: Path, outputs: tuple[Output, ...]) -> None:
-    tensors, metadata = weights.header(source)
+    tensors, metadata = safetensors_file.header(source)
     same = len(tensors) == len(outputs) and all(output.dtype == output.source.dtype for output in outputs)
     with source.open("rb") as reader, target.open("wb") as writer:
         if same:  # the base's own header, byte for byte
@@ -195,7 +194,7 @@ def _write_shard(source: Path, target: Path, outputs: tuple[Output, ...]) -> Non
             writer.write(reader.read(8 + length))
         else:
             entries = {output.name: (output.dtype, output.source.shape) for output in outputs}
-            writer.write(weights.encode_header(entries, metadata))
+            writer.write(safetensors_file.encode_header(entries, metadata))
         for output in outputs:
             if output.changes or output.dtype != output.source.dtype:
                 for block in _blocks(output):
@@ -214,11 +213,11 @@ def _blocks(output: Output) -> Iterator[memoryview]:
         if change.kind == "replaced":
             factors.append((change, None, None))
         else:
-            factors.append((change, *(factor.float() for factor in adapters.factors(change))))
+            factors.append((change, *(factor.float() for factor in lora_adapter.factors(change))))
     step = max(1, BLOCK // max(1, output.source.width))
     for start in range(0, output.source.rows, step):
         rows = merged_rows(output, start, min(start + step, output.source.rows), factors)
-        rounded = rows.to(getattr(torch, weights.FLOATS[output.dtype]))
+        rounded = rows.to(getattr(torch, safetensors_file.FLOATS[output.dtype]))
         if not torch.isfinite(rounded).all():
             raise RunError("merge", f"{output.name} would hold values that are not finite in {output.dtype}")
         yield memoryview(rounded.contiguous().view(torch.uint8).numpy()).cast("B")
@@ -237,19 +236,19 @@ def _copy_bytes(reader: BinaryIO, writer: BinaryIO, tensor: Tensor) -> None:
 
 def _write_index(base: Path, folder: Path, planned: Plan) -> None:
     """The base's own index; with the new sizes and the new tensor where dtype or head changed."""
-    if weights.source(base) != base / weights.INDEX:
+    if safetensors_file.source(base) != base / safetensors_file.INDEX:
         return
     if not planned.untied and planned.dtype == planned.base_dtype:
-        kept_files.copy(base / weights.INDEX, folder / weights.INDEX)
+        kept_files.copy(base / safetensors_file.INDEX, folder / safetensors_file.INDEX)
         return
-    index = _read_json(base / weights.INDEX)
+    index = _read_json(base / safetensors_file.INDEX)
     sizes = {
-        o.name: o.source.size * weights.SIZES[o.dtype] // weights.SIZES[o.source.dtype]
+        o.name: o.source.size * safetensors_file.SIZES[o.dtype] // safetensors_file.SIZES[o.source.dtype]
         for o in planned.outputs.values()
     }
     index["weight_map"] = {output.name: shard for shard, outputs in planned.shards.items() for output in outputs}
     index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes.values())}
-    _write_json(folder / weights.INDEX, index)
+    _write_json(folder / safetensors_file.INDEX, index)
 
 
 def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -> str:

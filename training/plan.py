@@ -5,7 +5,6 @@ A run starts only when all of it went well; `./run.sh --check` ends here. Nothin
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -21,15 +20,15 @@ from training import (
     engine,
     fast_cpu,
     fit,
-    leftovers,
     memory,
     ollama,
     reader_view,
     serving,
     settings,
     tokens,
-    weights_fit,
 )
+from training.base_model import leftovers, sources, weights_fit
+from training.base_model.generation import generation_eos
 from training.errors import MachineError, UserError
 from training.ollama import Chat, modelfile
 from training.settings import contradictions
@@ -158,7 +157,7 @@ def _look_before_download(given: Any, machine: Machine) -> None:
     if constants.is_offline_mode():
         return
     try:
-        seen = base_model.peek(given.model)
+        seen = sources.peek(given.model)
     except MachineError:
         return
     if not seen.config or not seen.parameters:
@@ -371,11 +370,3 @@ def end_ids(template: Any, tokenizer: Any, base: Any) -> list[int]:
     texts = [*template.end_tokens, tokenizer.eos_token or ""]
     known = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
     return list(dict.fromkeys([*known, *generation_eos(base)]))
-
-
-def generation_eos(base: Any) -> list[int]:
-    """The end tokens that generation_config.json names, else config.json."""
-    file = base.path / "generation_config.json"
-    named = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found = named.get("eos_token_id", base.config.get("eos_token_id"))
-    return found if isinstance(found, list) else [found] if found is not None else []

@@ -14,11 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import adapter as adapters
-from training import merge, weights
+from training import merge
+from training.base_model import safetensors_file
+from training.base_model.lora_adapter import Change
+from training.base_model.safetensors_file import Tensor
 from training.errors import RunError
 from training.merge import Output
-from training.weights import Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def verify(base: Path, adapter: Path, merged: Path) -> Proof:
     nothing fails too: it was not trained, or its updates are all too small for 16 bits.
     """
     planned = merge.plan(base, adapter)
-    written = weights.tensors(merged, "check of the merge")
+    written = safetensors_file.tensors(merged, "check of the merge")
     outputs = planned.outputs
     _same_names(set(outputs), set(written), merged)
     _library_agrees(written)
@@ -204,7 +205,7 @@ def _double(part: Tensor) -> torch.Tensor:
 class _Update:
     """One change in float64, added to blocks of rows. Factors are read once: they are small beside their tensor."""
 
-    def __init__(self, change: adapters.Change) -> None:
+    def __init__(self, change: Change) -> None:
         self.change = change
         parts = {"b": change.b, "a": change.a, "magnitude": change.magnitude}
         self.parts = {key: _double(part) for key, part in parts.items() if part is not None}
@@ -282,7 +283,7 @@ def _blocks(output: Output, written: Tensor) -> Iterator[tuple[int, torch.Tensor
     step = max(1, ROWS // max(1, source.width))
     for low in range(0, source.rows, step):
         high = min(low + step, source.rows)
-        yield low, weights.read_rows(source, low, high), weights.read_rows(written, low, high)
+        yield low, safetensors_file.read_rows(source, low, high), safetensors_file.read_rows(written, low, high)
 
 
 def _step(values: torch.Tensor, dtype: str) -> torch.Tensor:

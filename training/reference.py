@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import adapter as adapters
-from training import agreement, leftovers, weights, weights_fit
+from training import agreement
+from training.base_model import leftovers, lora_adapter, safetensors_file, weights_fit
 from training.errors import RunError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class TooLarge:
 
 def needed(folder: Path, bytes_each: int) -> int:
     """Bytes of memory that a model takes with every parameter held in `bytes_each` bytes."""
-    parameters = sum(math.prod(tensor.shape) for tensor in weights.tensors(folder, "checks").values())
+    parameters = sum(math.prod(tensor.shape) for tensor in safetensors_file.tensors(folder, "checks").values())
     return parameters * bytes_each + ROOM
 
 
@@ -143,7 +143,7 @@ def opened(
         from peft import PeftModel
 
         try:
-            with adapters.tying_known():
+            with lora_adapter.tying_known():
                 model = PeftModel.from_pretrained(model, adapter)
         except (RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()[0]

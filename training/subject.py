@@ -9,7 +9,8 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_model, chat_template, kept_files, plan, runs, settings
+from training import base_model, chat_template, plan, runs, settings
+from training.base_model import kept_files
 from training.errors import RunError, UserError
 from training.handover import Handover
 from training.settings.table import Model

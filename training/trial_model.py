@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training import kept_files
+from training.base_model import kept_files
 from training.system import foreign_code
 
 LAYERS, HIDDEN, HEADS = 2, 256, 4  # K-quants want rows of 256

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from training import model_folder
+from training.base_model import model_folder
 from training.errors import MachineError, UserError
 from training.system import privacy
 

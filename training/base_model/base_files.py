@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training import weights
+from training.base_model import safetensors_file
 from training.system import files
 
 if TYPE_CHECKING:
-    from training.base_model import BaseModel
+    from training.base_model.sources import BaseModel
 
 # What the rows are made with, how the model is laid out, and how it ends its answers; code that comes with it.
 READ = (
@@ -37,7 +37,7 @@ def of(base: BaseModel) -> dict[str, str]:
 
 def digests(folder: Path, kind: str) -> dict[str, str]:
     """File -> digest. Of a folder that was unpacked from a file (`kind`) only the weights: the rest is our own work."""
-    shards = weights.shards(folder, "model")
+    shards = safetensors_file.shards(folder, "model")
     found = {shard.name: _digest(shard) for shard in shards}
     if kind == "folder":
         read = {file for pattern in READ for file in folder.glob(pattern) if file.is_file()}
@@ -60,7 +60,7 @@ def _digest(file: Path) -> str:
 def _reckoned(file: Path, _inode: int, size: int, _modified: int) -> str:
     if size <= HASHED_WHOLE or file.suffix != ".safetensors":
         return files.sha256(file)
-    tensors = weights.header(file, "model")[0].values()
+    tensors = safetensors_file.header(file, "model")[0].values()
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -17,9 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import weights
+from training.base_model import safetensors_file
+from training.base_model.safetensors_file import Tensor
 from training.errors import RunError
-from training.weights import Tensor
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def factors(change: Change) -> tuple[torch.Tensor, torch.Tensor]:
 
 @lru_cache(maxsize=4)  # the experts of a layer share one A and one B
 def _whole(tensor: Tensor) -> torch.Tensor:
-    return weights.read_rows(tensor)
+    return safetensors_file.read_rows(tensor)
 
 
 def changes(base: dict[str, Tensor], adapter: Path, tied: bool = False) -> list[Change]:
@@ -105,8 +105,8 @@ def changes(base: dict[str, Tensor], adapter: Path, tied: bool = False) -> list[
     config = _config(adapter)
     names = _Names(base, tied)
     modules: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in weights.header(adapter / WEIGHTS)[0].items():
-        if tensor.dtype not in weights.FLOATS:
+    for name, tensor in safetensors_file.header(adapter / WEIGHTS)[0].items():
+        if tensor.dtype not in safetensors_file.FLOATS:
             raise RunError("merge", f"the adapter's {name} is {tensor.dtype}, not a 16 or 32-bit float")
         suffix = next((end for end in PARTS if name.endswith(end)), None)
         if suffix is None or not name.startswith(ROOT):
@@ -116,7 +116,7 @@ def changes(base: dict[str, Tensor], adapter: Path, tied: bool = False) -> list[
         raise RunError("merge", f"the adapter in {adapter} is empty: nothing was trained")
     found = [change for module, parts in modules.items() for change in _module(module, parts, config, names)]
     for change in found:
-        if change.target.dtype not in weights.FLOATS:
+        if change.target.dtype not in safetensors_file.FLOATS:
             raise RunError(
                 "merge",
                 f"{change.target.name} of the base is {change.target.dtype}: an adapter is merged into 16-bit weights, "

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from training import kept_files, weights
+from training.base_model import kept_files, safetensors_file
 from training.errors import MachineError, RunError, UserError
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -47,14 +47,14 @@ def check(path: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], 
     if not any((path / name).is_file() for name in TOKENIZERS):
         problems.append(f"{path}: it has no tokenizer (none of {', '.join(TOKENIZERS)})")
     parameters = 0
-    if weights.source(path) is None and (old := sorted(path.glob("*.bin")) + sorted(path.glob("*.pt*"))):
+    if safetensors_file.source(path) is None and (old := sorted(path.glob("*.bin")) + sorted(path.glob("*.pt*"))):
         problems.append(
             f"{path}: its weights are pickled ({old[0].name}), which can run code when read; safetensors are wanted: "
             "most models on the Hub have them by now, in the main branch or in a pull request (REVISION = refs/pr/1)"
         )
     else:
         try:
-            parameters = sum(math.prod(tensor.shape) for tensor in weights.tensors(path).values())
+            parameters = sum(math.prod(tensor.shape) for tensor in safetensors_file.tensors(path).values())
         except RunError as error:
             problems.append(error.message)
     if problems:
@@ -64,8 +64,8 @@ def check(path: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Weight -> shape: from the headers of the files; of a model whose weights are not here yet, from its config.json."""
-    if weights.source(path) is not None:
-        return {name: tensor.shape for name, tensor in weights.tensors(path, "model").items()}
+    if safetensors_file.source(path) is not None:
+        return {name: tensor.shape for name, tensor in safetensors_file.tensors(path, "model").items()}
     return laid_out(_json(path / "config.json"))
 
 
@@ -97,7 +97,7 @@ def config_problems(config: dict[str, Any], trust_remote_code: bool = False) -> 
     if named := config.get("transformers_weights"):
         problems.append(
             f"its config.json names its weights itself (transformers_weights = {named}), which llama.cpp's converter does "
-            f"not read; call the file {weights.WHOLE} and take the line out"
+            f"not read; call the file {safetensors_file.WHOLE} and take the line out"
         )
     if not isinstance(kind, str):
         problems.append("its config.json has no model_type")

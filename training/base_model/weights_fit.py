@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import model_folder, weights
+from training.base_model import model_folder, safetensors_file
+from training.base_model.safetensors_file import Tensor
 from training.errors import RunError, UserError
-from training.weights import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -47,12 +47,12 @@ def check(folder: Path, config: Mapping[str, Any], trusted: bool = False) -> Non
     Says nothing of a folder without weights (only its settings are here yet), nor of one whose architecture is code that
     comes with it (`trusted`: that code is run): what is loaded of those is looked at then. Imports torch.
     """
-    if weights.source(folder) is None or not model_folder.known(config.get("model_type")):
+    if safetensors_file.source(folder) is None or not model_folder.known(config.get("model_type")):
         return
     if trusted and "auto_map" in config:
         return
     try:
-        tensors = weights.tensors(folder, "model")
+        tensors = safetensors_file.tensors(folder, "model")
     except RunError as error:
         raise UserError(error.message) from None
     if quantised := _stored_otherwise(folder, tensors):
@@ -72,15 +72,15 @@ def check_dora(folder: Path, modules: Collection[str]) -> None:
 
     UserError with the row. Of the layers inside the model, which seldom have one, engine.load looks at the lengths.
     """
-    if "lm_head" not in modules or weights.source(folder) is None:
+    if "lm_head" not in modules or safetensors_file.source(folder) is None:
         return
-    tensors = weights.tensors(folder, "model")
+    tensors = safetensors_file.tensors(folder, "model")
     ends = ("lm_head.weight", "embed_tokens.weight")
     head = next((tensor for end in ends for name, tensor in tensors.items() if name.endswith(end)), None)
     if head is None:
         return
     for start in range(0, head.rows, ROWS):
-        block = weights.read_rows(head, start, min(start + ROWS, head.rows))
+        block = safetensors_file.read_rows(head, start, min(start + ROWS, head.rows))
         if len(empty := (~block.any(dim=1)).nonzero()):
             raise UserError(
                 f"{folder}: row {start + int(empty[0])} of {head.name} is all zeros, and USE_DORA divides by the length of "
@@ -98,7 +98,7 @@ def require(info: Mapping[str, Any], folder: Path) -> None:
 def _stored_otherwise(folder: Path, tensors: Mapping[str, Tensor]) -> str | None:
     """Why weights of these dtypes are not trained: packed by a quantiser, or in 64 bits."""
     matrices = [tensor for tensor in tensors.values() if tensor.name.endswith("weight") and len(tensor.shape) > 1]
-    strange = [tensor for tensor in matrices if tensor.dtype not in weights.FLOATS]
+    strange = [tensor for tensor in matrices if tensor.dtype not in safetensors_file.FLOATS]
     if not strange:
         return None
     first = strange[0]

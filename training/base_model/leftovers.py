@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training import weights
+from training.base_model import safetensors_file
 from training.errors import RunError
 
 SAFE, PICKLED = ".safetensors", (".bin", ".pt", ".pth")
@@ -21,14 +21,18 @@ SAFE, PICKLED = ".safetensors", (".bin", ".pt", ".pth")
 
 def adapter(folder: Path) -> list[str]:
     """The files of an adapter that lies in a model's folder."""
-    return sorted(file.name for file in folder.glob(f"{weights.ADAPTER}*") if file.suffix in (".json", *PICKLED, SAFE))
+    return sorted(
+        file.name for file in folder.glob(f"{safetensors_file.ADAPTER}*") if file.suffix in (".json", *PICKLED, SAFE)
+    )
 
 
 def others(folder: Path) -> list[str]:
     """Weights, and indexes of weights, that transformers does not take. RunError where the folder has no weights."""
-    taken = {weights.source(folder), *weights.shards(folder)}
+    taken = {safetensors_file.source(folder), *safetensors_file.shards(folder)}
     found = [*folder.glob(f"*{SAFE}"), *folder.glob(f"*{SAFE}.index.json")]
-    return sorted(file.name for file in found if file not in taken and not file.name.startswith(weights.ADAPTER))
+    return sorted(
+        file.name for file in found if file not in taken and not file.name.startswith(safetensors_file.ADAPTER)
+    )
 
 
 def words(folder: Path) -> list[str]:
@@ -43,7 +47,7 @@ def words(folder: Path) -> list[str]:
         names = others(folder)
     except RunError:  # told where the weights are looked at
         return told
-    taken = weights.source(folder)
+    taken = safetensors_file.source(folder)
     if names and taken is not None:
         told.append(f"{folder}: left out: {', '.join(names)}; the weights are those of {taken.name}")
     return told

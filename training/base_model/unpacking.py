@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import gguf_config, gguf_tokenizer, llama
+from training import llama
+from training.base_model import gguf_config, gguf_tokenizer
 from training.errors import UserError
 from training.llama import GGUF, gguf_file, process
 from training.system import files

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import model_folder, ollama_store
+from training.base_model import model_folder, ollama_store
 from training.errors import MachineError, UserError
 from training.system import files, foreign_code, paths
 
@@ -62,7 +62,7 @@ def locate(model: Model, say: Callable[[str], None] = lambda text: None, weights
     name = model.base_model_name
     kind = door(name)
     if kind == "hub":
-        from training import hub
+        from training.base_model import hub
 
         if not weights and (remote := hub.plan(name, model.revision, model.trust_remote_code, say)):
             config, folder = remote.config, remote.folder
@@ -84,7 +84,7 @@ def peek(model: Model) -> Peek:
     name = model.base_model_name
     kind = door(name)
     if kind == "hub":
-        from training import hub
+        from training.base_model import hub
 
         found = hub.look(name, model.revision, model.trust_remote_code)
         length = found.config.get(LONGEST)
@@ -158,10 +158,10 @@ def _unpacked(gguf: Path, folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def _unpack(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:
-    from training import gguf_model
+    from training.base_model import unpacking
 
     with files.whole_folder(folder, shared=True) as partial:
-        gguf_model.unpack(gguf, partial, say)
+        unpacking.unpack(gguf, partial, say)
         files.write_json(partial / SOURCE, _source(gguf))
         files.level(partial)
 
@@ -172,13 +172,13 @@ def _source(gguf: Path) -> dict[str, Any]:
 
 def _is_current(folder: Path, gguf: Path) -> bool:
     """Is the folder there, of this file and this version, and still whole?"""
-    from training import weights
+    from training.base_model import safetensors_file
     from training.errors import RunError
 
     try:
         if json.loads((folder / SOURCE).read_text("utf-8")) != _source(gguf):
             return False
-        return bool(weights.tensors(folder)) and (folder / "tokenizer.json").is_file()
+        return bool(safetensors_file.tensors(folder)) and (folder / "tokenizer.json").is_file()
     except (OSError, ValueError, RunError):
         return False
 
