@@ -1,7 +1,7 @@
 """How fast is LoRA training on this CPU?  python benchmarks/train_speed.py [--rounds 3] [--model DIR] [--data FILE.json]
 
 In turn, each in a process of its own, on the same tokenised rows with the same hyper-parameters:
-  ours    this program's trainer with its fast path (training/fast_cpu.py)
+  ours    this program's trainer with its fast path (training/fast_cpu/fast_loss.py)
   trl     TRL's SFTTrainer with its defaults: float32 weights, bf16 autocast, gradient checkpointing
   tuned   TRL with bf16 weights and without checkpointing
   bound   nothing but the frozen matrix products, forward and input gradient, of as many tokens as ours has in a
@@ -119,14 +119,15 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     transformers.logging.disable_progress_bar()
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
-    from training import fast_cpu, trainer
+    from training import trainer
+    from training.fast_cpu import policy
     from trl import SFTConfig, SFTTrainer
 
     micro, accumulation = args.batch
     trainer_class, options = SFTTrainer, {"gradient_checkpointing": False}
     if args.way == "ours":
         lengths = [len(row["input_ids"]) for row in data]
-        micro, accumulation = fast_cpu.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths))
+        micro, accumulation = policy.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths))
         trainer_class = trainer.hooked(SFTTrainer, trainer.Watch(Path(folder), {}, 1, fast=True))
     elif args.way == "trl":
         options = {}

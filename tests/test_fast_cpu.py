@@ -80,66 +80,66 @@ def close(one, other, tolerance=ROUNDING):
 
 
 def test_the_loss_over_trained_tokens_alone_is_the_models_own_loss(model, rows):
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     batch = padded(rows)
     items = int((batch["labels"][:, 1:] != -100).sum())
     plain = measured(model, model(**batch, num_items_in_batch=items).loss)
-    close(measured(model, fast_cpu.loss(model.get_base_model(), batch, items)), plain)
+    close(measured(model, fast_loss.loss(model.get_base_model(), batch, items)), plain)
 
 
 def test_the_loss_is_the_same_when_logits_are_computed_in_chunks(model, rows, monkeypatch):
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     batch = padded(rows)
-    whole = measured(model, fast_cpu.loss(model.get_base_model(), batch, None))
-    monkeypatch.setattr(fast_cpu, "CHUNK", 3)
-    close(measured(model, fast_cpu.loss(model.get_base_model(), batch, None)), whole)
+    whole = measured(model, fast_loss.loss(model.get_base_model(), batch, None))
+    monkeypatch.setattr(fast_loss, "LOSS_CHUNK", 3)
+    close(measured(model, fast_loss.loss(model.get_base_model(), batch, None)), whole)
 
 
 def test_rows_taken_together_have_the_gradient_of_rows_in_micro_batches(model, rows):
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     causal, items = model.get_base_model(), 100
-    together = measured(model, fast_cpu.loss(causal, padded(rows), items))
+    together = measured(model, fast_loss.loss(causal, padded(rows), items))
     apart = measured(
-        model, fast_cpu.loss(causal, padded(rows[:2]), items) + fast_cpu.loss(causal, padded(rows[2:]), items)
+        model, fast_loss.loss(causal, padded(rows[:2]), items) + fast_loss.loss(causal, padded(rows[2:]), items)
     )
     close(together, apart)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_rows_joined_without_padding_do_not_see_each_other(model, rows, attention):
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     causal = model.get_base_model()
     causal.set_attn_implementation(attention)
     close(
-        measured(model, fast_cpu.loss(causal, joined(rows), None)),
-        measured(model, fast_cpu.loss(causal, padded(rows), None)),
+        measured(model, fast_loss.loss(causal, joined(rows), None)),
+        measured(model, fast_loss.loss(causal, padded(rows), None)),
     )
 
 
 def test_a_path_that_gives_another_loss_is_found_out(model, rows):
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     causal, batch = model.get_base_model(), padded(rows)
-    right = lambda: fast_cpu.loss(causal, batch, None)  # noqa: E731
-    assert fast_cpu.agrees(model, right, right)
-    assert not fast_cpu.agrees(model, right, lambda: 1.02 * right())
-    assert not fast_cpu.agrees(
-        model, right, lambda: right() + 0.1 * (fast_cpu.loss(causal, padded(rows[:1]), None) - right())
+    right = lambda: fast_loss.loss(causal, batch, None)  # noqa: E731
+    assert fast_loss.agrees(model, right, right)
+    assert not fast_loss.agrees(model, right, lambda: 1.02 * right())
+    assert not fast_loss.agrees(
+        model, right, lambda: right() + 0.1 * (fast_loss.loss(causal, padded(rows[:1]), None) - right())
     )
 
 
 def test_a_model_that_changes_its_logits_takes_the_plain_path(model):
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     causal = model.get_base_model()
-    assert fast_cpu.plain_head(causal)
+    assert fast_loss.plain_head(causal)
     causal.config.final_logit_softcapping = 30.0
     try:
-        assert not fast_cpu.plain_head(causal)
+        assert not fast_loss.plain_head(causal)
     finally:
         del causal.config.final_logit_softcapping
 
@@ -159,7 +159,8 @@ def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
 ):
     from types import SimpleNamespace
 
-    from training import fast_cpu, trainer
+    from training import trainer
+    from training.fast_cpu import fast_loss
 
     class Plain:
         accelerator = SimpleNamespace(unwrap_model=lambda model: model)
@@ -171,11 +172,11 @@ def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
         assert equal is not None, "a first batch after the resume must not decide"
         return equal
 
-    monkeypatch.setattr(fast_cpu, "agrees", agrees)
-    monkeypatch.setattr(fast_cpu, "plain_head", lambda causal_lm: True)
-    monkeypatch.setattr(fast_cpu, "sample", lambda inputs: inputs)
-    monkeypatch.setattr(fast_cpu, "layers", lambda causal_lm: "layers")
-    monkeypatch.setattr(fast_cpu, "loss", lambda causal_lm, inputs, num_items, layers: layers or "head")
+    monkeypatch.setattr(fast_loss, "agrees", agrees)
+    monkeypatch.setattr(fast_loss, "plain_head", lambda causal_lm: True)
+    monkeypatch.setattr(fast_loss, "sample", lambda inputs: inputs)
+    monkeypatch.setattr(fast_loss, "layers", lambda causal_lm: "layers")
+    monkeypatch.setattr(fast_loss, "loss", lambda causal_lm, inputs, num_items, layers: layers or "head")
     watch = trainer.Watch(tmp_path, {}, 1, carried=dict(carried), fast=True)
     model = SimpleNamespace(get_base_model=lambda: None)
     assert trainer.hooked(Plain, watch)().compute_loss(model, {}) == taken

@@ -56,19 +56,19 @@ def batch(lengths=(9, 17, 1, 12)):
 
 def measured(model, inputs, decoder=None):
     """Loss and gradients, by the model's own forward pass or by the hand-written layers."""
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     model.zero_grad()
-    value = fast_cpu.loss(model.get_base_model(), inputs, None, decoder) if decoder else model(**inputs).loss
+    value = fast_loss.loss(model.get_base_model(), inputs, None, decoder) if decoder else model(**inputs).loss
     value.backward()
     return float(value.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_equal(model, inputs, tolerance=ROUNDING):
-    from training import fast_layers
+    from training.fast_cpu.decoder import Decoder
 
     plain, gradients = measured(model, inputs)
-    value, ours = measured(model, inputs, fast_layers.Decoder(model.get_base_model()))
+    value, ours = measured(model, inputs, Decoder(model.get_base_model()))
     assert value == pytest.approx(plain, rel=tolerance)
     assert ours.keys() == gradients.keys() and len(ours) > 0
     for name, gradient in gradients.items():
@@ -86,11 +86,11 @@ def test_any_choice_of_projections_may_be_adapted(targets):
 
 
 def test_rows_of_several_blocks_of_queries_see_all_before_them(monkeypatch):
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     model = adapted()
     assert_equal(model, batch((300, 1100, 40)))  # three blocks in the middle
-    monkeypatch.setattr(fast_cpu, "BLOCK", 5)
+    monkeypatch.setattr(fast_loss, "BLOCK", 5)
     assert_equal(model, batch())
 
 
@@ -117,22 +117,23 @@ def test_gradient_checkpointing_changes_nothing():
 
 def test_a_switched_off_adapter_is_left_out():
     import torch
-    from training import fast_cpu, fast_layers
+    from training.fast_cpu import fast_loss
+    from training.fast_cpu.decoder import Decoder
 
     model = adapted()
-    decoder = fast_layers.Decoder(model.get_base_model())
+    decoder = Decoder(model.get_base_model())
     with torch.no_grad(), model.disable_adapter():
         plain = model(**batch()).loss
-        ours = fast_cpu.loss(model.get_base_model(), batch(), None, decoder)
+        ours = fast_loss.loss(model.get_base_model(), batch(), None, decoder)
         assert float(ours) == pytest.approx(float(plain), rel=ROUNDING)
 
 
 def test_the_models_weights_become_views_and_keep_their_values():
-    from training import fast_layers
+    from training.fast_cpu.decoder import Decoder
 
     model = adapted()
     before = copy.deepcopy(model.state_dict())
-    decoder = fast_layers.Decoder(model.get_base_model())
+    decoder = Decoder(model.get_base_model())
     after = model.state_dict()
     assert all(after[name].equal(tensor) for name, tensor in before.items())
     own = model.get_base_model().model.layers[0].mlp.gate_proj.base_layer.weight
@@ -140,12 +141,13 @@ def test_the_models_weights_become_views_and_keep_their_values():
 
 
 def test_a_window_shorter_than_the_row_takes_the_models_own_layers():
-    from training import fast_cpu, fast_layers
+    from training.fast_cpu import fast_loss
+    from training.fast_cpu.decoder import Decoder
 
     model = adapted("mistral", sliding_window=8)
-    decoder = fast_layers.Decoder(model.get_base_model())
+    decoder = Decoder(model.get_base_model())
     for lengths in ((7, 5), (20, 5)):
-        value = fast_cpu.loss(model.get_base_model(), batch(lengths), None, decoder)
+        value = fast_loss.loss(model.get_base_model(), batch(lengths), None, decoder)
         assert float(value.detach()) == pytest.approx(float(model(**batch(lengths)).loss.detach()), rel=ROUNDING)
 
 
@@ -163,15 +165,16 @@ def test_in_bf16_it_is_as_near_to_float32_as_the_models_own_layers_are():
 
 
 def measured_in(dtype: str, by_hand: int):
-    from training import fast_layers
+    from training.fast_cpu.decoder import Decoder
 
     model = adapted(dtype=dtype)
-    return measured(model, batch(), fast_layers.Decoder(model.get_base_model()) if by_hand else None)
+    return measured(model, batch(), Decoder(model.get_base_model()) if by_hand else None)
 
 
 def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
     import torch
-    from training import fast_layers
+    from training.fast_cpu.attention import Attention, Rows
+    from training.fast_cpu.functions import AddNorm, HeadLoss, LoraLinear, SwiGLU
 
     torch.manual_seed(0)
 
@@ -180,40 +183,36 @@ def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
 
     weight, bias = random(6, 5, wanted=False), random(6, wanted=False)
     linear = (random(4, 5), weight, bias, random(3, 5), random(6, 3))
-    assert torch.autograd.gradcheck(fast_layers.LoraLinear.apply, linear)
-    assert torch.autograd.gradcheck(
-        fast_layers.AddNorm.apply, (random(4, 5), random(4, 5), random(5, wanted=False), 1e-5)
-    )
-    assert torch.autograd.gradcheck(fast_layers.SwiGLU.apply, (random(4, 6),))
+    assert torch.autograd.gradcheck(LoraLinear.apply, linear)
+    assert torch.autograd.gradcheck(AddNorm.apply, (random(4, 5), random(4, 5), random(5, wanted=False), 1e-5))
+    assert torch.autograd.gradcheck(SwiGLU.apply, (random(4, 6),))
     angles = [random(5, 4, wanted=False) for _ in range(2)]
     norms = [random(4, wanted=False) for _ in range(2)]
     for more in ((None, None, 0.0), (*norms, 1e-5)):
-        arguments = (random(5, 32), *angles, fast_layers.Rows((2, 3)), 4, 2, 0.5, *more)
-        assert torch.autograd.gradcheck(fast_layers.Attention.apply, arguments)
+        arguments = (random(5, 32), *angles, Rows((2, 3)), 4, 2, 0.5, *more)
+        assert torch.autograd.gradcheck(Attention.apply, arguments)
     targets = torch.tensor([1, 0, 5])
-    assert torch.autograd.gradcheck(fast_layers.HeadLoss.apply, (random(3, 5), weight, bias, targets))
+    assert torch.autograd.gradcheck(HeadLoss.apply, (random(3, 5), weight, bias, targets))
 
 
 def attended(dtype, lengths, heads, groups, dim):
     """Attention of random queries, keys and values, and the gradient for them, in `dtype`; the same numbers in each."""
     import torch
-    from training import fast_layers
+    from training.fast_cpu.attention import Attention, Rows
 
     torch.manual_seed(0)
     tokens, width = sum(lengths), (heads + 2 * groups) * dim
     qkv, outer = (torch.randn(tokens, size).bfloat16().to(dtype) for size in (width, heads * dim))
     angles = (torch.ones(tokens, dim, dtype=dtype), torch.zeros(tokens, dim, dtype=dtype))  # not turned
     qkv.requires_grad_()
-    found = fast_layers.Attention.apply(
-        qkv, *angles, fast_layers.Rows(lengths), heads, groups, dim**-0.5, None, None, 0.0
-    )
+    found = Attention.apply(qkv, *angles, Rows(lengths), heads, groups, dim**-0.5, None, None, 0.0)
     return found.detach().double(), torch.autograd.grad(found, qkv, outer)[0].double()
 
 
 @pytest.fixture
 def vectors():
     """attention.c is for this CPU."""
-    from training import kernels
+    from training.fast_cpu import kernels
 
     if not kernels.attends():
         pytest.skip("the vector units of this CPU do not multiply bf16, or it has matrix units")
@@ -234,7 +233,7 @@ def test_attention_in_vector_units_is_attention_but_for_the_rounding_of_bf16(vec
 
 def test_attention_in_vector_units_and_in_products_of_matrices_agree(vectors, monkeypatch):
     import torch
-    from training import kernels
+    from training.fast_cpu import kernels
 
     ours = attended(torch.bfloat16, (130, 7, 600), 9, 3, 64)
     monkeypatch.setattr(kernels, "attends", lambda: False)
@@ -246,7 +245,7 @@ def test_attention_in_vector_units_and_in_products_of_matrices_agree(vectors, mo
 
 def test_more_threads_than_heads_take_products_of_matrices(vectors, monkeypatch):
     import torch
-    from training import kernels
+    from training.fast_cpu import kernels
 
     called = []
     call = kernels.call
@@ -259,25 +258,25 @@ def test_more_threads_than_heads_take_products_of_matrices(vectors, monkeypatch)
 
 def test_a_number_that_is_not_one_stays_so_in_its_row_of_text(vectors):
     import torch
-    from training import fast_layers
+    from training.fast_cpu.attention import Attention, Rows
 
     qkv = torch.ones(20, 3 * 16).bfloat16()
     qkv[12, :16] = float("nan")  # a query of the second row
     angles = torch.ones(20, 16).bfloat16(), torch.zeros(20, 16).bfloat16()
-    found = fast_layers.Attention.apply(qkv, *angles, fast_layers.Rows((10, 10)), 1, 1, 0.25, None, None, 0.0)
+    found = Attention.apply(qkv, *angles, Rows((10, 10)), 1, 1, 0.25, None, None, 0.0)
     assert found.isnan().any(1).nonzero().flatten().tolist() == [12]
 
 
 def test_a_number_that_is_not_one_stays_not_one():
     import torch
-    from training import fast_layers
+    from training.fast_cpu.functions import AddNorm, HeadLoss, SwiGLU
 
     for dtype in (torch.float32, torch.bfloat16):
         hidden = torch.ones(3, 8, dtype=dtype)
         hidden[1, 2] = float("nan")
-        assert fast_layers.HeadLoss.apply(hidden, torch.ones(20, 8, dtype=dtype), None, torch.tensor([1, 2, 3])).isnan()
-        assert fast_layers.SwiGLU.apply(hidden).isnan().any()
-        assert fast_layers.AddNorm.apply(hidden, hidden, torch.ones(8, dtype=dtype), 1e-5)[1].isnan().any()
+        assert HeadLoss.apply(hidden, torch.ones(20, 8, dtype=dtype), None, torch.tensor([1, 2, 3])).isnan()
+        assert SwiGLU.apply(hidden).isnan().any()
+        assert AddNorm.apply(hidden, hidden, torch.ones(8, dtype=dtype), 1e-5)[1].isnan().any()
 
 
 @pytest.mark.parametrize(
@@ -289,7 +288,7 @@ def test_a_number_that_is_not_one_stays_not_one():
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_with_the_reason(change, why):
-    from training import fast_layers
+    from training.fast_cpu import decoder as fast_layers
 
     assert why in fast_layers.unsupported(adapted(**change).get_base_model())
 
@@ -304,7 +303,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_reason(change, why):
 )
 def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(lora, why):
     from peft import LoraConfig, get_peft_model
-    from training import fast_layers
+    from training.fast_cpu import decoder as fast_layers
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SHAPE))
@@ -313,24 +312,24 @@ def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(lora, why):
 
 
 def test_without_a_compiler_training_goes_on_without_them_and_says_why(monkeypatch, tmp_path):
-    from training import fast_cpu, kernels
+    from training.fast_cpu import fast_loss, kernels
 
     model = adapted().get_base_model()
     monkeypatch.setattr(kernels, "CACHE", tmp_path)
     for compiler, why in (("false", "false failed: no reason given"), (str(tmp_path / "cc"), "No such file")):
         kernels.load.cache_clear()
         monkeypatch.setenv("CC", compiler)
-        assert fast_cpu.built().startswith("training without the hand-written layers for CPUs: ")
-        assert why in fast_cpu.built() and fast_cpu.layers(model) is None
+        assert fast_loss.built().startswith("training without the hand-written layers for CPUs: ")
+        assert why in fast_loss.built() and fast_loss.layers(model) is None
     kernels.load.cache_clear()
     monkeypatch.delenv("CC")
-    assert fast_cpu.built() == "" and fast_cpu.layers(model) is not None
+    assert fast_loss.built() == "" and fast_loss.layers(model) is not None
     assert [path.suffix for path in tmp_path.iterdir()] == [".so"], "nothing half-written is left"
     kernels.load.cache_clear()
 
 
 def test_the_kernels_compile_without_a_warning(root, tmp_path):
-    from training import kernels
+    from training.fast_cpu import kernels
 
     command = [
         "cc",
@@ -349,7 +348,7 @@ def test_the_kernels_compile_without_a_warning(root, tmp_path):
 @pytest.mark.parametrize("padded", [True, False])
 def test_the_rows_for_the_proof_are_few_short_and_trained_throughout(padded):
     import torch
-    from training import fast_cpu
+    from training.fast_cpu import fast_loss
 
     inputs = batch((300, 30, 7))
     if not padded:  # rows that TRL's padding_free has joined
@@ -357,7 +356,7 @@ def test_the_rows_for_the_proof_are_few_short_and_trained_throughout(padded):
         positions = torch.cat([torch.arange(length) for length in (300, 30, 7)])[None]
         inputs = {"input_ids": inputs["input_ids"][real][None], "labels": inputs["labels"][real][None]}
         inputs["position_ids"] = positions
-    few = fast_cpu.sample(inputs)
+    few = fast_loss.sample(inputs)
     assert few["input_ids"].shape == ((2, 256) if padded else (1, 256))
     trained = few["labels"] != -100
     assert few["labels"][trained].equal(few["input_ids"][trained])

@@ -23,8 +23,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import FAULT, ROOT, finetune, once, write_tiny_config
 from test_finetune import RUN_FILES, files_of, losses, start
-from training import checkpoint, fast_cpu, runs, trainer
+from training import checkpoint, runs, trainer
 from training.errors import RunError
+from training.fast_cpu import fast_loss
 from training.system import events
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -218,7 +219,7 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
 FAULTY = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from training import errors; from training import fast_cpu; from training import finetune; from training import stages
+from training import errors; from training.fast_cpu import fast_loss; from training import finetune; from training import stages
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
 {fault}
 raise SystemExit(finetune.main(sys.argv[1:]))
@@ -387,7 +388,7 @@ def test_a_flag_that_trl_puts_beside_the_rows_of_an_evaluation_is_not_taken_for_
         accelerator = SimpleNamespace(unwrap_model=lambda model: model)
 
     taken = []
-    monkeypatch.setattr(fast_cpu, "loss", lambda model, inputs, *others: taken.append(inputs))
+    monkeypatch.setattr(fast_loss, "loss", lambda model, inputs, *others: taken.append(inputs))
     one = trainer.hooked(Trainer, trainer.Watch(tmp_path, {}, 1, fast=True))()
     one._fast_is_proved = True
     rows = {"input_ids": torch.ones(1, 2, dtype=torch.long)}

@@ -13,9 +13,10 @@ from conftest import finetune, write_tiny_config
 from test_adapter import write
 from test_faults import NO_EXPORT, STOPPED, faulty, only_run
 from test_finetune import losses
-from training import budget, fast_cpu, memory, plan, settings
+from training import budget, memory, plan, settings
 from training.base_model import safetensors_file
 from training.errors import UserError
+from training.fast_cpu import policy
 from training.settings import Settings
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -90,7 +91,7 @@ def test_dora_on_an_embedding_is_refused_before_anything_is_loaded(tmp_path: Pat
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
 def test_the_fast_path_is_not_taken_where_head_or_embedding_are_trained(name: str, tmp_path: Path) -> None:
     asked = given(tmp_path, f"q_proj,{name}", "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n")
-    assert fast_cpu.wanted(asked) == (False, f"{name} is trained")
+    assert policy.wanted(asked) == (False, f"{name} is trained")
 
 
 # ---- whole runs -----------------------------------------------------------------------------------------------------

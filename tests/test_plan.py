@@ -6,8 +6,9 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from training import budget, estimate, fast_cpu, plan, settings
+from training import budget, estimate, plan, settings
 from training.errors import MachineError, UserError
+from training.fast_cpu import policy
 from training.settings import Override
 from training.system.this_machine import Machine
 
@@ -49,18 +50,18 @@ def test_a_learning_rate_from_the_command_line_is_kept_for_any_model(tmp_path):
 
 
 def test_short_rows_of_one_step_are_taken_together_and_their_number_stays():
-    assert fast_cpu.regrouped(2, 4, longest=500, mean=200) == (8, 1)
-    assert fast_cpu.regrouped(2, 4, longest=900, mean=400) == (4, 2)
-    assert fast_cpu.regrouped(2, 4, longest=2500, mean=200) == (2, 4), "the longest rows together would take the memory"
-    assert fast_cpu.regrouped(2, 4, longest=2000, mean=1100) == (2, 4)
-    assert fast_cpu.regrouped(3, 5, longest=64, mean=60) == (15, 1)
+    assert policy.regrouped(2, 4, longest=500, mean=200) == (8, 1)
+    assert policy.regrouped(2, 4, longest=900, mean=400) == (4, 2)
+    assert policy.regrouped(2, 4, longest=2500, mean=200) == (2, 4), "the longest rows together would take the memory"
+    assert policy.regrouped(2, 4, longest=2000, mean=1100) == (2, 4)
+    assert policy.regrouped(3, 5, longest=64, mean=60) == (15, 1)
 
 
 def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken(tmp_path):
     on_gpu = given(tmp_path, "[Hardware]\nDEVICE = cuda\nENGINE = transformers\n")
-    assert fast_cpu.wanted(on_gpu) == (False, "it is for training with transformers on a CPU")
+    assert policy.wanted(on_gpu) == (False, "it is for training with transformers on a CPU")
     off = given(tmp_path, "[Hardware]\nFAST_CPU = false\nDEVICE = cpu\nENGINE = transformers\n")
-    assert fast_cpu.wanted(off) == (False, "FAST_CPU")
+    assert policy.wanted(off) == (False, "FAST_CPU")
 
 
 def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes(tmp_path):

@@ -13,7 +13,8 @@ from typing import Any
 
 from loguru import logger
 
-from training import engine, fast_cpu
+from training import engine
+from training.fast_cpu import fast_loss
 from training.system import wording
 
 FEW, MORE = 1, 3  # layers of the two small models
@@ -94,12 +95,12 @@ def _pass(plan: Any, layers: int, batch: dict[str, Any]) -> tuple[float, float]:
     """Seconds by the clock and of the processor for a forward and backward pass of the model with so many layers."""
     model = _shallow(plan, layers)
     bare = model.get_base_model()
-    fast = plan.settings.hardware.fast_cpu is True and fast_cpu.plain_head(bare)
-    decoder = fast_cpu.layers(bare) if fast else None
+    fast = plan.settings.hardware.fast_cpu is True and fast_loss.plain_head(bare)
+    decoder = fast_loss.layers(bare) if fast else None
     taken = []
     for _ in range(3):  # the first one sets buffers up
         began, used = time.perf_counter(), time.process_time()
-        loss = fast_cpu.loss(bare, batch, None, decoder) if fast else model(**batch).loss
+        loss = fast_loss.loss(bare, batch, None, decoder) if fast else model(**batch).loss
         loss.backward()
         taken.append((time.perf_counter() - began, time.process_time() - used))
         if sum(clock for clock, _ in taken) > ENOUGH:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from training import fast_cpu
+from training.fast_cpu import policy
 from training.system.wording import gigabytes
 
 # Python with torch, transformers, trl and datasets loaded, before any weight, 0.58 GB, and what oneDNN and malloc hold
@@ -147,10 +147,10 @@ def activations(given: Any, model: Shape, tokens: int, longest: int) -> int:
     """Bytes kept for the backward pass of one micro-batch, and what one layer needs while it is gone through."""
     one = tokens * _kept(given, model, longest)
     if given.hardware.device == "cpu":
-        one = int((HOLES_BY_HAND if fast_cpu.by_hand(given, model.model_type) else HOLES) * one)
+        one = int((HOLES_BY_HAND if policy.by_hand(given, model.model_type) else HOLES) * one)
     if given.training.gradient_checkpointing is not True:
         return model.layers * one + one
-    inputs = tokens * model.hidden * _width(given) * (2 if fast_cpu.by_hand(given, model.model_type) else 1)
+    inputs = tokens * model.hidden * _width(given) * (2 if policy.by_hand(given, model.model_type) else 1)
     offloaded = given.hardware.engine == "unsloth" and given.hardware.device != "cpu"
     return (2 if offloaded else model.layers) * inputs + 2 * one
 
@@ -163,7 +163,7 @@ def _kept(given: Any, model: Shape, longest: int) -> int:
     other factor. On a CPU the attention's probabilities too, as the measured peaks say: eager keeps them in float32 and
     in the model's width, SDPA in the model's width. A GPU's fused attention keeps none.
     """
-    if fast_cpu.by_hand(given, model.model_type):
+    if policy.by_hand(given, model.model_type):
         return _kept_by_hand(given, model)
     width, on_cpu = _width(given), given.hardware.device == "cpu"
     wanted = set(given.lora.target_modules)
@@ -178,7 +178,7 @@ def _kept(given: Any, model: Shape, longest: int) -> int:
 
 
 def _kept_by_hand(given: Any, model: Shape) -> int:
-    """The same of fast_layers.py: the residual stream twice, queries, keys, values, gate and up, and the inputs of what
+    """The same of fast_cpu/decoder.py: the residual stream twice, queries, keys, values, gate and up, and the inputs of what
     is targeted (one for those that share it)."""
     wanted = set(given.lora.target_modules)
     inputs = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
@@ -188,9 +188,9 @@ def _kept_by_hand(given: Any, model: Shape) -> int:
 
 
 def _joined_adapters(given: Any, model: Shape, adapter: int) -> int:
-    """Bytes of the adapters of one micro-batch as fast_layers.py multiplies them: in the model's width, those that read the
+    """Bytes of the adapters of one micro-batch as fast_cpu/decoder.py multiplies them: in the model's width, those that read the
     same input joined, which for B (half of an adapter) is mostly zeros beside the two or three parts."""
-    return 2 * adapter * _width(given) if fast_cpu.by_hand(given, model.model_type) else 0
+    return 2 * adapter * _width(given) if policy.by_hand(given, model.model_type) else 0
 
 
 def eager(given: Any, longest: int) -> bool:
@@ -205,10 +205,10 @@ def _logits(given: Any, model: Shape, tokens: int) -> int:
     a_token = model.vocabulary * 16
     if given.hardware.engine == "unsloth" and given.hardware.device != "cpu":
         return min(tokens * a_token, FUSED)
-    if fast_cpu.by_hand(given, model.model_type):  # in place; the plain way, that it is held against, takes a chunk
-        return max(min(tokens, fast_cpu.CHUNK) * model.vocabulary * _width(given), min(tokens, TRL_CHUNK) * a_token)
+    if policy.by_hand(given, model.model_type):  # in place; the plain way, that it is held against, takes a chunk
+        return max(min(tokens, policy.LOSS_CHUNK) * model.vocabulary * _width(given), min(tokens, TRL_CHUNK) * a_token)
     if given.hardware.fast_cpu is True:
-        return min(tokens, fast_cpu.CHUNK) * a_token
+        return min(tokens, policy.LOSS_CHUNK) * a_token
     if "lm_head" in given.lora.target_modules:
         return tokens * model.vocabulary * TRAINED_HEAD
     return min(tokens, TRL_CHUNK) * a_token

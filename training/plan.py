@@ -18,7 +18,6 @@ from training import (
     convert,
     dataset,
     engine,
-    fast_cpu,
     fit,
     memory,
     ollama,
@@ -30,6 +29,7 @@ from training import (
 from training.base_model import leftovers, sources, weights_fit
 from training.base_model.generation import generation_eos
 from training.errors import MachineError, UserError
+from training.fast_cpu import fast_loss, policy
 from training.ollama import Chat, modelfile
 from training.settings import contradictions
 from training.system import foreign_code, paths, privacy, this_machine
@@ -302,12 +302,12 @@ def _as_served(template: Any, tokenizer: Any, rows: Any) -> Any:
 
 def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
     """Choices that depend on the length of the rows."""
-    fast = fast_cpu.wanted(given)
+    fast = policy.wanted(given)
     if fast.value is False and given.hardware.fast_cpu is True:
         raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
     given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
     if fast.value:
-        if fast_cpu.by_hand(given, base.config.get("model_type", "")) and (why := fast_cpu.built()):
+        if policy.by_hand(given, base.config.get("model_type", "")) and (why := fast_loss.built()):
             logger.info(why)
         given = _regrouped(given, summary)
     if given.training.gradient_checkpointing == "auto":
@@ -321,7 +321,7 @@ def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> A
 def _regrouped(given: Any, summary: Any) -> Any:
     """Short rows of one optimizer step taken together; the step stays what it was."""
     before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
-    after = fast_cpu.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
+    after = policy.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
     if after == before:
         return given
     reason = (

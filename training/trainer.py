@@ -15,8 +15,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, fast_cpu, team
+from training import checkpoint, team
 from training.errors import RunError
+from training.fast_cpu import fast_loss
 from training.system import wire
 
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
@@ -157,7 +158,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 self._prove_fast(model, bare, tensors)
             if not watch.fast:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            value = fast_cpu.loss(bare.get_base_model(), tensors, num_items_in_batch, self._layers)
+            value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, self._layers)
             if watch.team is not None and num_items_in_batch is not None:  # as the plain way does: see mean_gradients
                 value = value * watch.team.size
             return (value, {"loss": value}) if return_outputs else value
@@ -174,20 +175,20 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             causal_lm, plain = bare.get_base_model(), super().compute_loss
             if (found := watch.carried.get("fast_path")) is not None:
                 watch.fast = found != "none"
-                self._layers = fast_cpu.layers(causal_lm) if found == "layers" else None
+                self._layers = fast_loss.layers(causal_lm) if found == "layers" else None
                 return
-            few = fast_cpu.sample(inputs)
+            few = fast_loss.sample(inputs)
 
             def equal(layers: Any) -> bool:
-                return fast_cpu.agrees(
+                return fast_loss.agrees(
                     bare,
                     lambda: plain(model, dict(few), False, None),
-                    lambda: fast_cpu.loss(causal_lm, few, None, layers),
+                    lambda: fast_loss.loss(causal_lm, few, None, layers),
                 )
 
             with torch.enable_grad():
-                watch.fast = fast_cpu.plain_head(causal_lm)
-                self._layers = fast_cpu.layers(causal_lm) if watch.fast else None
+                watch.fast = fast_loss.plain_head(causal_lm)
+                self._layers = fast_loss.layers(causal_lm) if watch.fast else None
                 if self._layers is not None and not self._for_every_rank(equal(self._layers)):
                     logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
                     self._layers = None

@@ -7,7 +7,7 @@ What TRL's plain path leaves lying on a CPU (benchmarks/train_speed.py measures 
 - TRL computes the output layer for whole chunks of 256 tokens, and a second time in the backward pass. Short answers
   train a few dozen: here it is computed for these, once.
 - The layers of the usual architectures are computed by hand, without padding, in fewer passes over memory
-  (fast_layers.py).
+  (decoder.py).
 The trainer stays TRL's. At the start the loss and the gradients of one micro-batch are compared with the plain path's.
 """
 
@@ -18,72 +18,35 @@ from typing import Any
 
 from loguru import logger
 
-from training.settings import Choice
+from training.fast_cpu import policy
 
-ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
 PROVED = 256  # tokens of a row on which the fast path is compared with the plain one
-MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake of memory
-CHUNK = 1024  # trained tokens whose logits are held at once: 1024 x 49k x 4 bytes = 200 MB
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of exactly the parts of fast_layers.py
-# Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied.
-BLOCK = 512
 # How far the fast path may be from the plain one, relative: of the loss, and of the gradients taken together. bf16 keeps 8
 # bits: on SmolLM2-135M both ways are 6 % off the gradients in float32, in other directions (7 % off each other).
 TOLERANCES = {"torch.bfloat16": (2e-2, 0.3)}
 EXACT = (1e-3, 1e-2)  # in float32, where only the order of the sums differs
 
 
-def wanted(settings: Any) -> Choice:
-    """Whether the fast path is taken, before it is tried."""
-    chosen, hardware = settings.hardware.fast_cpu, settings.hardware
-    if chosen is False:
-        return Choice(False, "FAST_CPU")
-    if hardware.device != "cpu" or hardware.engine != "transformers":
-        return Choice(False, "it is for training with transformers on a CPU")
-    for name in ("lm_head", "embed_tokens"):
-        if name in settings.lora.target_modules:
-            return Choice(False, f"{name} is trained")
-    return Choice(True, "checked against the plain path when training starts")
-
-
-def regrouped(micro: int, accumulation: int, longest: int, mean: float) -> tuple[int, int]:
-    """Rows a micro-batch and micro-batches a step, with the same product: as many rows together as ENOUGH tokens hold.
-
-    `longest` and `mean`: tokens a row.
-    """
-    step = micro * accumulation
-    fitting = [size for size in range(micro, step + 1) if step % size == 0]
-    fitting = [size for size in fitting if size * mean <= ENOUGH and size * longest <= MOST]
-    together = max(fitting, default=micro)
-    return together, step // together
-
-
-def by_hand(settings: Any, model_type: str) -> bool:
-    """Whether the hand-written layers are for such a run (fast_layers.unsupported looks at the model itself later)."""
-    lora = settings.lora
-    plain_lora = not lora.use_dora and lora.lora_dropout == 0 and lora.bias == "none"
-    return settings.hardware.fast_cpu is True and model_type in FAMILIES and plain_lora
-
-
 def built() -> str:
     """Compile the kernels of the hand-written layers, if that is still to be done; why not where that fails, else empty."""
-    from training import kernels
+    from training.fast_cpu import kernels
+    from training.fast_cpu.kernels import Unavailable
 
     try:
         kernels.load()
-    except kernels.Unavailable as error:
+    except Unavailable as error:
         return f"training without the hand-written layers for CPUs: {error}"
     return ""
 
 
 def layers(causal_lm: Any) -> Any:
     """The hand-written layers of a model (fast_layers.Decoder), or None where they do not fit; the log says why."""
-    from training import fast_layers
+    from training.fast_cpu.decoder import Decoder
 
     if built():  # said before training
         return None
     try:
-        return fast_layers.Decoder(causal_lm)
+        return Decoder(causal_lm)
     except ValueError as error:
         logger.info("training without the hand-written layers for CPUs: {}", error)
         return None
@@ -110,22 +73,24 @@ def loss(causal_lm: Any, inputs: dict[str, Any], num_items: Any, decoder: Any = 
     states, targets = hidden[:, :-1][chosen], labels[chosen]
     head = causal_lm.get_output_embeddings()
     total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(targets), CHUNK):
-        logits = head(states[start : start + CHUNK]).float()
-        total = total + torch.nn.functional.cross_entropy(logits, targets[start : start + CHUNK], reduction="sum")
+    for start in range(0, len(targets), policy.LOSS_CHUNK):
+        logits = head(states[start : start + policy.LOSS_CHUNK]).float()
+        total = total + torch.nn.functional.cross_entropy(
+            logits, targets[start : start + policy.LOSS_CHUNK], reduction="sum"
+        )
     return total / (len(targets) if num_items is None else num_items)
 
 
 def _loss_by_hand(decoder: Any, ids: Any, labels: Any, lengths: list[int]) -> tuple[Any, int]:
     """The sum over the trained tokens, and how many they are."""
-    from training import fast_layers
+    from training.fast_cpu.functions import HeadLoss
 
     states = decoder.hidden(ids, lengths)
     wanted = labels.roll(-1)  # what stands after each token; nothing after the last of a row
     wanted[[end - 1 for end in itertools.accumulate(lengths)]] = -100
     chosen = (wanted != -100).nonzero().squeeze(1)
     head = decoder.head
-    return fast_layers.HeadLoss.apply(states[chosen], head.weight, head.bias, wanted[chosen]), len(chosen)
+    return HeadLoss.apply(states[chosen], head.weight, head.bias, wanted[chosen]), len(chosen)
 
 
 def joined(inputs: dict[str, Any]) -> tuple[Any, Any, list[int]]:

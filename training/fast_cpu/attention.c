@@ -1,4 +1,4 @@
-/* Causal attention of bf16 queries, keys and values within rows of text, forward and backward (see fast_layers.py).
+/* Causal attention of bf16 queries, keys and values within rows of text, forward and backward (see decoder.py).
  *
  * For CPUs that multiply pairs of bf16 in vector units (AVX512-BF16) and have no matrix units: there a library's products
  * of such small matrices, a new shape for each length of a row, take four times as long, and compute the future too.

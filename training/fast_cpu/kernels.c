@@ -1,4 +1,4 @@
-/* The parts of a decoder layer that are no matrix products, each in one pass over memory (see fast_layers.py).
+/* The parts of a decoder layer that are no matrix products, each in one pass over memory (see decoder.py).
  *
  * Compiled on the machine that trains (kernels.py), so that the compiler may use every vector unit there is. This file
  * includes itself once for each type: float, bf16 (kept as its upper 16 bits) and double (for tests by finite

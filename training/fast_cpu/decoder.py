@@ -1,0 +1,185 @@
+"""The decoder of a Llama-like model by hand, for LoRA training on a CPU: the same numbers, in fewer passes over memory.
+
+What it does otherwise than transformers + PEFT:
+- The rows of a micro-batch are joined without padding; attention stays within each row, and skips what lies in the
+  future of a whole block of queries.
+- Projections that read the same input are one product (q, k, v; gate, up), and so are their adapters. The frozen weights
+  are not copied: the model's own become views of the joined ones.
+- Frozen weights get no gradient, adapters multiply in the model's dtype from float32 masters.
+- What is no matrix product (norms, rotation, softmax, SwiGLU, cross-entropy) is one pass each, forward and backward,
+  in kernels.c. Attention in bf16 is all in attention.c on CPUs whose vector units multiply bf16.
+Shapes: N tokens of the micro-batch, H heads in KV groups of G, D dimensions a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from training.fast_cpu import kernels, policy
+from training.fast_cpu.attention import Attention, Rows
+from training.fast_cpu.functions import AddNorm, LoraLinear, SwiGLU
+
+
+@dataclass(frozen=True)
+class Group:
+    """Projections of the same input as one: `weight` [sum of outputs, inputs] and `bias` are frozen and joined."""
+
+    modules: tuple[Any, ...]
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def adapters(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """A [ranks, inputs] and B [outputs, ranks] (scaled) of all of them, in the dtype of the weight."""
+        adapted = [(m.lora_A, m.lora_B, m.scaling, m.active_adapters[0]) if _adapted(m) else None for m in self.modules]
+        if not any(adapted):
+            return None, None
+        down = [one[0][one[3]].weight for one in adapted if one]
+        up = [
+            one[1][one[3]].weight * one[2][one[3]] if one else self.weight.new_zeros(_base(m).out_features, 0)
+            for one, m in zip(adapted, self.modules, strict=True)
+        ]
+        dtype = self.weight.dtype
+        return torch.cat(down).to(dtype), torch.block_diag(*[b.to(dtype) for b in up])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer."""
+
+    own: Any  # the model's
+    qkv: Group
+    out: Group
+    gate_up: Group
+    down: Group
+
+
+class Decoder:
+    """The hidden states of a causal language model with LoRA, for training. Made once; holds the joined weights."""
+
+    def __init__(self, causal_lm: Any) -> None:
+        if why := unsupported(causal_lm):
+            raise ValueError(why)
+        self.model = causal_lm.get_decoder()
+        self.head = causal_lm.get_output_embeddings()
+        config = causal_lm.config
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.window = getattr(config, "sliding_window", None) if _slides(config) else None
+        with torch.no_grad():
+            self.layers = [_joined_layer(layer) for layer in self.model.layers]
+
+    def hidden(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """The last hidden states [N, hidden] of rows that stand one after the other in `ids` [N]."""
+        states = self.model.embed_tokens(ids)
+        rows = Rows(lengths)
+        angles = self.model.rotary_emb(states, rows.positions[None])
+        cosine, sine = (part[0].to(states.dtype).contiguous() for part in angles)
+        repeat = self.model.gradient_checkpointing and self.model.training
+        pending = torch.zeros_like(states)  # what the layer before has computed and not yet added
+        for layer in self.layers:
+            arguments = (layer, states, pending, cosine, sine, rows)
+            if repeat:
+                states, pending = torch.utils.checkpoint.checkpoint(self._layer, *arguments, use_reentrant=False)
+            else:
+                states, pending = self._layer(*arguments)
+        return AddNorm.apply(states, pending, self.model.norm.weight, self.model.norm.variance_epsilon)[1]
+
+    def _layer(self, layer: Layer, states: Any, pending: Any, cosine: Any, sine: Any, rows: Rows) -> Any:
+        own, attention = layer.own, layer.own.self_attn
+        norm = own.input_layernorm
+        states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
+        inner = project(layer.qkv, inner)
+        head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        inner = Attention.apply(
+            inner, cosine, sine, rows, self.heads, self.groups, attention.scaling,
+            *(norm.weight if norm is not None else None for norm in head_norms),
+            head_norms[0].variance_epsilon if head_norms[0] is not None else 0.0,
+        )  # fmt: skip
+        norm = own.post_attention_layernorm
+        states, inner = AddNorm.apply(states, project(layer.out, inner), norm.weight, norm.variance_epsilon)
+        return states, project(layer.down, SwiGLU.apply(project(layer.gate_up, inner)))
+
+
+def unsupported(causal_lm: Any) -> str:
+    """Why this model's layers are not to be computed here; empty when they are."""
+    config = causal_lm.config
+    if config.model_type not in policy.FAMILIES or config.hidden_act != "silu":
+        return f"no hand-written layers for {config.model_type}"
+    if getattr(config, "attention_dropout", 0):
+        return "the model has dropout in its attention"
+    for layer in causal_lm.get_decoder().layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for module in (*_qkv(attention), attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            if why := _unsupported(module):
+                return why
+    return ""
+
+
+def _unsupported(module: Any) -> str:
+    base = _base(module)
+    weight = base.weight
+    if (
+        not isinstance(base, torch.nn.Linear)
+        or str(weight.dtype) not in kernels.SUFFIXES
+        or weight.device.type != "cpu"
+    ):
+        return f"a {type(base).__name__} of {weight.dtype} on {weight.device}"
+    if any(parameter.requires_grad for parameter in base.parameters()):
+        return "more than adapters is trained"
+    if base is module:
+        return ""
+    if len(module.active_adapters) != 1 or module.merged:
+        return "more than one adapter"
+    name = module.active_adapters[0]
+    if module.use_dora.get(name) or name not in module.lora_A or module.lora_B[name].bias is not None:
+        return "an adapter that is not plain LoRA"
+    if not isinstance(module.lora_dropout[name], torch.nn.Identity):
+        return "LORA_DROPOUT is not 0"
+    return ""
+
+
+def _slides(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    return "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
+
+
+def _qkv(attention: Any) -> tuple[Any, Any, Any]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
+def _base(module: Any) -> Any:
+    """The frozen projection itself."""
+    return module.base_layer if hasattr(module, "lora_A") else module
+
+
+def _adapted(module: Any) -> bool:
+    return hasattr(module, "lora_A") and not module.disable_adapters
+
+
+def _joined_layer(layer: Any) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    groups = (_qkv(attention), (attention.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,))
+    return Layer(layer, *map(_joined, groups))
+
+
+def _joined(modules: tuple[Any, ...]) -> Group:
+    """One weight for several projections, of which theirs become views: no second copy in memory."""
+    bases = [_base(module) for module in modules]
+    if len(bases) == 1:
+        return Group(modules, bases[0].weight.data, None if bases[0].bias is None else bases[0].bias.data)
+    weight = torch.cat([base.weight.data for base in bases])
+    for base, part in zip(bases, weight.split([base.out_features for base in bases]), strict=True):
+        base.weight.data = part
+    biases = [base.bias for base in bases]
+    joined = None
+    if any(bias is not None for bias in biases):
+        joined = torch.cat([weight.new_zeros(b.out_features) if b.bias is None else b.bias.data for b in bases])
+    return Group(modules, weight, joined)
+
+
+def project(group: Group, inputs: torch.Tensor) -> torch.Tensor:
+    """The projections of `inputs` [N, inputs] side by side, [N, outputs], adapters included."""
+    return LoraLinear.apply(inputs, group.weight, group.bias, *group.adapters())

@@ -1,0 +1,114 @@
+"""Layers of a decoder with the backward pass written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from training.fast_cpu import kernels
+
+HEAD_CHUNK = 512  # trained tokens whose logits are held at once
+
+
+class LoraLinear(Function):
+    """x W^T + bias + (x A^T) B^T with a frozen W: gradients for x, A and B alone. A and B may be None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any) -> torch.Tensor:
+        result = functional.linear(x, weight, bias)
+        if down is None:
+            ctx.save_for_backward(weight)
+            return result
+        inner = x @ down.t()
+        ctx.save_for_backward(weight, down, up, x, inner)
+        return result.addmm_(inner, up.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        weight, *adapter = ctx.saved_tensors
+        for_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        if not adapter:
+            return for_x, None, None, None, None
+        down, up, x, inner = adapter
+        for_inner = gradient @ up
+        if for_x is not None:
+            for_x.addmm_(for_inner, down)
+        return for_x, None, None, for_inner.t() @ x, gradient.t() @ inner
+
+
+class AddNorm(Function):
+    """(x + added, RMS norm of that): the residual stream and what the next part reads."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, added: Any, weight: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+        total, normed = torch.empty_like(x), torch.empty_like(x)
+        rows, width = x.shape
+        inverse = torch.empty(rows, dtype=sums(x))
+        kernels.call("rms_norm", x, x, added.contiguous(), weight, total, normed, inverse, rows, width, float(eps))
+        ctx.save_for_backward(total, weight, inverse)
+        return total, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, for_total: Any, for_normed: Any) -> tuple[Any, ...]:
+        total, weight, inverse = ctx.saved_tensors
+        result = torch.empty_like(total)
+        gradients = for_normed.contiguous(), for_total.contiguous()
+        kernels.call("rms_norm_backward", total, *gradients, total, weight, inverse, result, *total.shape)
+        return result, result, None, None
+
+
+class SwiGLU(Function):
+    """silu(gate) * up of gate and up side by side, [N, 2 x width]."""
+
+    @staticmethod
+    def forward(ctx: Any, both: torch.Tensor) -> torch.Tensor:
+        rows, width = both.shape[0], both.shape[1] // 2
+        result = both.new_empty(rows, width)
+        kernels.call("swiglu", both, both, result, rows, width)
+        ctx.save_for_backward(both)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (both,) = ctx.saved_tensors
+        result = torch.empty_like(both)
+        kernels.call("swiglu_backward", both, gradient.contiguous(), both, result, both.shape[0], both.shape[1] // 2)
+        return result
+
+
+def sums(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which the kernels keep sums."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+class HeadLoss(Function):
+    """The sum of the cross-entropies of hidden states [trained tokens, hidden] under a frozen output layer.
+
+    The gradient is computed in the same pass, chunk by chunk: no logits are kept, and none computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: Any, bias: Any, targets: torch.Tensor) -> torch.Tensor:
+        total = 0.0
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(targets), HEAD_CHUNK):
+            part, wanted = hidden[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK].contiguous()
+            logits = functional.linear(part, weight, bias)
+            total += kernels.call("cross_entropy", logits, logits, wanted, *logits.shape)
+            if gradient is not None:
+                torch.mm(logits, weight, out=gradient[start : start + HEAD_CHUNK])
+        ctx.save_for_backward(gradient)
+        return torch.tensor(total, dtype=sums(hidden))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer.to(gradient.dtype), None, None, None

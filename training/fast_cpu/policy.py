@@ -1,0 +1,46 @@
+"""Who may take the fast path, and what is taken together on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from training.settings import Choice
+
+ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
+MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake of memory
+LOSS_CHUNK = 1024  # trained tokens whose logits are held at once: 1024 x 49k x 4 bytes = 200 MB
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of exactly the parts of fast_layers.py
+# Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied.
+BLOCK = 512
+
+
+def wanted(settings: Any) -> Choice:
+    """Whether the fast path is taken, before it is tried."""
+    chosen, hardware = settings.hardware.fast_cpu, settings.hardware
+    if chosen is False:
+        return Choice(False, "FAST_CPU")
+    if hardware.device != "cpu" or hardware.engine != "transformers":
+        return Choice(False, "it is for training with transformers on a CPU")
+    for name in ("lm_head", "embed_tokens"):
+        if name in settings.lora.target_modules:
+            return Choice(False, f"{name} is trained")
+    return Choice(True, "checked against the plain path when training starts")
+
+
+def regrouped(micro: int, accumulation: int, longest: int, mean: float) -> tuple[int, int]:
+    """Rows a micro-batch and micro-batches a step, with the same product: as many rows together as ENOUGH tokens hold.
+
+    `longest` and `mean`: tokens a row.
+    """
+    step = micro * accumulation
+    fitting = [size for size in range(micro, step + 1) if step % size == 0]
+    fitting = [size for size in fitting if size * mean <= ENOUGH and size * longest <= MOST]
+    together = max(fitting, default=micro)
+    return together, step // together
+
+
+def by_hand(settings: Any, model_type: str) -> bool:
+    """Whether the hand-written layers are for such a run (fast_layers.unsupported looks at the model itself later)."""
+    lora = settings.lora
+    plain_lora = not lora.use_dora and lora.lora_dropout == 0 and lora.bias == "none"
+    return settings.hardware.fast_cpu is True and model_type in FAMILIES and plain_lora
