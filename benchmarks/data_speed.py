@@ -71,7 +71,8 @@ def _phrases(signs: list[str]) -> list[str]:
 def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     """Seconds of reading and of tokenising, and the tokens, through the program's own modules."""
     import datasets  # noqa: F401 (its import is no part of the measurement, on either way)
-    from training import chat_template, dataset, settings, tokens
+    from training import settings
+    from training.data import chat_template, dataset, tokenising
     from training.settings import Override
 
     base, tokenizer = _model()
@@ -86,7 +87,7 @@ def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     started, before = time.monotonic(), _cpu()
     data = dataset.load(given, room)
     read = time.monotonic()
-    made, bad = tokens.tokenise(data.train, template, tokenizer, 4096, "all", "completion", room, workers)
+    made, bad = tokenising.tokenise(data.train, template, tokenizer, 4096, "all", "completion", room, workers)
     ended = time.monotonic()
     cpu = _cpu() - before
     assert not bad

@@ -13,13 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import chat, chat_template, serving, stretches, tokens
 from training.base_model import gguf_tokenizer
-from training.chat import IGNORED, NothingToTrain
-from training.chat_template import ChatTemplate
+from training.data import ChatTemplate, Row, Turn, chat_template, encoding, fast_tokenising, serving, tokenising
+from training.data.encoding import IGNORED, Encoded, NothingToTrain
 from training.errors import UserError
 from training.llama import gguf_file
-from training.rows import Row, Turn
 from training.settings import prompt_template
 from training.system import paths
 
@@ -122,7 +120,7 @@ def families(tokenizer: Callable[..., Any]) -> dict[str, tuple[Any, ChatTemplate
     return Families()
 
 
-def _trained(sequence: chat.Encoded, words: Any) -> str:
+def _trained(sequence: Encoded, words: Any) -> str:
     return words.decode([label for label in sequence.labels if label != IGNORED], skip_special_tokens=False)
 
 
@@ -134,7 +132,7 @@ def _row(turns: tuple[Turn, ...] = ONE) -> Row:
 @pytest.mark.parametrize("turns", [ONE, TWO], ids=["one", "two"])
 def test_every_answer_ends_in_a_trained_turn_end_and_nothing_after_it(name: str, turns: tuple, families: dict) -> None:
     words, template = families[name]
-    sequences = chat.encode(template, words, _row(turns), 4096)
+    sequences = encoding.encode(template, words, _row(turns), 4096)
     end = words.convert_tokens_to_ids(FAMILIES[name][3])
     answers = [turn.content for turn in turns if turn.role == "assistant"]
     closed = [position for one in sequences for position in _ends_of_spans(one)]
@@ -149,7 +147,7 @@ def test_every_answer_ends_in_a_trained_turn_end_and_nothing_after_it(name: str,
     assert not any(turn.content in trained for turn in turns if turn.role == "user")
 
 
-def _ends_of_spans(one: chat.Encoded) -> list[int]:
+def _ends_of_spans(one: Encoded) -> list[int]:
     flags = [label != IGNORED for label in one.labels]
     return [i for i, flag in enumerate(flags) if flag and not (flags + [False])[i + 1]]
 
@@ -158,7 +156,7 @@ def _ends_of_spans(one: chat.Encoded) -> list[int]:
 @pytest.mark.parametrize("turns", [ONE, TWO], ids=["one", "two"])
 def test_the_prompt_has_exactly_the_tokens_that_inference_gives_it(name: str, turns: tuple, families: dict) -> None:
     words, template = families[name]
-    sequences = chat.encode(template, words, _row(turns), 4096)
+    sequences = encoding.encode(template, words, _row(turns), 4096)
     chats = [[{"role": t.role, "content": t.content} for t in turns[:i]] for i in range(1, len(turns), 2)]
     for number, messages in enumerate(chats):
         text = words.apply_chat_template(
@@ -172,7 +170,7 @@ def test_the_prompt_has_exactly_the_tokens_that_inference_gives_it(name: str, tu
         assert one.labels[len(ids)] != IGNORED
         assert one.labels[len(ids) - 1] == IGNORED
         turn = [Turn(message["role"], message["content"]) for message in messages]
-        assert chat.prompt_ids(template, words, turn) == ids
+        assert encoding.prompt_ids(template, words, turn) == ids
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -180,7 +178,7 @@ def test_bos_stands_once_where_the_model_has_one_and_nowhere_else(name: str, fam
     words, template = families[name]
     bos = words.bos_token_id
     for row in (_row(ONE), _row(TWO), Row(None, "just text", "a.jsonl", 1)):
-        for one in chat.encode(template, words, row, 4096):
+        for one in encoding.encode(template, words, row, 4096):
             if name == "smollm2":  # its BOS is <|im_start|>, which opens every turn, and is not added to plain text
                 assert (one.input_ids[0] == bos) == (row.messages is not None)
                 assert one.input_ids[1] != bos
@@ -213,14 +211,14 @@ def test_stretch_by_stretch_gives_the_very_same_tokens(name: str, families: dict
     chats = [(Turn("user", f"{one}?"), Turn("assistant", other), *TWO) for one in ODD for other in ODD]
     texts = [chat_template.render(template, one[:size], size % 2 == 1) for one in chats for size in (1, 2, 3, 4)]
     texts += [one + other for one in ODD for other in ODD]
-    assert stretches.quick_tokeniser(words)(texts) == stretches.tokeniser(words)(texts)
+    assert fast_tokenising.quick_tokeniser(words)(texts) == fast_tokenising.tokeniser(words)(texts)
 
 
 def test_a_quick_way_that_gives_other_tokens_is_not_taken(families: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     words, template = families["smollm2"]
-    monkeypatch.setattr(stretches, "_joined", lambda own, found: [0])
+    monkeypatch.setattr(fast_tokenising, "_joined", lambda own, found: [0])
     texts = [chat_template.render(template, ONE)]
-    assert stretches.quick_tokeniser(words)(texts) == stretches.tokeniser(words)(texts)
+    assert fast_tokenising.quick_tokeniser(words)(texts) == fast_tokenising.tokeniser(words)(texts)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +237,7 @@ def test_the_mask_is_that_of_trls_own_training_template(
     """TRL carries each template a second time, with the answers marked: an independent word on what is to be trained."""
     words = tokenizer(vocabulary, *added)
     words.chat_template = (TRL / f"{name}.jinja").read_text("utf-8")
-    (ours,) = chat.encode(chat_template.choose(None, _settings(), words), words, _row(TWO), 4096)
+    (ours,) = encoding.encode(chat_template.choose(None, _settings(), words), words, _row(TWO), 4096)
     theirs = words.apply_chat_template(
         [{"role": turn.role, "content": turn.content} for turn in TWO],
         chat_template=(TRL / f"{name}_training.jinja").read_text("utf-8"),
@@ -259,7 +257,7 @@ def test_the_mask_is_that_of_trls_own_training_template(
 
 def test_qwen3_trains_each_answer_as_it_is_asked_for(families: dict) -> None:
     words, template = families["qwen-3"]
-    first, second = chat.encode(template, words, _row(TWO), 4096)
+    first, second = encoding.encode(template, words, _row(TWO), 4096)
     assert _trained(first, words) == "<think>\n\n</think>\n\nIt is 4.<|im_end|>"
     assert _trained(second, words) == f"<think>\n\n</think>\n\n{TWO[-1].content}<|im_end|>"
     assert "<think>" not in words.decode(
@@ -269,15 +267,17 @@ def test_qwen3_trains_each_answer_as_it_is_asked_for(families: dict) -> None:
 
 def test_qwen3_keeps_the_rows_own_thoughts(families: dict) -> None:
     words, template = families["qwen-3"]
-    (one,) = chat.encode(template, words, _row((ONE[0], Turn("assistant", "<think>\n2 and 2\n</think>\n\n4"))), 4096)
+    (one,) = encoding.encode(
+        template, words, _row((ONE[0], Turn("assistant", "<think>\n2 and 2\n</think>\n\n4"))), 4096
+    )
     assert _trained(one, words) == "<think>\n2 and 2\n</think>\n\n4<|im_end|>"
 
 
 def test_a_think_block_that_the_prompt_opens_is_closed_by_the_answer(families: dict) -> None:
     words, template = families["qwen-3.5-thinking"]
     assert template.opens_think
-    (plain,) = chat.encode(template, words, _row(), 4096)
-    (thought,) = chat.encode(
+    (plain,) = encoding.encode(template, words, _row(), 4096)
+    (thought,) = encoding.encode(
         template, words, _row((ONE[0], Turn("assistant", "<think>\n2 and 2\n</think>\n\n4"))), 4096
     )
     assert words.decode(plain.input_ids).endswith("<think>\n\n</think>\n\nIt is 4.<|im_end|>")
@@ -297,9 +297,9 @@ def test_a_think_block_that_the_prompt_opens_is_closed_by_the_answer(families: d
 def test_thoughts_are_trained_where_the_prompt_leaves_room_for_them(name: str, trained: str, families: dict) -> None:
     words, template = families[name]
     thinking = (ONE[0], Turn("assistant", "<think>\n2 and 2\n</think>\n\n4"))
-    (one,) = chat.encode(template, words, _row(thinking), 4096)
+    (one,) = encoding.encode(template, words, _row(thinking), 4096)
     assert _trained(one, words) == trained
-    *_, later = chat.encode(template, words, _row((*thinking, *ONE)), 4096, train_turns="last")
+    *_, later = encoding.encode(template, words, _row((*thinking, *ONE)), 4096, train_turns="last")
     assert name == "smollm3" or "2 and 2" not in words.decode(later.input_ids)  # as inference leaves it out
     assert _trained(later, words).endswith(f"It is 4.{FAMILIES[name][3]}")
 
@@ -308,7 +308,7 @@ def test_an_end_text_that_is_no_token_is_followed_by_a_trained_eos(families: dic
     words, template = families["chatml-without-its-tokens"]
     assert template.eos_follows
     assert template.end_tokens == ("<|im_end|>", "</s>")
-    sequences = chat.encode(template, words, _row(TWO), 4096)
+    sequences = encoding.encode(template, words, _row(TWO), 4096)
     assert [_trained(one, words).endswith("<|im_end|></s>") for one in sequences] == [True, True]
     assert [one.input_ids.count(words.eos_token_id) for one in sequences] == [1, 1]  # none inside a prompt
 
@@ -322,8 +322,8 @@ def test_a_token_never_runs_across_the_border_of_prompt_and_answer(
 ) -> None:
     words = tokenizer(vocabulary)
     template = chat_template.choose(None, _settings(prompt=prompt), words)
-    (one,) = chat.encode(template, words, _row((Turn("user", "why"), Turn("assistant", answer))), 4096)
-    asked = chat.prompt_ids(template, words, [Turn("user", "why")])
+    (one,) = encoding.encode(template, words, _row((Turn("user", "why"), Turn("assistant", answer))), 4096)
+    asked = encoding.prompt_ids(template, words, [Turn("user", "why")])
     assert one.input_ids[: len(asked)] == asked
     whole = words.decode(one.input_ids, skip_special_tokens=True)
     assert whole == prompt.replace("{instruction}", "why").replace("{response}", answer)
@@ -331,9 +331,9 @@ def test_a_token_never_runs_across_the_border_of_prompt_and_answer(
 
 def test_the_last_answer_alone_or_everything_is_trained_when_asked_for(families: dict) -> None:
     words, template = families["smollm2"]
-    (last,) = chat.encode(template, words, _row(TWO), 4096, train_turns="last")
+    (last,) = encoding.encode(template, words, _row(TWO), 4096, train_turns="last")
     assert _trained(last, words) == TWO[-1].content + "<|im_end|>"
-    (everything,) = chat.encode(template, words, _row(TWO), 4096, train_on="all")
+    (everything,) = encoding.encode(template, words, _row(TWO), 4096, train_on="all")
     assert everything.labels[1:] == everything.input_ids[1:]
     assert everything.input_ids == last.input_ids
 
@@ -341,7 +341,7 @@ def test_the_last_answer_alone_or_everything_is_trained_when_asked_for(families:
 def test_plain_text_is_trained_whole_with_eos(families: dict) -> None:
     for name in ("smollm2", "llama-3", "phi-3"):
         words, template = families[name]
-        (one,) = chat.encode(template, words, Row(None, "just text", "a.jsonl", 1), 4096)
+        (one,) = encoding.encode(template, words, Row(None, "just text", "a.jsonl", 1), 4096)
         start = int(chat_template.adds_bos(words))
         assert one.labels[start:] == one.input_ids[start:]
         assert one.input_ids[-1] == words.eos_token_id
@@ -350,16 +350,16 @@ def test_plain_text_is_trained_whole_with_eos(families: dict) -> None:
 
 def test_a_cut_answer_gets_no_end_token_and_a_row_without_room_for_one_is_refused(families: dict) -> None:
     words, template = families["smollm2"]
-    (whole,) = chat.encode(template, words, _row(), 4096)
+    (whole,) = encoding.encode(template, words, _row(), 4096)
     length = len(whole.input_ids)
-    (fits,) = chat.encode(template, words, _row(), length)
+    (fits,) = encoding.encode(template, words, _row(), length)
     assert fits == whole
-    (cut,) = chat.encode(template, words, _row(), length - 1)
+    (cut,) = encoding.encode(template, words, _row(), length - 1)
     assert cut.cut
     assert cut.input_ids == whole.input_ids[:-1]
     assert words.eos_token_id != cut.labels[-1]
     with pytest.raises(NothingToTrain) as caught:
-        chat.encode(template, words, _row(), whole.prompt_length)
+        encoding.encode(template, words, _row(), whole.prompt_length)
     assert str(caught.value) == (
         f"the prompt has {whole.prompt_length} tokens and MAX_SEQ_LENGTH is {whole.prompt_length}: "
         "no token of the answer is left"
@@ -369,22 +369,22 @@ def test_a_cut_answer_gets_no_end_token_and_a_row_without_room_for_one_is_refuse
 def test_a_system_prompt_stands_in_front_unless_the_row_has_one(embedded: Path, tokenizer: Callable[..., Any]) -> None:
     words = tokenizer("embedded")
     template = chat_template.choose(None, _settings(system="Be brief."), words)
-    (one,) = chat.encode(template, words, _row(), 4096)
+    (one,) = encoding.encode(template, words, _row(), 4096)
     assert words.decode(one.input_ids).startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
-    (own,) = chat.encode(template, words, _row((Turn("system", "Be long."), *ONE)), 4096)
+    (own,) = encoding.encode(template, words, _row((Turn("system", "Be long."), *ONE)), 4096)
     assert words.decode(own.input_ids).startswith("<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user")
 
 
 def test_a_template_without_system_role_folds_it_in_or_refuses(families: dict, tokenizer: Callable[..., Any]) -> None:
     words, template = families["gemma-3"]
-    (one,) = chat.encode(template, words, _row((Turn("system", "Be brief."), *ONE)), 4096)
+    (one,) = encoding.encode(template, words, _row((Turn("system", "Be brief."), *ONE)), 4096)
     assert "<start_of_turn>user\nBe brief.\n\nWhat is 2+2?<end_of_turn>" in chat_template.render(
         template, (Turn("system", "Be brief."), *ONE)
     )
     assert one.labels[-1] != IGNORED
     words, template = families["gemma-2"]
     with pytest.raises(NothingToTrain, match="^the row has a system message, and the chat template takes none$"):
-        chat.encode(template, words, _row((Turn("system", "Be brief."), *ONE)), 4096)
+        encoding.encode(template, words, _row((Turn("system", "Be brief."), *ONE)), 4096)
     with pytest.raises(UserError) as caught:
         chat_template.choose(None, _settings(system="Be brief."), words)
     assert str(caught.value) == (
@@ -438,10 +438,10 @@ def test_a_template_without_a_generation_prompt_gets_the_header_of_its_answers(t
     words.chat_template = CHATML_ONLY
     template = chat_template.choose(None, _settings(), words)
     assert "with the generation prompt that it lacks, '<|im_start|>assistant\\n'" in template.source
-    one, two = (chat.encode(template, words, _row(turns), 4096)[-1] for turns in (ONE, TWO))
+    one, two = (encoding.encode(template, words, _row(turns), 4096)[-1] for turns in (ONE, TWO))
     assert _trained(one, words) == "It is 4.<|im_end|>"
     assert _trained(two, words) == f"It is 4.<|im_end|>{TWO[-1].content}<|im_end|>"
-    assert chat_template.render(template, TWO) == chat_template.render(chat_template.ChatTemplate(CHATML_ONLY, ""), TWO)
+    assert chat_template.render(template, TWO) == chat_template.render(ChatTemplate(CHATML_ONLY, ""), TWO)
 
 
 @pytest.mark.parametrize("name", ["llama-3", "qwen-3", "mistral", "gemma-2", "deepseek-r1", "vicuna"])
@@ -512,7 +512,7 @@ def test_rows_without_thoughts_are_served_after_the_prompt_that_they_were_traine
     assert (closed.exported.removesuffix(template.jinja), closed.opening) == SERVED[name]
     assert left == []
     for turns in (ONE, TWO):
-        piece = chat.plan_row(template, _row(turns), "last", "completion").pieces[-1]
+        piece = encoding.plan_row(template, _row(turns), "last", "completion").pieces[-1]
         text = piece.prompt + piece.answer
         for on in (True, False):
             given = {"enable_thinking": on}
@@ -591,15 +591,15 @@ def test_a_dataset_gives_the_sequences_of_its_rows_and_names_those_without(
     rows: Any, families: dict, tmp_path: Path
 ) -> None:
     words, template = families["qwen-3"]
-    data, rejected = tokens.tokenise(rows, template, words, 100, "all", "completion", tmp_path)
+    data, rejected = tokenising.tokenise(rows, template, words, 100, "all", "completion", tmp_path)
     expected = [
-        *chat.encode(template, words, _row(TWO), 100),
-        *chat.encode(template, words, Row(None, "plain", "a", 3), 100),
+        *encoding.encode(template, words, _row(TWO), 100),
+        *encoding.encode(template, words, Row(None, "plain", "a", 3), 100),
     ]
     assert [(one["input_ids"], one["labels"]) for one in data] == [(one.input_ids, one.labels) for one in expected]
     assert data["line"][:] == [1, 1, 3]
     assert [str(bad)[:45] for bad in rejected] == ["a.jsonl:2: the prompt has 509 tokens and MAX_"]
-    nothing, rejected = tokens.tokenise(rows.select([1]), template, words, 100, "all", "completion", tmp_path)
+    nothing, rejected = tokenising.tokenise(rows.select([1]), template, words, 100, "all", "completion", tmp_path)
     assert (nothing, len(rejected)) == (None, 1)
 
 
@@ -607,18 +607,18 @@ def test_tokenising_is_cached_by_content_not_by_file(
     rows: Any, families: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, template = families["qwen-3"]
-    first, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+    first, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "plan_row", None)  # to render again would fail
-        again, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+        patch.setattr(tokenising, "plan_row", None)  # to render again would fail
+        again, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
         assert again.to_list() == first.to_list()
-    other, _ = tokens.tokenise(rows, template, words, 20, "all", "completion", tmp_path)
+    other, _ = tokenising.tokenise(rows, template, words, 20, "all", "completion", tmp_path)
     assert other.to_list() != first.to_list()
 
 
 def test_cached_rows_that_nobody_asks_for_any_more_are_removed(rows: Any, families: dict, tmp_path: Path) -> None:
     words, template = families["smollm2"]
-    tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+    tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
     (used,) = tmp_path.glob("tokens-*.arrow")
     for name in ("tokens-old.arrow", "rows-old.arrow", "tokens-old.arrow.7.partial", "other.txt"):
         (tmp_path / name).write_text("old")
@@ -626,7 +626,7 @@ def test_cached_rows_that_nobody_asks_for_any_more_are_removed(rows: Any, famili
     for file in tmp_path.iterdir():
         if file.name != "tokens-young.arrow":
             os.utime(file, (1_000_000_000, 1_000_000_000))
-    tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+    tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {used.name, "tokens-young.arrow", "other.txt"}
 
 
@@ -634,23 +634,23 @@ def test_several_processes_give_the_same_as_one(
     rows: Any, families: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, template = families["smollm2"]
-    alone, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "1")
-    monkeypatch.setattr(tokens, "ROWS_A_WORKER", 1)
-    monkeypatch.setattr(tokens, "_workers", lambda rows, wanted: 2)
-    both, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "2")
+    alone, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "1")
+    monkeypatch.setattr(tokenising, "ROWS_A_WORKER", 1)
+    monkeypatch.setattr(tokenising, "_workers", lambda rows, wanted: 2)
+    both, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "2")
     assert both.to_list() == alone.to_list()
 
 
 def test_the_summary_counts_and_shows_the_trained_part(rows: Any, families: dict, tmp_path: Path) -> None:
     words, template = families["smollm2"]
-    data, _ = tokens.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
-    found = tokens.summary(data, words)
+    data, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
+    found = tokenising.summary(data, words)
     lengths = [len(one["input_ids"]) for one in data]
     assert (found.sequences, found.tokens, found.total[3]) == (3, sum(lengths), max(lengths))
     assert found.trained_tokens == sum(label != IGNORED for one in data for label in one["labels"])
     assert found.cut == 0
-    short, _ = tokens.tokenise(rows, template, words, 50, "all", "completion", tmp_path)
-    assert tokens.summary(short, words).cut == sum(one["cut"] for one in short) == 1
+    short, _ = tokenising.tokenise(rows, template, words, 50, "all", "completion", tmp_path)
+    assert tokenising.summary(short, words).cut == sum(one["cut"] for one in short) == 1
     assert "<|im_start|>assistant\n⟦It is 4.<|im_end|>⟧\n<|im_start|>user" in found.example
     assert found.lines()[0].startswith(f"3 sequences, {sum(lengths):,} tokens, ")
 
@@ -662,8 +662,10 @@ def test_rows_that_were_cut_or_hold_special_tokens_are_named_with_their_lines(fa
     texts = ("short", "long " * 90, "a <|im_end|> b", "a <b> c", "longer " * 99, "<|endoftext|>")
     turns = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in texts]
     records = [{"messages": one, "text": None, "file": "a.jsonl", "line": i} for i, one in enumerate(turns, 1)]
-    data, _ = tokens.tokenise(datasets.Dataset.from_list(records), template, words, 60, "all", "completion", tmp_path)
-    assert tokens.warnings(data, 60) == [
+    data, _ = tokenising.tokenise(
+        datasets.Dataset.from_list(records), template, words, 60, "all", "completion", tmp_path
+    )
+    assert tokenising.warnings(data, 60) == [
         "a.jsonl:2: 2 rows longer than MAX_SEQ_LENGTH = 60 tokens: their end is cut off; lines 2, 5",
         "a.jsonl:3: 2 rows with a special token in the text, which is read as that token and no text (<|im_end|>); lines 3, 6",
     ]
@@ -679,8 +681,10 @@ def test_thoughts_that_are_not_trained_are_told_of_with_their_lines(
     texts = ("It is 4.", "<think>\n2 and 2\n</think>\n\n4")
     turns = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in texts]
     records = [{"messages": one, "text": None, "file": "a.jsonl", "line": i} for i, one in enumerate(turns, 1)]
-    data, _ = tokens.tokenise(datasets.Dataset.from_list(records), template, words, 99, "all", "completion", tmp_path)
-    assert tokens.warnings(data, 99) == [
+    data, _ = tokenising.tokenise(
+        datasets.Dataset.from_list(records), template, words, 99, "all", "completion", tmp_path
+    )
+    assert tokenising.warnings(data, 99) == [
         f"a.jsonl:{line}: 1 row with a <think> block that is not trained: the chat template leaves no room for thoughts in "
         "an answer; another template (CHAT_TEMPLATE) would"
         for line in told
@@ -689,7 +693,8 @@ def test_thoughts_that_are_not_trained_are_told_of_with_their_lines(
 
 def test_rows_as_people_and_programs_write_them_train_their_answers(families: dict, tmp_path: Path) -> None:
     """Alpaca rows of both languages (after the demo files of LLaMA-Factory), the Go host's prefixes, text written as turns."""
-    from training import dataset, settings
+    from training import settings
+    from training.data import dataset
 
     lines = [
         r'{"instruction": "Describe a process of making crepes.", "input": "", "output": "Easy!\n\n1. Mix: 1 cup flour.\n2. Rest."}',
@@ -704,10 +709,10 @@ def test_rows_as_people_and_programs_write_them_train_their_answers(families: di
     data = dataset.load(settings.load(config), tmp_path / "cache")
     assert data.warnings == []
     words, template = families["smollm2"]
-    made, bad = tokens.tokenise(data.train, template, words, 4096, "all", "completion", tmp_path / "cache")
+    made, bad = tokenising.tokenise(data.train, template, words, 4096, "all", "completion", tmp_path / "cache")
     assert bad == []
     end, start = "<|im_end|>\n", "<|im_start|>"
-    asked = [tokens.marked(one["input_ids"], one["labels"], words).partition(f"{start}user\n")[2] for one in made]
+    asked = [tokenising.marked(one["input_ids"], one["labels"], words).partition(f"{start}user\n")[2] for one in made]
     assert asked == [
         f"Describe a process of making crepes.{end}{start}assistant\n⟦Easy!\n\n1. Mix: 1 cup flour.\n2. Rest.<|im_end|>⟧",
         f'输入三支篮球队的名称并生成一个适当的口号。\n\n输入：雷霆队，公牛队。{end}{start}assistant\n⟦输出： "各显神通!"<|im_end|>⟧',

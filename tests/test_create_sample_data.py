@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from training import create_sample_data, rows
-from training.row_files import BadRow
+from training import create_sample_data
+from training.data import BadRow, Row, rows
 
 SCRIPT = ROOT / "training" / "create_sample_data.py"
 
@@ -52,9 +52,7 @@ def test_the_samples_show_every_format_of_the_reader(tmp_path: Path) -> None:
     create_sample_data.write(tmp_path)
     for form in rows.FORMATS:
         good = [
-            name
-            for name in create_sample_data.samples()
-            if isinstance(next(rows.read(tmp_path / name, form)), rows.Row)
+            name for name in create_sample_data.samples() if isinstance(next(rows.read(tmp_path / name, form)), Row)
         ]
         assert good, form
 

@@ -16,19 +16,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import dataset, noticed, row_files, row_parts
+from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, row_files
+from training.data.oddities import Seen
 from training.errors import MachineError, UserError
-from training.row_files import BadRow
-from training.rows import Row, Turn
 
-Load = Callable[..., dataset.Data]
+Load = Callable[..., Data]
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
     """Load rows (or the lines of a file) with the defaults of config.ini, but for what is given."""
 
-    def run(rows: list[Any], **given: Any) -> dataset.Data:
+    def run(rows: list[Any], **given: Any) -> Data:
         path = tmp_path / "a.jsonl"
         path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), "utf-8")
         chosen = {
@@ -174,7 +173,7 @@ def test_a_chat_whose_turns_are_lines_of_a_txt_file_is_told_of(load: Load, tmp_p
 
 def test_a_new_column_in_every_row_is_told_of_a_few_times(load: Load) -> None:
     told = load([{**_row(i), f"c{i}": 1} for i in range(100)]).warnings
-    assert len(told) == noticed.MOST_COLUMNS
+    assert len(told) == oddities.MOST_COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -281,8 +280,8 @@ def test_a_long_file_read_by_several_processes_says_the_same(
     monkeypatch.setattr(row_files, "CHUNK", 100)
 
     def read() -> tuple:
-        seen, bad, good = noticed.Seen(), [], []
-        for part in row_parts.parts(path, "auto", None):
+        seen, bad, good = Seen(), [], []
+        for part in parallel_reading.parts(path, "auto", None):
             seen.add(part.seen)
             bad += part.bad
             good += part.batch.to_pylist()
@@ -293,9 +292,9 @@ def test_a_long_file_read_by_several_processes_says_the_same(
     assert len(alone[0]) >= 50
     assert alone[1][-1].fatal == (ending not in (".jsonl", ".txt", ".jsonl.gz", ".txt.gz"))
     assert len(alone[2].lines) > 10 or "json" not in ending
-    monkeypatch.setattr(row_parts, "_processes", lambda path: 3)
+    monkeypatch.setattr(parallel_reading, "_processes", lambda path: 3)
     for block in (64, 1000, 7000):
-        monkeypatch.setattr(row_parts, "BLOCK", block)
+        monkeypatch.setattr(parallel_reading, "BLOCK", block)
         assert read() == alone
 
 
@@ -306,10 +305,10 @@ def test_a_process_that_is_ended_while_it_reads_is_the_machines_fault(
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(_row(1)) + "\n", "utf-8")
-    monkeypatch.setattr(row_parts, "_processes", lambda path: 2)
-    monkeypatch.setattr(row_parts, "_part", lambda found, size: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(parallel_reading, "_processes", lambda path: 2)
+    monkeypatch.setattr(parallel_reading, "_part", lambda found, size: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(MachineError, match=r"reading .*a.jsonl: a process was ended from outside; too little memory"):
-        list(row_parts.parts(path, "auto", None))
+        list(parallel_reading.parts(path, "auto", None))
 
 
 def test_rejected_rows_say_where_they_are() -> None:

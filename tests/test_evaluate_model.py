@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune
-from training import evaluate_model, held_out, runs, scoring
+from training import evaluate_model, runs, scoring
+from training.data import Item, held_out
 from training.evaluation import LOSS, Answer
-from training.held_out import Item
 
 FORMULAS = ('=HYPERLINK("http://x")', "+1", "-2 degrees", "@SUM(A1)", "\tx")
 

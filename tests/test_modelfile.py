@@ -33,7 +33,7 @@ from training.ollama.template_parts import Pieces, Refusal, Render
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA_CPP = Path(sys.prefix) / "llama.cpp/models/templates"  # put there by setup.sh
 TRL = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
-OURS = ROOT / "training/chat_templates"
+OURS = ROOT / "training/data/chat_templates"
 BOS, EOS = "<|beginning|>", "<|ending|>"
 
 # Templates that neither llama.cpp nor TRL carries, as their models' tokenizer_config.json has them.
@@ -270,9 +270,9 @@ def test_a_system_message_that_is_hidden_but_changes_the_text_is_refused():
 
 @pytest.mark.tiny
 def test_the_rendering_used_for_training_is_proved_too():
-    from training import chat_template
+    from training.data import ChatTemplate, chat_template
 
-    template = chat_template.ChatTemplate(SMOLLM2, "the model's own", special={"bos_token": BOS, "eos_token": EOS})
+    template = ChatTemplate(SMOLLM2, "the model's own", special={"bos_token": BOS, "eos_token": EOS})
     found = template_probe.derive(lambda chat, ask: chat_template.render(template, chat, ask), BOS, EOS, SMOLLM2)
     assert found == taken_apart(SMOLLM2)
 

@@ -15,9 +15,8 @@ from conftest import ROOT, finetune
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from training import create_sample_data, noticed, prepare_data, rows
-from training.row_files import BadRow, Record
-from training.rows import Row
+from training import create_sample_data, prepare_data
+from training.data import BadRow, Record, Row, oddities, rows
 from training.system import files
 from training.system.signals import Signals
 
@@ -278,7 +277,7 @@ def test_what_is_written_is_read_back_as_the_row_that_was_kept(fields: dict, kin
     again = rows.interpret(Record(1, json.loads(json.dumps(shaped))), Path("a.jsonl"), FORMAT_OF[kind])
     assert again == rows.interpret(Record(1, shaped), Path("a.jsonl"))  # told without FORMAT as well
     assert isinstance(again, Row)
-    assert noticed.numbers(again)[1:] == noticed.numbers(row)[1:]
+    assert oddities.numbers(again)[1:] == oddities.numbers(row)[1:]
 
 
 # ---- splitting ---------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from training import checkpoint, comparison, control, dataset, page, runs
+from training import checkpoint, comparison, control, page, runs
 from training.base_model import sources, unpacking
+from training.data import BadRow, dataset
 from training.errors import UserError
-from training.row_files import BadRow
 from training.settings import command_line
 from training.system import files, log, privacy
 from training.system.events import Events

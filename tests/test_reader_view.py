@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import chat, chat_template, convert, llama, reader_view, tokens
+from training import convert, llama, reader_view
+from training.data import ChatTemplate, chat_template, encoding, tokenising
+from training.data.row_texts import RowText, RowTexts
 from training.errors import UserError
 from training.llama import gguf_file, process
-from training.reader_view import RowText, RowTexts
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
@@ -49,7 +50,7 @@ def with_token(folder: Path, text: str, **flags: bool) -> None:
     edit(folder / "config.json", lambda content: content.update(vocab_size=size + 1))
 
 
-def chosen(folder: Path) -> tuple[Any, chat_template.ChatTemplate]:
+def chosen(folder: Path) -> tuple[Any, ChatTemplate]:
     words = reader_view.tokenizer(folder)
     return words, chat_template.choose(SimpleNamespace(path=folder), SETTINGS, words)
 
@@ -70,7 +71,7 @@ def test_a_reader_adds_nothing_that_was_not_trained_whatever_tokenizer_config_sa
     edit(folder / "tokenizer.json", lambda content: content.update(post_processor=None))
     edit(folder / "tokenizer_config.json", lambda content: content.update(said))
     words, template = chosen(folder)
-    trained = chat.with_bos(words(PROMPT, add_special_tokens=False)["input_ids"], words)
+    trained = encoding.with_bos(words(PROMPT, add_special_tokens=False)["input_ids"], words)
     left = convert.vocabulary(folder, folder / "left.gguf")
     assert process.read_prompts(left, [PROMPT]) != [trained], "this flag would have done no harm"
     made = convert.vocabulary(folder, folder / "made.gguf", reader_view.pairs(words, template))
@@ -161,7 +162,7 @@ def planned(folder: Path, contents: list[str], tmp_path: Path) -> Any:
         ],
         features=dataset_features(),
     )
-    tokenised, _ = tokens.tokenise(rows, template, words, 500, "all", "completion", tmp_path / "cache", 1)
+    tokenised, _ = tokenising.tokenise(rows, template, words, 500, "all", "completion", tmp_path / "cache", 1)
     settings = SimpleNamespace(
         dataset=SimpleNamespace(train_turns="all", train_on="completion"), training=SimpleNamespace(seed=1)
     )

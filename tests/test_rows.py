@@ -14,10 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from training import row_files, rows
+from training.data import BadRow, Row, Turn, row_files, rows
 from training.errors import UserError
-from training.row_files import BadRow
-from training.rows import Row, Turn
 from training.settings import prompt_template, table
 
 CONTAINED = "not text; unpack it or save it as JSON lines or CSV (gzip is read as it is)"

@@ -81,8 +81,7 @@ def test_the_evaluation_calls_the_tuned_model_better_beyond_chance_and_measures_
 
 @pytest.mark.embedded
 def test_the_exported_file_answers_through_llama_cpp_with_the_chat_template_that_was_trained(shipped):
-    from training import chat_template
-    from training.rows import Turn
+    from training.data import Turn, chat_template
 
     job = export.Job.of_run(shipped.run)
     prompt = chat_template.render(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from training import evaluation, scoring
+from training.data import Item
 from training.evaluation import Answer
-from training.held_out import Item
 from training.scoring import FEWEST
 from training.system import privacy
 

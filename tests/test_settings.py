@@ -577,7 +577,7 @@ def test_the_reference_has_a_row_for_every_setting():
 
 
 def test_formats_are_those_of_the_rows():
-    rows = pytest.importorskip("training.rows")
+    rows = pytest.importorskip("training.data.rows")
     assert TABLE["Dataset.FORMAT"].rule.one_of == tuple(rows.FORMATS)
 
 

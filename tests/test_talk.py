@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune
-from training import chat_template, llama, subject, talk
+from training import llama, subject, talk
+from training.data import ChatTemplate, Turn
 from training.errors import UserError
-from training.rows import Turn
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # what readline sends to the terminal
 
@@ -149,7 +149,7 @@ class Speaker:
 
 
 def made(context: int = 200, base=None) -> talk.Talk:
-    template = chat_template.ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>", "test")
+    template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>", "test")
     return talk.Talk(Speaker(), template, lambda text: list(text), context, base)
 
 

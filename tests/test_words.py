@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from training import words
 from training.base_model.gguf_tokenizer import PRE_TOKENIZERS
+from training.data import word_cache
 
 TEXT = [
     "The river's end, and the treaties of 1648; don't  look\n\nback: you'LL see a\tb c.\n- one\n - two 你好，世界 é ½ x_y",
@@ -82,7 +82,7 @@ TEXTS = st.lists(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), mi
 @pytest.mark.parametrize(("name", "normalizer"), [*((name, None) for name in CUTS), ("qwen2", normalizers.NFC())])
 def test_word_by_word_gives_the_tokens_of_the_whole_text(name: str, normalizer: Any) -> None:
     tokenizer = _tokenizer(CUTS[name], normalizer)
-    tokenise = words.word_tokeniser(tokenizer)  # keeps its words from example to example, as from batch to batch
+    tokenise = word_cache.word_tokeniser(tokenizer)  # keeps its words from example to example, as from batch to batch
     assert tokenise is not None
 
     @settings(max_examples=60, deadline=None)
@@ -95,9 +95,9 @@ def test_word_by_word_gives_the_tokens_of_the_whole_text(name: str, normalizer: 
 
 
 def test_a_memory_that_is_full_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "MOST", 3)
+    monkeypatch.setattr(word_cache, "MOST", 3)
     tokenizer = _tokenizer(CUTS["gpt 2"])
-    tokenise = words.word_tokeniser(tokenizer)
+    tokenise = word_cache.word_tokeniser(tokenizer)
     for text in ("one two three four five", "two three", "six two seven three", "one two"):
         assert tokenise([text, text]) == [tokenizer.encode(text).ids] * 2
 
@@ -125,4 +125,4 @@ def test_a_tokenizer_without_borders_is_told_apart(why: str, change: dict[str, A
     tokenizer = _tokenizer(change.get("steps", CUTS["gpt 2"]), change.get("normalizer"))
     if added := change.get("added"):
         tokenizer.add_tokens([added])
-    assert not words.has_borders(tokenizer), why
+    assert not word_cache.has_borders(tokenizer), why

@@ -6,7 +6,8 @@ import dataclasses
 import time
 from typing import Any
 
-from training import dataset, evaluation, held_out, record, report, runs
+from training import evaluation, record, report, runs
+from training.data import dataset, held_out
 from training.system import files
 
 PERCENTILES = ("50", "90", "99", "100")

@@ -13,9 +13,10 @@ from typing import Any
 
 from loguru import logger
 
-from training import chat_template, convert, ollama
+from training import convert, ollama
 from training.base_model import lora_adapter, safetensors_file
 from training.base_model.lora_adapter import Change
+from training.data import chat_template
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.ollama import modelfile

@@ -25,10 +25,11 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import base_model, chat, chat_template, checks, convert, importance, ollama, reader_view, reference
+from training import base_model, checks, convert, importance, ollama, reader_view, reference
 from training.base_model import leftovers, weights_fit
 from training.base_model.generation import generation_eos
-from training.chat_template import ChatTemplate
+from training.data import ChatTemplate, chat_template, encoding
+from training.data.row_texts import RowTexts
 from training.errors import FinetuneError, MachineError, RunError, UserError
 from training.llama import process as llama
 from training.ollama import Chat, modelfile
@@ -92,7 +93,7 @@ def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:
     template = _template(base, _tokenizer(base.path))
     done = [checks.gguf_tokenizer(f16, base.path, chat_template.samples(template) if template else ())]
     if template:
-        done.append(reader_view.read_as_trained(f16, base.path, template, reader_view.RowTexts()))
+        done.append(reader_view.read_as_trained(f16, base.path, template, RowTexts()))
     checks.require(done)  # the rest would be measured on wrong tokens
     ids = llama.tokenise(f16, [SAMPLE])[0][: base.max_length or None]
     with reference.opened(base.path) as model:
@@ -166,7 +167,7 @@ def compose(base: Any, gguf: str) -> tuple[str, Chat | None, list[str]]:
             jinja=template.jinja,
             bos=template.bos,
             eos=template.eos,
-            adds_bos=chat.adds_bos_cached(tokenizer),
+            adds_bos=encoding.adds_bos_cached(tokenizer),
         )
     generation = base.path / "generation_config.json"
     values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}

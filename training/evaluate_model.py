@@ -26,19 +26,21 @@ before_torch.settle()
 from loguru import logger  # noqa: E402
 
 from training import (  # noqa: E402
-    dataset,  # noqa: E402
     evaluation,  # noqa: E402
-    held_out,  # noqa: E402
     scoring,  # noqa: E402
     speakers,  # noqa: E402
     subject,  # noqa: E402
+)
+from training.data import (  # noqa: E402
+    Item,  # noqa: E402
+    dataset,  # noqa: E402
+    held_out,  # noqa: E402
 )
 from training.errors import (  # noqa: E402
     FinetuneError,  # noqa: E402
     MachineError,  # noqa: E402
     UserError,  # noqa: E402
 )
-from training.held_out import Item  # noqa: E402
 from training.scoring import Marks  # noqa: E402
 from training.subject import Subject  # noqa: E402
 from training.system import (  # noqa: E402

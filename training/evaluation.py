@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from training import scoring
-from training.chat import IGNORED
-from training.held_out import LONGEST, Item
+from training.data import Item
+from training.data.encoding import IGNORED
+from training.data.held_out import LONGEST
 from training.system import privacy
 
 TOGETHER = LONGEST  # tokens of a batch whose losses are taken: more at once are no faster on a CPU

@@ -23,20 +23,10 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import (
-    account,
-    adapter_gguf,
-    chat_template,
-    convert,
-    importance,
-    llama,
-    merge,
-    ollama,
-    reader_view,
-    runs,
-    verification,
-)
+from training import account, adapter_gguf, convert, importance, llama, merge, ollama, reader_view, runs, verification
 from training.base_model import base_files
+from training.data import chat_template
+from training.data.row_texts import RowTexts
 from training.errors import FinetuneError, RunError, UserError
 from training.handover import FACTS, Handover
 from training.ollama import Chat, modelfile
@@ -88,9 +78,9 @@ class Job(Handover):
         return None if self.facts["plain"] else self.template
 
     @property
-    def row_texts(self) -> reader_view.RowTexts:
+    def row_texts(self) -> RowTexts:
         """Texts of the rows that were trained; none in a run of an older version."""
-        return reader_view.RowTexts.of(self.facts.get("row_texts"))
+        return RowTexts.of(self.facts.get("row_texts"))
 
     def chat(self, adds_bos: bool) -> Chat | None:
         """How the model was trained to chat; None for plain text."""

@@ -39,7 +39,6 @@ from training import (
     checkpoint,  # noqa: E402
     control,  # noqa: E402
     crew,  # noqa: E402
-    dataset,  # noqa: E402
     engine,  # noqa: E402
     estimate,  # noqa: E402
     export,  # noqa: E402
@@ -49,6 +48,7 @@ from training import (
     stages,  # noqa: E402
 )
 from training import plan as planning
+from training.data import dataset  # noqa: E402
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
 from training.system import (
     files,  # noqa: E402

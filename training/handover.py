@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from training import runs, settings
-from training.chat_template import ChatTemplate
+from training.data import ChatTemplate
 from training.errors import UserError
 from training.system import foreign_code
 

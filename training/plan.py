@@ -11,23 +11,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import (
-    base_model,
-    budget,
-    chat_template,
-    convert,
-    dataset,
-    engine,
-    fit,
-    memory,
-    ollama,
-    reader_view,
-    serving,
-    settings,
-    tokens,
-)
+from training import base_model, budget, convert, engine, fit, memory, ollama, reader_view, settings
 from training.base_model import leftovers, sources, weights_fit
-from training.base_model.generation import generation_eos
+from training.data import chat_template, dataset, serving, tokenising
 from training.errors import MachineError, UserError
 from training.fast_cpu import fast_loss, policy
 from training.ollama import Chat, modelfile
@@ -126,7 +112,7 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
     _enough_for_all(len(rows), given)
     if not data.plain:
         template = _as_served(template, tokenizer, rows)
-    summary = tokens.summary(rows, tokenizer)
+    summary = tokenising.summary(rows, tokenizer)
     given = _choose_for_rows(given, base, summary, machine)
     steps = given.total_steps(len(rows))
     given = settings.clamp(given, steps)
@@ -270,8 +256,8 @@ def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any
     )
     parts, bad = [], []
     for part in (data.train, data.validation, data.test):
-        rows, unusable = tokens.tokenise(part, *options, say=logger.info) if part is not None else (None, [])
-        for told in tokens.warnings(rows, given.model.max_seq_length) if rows is not None else ():
+        rows, unusable = tokenising.tokenise(part, *options, say=logger.info) if part is not None else (None, [])
+        for told in tokenising.warnings(rows, given.model.max_seq_length) if rows is not None else ():
             logger.warning(told)
         parts.append(rows)
         bad += unusable
@@ -363,10 +349,3 @@ def _look_at_ollama(text: str) -> None:
         )
     else:
         logger.info("Ollama {}", shown)
-
-
-def end_ids(template: Any, tokenizer: Any, base: Any) -> list[int]:
-    """The ids of all tokens that end an answer: the template's turn end, eos, and those of generation_config.json."""
-    texts = [*template.end_tokens, tokenizer.eos_token or ""]
-    known = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
-    return list(dict.fromkeys([*known, *generation_eos(base)]))

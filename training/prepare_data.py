@@ -21,10 +21,8 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training import dataset, noticed, row_files, rows
+from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
 from training.errors import FinetuneError, MachineError, UserError
-from training.row_files import BadRow, Record
-from training.rows import Row, Turn
 from training.system import files, privacy
 from training.system.signals import Signals
 from training.system.wording import shorten
@@ -76,7 +74,7 @@ def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Ite
             continue
         row, fields = made
         tally.unused |= record.fields.keys() - USED
-        _, alike, prompt = noticed.numbers(row)
+        _, alike, prompt = oddities.numbers(row)
         if alike in seen:
             tally.doubles += 1
             continue

@@ -13,7 +13,7 @@ from typing import Any
 from loguru import logger
 
 from training import evaluation, runs, trainer
-from training.held_out import Item
+from training.data import Item
 from training.system import files, privacy
 from training.system.wording import clock
 from training.trainer import Watch

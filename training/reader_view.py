@@ -7,70 +7,31 @@ llama.cpp cuts texts into tokens by its own code: `hold` reads the run's own row
 
 from __future__ import annotations
 
-import random
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from training import chat, chat_template, checks, dataset, llama
-from training.chat import NothingToTrain
-from training.chat_template import ChatTemplate
+from training import checks, llama
 from training.checks import Check
+from training.data import ChatTemplate, chat_template, encoding
+from training.data.fast_tokenising import tokeniser
+from training.data.oddities import SHOWN
+from training.data.row_texts import RowText, RowTexts, row_texts
 from training.errors import UserError
 from training.llama import process
-from training.noticed import SHOWN
-from training.stretches import tokeniser
-from training.system import privacy
 
 if TYPE_CHECKING:
-    import datasets
     from transformers import PreTrainedTokenizerBase
 
     from training.plan import Plan
 
 CHARACTERS = 1 << 20  # of rows that are read before the training
 KEPT_CHARACTERS = 1 << 17  # and of those that the export reads again, from the finished file
-ODD_ROWS = 1000  # rows with an added token or text outside NFC, which come before others
 PLACE, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
-
-
-@dataclass(frozen=True)
-class RowText:
-    """A text that a row is trained as, and where the row stands."""
-
-    text: str
-    file: str
-    line: int
-
-
-@dataclass(frozen=True)
-class RowTexts:
-    """Texts of `rows` of the run's `total` rows: all of them where that is quick, else those that are odd and a sample."""
-
-    texts: tuple[RowText, ...] = ()
-    rows: int = 0
-    total: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON-able values, for the export."""
-        return asdict(self)
-
-    def without_secrets(self) -> RowTexts:
-        """Without the rows in which a text holds what looks like a secret: as they are they must not be written down."""
-        held = {(one.file, one.line) for one in self.texts if privacy.redact(one.text) != one.text}
-        kept = tuple(one for one in self.texts if (one.file, one.line) not in held)
-        return replace(self, texts=kept, rows=self.rows - len(held))
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any] | None) -> RowTexts:
-        """The record again from its dict; no texts from None."""
-        if record is None:
-            return cls()
-        return cls(tuple(RowText(**one) for one in record["texts"]), record["rows"], record["total"])
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -99,9 +60,9 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None)
     that adds one leaves that out."""
     prompts = chat_template.samples(template)[:1] if template else []
     if not prompts or tokenizer.bos_token_id is None:
-        return chat.adds_bos_cached(tokenizer)
+        return encoding.adds_bos_cached(tokenizer)
     written = prompts[0].startswith(tokenizer.bos_token)
-    begins = chat.with_bos(tokeniser(tokenizer)(prompts)[0], tokenizer)[:1] == [tokenizer.bos_token_id]
+    begins = encoding.with_bos(tokeniser(tokenizer)(prompts)[0], tokenizer)[:1] == [tokenizer.bos_token_id]
     return None if begins and written else begins
 
 
@@ -110,57 +71,6 @@ def end_id(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) ->
     if template is None or template.eos_follows or not template.turn_end:
         return tokenizer.eos_token_id
     return tokeniser(tokenizer)([template.turn_end])[0][-1]
-
-
-# ---- the run's own rows ------------------------------------------------------------------------------------------
-
-
-def row_texts(
-    rows: datasets.Dataset,
-    tokenised: datasets.Dataset,
-    template: ChatTemplate,
-    options: tuple[str, str],
-    seed: int,
-    most: int,
-) -> RowTexts:
-    """What rows are trained as, about `most` characters of it: the odd rows first, then rows in a seeded order.
-
-    tokenised: what tokens.tokenise made of `rows`. options: TRAIN_TURNS and TRAIN_ON.
-    """
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    odd = _odd_rows(rows, tokenised)
-    first = set(odd)
-    found: list[RowText] = []
-    taken = characters = 0
-    for number in (*odd, *(one for one in order if one not in first)):
-        row = dataset.as_row(rows[number])
-        try:
-            texts = chat.plan_row(template, row, *options).texts()
-        except NothingToTrain:  # left out of the training
-            continue
-        if taken and characters + sum(map(len, texts)) > most:
-            break
-        found += [RowText(text, row.file, row.line) for text in texts]
-        taken, characters = taken + 1, characters + sum(map(len, texts))
-    return RowTexts(tuple(found), taken, len(rows))
-
-
-def _odd_rows(rows: datasets.Dataset, tokenised: datasets.Dataset) -> list[int]:
-    """The numbers of the rows that tokens.tokenise has marked as odd, ODD_ROWS at most."""
-    import numpy as np
-
-    marked = np.asarray(tokenised.with_format("numpy")["odd"][:])
-    chosen = tokenised.select(np.flatnonzero(marked)[:ODD_ROWS]).select_columns(["file", "line"])
-    wanted = {(one["file"], one["line"]) for one in chosen}
-    found: list[int] = []
-    if wanted:
-        start = 0
-        for part in rows.select_columns(["file", "line"]).iter(batch_size=10_000):
-            places = zip(part["file"], part["line"], strict=True)
-            found += [start + number for number, place in enumerate(places) if place in wanted]
-            start += len(part["file"])
-    return found
 
 
 def of_plan(plan: Plan, most: int) -> RowTexts:
@@ -258,7 +168,7 @@ def differences(
     if not words:
         return
     ours = tokeniser(tokenizer)(words)
-    ours = [chat.with_bos(ids, tokenizer) for ids in ours] if whole else ours
+    ours = [encoding.with_bos(ids, tokenizer) for ids in ours] if whole else ours
     theirs = process.read_prompts(gguf, words) if whole else process.tokenise(gguf, words)
     for row, trained, read in zip(texts, ours, theirs, strict=True):
         if trained != read:

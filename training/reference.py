@@ -63,7 +63,7 @@ class Reference:
     def answers(self, prompts: Sequence[Sequence[int]], end_ids: Sequence[int], most: int) -> list[Answer]:
         """The greedy answers to tokenised prompts, at most `most` tokens each, all prompts together."""
         from training import evaluation
-        from training.held_out import Item
+        from training.data import Item
 
         items = [Item([], [], "", "", list(prompt), most) for prompt in prompts]
         return evaluation.answers(self.model, self.tokenizer, items, end_ids)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from training import evaluation, llama
+from training.data import Item
 from training.errors import MachineError
 from training.evaluation import Answer
-from training.held_out import Item
 from training.llama import Process
 
 ROWS = 16  # rows of logits whose log-probabilities are held at once

@@ -10,10 +10,11 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, checkpoint, crew, evaluation, export, held_out, importance, runs, scoring, team, train
+from training import account, checkpoint, crew, evaluation, export, importance, runs, scoring, team, train
 from training import plan as planning
+from training.data import Item, held_out
+from training.data.encoding import end_ids
 from training.errors import Interrupted, RunError
-from training.held_out import Item
 from training.progress import Session
 from training.system import forkserver, paths
 from training.system.events import Events
@@ -151,7 +152,7 @@ def marks(plan: planning.Plan) -> dict[str, Any]:
 
 def ends(plan: planning.Plan) -> list[int]:
     """The ids of all tokens that end an answer: the template's turn end, eos, and those of generation_config.json."""
-    return planning.end_ids(plan.template, plan.tokenizer, plan.base)
+    return end_ids(plan.template, plan.tokenizer, plan.base)
 
 
 def held_out_rows(plan: planning.Plan) -> Rows:

@@ -9,8 +9,10 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_model, chat_template, plan, runs, settings
+from training import base_model, runs, settings
 from training.base_model import kept_files
+from training.data import chat_template
+from training.data.encoding import end_ids
 from training.errors import RunError, UserError
 from training.handover import Handover
 from training.settings.table import Model
@@ -90,7 +92,7 @@ def _of_base(name: str, config: Path) -> Subject:
     tokenizer = AutoTokenizer.from_pretrained(found.path, local_files_only=True)
     template = chat_template.choose(found, given, tokenizer)
     longest = min(given.model.max_seq_length, found.max_length or given.model.max_seq_length)
-    return Subject(found.path, None, None, template, plan.end_ids(template, tokenizer, found), longest, given)
+    return Subject(found.path, None, None, template, end_ids(template, tokenizer, found), longest, given)
 
 
 def _locate(name: str) -> Any:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training import chat, chat_template, speakers, stretches, subject
+from training import speakers, subject
+from training.data import Turn, chat_template, encoding, fast_tokenising
 from training.errors import MachineError, UserError
 from training.evaluation import Answer
-from training.rows import Turn
 from training.subject import Subject
 from training.system import privacy, wording
 from training.system.wording import fold
@@ -190,7 +190,7 @@ def with_weights(found: Subject) -> None:
     tokenizer = subject.tokenizer(found)
 
     def tokens(text: str) -> list[int]:
-        return chat.with_bos(stretches.tokeniser(tokenizer)([text])[0], tokenizer)
+        return encoding.with_bos(fast_tokenising.tokeniser(tokenizer)([text])[0], tokenizer)
 
     with speakers.torch_pair(_folder(found), found.adapter, found.end_ids) as (base, tuned):
         loop(Talk(tuned or base, found.template, tokens, found.longest, (lambda: base) if tuned else None))

@@ -12,19 +12,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import (
-    chat_template,
-    checks,
-    evaluation,
-    held_out,
-    ollama,
-    reader_view,
-    reference,
-    runs,
-    scoring,
-    speakers,
-)
+from training import checks, evaluation, ollama, reader_view, reference, runs, scoring, speakers
 from training.checks import Check
+from training.data import chat_template, held_out
 from training.errors import RunError
 from training.system import files
 

@@ -6,4 +6,4 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINING = ROOT / "training"
 CACHE = ROOT / ".cache"
 MODELS = ROOT / "models"
-CHAT_TEMPLATES = TRAINING / "chat_templates"
+CHAT_TEMPLATES = TRAINING / "data" / "chat_templates"

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training import chat, dataset
-from training.chat import IGNORED
-from training.rows import Row, Turn
+from training.data import dataset, encoding
+from training.data.encoding import IGNORED, NothingToTrain
+from training.data.rows import Row, Turn
 from training.system import privacy
 
 GENERAL = Path(__file__).with_name("general_questions.jsonl")
@@ -71,10 +71,10 @@ def general(template: Any, tokenizer: Any, longest: int) -> list[Item]:
 
 def _item(template: Any, tokenizer: Any, row: Row, longest: int) -> Item | None:
     try:
-        encoded = chat.encode(template, tokenizer, row, longest, train_turns="last")[-1]
+        encoded = encoding.encode(template, tokenizer, row, longest, train_turns="last")[-1]
         asked = row.messages is not None and row.messages[-1].role == "assistant"
-        prompt = chat.prompt_ids(template, tokenizer, row.messages[:-1]) if asked else []
-    except chat.NothingToTrain:
+        prompt = encoding.prompt_ids(template, tokenizer, row.messages[:-1]) if asked else []
+    except NothingToTrain:
         return None
     ids, labels = encoded.input_ids, encoded.labels
     if len(ids) > LONGEST:  # a long prompt is cut in front, so that its answer is measured all the same

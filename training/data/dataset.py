@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import noticed, row_files, row_parts
+from training.data import oddities, parallel_reading, row_files
+from training.data.oddities import Seen, count_rows
+from training.data.row_files import BadRow
+from training.data.rows import Row, Turn
 from training.errors import UserError
-from training.noticed import Seen, count_rows
-from training.row_files import BadRow
-from training.rows import Row, Turn
 from training.settings import prompt_template
 from training.settings.prompt_template import PromptTemplate
 from training.system import files, privacy
@@ -21,8 +21,6 @@ from training.system.progress_bar import gauge
 
 if TYPE_CHECKING:
     import datasets
-
-__all__ = ["Data", "as_row", "bad_rows_error", "load", "numbers", "split", "write_rejected"]
 
 NAMED = 20  # bad rows that a message names; the rest is counted
 
@@ -67,9 +65,9 @@ def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda tex
                 f"{path}: no rows: " + (f"all {len(rejected)} are bad" if rejected else row_files.nothing(path))
             )
 
-    told = noticed.warnings(chosen.dataset_file, seen, rows)
+    told = oddities.warnings(chosen.dataset_file, seen, rows)
     if held_seen:
-        told += noticed.warnings(chosen.validation_file, held_seen, held)
+        told += oddities.warnings(chosen.validation_file, held_seen, held)
     validation_share = 0.0 if chosen.validation_file else chosen.validation_split
     parts, notes = split(seen.prompts, validation_share, chosen.test_split, settings.training.seed)
     if held_seen:
@@ -176,12 +174,12 @@ def _file(
     seen = Seen()
     name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     with (
-        gauge(f"reading {path.name}", row_parts.whole(path, limit), say) as advance,
+        gauge(f"reading {path.name}", parallel_reading.whole(path, limit), say) as advance,
         files.kept(cache_dir / f"rows-{name}.arrow") as partial,
         pa.OSFile(str(partial), "wb") as sink,
-        pa.ipc.new_stream(sink, row_parts.schema()) as writer,
+        pa.ipc.new_stream(sink, parallel_reading.schema()) as writer,
     ):
-        for part in row_parts.parts(path, chosen.format, template, limit):
+        for part in parallel_reading.parts(path, chosen.format, template, limit):
             writer.write_batch(part.batch)
             seen.add(part.seen)
             rejected += part.bad

@@ -7,23 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from training.chat_template import ChatTemplate, adds_bos, conversation, render
+from training.base_model.generation import generation_eos
+from training.data.chat_template import ChatTemplate, adds_bos, conversation, render
+from training.data.fast_tokenising import Tokenise, tokeniser
+from training.data.rows import Row, Turn
 from training.errors import RunError, UserError
-from training.rows import Row, Turn
-from training.stretches import Tokenise, tokeniser
-
-__all__ = [
-    "ChatTemplate",
-    "Encoded",
-    "choose",
-    "conversation",
-    "encode",
-    "names",
-    "prompt_ids",
-    "prompt_served",
-    "render",
-    "samples",
-]
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 THOUGHT = "</think>"  # ends the thoughts that an answer came with
@@ -283,3 +271,10 @@ def _ends_are_trained(template: ChatTemplate, tokenizer: Any, sequences: list[tu
 def _end_ids(tokenizer: Any, turn_end: str) -> frozenset[int]:
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(number for number, token in added if turn_end.endswith(str(token)))
+
+
+def end_ids(template: Any, tokenizer: Any, base: Any) -> list[int]:
+    """The ids of all tokens that end an answer: the template's turn end, eos, and those of generation_config.json."""
+    texts = [*template.end_tokens, tokenizer.eos_token or ""]
+    known = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
+    return list(dict.fromkeys([*known, *generation_eos(base)]))

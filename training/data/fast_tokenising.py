@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from training.words import covers, word_tokeniser
+from training.data.word_cache import covers, word_tokeniser
 
 Tokenise = Callable[[list[str]], list[list[int]]]
 

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from training import chat, chat_template
-from training.chat import NothingToTrain
-from training.chat_template import ChatTemplate, as_served
+from training.data import chat_template, encoding
+from training.data.chat_template import ChatTemplate, as_served
+from training.data.encoding import NothingToTrain
+from training.data.fast_tokenising import Tokenise, tokeniser
+from training.data.rows import Row, Turn
 from training.errors import UserError
 from training.ollama.template_parts import difference
-from training.rows import Row, Turn
-from training.stretches import Tokenise, tokeniser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,11 +68,11 @@ def _trained(template: ChatTemplate, thought: str = "", answer: str = ANSWERS[0]
     asked = (one, (*one, *one), (Turn("system", "Systemmarker"), *one))
     for turns in asked:
         try:
-            last = chat.plan_row(template, Row(turns, None, "", 0), "last", "completion").pieces[-1]
+            last = encoding.plan_row(template, Row(turns, None, "", 0), "last", "completion").pieces[-1]
         except NothingToTrain:
             continue
-        shown = chat.THOUGHT if thought and chat.THOUGHT in last.answer else answer
-        written = last.answer.partition("Hm.")[0] if shown == chat.THOUGHT else last.answer.rpartition(answer)[0]
+        shown = encoding.THOUGHT if thought and encoding.THOUGHT in last.answer else answer
+        written = last.answer.partition("Hm.")[0] if shown == encoding.THOUGHT else last.answer.rpartition(answer)[0]
         yield Trained(turns[:-1], last.prompt, last.prompt + written)
 
 

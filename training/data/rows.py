@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.data.row_files import BadRow, Record, describe, records
 from training.errors import UserError
-from training.row_files import BadRow, Record, describe, records
 from training.settings.prompt_template import PromptTemplate
 from training.system.wording import shorten
-
-__all__ = ["FORMATS", "BadRow", "Record", "Row", "Turn", "interpret", "read"]
 
 
 @dataclass(frozen=True)

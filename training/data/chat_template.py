@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from training.data.rows import Turn
 from training.errors import UserError
-from training.rows import Turn
 from training.settings import prompt_template
 from training.system import paths
 

@@ -16,12 +16,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.chat import IGNORED, Encoded, NothingToTrain, assemble, plan_row
-from training.chat_template import ChatTemplate
-from training.dataset import as_row
-from training.noticed import SHOWN, warning
-from training.row_files import BadRow
-from training.stretches import quick_tokeniser
+from training.data.chat_template import ChatTemplate
+from training.data.dataset import as_row
+from training.data.encoding import IGNORED, Encoded, NothingToTrain, assemble, plan_row
+from training.data.fast_tokenising import quick_tokeniser
+from training.data.oddities import SHOWN, warning
+from training.data.row_files import BadRow
 from training.system import files, pool, this_machine
 from training.system.progress_bar import gauge
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import noticed, row_files, rows
-from training.row_files import BadRow, Record
-from training.rows import Row
+from training.data import oddities, row_files, rows
+from training.data.oddities import Seen
+from training.data.row_files import BadRow, Record
+from training.data.rows import Row
 from training.settings.prompt_template import PromptTemplate
 from training.system import pool
 
@@ -29,7 +30,7 @@ class Part:
 
     batch: Any = None  # pyarrow.RecordBatch of schema()
     bad: list[BadRow] = field(default_factory=list)
-    seen: noticed.Seen = field(default_factory=noticed.Seen)
+    seen: Seen = field(default_factory=Seen)
     size: int = 0  # bytes of the file; good rows where a limit was given
 
 
@@ -137,7 +138,7 @@ def _part(found: Iterable[Row | BadRow], size: int = 0) -> Part:
         if isinstance(row, BadRow):
             part.bad.append(row)
             continue
-        noticed.remember(row, part.seen)
+        oddities.remember(row, part.seen)
         messages = [{"role": turn.role, "content": turn.content} for turn in row.messages] if row.messages else None
         for column, value in zip(columns, (messages, row.text, row.file, row.line), strict=True):
             column.append(value)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.rows import WRITTEN_TURN, Row
+from training.data.rows import WRITTEN_TURN, Row
 from training.system.wording import shorten
 
 SHOWN = 5  # lines that a warning names
