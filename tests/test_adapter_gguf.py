@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ended, forked
-from training import adapter_gguf, convert, export, handover, llama, merge, runs
+from training import adapter_gguf, convert, export, llama, merge, runs
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.ollama import modelfile_syntax
@@ -143,7 +143,7 @@ def job(tiny_model: Path, tmp_path: Path) -> export.Job:
         "v": 1, "base": {"name": "tiny", "path": str(tiny_model), "kind": "folder"}, "plain": False, "num_ctx": 256,
         "stops": ["<|im_end|>"], "end_ids": [2], "questions": [], "sequences": [], "template": {**template, "today": None},
     }  # fmt: skip
-    (run / runs.CHECKPOINTS / handover.FACTS).write_text(json.dumps(facts))
+    (run / runs.CHECKPOINTS / runs.FACTS).write_text(json.dumps(facts))
     return export.Job.of_run(run)
 
 

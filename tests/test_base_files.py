@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 from test_adapter import write
-from training import checkpoint, export
+from training import export
 from training.base_model import base_files, safetensors_file
 from training.errors import RunError, UserError
+from training.runs import checkpoint
 
 BASE = {"model.embed_tokens.weight": ("BF16", (8192, 8)), "model.norm.weight": ("BF16", (8,))}
 

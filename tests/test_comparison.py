@@ -12,6 +12,7 @@ from training import checklist, comparison, page, record, report, runs, story
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS, LOSS
 from training.record import Report, Score
+from training.runs import Run
 from training.settings import command_line
 
 
@@ -77,7 +78,7 @@ def test_a_run_that_is_not_done_is_compared_by_its_settings_and_curves(tmp_path:
         folder.mkdir()
         (folder / runs.CONFIG).write_text(f"[LoRA]\nR = {rank}\n", encoding="utf-8")
         (folder / runs.EVENTS).write_text('{"event": "step", "step": 1, "total": 9, "loss": 2.5}\n', encoding="utf-8")
-        made.append(runs.Run(folder, {"state": "interrupted"}))
+        made.append(Run(folder, {"state": "interrupted"}))
     path = comparison.compare(made, tmp_path)
     text = path.read_text(encoding="utf-8")
     assert path == tmp_path / "compare.html" and "interrupted" in text and "1 of 9" in text and "LoRA.R" in text
@@ -138,6 +139,6 @@ def test_the_page_of_several_runs_shows_in_a_browser_and_asks_nobody(tmp_path: P
         folder = tmp_path / f"finetune_{name}"
         folder.mkdir()
         report.write(folder, run(name, R=8 if name == "a" else 32))
-        made.append(runs.Run(folder, {}))
+        made.append(Run(folder, {}))
     seen = browse(comparison.compare(made, tmp_path), tmp_path)
     assert seen.console == [] and seen.requests == [] and "<svg" in seen.dom

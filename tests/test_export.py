@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Ended, finetune, forked, once, write_tiny_config
 from test_checks import edit_end, edit_tensor
-from training import export, handover, reference
+from training import export, reference, runs
 from training.llama import gguf_file
 
 SCRIPT = ROOT / "training" / "export.py"
@@ -128,7 +128,7 @@ def test_another_base_under_the_run_fails_the_check_of_the_tensors(kept: Path, r
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].flip(0).contiguous()
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    facts = run / "checkpoints" / handover.FACTS
+    facts = run / "checkpoints" / runs.FACTS
     whole = facts.read_text()
     facts.write_text(whole.replace(str(kept / "base"), str(base)))
     said = broken(run, "--only", "check")
@@ -154,7 +154,7 @@ def test_a_tensor_shuffled_in_the_gguf_file_fails_the_check_of_f16(run: Path) ->
 
 def test_a_wrong_eos_in_the_gguf_file_fails_the_check_of_the_answers(run: Path) -> None:
     """The end of an answer is what the random model says first, so that it stops at all."""
-    file = run / "checkpoints" / handover.FACTS
+    file = run / "checkpoints" / runs.FACTS
     facts = json.loads(file.read_text(encoding="utf-8"))
     facts["questions"] = facts["questions"][:1]
     prompt = facts["questions"][0]["ids"]
@@ -170,14 +170,14 @@ def test_a_wrong_eos_in_the_gguf_file_fails_the_check_of_the_answers(run: Path) 
 
 
 def test_a_base_that_is_gone_is_told_with_its_place(kept: Path, run: Path, tmp_path: Path) -> None:
-    facts = run / "checkpoints" / handover.FACTS
+    facts = run / "checkpoints" / runs.FACTS
     facts.write_text(facts.read_text().replace(str(kept / "base"), str(tmp_path / "gone")))
     assert f"merge: the base model is no longer at {tmp_path}/gone; put it back" in broken(run, "--only", "merge")
 
 
 def test_a_base_that_changed_since_the_training_is_told_by_its_file(kept: Path, run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(kept / "base", tmp_path / "other")
-    facts = run / "checkpoints" / handover.FACTS
+    facts = run / "checkpoints" / runs.FACTS
     facts.write_text(facts.read_text().replace(str(kept / "base"), str(other)))
     assert program(run, "--only", "merge").code == 0, "a copy is the same model"
     (other / "generation_config.json").write_text('{"eos_token_id": 3}')
@@ -242,7 +242,7 @@ def test_a_method_that_needs_an_importance_matrix_is_made_from_the_rows_of_the_t
     assert ended.code == 0, ended.stderr
     assert "importance matrix: " in ended.stderr
     made = stages(run)["quantise"]
-    facts = json.loads((run / "checkpoints" / handover.FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((run / "checkpoints" / runs.FACTS).read_text(encoding="utf-8"))
     assert made["importance"]["tokens"] == len(facts["calibration"]) > 200
     assert made["importance"]["tensors"] == 14
     assert gguf_file.read(run / "tiny.IQ2_XS.gguf").tensors["blk.1.attn_q.weight"].kind_name == "IQ2_XS"
@@ -256,6 +256,6 @@ def test_a_method_that_needs_an_importance_matrix_is_made_from_the_rows_of_the_t
     assert 0 < one["kl"] < other["kl"]
     assert one["perplexity_change"] == pytest.approx(one["perplexity"] / f16["perplexity"] - 1, abs=1e-9)
     facts["calibration"] = []
-    (run / "checkpoints" / handover.FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    (run / "checkpoints" / runs.FACTS).write_text(json.dumps(facts), encoding="utf-8")
     said = broken(run, "--only", "quantise")
     assert "quantise: the importance matrix for iq2_xs: there are no training rows to take it from" in said

@@ -23,9 +23,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import FAULT, ROOT, finetune, once, write_tiny_config
 from test_finetune import RUN_FILES, files_of, losses, start
-from training import checkpoint, runs, trainer
+from training import runs, trainer
 from training.errors import RunError
 from training.fast_cpu import fast_loss
+from training.runs import checkpoint, directory
 from training.system import events
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -93,7 +94,7 @@ def trained(tmp_path_factory, tiny_model) -> tuple[Path, Path]:
         (run,) = config.parent.glob("outputs/finetune_*")
         wait_until(lambda: done(run, "evaluate"), process)
         kill(process, whole=True)
-        assert runs.state(runs.open_run(run)) == "killed"
+        assert directory.state(runs.open_run(run)) == "killed"
         return str(run)
 
     folder, run = once(tmp_path_factory, "trained", make)
@@ -173,7 +174,7 @@ def test_a_run_killed_at_random_moments_of_its_stages_ends_as_an_undisturbed_one
         kill(process, whole)
         hit = next((name for name in ORDER if not done(run, name)), "report")
         tried.append(f"kill -9 of {'all processes' if whole else 'the main process'} in {hit}")
-        if runs.state(runs.open_run(run)) != "killed":
+        if directory.state(runs.open_run(run)) != "killed":
             problems.append(f"{tried[-1]}: not told apart from a run that is alive")
     ended = finetune("--config", tiny_config, "--resume", run)
     problems += differences(run, undisturbed) if ended.code == 0 else [ended.stderr]
@@ -195,7 +196,7 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, f"{run}\n"), err
-    assert runs.state(runs.open_run(run)) == "interrupted"
+    assert directory.state(runs.open_run(run)) == "interrupted"
     end = time.monotonic() + 20
     while members(mark) and time.monotonic() < end:
         time.sleep(0.1)

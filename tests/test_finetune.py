@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune
-from training import checkpoint, llama, runs
+from training import llama, runs
+from training.runs import checkpoint
 from training.system import events
 
 RUN_FILES = {

@@ -18,10 +18,11 @@ import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from training import checkpoint, comparison, control, page, runs
+from training import comparison, control, page
 from training.base_model import sources, unpacking
 from training.data import BadRow, dataset
 from training.errors import UserError
+from training.runs import Run, checkpoint
 from training.settings import command_line
 from training.system import files, log, privacy
 from training.system.events import Events
@@ -185,9 +186,9 @@ def test_log_lines_and_tracebacks_show_neither_secrets_nor_escape_codes(tmp_path
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> runs.Run:
+def told(tmp_path: Path) -> Run:
     """A run that failed, and whose files another version wrote, with everything planted in them."""
-    run = runs.Run(tmp_path / "outputs" / "finetune_20261129_101500")
+    run = Run(tmp_path / "outputs" / "finetune_20261129_101500")
     run.path.mkdir(parents=True)
     (run.path / "config.ini").write_text(
         "[Model]\nNEW_MODEL_NAME = x\n[Training]\nOUTPUT_DIR = " + str(tmp_path / "outputs") + "\n"
@@ -226,7 +227,7 @@ def test_runs_that_are_compared_show_neither(told, tmp_path):
     for file in told.path.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     (other / "config.ini").write_text(f'[Model]\nSYSTEM_PROMPT = "{HOSTILE}"\n', encoding="utf-8")
-    path = comparison.compare([runs.Run(told.path), runs.Run(other)], tmp_path)
+    path = comparison.compare([Run(told.path), Run(other)], tmp_path)
     clean(path.read_text(encoding="utf-8"))
     clean(page.text(HOSTILE))
 
@@ -234,7 +235,7 @@ def test_runs_that_are_compared_show_neither(told, tmp_path):
 def test_events_states_and_rejected_rows_hold_neither(tmp_path):
     out = io.StringIO()
     Events(tmp_path / "events.jsonl", out).emit("sample", answer=HOSTILE, run=str(tmp_path))
-    runs.Run(tmp_path).update(error=HOSTILE, stages={"evaluate": {"samples": [{"question": HOSTILE}]}})
+    Run(tmp_path).update(error=HOSTILE, stages={"evaluate": {"samples": [{"question": HOSTILE}]}})
     dataset.write_rejected(tmp_path / "rejected.jsonl", [BadRow("rows.jsonl", 3, HOSTILE)])
     clean(out.getvalue(), *(path.read_text(encoding="utf-8") for path in tmp_path.iterdir()))
     assert json.loads(out.getvalue())["run"] == str(tmp_path)

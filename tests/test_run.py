@@ -15,6 +15,7 @@ from conftest import ROOT, Ended, finetune
 from test_faults import done, kill, marked, result, wait_until
 from test_finetune import wait_for_step
 from training import export, llama, runs
+from training.runs import directory
 
 SHIPPED_FILES = {
     "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
@@ -129,7 +130,7 @@ def test_a_run_stopped_in_training_and_killed_in_its_export_ends_as_the_undistur
         process = begun("--resume", run)
         wait_until(lambda: done(run, "merge"), process, 900)
         kill(process, whole=True)
-        assert runs.state(runs.open_run(run)) == "killed"
+        assert directory.state(runs.open_run(run)) == "killed"
     ended = run_sh("--resume", run, cwd=tmp_path)
     assert ended.code == 0, ended.stderr
     assert result(run) == result(shipped.run)

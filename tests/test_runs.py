@@ -11,8 +11,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from training import checkpoint, control, runs
+from training import control, runs
 from training.errors import MachineError, UserError
+from training.runs import Run, checkpoint, directory
 from training.settings import command_line
 from training.system import events, files, this_machine
 from training.system.events import Events
@@ -57,15 +58,15 @@ def test_an_output_dir_that_cannot_be_made_is_the_machines_fault(tmp_path):
 def test_a_run_is_alive_only_while_the_very_process_that_wrote_it_lives(tmp_path):
     run = runs.create(tmp_path)
     run.update(state="running")
-    assert runs.state(run) == "running"
+    assert directory.state(run) == "running"
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    run.update(pid=sleeper.pid, pid_started=runs.started(sleeper.pid))
-    assert runs.alive(run)
+    run.update(pid=sleeper.pid, pid_started=directory.started(sleeper.pid))
+    assert directory.alive(run)
     sleeper.kill()
     sleeper.wait()
-    assert runs.state(run) == "killed"
+    assert directory.state(run) == "killed"
     run.update(pid=os.getpid(), pid_started=1)  # the pid was given out again
-    assert runs.state(run) == "killed"
+    assert directory.state(run) == "killed"
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
@@ -78,9 +79,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 def test_a_run_that_another_process_works_on_is_refused_with_the_command_that_tells_more(tmp_path):
     run = runs.create(tmp_path)
     with pytest.raises(UserError, match=r"is being worked on by another process; ./run.sh --status .* tells"):
-        runs.lock(runs.open_run(run.path))
+        directory.lock(runs.open_run(run.path))
     os.close(run.held)
-    runs.lock(runs.open_run(run.path))
+    directory.lock(runs.open_run(run.path))
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_a_run_killed_by_the_kernel_is_reported_as_out_of_memory(tmp_path):
     assert f"{run.path.name}: killed, step 0 of 0 (the kernel killed a process because memory ran out" in status(run)
 
 
-def status(run: runs.Run) -> str:
+def status(run: Run) -> str:
     """What --status says of a run."""
     said = io.StringIO()
     control.status(command_line.parse(["--status", str(run.path)]), said)

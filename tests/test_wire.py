@@ -11,8 +11,9 @@ import struct
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
-from training import checkpoint
 from training.errors import RunError
+from training.runs import checkpoint
+from training.runs.checkpoint import Checkpoint
 from training.system import wire
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
@@ -95,7 +96,7 @@ MANIFEST = {
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    found = checkpoint.Checkpoint(tmp_path / "checkpoint-4", 4, MANIFEST)
+    found = Checkpoint(tmp_path / "checkpoint-4", 4, MANIFEST)
     assert checkpoint.heard(wire.decode(wire.encode(checkpoint.told(found)))) == found
     assert checkpoint.heard(checkpoint.told(None)) is None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from training import evaluation, record, report, runs
 from training.data import dataset, held_out
+from training.runs import Run
 from training.system import files
 
 PERCENTILES = ("50", "90", "99", "100")
@@ -15,7 +16,7 @@ PROFILED = 1000  # rows
 PLANNED = "report.json"  # in checkpoints/: what the plan gives to the report, for whichever process writes it
 
 
-def keep(plan: Any, run: runs.Run) -> None:
+def keep(plan: Any, run: Run) -> None:
     """Write down what only the plan knows: a run may be finished by another process, without its data file."""
     planned = record.Report(
         name=plan.settings.model.new_model_name,
@@ -40,18 +41,18 @@ def keep(plan: Any, run: runs.Run) -> None:
     files.write_json(run.path / runs.CHECKPOINTS / PLANNED, record.plain(planned))
 
 
-def write(run: runs.Run, state: str, error: Any = None) -> None:
+def write(run: Run, state: str, error: Any = None) -> None:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
     report.write(run.path, gather(run, state, error))
 
 
-def complete(run: runs.Run) -> None:
+def complete(run: Run) -> None:
     """The end of a run that is done: its report, and the state that says so."""
     write(run, "completed")
     run.update(state="completed", stage=None, progress=100, eta=None, error=None)
 
 
-def gather(run: runs.Run, state: str, error: Any = None) -> record.Report:
+def gather(run: Run, state: str, error: Any = None) -> record.Report:
     """The whole report. Stages that did not run leave their part out."""
     planned = report.read(run.path / runs.CHECKPOINTS / PLANNED)
     stages = run.status.get("stages", {})
@@ -81,13 +82,13 @@ def _scores(stages: dict[str, Any]) -> tuple[record.Score, ...]:
     return tuple(dataclasses.replace(score, quantised=quantised.get(score.name)) for score in found)
 
 
-def _quantised(run: runs.Run, stages: dict[str, Any]) -> tuple[record.Quantised, ...]:
+def _quantised(run: Run, stages: dict[str, Any]) -> tuple[record.Quantised, ...]:
     speeds = stages.get("check", {}).get("quantised", {}).get("speeds", {})
     found = (record.Quantised(**row) for row in run.status.get("quantised", []))
     return tuple(dataclasses.replace(row, tokens_per_second=speeds.get(row.file)) for row in found)
 
 
-def worse(run: runs.Run, best: bool) -> str:
+def worse(run: Run, best: bool) -> str:
     """In which way the tuned model is worse than the base: by the validation loss, or by that on the test rows."""
     validation = run.stage("train")["validation"]
     before, after = validation["before"], validation["best" if best else "after"]
@@ -102,7 +103,7 @@ def worse(run: runs.Run, best: bool) -> str:
     return ""
 
 
-def _run(run: runs.Run, state: str, error: Any, stages: dict[str, Any]) -> record.RunFacts:
+def _run(run: Run, state: str, error: Any, stages: dict[str, Any]) -> record.RunFacts:
     return record.RunFacts(
         id=run.path.name,
         directory=str(run.path),

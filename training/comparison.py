@@ -11,13 +11,14 @@ from training.curves import MOST_POINTS, Chart, Series, thin
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS
 from training.record import BaseFacts, Report, RunFacts, Score
+from training.runs import Run, directory
 from training.system import files, wording
 
 FILE = "compare.html"
 COLOURS = 6  # page.css has run1 to run6
 
 
-def compare(found: Sequence[runs.Run], folder: Path) -> Path:
+def compare(found: Sequence[Run], folder: Path) -> Path:
     """Write the page of these runs into `folder`; its path. UserError where a run is named twice or is no run."""
     if len({run.path.resolve() for run in found}) < len(found):
         raise UserError("--compare: a run is named twice")
@@ -26,7 +27,7 @@ def compare(found: Sequence[runs.Run], folder: Path) -> Path:
     return path
 
 
-def read(run: runs.Run) -> Report:
+def read(run: Run) -> Report:
     """What is known of a run: its report, or of one that is not done its settings and curves."""
     if (run.path / runs.REPORT).is_file():
         return report.read(run.path / runs.REPORT)
@@ -34,7 +35,7 @@ def read(run: runs.Run) -> Report:
     status = run.status
     made = Report(
         given.model.new_model_name,
-        RunFacts(run.path.name, str(run.path), runs.state(run), status.get("started"), status.get("updated")),
+        RunFacts(run.path.name, str(run.path), directory.state(run), status.get("started"), status.get("updated")),
         BaseFacts(given.model.base_model_name),
         settings=given.as_dict(),
         scores=tuple(Score(**score) for score in status.get("stages", {}).get("evaluate", {}).get("scores", [])),

@@ -16,8 +16,9 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import checkpoint, runs, settings
+from training import runs, settings
 from training.errors import MachineError, UserError
+from training.runs import Run, checkpoint, directory
 from training.settings.command_line import Arguments
 from training.system import files, log, paths, privacy
 from training.system.events import Events
@@ -34,7 +35,7 @@ def output_dir(arguments: Arguments) -> Path:
     return settings.load(arguments.config, arguments.overrides, check_files=False).training.output_dir
 
 
-def found(arguments: Arguments) -> runs.Run:
+def found(arguments: Arguments) -> Run:
     """The run that --status, --follow or --stop is about."""
     return runs.find(output_dir(arguments), arguments.run)
 
@@ -44,18 +45,20 @@ def only_helps(arguments: Arguments) -> bool:
     return settings.load(arguments.config, arguments.overrides, check_files=False).hardware.machine_rank > 0
 
 
-def to_resume(arguments: Arguments) -> runs.Run:
+def to_resume(arguments: Arguments) -> Run:
     """The run that --resume is about: the one named, or the newest that is not done. UserError when there is none."""
     if arguments.run is not None:
         run = runs.find(output_dir(arguments), arguments.run)
     else:
         every = [
-            run for run in runs.history(output_dir(arguments)) if runs.state(run) in ("interrupted", "failed", "killed")
+            run
+            for run in runs.history(output_dir(arguments))
+            if directory.state(run) in ("interrupted", "failed", "killed")
         ]
         if not every:
             raise UserError(f"no run under {output_dir(arguments)} waits to be resumed; ./run.sh starts a new one")
         run = every[-1]
-    state = runs.state(run)
+    state = directory.state(run)
     if state in ("running", "queued"):
         raise UserError(f"{run.path} is running (process {run.status['pid']}); ./run.sh --follow {run.path} shows it")
     if state == "completed":
@@ -63,7 +66,7 @@ def to_resume(arguments: Arguments) -> runs.Run:
     return run
 
 
-def settings_of(run: runs.Run, arguments: Arguments) -> Any:
+def settings_of(run: Run, arguments: Arguments) -> Any:
     """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
     own = settings.load(run.path / runs.CONFIG, check_packages=True)
     if not arguments.overrides:
@@ -81,20 +84,15 @@ def settings_of(run: runs.Run, arguments: Arguments) -> Any:
     return own
 
 
-def began_on(run: runs.Run | None) -> date | None:
+def began_on(run: Run | None) -> date | None:
     """The day on which a run began."""
     return date.fromtimestamp(run.status["started"]) if run and run.status.get("started") else None
-
-
-def size(run: runs.Run | None) -> int:
-    """Bytes that a run to be resumed has on the disk already."""
-    return sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) if run else 0
 
 
 def offer_resume(folder: Path) -> None:
     """Say how a stopped run could go on, before a new one starts."""
     every = runs.history(folder)
-    if every and runs.state(every[-1]) in ("interrupted", "killed"):
+    if every and directory.state(every[-1]) in ("interrupted", "killed"):
         last = every[-1]
         logger.info(
             "the last run, {}, stopped at step {} of {}; `./run.sh --resume` goes on with it. This is a new run",
@@ -102,7 +100,7 @@ def offer_resume(folder: Path) -> None:
         )  # fmt: skip
 
 
-def refuse_mismatch(run: runs.Run, marks: dict[str, Any]) -> None:
+def refuse_mismatch(run: Run, marks: dict[str, Any]) -> None:
     """Raise UserError, before anything is touched, where a run's newest checkpoint and its plan of today do not agree."""
     trained = run.stage("train")
     found = checkpoint.newest(run.path / runs.CHECKPOINTS) if trained is None else None
@@ -110,9 +108,9 @@ def refuse_mismatch(run: runs.Run, marks: dict[str, Any]) -> None:
         checkpoint.refuse_mismatch(trained["fingerprint"] if trained else found.manifest["fingerprint"], marks)
 
 
-def reopen(run: runs.Run, plan: Any, stdout: IO[str] | None) -> tuple[runs.Run, Events]:
+def reopen(run: Run, plan: Any, stdout: IO[str] | None) -> tuple[Run, Events]:
     """Take a stopped run up again, in its own directory."""
-    runs.lock(run)
+    directory.lock(run)
     # A run that an older version began left them to be read by everybody.
     files.private_folder(run.path / runs.CHECKPOINTS)
     files.private(run.path / runs.CONFIG)
@@ -125,7 +123,7 @@ def reopen(run: runs.Run, plan: Any, stdout: IO[str] | None) -> tuple[runs.Run, 
         resumed_after_training=done,
         total=plan.steps,
         oom_kills=oom_kills(),
-        **runs.identity(),
+        **directory.identity(),
     )
     logger.info("resuming {}", run.path)
     return run, Events(run.path / runs.EVENTS, stdout)
@@ -179,7 +177,7 @@ def tell_parent(path: Path | None) -> None:
 def status(arguments: Arguments, stdout: IO[str]) -> int:
     """What state a run is in."""
     run = found(arguments)
-    record = {**run.status, "state": runs.state(run), "path": str(run.path)}
+    record = {**run.status, "state": directory.state(run), "path": str(run.path)}
     if record["state"] == "killed":
         record["reason"] = killed_by(run)
     if arguments.json:
@@ -198,7 +196,7 @@ def status(arguments: Arguments, stdout: IO[str]) -> int:
     return 0
 
 
-def killed_by(run: runs.Run) -> str:
+def killed_by(run: Run) -> str:
     """Why a process is gone without a word: out of memory where the kernel counts a kill since the run began."""
     before = run.status.get("oom_kills")
     now = oom_kills()
@@ -224,7 +222,7 @@ def history(arguments: Arguments, stdout: IO[str]) -> int:
     return 0
 
 
-def _described(run: runs.Run) -> dict[str, Any]:
+def _described(run: Run) -> dict[str, Any]:
     loss = validation = None
     for event in read_events(run.path / runs.EVENTS):
         if event.get("event") == "step":
@@ -234,7 +232,7 @@ def _described(run: runs.Run) -> dict[str, Any]:
     started = run.status.get("started")
     return {
         "run": run.path.name,
-        "state": runs.state(run),
+        "state": directory.state(run),
         "started": started,
         "seconds": run.status["updated"] - started if started else None,
         "loss": loss,
@@ -254,7 +252,7 @@ def follow(arguments: Arguments, stdout: IO[str]) -> int:
             if line:
                 say(stdout, line.rstrip("\n"))
                 continue
-            if runs.state(runs.open_run(run.path)) not in ("running", "queued"):
+            if directory.state(runs.open_run(run.path)) not in ("running", "queued"):
                 for line in file:
                     say(stdout, line.rstrip("\n"))
                 return 0
@@ -272,13 +270,13 @@ def _say_event(stdout: IO[str], line: str) -> None:
 def stop(arguments: Arguments, stdout: IO[str]) -> int:
     """End a run after a full checkpoint, and wait for it."""
     run = found(arguments)
-    if runs.state(run) not in ("running", "queued"):
-        raise UserError(f"{run.path.name} is not running: it is {runs.state(run)}")
+    if directory.state(run) not in ("running", "queued"):
+        raise UserError(f"{run.path.name} is not running: it is {directory.state(run)}")
     os.kill(run.status["pid"], signal.SIGTERM)
     for _ in range(WAIT_TO_STOP * 10):
         time.sleep(0.1)
-        if not runs.alive(run):
-            log.say(stdout, f"{run.path.name}: {runs.state(runs.open_run(run.path))}")
+        if not directory.alive(run):
+            log.say(stdout, f"{run.path.name}: {directory.state(runs.open_run(run.path))}")
             return 0
     raise MachineError(
         f"{run.path.name} (process {run.status['pid']}) has not ended within {WAIT_TO_STOP} s; it is still saving"

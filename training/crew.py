@@ -22,8 +22,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import checkpoint, machines, meeting, runs
+from training import machines, meeting, runs
 from training.errors import RunError
+from training.runs import Run, checkpoint
 from training.system import forkserver, shared_secret, this_machine
 from training.team import JOINING, Place
 
@@ -123,7 +124,7 @@ class Worker:
 class Crew:
     """All of them, and the place of the process that started them."""
 
-    def __init__(self, orders: list[Order], server: Any, run: runs.Run, give_up: Callable[[RunError], None]) -> None:
+    def __init__(self, orders: list[Order], server: Any, run: Run, give_up: Callable[[RunError], None]) -> None:
         self.order = orders[0]
         self.place = orders[0].place
         self.server = server
@@ -183,9 +184,7 @@ class Crew:
 
 
 @contextmanager
-def started(
-    plan: Any, marks: dict[str, Any], run: runs.Run, give_up: Callable[[RunError], None]
-) -> Iterator[Crew | None]:
+def started(plan: Any, marks: dict[str, Any], run: Run, give_up: Callable[[RunError], None]) -> Iterator[Crew | None]:
     """The other ranks of a training on this machine, loading their models; None where it has one process only, or is done.
 
     `give_up` ends this process with an error, where it hangs in a library.

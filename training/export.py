@@ -28,8 +28,8 @@ from training.base_model import base_files
 from training.data import chat_template
 from training.data.row_texts import RowTexts
 from training.errors import FinetuneError, RunError, UserError
-from training.handover import FACTS, Handover
 from training.ollama import Chat, modelfile
+from training.runs import FACTS, Handover, Run, directory
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, forkserver, launchers, log
 from training.system.events import Events
@@ -100,7 +100,7 @@ class Job(Handover):
 
 
 def keep_facts(
-    run: runs.Run,
+    run: Run,
     plan: Any,
     questions: Sequence[dict],
     sequences: Sequence[dict],
@@ -291,7 +291,7 @@ def finish(job: Job) -> None:
     Events(run.path / runs.EVENTS).emit("done", run=str(run.path), exit_code=0)
 
 
-def failure(run: runs.Run, code: int, said: dict[str, Any]) -> FinetuneError:
+def failure(run: Run, code: int, said: dict[str, Any]) -> FinetuneError:
     """What a failed export process, and the last that it said, means to the run that started it."""
     if code < 0:
         name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
@@ -391,11 +391,11 @@ def _by_itself(job: Job, only: str | None, name: str | None, base: str | None) -
 
 
 @contextmanager
-def _working(run: runs.Run) -> Iterator[None]:
+def _working(run: Run) -> Iterator[None]:
     """Let status.json name this process as the one that works on a run; in the end, who was there before."""
     before = {key: run.status.get(key) for key in ("state", "pid", "pid_started")}
     if before["state"] != "completed":
-        run.update(state="running", **runs.identity())
+        run.update(state="running", **directory.identity())
     try:
         yield
     finally:
@@ -403,13 +403,13 @@ def _working(run: runs.Run) -> Iterator[None]:
             run.update(**before)
 
 
-def _alone(run: runs.Run) -> bool:
+def _alone(run: Run) -> bool:
     """Make sure that no other process works on the run: only the run itself may start its export while it is running.
 
     Whether this export was started by itself.
     """
-    if runs.state(run) != "running":
-        runs.lock(run)
+    if directory.state(run) != "running":
+        directory.lock(run)
         return True
     if run.status["pid"] == forkserver.starter():
         end_with_parent()

@@ -36,7 +36,6 @@ from loguru import logger
 
 from training import (
     account,  # noqa: E402
-    checkpoint,  # noqa: E402
     control,  # noqa: E402
     crew,  # noqa: E402
     engine,  # noqa: E402
@@ -50,6 +49,11 @@ from training import (
 from training import plan as planning
 from training.data import dataset  # noqa: E402
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
+from training.runs import (
+    Run,  # noqa: E402
+    checkpoint,  # noqa: E402
+    directory,  # noqa: E402
+)
 from training.system import (
     files,  # noqa: E402
     foreign_code,  # noqa: E402
@@ -64,7 +68,7 @@ from training.system.signals import Signals
 
 
 def finetune(
-    plan: planning.Plan, run: runs.Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]
+    plan: planning.Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]
 ) -> None:
     """The story of one run, from a plan to the report. Every stage that a former attempt has done is left out.
 
@@ -84,7 +88,7 @@ def finetune(
     account.complete(run)
 
 
-def begin(plan: planning.Plan, run: runs.Run, stdout: IO[str] | None) -> Events:
+def begin(plan: planning.Plan, run: Run, stdout: IO[str] | None) -> Events:
     """Fill a new run directory with what is known before training; `stdout`: where events go too (--events)."""
     log.join_run(run.path / runs.LOG)
     files.write_text(run.path / runs.CONFIG, plan.settings.to_ini())
@@ -97,7 +101,7 @@ def begin(plan: planning.Plan, run: runs.Run, stdout: IO[str] | None) -> Events:
     return events
 
 
-def announce(plan: planning.Plan, run: runs.Run, events: Events) -> None:
+def announce(plan: planning.Plan, run: Run, events: Events) -> None:
     """The first events of a run, and the word to a waiting parent (--detach) that it has really started."""
     account.keep(plan, run)
     events.emit(
@@ -112,7 +116,7 @@ def announce(plan: planning.Plan, run: runs.Run, events: Events) -> None:
 def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh` and `./run.sh --resume`: plan, run, and put every way it can end on the disk, the stdout and the exit code."""
     signals = Signals()
-    run: runs.Run | None = None
+    run: Run | None = None
     events: Events | None = None
     plan = None
 
@@ -131,7 +135,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
         if old is None and not arguments.fresh:
             control.offer_resume(given.training.output_dir)
         forkserver.start()
-        plan = planning.prepare(given, control.began_on(old), control.size(old))
+        plan = planning.prepare(given, control.began_on(old), directory.size(old))
         for line in planning.lines(plan):
             logger.info(line)
         told = stdout if arguments.events else None

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import checkpoint, meeting, runs, team
+from training import meeting, team
 from training.errors import Interrupted, MachineError, RunError
+from training.runs import Run, checkpoint
+from training.runs.checkpoint import Checkpoint
 from training.system import files, wire
 
 if TYPE_CHECKING:
@@ -186,7 +188,7 @@ def _differences(marks: list[dict[str, Any]], local_size: int) -> list[str]:
     ]
 
 
-def fetched(found: checkpoint.Checkpoint, watch: Any) -> checkpoint.Checkpoint:
+def fetched(found: Checkpoint, watch: Any) -> Checkpoint:
     """Machine 0's checkpoint where this machine can read it: the same, or a copy in this machine's own folder."""
     if watch.team is None or watch.team.place.machines == 1:
         return found
@@ -238,7 +240,7 @@ def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[Ru
     from training import crew, engine, rank
 
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-        run = runs.Run(Path(folder))
+        run = Run(Path(folder))
         with crew.started(plan, marks, run, give_up) as others:
             loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
             others.wait()

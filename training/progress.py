@@ -14,6 +14,7 @@ from loguru import logger
 
 from training import evaluation, runs, trainer
 from training.data import Item
+from training.runs import Run
 from training.system import files, privacy
 from training.system.wording import clock
 from training.trainer import Watch
@@ -27,7 +28,7 @@ class Session:
     """One process training one run: what its hooks need, and what they count."""
 
     settings: Any
-    run: runs.Run
+    run: Run
     events: Any
     signals: Any
     watch: Watch

@@ -21,6 +21,7 @@ from loguru import logger
 from training import crew, engine, runs, team, train
 from training.errors import FinetuneError, Interrupted
 from training.progress import Session
+from training.runs import Run
 from training.system import foreign_code
 from training.system.events import Events
 from training.system.parent_watch import end_with_parent
@@ -48,7 +49,7 @@ def session(loaded: Any, order: crew.Order, ranks: team.Team, signals: Signals) 
     """The session of a rank that tells and writes nothing."""
     keep, folder = order.settings.training.save_total_limit, order.run / runs.CHECKPOINTS
     watch = Watch(folder, {"fingerprint": order.marks}, keep, fast=order.settings.hardware.fast_cpu is True, team=ranks)
-    run, silent = runs.Run(order.run), Events(Path(os.devnull))
+    run, silent = Run(order.run), Events(Path(os.devnull))
     return Session(order.settings, run, silent, signals, watch, loaded.tokenizer, (), (), order.steps)
 
 

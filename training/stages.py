@@ -10,12 +10,13 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, checkpoint, crew, evaluation, export, importance, runs, scoring, team, train
+from training import account, crew, evaluation, export, importance, runs, scoring, team, train
 from training import plan as planning
 from training.data import Item, held_out
 from training.data.encoding import end_ids
 from training.errors import Interrupted, RunError
 from training.progress import Session
+from training.runs import Run, checkpoint
 from training.system import forkserver, paths
 from training.system.events import Events
 from training.system.signals import Signals
@@ -40,7 +41,7 @@ def train_stage(
     plan: planning.Plan,
     loaded: Any,
     rows: Rows,
-    run: runs.Run,
+    run: Run,
     events: Events,
     signals: Signals,
     others: crew.Crew | None = None,
@@ -74,7 +75,7 @@ def train_stage(
         raise Interrupted(signals.stop, words)
 
 
-def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, events: Events) -> None:
+def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: Run, events: Events) -> None:
     """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
     began = time.perf_counter()
     run.update(stage="evaluate")
@@ -106,7 +107,7 @@ def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: runs.Run, 
     events.emit("stage", name="evaluate", seconds=seconds)
 
 
-def judge(settings: Any, run: runs.Run, events: Events) -> None:
+def judge(settings: Any, run: Run, events: Events) -> None:
     """Say so when the tuned model is worse than the base; FAIL_IF_WORSE makes it a failure."""
     words = account.worse(run, best=bool(settings.training.early_stopping_patience))
     if not words:
@@ -124,7 +125,7 @@ def judge(settings: Any, run: runs.Run, events: Events) -> None:
     events.emit("warning", message=words)
 
 
-def export_stage(run: runs.Run, events: Events) -> None:
+def export_stage(run: Run, events: Events) -> None:
     """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
     child = forkserver.popen(paths.TRAINING / "export.py", [run.path], errors=False)
     said: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from training.base_model import kept_files
 from training.data import chat_template
 from training.data.encoding import end_ids
 from training.errors import RunError, UserError
-from training.handover import Handover
+from training.runs import Handover
 from training.settings.table import Model
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, machines, progress, runs, trainer
+from training import machines, progress, runs, trainer
 from training.errors import FinetuneError, Interrupted, RunError
 from training.progress import Session
+from training.runs import checkpoint
+from training.runs.checkpoint import Checkpoint
 from training.system import files
 
 WEIGHTS = "adapter_model.safetensors"
@@ -105,7 +107,7 @@ def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
     return micro, accumulation
 
 
-def _newest(session: Session) -> checkpoint.Checkpoint | None:
+def _newest(session: Session) -> Checkpoint | None:
     """The checkpoint to go on from: rank 0's, for all."""
     watch = session.watch
     if watch.team is None:
@@ -113,7 +115,7 @@ def _newest(session: Session) -> checkpoint.Checkpoint | None:
     return checkpoint.heard(watch.team.first(lambda: checkpoint.told(checkpoint.newest(watch.folder))))
 
 
-def _run(session: Session, found: checkpoint.Checkpoint | None) -> None:
+def _run(session: Session, found: Checkpoint | None) -> None:
     """Let the trainer train; a noted signal becomes Interrupted once the checkpoint is on the disk."""
     one, watch = session.trainer, session.watch
     try:
@@ -143,7 +145,7 @@ def _unmeasured(session: Session) -> bool:
     return one.eval_dataset is not None and session.watch.carried.get("evaluated_at") != one.state.global_step
 
 
-def _take_up_the_end(one: Any, found: checkpoint.Checkpoint) -> None:
+def _take_up_the_end(one: Any, found: Checkpoint) -> None:
     """The run was stopped between its last step and the adapter: nothing is left to train."""
     from transformers import TrainerState
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from loguru import logger
 
-from training import checkpoint, team
+from training import team
 from training.errors import RunError
 from training.fast_cpu import fast_loss
+from training.runs import checkpoint
 from training.system import wire
 
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.

@@ -178,3 +178,8 @@ def state(run: Run) -> str:
     if stored in ("running", "queued") and not alive(run):
         return "killed"
     return stored
+
+
+def size(run: Run | None) -> int:
+    """Bytes that a run to be resumed has on the disk already."""
+    return sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) if run else 0
