@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, finetune, write_tiny_config
-from training import checks, convert, merge, reference
+from training import checks, convert, merge
 from training.base_model import gguf_tokenizer
+from training.evaluation import reference
 from training.llama import gguf_file
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]

@@ -9,10 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import agreement, checks, convert, llama, merge, reference
+from training import checks, convert, llama, merge
 from training.base_model import lora_adapter
 from training.checks import Check
 from training.errors import RunError
+from training.evaluation import divergence, reference
+from training.evaluation.reference import TooLarge
 from training.llama import hard_texts
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
@@ -69,10 +71,10 @@ def model(chain: Chain):
 @pytest.fixture(scope="module")
 def ending(chain: Chain, model) -> tuple[list[int], int, Path]:
     """A prompt, the token that the random model answers to it, and the GGUF with that token as its end."""
-    from training import evaluation
+    from training.evaluation import generate
 
     prompt = chain.sequences[0][: chain.starts[0]]
-    end = evaluation.answer(model.model, model.tokenizer, prompt, [0], 12).ids[0]
+    end = generate.answer(model.model, model.tokenizer, prompt, [0], 12).ids[0]
     gguf = chain.f16.with_name("ending.gguf")
     shutil.copyfile(chain.f16, gguf)
     edit_end(gguf, end)
@@ -329,7 +331,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_says_so(chain: Chain) -> 
     assert check.passed
     assert "base + adapter was not run: it takes 1.1 GB of memory in bfloat16, 0.0 GB are free" in check.skipped
     large = reference.fitting(chain.merged, 10**6)
-    assert isinstance(large, reference.TooLarge)
+    assert isinstance(large, TooLarge)
     assert checks.f16_agrees(chain.f16, large, chain.sequences, chain.starts).skipped.startswith("the merged model was")
     assert checks.answers(large, chain.f16, {}, [[1]], [2]).skipped.startswith("the merged model was")
 
@@ -370,7 +372,9 @@ def test_divergence_and_perplexity_are_those_of_a_calculation_by_hand() -> None:
 
     p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.25, 0.5]])
     unused = np.zeros((1, 3))  # predicts a token after the last
-    found = agreement.compare([np.log(np.vstack([p, unused + 1]))], [np.log(np.vstack([q, unused + 1]))], [[1, 0]], [0])
+    found = divergence.compare(
+        [np.log(np.vstack([p, unused + 1]))], [np.log(np.vstack([q, unused + 1]))], [[1, 0]], [0]
+    )
     assert found.tokens == 1
     assert found.mean_kl == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
     assert (found.top1, found.top1_sure, found.sure) == (0, 0, 1)
@@ -379,27 +383,27 @@ def test_divergence_and_perplexity_are_those_of_a_calculation_by_hand() -> None:
 
 
 def test_only_so_many_tokens_of_an_answer_are_compared() -> None:
-    rows, first = agreement.bounded([list(range(1000)), [1, 2, 3], [4]], [10, 3, 0])
-    assert rows == [list(range(10 + agreement.SCORED))]
+    rows, first = divergence.bounded([list(range(1000)), [1, 2, 3], [4]], [10, 3, 0])
+    assert rows == [list(range(10 + divergence.SCORED))]
     assert first == [9]
 
 
 def test_so_many_tokens_of_all_answers_are_compared_and_of_each_alike() -> None:
-    rows, first = agreement.bounded([list(range(400)), list(range(30)), list(range(300)), list(range(500))], [10] * 4)
+    rows, first = divergence.bounded([list(range(400)), list(range(30)), list(range(300)), list(range(500))], [10] * 4)
     scored = [len(ids) - start - 1 for ids, start in zip(rows, first, strict=True)]
     assert scored == [20, 164, 164, 164]
-    assert sum(scored) == agreement.SCORED_IN_ALL
+    assert sum(scored) == divergence.SCORED_IN_ALL
     assert rows[1] == list(range(174)), "the short ones first, so that neighbours are filled up little"
 
 
 def test_of_many_rows_some_of_each_length_are_compared() -> None:
     lengths = [60, 20, 40, 80, 100, 30] * 20
-    rows, first = agreement.bounded([list(range(length)) for length in lengths], [10] * len(lengths))
+    rows, first = divergence.bounded([list(range(length)) for length in lengths], [10] * len(lengths))
     taken = [len(ids) for ids in rows]
-    assert agreement.LEAST < len(taken) < len(lengths) and sum(taken) <= agreement.READ
+    assert divergence.LEAST < len(taken) < len(lengths) and sum(taken) <= divergence.READ
     assert taken == sorted(taken) and len(set(taken)) >= 4, "short and long ones"
     assert first == [9] * len(rows)
-    long, _ = agreement.bounded([list(range(900 + number)) for number in range(40)], [890] * 40)
+    long, _ = divergence.bounded([list(range(900 + number)) for number in range(40)], [890] * 40)
     assert [len(ids) for ids in long] == [909, 919, 929, 939], "but no fewer than so many"
 
 
@@ -408,13 +412,13 @@ def test_kept_logits_are_computed_once(tmp_path: Path) -> None:
 
     made = [np.full((2, 3), number, np.float32) for number in range(2)]
     for given in (made, ()):
-        found = list(agreement.kept(tmp_path / "kept", given, 2))
+        found = list(divergence.kept(tmp_path / "kept", given, 2))
         assert [rows.tolist() for rows in found] == [rows.tolist() for rows in made]
-    partly = agreement.kept(tmp_path / "other", iter(made), 2)
+    partly = divergence.kept(tmp_path / "other", iter(made), 2)
     next(partly)
     partly.close()  # the other side broke; what is there is not taken for the whole
     with pytest.raises(ValueError, match="zip"):
-        list(agreement.kept(tmp_path / "other", (), 2))
+        list(divergence.kept(tmp_path / "other", (), 2))
 
 
 def test_sequences_are_run_together_within_bounds() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune
-from training import evaluate_model, runs, scoring
+from training import evaluate_model, runs
 from training.data import Item, held_out
-from training.evaluation import LOSS, Answer
+from training.evaluation import LOSS, Answer, scoring
 
 FORMULAS = ('=HYPERLINK("http://x")', "+1", "-2 degrees", "@SUM(A1)", "\tx")
 
@@ -127,6 +127,7 @@ def test_losses_of_rows_taken_together_are_those_of_each_alone(tiny_model: Path)
 def test_answers_asked_together_are_those_of_each_question_alone(tiny_model: Path) -> None:
     import torch
     from training import evaluation
+    from training.evaluation import generate
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
@@ -135,6 +136,6 @@ def test_answers_asked_together_are_those_of_each_question_alone(tiny_model: Pat
         Item([], [], "q", "", words(text)["input_ids"], most) for text, most in (("Hello", 6), ("What is this?", 9))
     ]
     together = evaluation.answers(model, words, made, [2])
-    assert [one.ids for one in together] == [evaluation.answer(model, words, i.prompt, [2], i.most).ids for i in made]
+    assert [one.ids for one in together] == [generate.answer(model, words, i.prompt, [2], i.most).ids for i in made]
     ends = [together[1].ids[4]]  # a token that comes up: the answer ends there, the other one goes on
-    assert evaluation.answers(model, words, made, ends)[1] == evaluation.answer(model, words, made[1].prompt, ends, 9)
+    assert evaluation.answers(model, words, made, ends)[1] == generate.answer(model, words, made[1].prompt, ends, 9)

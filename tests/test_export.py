@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, Ended, finetune, forked, once, write_tiny_config
 from test_checks import edit_end, edit_tensor
-from training import export, reference, runs
+from training import export, runs
+from training.evaluation import reference
 from training.llama import gguf_file
 
 SCRIPT = ROOT / "training" / "export.py"

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from test_architectures import EXPERTS, SMALL, random_model, tokenizer_into
-from training import agreement, convert, importance, llama, reference
+from training import convert, importance, llama
 from training.errors import RunError, UserError
+from training.evaluation import divergence, reference
+from training.evaluation.reference import TooLarge
 from training.llama import gguf_file
 
 IDS = [(position * 7919 + 13) % 32000 for position in range(600)]
@@ -132,13 +134,13 @@ def test_a_type_that_permits_both_diverges_less_with_it_and_one_that_needs_it_wo
 ) -> None:
     """Of the experts each has seen a few tokens only, and random ones gain less: 7 %."""
     f16, matrix = uneven[name].with_suffix(".gguf"), uneven[name].with_suffix(".npz")
-    rows, first = agreement.bounded([[(position * 104729 + 7) % 32000 for position in range(200)]], [1])
+    rows, first = divergence.bounded([[(position * 104729 + 7) % 32000 for position in range(200)]], [1])
 
     def cost(method: str, importance: Path | None) -> float:
         made = convert.quantise(f16, tmp_path / f"{method}.{bool(importance)}.gguf", method, importance=importance)
         assert made.fell_back == 0
         both = (llama.logits_each(file, rows, first) for file in (f16, made.path))
-        return agreement.compare(*both, rows, first).mean_kl
+        return divergence.compare(*both, rows, first).mean_kl
 
     with_it, without = cost("q3_k_s", matrix), cost("q3_k_s", None)
     assert with_it < share * without, (with_it, without)
@@ -165,7 +167,7 @@ def test_without_rows_or_memory_it_says_what_needs_none(
     uneven: dict[str, Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
     assert "there are no training rows to take it from" in refused(uneven["llama"], [], tmp_path / "a.npz")
-    monkeypatch.setattr(reference, "fitting", lambda *_: reference.TooLarge("it takes 16.0 GB of memory"))
+    monkeypatch.setattr(reference, "fitting", lambda *_: TooLarge("it takes 16.0 GB of memory"))
     said = refused(uneven["llama"], IDS, tmp_path / "a.npz")
     assert said == "the model must be run for it, and it takes 16.0 GB of memory; q3_k_m and q2_k need none"
 

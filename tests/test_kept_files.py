@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 from test_base_model import folder
-from training import base_model, subject
+from training import base_model
 from training.base_model import BaseModel, kept_files
 from training.errors import UserError
+from training.evaluation import target as subject
 from training.system import foreign_code, paths
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"

@@ -7,10 +7,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training import evaluation, scoring
+from training import evaluation
 from training.data import Item
-from training.evaluation import Answer
-from training.scoring import FEWEST
+from training.evaluation import Answer, scoring
+from training.evaluation.scoring import FEWEST
 from training.system import privacy
 
 EQUAL = ("运行 ./run.sh 开始训练。", "All settings are in the file config.ini.")

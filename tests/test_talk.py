@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune
-from training import llama, subject, talk
+from training import llama
 from training.data import ChatTemplate, Turn
 from training.errors import UserError
+from training.evaluation import talk, target
+from training.evaluation.talk import Talk
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # what readline sends to the terminal
 
@@ -148,9 +150,9 @@ class Speaker:
         pass
 
 
-def made(context: int = 200, base=None) -> talk.Talk:
+def made(context: int = 200, base=None) -> Talk:
     template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>", "test")
-    return talk.Talk(Speaker(), template, lambda text: list(text), context, base)
+    return Talk(Speaker(), template, lambda text: list(text), context, base)
 
 
 def test_the_prompt_holds_the_system_text_and_the_turns_so_far(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,4 +198,4 @@ def test_ctrl_c_during_an_answer_reaches_the_speaker_and_nobody_else() -> None:
 
 def test_a_talk_needs_a_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name what is to be asked"):
-        subject.find(None, None, tmp_path)
+        target.find(None, None, tmp_path)

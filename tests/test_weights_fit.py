@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_architectures import ARCHITECTURES, EXPERTS, SLIDING, SMALL, random_model
-from training import reference
 from training.base_model import safetensors_file, weights_fit
 from training.errors import RunError, UserError
+from training.evaluation import reference
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from training import agreement, fit, memory, reference
+from training import fit, memory
 from training.base_model import model_folder
 from training.errors import MachineError
+from training.evaluation import divergence, reference
 from training.settings import Choice
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system.this_machine import Machine
@@ -57,7 +58,7 @@ def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:
     kept = (given.training.save_total_limit or math.ceil(steps / (given.training.save_steps or steps))) + 1
     needed["adapter and checkpoints"] = lora * (1 + 3 * kept)
     vocabulary = (base.config.get("text_config") or base.config).get("vocab_size", 0)
-    needed["logits for the checks"] = 2 * agreement.SCORED_IN_ALL * vocabulary * 4  # of merged model and f16 file
+    needed["logits for the checks"] = 2 * divergence.SCORED_IN_ALL * vocabulary * 4  # of merged model and f16 file
     needed["margin"] = MARGIN
     return needed
 

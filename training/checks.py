@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import agreement, llama, proof, reference
-from training.agreement import Agreement
+from training import llama, proof
 from training.errors import RunError
+from training.evaluation import divergence, reference
+from training.evaluation.divergence import Agreement
+from training.evaluation.reference import Reference, TooLarge
 from training.llama import process
 from training.llama.hard_texts import HARD
-from training.reference import Reference, TooLarge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +133,7 @@ def merged_logits(
     )
 
     def measure() -> Check:
-        rows, first = agreement.bounded(sequences, starts)
+        rows, first = divergence.bounded(sequences, starts)
         if not rows:
             return replace(check, skipped="there are no held-out answers")
         with tempfile.TemporaryDirectory(prefix="finetune-logits-") as folder, ExitStack() as stack:
@@ -141,16 +142,16 @@ def merged_logits(
                 if isinstance(model, TooLarge):
                     return replace(check, skipped=f"base + adapter was not run: {model.reason}")
                 computed = model.dtype
-                deque(agreement.kept(kept, model.logits(rows, first), len(rows)), maxlen=0)
+                deque(divergence.kept(kept, model.logits(rows, first), len(rows)), maxlen=0)
                 with model.model.disable_adapter():  # how much the training changed, to judge the other figure by
                     few, first_few = rows[::4], first[::4]
-                    ours = islice(agreement.kept(kept, (), len(rows)), 0, None, 4)
-                    trained = agreement.compare(ours, model.logits(few, first_few), few, first_few)
+                    ours = islice(divergence.kept(kept, (), len(rows)), 0, None, 4)
+                    trained = divergence.compare(ours, model.logits(few, first_few), few, first_few)
                 del model
             opened = merged() if callable(merged) else stack.enter_context(reference.opened(merged, memory))
             if isinstance(opened, TooLarge):
                 return replace(check, skipped=f"the merged model was not run: {opened.reason}")
-            found = agreement.compare(agreement.kept(kept, (), len(rows)), opened.logits(rows, first), rows, first)
+            found = divergence.compare(divergence.kept(kept, (), len(rows)), opened.logits(rows, first), rows, first)
         dtype = "bfloat16" if "bfloat16" in (computed, opened.dtype) else "float32"  # free memory may change between
         figures = {"dtype": dtype, **found.as_dict(), "mean_kl_of_training": trained.as_dict()["mean_kl"]}
         same = sum(found.kl_of_each[::4]) / trained.tokens
@@ -225,11 +226,11 @@ def f16_agrees(
     )
 
     def measure() -> Check:
-        rows, first = agreement.bounded(sequences, starts)
+        rows, first = divergence.bounded(sequences, starts)
         if isinstance(model, TooLarge) or not rows:
             why = f"the merged model was not run: {model.reason}" if rows else "there are no held-out answers"
             return replace(check, skipped=why)
-        found = agreement.compare(model.logits(rows, first), _logits(f16, rows, first, keep), rows, first)
+        found = divergence.compare(model.logits(rows, first), _logits(f16, rows, first, keep), rows, first)
         figures = {"dtype": model.dtype, **found.as_dict()}
         failure = "the f16 GGUF does not predict what the merged model predicts"
         judged = _judged(check, figures, found, MOST_KL[model.dtype], failure)
@@ -259,11 +260,11 @@ def quantised(
     )
 
     def measure() -> Check:
-        rows, first = agreement.bounded(sequences, starts)
+        rows, first = divergence.bounded(sequences, starts)
         if not rows:
             return replace(check, skipped="there are no held-out answers")
         ours, theirs = _logits(f16, rows, first, keep), llama.logits_each(other, rows, first)
-        found = agreement.compare(ours, theirs, rows, first)
+        found = divergence.compare(ours, theirs, rows, first)
         before, after = found.perplexity_reference, found.perplexity
         ratio = after / before
         figures = {**found.as_dict(), "perplexity_ratio": ratio if math.isfinite(ratio) else None}
@@ -342,7 +343,7 @@ def _endless(f16: Path, prompt: list[int], answer: list[int]) -> str:
 def _logits(gguf: Path, rows: list[list[int]], first: list[int], keep: Path | None) -> Iterator[np.ndarray]:
     """A GGUF file's logits, kept under its name in `keep` for the next check."""
     logits = llama.logits_each(gguf, rows, first)
-    return logits if keep is None else agreement.kept(keep / f"{gguf.name}.logits", logits, len(rows))
+    return logits if keep is None else divergence.kept(keep / f"{gguf.name}.logits", logits, len(rows))
 
 
 def _judged(check: Check, figures: dict[str, Any], found: Agreement, most: float, failure: str) -> Check:

@@ -285,9 +285,9 @@ def stop(arguments: Arguments, stdout: IO[str]) -> int:
 
 def chat(arguments: Arguments, stdout: IO[str]) -> int:
     """Talk to a run's GGUF file."""
-    from training import subject, talk
+    from training.evaluation import talk, target
 
-    talk.with_gguf(subject.of_run(found(arguments).path))
+    talk.with_gguf(target.of_run(found(arguments).path))
     return 0
 
 

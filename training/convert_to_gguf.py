@@ -25,12 +25,13 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import base_model, checks, convert, importance, ollama, reader_view, reference
+from training import base_model, checks, convert, importance, ollama, reader_view
 from training.base_model import leftovers, weights_fit
 from training.base_model.generation import generation_eos
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.row_texts import RowTexts
 from training.errors import FinetuneError, MachineError, RunError, UserError
+from training.evaluation import reference
 from training.llama import process as llama
 from training.ollama import Chat, modelfile
 from training.settings import names

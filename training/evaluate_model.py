@@ -25,12 +25,7 @@ before_torch.settle()
 
 from loguru import logger  # noqa: E402
 
-from training import (  # noqa: E402
-    evaluation,  # noqa: E402
-    scoring,  # noqa: E402
-    speakers,  # noqa: E402
-    subject,  # noqa: E402
-)
+from training import evaluation  # noqa: E402
 from training.data import (  # noqa: E402
     Item,  # noqa: E402
     dataset,  # noqa: E402
@@ -41,8 +36,13 @@ from training.errors import (  # noqa: E402
     MachineError,  # noqa: E402
     UserError,  # noqa: E402
 )
-from training.scoring import Marks  # noqa: E402
-from training.subject import Subject  # noqa: E402
+from training.evaluation import (  # noqa: E402
+    models,  # noqa: E402
+    scoring,  # noqa: E402
+    target,  # noqa: E402
+)
+from training.evaluation.scoring import Marks  # noqa: E402
+from training.evaluation.target import Subject  # noqa: E402
 from training.system import (  # noqa: E402
     files,  # noqa: E402
     foreign_code,  # noqa: E402
@@ -94,12 +94,12 @@ def measure(found: Subject, items: Sequence[Item]) -> dict[str, Spoken]:
         made[name] = Spoken(speaker.losses(items), answers, evaluation.marks(asked, answers))
 
     if found.base is not None:
-        with speakers.torch_pair(found.base, found.adapter, found.end_ids) as (base, tuned):
+        with models.torch_pair(found.base, found.adapter, found.end_ids) as (base, tuned):
             take("base", base)
             if tuned is not None:
                 take("tuned", tuned)
     if found.gguf is not None:
-        with speakers.gguf(found.gguf.name, found.gguf) as speaker:
+        with models.gguf(found.gguf.name, found.gguf) as speaker:
             take("quantised" if "tuned" in made else "tuned", speaker)
             if speaker.speed:
                 logger.info("{} answers {:.0f} tokens a second on this machine", found.gguf.name, speaker.speed)
@@ -167,9 +167,9 @@ def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
     output = Path(arguments.output).expanduser().absolute() if arguments.output else None
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
-    found = subject.find(arguments.lora_model, arguments.base_model, Path(arguments.config))
+    found = target.find(arguments.lora_model, arguments.base_model, Path(arguments.config))
     rows = rows_of(found, arguments.test_data)
-    items = held_out.items(found.template, subject.tokenizer(found), rows, arguments.max_rows, found.longest)
+    items = held_out.items(found.template, target.tokenizer(found), rows, arguments.max_rows, found.longest)
     if not items:
         raise UserError("none of the rows has an answer to measure")
     logger.info("{} of {} rows", len(items), len(rows))
@@ -226,9 +226,9 @@ def main(argv: Sequence[str]) -> int:
 
         logging.set_verbosity_error()
         if arguments.interactive:
-            from training import talk
+            from training.evaluation import talk
 
-            talk.with_weights(subject.find(arguments.lora_model, arguments.base_model, Path(arguments.config)))
+            talk.with_weights(target.find(arguments.lora_model, arguments.base_model, Path(arguments.config)))
         else:
             evaluate(arguments, stdout)
     except FinetuneError as error:

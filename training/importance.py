@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import reference
 from training.errors import RunError
+from training.evaluation import reference
+from training.evaluation.reference import TooLarge
 from training.llama import GGUF, gguf_file
 from training.llama.gguf_file import Tensor
 
@@ -63,7 +64,7 @@ def write(folder: Path, f16: Path, ids: Sequence[int], out: Path) -> Importance:
             STAGE, "there are no training rows to take it from; choose a method that needs none, such as q3_k_m"
         )
     with reference.opened(folder) as model:
-        if isinstance(model, reference.TooLarge):
+        if isinstance(model, TooLarge):
             raise RunError(STAGE, f"the model must be run for it, and {model.reason}; q3_k_m and q2_k need none")
         seen = _observed(model.model, ids)
         named = _named(gguf, seen)

@@ -10,11 +10,12 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, crew, evaluation, export, importance, runs, scoring, team, train
+from training import account, crew, evaluation, export, importance, runs, team, train
 from training import plan as planning
 from training.data import Item, held_out
 from training.data.encoding import end_ids
 from training.errors import Interrupted, RunError
+from training.evaluation import scoring
 from training.progress import Session
 from training.runs import Run, checkpoint
 from training.system import forkserver, paths

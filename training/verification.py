@@ -12,10 +12,11 @@ from typing import Any
 
 from loguru import logger
 
-from training import checks, evaluation, ollama, reader_view, reference, runs, scoring, speakers
+from training import checks, evaluation, ollama, reader_view, runs
 from training.checks import Check
 from training.data import chat_template, held_out
 from training.errors import RunError
+from training.evaluation import models, reference, scoring
 from training.system import files
 
 
@@ -71,7 +72,7 @@ def _evaluate(job: Any, others: dict[str, Any]) -> dict[str, Any]:
     scores: dict[str, float | None] = {}
     speeds: dict[str, float | None] = {}
     for path in others.values():
-        with speakers.gguf(path.name, path) as speaker:
+        with models.gguf(path.name, path) as speaker:
             answers = speaker.answers(asked)
             speeds[path.name] = speaker.speed
             if scores or not measured:

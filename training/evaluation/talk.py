@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training import speakers, subject
 from training.data import Turn, chat_template, encoding, fast_tokenising
 from training.errors import MachineError, UserError
-from training.evaluation import Answer
-from training.subject import Subject
+from training.evaluation import models, target
+from training.evaluation.generate import Answer
+from training.evaluation.target import Subject
 from training.system import privacy, wording
 from training.system.wording import fold
 
@@ -170,13 +170,13 @@ def with_gguf(found: Subject) -> None:
     """Talk to a run's GGUF file; its base model is loaded when it is first compared with."""
     if found.gguf is None:
         raise UserError("the run has no GGUF file yet; ./run.sh --resume finishes it")
-    with contextlib.ExitStack() as stack, speakers.gguf(found.gguf.name, found.gguf, found.longest) as speaker:
+    with contextlib.ExitStack() as stack, models.gguf(found.gguf.name, found.gguf, found.longest) as speaker:
         loaded: list[Any] = []
 
         def base() -> Any:
             if not loaded:
                 print("(loading the base model)")
-                loaded.append(stack.enter_context(speakers.torch_pair(_folder(found), None, found.end_ids))[0])
+                loaded.append(stack.enter_context(models.torch_pair(_folder(found), None, found.end_ids))[0])
             return loaded[0]
 
         loop(Talk(speaker, found.template, speaker.prompt_tokens, found.longest, base))
@@ -187,12 +187,12 @@ def with_weights(found: Subject) -> None:
     if found.gguf is not None and found.adapter is None:
         with_gguf(found)
         return
-    tokenizer = subject.tokenizer(found)
+    tokenizer = target.tokenizer(found)
 
     def tokens(text: str) -> list[int]:
         return encoding.with_bos(fast_tokenising.tokeniser(tokenizer)([text])[0], tokenizer)
 
-    with speakers.torch_pair(_folder(found), found.adapter, found.end_ids) as (base, tuned):
+    with models.torch_pair(_folder(found), found.adapter, found.end_ids) as (base, tuned):
         loop(Talk(tuned or base, found.template, tokens, found.longest, (lambda: base) if tuned else None))
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import agreement
 from training.base_model import leftovers, lora_adapter, safetensors_file, weights_fit
 from training.errors import RunError
+from training.evaluation import divergence
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from training.evaluation import Answer
+    from training.evaluation.generate import Answer
 
 ROOM = 1 << 30  # bytes beside the weights: activations, a block of logits, the libraries
 TOKENS, LOGITS = 1024, 1 << 28  # run together at most: more tokens are no quicker; bytes of float32 logits
@@ -39,7 +39,7 @@ class Reference:
     def logits(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> Iterator[np.ndarray]:
         """For each sequence a float32 array [len(ids) - first, vocabulary], in their order."""
         logits = self._logits(sequences, first)
-        return logits if self.keep is None else agreement.kept(self.keep, logits, len(sequences))
+        return logits if self.keep is None else divergence.kept(self.keep, logits, len(sequences))
 
     def _logits(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> Iterator[np.ndarray]:
         """Memory for TOKENS and LOGITS only. Neighbours are run together, filled up at their ends: a causal model does not see what
@@ -62,11 +62,11 @@ class Reference:
 
     def answers(self, prompts: Sequence[Sequence[int]], end_ids: Sequence[int], most: int) -> list[Answer]:
         """The greedy answers to tokenised prompts, at most `most` tokens each, all prompts together."""
-        from training import evaluation
         from training.data import Item
+        from training.evaluation import generate
 
         items = [Item([], [], "", "", list(prompt), most) for prompt in prompts]
-        return evaluation.answers(self.model, self.tokenizer, items, end_ids)
+        return generate.answers(self.model, self.tokenizer, items, end_ids)
 
 
 def groups(lengths: Sequence[int], first: Sequence[int], vocabulary: int) -> Iterator[list[int]]:

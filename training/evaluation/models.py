@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training import evaluation, llama
+from training import llama
 from training.data import Item
 from training.errors import MachineError
-from training.evaluation import Answer
+from training.evaluation import generate
+from training.evaluation.generate import Answer
 from training.llama import Process
 
 ROWS = 16  # rows of logits whose log-probabilities are held at once
@@ -32,20 +33,18 @@ class Torch:
         """Greedy answers to the items that have a question, eight at a time."""
         with self._adapter():
             parts = (items[at : at + 8] for at in range(0, len(items), 8))
-            return [one for part in parts for one in evaluation.answers(self.model, self.tokenizer, part, self.end_ids)]
+            return [one for part in parts for one in generate.answers(self.model, self.tokenizer, part, self.end_ids)]
 
     def losses(self, items: Sequence[Item]) -> list[float]:
         """Mean cross-entropy (nats) over each item's answer."""
         with self._adapter():
-            return evaluation.losses(self.model, items)
+            return generate.losses(self.model, items)
 
     def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
         """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
         self.stopping = False
         with self._adapter():
-            return evaluation.stream(
-                self.model, self.tokenizer, prompt, self.end_ids, most, tell, lambda: self.stopping
-            )
+            return generate.stream(self.model, self.tokenizer, prompt, self.end_ids, most, tell, lambda: self.stopping)
 
     def stop(self) -> None:
         """End the answer that is being said; may be called in a signal handler."""
@@ -125,10 +124,11 @@ def torch_pair(
     base: Path, adapter: Path | None, end_ids: Sequence[int], memory: int | None = None
 ) -> Iterator[tuple[Torch, Torch | None]]:
     """A base model and, with an adapter, the tuned one: the same weights, the adapter switched. MachineError: too large."""
-    from training import reference
+    from training.evaluation import reference
+    from training.evaluation.reference import TooLarge
 
     with reference.opened(base, memory, adapter) as found:
-        if isinstance(found, reference.TooLarge):
+        if isinstance(found, TooLarge):
             raise MachineError(f"{base} does not fit into memory: {found.reason}")
         if adapter is None:
             yield Torch("base", found.model, found.tokenizer, end_ids), None

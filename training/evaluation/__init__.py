@@ -1,0 +1,18 @@
+"""Base and tuned model side by side: their losses, their answers, how far apart they are."""
+
+from training.evaluation.generate import Answer, answers, losses
+from training.evaluation.measure import GENERAL_LOSS, LOSS, PERPLEXITY, Evaluated, Sample, evaluate, loss_scores, marks
+
+__all__ = [
+    "Answer",
+    "Evaluated",
+    "GENERAL_LOSS",
+    "LOSS",
+    "PERPLEXITY",
+    "Sample",
+    "answers",
+    "evaluate",
+    "loss_scores",
+    "losses",
+    "marks",
+]

@@ -1,0 +1,96 @@
+"""Is the tuned model better? Answers and losses with the adapter on and off, on rows that were not trained on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from training.data import Item
+from training.evaluation import scoring
+from training.evaluation.generate import Answer, answers, losses
+from training.evaluation.scoring import Marks
+from training.system import privacy
+
+LOSS, GENERAL_LOSS, PERPLEXITY = "loss on held-out answers", "loss on general questions", "perplexity"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question of the held-out rows, answered by the base model and by the tuned one."""
+
+    question: str
+    expected: str
+    before: str | None  # None where the base cannot be asked any more: its biases were trained
+    after: str
+    stopped: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON-able values, for the report."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What base and tuned model made of the same rows: lines of the report's tables, and the answers."""
+
+    samples: list[Sample]
+    scores: list[dict[str, Any]]  # fields of record.Score
+    general: list[dict[str, Any]]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    end_ids: Sequence[int],
+    held_out: Sequence[Item],
+    asked: Sequence[Item],
+    general: Sequence[Item],
+    switchable: bool,
+) -> Evaluated:
+    """Measure a model with its adapter switched off, then on; the base comes after training, which so starts at once.
+
+    held_out: rows whose losses are compared (none: the questions in `asked` were trained on, and nothing is scored).
+    `switchable`: no bias was trained, which PEFT does not put back when the adapter is off; else the base is not asked.
+    """
+
+    def one(adapter: bool) -> tuple[list[Answer], list[float], list[float]]:
+        with contextlib.nullcontext() if adapter else model.disable_adapter():
+            return answers(model, tokenizer, asked, end_ids), losses(model, held_out), losses(model, general)
+
+    base = one(False) if switchable else None
+    tuned = one(True)
+    said = base[0] if base else [None] * len(asked)
+    samples = [
+        Sample(item.question, item.expected, before and before.text, after.text, after.stopped)
+        for item, before, after in zip(asked, said, tuned[0], strict=True)
+    ]
+    scores = loss_scores(held_out, base and base[1], tuned[1])
+    if held_out:
+        scores += scoring.answer_scores(marks(asked, base[0]) if base else None, marks(asked, tuned[0]))
+    weights = [item.tokens for item in general]
+    cost = [scoring.compared(GENERAL_LOSS, -1, base and base[2], tuned[2], weights=weights)] if general else []
+    return Evaluated(samples, scores, cost)
+
+
+def marks(items: Sequence[Item], found: Sequence[Any]) -> list[Marks]:
+    """Score answers (text, stopped) against what was expected."""
+    # What is expected is kept without secrets, so that an answer is compared as it would be kept.
+    pairs = zip(items, found, strict=True)
+    return [scoring.marks(privacy.redact(one.text), item.expected, one.stopped) for item, one in pairs]
+
+
+def loss_scores(
+    items: Sequence[Item],
+    before: Sequence[float] | None,
+    after: Sequence[float],
+    quantised: Sequence[float] | None = None,
+) -> list[dict[str, Any]]:
+    """The lines of loss and perplexity; a mean over tokens, as the validation loss is."""
+    if not items:
+        return []
+    weights = [item.tokens for item in items]
+    loss = scoring.compared(LOSS, -1, before, after, quantised, weights)
+    values = {key: loss.get(key) for key in ("before", "after", "quantised")}
+    return [loss, {"name": PERPLEXITY, "rows": len(items), **{k: scoring.perplexity(v) for k, v in values.items()}}]
