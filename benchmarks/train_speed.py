@@ -119,8 +119,8 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     transformers.logging.disable_progress_bar()
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
-    from training import trainer
     from training.fast_cpu import policy
+    from training.train import Watch, hooks
     from trl import SFTConfig, SFTTrainer
 
     micro, accumulation = args.batch
@@ -128,7 +128,7 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     if args.way == "ours":
         lengths = [len(row["input_ids"]) for row in data]
         micro, accumulation = policy.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths))
-        trainer_class = trainer.hooked(SFTTrainer, trainer.Watch(Path(folder), {}, 1, fast=True))
+        trainer_class = hooks.hooked(SFTTrainer, Watch(Path(folder), {}, 1, fast=True))
     elif args.way == "trl":
         options = {}
     elif args.way == "float32":

@@ -159,8 +159,8 @@ def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
 ):
     from types import SimpleNamespace
 
-    from training import trainer
     from training.fast_cpu import fast_loss
+    from training.train import Watch, hooks
 
     class Plain:
         accelerator = SimpleNamespace(unwrap_model=lambda model: model)
@@ -177,7 +177,7 @@ def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
     monkeypatch.setattr(fast_loss, "sample", lambda inputs: inputs)
     monkeypatch.setattr(fast_loss, "layers", lambda causal_lm: "layers")
     monkeypatch.setattr(fast_loss, "loss", lambda causal_lm, inputs, num_items, layers: layers or "head")
-    watch = trainer.Watch(tmp_path, {}, 1, carried=dict(carried), fast=True)
+    watch = Watch(tmp_path, {}, 1, carried=dict(carried), fast=True)
     model = SimpleNamespace(get_base_model=lambda: None)
-    assert trainer.hooked(Plain, watch)().compute_loss(model, {}) == taken
+    assert hooks.hooked(Plain, watch)().compute_loss(model, {}) == taken
     assert watch.carried["fast_path"] == kept

@@ -17,10 +17,12 @@ import pytest
 from conftest import ROOT, write_tiny_config
 from test_finetune import losses, wait_for_step
 from test_team import TWO, gone, other_process, program, slowly
-from training import meeting, settings, team
+from training import settings
 from training.errors import MachineError, RunError, UserError
 from training.settings import contradictions
 from training.system import shared_secret
+from training.train import meeting, team
+from training.train.meeting import Key
 
 SECRET = "f5e91a8e2b7d4c60"
 
@@ -49,7 +51,7 @@ def test_the_secret_may_stand_in_a_file(tmp_path, monkeypatch):
     file.write_text(f"{SECRET}\n", encoding="utf-8")
     monkeypatch.setenv(shared_secret.SECRET, f"@{file}")
     assert shared_secret.secret() == SECRET.encode()
-    assert SECRET not in repr(meeting.Key(shared_secret.secret()))
+    assert SECRET not in repr(Key(shared_secret.secret()))
 
 
 @pytest.mark.parametrize(
@@ -141,14 +143,14 @@ GATE = """
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from training import trainer
-real = trainer.begin_step
+from training.train import updates
+real = updates.begin_step
 def begin_step(watch):
     watch.begun = getattr(watch, "begun", 0) + 1
     while watch.begun == 2 and not Path({gate!r}).exists():
         time.sleep(0.05)
     real(watch)
-trainer.begin_step = begin_step
+updates.begin_step = begin_step
 """
 
 
@@ -348,7 +350,7 @@ import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from types import SimpleNamespace
-from training import team
+from training.train import team
 team.JOINING = 1.0
 settings = SimpleNamespace(hardware=SimpleNamespace(device="cpu", num_threads=1))
 def late():
@@ -368,7 +370,7 @@ def test_a_value_that_somebody_else_wrote_is_refused_by_torch_itself():
 import datetime, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch.distributed as dist
-from training import meeting
+from training.train import meeting
 from training.errors import RunError
 plain = dist.HashStore()
 store = meeting.sealed(plain, b"key")
@@ -399,7 +401,7 @@ def test_the_store_is_refused_where_go_was_said_to_others():
     class Store(dict):
         get = dict.__getitem__
 
-    key, other = meeting.Key(b"s" * 16), meeting.Key(b"s" * 16)
+    key, other = Key(b"s" * 16), Key(b"s" * 16)
     go = other.sealed("go", {"nonces": [other.nonce, other.nonce], "wrong": ""})
     with pytest.raises(RunError, match="machine 0 does not prove"):
         meeting.admitted(Store(go=go), key, 1)

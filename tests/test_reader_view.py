@@ -256,7 +256,7 @@ def test_a_row_that_the_finished_file_reads_otherwise_fails_the_check_with_its_p
 
 
 def test_a_tokenizer_that_loses_all_spaces_is_refused_with_what_would_do(folder: Path) -> None:
-    from training import engine
+    from training.train import engine
 
     base = SimpleNamespace(name="a model", path=folder)
     settings = SimpleNamespace(model=SimpleNamespace(trust_remote_code=False))

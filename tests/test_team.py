@@ -22,11 +22,13 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
-from training import crew, fit, machines, meeting, memory, plan, settings, team
+from training import crew, fit, machines, memory, plan, settings
 from training.errors import MachineError, RunError, UserError
 from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
+from training.train import Order, Place, meeting, team
+from training.train.meeting import Key
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
 CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
@@ -42,7 +44,7 @@ def given(tmp_path: Path, text: str) -> Settings:
 
 
 def test_a_rank_has_the_environment_that_torchrun_gives():
-    place = team.Place(rank=3, local_rank=1, size=4, local_size=2, port=29500, address="10.0.0.5")
+    place = Place(rank=3, local_rank=1, size=4, local_size=2, port=29500, address="10.0.0.5")
     assert place.environment(threads=8) == {
         "RANK": "3",
         "LOCAL_RANK": "1",
@@ -136,8 +138,8 @@ def test_on_a_cpu_each_process_has_the_whole_model_and_one_process_is_advised_wh
 
 
 def test_an_order_arrives_whole_and_a_closed_pipe_is_told_from_one():
-    place = team.Place(1, 1, 2, 2, 29500)
-    order = crew.Order(place, None, None, list(range(300_000)), None, 64, 10, {"a": 1}, Path("/a run"))
+    place = Place(1, 1, 2, 2, 29500)
+    order = Order(place, None, None, list(range(300_000)), None, 64, 10, {"a": 1}, Path("/a run"))
     pipe = io.BytesIO()
     crew.send(order, pipe)
     pipe.seek(0)
@@ -161,7 +163,7 @@ def test_a_process_that_ended_is_named_with_how_and_its_last_words(code, said):
 
 def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(crew, "STUCK", 0.05)
-    order = crew.Order(team.Place(0, 0, 2, 2, 1), None, None, None, None, 64, 10, {}, tmp_path)
+    order = Order(Place(0, 0, 2, 2, 1), None, None, None, None, 64, 10, {}, tmp_path)
     dead = SimpleNamespace(code=-9, words=lambda: "process 1 was killed")
     errors: list[RunError] = []
     crew.Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)._on_end(dead)
@@ -203,10 +205,10 @@ def test_the_ranks_of_one_machine_talk_over_the_loopback():
 def test_machines_that_would_train_something_else_are_named_with_the_field():
     marks = {"data SHA-256": "a", "LoRA.R": 8, "Hardware.NUM_THREADS": 2}
     other = {"data SHA-256": "b", "LoRA.R": 8, "Hardware.NUM_THREADS": 4}
-    assert machines._differences([marks, marks, other, other], local_size=2) == [
+    assert team._differences([marks, marks, other, other], local_size=2) == [
         "data SHA-256 = 'a' on machine 0, 'b' on machine 1"
     ]
-    assert machines._differences([marks, {**marks, "Hardware.NUM_THREADS": 9}], local_size=1) == []
+    assert team._differences([marks, {**marks, "Hardware.NUM_THREADS": 9}], local_size=1) == []
 
 
 class Store(dict):
@@ -222,19 +224,17 @@ class Store(dict):
         return self[name]
 
 
-def places(*secrets: bytes, processes: tuple[int, ...] = (1, 1)) -> list[team.Place]:
+def places(*secrets: bytes, processes: tuple[int, ...] = (1, 1)) -> list[Place]:
     """Two machines with a secret each."""
     both = zip(secrets, processes, strict=True)
-    return [
-        team.Place(n * here, 0, 2 * here, here, 1, key=meeting.Key(secret)) for n, (secret, here) in enumerate(both)
-    ]
+    return [Place(n * here, 0, 2 * here, here, 1, key=Key(secret)) for n, (secret, here) in enumerate(both)]
 
 
-def met(store: Store, *two: team.Place) -> list[Exception | None]:
+def met(store: Store, *two: Place) -> list[Exception | None]:
     """How the meeting of two machines ended for each."""
     ends: list[Exception | None] = [None, None]
 
-    def meet(place: team.Place) -> None:
+    def meet(place: Place) -> None:
         try:
             machines.meet(place, store, lambda: None)
         except RunError as error:
@@ -303,10 +303,10 @@ def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting
 
 @pytest.mark.parametrize(("rank", "other"), [(0, "another machine"), (1, "machine 0, or to another one,")])
 def test_a_connection_that_closes_is_told_from_other_errors(rank, other, tmp_path):
-    watch = SimpleNamespace(team=SimpleNamespace(place=team.Place(rank, 0, 2, 1, 1)), folder=tmp_path)
-    found = machines.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
+    watch = SimpleNamespace(team=SimpleNamespace(place=Place(rank, 0, 2, 1, 1)), folder=tmp_path)
+    found = team.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
     assert f"a process on {other} has ended, or the connection to it is lost; its log says more" in str(found)
-    assert machines.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
+    assert team.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
 
 
 # ---- two real processes -------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, finetune, locked, write_tiny_config
-from training import engine, settings
+from training import settings
 from training.errors import MachineError, UserError
 from training.system import events
+from training.train import engine
 
 REQUIREMENTS = ROOT / "requirements"
 # Defaults that Unsloth's SFTConfig has otherwise than TRL's and that we leave to it: none of them changes a loss.
@@ -89,19 +90,20 @@ from pathlib import Path
 _, root, config, model, rows, out = sys.argv
 sys.path.insert(0, root)
 from types import SimpleNamespace
-from training import engine
+from training.train import engine
 from training import settings
-from training import train
-from training import trainer
+from training.train import arguments
+from training.train import Watch
+from training.train import hooks
 from training.system import this_machine
 given = this_machine.decide(settings.load(Path(config)), this_machine.inspect())
 engine.start(given)
 import datasets, torch
 loaded = engine.load(SimpleNamespace(path=Path(model), name="tiny"), given, longest=24)
 data = datasets.Dataset.from_list(json.loads(rows))
-watch = trainer.Watch(Path(out), {}, 1)
-one = trainer.hooked(loaded.trainer_class, watch)(
-    model=loaded.model, args=loaded.config_class(**train.arguments(given, Path(out), 2, 4, False, False)),
+watch = Watch(Path(out), {}, 1)
+one = hooks.hooked(loaded.trainer_class, watch)(
+    model=loaded.model, args=loaded.config_class(**arguments.arguments(given, Path(out), 2, 4, False, False)),
     train_dataset=data, processing_class=loaded.tokenizer,
 )
 seen = [[sorted(batch), *(batch[name].tolist() for name in sorted(batch))] for batch in one.get_train_dataloader()]
@@ -139,10 +141,12 @@ from pathlib import Path
 from types import SimpleNamespace
 _, root, config, model, out = sys.argv
 sys.path.insert(0, root)
-from training import engine
+from training.train import Loaded
+from training.train import engine
 from training import settings
-from training import train
-from training import trainer
+from training.train import loop
+from training.train import Watch
+from training.train import hooks
 given = settings.load(Path(config))
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # Unsloth's own switch for tests: the GPU classes, on a machine without a GPU
 engine.start(given)
@@ -195,12 +199,12 @@ def configured(**options):
 
 import datasets
 rows = datasets.Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, 2]}])
-session = SimpleNamespace(run=SimpleNamespace(path=Path(out)), watch=trainer.Watch(Path(out), {"micro_batch": [2, 4]}, 1), total=6)
+session = SimpleNamespace(run=SimpleNamespace(path=Path(out)), watch=Watch(Path(out), {"micro_batch": [2, 4]}, 1), total=6)
 plan = SimpleNamespace(settings=given, train=rows, validation=rows)
-made = train._build(engine.Loaded(network, loaded.tokenizer, Recorded, configured), plan, session, 2, 4)
+made = loop._build(Loaded(network, loaded.tokenizer, Recorded, configured), plan, session, 2, 4)
 found["full eval"] = [made.args.bf16_full_eval, made.args.fp16_full_eval]
-ours = [n for n, value in vars(trainer.hooked(Recorded, session.watch)).items() if inspect.isfunction(value)]
-source = inspect.getsource(trainer)
+ours = [n for n, value in vars(hooks.hooked(Recorded, session.watch)).items() if inspect.isfunction(value)]
+source = inspect.getsource(hooks)
 found["hooks"] = ["create_model_card", *(n for n in ours if f"super().{n}(" in source)]  # the others are helpers of ours
 found["hooks not there"] = [n for n in found["hooks"] if not hasattr(generated, n)]
 inspect.signature(generated.compute_loss).bind(None, None, {}, False, None)

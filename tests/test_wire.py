@@ -125,28 +125,28 @@ def test_what_is_no_checkpoint_is_refused_above_all_names_that_lead_elsewhere(sa
 def test_a_random_state_that_was_told_goes_on_as_the_one_it_was_made_from():
     import numpy
     import torch
-    from training import trainer
+    from training.train import hooks, updates
 
     def draw() -> list[float]:
         return [random.random(), random.gauss(0, 1), numpy.random.randn(), float(torch.rand(()))]
 
-    before = trainer.take_random_state()
+    before = updates.take_random_state()
     try:
         draw()  # a gauss that waits for its second number is part of the state
-        state = trainer.take_random_state()
-        heard = trainer.heard_random_state(wire.decode(wire.encode(trainer.told_random_state(state))))
+        state = updates.take_random_state()
+        heard = hooks.heard_random_state(wire.decode(wire.encode(hooks.told_random_state(state))))
         expected = draw()
-        trainer.set_random_state(heard)
+        updates.set_random_state(heard)
         assert draw() == expected
         assert heard["python"] == state["python"] and heard["numpy"][1].dtype == state["numpy"][1].dtype
     finally:
-        trainer.set_random_state(before)
+        updates.set_random_state(before)
     for wrong in (
         None,
         7,
         {},
-        {**trainer.told_random_state(state), "numpy": 3},
+        {**hooks.told_random_state(state), "numpy": 3},
         {"python": [1, [2], None], "numpy": []},
     ):
         with pytest.raises(RunError, match="what another process sends is no random state"):
-            trainer.heard_random_state(wrong)
+            hooks.heard_random_state(wrong)

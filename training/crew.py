@@ -16,17 +16,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import machines, meeting, runs
+from training import machines, runs
 from training.errors import RunError
 from training.runs import Run, checkpoint
 from training.system import forkserver, shared_secret, this_machine
-from training.team import JOINING, Place
+from training.train import Order, Place, meeting
+from training.train.meeting import Key
+from training.train.team import JOINING
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -38,21 +40,6 @@ READY = b"@ready\n"  # a worker's line: its model is loaded
 LAST = 3  # lines of a worker's last words that a message has
 ENDING = 10.0  # seconds in which a worker ends by itself after the training
 STUCK = 60.0  # seconds after a worker's end in which rank 0 must have noticed
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a rank must know to train: the part of the plan that it needs, and where it stands."""
-
-    place: Place
-    settings: Any
-    base: Any  # base_model.BaseModel
-    train: Any  # datasets.Dataset, as in the plan; its rows are read from the same cached file
-    validation: Any
-    longest: int  # tokens of the longest training row
-    steps: int
-    marks: dict[str, Any]  # the run's fingerprint
-    run: Path
 
 
 def send(order: Order, stream: IO[bytes]) -> None:
@@ -217,6 +204,6 @@ def _first_place(hardware: Hardware, size: int) -> Iterator[tuple[Place, Store |
             yield Place(0, 0, size, here, file=file), None
         return
     address, port = machines.address(hardware.main_process_address)
-    key = meeting.Key(shared_secret.secret())
+    key = Key(shared_secret.secret())
     server = machines.serve(address, port, size) if hardware.machine_rank == 0 else None
     yield Place(hardware.machine_rank * here, 0, size, here, port, address, key=key), server

@@ -13,9 +13,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import engine
 from training.fast_cpu import fast_loss
 from training.system import wording
+from training.train import engine
 
 FEW, MORE = 1, 3  # layers of the two small models
 ENOUGH = 3.0  # seconds after which one measurement is enough

@@ -38,7 +38,6 @@ from training import (
     account,  # noqa: E402
     control,  # noqa: E402
     crew,  # noqa: E402
-    engine,  # noqa: E402
     estimate,  # noqa: E402
     export,  # noqa: E402
     machines,  # noqa: E402
@@ -65,6 +64,7 @@ from training.system import (
 )
 from training.system.events import Events
 from training.system.signals import Signals
+from training.train import engine  # noqa: E402
 
 
 def finetune(

@@ -11,21 +11,18 @@ import os
 import socket
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import meeting, team
 from training.errors import Interrupted, MachineError, RunError
-from training.runs import Run, checkpoint
-from training.runs.checkpoint import Checkpoint
-from training.system import files, wire
+from training.runs import Run
+from training.train import Place, meeting, team
+from training.train.team import lost
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -34,8 +31,6 @@ PORT = 29500  # torchrun's
 TRY = timedelta(seconds=5)  # for one attempt to reach machine 0
 # Seconds that the other machines have to hear why nothing comes of the training.
 HEARD = 5.0
-OWN = {"Hardware.NUM_THREADS"}  # in which machines may differ
-CLOSED = ("onnection", "onnect", "ocket")  # in what gloo and NCCL say when the other side has gone
 
 
 def address(written: str) -> tuple[str, int]:
@@ -72,7 +67,7 @@ def serve(host: str, port: int, size: int) -> Store:
         ) from None
 
 
-def meet(place: team.Place, server: Store | None, lost: Callable[[], RunError | None]) -> Any:
+def meet(place: Place, server: Store | None, lost: Callable[[], RunError | None]) -> Any:
     """Wait until the processes of every machine are ready to join; gives the store.
 
     `server`: machine 0's, where this is it. `lost` gives an error where a process of this machine has ended. Raises
@@ -93,7 +88,7 @@ def meet(place: team.Place, server: Store | None, lost: Callable[[], RunError | 
             store.set(f"machine {place.machine} has heard", b"")
 
 
-def _welcome(place: team.Place, store: Store, lost: Callable[[], RunError | None]) -> None:
+def _welcome(place: Place, store: Store, lost: Callable[[], RunError | None]) -> None:
     """Machine 0: hear every machine, and tell all whether they go together."""
     own = {"nonce": place.key.nonce, "shape": _shape(place)}
     store.set("machine 0", place.key.sealed("machine 0", own))
@@ -113,7 +108,7 @@ def _welcome(place: team.Place, store: Store, lost: Callable[[], RunError | None
         _until_heard(place, store)
 
 
-def _introduce(place: team.Place, store: Store, lost: Callable[[], RunError | None]) -> None:
+def _introduce(place: Place, store: Store, lost: Callable[[], RunError | None]) -> None:
     """Another machine: answer machine 0, and wait until it has heard all."""
     name = f"machine {place.machine}"
     _await(store, "machine 0", "machine 0", lost)
@@ -132,7 +127,7 @@ def _await(store: Store, name: str, whom: str, lost: Callable[[], RunError | Non
         _pause(lost)
 
 
-def _until_heard(place: team.Place, store: Store) -> None:
+def _until_heard(place: Place, store: Store) -> None:
     """Let the others hear why nothing comes of it, before the store ends with this process."""
     names = [f"machine {number} has heard" for number in range(1, place.machines)]
     end = time.monotonic() + HEARD
@@ -140,11 +135,11 @@ def _until_heard(place: team.Place, store: Store) -> None:
         time.sleep(0.05)
 
 
-def _shape(place: team.Place) -> str:
+def _shape(place: Place) -> str:
     return f"{place.machines} machines with {place.local_size} processes each"
 
 
-def _reach(place: team.Place, lost: Callable[[], RunError | None]) -> Any:
+def _reach(place: Place, lost: Callable[[], RunError | None]) -> Any:
     from torch.distributed import DistError, TCPStore
 
     said = False
@@ -167,77 +162,13 @@ def _pause(lost: Callable[[], RunError | None]) -> None:
         raise error
 
 
-def refuse_mismatch(watch: Any) -> None:
-    """Raise RunError, on every machine, where one of them would train something else than machine 0."""
-    if watch.team is None or watch.team.place.machines == 1:
-        return
-    every = watch.team.gather(watch.manifest["fingerprint"])
-    if every is not None and not all(isinstance(one, dict) for one in every):
-        raise wire.refused("what another process sends are no settings")
-    if problems := watch.team.first(lambda: _differences(every, watch.team.place.local_size)):
-        raise RunError("training", f"the machines do not agree: {'; '.join(problems)}")
-
-
-def _differences(marks: list[dict[str, Any]], local_size: int) -> list[str]:
-    """What the first rank of each machine has otherwise than rank 0."""
-    return [
-        f"{field} = {marks[0].get(field)!r} on machine 0, {other.get(field)!r} on machine {machine}"
-        for machine, other in enumerate(marks[::local_size])
-        for field in sorted({*marks[0], *other} - OWN)
-        if marks[0].get(field) != other.get(field)
-    ]
-
-
-def fetched(found: Checkpoint, watch: Any) -> Checkpoint:
-    """Machine 0's checkpoint where this machine can read it: the same, or a copy in this machine's own folder."""
-    if watch.team is None or watch.team.place.machines == 1:
-        return found
-    place, own = watch.team.place, watch.folder / f"checkpoint-{found.step}"
-    for name in [*found.manifest["files"], checkpoint.MANIFEST]:
-        pieces = _pieces(found.path / name, watch.team)
-        if place.machine > 0 and place.local_rank == 0:
-            own.mkdir(parents=True, exist_ok=True)
-            with files.whole_file(own / name) as partial, partial.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-            # The manifest stands for the others, and for itself nothing does.
-            digest = found.manifest["files"].get(name)
-            if digest is not None and files.sha256(own / name) != digest:
-                raise wire.refused(f"{name} of the checkpoint of step {found.step} did not arrive as it was")
-        else:
-            deque(pieces, maxlen=0)
-    watch.team.round(0)  # until all are written
-    return found if place.machine == 0 else replace(found, path=own)
-
-
-def _pieces(path: Path, ranks: team.Team) -> Iterator[bytes]:
-    """A file of machine 0's, piece by piece, in every rank; all of them must take every piece."""
-    with path.open("rb") if ranks.rank == 0 else nullcontext() as file:
-        while True:
-            piece = ranks.first(lambda: file.read(wire.PIECE))
-            if not isinstance(piece, bytes):
-                raise wire.refused("what another process sends is no piece of a file")
-            if not piece:
-                return
-            yield piece
-
-
-def lost(error: Exception, watch: Any) -> RunError | None:
-    """The error for a connection to another machine that has closed, if `error` says that."""
-    if watch.team is None or watch.team.place.machines == 1 or not any(word in str(error) for word in CLOSED):
-        return None
-    logger.debug("{}", error)
-    other = "another machine" if watch.team.place.machine == 0 else "machine 0, or to another one,"
-    words = f"a process on {other} has ended, or the connection to it is lost; its log says more"
-    return RunError("training", words, checkpoint.where(watch.folder) if watch.team.place.machine == 0 else "")
-
-
 def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[RunError], None]) -> None:
     """What a machine does that does not own the run: train its share of the rows, from the beginning to the end.
 
     Raises RunError, or Interrupted when the run was stopped (from any of the machines).
     """
-    from training import crew, engine, rank
+    from training import crew
+    from training.train import engine, state
 
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         run = Run(Path(folder))
@@ -245,18 +176,18 @@ def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[Ru
             loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
             others.wait()
             with team.joined(others.place, plan.settings, others.server, others.late) as ranks:
-                session = rank.session(loaded, others.order, ranks, signals)
+                session = state.session(loaded, others.order, ranks, signals)
                 session.crew = others
                 _train(loaded, plan, session)
     logger.info("the training is done; machine 0 has the adapter, and makes the files of it")
 
 
 def _train(loaded: Any, plan: Any, session: Any) -> None:
-    from training import train
+    from training.train import loop
 
     try:
         with session.signals.gentle():
-            train.follow(loaded, plan, session)
+            loop.follow(loaded, plan, session)
     except Interrupted as error:
         if session.first_began is None:
             raise
@@ -264,5 +195,5 @@ def _train(loaded: Any, plan: Any, session: Any) -> None:
     except RunError as error:
         raise RunError(error.stage, error.message, "the run is on machine 0") from None
     except RuntimeError as error:
-        found = session.crew.lost(within=train.LOST) or lost(error, session.watch)
+        found = session.crew.lost(within=loop.LOST) or lost(error, session.watch)
         raise found or RunError("training", str(error).splitlines()[0], "the run is on machine 0") from error

@@ -195,7 +195,7 @@ def _joined_adapters(given: Any, model: Shape, adapter: int) -> int:
 
 def eager(given: Any, longest: int) -> bool:
     """Whether attention is plain matrix products: on a CPU with transformers, for short rows (engine.EAGER_UP_TO)."""
-    from training.engine import EAGER_UP_TO
+    from training.train.engine import EAGER_UP_TO
 
     return given.hardware.device == "cpu" and given.hardware.engine == "transformers" and longest <= EAGER_UP_TO
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_model, budget, convert, engine, fit, memory, ollama, reader_view, settings
+from training import base_model, budget, convert, fit, memory, ollama, reader_view, settings
 from training.base_model import leftovers, sources, weights_fit
 from training.data import chat_template, dataset, serving, tokenising
 from training.errors import MachineError, UserError
@@ -21,6 +21,7 @@ from training.settings import contradictions
 from training.system import foreign_code, paths, privacy, this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
+from training.train import engine
 
 CACHE = paths.CACHE / "rows"
 NAMED = 5  # rows left out that the log names

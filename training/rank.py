@@ -5,52 +5,40 @@ It ends when its stdin closes, which it does when rank 0 ends, however that ende
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from loguru import logger
 
-from training import crew, engine, runs, team, train
+from training import crew
 from training.errors import FinetuneError, Interrupted
-from training.progress import Session
-from training.runs import Run
 from training.system import foreign_code
-from training.system.events import Events
 from training.system.parent_watch import end_with_parent
 from training.system.signals import Signals
-from training.trainer import Watch
+from training.train import Order, engine, loop, team
+from training.train.state import session
 
 
-def work(order: crew.Order) -> None:
+def work(order: Order) -> None:
     """Load the model, tell rank 0, and train with the others. Raises what `train.follow` raises."""
     foreign_code.trust(order.settings.model.trust_remote_code)
     engine.start(order.settings)
     loaded = engine.load(order.base, order.settings, order.longest)
     print(crew.READY.decode(), end="", flush=True)
     with team.joined(order.place, order.settings) as ranks:
-        train.follow(loaded, order, session(loaded, order, ranks, Signals()))
+        loop.follow(loaded, order, session(loaded, order, ranks, Signals()))
 
 
-def leave(order: crew.Order) -> None:
+def leave(order: Order) -> None:
     """Clear away after a rank 0 that could not do it itself, for it was killed."""
     if order.place.file is not None:
         shutil.rmtree(order.place.file.parent, ignore_errors=True)
-
-
-def session(loaded: Any, order: crew.Order, ranks: team.Team, signals: Signals) -> Session:
-    """The session of a rank that tells and writes nothing."""
-    keep, folder = order.settings.training.save_total_limit, order.run / runs.CHECKPOINTS
-    watch = Watch(folder, {"fingerprint": order.marks}, keep, fast=order.settings.hardware.fast_cpu is True, team=ranks)
-    run, silent = Run(order.run), Events(Path(os.devnull))
-    return Session(order.settings, run, silent, signals, watch, loaded.tokenizer, (), (), order.steps)
 
 
 def main() -> int:

@@ -10,19 +10,18 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, crew, evaluation, export, importance, runs, team, train
+from training import account, crew, evaluation, export, importance, runs
 from training import plan as planning
 from training.data import Item, held_out
 from training.data.encoding import end_ids
 from training.errors import Interrupted, RunError
 from training.evaluation import scoring
-from training.progress import Session
 from training.runs import Run, checkpoint
 from training.system import forkserver, paths
 from training.system.events import Events
 from training.system.signals import Signals
 from training.system.wording import short
-from training.trainer import Watch
+from training.train import Session, Watch, adapter_files, loop, team
 
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
 MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
@@ -62,7 +61,7 @@ def train_stage(
         session.crew = others
     where = (others.place, plan.settings, others.server, others.late) if others else (None, plan.settings)
     with team.joined(*where) as watch.team:
-        result = train.train(loaded, plan, session)
+        result = loop.train(loaded, plan, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
     seconds = round(time.perf_counter() - began, 1)
     fingerprint = checkpoint.kept(marks(plan))
@@ -81,7 +80,7 @@ def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: Run, event
     began = time.perf_counter()
     run.update(stage="evaluate")
     if run.status.get("resumed_after_training"):
-        train.load_adapter(loaded.model, run.path / runs.ADAPTER)
+        adapter_files.load_adapter(loaded.model, run.path / runs.ADAPTER)
     switchable = plan.settings.lora.bias == "none"
     longest = plan.settings.model.max_seq_length
     general = [] if plan.data.plain else held_out.general(plan.template, plan.tokenizer, longest)

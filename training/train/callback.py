@@ -6,64 +6,18 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from loguru import logger
 
-from training import evaluation, runs, trainer
-from training.data import Item
-from training.runs import Run
+from training import evaluation, runs
 from training.system import files, privacy
 from training.system.wording import clock
-from training.trainer import Watch
+from training.train import hooks, updates
+from training.train.hooks import StopNow
+from training.train.state import Session
 
-SAVE = 1000  # beyond every signal's number
 BEST = "best"  # in checkpoints/: the adapter of the best validation loss, for early stopping
-
-
-@dataclass
-class Session:
-    """One process training one run: what its hooks need, and what they count."""
-
-    settings: Any
-    run: Run
-    events: Any
-    signals: Any
-    watch: Watch
-    tokenizer: Any
-    questions: Sequence[Item]  # asked every SAMPLE_STEPS steps
-    end_ids: Sequence[int]
-    total: int  # optimizer steps of the run
-    first_step: int = 0  # where this process took the run up
-    started: float = field(default_factory=time.perf_counter)
-    first_began: float | None = None  # when the first step of this process began
-    tokens: int = 0
-    seconds: float = 0.0  # spent in optimizer steps
-    recent: list[float] = field(default_factory=list)  # losses since the last line of the log
-    stopped_early: bool = False
-    trainer: Any = None
-    bar: Any = None
-    crew: Any = None  # in rank 0: the processes of the others
-
-    @property
-    def first(self) -> bool:
-        """Whether this is rank 0, or the only process: the one that writes and tells."""
-        return self.watch.team is None or self.watch.team.rank == 0
-
-    def asked(self) -> tuple[int | None, bool]:
-        """The signal that shall end the training, and whether a checkpoint is asked for: the same in all ranks."""
-        stop, save = self.signals.stop, self.signals.save
-        if self.watch.team is not None:
-            said = self.watch.team.round((stop or 0) + (SAVE if save else 0))
-            stop = next((one % SAVE for one in said if one % SAVE), None)
-            save = any(one >= SAVE for one in said)
-        return stop, save
-
-    def first_of(self, ask: Callable[[], Any]) -> Any:
-        """What only rank 0 can know, in all ranks."""
-        return ask() if self.watch.team is None else self.watch.team.first(ask)
 
 
 def callback(session: Session) -> Any:
@@ -77,22 +31,22 @@ def callback(session: Session) -> Any:
                 set_seed(session.settings.training.seed + session.watch.team.rank)
 
         def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-            trainer.begin_epoch(session.watch)
+            updates.begin_epoch(session.watch)
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             _catch_up(session, state.global_step)
             session.signals.begin()
             session.first_began = session.first_began or time.perf_counter()
-            trainer.begin_step(session.watch)
+            updates.begin_step(session.watch)
 
         def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             _obey(session, control)
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            trainer.begin_update(session.watch, kwargs["model"], state.global_step)
+            updates.begin_update(session.watch, kwargs["model"], state.global_step)
 
         def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            trainer.end_update(session.watch)
+            updates.end_update(session.watch)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             session.watch.in_step = False
@@ -109,7 +63,7 @@ def callback(session: Session) -> Any:
 
         def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
             if session.asked()[0] is not None:
-                raise trainer.StopNow
+                raise StopNow
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             if "loss" in logs and session.first:
@@ -187,7 +141,7 @@ def _report_step(session: Session, state: Any, logs: dict[str, Any]) -> None:
 
 def _report_evaluation(session: Session, step: int, loss: float, control: Any, model: Any) -> None:
     if not math.isfinite(loss):
-        raise trainer.not_finite("validation loss", step, session.watch)
+        raise hooks.not_finite("validation loss", step, session.watch)
     carried = session.watch.carried
     carried.setdefault("before", loss)
     carried.update(after=loss, evaluated_at=step)

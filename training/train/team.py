@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import meeting
-from training.system import this_machine, wire
+from loguru import logger
+
+from training.errors import RunError
+from training.runs import checkpoint
+from training.runs.checkpoint import Checkpoint
+from training.system import files, this_machine, wire
+from training.train import meeting
+from training.train.meeting import Key
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +56,7 @@ class Place:
     port: int = 0
     address: str = LOOPBACK
     file: Path | None = None
-    key: meeting.Key | None = None
+    key: Key | None = None
 
     @property
     def machine(self) -> int:
@@ -267,3 +274,72 @@ def joined(
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             dist.destroy_process_group()
+
+
+OWN = {"Hardware.NUM_THREADS"}  # in which machines may differ
+CLOSED = ("onnection", "onnect", "ocket")  # in what gloo and NCCL say when the other side has gone
+
+
+def refuse_mismatch(watch: Any) -> None:
+    """Raise RunError, on every machine, where one of them would train something else than machine 0."""
+    if watch.team is None or watch.team.place.machines == 1:
+        return
+    every = watch.team.gather(watch.manifest["fingerprint"])
+    if every is not None and not all(isinstance(one, dict) for one in every):
+        raise wire.refused("what another process sends are no settings")
+    if problems := watch.team.first(lambda: _differences(every, watch.team.place.local_size)):
+        raise RunError("training", f"the machines do not agree: {'; '.join(problems)}")
+
+
+def _differences(marks: list[dict[str, Any]], local_size: int) -> list[str]:
+    """What the first rank of each machine has otherwise than rank 0."""
+    return [
+        f"{field} = {marks[0].get(field)!r} on machine 0, {other.get(field)!r} on machine {machine}"
+        for machine, other in enumerate(marks[::local_size])
+        for field in sorted({*marks[0], *other} - OWN)
+        if marks[0].get(field) != other.get(field)
+    ]
+
+
+def fetched(found: Checkpoint, watch: Any) -> Checkpoint:
+    """Machine 0's checkpoint where this machine can read it: the same, or a copy in this machine's own folder."""
+    if watch.team is None or watch.team.place.machines == 1:
+        return found
+    place, own = watch.team.place, watch.folder / f"checkpoint-{found.step}"
+    for name in [*found.manifest["files"], checkpoint.MANIFEST]:
+        pieces = _pieces(found.path / name, watch.team)
+        if place.machine > 0 and place.local_rank == 0:
+            own.mkdir(parents=True, exist_ok=True)
+            with files.whole_file(own / name) as partial, partial.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+            # The manifest stands for the others, and for itself nothing does.
+            digest = found.manifest["files"].get(name)
+            if digest is not None and files.sha256(own / name) != digest:
+                raise wire.refused(f"{name} of the checkpoint of step {found.step} did not arrive as it was")
+        else:
+            deque(pieces, maxlen=0)
+    watch.team.round(0)  # until all are written
+    return found if place.machine == 0 else replace(found, path=own)
+
+
+def _pieces(path: Path, ranks: Team) -> Iterator[bytes]:
+    """A file of machine 0's, piece by piece, in every rank; all of them must take every piece."""
+    with path.open("rb") if ranks.rank == 0 else nullcontext() as file:
+        while True:
+            piece = ranks.first(lambda: file.read(wire.PIECE))
+            if not isinstance(piece, bytes):
+                raise wire.refused("what another process sends is no piece of a file")
+            if not piece:
+                return
+            yield piece
+
+
+def lost(error: Exception, watch: Any) -> RunError | None:
+    """The error for a connection to another machine that has closed, if `error` says that."""
+    if watch.team is None or watch.team.place.machines == 1 or not any(word in str(error) for word in CLOSED):
+        return None
+    logger.debug("{}", error)
+    other = "another machine" if watch.team.place.machine == 0 else "machine 0, or to another one,"
+    words = f"a process on {other} has ended, or the connection to it is lost; its log says more"
+    return RunError("training", words, checkpoint.where(watch.folder) if watch.team.place.machine == 0 else "")

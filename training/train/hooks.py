@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 import math
-import random
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from training import team
 from training.errors import RunError
 from training.fast_cpu import fast_loss
 from training.runs import checkpoint
 from training.system import wire
+from training.train import team
+from training.train.state import Watch
+from training.train.team import Trouble
+from training.train.updates import set_random_state, take_random_state
 
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
 NOT_KEPT = ("README.md", "training_args.bin", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -36,27 +36,6 @@ class OutOfMemory(Exception):
 
 class StopNow(Exception):
     """Leave an evaluation that is under way, for a signal has come."""
-
-
-@dataclass
-class Watch:
-    """What the hooks of one training run share, and what a checkpoint carries over to a resumed one."""
-
-    folder: Path  # where checkpoints go
-    manifest: dict[str, Any]  # what each checkpoint's manifest says beside its files
-    keep: int  # SAVE_TOTAL_LIMIT
-    carried: dict[str, Any] = field(default_factory=dict)  # best loss, patience: stored with each checkpoint
-    fast: bool = False  # take the fast path of a CPU, once it has proved equal
-    tokens: int = 0  # real tokens since the start of the step
-    tokens_per_second: float = 0.0  # of the last whole step
-    began: float = 0.0  # when the step began
-    random_state: dict[str, Any] | None = None  # from which the step can be done again
-    epoch_begins: bool = False  # the next step is the first of an epoch
-    in_step: bool = False  # some micro-batches of the step are done, its update is not
-    on_base: bool = False  # the evaluation that is under way is the base model's
-    updating: bool = False  # the optimizer is at work: a failure now leaves some weights changed and others not
-    untrained: dict[str, Any] | None = None  # the adapter before the very first update: name -> tensor on the CPU
-    team: team.Team | None = None  # the ranks that train together; None: one process trains alone
 
 
 def hooked(trainer_class: Any, watch: Watch) -> Any:
@@ -88,11 +67,11 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 if not is_out_of_memory(error):
                     raise
                 said = team.NO_MEMORY
-            except team.Trouble as heard:
+            except Trouble as heard:
                 raise self._for_all(heard) from None
             try:
                 watch.team.round(said)
-            except team.Trouble as heard:
+            except Trouble as heard:
                 raise self._for_all(heard) from None
             if self.accelerator.sync_gradients:
                 watch.team.mean_gradients(self.model.parameters())
@@ -108,7 +87,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             if self.accelerator.scaler is not None:  # fp16: it begins with its first use, which may be its unscaling
                 self.accelerator.scaler.scale(torch.zeros((), device=self.args.device))
 
-        def _for_all(self, heard: team.Trouble) -> Exception:
+        def _for_all(self, heard: Trouble) -> Exception:
             if heard.code == team.NOT_FINITE:
                 return not_finite("loss", self.state.global_step + 1, watch)
             error = OutOfMemory(str(heard))
@@ -315,32 +294,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
-def take_random_state() -> dict[str, Any]:
-    """Every random state that training draws from: Python's, NumPy's, torch's, and each GPU's."""
-    import numpy
-    import torch
-
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    return {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `take_random_state` returned."""
-    import numpy
-    import torch
-
-    random.setstate(state["python"])
-    numpy.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None:
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
 def told_random_state(state: dict[str, Any]) -> dict[str, Any]:
     """What `take_random_state` returned, as ranks may tell it to each other."""
     name, numbers, *rest = state["numpy"]
@@ -369,43 +322,6 @@ def heard_random_state(told: Any) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError, OverflowError):
         raise wire.refused("what another process sends is no random state") from None
-
-
-def begin_epoch(watch: Watch) -> None:
-    """Called when an epoch begins. Its data loader draws a seed, so the first step is done again from before that."""
-    watch.random_state, watch.epoch_begins = take_random_state(), True
-
-
-def begin_step(watch: Watch) -> None:
-    """Called when an optimizer step begins, before its first micro-batch."""
-    watch.tokens, watch.began, watch.in_step = 0, time.perf_counter(), False
-    if not watch.epoch_begins:
-        watch.random_state = take_random_state()
-    watch.epoch_begins = False
-
-
-def begin_update(watch: Watch, model: Any, step: int) -> None:
-    """Called before the optimizer updates the weights. Before the first update there may be no checkpoint to go back to."""
-    if step == 0:
-        watch.untrained = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
-    watch.updating = True
-
-
-def end_update(watch: Watch) -> None:
-    """Called after the optimizer has updated the weights."""
-    watch.updating, watch.untrained = False, None
-
-
-def take_back_update(watch: Watch, one: Any) -> None:
-    """After a failed first update: the adapter as it was, and an optimizer that has seen nothing."""
-    import torch
-
-    with torch.no_grad():
-        for name, parameter in one.model.named_parameters():
-            if name in watch.untrained:
-                parameter.copy_(watch.untrained[name])
-    one.optimizer.state.clear()
-    end_update(watch)
 
 
 def _tokens(inputs: dict[str, Any]) -> int:

@@ -1,0 +1,54 @@
+"""The adapter on the disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from training import runs
+from training.errors import RunError
+from training.runs import checkpoint
+from training.system import files
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def load_adapter(model: Any, path: Path) -> None:
+    """Put a saved adapter's weights into a model that was made with the same settings."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(path / WEIGHTS))
+
+
+def save_adapter(model: Any, path: Path) -> None:
+    """Write the adapter as PEFT does (safetensors), whole or not at all."""
+    try:
+        with files.whole_folder(path) as partial:
+            model.save_pretrained(str(partial), safe_serialization=True)
+            (partial / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form nobody filled in
+            _sort_modules(partial / "adapter_config.json")
+    except OSError as error:
+        raise disk_error(error, path.parent / runs.CHECKPOINTS, model) from error
+
+
+def _sort_modules(config: Path) -> None:
+    """PEFT keeps TARGET_MODULES as a set, whose order is another in every process: equal runs shall have equal files."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(values.get("target_modules"), list):
+        values["target_modules"].sort()
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def disk_error(error: Exception, folder: Path, model: Any) -> RunError:
+    """A write that failed, with the room that a checkpoint needs, what there is of it, and what is safe."""
+    free = shutil.disk_usage(folder).free
+    full = getattr(error, "errno", errno.ENOSPC) in (errno.ENOSPC, errno.EDQUOT, None)
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    needed = 3 * trained  # with the two moments of Adam
+    room = f"a checkpoint under {folder} needs about {needed:,} bytes, {free:,} are free"
+    what = f"the disk is full: {room}; make room first" if full else str(error)
+    return RunError("checkpoint", what, checkpoint.where(folder))
