@@ -16,8 +16,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from training import merge, proof
+from training import proof
 from training.base_model import safetensors_file
+from training.to_gguf import merging
 
 LAYERS, HIDDEN, INNER, VOCABULARY, RANK = 16, 2048, 8192, 32_000, 16  # 1.1B parameters
 SHAPES = {
@@ -66,7 +67,7 @@ def make(base: Path, adapter: Path) -> int:
 def measure(base: Path, adapter: Path, out: Path) -> None:
     """Merge and prove; print seconds and this process's peak memory in bytes after each, as JSON."""
     peaks = {}
-    for name, work in (("merge", merge.merge), ("proof", proof.verify)):
+    for name, work in (("merge", merging.merge), ("proof", proof.verify)):
         started = time.monotonic()
         work(base, adapter, out)
         # Not ru_maxrss: on Linux a child starts with its parent's peak in it, and this one's parent made the model.

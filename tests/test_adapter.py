@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
-from training import merge
 from training.base_model import safetensors_file
 from training.errors import RunError
+from training.to_gguf import merging
 
 Q = "model.layers.0.self_attn.q_proj"
 ADAPTER = {
@@ -34,7 +34,7 @@ def plan(folder: Path, base: dict | None = None, adapter: dict | None = None, mo
     write(folder / "adapter" / "adapter_model.safetensors", ADAPTER if adapter is None else adapter)
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
-    return merge.plan(folder / "base", folder / "adapter")
+    return merging.plan(folder / "base", folder / "adapter")
 
 
 def refused(folder: Path, **given) -> str:
@@ -142,10 +142,10 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
     plan(tmp_path)
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(RunError, match="is no PEFT adapter: adapter_model.safetensors is missing"):
-        merge.plan(tmp_path / "base", tmp_path / "adapter")
+        merging.plan(tmp_path / "base", tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(RunError, match="is no PEFT adapter: adapter_config.json cannot be read"):
-        merge.plan(tmp_path / "base", tmp_path / "adapter")
+        merging.plan(tmp_path / "base", tmp_path / "adapter")
 
 
 def test_a_damaged_base_is_refused_by_file(tmp_path: Path) -> None:
@@ -160,10 +160,10 @@ def test_a_damaged_base_is_refused_by_file(tmp_path: Path) -> None:
     ):
         shard.write_bytes(content)
         with pytest.raises(RunError, match=said):
-            merge.plan(tmp_path / "base", tmp_path / "adapter")
+            merging.plan(tmp_path / "base", tmp_path / "adapter")
     shard.unlink()
     with pytest.raises(RunError, match="holds no safetensors weights"):
-        merge.plan(tmp_path / "base", tmp_path / "adapter")
+        merging.plan(tmp_path / "base", tmp_path / "adapter")
 
 
 def test_an_index_is_followed_and_checked(tmp_path: Path) -> None:
@@ -173,13 +173,13 @@ def test_an_index_is_followed_and_checked(tmp_path: Path) -> None:
     write(base / "consolidated.safetensors", BASE)  # another copy of the weights, as Mistral ships, is not read
     index = base / safetensors_file.INDEX
     index.write_text(json.dumps({"weight_map": dict.fromkeys(BASE, "a.safetensors")}))
-    assert list(merge.plan(base, tmp_path / "adapter").shards) == ["a.safetensors"]
+    assert list(merging.plan(base, tmp_path / "adapter").shards) == ["a.safetensors"]
     index.write_text(json.dumps({"weight_map": {"x": "b.safetensors", "y": "../a.safetensors"}}))
     with pytest.raises(RunError, match=r"lacks \.\./a\.safetensors, b\.safetensors, which its index names"):
-        merge.plan(base, tmp_path / "adapter")
+        merging.plan(base, tmp_path / "adapter")
     index.write_text("[]")
     with pytest.raises(RunError, match="is not a safetensors index"):
-        merge.plan(base, tmp_path / "adapter")
+        merging.plan(base, tmp_path / "adapter")
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
@@ -191,4 +191,4 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
         json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
     )
     with pytest.raises(RunError, match="q_proj.weight is in model-1.safetensors and in model-2.safetensors"):
-        merge.plan(base, tmp_path / "adapter")
+        merging.plan(base, tmp_path / "adapter")

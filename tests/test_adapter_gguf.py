@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Ended, forked
-from training import adapter_gguf, convert, export, llama, merge, runs
+from training import export, llama, runs
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.ollama import modelfile_syntax
+from training.to_gguf import Job, adapter_gguf, conversion, merging
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
@@ -60,7 +61,7 @@ def trained(base: Path, folder: Path, **lora: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def base_f16(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    return convert.to_gguf(tiny_model, tmp_path_factory.mktemp("base") / "base.gguf")
+    return conversion.to_gguf(tiny_model, tmp_path_factory.mktemp("base") / "base.gguf")
 
 
 @pytest.mark.parametrize(
@@ -81,8 +82,8 @@ def test_base_and_adapter_in_llama_cpp_predict_what_the_merged_model_predicts(
     command = [sys.executable, "-c", WITH_ADAPTER, ROOT, base_f16, tmp_path / "a.gguf", json.dumps(IDS), out]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    merge.merge(tiny_model, adapter, tmp_path / "merged")
-    merged = llama.logits(convert.to_gguf(tmp_path / "merged", tmp_path / "merged.gguf"), [IDS])[0]
+    merging.merge(tiny_model, adapter, tmp_path / "merged")
+    merged = llama.logits(conversion.to_gguf(tmp_path / "merged", tmp_path / "merged.gguf"), [IDS])[0]
     with_adapter, base = np.load(out), llama.logits(base_f16, [IDS])[0]
     p, q, r = (llama.log_softmax(rows) for rows in (merged, with_adapter, base))
     divergence, trained_by = ((np.exp(p) * (p - other)).sum(-1).mean() for other in (q, r))
@@ -122,7 +123,7 @@ def test_a_missing_converter_and_one_that_fails_leave_nothing(
 
 
 @pytest.fixture
-def job(tiny_model: Path, tmp_path: Path) -> export.Job:
+def job(tiny_model: Path, tmp_path: Path) -> Job:
     """A run that was trained and not exported: its adapter, its settings, the facts for the export."""
     run = tmp_path / "run"
     (run / runs.CHECKPOINTS).mkdir(parents=True)
@@ -144,14 +145,14 @@ def job(tiny_model: Path, tmp_path: Path) -> export.Job:
         "stops": ["<|im_end|>"], "end_ids": [2], "questions": [], "sequences": [], "template": {**template, "today": None},
     }  # fmt: skip
     (run / runs.CHECKPOINTS / runs.FACTS).write_text(json.dumps(facts))
-    return export.Job.of_run(run)
+    return Job.of_run(run)
 
 
 def program(*arguments: str | Path) -> Ended:
     return forked(ROOT / "training" / "export.py", *arguments)
 
 
-def test_the_program_writes_an_adapter_and_its_modelfile_without_merging_anything(job: export.Job) -> None:
+def test_the_program_writes_an_adapter_and_its_modelfile_without_merging_anything(job: Job) -> None:
     ended = program(job.run.path, "--adapter", "smollm2:135m", "--name", "me/mine:1")
     assert ended.code == 0, ended.stderr
     path = job.run.path / "Modelfile.me-mine-1"
@@ -164,11 +165,11 @@ def test_the_program_writes_an_adapter_and_its_modelfile_without_merging_anythin
     assert not job.merged.exists()
 
 
-def test_the_modelfile_of_an_adapter_has_a_name_of_its_own_by_default(job: export.Job) -> None:
+def test_the_modelfile_of_an_adapter_has_a_name_of_its_own_by_default(job: Job) -> None:
     assert adapter_gguf.export(job, "smollm2:135m") == job.run.path / "Modelfile.adapter"
 
 
-def test_a_wrong_name_of_the_base_and_a_stage_beside_it_are_refused(job: export.Job) -> None:
+def test_a_wrong_name_of_the_base_and_a_stage_beside_it_are_refused(job: Job) -> None:
     with pytest.raises(UserError, match="--adapter a b: "):
         adapter_gguf.export(job, "a b")
     with pytest.raises(UserError, match="--adapter makes the adapter's file alone"):

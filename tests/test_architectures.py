@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, finetune, write_tiny_config
-from training import checks, convert, merge
+from training import checks
 from training.base_model import gguf_tokenizer
 from training.evaluation import reference
 from training.llama import gguf_file
+from training.to_gguf import conversion, merging
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
@@ -58,10 +59,10 @@ CONVERT_ALL = """
 import sys, traceback
 _, root, converter, *folders = sys.argv  # the converter is given a sys.argv of its own
 sys.path.insert(0, root)
-from training import convert_worker
+from training.to_gguf import conversion_worker
 for folder in folders:
     try:
-        convert_worker.convert(converter, folder + "/merged", "--outfile", folder + "/f16.gguf", "--outtype", "f16")
+        conversion_worker.convert(converter, folder + "/merged", "--outfile", folder + "/f16.gguf", "--outtype", "f16")
     except BaseException:
         open(folder + "/failed", "w").write(traceback.format_exc())
 """
@@ -75,7 +76,7 @@ def tokenizer_into(folder: Path, kind: str, embedded: Path, space_prefix: bool =
             if file.name.startswith(("tokenizer", "chat_template")):
                 shutil.copy(file, folder)
         return json.loads((embedded / "config.json").read_text())["vocab_size"]
-    gguf = gguf_file.read(convert.CONVERTER.parent / "models" / f"ggml-vocab-{kind}.gguf")
+    gguf = gguf_file.read(conversion.CONVERTER.parent / "models" / f"ggml-vocab-{kind}.gguf")
     vocabulary = gguf_tokenizer.read(gguf)
     vocabulary = replace(vocabulary, space_prefix=vocabulary.space_prefix and space_prefix)
     gguf_tokenizer.save(gguf_tokenizer.build(vocabulary), vocabulary, folder, 512)
@@ -127,7 +128,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> dict[
         size = tokenizer_into(folder / "base", kind, embedded, space_prefix=name != "gemma3_text")
         random_model(folder / "base", name, **{**SMALL, **config, "vocab_size": size})
         random_adapter(folder / "base", folder / "adapter", **lora)
-        merge.merge(folder / "base", folder / "adapter", folder / "merged")
+        merging.merge(folder / "base", folder / "adapter", folder / "merged")
     for kind in KINDS:
         folder = folders[f"tokenizer {kind}"] = root / f"tokenizer-{kind}"
         size = tokenizer_into(folder / "merged", kind, embedded)
@@ -136,7 +137,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> dict[
         random_model(
             folder / "merged", architecture, **{**SMALL, **flat, "vocab_size": size, "tie_word_embeddings": True}
         )
-    command = [sys.executable, "-c", CONVERT_ALL, str(ROOT), str(convert.CONVERTER), *map(str, folders.values())]
+    command = [sys.executable, "-c", CONVERT_ALL, str(ROOT), str(conversion.CONVERTER), *map(str, folders.values())]
     subprocess.run(command, capture_output=True, check=True)
     return folders
 
@@ -148,7 +149,7 @@ def test_an_architecture_goes_the_whole_road(name: str, converted: Any, record_p
     assert not (folder / "failed").is_file(), (folder / "failed").read_text()
     vocabulary = json.loads((folder / "merged" / "config.json").read_text())["vocab_size"]
     ids, start = [[(position * 7919 + 13) % vocabulary for position in range(40)]], [1]
-    quantised = convert.quantise(folder / "f16.gguf", folder / "q.gguf", "q4_k_m")
+    quantised = conversion.quantise(folder / "f16.gguf", folder / "q.gguf", "q4_k_m")
     with reference.opened(folder / "merged") as model:
         made = [
             checks.merged_tensors(folder / "base", folder / "adapter", folder / "merged"),
@@ -178,7 +179,7 @@ def test_a_tokenizer_unpacked_from_a_gguf_file_converts_back_to_the_same_tokens(
     found = checks.gguf_tokenizer(folder / "f16.gguf", folder / "merged")
     checks.require([found])
     fields = gguf_file.read(folder / "f16.gguf").fields
-    original = gguf_file.read(convert.CONVERTER.parent / "models" / f"ggml-vocab-{kind}.gguf").fields
+    original = gguf_file.read(conversion.CONVERTER.parent / "models" / f"ggml-vocab-{kind}.gguf").fields
     assert fields["tokenizer.ggml.model"] == original["tokenizer.ggml.model"]
     assert fields["tokenizer.ggml.tokens"] == original["tokenizer.ggml.tokens"]
     if kind == "llama-bpe":
@@ -201,7 +202,7 @@ def test_a_mixture_of_experts_is_trained_and_exported_by_the_program(embedded: P
 def test_phi_3s_markers_take_the_white_space_after_them_in_the_file_too(converted: Any, tmp_path: Path) -> None:
     folder = converted["tokenizer phi-3"]
     chats = ["<|user|>\nWhat is 3 + 3?<|end|>\n<|assistant|>\n"]
-    named = convert.to_gguf(folder / "merged", tmp_path / "named.gguf")
+    named = conversion.to_gguf(folder / "merged", tmp_path / "named.gguf")
     assert checks.gguf_tokenizer(named, folder / "merged", chats).passed
     nameless = checks.gguf_tokenizer(folder / "f16.gguf", folder / "merged", chats)  # as the converter alone makes it
     assert nameless.failure.startswith("llama.cpp cuts 1 of ") and "<|user|>" in nameless.failure

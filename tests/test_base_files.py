@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 from test_adapter import write
-from training import export
 from training.base_model import base_files, safetensors_file
 from training.errors import RunError, UserError
 from training.runs import checkpoint
+from training.to_gguf import Job
 
 BASE = {"model.embed_tokens.weight": ("BF16", (8192, 8)), "model.norm.weight": ("BF16", (8,))}
 
@@ -112,9 +112,9 @@ def test_a_run_from_before_the_files_were_kept_is_resumed(folder: Path) -> None:
     checkpoint.refuse_mismatch(old, marks(folder))
 
 
-def job(folder: Path, run: Path, **facts: object) -> export.Job:
+def job(folder: Path, run: Path, **facts: object) -> Job:
     base = {"name": "b", "path": str(folder), "kind": "folder", **facts}
-    return export.Job(SimpleNamespace(path=run), None, {"base": base})
+    return Job(SimpleNamespace(path=run), None, {"base": base})
 
 
 def test_an_adapter_is_not_merged_into_a_base_that_changed(folder: Path, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import checks, convert, llama, merge
+from training import checks, llama
 from training.base_model import lora_adapter
 from training.checks import Check
 from training.errors import RunError
 from training.evaluation import divergence, reference
 from training.evaluation.reference import TooLarge
 from training.llama import hard_texts
+from training.to_gguf import conversion, merging
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
@@ -50,9 +51,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Chain:
             if "lora_B" in name:
                 parameter.normal_(0, 0.2)
     model.save_pretrained(adapter)
-    merge.merge(base, adapter, merged)
-    convert.to_gguf(merged, folder / "f16.gguf")
-    convert.quantise(folder / "f16.gguf", folder / "q8_0.gguf", "q8_0")
+    merging.merge(base, adapter, merged)
+    conversion.to_gguf(merged, folder / "f16.gguf")
+    conversion.quantise(folder / "f16.gguf", folder / "q8_0.gguf", "q8_0")
     tokenizer = AutoTokenizer.from_pretrained(base)
     sequences = [
         tokenizer.encode(text) for text in ("What is the answer to this? It is 42.", "one two three four five")
@@ -150,7 +151,7 @@ def test_an_untrained_adapter_fails_the_check_of_the_tensors(chain: Chain, tmp_p
     adapter = shutil.copytree(chain.adapter, tmp_path / "adapter")
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({n: t * ("lora_A" in n) for n, t in tensors.items()}, adapter / "adapter_model.safetensors")
-    merge.merge(chain.base, adapter, tmp_path / "merged")
+    merging.merge(chain.base, adapter, tmp_path / "merged")
     fails(checks.merged_tensors(chain.base, adapter, tmp_path / "merged"), "the adapter changes nothing")
 
 
@@ -161,7 +162,7 @@ def test_a_half_trained_adapter_is_a_warning(chain: Chain, tmp_path: Path) -> No
     tensors = load_file(adapter / "adapter_model.safetensors")
     kept = {n: t * ("layers.0" in n or "lora_A" in n) for n, t in tensors.items()}
     save_file(kept, adapter / "adapter_model.safetensors")
-    merge.merge(chain.base, adapter, tmp_path / "merged")
+    merging.merge(chain.base, adapter, tmp_path / "merged")
     check = checks.merged_tensors(chain.base, adapter, tmp_path / "merged")
     assert passes(check)["untrained"] == 3
     assert check.warnings == ("3 of 6 targeted tensors were not trained: their update is 0",)
@@ -182,7 +183,7 @@ def trained_less(chain: Chain, folder: Path, share: float) -> tuple[Path, Path]:
     tensors = load_file(adapter / "adapter_model.safetensors")
     kept = {n: t * (share if "lora_B" in n else 1) for n, t in tensors.items()}
     save_file(kept, adapter / "adapter_model.safetensors")
-    merge.merge(chain.base, adapter, merged)
+    merging.merge(chain.base, adapter, merged)
     return adapter, merged
 
 
@@ -198,7 +199,7 @@ def test_a_short_training_that_was_not_merged_or_by_half_fails_the_check_of_the_
         made = checks.merged_logits(chain.base, adapter, merged, chain.sequences, chain.starts, None, rounding)
         fails(made, "the merged model does not predict what base + adapter predict: mean KL")
         assert 1e-3 < made.figures["mean_kl_of_training"] < 0.02
-    merge.merge(chain.base, adapter, tmp_path / "whole")
+    merging.merge(chain.base, adapter, tmp_path / "whole")
     rounding = passes(checks.merged_tensors(chain.base, adapter, tmp_path / "whole"))["rounding_loss"]
     made = checks.merged_logits(chain.base, adapter, tmp_path / "whole", chain.sequences, chain.starts, None, rounding)
     assert passes(made)["mean_kl"] < 1e-4

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import convert, convert_worker, export, importance, merge, trial_model
+from training import export
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.system import files
+from training.to_gguf import conversion, conversion_worker, importance, merging, trial, trial_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +28,7 @@ def model(tmp_path_factory, forks):
 
 @pytest.fixture(scope="module")
 def f16(model):
-    return convert.to_gguf(model, model.parent / "trial.f16.gguf")
+    return conversion.to_gguf(model, model.parent / "trial.f16.gguf")
 
 
 def copy(model, tmp_path, **changes):
@@ -45,7 +46,7 @@ def copy(model, tmp_path, **changes):
 def test_every_method_has_its_own_number_in_llama_cpp():
     import llama_cpp
 
-    numbers = [convert_worker.file_type(llama_cpp, method) for method in convert.METHODS]
+    numbers = [conversion_worker.file_type(llama_cpp, method) for method in conversion.METHODS]
     assert len(set(numbers)) == len(numbers) > 20
 
 
@@ -69,7 +70,7 @@ def test_every_method_has_its_own_number_in_llama_cpp():
     ],
 )
 def test_a_failure_is_told_in_one_line_that_says_what_it_means(printed, code, meaning):
-    told = convert.reason(printed, code)
+    told = conversion.reason(printed, code)
     assert meaning in told
     assert "\n" not in told
 
@@ -93,27 +94,27 @@ BEYOND = [
     ],
 )
 def test_a_tokenizer_that_the_converter_cannot_write_is_no_matter_of_another_trial(printed, meaning):
-    told = convert.reason(printed, 1)
+    told = conversion.reason(printed, 1)
     assert meaning in told
-    assert any(words in told for words in convert.UNKNOWN)
+    assert any(words in told for words in trial.UNKNOWN)
 
 
 def test_a_failure_of_another_part_of_the_converter_is_not_taken_for_the_tokenizers():
-    told = convert.reason(["  File x, line 3, in write_tensors", "    assert y", "AssertionError"], 1)
-    assert not any(words in told for words in convert.UNKNOWN)
+    told = conversion.reason(["  File x, line 3, in write_tensors", "    assert y", "AssertionError"], 1)
+    assert not any(words in told for words in trial.UNKNOWN)
 
 
 def test_an_unknown_method_or_type_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="q4_k_x is none of"):
-        convert.quantise(tmp_path / "a", tmp_path / "b", "q4_k_x")
+        conversion.quantise(tmp_path / "a", tmp_path / "b", "q4_k_x")
     with pytest.raises(ValueError, match="q4_k_m"):
-        convert.to_gguf(tmp_path, tmp_path / "b", "q4_k_m")
+        conversion.to_gguf(tmp_path, tmp_path / "b", "q4_k_m")
 
 
 def test_a_missing_converter_says_to_set_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert, "CONVERTER", tmp_path / "convert_hf_to_gguf.py")
+    monkeypatch.setattr(conversion, "CONVERTER", tmp_path / "convert_hf_to_gguf.py")
     with pytest.raises(MachineError, match=r"\./setup\.sh"):
-        convert.to_gguf(tmp_path, tmp_path / "out.gguf")
+        conversion.to_gguf(tmp_path, tmp_path / "out.gguf")
 
 
 @pytest.mark.slow
@@ -134,15 +135,15 @@ def test_the_worker_ends_when_its_parent_does():
 @pytest.mark.tiny
 def test_a_model_is_converted_and_quantised_and_progress_is_told(model, tmp_path):
     told = []
-    f16 = convert.to_gguf(model, tmp_path / "a.gguf", progress=told.append)
+    f16 = conversion.to_gguf(model, tmp_path / "a.gguf", progress=told.append)
     assert told == sorted(told) and told[-1] == 1.0
-    expected = convert.converted_size(model)
+    expected = conversion.converted_size(model)
     assert expected <= f16.stat().st_size < 1.5 * expected
 
     told.clear()
-    made = convert.quantise(f16, tmp_path / "b.gguf", "q4_k_m", told.append)
+    made = conversion.quantise(f16, tmp_path / "b.gguf", "q4_k_m", told.append)
     assert told == sorted(told) and told[-1] == 1.0
-    assert made.size == (tmp_path / "b.gguf").stat().st_size >= convert.least_size(f16, "q4_k_m")
+    assert made.size == (tmp_path / "b.gguf").stat().st_size >= conversion.least_size(f16, "q4_k_m")
     assert made.tensors == sum(made.types.values()) == len(gguf_file.read(tmp_path / "b.gguf").tensors)
     assert made.types["Q4_K"] > 0 and made.fell_back == 0 and made.fallbacks == {}
     assert json.loads(json.dumps(made.as_dict()))["path"] == str(tmp_path / "b.gguf")
@@ -150,18 +151,18 @@ def test_a_model_is_converted_and_quantised_and_progress_is_told(model, tmp_path
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("where", [merge.TEMPLATE, merge.TOKENIZER_CONFIG])
+@pytest.mark.parametrize("where", [merging.TEMPLATE, merging.TOKENIZER_CONFIG])
 def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_path, where):
     from gguf import GGUFReader
 
     folder = copy(tiny_model, tmp_path)
-    (folder / merge.TEMPLATE).unlink(missing_ok=True)
-    settings = json.loads((folder / merge.TOKENIZER_CONFIG).read_text()) | {"chat_template": "{{ tools }}"}
-    if where == merge.TEMPLATE:
+    (folder / merging.TEMPLATE).unlink(missing_ok=True)
+    settings = json.loads((folder / merging.TOKENIZER_CONFIG).read_text()) | {"chat_template": "{{ tools }}"}
+    if where == merging.TEMPLATE:
         (folder / where).write_text(settings.pop("chat_template"))
-    (folder / merge.TOKENIZER_CONFIG).write_text(json.dumps(settings))
+    (folder / merging.TOKENIZER_CONFIG).write_text(json.dumps(settings))
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    chats = convert.to_gguf(folder, tmp_path / "chats.gguf")
+    chats = conversion.to_gguf(folder, tmp_path / "chats.gguf")
     job = SimpleNamespace(facts={"plain": True}, merged=folder, f16=tmp_path / "plain.gguf")
     export.STAGES["convert"][1](job)
     fields = [GGUFReader(path).fields for path in (chats, job.f16)]
@@ -176,8 +177,8 @@ def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_
 def test_rows_that_do_not_fit_the_type_are_counted(tmp_path, monkeypatch):
     monkeypatch.setitem(trial_model.SMALL, "hidden_size", 288)  # not a multiple of 256
     trial_model.make(tmp_path / "model", None, None)
-    f16 = convert.to_gguf(tmp_path / "model", tmp_path / "a.gguf")
-    made = convert.quantise(f16, tmp_path / "b.gguf", "q4_k_m")
+    f16 = conversion.to_gguf(tmp_path / "model", tmp_path / "a.gguf")
+    made = conversion.quantise(f16, tmp_path / "b.gguf", "q4_k_m")
     assert made.fallbacks["Q4_K -> Q5_0"] == made.types["Q5_0"] > 0
     assert made.fell_back == sum(made.fallbacks.values())
 
@@ -187,22 +188,22 @@ def test_every_method_quantises_with_an_importance_matrix_where_llama_cpp_asks_f
     importance.write(model, f16, range(300), tmp_path / "importance.npz")
     code = (
         "import sys; sys.path[:0] = sys.argv[1:2]\n"
-        "from training import convert; from training import convert_worker; from training.settings import names\n"
+        "from training.to_gguf import conversion; from training.to_gguf import conversion_worker; from training.settings import names\n"
         "matrix = lambda m: (sys.argv[3] + '/importance.npz',) if m in names.NEED_IMPORTANCE_MATRIX else ()\n"
-        "print([m for m in convert.METHODS if convert_worker.quantise(sys.argv[2], f'{sys.argv[3]}/{m}.gguf', m, *matrix(m))])"
+        "print([m for m in conversion.METHODS if conversion_worker.quantise(sys.argv[2], f'{sys.argv[3]}/{m}.gguf', m, *matrix(m))])"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(f16), str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
-    for method in convert.METHODS:
+    for method in conversion.METHODS:
         size = (tmp_path / f"{method}.gguf").stat().st_size
-        assert size >= convert.least_size(f16, method), method
+        assert size >= conversion.least_size(f16, method), method
 
 
 @pytest.mark.tiny
 def test_an_architecture_that_llama_cpp_does_not_know_is_named(model, tmp_path):
     folder = copy(model, tmp_path, architectures=["NoSuchForCausalLM"])
     with pytest.raises(RunError, match="cannot convert the architecture NoSuchForCausalLM"):
-        convert.to_gguf(folder, tmp_path / "out.gguf")
+        conversion.to_gguf(folder, tmp_path / "out.gguf")
     assert [p.name for p in tmp_path.iterdir()] == ["changed"]
 
 
@@ -211,14 +212,14 @@ def test_a_folder_without_weights_is_named(model, tmp_path):
     folder = copy(model, tmp_path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(RunError, match="changed"):
-        convert.to_gguf(folder, tmp_path / "out.gguf")
+        conversion.to_gguf(folder, tmp_path / "out.gguf")
 
 
 @pytest.mark.tiny
 def test_a_gguf_that_is_quantised_already_is_refused_with_llama_cpps_reason(f16, tmp_path):
-    first = convert.quantise(f16, tmp_path / "a.gguf", "q4_0")
+    first = conversion.quantise(f16, tmp_path / "a.gguf", "q4_0")
     with pytest.raises(RunError, match="requantizing from type"):
-        convert.quantise(first.path, tmp_path / "b.gguf", "q4_k_m")
+        conversion.quantise(first.path, tmp_path / "b.gguf", "q4_k_m")
     assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
 
 
@@ -228,7 +229,7 @@ def test_an_interruption_ends_the_worker_and_leaves_nothing(f16, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert.quantise(f16, tmp_path / "b.gguf", "q4_k_m", interrupt)
+        conversion.quantise(f16, tmp_path / "b.gguf", "q4_k_m", interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -246,11 +247,11 @@ def small_disk(tmp_path):
 @pytest.mark.tiny
 def test_a_full_disk_is_told_in_bytes_before_and_while_writing(model, f16, small_disk, monkeypatch):
     with pytest.raises(RunError, match=r"the disk is full: .* needs [\d,]+ bytes, 614,400 are free"):
-        convert.to_gguf(model, small_disk / "a.gguf")
-    monkeypatch.setattr(convert, "_check_room", lambda *_: None)  # as if another program took the room meanwhile
+        conversion.to_gguf(model, small_disk / "a.gguf")
+    monkeypatch.setattr(conversion, "_check_room", lambda *_: None)  # as if another program took the room meanwhile
     for job in (
-        lambda: convert.to_gguf(model, small_disk / "a.gguf"),
-        lambda: convert.quantise(f16, small_disk / "b.gguf", "q8_0"),
+        lambda: conversion.to_gguf(model, small_disk / "a.gguf"),
+        lambda: conversion.quantise(f16, small_disk / "b.gguf", "q8_0"),
     ):
         with pytest.raises(RunError, match="the disk is full"):
             job()
@@ -259,7 +260,7 @@ def test_a_full_disk_is_told_in_bytes_before_and_while_writing(model, f16, small
 
 @pytest.mark.tiny
 def test_ready_tries_both_and_says_what_it_found(model):
-    found = convert.ready(json.loads((model / "config.json").read_text()), model, "q5_k_m")
+    found = trial.ready(json.loads((model / "config.json").read_text()), model, "q5_k_m")
     assert found["architecture"] == "LlamaForCausalLM"
     assert found["types"]["Q5_K"] > 0
     assert 0 < found["quantised_bytes"] < found["f16_bytes"]
@@ -280,9 +281,9 @@ def test_ready_leaves_the_random_numbers_of_the_run_alone(monkeypatch, tmp_path)
 def test_ready_says_what_to_do_when_llama_cpp_is_broken(model, tmp_path, monkeypatch):
     broken = tmp_path / "convert_hf_to_gguf.py"
     files.write_text(broken, "import no_such_module_at_all\n")
-    monkeypatch.setattr(convert, "CONVERTER", broken)
+    monkeypatch.setattr(conversion, "CONVERTER", broken)
     with pytest.raises(MachineError, match=r"no_such_module_at_all is missing: run \./setup\.sh"):
-        convert.ready(json.loads((model / "config.json").read_text()), model)
+        trial.ready(json.loads((model / "config.json").read_text()), model)
 
 
 def test_the_trial_model_keeps_what_the_architecture_is_and_shrinks_what_it_costs():
@@ -323,14 +324,14 @@ def opt():
 @pytest.mark.tiny
 def test_ready_refuses_an_architecture_that_llama_cpp_does_not_know(model, opt):
     with pytest.raises(UserError, match="cannot become a GGUF file: llama.cpp cannot convert the architecture OPTForC"):
-        convert.ready(opt, model)
+        trial.ready(opt, model)
 
 
 @pytest.mark.tiny
 def test_where_no_small_model_of_an_architecture_can_be_made_a_llama_stands_in_and_a_note_says_why(
     model, opt, tmp_path
 ):
-    found = convert.ready(opt | {"word_embed_proj_dim": "wide"}, model, keep=tmp_path / "vocabulary.gguf")
+    found = trial.ready(opt | {"word_embed_proj_dim": "wide"}, model, keep=tmp_path / "vocabulary.gguf")
     assert found["architecture"] == "LlamaForCausalLM"
     assert "word_embed_proj_dim" in found["note"]
     kept = gguf_file.read(tmp_path / "vocabulary.gguf")
@@ -339,13 +340,13 @@ def test_where_no_small_model_of_an_architecture_can_be_made_a_llama_stands_in_a
 
 @pytest.mark.tiny
 def test_the_trial_of_a_run_is_of_its_own_architecture_and_its_refusal_is_the_users_to_mend(model, opt):
-    with convert.trial(json.loads((model / "config.json").read_text()), model) as figures:
+    with trial.trial(json.loads((model / "config.json").read_text()), model) as figures:
         found = figures()
         assert found["architecture"] == "LlamaForCausalLM"
         assert gguf_file.read(found["vocabulary"]).fields["tokenizer.ggml.tokens"]
     assert not found["vocabulary"].exists(), "it is there until the block is left"
     with (
-        convert.trial(opt, model) as figures,
+        trial.trial(opt, model) as figures,
         pytest.raises(UserError, match="cannot convert the architecture OPTForC"),
     ):
         figures()

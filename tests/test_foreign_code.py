@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Ended, finetune, forked, write_tiny_config
 from test_base_model import Hub, folder
-from training import convert, trial_model
 from training.base_model import hub
 from training.errors import RunError
 from training.system import foreign_code
 from training.system.foreign_code import Refused
+from training.to_gguf import conversion, trial_model
 
 CODE = """
 import sys
@@ -189,7 +189,7 @@ def test_transformers_runs_no_code_whichever_way_it_is_asked(when: str, tmp_path
 def converted(model: Path) -> None:
     """Let the converter run to its end, whatever it thinks of the model."""
     try:
-        convert.to_gguf(model, model / "out.gguf")
+        conversion.to_gguf(model, model / "out.gguf")
     except RunError as error:
         assert "Refused" not in str(error)
 

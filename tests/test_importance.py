@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from test_architectures import EXPERTS, SMALL, random_model, tokenizer_into
-from training import convert, importance, llama
+from training import llama
 from training.errors import RunError, UserError
 from training.evaluation import divergence, reference
 from training.evaluation.reference import TooLarge
 from training.llama import gguf_file
+from training.to_gguf import conversion, importance, trial
 
 IDS = [(position * 7919 + 13) % 32000 for position in range(600)]
 
@@ -57,7 +58,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory, embedded: Path, forks: None
             if key.endswith("layernorm.weight"):
                 tensors[key] = torch.exp(torch.randn(tensor.shape) * 1.5).to(tensor.dtype)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        convert.to_gguf(folder, root / f"{name}.gguf")
+        conversion.to_gguf(folder, root / f"{name}.gguf")
     return {name: root / name for name in ("llama", "qwen3_moe", "phi3")}
 
 
@@ -137,7 +138,7 @@ def test_a_type_that_permits_both_diverges_less_with_it_and_one_that_needs_it_wo
     rows, first = divergence.bounded([[(position * 104729 + 7) % 32000 for position in range(200)]], [1])
 
     def cost(method: str, importance: Path | None) -> float:
-        made = convert.quantise(f16, tmp_path / f"{method}.{bool(importance)}.gguf", method, importance=importance)
+        made = conversion.quantise(f16, tmp_path / f"{method}.{bool(importance)}.gguf", method, importance=importance)
         assert made.fell_back == 0
         both = (llama.logits_each(file, rows, first) for file in (f16, made.path))
         return divergence.compare(*both, rows, first).mean_kl
@@ -146,7 +147,7 @@ def test_a_type_that_permits_both_diverges_less_with_it_and_one_that_needs_it_wo
     assert with_it < share * without, (with_it, without)
     assert cost("iq2_xs", matrix) < 20
     with pytest.raises(RunError, match="quantise to iq2_xs: llama.cpp: this quantization requires an imatrix"):
-        convert.quantise(f16, tmp_path / "none.gguf", "iq2_xs")
+        conversion.quantise(f16, tmp_path / "none.gguf", "iq2_xs")
     fields = gguf_file.read(tmp_path / "iq2_xs.True.gguf").fields
     assert fields["quantize.imatrix.entries_count"] == len(measured[name])
     assert fields["quantize.imatrix.dataset"] == "rows of the training data"
@@ -201,7 +202,7 @@ def test_a_matrix_whose_inputs_are_not_seen_is_refused_before_training(
     import json
 
     with pytest.raises(UserError, match="none can be made for the architecture llama: .* was not seen"):
-        convert.ready(json.loads((uneven["llama"] / "config.json").read_text()), uneven["llama"], "iq2_xs")
+        trial.ready(json.loads((uneven["llama"] / "config.json").read_text()), uneven["llama"], "iq2_xs")
 
 
 @pytest.mark.tiny
@@ -209,7 +210,7 @@ def test_the_trial_before_training_makes_one_where_a_method_needs_it(uneven: dic
     import json
 
     folder = uneven["qwen3_moe"]
-    with convert.trial(json.loads((folder / "config.json").read_text()), folder, ("q4_k_m", "iq3_xxs")) as figures:
+    with trial.trial(json.loads((folder / "config.json").read_text()), folder, ("q4_k_m", "iq3_xxs")) as figures:
         found = figures()
     assert (found["architecture"], found["method"]) == ("Qwen3MoeForCausalLM", "iq3_xxs")
     assert found["types"]["IQ3_XXS"] > 0
@@ -217,5 +218,5 @@ def test_the_trial_before_training_makes_one_where_a_method_needs_it(uneven: dic
 
 @pytest.mark.slow
 def test_importing_the_module_needs_no_torch() -> None:
-    code = "import training.importance"
+    code = "import training.to_gguf.importance"
     subprocess.run([sys.executable, "-c", code, str(ROOT)], check=True)

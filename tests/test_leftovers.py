@@ -10,8 +10,9 @@ import pytest
 from conftest import write_tiny_config
 from test_adapter import write
 from test_faults import NO_EXPORT, faulty, only_run
-from training import convert_to_gguf, merge
+from training import convert_to_gguf
 from training.base_model import leftovers, safetensors_file
+from training.to_gguf import merging
 
 BASE = {"model.embed_tokens.weight": ("BF16", (10, 8)), "model.norm.weight": ("BF16", (8,))}
 WHOLE, INDEX = safetensors_file.WHOLE, safetensors_file.INDEX
@@ -109,10 +110,10 @@ def test_a_stale_index_is_not_written_to_the_merged_folder(tmp_path: Path) -> No
         tmp_path / "a" / "adapter_model.safetensors", {f"base_model.model.{name}": at for name, at in factors.items()}
     )
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
-    assert list(merge.plan(folder, tmp_path / "a").shards) == [WHOLE]
+    assert list(merging.plan(folder, tmp_path / "a").shards) == [WHOLE]
     merged = tmp_path / "merged"
     merged.mkdir()
-    merge._write_index(folder, merged, merge.plan(folder, tmp_path / "a"))
+    merging._write_index(folder, merged, merging.plan(folder, tmp_path / "a"))
     assert list(merged.iterdir()) == []
 
 

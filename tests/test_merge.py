@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training import merge, proof
+from training import proof
 from training.base_model import safetensors_file
 from training.errors import RunError
+from training.to_gguf import merging
 
 pytestmark = pytest.mark.tiny
 
@@ -133,7 +134,7 @@ ADAPTERS = {
 def test_a_merge_equals_pefts_own_merge(family: str, settings: dict, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", family)
     adapter = save_adapter(tmp_path / "adapter", base, **settings)
-    record = merge.merge(base, adapter, tmp_path / "merged")
+    record = merging.merge(base, adapter, tmp_path / "merged")
     agree(base, adapter, tmp_path / "merged")
     figures = proof.verify(base, adapter, tmp_path / "merged")
     assert figures.targeted == figures.changed == record.targeted > 0
@@ -145,7 +146,7 @@ def test_a_merge_equals_pefts_own_merge(family: str, settings: dict, tmp_path: P
 def test_every_family_merges_on_all_its_linear_layers(family: str, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", family)
     adapter = save_adapter(tmp_path / "adapter", base, target_modules="all-linear")
-    merge.merge(base, adapter, tmp_path / "merged")
+    merging.merge(base, adapter, tmp_path / "merged")
     agree(base, adapter, tmp_path / "merged")
     assert proof.verify(base, adapter, tmp_path / "merged").changed > 0
 
@@ -155,7 +156,7 @@ def test_experts_stored_one_by_one_get_their_share_of_the_fused_factors(targets:
     base = save_base(tmp_path / "base", "qwen3_moe")
     settings = {"target_modules": ["q_proj"], "target_parameters": [f"mlp.experts.{target}" for target in targets]}
     adapter = save_adapter(tmp_path / "adapter", base, **settings)
-    merge.merge(base, adapter, tmp_path / "merged")
+    merging.merge(base, adapter, tmp_path / "merged")
     agree(base, adapter, tmp_path / "merged")
     figures = proof.verify(base, adapter, tmp_path / "merged")
     assert figures.changed == 2 + 2 * 4 * (2 * ("gate_up_proj" in targets) + ("down_proj" in targets))
@@ -164,7 +165,7 @@ def test_experts_stored_one_by_one_get_their_share_of_the_fused_factors(targets:
 def test_all_linear_on_a_mixture_of_experts_reaches_router_and_experts(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "qwen3_moe")
     adapter = save_adapter(tmp_path / "adapter", base, target_modules="all-linear")
-    merge.merge(base, adapter, tmp_path / "merged")
+    merging.merge(base, adapter, tmp_path / "merged")
     agree(base, adapter, tmp_path / "merged")
     assert proof.verify(base, adapter, tmp_path / "merged").changed == 2 * (4 + 1 + 4 * 3)
 
@@ -175,7 +176,7 @@ def test_a_base_of_another_dtype_is_merged_in_its_own_16_bits_and_float32_in_bfl
 ) -> None:
     base = save_base(tmp_path / "base", "llama", dtype=dtype)
     adapter = save_adapter(tmp_path / "adapter", base)
-    record = merge.merge(base, adapter, tmp_path / "merged")
+    record = merging.merge(base, adapter, tmp_path / "merged")
     written = "float16" if dtype == "float16" else "bfloat16"
     assert (record.base_dtype, record.dtype) == (dtype, written)
     assert {str(tensor.dtype) for tensor in state(tmp_path / "merged").values()} == {f"torch.{written}"}
@@ -208,7 +209,7 @@ def test_a_trained_head_or_embedding_is_merged_and_a_tied_one_untied(
 
     base = save_base(tmp_path / "base", "llama", tie_word_embeddings=tied)
     adapter = save_adapter(tmp_path / "adapter", base, **settings)
-    record = merge.merge(base, adapter, tmp_path / "merged")
+    record = merging.merge(base, adapter, tmp_path / "merged")
     assert record.untied is tied
     figures = proof.verify(base, adapter, tmp_path / "merged")
     assert figures.tensors == len(state(base)) + tied
@@ -223,7 +224,7 @@ def test_a_checkpoint_that_names_its_layers_otherwise_is_matched(tmp_path: Path)
     base = save_base(tmp_path / "base", "llama", shard="5GB")
     adapter = save_adapter(tmp_path / "adapter", base)
     edit(base, lambda tensors: {f"language_model.{name}": tensor for name, tensor in tensors.items()})
-    assert merge.merge(base, adapter, tmp_path / "merged").targeted == 4
+    assert merging.merge(base, adapter, tmp_path / "merged").targeted == 4
     assert proof.verify(base, adapter, tmp_path / "merged").changed == 4
 
 
@@ -241,7 +242,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     (base / "pytorch_model.bin").write_bytes(b"pickle")
     (base / "README.md").write_text("the base's own page")
     adapter = save_adapter(folder / "adapter", base)
-    merge.merge(base, adapter, folder / "merged")
+    merging.merge(base, adapter, folder / "merged")
     return base, adapter, folder / "merged"
 
 
@@ -283,12 +284,12 @@ def test_shards_keep_their_names_their_headers_and_every_untouched_byte(parts) -
 def test_the_size_said_before_is_the_size_on_disk(parts, tmp_path: Path) -> None:
     base, adapter, merged = parts
     size = sum(file.stat().st_size for file in merged.iterdir())
-    assert size <= merge.merge_bytes(base) <= size + 20_000
+    assert size <= merging.merge_bytes(base) <= size + 20_000
 
 
 def test_a_template_trained_with_is_written_to_both_places(parts, tmp_path: Path) -> None:
     base, adapter, _ = parts
-    record = merge.merge(base, adapter, tmp_path / "out", chat_template="{{ 另一個 }}\r\n")
+    record = merging.merge(base, adapter, tmp_path / "out", chat_template="{{ 另一個 }}\r\n")
     assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == "{{ 另一個 }}\r\n".encode()
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text("utf-8"))
     assert settings == {"eos_token": "</s>", "chat_template": "{{ 另一個 }}\r\n"}
@@ -297,7 +298,7 @@ def test_a_template_trained_with_is_written_to_both_places(parts, tmp_path: Path
 
 def test_the_bases_own_template_leaves_its_files_alone(parts, tmp_path: Path) -> None:
     base, adapter, merged = parts
-    record = merge.merge(base, adapter, tmp_path / "out", chat_template="{{ own }}")
+    record = merging.merge(base, adapter, tmp_path / "out", chat_template="{{ own }}")
     assert record.template == "the base's own"
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == {
         file.name: file.read_bytes() for file in merged.iterdir()
@@ -308,7 +309,7 @@ def test_every_place_for_a_template_says_the_one_trained_with_where_the_base_has
     base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
     (base / "chat_template.jinja").write_text("{{ trained }}")
     (base / "chat_template.json").write_text('{"chat_template": "{{ older }}"}')
-    record = merge.merge(base, adapter, tmp_path / "out", chat_template="{{ trained }}")
+    record = merging.merge(base, adapter, tmp_path / "out", chat_template="{{ trained }}")
     assert record.template == "the base's own"
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text("utf-8"))
     assert settings == {"eos_token": "</s>", "chat_template": "{{ trained }}"}
@@ -319,7 +320,7 @@ def test_every_place_for_a_template_says_the_one_trained_with_where_the_base_has
 def test_an_old_template_file_that_is_damaged_does_not_stop_the_merge(parts, tmp_path: Path) -> None:
     base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
     (base / "chat_template.json").write_text("{")
-    assert merge.merge(base, adapter, tmp_path / "out", chat_template="{{ own }}").template == "the base's own"
+    assert merging.merge(base, adapter, tmp_path / "out", chat_template="{{ own }}").template == "the base's own"
     assert not (tmp_path / "out" / "chat_template.json").exists()
 
 
@@ -328,7 +329,7 @@ def test_named_templates_stay_where_their_default_was_trained_with_and_go_where_
     named = [{"name": "default", "template": "{{ own }}"}, {"name": "tool_use", "template": "{{ tools }}"}]
     (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     for wanted, held in (("{{ own }}", named), ("{{ new }}", "{{ new }}")):
-        merge.merge(base, adapter, tmp_path / "out", chat_template=wanted)
+        merging.merge(base, adapter, tmp_path / "out", chat_template=wanted)
         assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == held
 
 
@@ -336,14 +337,14 @@ def test_a_template_from_an_old_file_is_written_where_readers_look_today(parts, 
     base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
     (base / "tokenizer_config.json").write_text('{"eos_token":"</s>"}')
     (base / "chat_template.json").write_text('{"chat_template": "{{ old }}"}')
-    assert merge.merge(base, adapter, tmp_path / "out", chat_template="{{ old }}").template == "the base's own"
+    assert merging.merge(base, adapter, tmp_path / "out", chat_template="{{ old }}").template == "the base's own"
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ old }}"
 
 
 def test_a_template_for_a_base_without_one_is_written_beside_its_untouched_tokenizer(parts, tmp_path: Path) -> None:
     base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
     (base / "tokenizer_config.json").write_text('{"eos_token":"</s>"}')
-    record = merge.merge(base, adapter, tmp_path / "out", chat_template="{{ new }}")
+    record = merging.merge(base, adapter, tmp_path / "out", chat_template="{{ new }}")
     assert record.template == "the one trained with"
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ new }}"
     assert (tmp_path / "out" / "tokenizer_config.json").read_text() == '{"eos_token":"</s>"}'
@@ -353,7 +354,7 @@ def test_quantization_config_does_not_reach_the_merged_model(parts, tmp_path: Pa
     base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gguf"}}))
-    merge.merge(base, adapter, tmp_path / "out")
+    merging.merge(base, adapter, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
 
 
@@ -361,7 +362,7 @@ def test_what_only_the_owner_of_the_base_may_read_is_for_nobody_else_in_the_merg
     base, adapter = copy(parts[0], tmp_path / "base"), parts[1]
     for file in base.iterdir():
         file.chmod(0o600)
-    merge.merge(base, adapter, tmp_path / "out")
+    merging.merge(base, adapter, tmp_path / "out")
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o600}
 
 
@@ -374,10 +375,10 @@ def test_a_full_disk_says_how_much_is_needed_and_leaves_nothing_behind(parts, tm
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(merge, "_copy_bytes", full)
+    monkeypatch.setattr(merging, "_copy_bytes", full)
     with pytest.raises(RunError) as error:
-        merge.merge(base, adapter, tmp_path / "out")
-    assert f"needs {merge.merge_bytes(base):,} bytes" in str(error.value)
+        merging.merge(base, adapter, tmp_path / "out")
+    assert f"needs {merging.merge_bytes(base):,} bytes" in str(error.value)
     assert "the disk is full" in str(error.value)
     assert f"The trained adapter is safe in {adapter}" in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -385,22 +386,22 @@ def test_a_full_disk_says_how_much_is_needed_and_leaves_nothing_behind(parts, tm
 
 def test_too_little_room_is_said_before_anything_is_written(parts, tmp_path: Path, monkeypatch) -> None:
     base, adapter, _ = parts
-    monkeypatch.setattr(merge.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    monkeypatch.setattr(merging.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(RunError, match=r"0\.0 GB are free"):
-        merge.merge(base, adapter, tmp_path / "out")
+        merging.merge(base, adapter, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_adapter_of_a_larger_model_is_refused_by_name(parts, tmp_path: Path) -> None:
     other = save_base(tmp_path / "other", "llama", hidden_size=32)
     with pytest.raises(RunError, match=r"q_proj\.lora_A\.weight is \[4, 64\].*another model"):
-        merge.merge(other, parts[1], tmp_path / "out")
+        merging.merge(other, parts[1], tmp_path / "out")
 
 
 def test_an_adapter_of_a_deeper_model_is_refused_by_name(parts, tmp_path: Path) -> None:
     other = save_base(tmp_path / "other", "llama", num_hidden_layers=1)
     with pytest.raises(RunError, match=r"layers\.1\.self_attn\.q_proj\.weight, which the base does not have"):
-        merge.merge(other, parts[1], tmp_path / "out")
+        merging.merge(other, parts[1], tmp_path / "out")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
@@ -414,7 +415,7 @@ def test_values_that_are_not_finite_are_refused_by_name(parts, value: float, tmp
     tensors[name.replace("lora_B", "lora_A")][0] = 4.0
     save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(RunError, match=r"layers\.1\.self_attn\.v_proj\.weight would hold values that are not finite"):
-        merge.merge(parts[0], adapter, tmp_path / "out")
+        merging.merge(parts[0], adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -503,7 +504,7 @@ def test_the_proof_sees_a_wrong_scaling(parts, tmp_path: Path) -> None:
 
 def test_an_untrained_adapter_fails_the_proof(parts, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter", parts[0], trained=False)
-    merge.merge(parts[0], adapter, tmp_path / "out")
+    merging.merge(parts[0], adapter, tmp_path / "out")
     with pytest.raises(RunError, match="the adapter changes nothing: .* exactly 0: it was not trained"):
         proof.verify(parts[0], adapter, tmp_path / "out")
 
@@ -512,7 +513,7 @@ def test_an_untrained_adapter_fails_the_proof(parts, tmp_path: Path) -> None:
 def test_an_untrained_dora_adapter_is_told_from_updates_that_are_too_small(dtype: str, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", "llama", dtype)
     adapter = save_adapter(tmp_path / "adapter", base, trained=False, use_dora=True)
-    merge.merge(base, adapter, tmp_path / "out")
+    merging.merge(base, adapter, tmp_path / "out")
     with pytest.raises(RunError, match="the updates of all 4 targeted tensors are exactly 0: it was not trained"):
         proof.verify(base, adapter, tmp_path / "out")
 
@@ -527,7 +528,7 @@ def test_either_part_of_a_dora_adapter_counts_as_trained(part: str, tmp_path: Pa
     name = next(name for name in tensors if part in name)
     tensors[name][0] += 0.01  # of one row of one tensor
     save_file(tensors, adapter / "adapter_model.safetensors")
-    merge.merge(base, adapter, tmp_path / "out")
+    merging.merge(base, adapter, tmp_path / "out")
     found = proof.verify(base, adapter, tmp_path / "out")
     assert (found.targeted, found.changed, found.untrained, found.lost) == (4, 1, 3, 0)
 
@@ -540,7 +541,7 @@ def test_updates_too_small_for_16_bits_fail_the_proof(parts, tmp_path: Path) -> 
     save_file({n: t + 1e-12 if "lora_B" in n else t for n, t in tensors.items()}, adapter / "adapter_model.safetensors")
     base = copy(parts[0], tmp_path / "base")
     edit(base, lambda tensors: {name: tensor.abs() + 0.5 for name, tensor in tensors.items()})
-    merge.merge(base, adapter, tmp_path / "out")
+    merging.merge(base, adapter, tmp_path / "out")
     with pytest.raises(RunError, match="smaller than a 16-bit step: train longer or raise LEARNING_RATE"):
         proof.verify(base, adapter, tmp_path / "out")
 
@@ -566,14 +567,14 @@ def test_memory_of_merge_and_proof_does_not_grow_with_the_shard(tmp_path: Path) 
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     script = (  # not ru_maxrss: a child starts with its parent's peak in it
-        "import re, sys, torch; from pathlib import Path; from training import merge; from training import proof\n"
+        "import re, sys, torch; from pathlib import Path; from training.to_gguf import merging; from training import proof\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "idle, paths = peak(), [Path(path) for path in sys.argv[1:]]\n"
-        "merge.merge(*paths); merged = peak(); assert proof.verify(*paths).changed == 1\n"
+        "merging.merge(*paths); merged = peak(); assert proof.verify(*paths).changed == 1\n"
         "print(merged - idle, peak() - idle)"
     )
     command = [sys.executable, "-c", script, str(base), str(adapter), str(tmp_path / "merged")]
-    root = Path(merge.__file__).parent.parent
+    root = Path(merging.__file__).parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     merge_kb, proof_kb = map(int, done.stdout.split())

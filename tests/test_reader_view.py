@@ -11,11 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import convert, llama, reader_view
+from training import llama, reader_view
 from training.data import ChatTemplate, chat_template, encoding, tokenising
 from training.data.row_texts import RowText, RowTexts
 from training.errors import UserError
 from training.llama import gguf_file, process
+from training.to_gguf import conversion, reader_metadata
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
@@ -51,7 +52,7 @@ def with_token(folder: Path, text: str, **flags: bool) -> None:
 
 
 def chosen(folder: Path) -> tuple[Any, ChatTemplate]:
-    words = reader_view.tokenizer(folder)
+    words = reader_metadata.tokenizer(folder)
     return words, chat_template.choose(SimpleNamespace(path=folder), SETTINGS, words)
 
 
@@ -72,9 +73,9 @@ def test_a_reader_adds_nothing_that_was_not_trained_whatever_tokenizer_config_sa
     edit(folder / "tokenizer_config.json", lambda content: content.update(said))
     words, template = chosen(folder)
     trained = encoding.with_bos(words(PROMPT, add_special_tokens=False)["input_ids"], words)
-    left = convert.vocabulary(folder, folder / "left.gguf")
+    left = conversion.vocabulary(folder, folder / "left.gguf")
     assert process.read_prompts(left, [PROMPT]) != [trained], "this flag would have done no harm"
-    made = convert.vocabulary(folder, folder / "made.gguf", reader_view.pairs(words, template))
+    made = conversion.vocabulary(folder, folder / "made.gguf", reader_metadata.pairs(words, template))
     assert process.read_prompts(made, [PROMPT]) == [trained]
     assert reader_view.read_as_trained(made, folder, template, RowTexts()).passed
 
@@ -82,8 +83,8 @@ def test_a_reader_adds_nothing_that_was_not_trained_whatever_tokenizer_config_sa
 def test_a_file_whose_flags_change_prompts_fails_the_check_with_the_tokens(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", lambda content: content.update(add_eos_token=True))
     words, template = chosen(folder)
-    wanted = reader_view.pairs(words, template) | {"tokenizer.ggml.add_eos_token": True}
-    made = convert.vocabulary(folder, folder / "made.gguf", wanted)
+    wanted = reader_metadata.pairs(words, template) | {"tokenizer.ggml.add_eos_token": True}
+    made = conversion.vocabulary(folder, folder / "made.gguf", wanted)
     found = reader_view.read_as_trained(made, folder, template, RowTexts())
     assert not found.passed
     assert "texts are read as other tokens than were trained; a chat of the template:" in found.failure
@@ -105,7 +106,7 @@ def test_another_template_or_end_in_the_file_fails_the_check(folder: Path, pair:
     text = "{% for m in messages %}{{ m.role }}: {{ m.content }}<stop>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     (folder / "chat_template.jinja").write_text(text)
     words, template = chosen(folder)
-    made = convert.vocabulary(folder, folder / "made.gguf", reader_view.pairs(words, template) | pair)
+    made = conversion.vocabulary(folder, folder / "made.gguf", reader_metadata.pairs(words, template) | pair)
     assert said in reader_view.read_as_trained(made, folder, template, RowTexts()).failure
 
 
@@ -115,8 +116,8 @@ def test_the_token_that_ends_trained_answers_is_an_end_for_llama_cpp_whatever_it
     (folder / "chat_template.jinja").write_text(text)
     words, template = chosen(folder)
     end = words.convert_tokens_to_ids("<stop>")
-    assert end not in llama.metadata(convert.vocabulary(folder, folder / "left.gguf"))["vocab"]["end"]
-    made = convert.vocabulary(folder, folder / "made.gguf", reader_view.pairs(words, template))
+    assert end not in llama.metadata(conversion.vocabulary(folder, folder / "left.gguf"))["vocab"]["end"]
+    made = conversion.vocabulary(folder, folder / "made.gguf", reader_metadata.pairs(words, template))
     assert end in llama.metadata(made)["vocab"]["end"]
 
 
@@ -131,13 +132,13 @@ def test_the_file_has_the_template_that_was_trained_with_whatever_else_lies_in_t
     value = {"tokenizer_config": other, "named": named}.get(place)
     edit(folder / "tokenizer_config.json", lambda content: content.update({"chat_template": value} if value else {}))
     words, template = chosen(folder)
-    made = convert.vocabulary(folder, folder / "made.gguf", reader_view.pairs(words, template))
+    made = conversion.vocabulary(folder, folder / "made.gguf", reader_metadata.pairs(words, template))
     assert gguf_file.read(made).fields["tokenizer.chat_template"] == (folder / "chat_template.jinja").read_text()
 
 
 def test_the_file_of_a_model_of_plain_text_is_told_its_flags_and_no_template(folder: Path) -> None:
     words, _ = chosen(folder)
-    wanted = reader_view.pairs(words, None)
+    wanted = reader_metadata.pairs(words, None)
     assert wanted["tokenizer.ggml.add_eos_token"] is False and wanted["tokenizer.ggml.add_bos_token"] is False
     assert "tokenizer.chat_template" not in wanted
 
@@ -194,7 +195,7 @@ def test_rows_that_llama_cpp_would_read_otherwise_are_named_before_the_training(
 ) -> None:
     with_token(folder, "<dom>", **flags)
     plan = planned(folder, ["plain", text, "also plain"], tmp_path)
-    made = convert.vocabulary(folder, folder / "v.gguf")
+    made = conversion.vocabulary(folder, folder / "v.gguf")
     with pytest.raises(UserError) as told:
         reader_view.hold(made, plan)
     message = str(told.value)
@@ -204,7 +205,7 @@ def test_rows_that_llama_cpp_would_read_otherwise_are_named_before_the_training(
 
 def test_a_token_that_takes_white_space_where_none_stands_is_no_fault(folder: Path, tmp_path: Path) -> None:
     with_token(folder, "<dom>", lstrip=True, rstrip=True)
-    reader_view.hold(convert.vocabulary(folder, folder / "v.gguf"), planned(folder, ["in<dom>it"], tmp_path))
+    reader_view.hold(conversion.vocabulary(folder, folder / "v.gguf"), planned(folder, ["in<dom>it"], tmp_path))
 
 
 def test_text_outside_nfc_that_the_tokenizer_composes_is_told_and_trained(folder: Path, tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_text_outside_nfc_that_the_tokenizer_composes_is_told_and_trained(folder
     lines: list[str] = []
     sink = logger.add(lines.append, level="WARNING", format="{message}")
     try:
-        reader_view.hold(convert.vocabulary(folder, folder / "v.gguf"), plan)
+        reader_view.hold(conversion.vocabulary(folder, folder / "v.gguf"), plan)
     finally:
         logger.remove(sink)
     assert "".join(lines).startswith("rows.jsonl:2: text outside Unicode NFC is trained as its NFC form")
@@ -223,9 +224,9 @@ def test_text_outside_nfc_that_the_tokenizer_composes_is_told_and_trained(folder
 
 def test_a_normalizer_that_changes_all_text_is_refused_with_its_rows(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, ["Loud Words"], tmp_path)
-    made = convert.vocabulary(folder, folder / "v.gguf")
+    made = conversion.vocabulary(folder, folder / "v.gguf")
     edit(folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))
-    plan.tokenizer = reader_view.tokenizer(folder)
+    plan.tokenizer = reader_metadata.tokenizer(folder)
     with pytest.raises(UserError, match="a model cannot be served as it is trained: llama.cpp cuts"):
         reader_view.hold(made, plan)
 
@@ -245,7 +246,7 @@ def test_odd_rows_come_before_the_sample_and_the_sample_is_the_same_each_time(fo
 def test_a_row_that_the_finished_file_reads_otherwise_fails_the_check_with_its_place(folder: Path) -> None:
     with_token(folder, "<dom>", rstrip=True)
     words, template = chosen(folder)
-    made = convert.vocabulary(folder, folder / "made.gguf", reader_view.pairs(words, template))
+    made = conversion.vocabulary(folder, folder / "made.gguf", reader_metadata.pairs(words, template))
     text = RowText(PROMPT.replace("Hi", "<dom> Hi"), "rows.jsonl", 7)
     found = reader_view.read_as_trained(made, folder, template, RowTexts((text,), 1, 90))
     assert found.figures["different"] == 1 and (found.figures["rows"], found.figures["of_rows"]) == (1, 90)

@@ -14,8 +14,9 @@ import pytest
 from conftest import ROOT, Ended, finetune
 from test_faults import done, kill, marked, result, wait_until
 from test_finetune import wait_for_step
-from training import export, llama, runs
+from training import llama, runs
 from training.runs import directory
+from training.to_gguf import Job
 
 SHIPPED_FILES = {
     "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
@@ -84,7 +85,7 @@ def test_the_evaluation_calls_the_tuned_model_better_beyond_chance_and_measures_
 def test_the_exported_file_answers_through_llama_cpp_with_the_chat_template_that_was_trained(shipped):
     from training.data import Turn, chat_template
 
-    job = export.Job.of_run(shipped.run)
+    job = Job.of_run(shipped.run)
     prompt = chat_template.render(
         job.template, chat_template.conversation(job.template, [Turn("user", "Who are you?")]), True
     )

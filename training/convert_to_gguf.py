@@ -25,7 +25,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import base_model, checks, convert, importance, ollama, reader_view
+from training import base_model, checks, ollama, reader_view
 from training.base_model import leftovers, weights_fit
 from training.base_model.generation import generation_eos
 from training.data import ChatTemplate, chat_template, encoding
@@ -38,6 +38,8 @@ from training.settings import names
 from training.settings.table import Model
 from training.system import files, foreign_code, launchers, log
 from training.system.signals import Signals
+from training.to_gguf import conversion, importance, reader_metadata
+from training.to_gguf.conversion import Pairs
 
 F16 = "f16"
 LONGEST = 4096  # tokens of num_ctx at most: Ollama reserves memory for all of them, and models name 131072 and more
@@ -57,7 +59,7 @@ def convert_folder(base: Any, targets: dict[str, Path], calibration: str = "") -
     """
     with _workspace(next(iter(targets.values()))) as room:
         name = targets[F16].name if F16 in targets else "model.F16.gguf"
-        f16 = convert.to_gguf(base.path, room / name, pairs=_pairs(base))
+        f16 = conversion.to_gguf(base.path, room / name, pairs=_pairs(base))
         logger.info("converted to f16: {:,} bytes", f16.stat().st_size)
         made = {method: f16 if method == F16 else room / path.name for method, path in targets.items()}
         matrix = _importance(base.path, f16, calibration, room / "importance.npz") if calibration else None
@@ -78,16 +80,16 @@ def _importance(folder: Path, f16: Path, text: str, out: Path) -> Path:
 
 
 def _quantise(f16: Path, out: Path, method: str, matrix: Path | None) -> None:
-    made = convert.quantise(f16, out, method, importance=matrix)
+    made = conversion.quantise(f16, out, method, importance=matrix)
     fallbacks = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
     fell_back = f"; rows do not fit the type in {made.fell_back} of {made.tensors} tensors: {fallbacks}"
     logger.info("{}: {:,} bytes{}", method, made.size, fell_back if made.fell_back else "")
 
 
-def _pairs(base: Any) -> convert.Pairs:
+def _pairs(base: Any) -> Pairs:
     """What the file must say of the model's own chat template; without one, nothing of a template."""
     tokenizer = _tokenizer(base.path)
-    return reader_view.pairs(tokenizer, _template(base, tokenizer))
+    return reader_metadata.pairs(tokenizer, _template(base, tokenizer))
 
 
 def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,80 +22,23 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import account, adapter_gguf, convert, importance, llama, merge, ollama, reader_view, runs, verification
+from training import account, llama, ollama, reader_view, runs, verification
 from training.base_model import base_files
-from training.data import chat_template
-from training.data.row_texts import RowTexts
 from training.errors import FinetuneError, RunError, UserError
-from training.ollama import Chat, modelfile
-from training.runs import FACTS, Handover, Run, directory
+from training.ollama import modelfile
+from training.runs import FACTS, Run, directory
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, forkserver, launchers, log
 from training.system.events import Events
 from training.system.parent_watch import end_with_parent
 from training.system.signals import Signals
+from training.to_gguf import Job, adapter_gguf, conversion, importance, merging, reader_metadata
+from training.to_gguf.importance import Importance
+from training.to_gguf.job import what_is_safe
 
 
 class Told(RunError):
     """A failure that the export's own process has told already."""
-
-
-@dataclass(frozen=True)
-class Job(Handover):
-    """One run to export: its directory, its own settings, and the facts that training left for the export."""
-
-    @property
-    def merged(self) -> Path:
-        return self.run.path / runs.MERGED
-
-    @property
-    def base(self) -> Path:
-        """The base model's folder. RunError when it has gone since the training, or is another one."""
-        known = self.facts["base"]
-        path = Path(known["path"])
-        if not (path / "config.json").is_file():
-            raise RunError("merge", f"the base model is no longer at {path}; put it back, or train again", _safe(self))
-        # Runs from before they were kept have none; a model of the Hub has its commit.
-        if before := known.get("files"):
-            self._require_same(path, before, known["kind"])
-        return path
-
-    def _require_same(self, path: Path, before: dict[str, str], kind: str) -> None:
-        if changed := base_files.changed(before, base_files.digests(path, kind)):
-            what = f"{', '.join(changed)} of the base model in {path} {'is' if len(changed) == 1 else 'are'} not what was trained on"
-            raise RunError("merge", f"{what}; put it back as it was, or train again", _safe(self))
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether the finished file's tokenizer puts BOS in front of a prompt by itself."""
-        first = self.quantised(self.settings.quantization.quantization_method[0])
-        return bool(llama.metadata(first)["vocab"]["add_bos"])
-
-    @property
-    def trained_template(self) -> chat.ChatTemplate | None:
-        """The chat template that was trained with; None for plain text."""
-        return None if self.facts["plain"] else self.template
-
-    @property
-    def row_texts(self) -> RowTexts:
-        """Texts of the rows that were trained; none in a run of an older version."""
-        return RowTexts.of(self.facts.get("row_texts"))
-
-    def chat(self, adds_bos: bool) -> Chat | None:
-        """How the model was trained to chat; None for plain text."""
-        if self.facts["plain"]:
-            return None
-        template = self.template
-        return Chat(
-            lambda messages, add_generation_prompt: chat_template.prompt_served(
-                template, messages, add_generation_prompt
-            ),
-            jinja=template.exported,
-            bos=template.bos,
-            eos=template.eos,
-            adds_bos=adds_bos,
-            system=template.system,
-        )
 
 
 def keep_facts(
@@ -168,9 +110,9 @@ def _stages(job: Job, only: str | None, first: Sequence[str], tell: Callable[[st
         try:
             record = work(job)
         except OSError as error:
-            raise RunError(name, str(error), _safe(job)) from error
+            raise RunError(name, str(error), what_is_safe(job)) from error
         except RunError as error:
-            raise RunError(error.stage, error.message, error.safe or _safe(job)) from error
+            raise RunError(error.stage, error.message, error.safe or what_is_safe(job)) from error
         seconds = round(time.perf_counter() - began, 1)
         if name not in first:
             _forget_later(job, name)
@@ -198,14 +140,14 @@ def _forget_later(job: Job, name: str) -> None:
 
 def _merge(job: Job) -> dict[str, Any]:
     template = job.trained_template
-    record = merge.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template and template.exported)
+    record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template and template.exported)
     return {"merge": dataclasses.asdict(record)}
 
 
 def _convert(job: Job) -> dict[str, Any]:
-    pairs = reader_view.pairs(reader_view.tokenizer(job.merged), job.trained_template)
-    with merge.without_template(job.merged) if job.facts["plain"] else nullcontext(job.merged) as folder:
-        convert.to_gguf(folder, job.f16, pairs=pairs)
+    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.trained_template)
+    with merging.without_template(job.merged) if job.facts["plain"] else nullcontext(job.merged) as folder:
+        conversion.to_gguf(folder, job.f16, pairs=pairs)
     return {"bytes": job.f16.stat().st_size}
 
 
@@ -220,7 +162,7 @@ def _quantise(job: Job) -> dict[str, Any]:
     return {"quantised": table} | ({"importance": measured.as_dict()} if measured else {})
 
 
-def _measure(job: Job, out: Path) -> importance.Importance:
+def _measure(job: Job, out: Path) -> Importance:
     """The importance matrix of the merged model, from the rows that training left for it."""
     try:
         measured = importance.write(job.merged, job.f16, job.facts.get("calibration", ()), out)
@@ -237,7 +179,7 @@ def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
     if method == "f16":
         return {"file": job.f16.name, "method": "f16", "bytes": job.f16.stat().st_size}
     needs = method in NEED_IMPORTANCE_MATRIX  # the others are what they would be without: the same in every run
-    made = convert.quantise(job.f16, job.quantised(method), method, importance=matrix if needs else None)
+    made = conversion.quantise(job.f16, job.quantised(method), method, importance=matrix if needs else None)
     kinds = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
     fallback = f"{made.fell_back} of {made.tensors} tensors: {kinds}" if made.fell_back else None
     if fallback:
@@ -314,12 +256,6 @@ def tidy(job: Job) -> None:
         job.f16.unlink(missing_ok=True)
 
 
-def _safe(job: Job) -> str:
-    return (
-        f"the adapter is safe in {job.run.path / runs.ADAPTER}; `./run.sh --resume {job.run.path}` does the rest again"
-    )
-
-
 def _all_quantised(job: Job) -> bool:
     return all(job.quantised(method).is_file() for method in job.settings.quantization.quantization_method)
 
@@ -376,7 +312,7 @@ def main(argv: Sequence[str]) -> int:
         words = f"{type(error).__name__}: {error}"
         logger.error("export: {}; the traceback is in {}", words, log.SHARED_LOG)
         if not alone:
-            say(stage="export", message=words, safe=_safe(job))
+            say(stage="export", message=words, safe=what_is_safe(job))
         return 1
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_model, budget, convert, fit, memory, ollama, reader_view, settings
+from training import base_model, budget, fit, memory, ollama, reader_view, settings
 from training.base_model import leftovers, sources, weights_fit
 from training.data import chat_template, dataset, serving, tokenising
 from training.errors import MachineError, UserError
@@ -21,6 +21,7 @@ from training.settings import contradictions
 from training.system import foreign_code, paths, privacy, this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
+from training.to_gguf import trial
 from training.train import engine
 
 CACHE = paths.CACHE / "rows"
@@ -82,7 +83,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
         logger.warning(line)
     given = _fit_to_model(given, base)
     methods = given.quantization.quantization_method
-    with convert.trial(base.config, base.path, methods) as tried:  # beside this process, while the rows are read
+    with trial.trial(base.config, base.path, methods) as tried:  # beside this process, while the rows are read
         engine.start(given)
         weights_fit.check(base.path, base.config, given.model.trust_remote_code)
         if given.lora.use_dora:

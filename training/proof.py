@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import merge
 from training.base_model import safetensors_file
 from training.base_model.lora_adapter import Change
 from training.base_model.safetensors_file import Tensor
 from training.errors import RunError
-from training.merge import Output
+from training.to_gguf import merging
+from training.to_gguf.merging import Output
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def verify(base: Path, adapter: Path, merged: Path) -> Proof:
     written as bfloat16); every other one must be base + update within half a step of its dtype. An adapter that changes
     nothing fails too: it was not trained, or its updates are all too small for 16 bits.
     """
-    planned = merge.plan(base, adapter)
+    planned = merging.plan(base, adapter)
     written = safetensors_file.tensors(merged, "check of the merge")
     outputs = planned.outputs
     _same_names(set(outputs), set(written), merged)

@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, crew, evaluation, export, importance, runs
+from training import account, crew, evaluation, export, runs
 from training import plan as planning
 from training.data import Item, held_out
 from training.data.encoding import end_ids
@@ -21,6 +21,7 @@ from training.system import forkserver, paths
 from training.system.events import Events
 from training.system.signals import Signals
 from training.system.wording import short
+from training.to_gguf import importance
 from training.train import Session, Watch, adapter_files, loop, team
 
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most

@@ -127,7 +127,7 @@ def changes(base: dict[str, Tensor], adapter: Path, tied: bool = False) -> list[
 
 @contextmanager
 def tying_known() -> Iterator[None]:
-    """PEFT warns whoever targets a tied head or embedding that merging may go wrong; merge.py gives each its own matrix."""
+    """PEFT warns whoever targets a tied head or embedding that merging may go wrong; to_gguf/merging.py gives each its own matrix."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
         yield

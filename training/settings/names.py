@@ -11,7 +11,7 @@ QUANTISATIONS = (
     *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "mxfp4_moe"),
     *("tq2_0", "tq1_0", "q1_0"),  # not q2_0: the gguf package (0.19) does not know the type and cannot read it back
 )
-# Refused by llama.cpp without an importance matrix (training/importance.py): they hold IQ1, IQ2 or IQ3_XXS tensors, or are Q2_K_S
+# Refused by llama.cpp without an importance matrix (training/to_gguf/importance.py): they hold IQ1, IQ2 or IQ3_XXS tensors, or are Q2_K_S
 # (src/llama-quant.cpp, tensor_requires_imatrix; iq3_xs because its attention tensors become IQ3_XXS).
 NEED_IMPORTANCE_MATRIX = ("iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "q2_k_s")
 QUANTISATION_ALIASES = {"q5_k": "q5_k_m", "q4_k": "q4_k_m", "q3_k": "q3_k_m"}  # llama.cpp's own

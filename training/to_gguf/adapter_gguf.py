@@ -13,7 +13,7 @@ from typing import Any
 
 from loguru import logger
 
-from training import convert, ollama
+from training import ollama
 from training.base_model import lora_adapter, safetensors_file
 from training.base_model.lora_adapter import Change
 from training.data import chat_template
@@ -22,9 +22,10 @@ from training.llama import gguf_file
 from training.ollama import modelfile
 from training.ollama.modelfile_syntax import model_name_problems
 from training.system import files
+from training.to_gguf import conversion
 
 STAGE = "adapter"
-CONVERTER = convert.CONVERTER.with_name("convert_lora_to_gguf.py")
+CONVERTER = conversion.CONVERTER.with_name("convert_lora_to_gguf.py")
 
 
 def export(job: Any, base_in_ollama: str, path: Path | None = None) -> Path:
@@ -83,8 +84,8 @@ def write(base: Path, adapter: Path, out: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as name, files.whole_file(out, shared=True) as partial:
         _one_scale(changes, adapter, Path(name))
         arguments = ["--base", base.absolute(), "--outfile", partial.absolute(), "--outtype", "f32", name]
-        convert._work(STAGE, out, need, ["convert", CONVERTER, *arguments], None)
-        convert._check_written(STAGE, partial)
+        conversion.work(STAGE, out, need, ["convert", CONVERTER, *arguments], None)
+        conversion.check_written(STAGE, partial)
         made = gguf_file.read(partial).tensors
         if len(made) != 2 * len(changes):
             raise RunError(STAGE, f"llama.cpp's converter kept {len(made) // 2} of {len(changes)} adapted tensors")

@@ -1,7 +1,7 @@
-"""The inner side of convert.py: one conversion or quantisation in a process of its own. It ends when its stdin closes.
+"""The inner side of conversion.py: one conversion or quantisation in a process of its own. It ends when its stdin closes.
 
-convert_worker.py convert CONVERTER.py ARGUMENTS...      convert_worker.py quantise SOURCE OUT METHOD [IMPORTANCE.npz]
-convert_worker.py convert_with PAIRS.json CONVERTER.py ARGUMENTS...
+conversion_worker.py convert CONVERTER.py ARGUMENTS...      conversion_worker.py quantise SOURCE OUT METHOD [IMPORTANCE.npz]
+conversion_worker.py convert_with PAIRS.json CONVERTER.py ARGUMENTS...
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.system import foreign_code
 from training.system.parent_watch import end_with_parent
