@@ -16,8 +16,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from training import proof
 from training.base_model import safetensors_file
+from training.checks import tensors as proof
 from training.to_gguf import merging
 
 LAYERS, HIDDEN, INNER, VOCABULARY, RANK = 16, 2048, 8192, 32_000, 16  # 1.1B parameters

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, finetune, write_tiny_config
-from training import checks
 from training.base_model import gguf_tokenizer
+from training.checks import gguf_files, require
+from training.checks import logits as checks
 from training.evaluation import reference
 from training.llama import gguf_file
 from training.to_gguf import conversion, merging
@@ -152,13 +153,13 @@ def test_an_architecture_goes_the_whole_road(name: str, converted: Any, record_p
     quantised = conversion.quantise(folder / "f16.gguf", folder / "q.gguf", "q4_k_m")
     with reference.opened(folder / "merged") as model:
         made = [
-            checks.merged_tensors(folder / "base", folder / "adapter", folder / "merged"),
+            gguf_files.merged_tensors(folder / "base", folder / "adapter", folder / "merged"),
             checks.merged_logits(folder / "base", folder / "adapter", folder / "merged", ids, start),
-            checks.gguf_tokenizer(folder / "f16.gguf", folder / "merged"),
-            checks.f16_agrees(folder / "f16.gguf", model, ids, start),
-            checks.quantised(folder / "f16.gguf", folder / "q.gguf", ids, start),
+            gguf_files.gguf_tokenizer(folder / "f16.gguf", folder / "merged"),
+            gguf_files.f16_agrees(folder / "f16.gguf", model, ids, start),
+            gguf_files.quantised(folder / "f16.gguf", folder / "q.gguf", ids, start),
         ]
-    checks.require(made)
+    require(made)
     assert [check.skipped for check in made] == [""] * 5
     tensors, logits, _, f16, cost = (check.figures for check in made)
     assert tensors["changed"] == tensors["targeted"] > 0
@@ -176,8 +177,8 @@ def test_an_architecture_goes_the_whole_road(name: str, converted: Any, record_p
 def test_a_tokenizer_unpacked_from_a_gguf_file_converts_back_to_the_same_tokens(kind: str, converted: Any) -> None:
     folder = converted[f"tokenizer {kind}"]
     assert not (folder / "failed").is_file(), (folder / "failed").read_text()
-    found = checks.gguf_tokenizer(folder / "f16.gguf", folder / "merged")
-    checks.require([found])
+    found = gguf_files.gguf_tokenizer(folder / "f16.gguf", folder / "merged")
+    require([found])
     fields = gguf_file.read(folder / "f16.gguf").fields
     original = gguf_file.read(conversion.CONVERTER.parent / "models" / f"ggml-vocab-{kind}.gguf").fields
     assert fields["tokenizer.ggml.model"] == original["tokenizer.ggml.model"]
@@ -203,6 +204,8 @@ def test_phi_3s_markers_take_the_white_space_after_them_in_the_file_too(converte
     folder = converted["tokenizer phi-3"]
     chats = ["<|user|>\nWhat is 3 + 3?<|end|>\n<|assistant|>\n"]
     named = conversion.to_gguf(folder / "merged", tmp_path / "named.gguf")
-    assert checks.gguf_tokenizer(named, folder / "merged", chats).passed
-    nameless = checks.gguf_tokenizer(folder / "f16.gguf", folder / "merged", chats)  # as the converter alone makes it
+    assert gguf_files.gguf_tokenizer(named, folder / "merged", chats).passed
+    nameless = gguf_files.gguf_tokenizer(
+        folder / "f16.gguf", folder / "merged", chats
+    )  # as the converter alone makes it
     assert nameless.failure.startswith("llama.cpp cuts 1 of ") and "<|user|>" in nameless.failure

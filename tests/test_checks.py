@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import checks, llama
+from training import llama
 from training.base_model import lora_adapter
-from training.checks import Check
+from training.checks import Check, gguf_files, require
+from training.checks import logits as checks
 from training.errors import RunError
 from training.evaluation import divergence, reference
 from training.evaluation.reference import TooLarge
@@ -115,7 +116,7 @@ def fails(check: Check, *said: str) -> None:
         assert part in check.failure
     json.dumps(check.as_dict(), allow_nan=False)
     with pytest.raises(RunError, match="^check '" + check.name):
-        checks.require([check])
+        require([check])
 
 
 # ---- the whole chain ----------------------------------------------------------------------------------------------
@@ -123,15 +124,15 @@ def fails(check: Check, *said: str) -> None:
 
 def test_every_check_passes_on_a_chain_that_holds(chain: Chain, model, ending) -> None:
     made = [
-        checks.merged_tensors(chain.base, chain.adapter, chain.merged),
+        gguf_files.merged_tensors(chain.base, chain.adapter, chain.merged),
         checks.merged_logits(chain.base, chain.adapter, chain.merged, chain.sequences, chain.starts),
-        checks.gguf_tokenizer(chain.f16, chain.merged, ["a rendered row<|endoftext|>"]),
-        checks.f16_agrees(chain.f16, model, chain.sequences, chain.starts),
-        checks.quantised(chain.f16, chain.quantised, chain.sequences, chain.starts),
-        checks.answers(model, ending[2], {"q8_0": chain.quantised}, [ending[0]], [ending[1]], 12),
+        gguf_files.gguf_tokenizer(chain.f16, chain.merged, ["a rendered row<|endoftext|>"]),
+        gguf_files.f16_agrees(chain.f16, model, chain.sequences, chain.starts),
+        gguf_files.quantised(chain.f16, chain.quantised, chain.sequences, chain.starts),
+        gguf_files.answers(model, ending[2], {"q8_0": chain.quantised}, [ending[0]], [ending[1]], 12),
     ]
     tensors, logits, tokenizer, f16, quantised, answers = map(passes, made)
-    checks.require(made)
+    require(made)
     assert tensors["changed"] == tensors["targeted"] == 6
     assert logits["mean_kl"] < logits["mean_kl_of_training"] / 10
     assert tokenizer["texts"] > len(hard_texts.HARD)
@@ -152,7 +153,7 @@ def test_an_untrained_adapter_fails_the_check_of_the_tensors(chain: Chain, tmp_p
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({n: t * ("lora_A" in n) for n, t in tensors.items()}, adapter / "adapter_model.safetensors")
     merging.merge(chain.base, adapter, tmp_path / "merged")
-    fails(checks.merged_tensors(chain.base, adapter, tmp_path / "merged"), "the adapter changes nothing")
+    fails(gguf_files.merged_tensors(chain.base, adapter, tmp_path / "merged"), "the adapter changes nothing")
 
 
 def test_a_half_trained_adapter_is_a_warning(chain: Chain, tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_a_half_trained_adapter_is_a_warning(chain: Chain, tmp_path: Path) -> No
     kept = {n: t * ("layers.0" in n or "lora_A" in n) for n, t in tensors.items()}
     save_file(kept, adapter / "adapter_model.safetensors")
     merging.merge(chain.base, adapter, tmp_path / "merged")
-    check = checks.merged_tensors(chain.base, adapter, tmp_path / "merged")
+    check = gguf_files.merged_tensors(chain.base, adapter, tmp_path / "merged")
     assert passes(check)["untrained"] == 3
     assert check.warnings == ("3 of 6 targeted tensors were not trained: their update is 0",)
 
@@ -194,13 +195,13 @@ def test_a_short_training_that_was_not_merged_or_by_half_fails_the_check_of_the_
         scale = lora_adapter._scale
         patch.setattr(lora_adapter, "_scale", lambda *some: {**scale(*some), "alpha": scale(*some)["alpha"] / 2})
         adapter, halved = trained_less(chain, tmp_path, 0.15)
-        rounding = passes(checks.merged_tensors(chain.base, adapter, halved))["rounding_loss"]
+        rounding = passes(gguf_files.merged_tensors(chain.base, adapter, halved))["rounding_loss"]
     for merged in (halved, chain.base):
         made = checks.merged_logits(chain.base, adapter, merged, chain.sequences, chain.starts, None, rounding)
         fails(made, "the merged model does not predict what base + adapter predict: mean KL")
         assert 1e-3 < made.figures["mean_kl_of_training"] < 0.02
     merging.merge(chain.base, adapter, tmp_path / "whole")
-    rounding = passes(checks.merged_tensors(chain.base, adapter, tmp_path / "whole"))["rounding_loss"]
+    rounding = passes(gguf_files.merged_tensors(chain.base, adapter, tmp_path / "whole"))["rounding_loss"]
     made = checks.merged_logits(chain.base, adapter, tmp_path / "whole", chain.sequences, chain.starts, None, rounding)
     assert passes(made)["mean_kl"] < 1e-4
     assert (
@@ -238,7 +239,7 @@ def test_another_base_fails_both_checks_of_the_merge(chain: Chain, tmp_path: Pat
     base = shutil.copytree(chain.base, tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     save_file({n: t.flip(0).contiguous() for n, t in tensors.items()}, base / "model.safetensors", {"format": "pt"})
-    fails(checks.merged_tensors(base, chain.adapter, chain.merged), "differs from the base")
+    fails(gguf_files.merged_tensors(base, chain.adapter, chain.merged), "differs from the base")
     fails(checks.merged_logits(base, chain.adapter, chain.merged, chain.sequences, chain.starts), "mean KL")
 
 
@@ -248,7 +249,7 @@ def test_a_swapped_token_fails_the_check_of_the_tokenizer(chain: Chain, tmp_path
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    fails(checks.gguf_tokenizer(chain.f16, folder), "llama.cpp cuts", "texts otherwise than the tokenizer in")
+    fails(gguf_files.gguf_tokenizer(chain.f16, folder), "llama.cpp cuts", "texts otherwise than the tokenizer in")
 
 
 def test_a_tensor_shuffled_by_the_converter_fails_the_check_of_f16(chain: Chain, model, tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_a_tensor_shuffled_by_the_converter_fails_the_check_of_f16(chain: Chain,
         data[:] = data[::-1].copy()
 
     broken = edit_tensor(chain.f16, tmp_path / "broken.gguf", "blk.1.attn_output.weight", shuffle)
-    check = checks.f16_agrees(broken, model, chain.sequences, chain.starts)
+    check = gguf_files.f16_agrees(broken, model, chain.sequences, chain.starts)
     fails(check, "the f16 GGUF does not predict what the merged model predicts: mean KL")
 
 
@@ -265,7 +266,9 @@ def test_a_damaged_quantised_file_fails_its_check(chain: Chain, tmp_path: Path) 
         data[:, 0:2] = (0x00, 0x7E)  # the first block's scale of each row becomes NaN
 
     broken = edit_tensor(chain.quantised, tmp_path / "broken.gguf", "blk.0.ffn_down.weight", no_number)
-    fails(checks.quantised(chain.f16, broken, chain.sequences, chain.starts), "broken.gguf is damaged: perplexity nan")
+    fails(
+        gguf_files.quantised(chain.f16, broken, chain.sequences, chain.starts), "broken.gguf is damaged: perplexity nan"
+    )
 
 
 def test_a_perplexity_beyond_all_numbers_fails_with_figures_that_are_json(chain: Chain, tmp_path: Path) -> None:
@@ -275,9 +278,9 @@ def test_a_perplexity_beyond_all_numbers_fails_with_figures_that_are_json(chain:
     f16, other = (
         edit_tensor(file, tmp_path / file.name, "output_norm.weight", explode) for file in (chain.f16, chain.quantised)
     )
-    after = checks.quantised(chain.f16, other, chain.sequences, chain.starts)
+    after = gguf_files.quantised(chain.f16, other, chain.sequences, chain.starts)
     fails(after, "q8_0.gguf is damaged: perplexity inf on held-out answers, ")
-    before = checks.quantised(f16, chain.quantised, chain.sequences, chain.starts)
+    before = gguf_files.quantised(f16, chain.quantised, chain.sequences, chain.starts)
     fails(before, "f16.gguf is damaged, and q8_0.gguf was made from it: perplexity inf")
     assert after.figures["perplexity_ratio"] is before.figures["perplexity_ratio"] is None
     assert after.figures["perplexity"] is before.figures["perplexity_reference"] is None
@@ -285,12 +288,12 @@ def test_a_perplexity_beyond_all_numbers_fails_with_figures_that_are_json(chain:
 
 def test_a_wrong_end_token_fails_the_check_of_the_answers(chain: Chain, model, ending) -> None:
     prompt, end, _ = ending
-    check = checks.answers(model, chain.f16, {}, [prompt], [end], 12)
+    check = gguf_files.answers(model, chain.f16, {}, [prompt], [end], 12)
     fails(check, f"the merged model stops at token {end}, which the GGUF does not take for an end")
 
 
 def test_a_model_that_never_learned_to_stop_is_a_warning(chain: Chain, model, ending) -> None:
-    check = checks.answers(model, chain.f16, {"q8_0": chain.quantised}, [ending[0]], [0], 3)
+    check = gguf_files.answers(model, chain.f16, {"q8_0": chain.quantised}, [ending[0]], [0], 3)
     assert passes(check)["stopped"] == {"merged": 0, "f16": 0, "q8_0": 0}
     assert len(check.warnings) == 3
     assert check.warnings[0] == "merged did not stop within 3 tokens on 1 of 1 prompts"
@@ -298,7 +301,7 @@ def test_a_model_that_never_learned_to_stop_is_a_warning(chain: Chain, model, en
 
 def test_llama_cpp_that_dies_is_a_failed_check_with_its_last_words(chain: Chain, model, tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"GGUF" + b"\0" * 64)
-    fails(checks.f16_agrees(tmp_path / "no.gguf", model, chain.sequences, chain.starts), "no.gguf")
+    fails(gguf_files.f16_agrees(tmp_path / "no.gguf", model, chain.sequences, chain.starts), "no.gguf")
 
 
 @pytest.mark.parametrize(
@@ -313,10 +316,12 @@ def test_of_few_clear_cases_some_may_differ_in_bfloat16(
     ours = np.tile([0.25, 0.0], (tokens + 1, 1))  # the first choice leads by more than MARGIN; the KL of a swap is 0.03
     theirs = ours.copy()
     theirs[:disagreements] = [0.0, 0.001]
-    monkeypatch.setattr(checks, "_logits", lambda *_: iter([theirs]))
+    monkeypatch.setattr(gguf_files, "_logits", lambda *_: iter([theirs]))
     model = SimpleNamespace(dtype=dtype, logits=lambda *_: iter([ours]))
-    monkeypatch.setitem(checks.MOST_KL, "float32", checks.MOST_KL["bfloat16"])  # it is the first choices that decide
-    check = checks.f16_agrees(Path("f16.gguf"), model, [[0] * (tokens + 1)], [1])
+    monkeypatch.setitem(
+        gguf_files.MOST_KL, "float32", gguf_files.MOST_KL["bfloat16"]
+    )  # it is the first choices that decide
+    check = gguf_files.f16_agrees(Path("f16.gguf"), model, [[0] * (tokens + 1)], [1])
     if passed:
         assert passes(check)["sure"] == tokens
     else:
@@ -333,8 +338,10 @@ def test_what_does_not_fit_into_memory_is_left_out_and_says_so(chain: Chain) -> 
     assert "base + adapter was not run: it takes 1.1 GB of memory in bfloat16, 0.0 GB are free" in check.skipped
     large = reference.fitting(chain.merged, 10**6)
     assert isinstance(large, TooLarge)
-    assert checks.f16_agrees(chain.f16, large, chain.sequences, chain.starts).skipped.startswith("the merged model was")
-    assert checks.answers(large, chain.f16, {}, [[1]], [2]).skipped.startswith("the merged model was")
+    assert gguf_files.f16_agrees(chain.f16, large, chain.sequences, chain.starts).skipped.startswith(
+        "the merged model was"
+    )
+    assert gguf_files.answers(large, chain.f16, {}, [[1]], [2]).skipped.startswith("the merged model was")
 
 
 def test_the_dtype_of_the_reference_follows_from_the_memory(chain: Chain) -> None:
@@ -347,8 +354,8 @@ def test_the_dtype_of_the_reference_follows_from_the_memory(chain: Chain) -> Non
 def test_without_held_out_answers_nothing_is_compared(chain: Chain, model) -> None:
     for check in (
         checks.merged_logits(chain.base, chain.adapter, chain.merged, [], []),
-        checks.f16_agrees(chain.f16, model, [[1, 2]], [2]),
-        checks.quantised(chain.f16, chain.quantised, [], []),
+        gguf_files.f16_agrees(chain.f16, model, [[1, 2]], [2]),
+        gguf_files.quantised(chain.f16, chain.quantised, [], []),
     ):
         assert check.passed
         assert check.skipped == "there are no held-out answers"
@@ -361,7 +368,7 @@ def test_several_failures_are_told_together_the_first_link_first() -> None:
         Check("c", False, {}, "", "", failure="and so here"),
     ]
     with pytest.raises(RunError) as error:
-        checks.require(made, safe="merged/ is on disk")
+        require(made, safe="merged/ is on disk")
     assert str(error.value) == "check 'b': broke here\nalso failed: c: and so here\nmerged/ is on disk"
 
 

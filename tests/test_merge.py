@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training import proof
 from training.base_model import safetensors_file
+from training.checks import tensors as proof
 from training.errors import RunError
 from training.to_gguf import merging
 
@@ -567,10 +567,10 @@ def test_memory_of_merge_and_proof_does_not_grow_with_the_shard(tmp_path: Path) 
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     script = (  # not ru_maxrss: a child starts with its parent's peak in it
-        "import re, sys, torch; from pathlib import Path; from training.to_gguf import merging; from training import proof\n"
+        "import re, sys, torch; from pathlib import Path; from training.to_gguf import merging; from training.checks import tensors\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "idle, paths = peak(), [Path(path) for path in sys.argv[1:]]\n"
-        "merging.merge(*paths); merged = peak(); assert proof.verify(*paths).changed == 1\n"
+        "merging.merge(*paths); merged = peak(); assert tensors.verify(*paths).changed == 1\n"
         "print(merged - idle, peak() - idle)"
     )
     command = [sys.executable, "-c", script, str(base), str(adapter), str(tmp_path / "merged")]

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training import llama, reader_view
+from training import llama
+from training.checks import as_read
 from training.data import ChatTemplate, chat_template, encoding, tokenising
 from training.data.row_texts import RowText, RowTexts
 from training.errors import UserError
@@ -77,7 +78,7 @@ def test_a_reader_adds_nothing_that_was_not_trained_whatever_tokenizer_config_sa
     assert process.read_prompts(left, [PROMPT]) != [trained], "this flag would have done no harm"
     made = conversion.vocabulary(folder, folder / "made.gguf", reader_metadata.pairs(words, template))
     assert process.read_prompts(made, [PROMPT]) == [trained]
-    assert reader_view.read_as_trained(made, folder, template, RowTexts()).passed
+    assert as_read.read_as_trained(made, folder, template, RowTexts()).passed
 
 
 def test_a_file_whose_flags_change_prompts_fails_the_check_with_the_tokens(folder: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_file_whose_flags_change_prompts_fails_the_check_with_the_tokens(folde
     words, template = chosen(folder)
     wanted = reader_metadata.pairs(words, template) | {"tokenizer.ggml.add_eos_token": True}
     made = conversion.vocabulary(folder, folder / "made.gguf", wanted)
-    found = reader_view.read_as_trained(made, folder, template, RowTexts())
+    found = as_read.read_as_trained(made, folder, template, RowTexts())
     assert not found.passed
     assert "texts are read as other tokens than were trained; a chat of the template:" in found.failure
     assert found.figures["add_eos"] is True
@@ -107,7 +108,7 @@ def test_another_template_or_end_in_the_file_fails_the_check(folder: Path, pair:
     (folder / "chat_template.jinja").write_text(text)
     words, template = chosen(folder)
     made = conversion.vocabulary(folder, folder / "made.gguf", reader_metadata.pairs(words, template) | pair)
-    assert said in reader_view.read_as_trained(made, folder, template, RowTexts()).failure
+    assert said in as_read.read_as_trained(made, folder, template, RowTexts()).failure
 
 
 def test_the_token_that_ends_trained_answers_is_an_end_for_llama_cpp_whatever_its_name(folder: Path) -> None:
@@ -197,7 +198,7 @@ def test_rows_that_llama_cpp_would_read_otherwise_are_named_before_the_training(
     plan = planned(folder, ["plain", text, "also plain"], tmp_path)
     made = conversion.vocabulary(folder, folder / "v.gguf")
     with pytest.raises(UserError) as told:
-        reader_view.hold(made, plan)
+        as_read.hold(made, plan)
     message = str(told.value)
     assert message.startswith("1 of 3 rows would be read in Ollama as other tokens than are trained:")
     assert "rows.jsonl:2: " in message and said in message
@@ -205,7 +206,7 @@ def test_rows_that_llama_cpp_would_read_otherwise_are_named_before_the_training(
 
 def test_a_token_that_takes_white_space_where_none_stands_is_no_fault(folder: Path, tmp_path: Path) -> None:
     with_token(folder, "<dom>", lstrip=True, rstrip=True)
-    reader_view.hold(conversion.vocabulary(folder, folder / "v.gguf"), planned(folder, ["in<dom>it"], tmp_path))
+    as_read.hold(conversion.vocabulary(folder, folder / "v.gguf"), planned(folder, ["in<dom>it"], tmp_path))
 
 
 def test_text_outside_nfc_that_the_tokenizer_composes_is_told_and_trained(folder: Path, tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_text_outside_nfc_that_the_tokenizer_composes_is_told_and_trained(folder
     lines: list[str] = []
     sink = logger.add(lines.append, level="WARNING", format="{message}")
     try:
-        reader_view.hold(conversion.vocabulary(folder, folder / "v.gguf"), plan)
+        as_read.hold(conversion.vocabulary(folder, folder / "v.gguf"), plan)
     finally:
         logger.remove(sink)
     assert "".join(lines).startswith("rows.jsonl:2: text outside Unicode NFC is trained as its NFC form")
@@ -228,7 +229,7 @@ def test_a_normalizer_that_changes_all_text_is_refused_with_its_rows(folder: Pat
     edit(folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))
     plan.tokenizer = reader_metadata.tokenizer(folder)
     with pytest.raises(UserError, match="a model cannot be served as it is trained: llama.cpp cuts"):
-        reader_view.hold(made, plan)
+        as_read.hold(made, plan)
 
 
 def test_odd_rows_come_before_the_sample_and_the_sample_is_the_same_each_time(folder: Path, tmp_path: Path) -> None:
@@ -236,10 +237,10 @@ def test_odd_rows_come_before_the_sample_and_the_sample_is_the_same_each_time(fo
     contents = [f"row {number}" for number in range(200)]
     contents[150], contents[170] = "has <dom> in it", unicodedata.normalize("NFD", "é")
     plan = planned(folder, contents, tmp_path)
-    one, again = (reader_view.of_plan(plan, 2000) for _ in range(2))
+    one, again = (as_read.of_plan(plan, 2000) for _ in range(2))
     assert one == again and one.total == 200 and 2 < one.rows < 200
     assert [text.line for text in one.texts[::2][:2]] == [151, 171]
-    assert reader_view.of_plan(plan, 1 << 20).rows == 200
+    assert as_read.of_plan(plan, 1 << 20).rows == 200
     assert RowTexts.of(one.as_dict()) == one
 
 
@@ -248,7 +249,7 @@ def test_a_row_that_the_finished_file_reads_otherwise_fails_the_check_with_its_p
     words, template = chosen(folder)
     made = conversion.vocabulary(folder, folder / "made.gguf", reader_metadata.pairs(words, template))
     text = RowText(PROMPT.replace("Hi", "<dom> Hi"), "rows.jsonl", 7)
-    found = reader_view.read_as_trained(made, folder, template, RowTexts((text,), 1, 90))
+    found = as_read.read_as_trained(made, folder, template, RowTexts((text,), 1, 90))
     assert found.figures["different"] == 1 and (found.figures["rows"], found.figures["of_rows"]) == (1, 90)
     assert "rows.jsonl:7: " in found.failure
 

@@ -25,9 +25,10 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import base_model, checks, ollama, reader_view
+from training import base_model, ollama
 from training.base_model import leftovers, weights_fit
 from training.base_model.generation import generation_eos
+from training.checks import as_read, gguf_files, require
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.row_texts import RowTexts
 from training.errors import FinetuneError, MachineError, RunError, UserError
@@ -94,19 +95,19 @@ def _pairs(base: Any) -> Pairs:
 
 def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:
     template = _template(base, _tokenizer(base.path))
-    done = [checks.gguf_tokenizer(f16, base.path, chat_template.samples(template) if template else ())]
+    done = [gguf_files.gguf_tokenizer(f16, base.path, chat_template.samples(template) if template else ())]
     if template:
-        done.append(reader_view.read_as_trained(f16, base.path, template, RowTexts()))
-    checks.require(done)  # the rest would be measured on wrong tokens
+        done.append(as_read.read_as_trained(f16, base.path, template, RowTexts()))
+    require(done)  # the rest would be measured on wrong tokens
     ids = llama.tokenise(f16, [SAMPLE])[0][: base.max_length or None]
     with reference.opened(base.path) as model:
-        done.append(checks.f16_agrees(f16, model, [ids], [1], room))
-    done += [checks.quantised(f16, path, [ids], [1], room) for path in others]
+        done.append(gguf_files.f16_agrees(f16, model, [ids], [1], room))
+    done += [gguf_files.quantised(f16, path, [ids], [1], room) for path in others]
     for check in done:
         figures = {name: check.figures[name] for name in ("different", "mean_kl", "top1") if name in check.figures}
         said = check.skipped or ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         logger.info("check {}: {} ({})", check.name, "passed" if check.passed else "FAILED", said)
-    checks.require(done)
+    require(done)
 
 
 @contextmanager

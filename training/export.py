@@ -22,8 +22,9 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import account, llama, ollama, reader_view, runs, verification
+from training import account, llama, ollama, runs
 from training.base_model import base_files
+from training.checks import all_checks, as_read
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama import modelfile
 from training.runs import FACTS, Run, directory
@@ -80,7 +81,7 @@ def keep_facts(
             "measured": [item.as_dict() for item in rows.measured],
             "asked": [item.as_dict() for item in rows.asked],
             "calibration": list(calibration),
-            "row_texts": reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets().as_dict(),
+            "row_texts": as_read.of_plan(plan, as_read.KEPT_CHARACTERS).without_secrets().as_dict(),
         },
     )
 
@@ -215,7 +216,7 @@ def write_modelfile(job: Job, path: Path) -> Path:
 
 
 def _check(job: Job) -> dict[str, Any]:
-    return verification.run(job)
+    return all_checks.run(job)
 
 
 def finish(job: Job) -> None:

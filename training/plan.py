@@ -11,8 +11,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import base_model, budget, fit, memory, ollama, reader_view, settings
+from training import base_model, budget, fit, memory, ollama, settings
 from training.base_model import leftovers, sources, weights_fit
+from training.checks import as_read
 from training.data import chat_template, dataset, serving, tokenising
 from training.errors import MachineError, UserError
 from training.fast_cpu import fast_loss, policy
@@ -90,7 +91,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
             weights_fit.check_dora(base.path, given.lora.target_modules)
         plan = _read_rows(given, machine, base, today, there)
         figures = tried()
-        reader_view.hold(figures["vocabulary"], plan)
+        as_read.hold(figures["vocabulary"], plan)
     if "note" in figures:
         logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), figures["note"])
     logger.info(

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from training import checks, llama
-from training.checks import Check
+from training import llama
+from training.checks import check as checks
+from training.checks import gguf_files
+from training.checks.check import Check
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.fast_tokenising import tokeniser
 from training.data.oddities import SHOWN
@@ -50,12 +52,12 @@ def hold(vocabulary: Path | None, plan: Plan) -> None:
         logger.warning("how llama.cpp reads the rows could not be tried before the training; the export checks it")
         return
     chats = () if plan.data.plain else chat_template.samples(plan.template)
-    found = checks.gguf_tokenizer(vocabulary, plan.base.path, chats, plan.tokenizer)
+    found = gguf_files.gguf_tokenizer(vocabulary, plan.base.path, chats, plan.tokenizer)
     if not found.passed:
         raise UserError(f"{plan.base.name} cannot be served as it is trained: {found.failure}")
     texts = of_plan(plan, CHARACTERS)
     different = list(differences(vocabulary, plan.tokenizer, texts.texts))
-    composed = _read_when_composed(vocabulary, plan.tokenizer, different)
+    composed = read_when_composed(vocabulary, plan.tokenizer, different)
     if other := [one for one in different if one.row not in composed]:
         raise UserError(_refused(other, plan.tokenizer), _title(other, texts))
     if composed:
@@ -89,7 +91,7 @@ def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, tex
             RowText(text, "a chat of the template", 0) for text in (chat_template.samples(template) if template else ())
         ]
         wrong = list(differences(gguf, known, [*chats, *texts.texts], whole=True))
-        composed = _read_when_composed(gguf, known, wrong)
+        composed = read_when_composed(gguf, known, wrong)
         wrong = [one for one in wrong if one.row not in composed]
         end = end_id(known, template)
         flags = {name: said["vocab"][name] for name in ("add_bos", "add_eos")}
@@ -97,7 +99,7 @@ def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, tex
         failure = ""
         if wrong:
             place = f"{wrong[0].row.file}:{wrong[0].row.line}" if wrong[0].row.line else wrong[0].row.file
-            failure = f"{len(wrong)} texts are read as other tokens than were trained; {place}: {_why(wrong[0], known)}"
+            failure = f"{len(wrong)} texts are read as other tokens than were trained; {place}: {why_different(wrong[0], known)}"
         elif template and said.get(TEMPLATE) != template.exported:
             failure = "the chat template in the GGUF is not the one that was trained with"
         elif end is not None and end not in said["vocab"]["end"]:
@@ -136,7 +138,7 @@ def differences(
             yield Difference(row, trained, read)
 
 
-def _read_when_composed(
+def read_when_composed(
     gguf: Path, tokenizer: PreTrainedTokenizerBase, different: Sequence[Difference]
 ) -> list[RowText]:
     """Those that differ only because the tokenizer writes text in NFC first, which llama.cpp leaves to who asks."""
@@ -158,11 +160,11 @@ def _refused(different: Sequence[Difference], tokenizer: PreTrainedTokenizerBase
     first: dict[tuple[str, int], Difference] = {}
     for one in different:
         first.setdefault((one.row.file, one.row.line), one)
-    told = [f"{one.row.file}:{one.row.line}: {_why(one, tokenizer)}" for one in list(first.values())[:SHOWN]]
+    told = [f"{one.row.file}:{one.row.line}: {why_different(one, tokenizer)}" for one in list(first.values())[:SHOWN]]
     return told + ([f"and {len(first) - SHOWN:,} more"] if len(first) > SHOWN else [])
 
 
-def _why(one: Difference, tokenizer: PreTrainedTokenizerBase) -> str:
+def why_different(one: Difference, tokenizer: PreTrainedTokenizerBase) -> str:
     around = slice(max(0, one.at - 2), one.at + 3)
     text = tokenizer.decode(one.trained[around], skip_special_tokens=False)
     words = f"{text!r} is trained as {one.trained[around]}, llama.cpp reads {one.read[around]}"

@@ -7,18 +7,15 @@ what comes after a broken link is broken too. Inputs are plain: token ids, where
 from __future__ import annotations
 
 import math
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import llama, proof
-from training.errors import RunError
-from training.evaluation import divergence, reference
+from training import llama
+from training.checks import tensors
+from training.checks.check import Check, timed
+from training.evaluation import divergence
 from training.evaluation.divergence import Agreement
 from training.evaluation.reference import Reference, TooLarge
 from training.llama import process
@@ -33,14 +30,6 @@ if TYPE_CHECKING:
 #   f16 GGUF against merged        float32 4.7e-6 (llama.cpp's f16 activations)     bfloat16 1.8e-3
 # A rope frequency, a bias or a scaling that is wrong costs 0.01 to several nats. So: well above the noise, well below that.
 MOST_KL = {"float32": 2e-3, "bfloat16": 2e-2}
-# Merged against base + adapter, as a share of the KL of the training on the same rows: the merge rounds every targeted
-# weight to 16 bits, and of a short training most changes are less than half a step. Measured in float32 (SmolLM2-135M,
-# all seven projections, learning rate 2e-4): after one step 0.47 (rounding_loss 0.956), two 0.31 (0.920), four 0.20
-# (0.869), another run's first 0.04 and 0.09 (0.79); where little rounds away 5e-5. The bound is 1.6 times that and more.
-# No merge at all is a share of 1, half the scaling one of 0.25 and, with the rounding of smaller updates, more.
-LEAST_SHARE, POWER = 0.02, 6
-# And what the order of sums alone may cost: float32 1e-10 (but a mixture's router may tip), bfloat16 2.7e-3.
-NOISE = {"float32": 1e-4, "bfloat16": MOST_KL["bfloat16"]}
 # Of the positions where the reference leads clearly (agreement.MARGIN); measured: float32 1.0, bfloat16 0.992.
 LEAST_TOP1 = {"float32": 0.98, "bfloat16": 0.95}
 # And so many disagreements more, because a share of a few clear cases is chance: where one in 125 differs in a sound file
@@ -50,49 +39,18 @@ FEW = {"float32": 0, "bfloat16": 3}
 MOST_PERPLEXITY = 10.0
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check. `why`: the reason of the threshold, and what a failure means; `skipped`: why it was not made.
-
-    A check that was left out has passed, as far as the run goes; a warning does not fail the run either.
-    """
-
-    name: str
-    passed: bool
-    figures: dict[str, Any]
-    threshold: str
-    why: str
-    seconds: float = 0.0
-    failure: str = ""
-    skipped: str = ""
-    warnings: tuple[str, ...] = field(default=())
-
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON values, for report.json."""
-        return {**asdict(self), "warnings": list(self.warnings)}
-
-
-def require(checks: Sequence[Check], safe: str = "") -> None:
-    """RunError unless every check passed; names the first link that broke, and those after it."""
-    failed = [check for check in checks if not check.passed]
-    if not failed:
-        return
-    message = failed[0].failure + "".join(f"\nalso failed: {check.name}: {check.failure}" for check in failed[1:])
-    raise RunError(f"check '{failed[0].name}'", message, safe)
-
-
 def merged_tensors(base: Path, adapter: Path, merged: Path) -> Check:
     """merged = base + update, tensor by tensor, and nothing else has changed (proof.verify)."""
     check = Check(
         "merged tensors",
         True,
         {},
-        f"max_ulp <= {proof.MOST_ULP}; untouched tensors equal bit for bit; some tensor changed",
+        f"max_ulp <= {tensors.MOST_ULP}; untouched tensors equal bit for bit; some tensor changed",
         "rounding once to 16 bits moves a value by half a step at most",
     )
 
     def measure() -> Check:
-        found = proof.verify(base, adapter, merged)
+        found = tensors.verify(base, adapter, merged)
         warnings = []
         if found.untrained:
             warnings.append(
@@ -101,68 +59,6 @@ def merged_tensors(base: Path, adapter: Path, merged: Path) -> Check:
         if found.lost:
             warnings.append(f"the updates of {found.lost} of {found.targeted} tensors are too small for 16 bits")
         return replace(check, figures=found.as_dict(), warnings=tuple(warnings))
-
-    return timed(check, measure)
-
-
-def merged_logits(
-    base: Path,
-    adapter: Path,
-    merged: Path | Callable[[], Reference | TooLarge],
-    sequences: Sequence[Sequence[int]],
-    starts: Sequence[int],
-    memory: int | None = None,
-    rounding_loss: float = 0.0,
-) -> Check:
-    """The merged model predicts what base + adapter, run by PEFT, predict. Left out where memory does not allow it.
-
-    merged: the folder, or the function that opens it for this check and later ones; called when base + adapter has been
-    freed, so that the two models are in memory one after the other. The first one's logits wait on the disk.
-    starts: where the answer begins in each sequence. memory: bytes that may be used; None asks the machine.
-    rounding_loss: the figure of merged_tensors.
-    """
-    import tempfile
-
-    check = Check(
-        "merged logits",
-        True,
-        {},
-        f"mean KL <= {NOISE['float32']} nats (in bfloat16 {NOISE['bfloat16']}), or at most that much more than the KL of the "
-        f"training x rounding_loss^{POWER} (at least {LEAST_SHARE}) on the same rows",
-        "proves the merge against PEFT's own forward pass; more than rounding to 16 bits costs is a mistake",
-    )
-
-    def measure() -> Check:
-        rows, first = divergence.bounded(sequences, starts)
-        if not rows:
-            return replace(check, skipped="there are no held-out answers")
-        with tempfile.TemporaryDirectory(prefix="finetune-logits-") as folder, ExitStack() as stack:
-            kept = Path(folder) / "kept"
-            with reference.opened(base, memory, adapter) as model:
-                if isinstance(model, TooLarge):
-                    return replace(check, skipped=f"base + adapter was not run: {model.reason}")
-                computed = model.dtype
-                deque(divergence.kept(kept, model.logits(rows, first), len(rows)), maxlen=0)
-                with model.model.disable_adapter():  # how much the training changed, to judge the other figure by
-                    few, first_few = rows[::4], first[::4]
-                    ours = islice(divergence.kept(kept, (), len(rows)), 0, None, 4)
-                    trained = divergence.compare(ours, model.logits(few, first_few), few, first_few)
-                del model
-            opened = merged() if callable(merged) else stack.enter_context(reference.opened(merged, memory))
-            if isinstance(opened, TooLarge):
-                return replace(check, skipped=f"the merged model was not run: {opened.reason}")
-            found = divergence.compare(divergence.kept(kept, (), len(rows)), opened.logits(rows, first), rows, first)
-        dtype = "bfloat16" if "bfloat16" in (computed, opened.dtype) else "float32"  # free memory may change between
-        figures = {"dtype": dtype, **found.as_dict(), "mean_kl_of_training": trained.as_dict()["mean_kl"]}
-        same = sum(found.kl_of_each[::4]) / trained.tokens
-        most = NOISE[dtype] + max(LEAST_SHARE, rounding_loss**POWER) * trained.mean_kl
-        if found.mean_kl <= NOISE[dtype] or (same <= most and math.isfinite(found.mean_kl)):  # NaN is neither
-            return replace(check, figures=figures, why=check.why + _blind(most, trained.mean_kl))
-        failure = (
-            f"the merged model does not predict what base + adapter predict: mean KL {same:.3g} nats over "
-            f"{trained.tokens} tokens, of {trained.mean_kl:.3g} that the training made; at most {most:.3g} is rounding"
-        )
-        return replace(check, figures=figures, passed=False, failure=failure)
 
     return timed(check, measure)
 
@@ -353,15 +249,6 @@ def _judged(check: Check, figures: dict[str, Any], found: Agreement, most: float
     return replace(check, figures=figures, passed=False, failure=says)
 
 
-def _blind(most: float, training: float) -> str:
-    """What merged_logits cannot see where the training changed little: that it passed then says less."""
-    if not training > most:
-        return "; the training changed so little that this cannot tell a merge from none: merged tensors can"
-    if training < 5 * most:  # half an update is a quarter of the KL away
-        return "; the training changed so little that this shows no wrong scaling, only that something was merged"
-    return ""
-
-
 def _specials(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts around the tokenizer's own special tokens: those that a chat template writes."""
     return [f"{token}user\nHi{token}" for token in tokenizer.all_special_tokens]
@@ -370,13 +257,3 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def timed(check: Check, measure: Callable[[], Check]) -> Check:
-    """Run a check; what breaks while it runs is its failure, so that the others are still made and told together."""
-    started = time.monotonic()
-    try:
-        done = measure()
-    except RunError as error:
-        done = replace(check, passed=False, failure=error.message)
-    return replace(done, seconds=round(time.monotonic() - started, 3))

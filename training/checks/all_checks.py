@@ -12,8 +12,9 @@ from typing import Any
 
 from loguru import logger
 
-from training import checks, evaluation, ollama, reader_view, runs
-from training.checks import Check
+from training import evaluation, ollama, runs
+from training.checks import as_read, gguf_files, logits
+from training.checks.check import Check, require
 from training.data import chat_template, held_out
 from training.errors import RunError
 from training.evaluation import models, reference, scoring
@@ -32,7 +33,7 @@ def run(job: Any) -> dict[str, Any]:
     prompts = [question["ids"] for question in job.facts["questions"]]
     most = max((question["most"] for question in job.facts["questions"]), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
-    done = [checks.merged_tensors(base, adapter, job.merged)]
+    done = [gguf_files.merged_tensors(base, adapter, job.merged)]
     rounding = done[0].figures.get("rounding_loss", 0.0)
     others = {
         method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"
@@ -41,15 +42,15 @@ def run(job: Any) -> dict[str, Any]:
         with ExitStack() as stack:
             # loaded once, when base + adapter has been freed, for every check that runs the merged model
             merged = functools.cache(lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged")))
-            done.append(checks.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
+            done.append(logits.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
             chats = chat_template.samples(job.trained_template) if job.trained_template else ()
-            done.append(checks.gguf_tokenizer(job.f16, job.merged, chats))
-            done.append(reader_view.read_as_trained(job.f16, job.merged, job.trained_template, job.row_texts))
-            done.append(checks.f16_agrees(job.f16, merged(), sequences, starts, room))
+            done.append(gguf_files.gguf_tokenizer(job.f16, job.merged, chats))
+            done.append(as_read.read_as_trained(job.f16, job.merged, job.trained_template, job.row_texts))
+            done.append(gguf_files.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
-                done.append(checks.answers(merged(), job.f16, others, prompts, job.facts["end_ids"], most))
+                done.append(gguf_files.answers(merged(), job.f16, others, prompts, job.facts["end_ids"], most))
             merged.cache_clear()
-        cost = {method: checks.quantised(job.f16, path, sequences, starts, room) for method, path in others.items()}
+        cost = {method: gguf_files.quantised(job.f16, path, sequences, starts, room) for method, path in others.items()}
     done += cost.values()
     done.append(_modelfile(job))
     for check in done:
@@ -58,7 +59,7 @@ def run(job: Any) -> dict[str, Any]:
     table = [_row(entry, cost.get(entry["method"]), before) for entry in job.run.stage("quantise")["quantised"]]
     warnings = [warning for check in done for warning in check.warnings]
     job.run.update(checks=[_record(check) for check in done], quantised=table, check_warnings=warnings)
-    checks.require(done)
+    require(done)
     return {"checks": len(done), "quantised": _evaluate(job, others)}
 
 

@@ -1,0 +1,5 @@
+"""Is what was made what was trained? Checks of the merged model and of the GGUF files."""
+
+from training.checks.check import Check, require
+
+__all__ = ["Check", "require"]
