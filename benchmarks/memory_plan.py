@@ -92,8 +92,8 @@ def make(folder: Path, shape: dict[str, int]) -> None:
 
 def measure(config: Path) -> None:
     """Plan and train as the program does; print the plan's parts and this process's peak in bytes, as JSON."""
-    from training import finetune, memory, runs, settings, stages
-    from training import plan as planning
+    from training import finetune, runs, settings, stages
+    from training.plan import memory, prepare
     from training.system.signals import Signals
     from training.to_gguf import trial
     from training.train import engine
@@ -101,7 +101,7 @@ def measure(config: Path) -> None:
     # The trial of the converter has a process of its own, and is not what is measured.
     tried = {"architecture": "Llama", "convert_seconds": 0, "quantise_seconds": 0}
     trial.trial = lambda *_: nullcontext(lambda: tried)
-    plan = planning.prepare(settings.load(config))
+    plan = prepare(settings.load(config))
     parts = memory.estimate(plan.settings, memory.shape(plan.base.config, plan.base.parameters), plan.summary.total[3])
     run = runs.create(plan.settings.training.output_dir)
     events = finetune.begin(plan, run, None)

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from training import settings
 from training.errors import MachineError
+from training.plan import choices
 from training.system import this_machine
 from training.system.this_machine import Gpu, Machine
 
@@ -36,21 +37,21 @@ H100 = Gpu("H100", 80 * 10**9, (9, 0))
     ],
 )
 def test_precision_follows_the_compute_capability(tmp_path, card, dtype, reason):
-    assert this_machine.precision(loaded(tmp_path), machine(card, backend="cuda"), "cuda") == (dtype, reason)
+    assert choices.precision(loaded(tmp_path), machine(card, backend="cuda"), "cuda") == (dtype, reason)
 
 
 def test_of_unequal_cards_the_oldest_decides_the_precision(tmp_path):
-    assert this_machine.precision(loaded(tmp_path), machine(H100, T4, backend="cuda"), "cuda").value == "fp16"
+    assert choices.precision(loaded(tmp_path), machine(H100, T4, backend="cuda"), "cuda").value == "fp16"
 
 
 @pytest.mark.parametrize(("unit", "dtype"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), (None, "fp32")])
 def test_a_cpu_trains_in_bf16_only_where_it_multiplies_bf16(tmp_path, unit, dtype):
-    assert this_machine.precision(loaded(tmp_path), machine(unit=unit), "cpu").value == dtype
+    assert choices.precision(loaded(tmp_path), machine(unit=unit), "cpu").value == dtype
 
 
 def test_precision_is_what_the_settings_say_when_the_automatic_is_off(tmp_path):
     chosen = loaded(tmp_path, "[Hardware]\nAUTO_FP16_BF16 = false\nPRECISION = fp32\n")
-    assert this_machine.precision(chosen, machine(), "cpu") == ("fp32", "PRECISION")
+    assert choices.precision(chosen, machine(), "cpu") == ("fp32", "PRECISION")
 
 
 def test_a_gpu_is_trained_on_with_unsloth_and_says_so_when_it_is_missing(tmp_path, monkeypatch):
@@ -58,23 +59,23 @@ def test_a_gpu_is_trained_on_with_unsloth_and_says_so_when_it_is_missing(tmp_pat
     with pytest.raises(
         MachineError, match=r"needs Unsloth on this machine.*ENGINE=unsloth \./setup\.sh.*ENGINE = transformers"
     ):
-        this_machine.engine(loaded(tmp_path), "cuda")
+        choices.engine(loaded(tmp_path), "cuda")
     monkeypatch.setattr(this_machine, "versions", lambda: {"unsloth": "2026.10.9"})
-    assert this_machine.engine(loaded(tmp_path), "cuda").value == "unsloth"
+    assert choices.engine(loaded(tmp_path), "cuda").value == "unsloth"
 
 
 def test_a_cpu_is_trained_on_with_transformers(tmp_path):
-    assert this_machine.engine(loaded(tmp_path), "cpu") == ("transformers", "training on the CPU")
+    assert choices.engine(loaded(tmp_path), "cpu") == ("transformers", "training on the CPU")
 
 
 def test_a_device_that_is_not_there_is_the_machines_fault_and_names_the_way_out(tmp_path):
     chosen = loaded(tmp_path, "[Hardware]\nDEVICE = cuda\n")
     with pytest.raises(MachineError, match=r"DEVICE = cuda: torch finds no such device here.*DEVICE = auto"):
-        this_machine.device(chosen, machine())
+        choices.device(chosen, machine())
 
 
 def test_every_automatic_choice_is_filled_in_with_its_reason(tmp_path):
-    decided = this_machine.decide(loaded(tmp_path), machine())
+    decided = choices.decide(loaded(tmp_path), machine())
     chosen = {name: (value, reason) for name, value, reason in decided.choices}
     assert chosen["Hardware.DEVICE"] == ("cpu", "no CUDA, ROCm or XPU device")
     assert chosen["Hardware.ENGINE"] == ("transformers", "training on the CPU")
@@ -85,13 +86,13 @@ def test_every_automatic_choice_is_filled_in_with_its_reason(tmp_path):
 
 def test_too_little_disk_is_told_with_what_is_needed_for_what(tmp_path):
     with pytest.raises(MachineError, match=r"too little disk space .* needed for the run; make room"):
-        this_machine.check_disk(tmp_path / "not" / "there", 1 << 60, "the run")
+        choices.check_disk(tmp_path / "not" / "there", 1 << 60, "the run")
 
 
 def test_an_output_dir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "outputs").write_text("", encoding="utf-8")
     with pytest.raises(MachineError, match=r"is a file, not a folder; choose another one"):
-        this_machine.check_writable(tmp_path / "outputs" / "deeper")
+        choices.check_writable(tmp_path / "outputs" / "deeper")
 
 
 @pytest.mark.slow
@@ -104,6 +105,6 @@ def test_a_read_only_output_dir_is_refused(tmp_path):
         pytest.skip("mounting needs root")
     try:
         with pytest.raises(MachineError, match="cannot be written; choose another one"):
-            this_machine.check_writable(folder / "outputs")
+            choices.check_writable(folder / "outputs")
     finally:
         subprocess.run(["umount", str(folder)], check=True)

@@ -13,10 +13,11 @@ from conftest import finetune, write_tiny_config
 from test_adapter import write
 from test_faults import NO_EXPORT, STOPPED, faulty, only_run
 from test_finetune import losses
-from training import budget, memory, plan, settings
+from training import settings
 from training.base_model import safetensors_file
 from training.errors import UserError
 from training.fast_cpu import policy
+from training.plan import choices, disk_space, memory, plan
 from training.settings import Settings
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -43,11 +44,11 @@ def model(folder: Path, tied: bool) -> SimpleNamespace:
 def test_head_and_embedding_may_be_targeted_and_are_counted(modules: str, tied: bool, tmp_path: Path) -> None:
     base = model(tmp_path / "m", tied)
     asked = given(tmp_path, modules)
-    assert plan._fit_to_model(asked, base) is asked
+    assert choices.fit_to_model(asked, base) is asked
     outer = [name for name in modules.split(",") if name != "q_proj"]
     trained = 4 * ((6 + 8) * ("q_proj" in modules) + (100 + 8) * len(outer))
-    assert budget.adapter_parameters(asked, base) == trained
-    assert budget.disk_needed(asked, base, 1)["merged"] == 2 * (base.parameters + 100 * 8 * tied)
+    assert disk_space.adapter_parameters(asked, base) == trained
+    assert disk_space.disk_needed(asked, base, 1)["merged"] == 2 * (base.parameters + 100 * 8 * tied)
     shape = memory.shape(base.config, base.parameters)
     inside = memory.adapter_parameters(given(tmp_path, "q_proj"), shape) * ("q_proj" in modules)
     assert memory.adapter_parameters(asked, shape) == inside + 4 * 108 * len(outer)
@@ -57,9 +58,9 @@ def test_the_plan_says_that_a_tied_model_grows(tmp_path: Path) -> None:
     told: list[str] = []
     sink = plan.logger.add(lambda message: told.append(str(message)), format="{message}")
     try:
-        plan._fit_to_model(given(tmp_path, "lm_head"), model(tmp_path / "m", tied=True))
-        plan._fit_to_model(given(tmp_path, "lm_head"), model(tmp_path / "own", tied=False))
-        plan._fit_to_model(given(tmp_path, "q_proj"), model(tmp_path / "other", tied=True))
+        choices.fit_to_model(given(tmp_path, "lm_head"), model(tmp_path / "m", tied=True))
+        choices.fit_to_model(given(tmp_path, "lm_head"), model(tmp_path / "own", tied=False))
+        choices.fit_to_model(given(tmp_path, "q_proj"), model(tmp_path / "other", tied=True))
     finally:
         plan.logger.remove(sink)
     assert told == [
@@ -70,12 +71,12 @@ def test_the_plan_says_that_a_tied_model_grows(tmp_path: Path) -> None:
 
 def test_all_linear_is_the_blocks_own_without_the_output_layer(tmp_path: Path) -> None:
     base = model(tmp_path / "m", tied=False)
-    assert budget.adapter_parameters(given(tmp_path, "all-linear"), base) == 4 * (6 + 8)
+    assert disk_space.adapter_parameters(given(tmp_path, "all-linear"), base) == 4 * (6 + 8)
 
 
 def test_a_module_that_is_not_there_is_named_with_all_that_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="m has no module wte; it has embed_tokens, lm_head, q_proj, or use all-linear"):
-        plan._fit_to_model(given(tmp_path, "q_proj,wte"), model(tmp_path / "m", tied=False))
+        choices.fit_to_model(given(tmp_path, "q_proj,wte"), model(tmp_path / "m", tied=False))
 
 
 def test_dora_on_an_embedding_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

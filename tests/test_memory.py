@@ -8,8 +8,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from training import budget, fit, memory, plan, settings
+from training import settings
 from training.errors import MachineError
+from training.plan import choices, disk_space, memory, memory_fit, plan
 from training.system import this_machine
 from training.system.this_machine import Gpu, Machine
 
@@ -46,7 +47,7 @@ def machine(card: str | None = None, free: float | None = None, memory_free: flo
 def decided(tmp_path, monkeypatch, where: Machine, text: str = ""):
     monkeypatch.setattr(this_machine, "versions", lambda: {"unsloth": "2026.10.9"})
     (tmp_path / "config.ini").write_text(text or "[Model]\n", encoding="utf-8")
-    return this_machine.decide(settings.load(tmp_path / "config.ini", check_files=False), where)
+    return choices.decide(settings.load(tmp_path / "config.ini", check_files=False), where)
 
 
 def total(given, model, longest: int) -> int:
@@ -68,7 +69,7 @@ def test_what_is_chosen_and_logged_for_a_card(tmp_path, monkeypatch, card, preci
     given = decided(tmp_path, monkeypatch, where)
     summary = SimpleNamespace(total=(0, 0, 0, 2048))
     base = SimpleNamespace(config=LLAMA_8B, parameters=EIGHT.parameters, name="a model")
-    checkpointing = budget.checkpointing(given, base, summary, where)
+    checkpointing = disk_space.checkpointing(given, base, summary, where)
     assert given.choices == (
         ("Hardware.DEVICE", "cuda", card),
         ("Hardware.PRECISION", precision, why),
@@ -79,7 +80,7 @@ def test_what_is_chosen_and_logged_for_a_card(tmp_path, monkeypatch, card, preci
     assert checkpointing == (True, "Unsloth's own, which offloads to the CPU")
     assert given.quantization.load_in_4bit is True and given.training.per_device_train_batch_size == 2
     given = given.with_choice("Training.GRADIENT_CHECKPOINTING", *checkpointing)
-    assert fit.check(given, EIGHT, 2048, where) is None, "a model of 8B in 4 bit goes onto each of them"
+    assert memory_fit.check(given, EIGHT, 2048, where) is None, "a model of 8B in 4 bit goes onto each of them"
     logged = memory.words(memory.estimate(given, EIGHT, 2048))
     assert logged == (
         "9.3 GB (program 0.8 GB, weights 5.8 GB, adapter and optimizer 0.1 GB, activations 1.6 GB, logits 1.0 GB)"
@@ -95,7 +96,7 @@ def test_a_model_in_16_bit_is_too_large_for_a_t4_and_4_bit_is_the_way(tmp_path, 
     where = machine("Tesla T4")
     text = "[Quantization]\nLOAD_IN_4BIT = false\n[Training]\nGRADIENT_CHECKPOINTING = true\n"
     with pytest.raises(MachineError) as caught:
-        fit.check(decided(tmp_path, monkeypatch, where, text), EIGHT, 2048, where)
+        memory_fit.check(decided(tmp_path, monkeypatch, where, text), EIGHT, 2048, where)
     assert str(caught.value) == (
         "too little memory: about 19.6 GB (program 0.8 GB, weights 16.1 GB, adapter and optimizer 0.1 GB, activations "
         "1.6 GB, logits 1.0 GB) needed, 15.8 GB free; set LOAD_IN_4BIT = true"
@@ -108,7 +109,7 @@ def test_what_other_programs_hold_of_a_card_is_not_free(tmp_path, monkeypatch):
     with pytest.raises(
         MachineError, match=r"4\.0 GB free; even the least takes \d\.\d GB: choose a smaller BASE_MODEL"
     ):
-        fit.check(given, EIGHT, 2048, where)
+        memory_fit.check(given, EIGHT, 2048, where)
 
 
 def test_on_a_card_a_batch_that_does_not_fit_is_a_warning_for_it_is_halved_while_training(tmp_path, monkeypatch):
@@ -117,7 +118,7 @@ def test_on_a_card_a_batch_that_does_not_fit_is_a_warning_for_it_is_halved_while
         "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 16\nGRADIENT_ACCUMULATION_STEPS = 1\nGRADIENT_CHECKPOINTING = true\n"
     )
     given = decided(tmp_path, monkeypatch, where, text)
-    warning = fit.check(given, EIGHT, 2048, where)
+    warning = memory_fit.check(given, EIGHT, 2048, where)
     assert warning.startswith("memory may not do: about ")
     assert "set PER_DEVICE_TRAIN_BATCH_SIZE = 8 with GRADIENT_ACCUMULATION_STEPS = 2; or MAX_SEQ_LENGTH = " in warning
 
@@ -130,8 +131,8 @@ def test_each_way_that_is_named_makes_the_run_fit(tmp_path, monkeypatch):
         tmp_path, monkeypatch, machine(), CPU + "[LoRA]\nR = 64\n[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 8\n"
     )
     there = 5 * GB
-    assert total(given, SMALL, 2048) > fit.MARGIN * there
-    named = fit.lower(given, SMALL, 2048, there)
+    assert total(given, SMALL, 2048) > memory_fit.MARGIN * there
+    named = memory_fit.lower(given, SMALL, 2048, there)
     assert named.startswith("set GRADIENT_CHECKPOINTING = true; or ")
     assert total(given.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), SMALL, 2048) <= there
     length = int(named.rpartition("MAX_SEQ_LENGTH = ")[2])
@@ -141,7 +142,7 @@ def test_each_way_that_is_named_makes_the_run_fit(tmp_path, monkeypatch):
 def test_where_one_setting_does_not_do_several_are_named_and_together_they_do(tmp_path, monkeypatch):
     given = decided(tmp_path, monkeypatch, machine(), CPU + "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 64\n")
     there = 2 * GB
-    named = fit.lower(given, SMALL, 4096, there)
+    named = memory_fit.lower(given, SMALL, 4096, there)
     assert named.startswith("set GRADIENT_CHECKPOINTING = true and PER_DEVICE_TRAIN_BATCH_SIZE = ")
     size = int(named.partition("BATCH_SIZE = ")[2].split()[0])
     changed = given.with_choice("Training.GRADIENT_CHECKPOINTING", True, "")
@@ -154,7 +155,7 @@ def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(tm
     with pytest.raises(
         MachineError, match=r"too little memory: about .* 12\.0 GB free; even the least takes .* smaller"
     ):
-        fit.check(decided(tmp_path, monkeypatch, where, CPU), EIGHT, 512, where)
+        memory_fit.check(decided(tmp_path, monkeypatch, where, CPU), EIGHT, 512, where)
 
 
 def test_a_hub_model_that_cannot_fit_is_refused_before_it_is_downloaded(tmp_path, monkeypatch):
@@ -206,7 +207,7 @@ def test_a_trained_output_layer_keeps_the_logits_of_all_tokens(tmp_path, monkeyp
 def test_the_adapter_is_counted_from_the_config_as_from_the_weights(tmp_path, monkeypatch, embedded):
     given = decided(tmp_path, monkeypatch, machine(), CPU)
     base = SimpleNamespace(path=embedded)
-    assert memory.adapter_parameters(given, SMALL) == budget.adapter_parameters(given, base)
+    assert memory.adapter_parameters(given, SMALL) == disk_space.adapter_parameters(given, base)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from training import budget, estimate, plan, settings
+from training import settings
 from training.errors import MachineError, UserError
 from training.fast_cpu import policy
+from training.plan import choices, disk_space, plan, time_estimate
 from training.settings import Override
 from training.system.this_machine import Machine
 
@@ -30,7 +31,7 @@ OTHER = Override("Model", "BASE_MODEL_NAME", "Qwen/Qwen3-0.6B", "argument 3 (BAS
 
 
 def test_a_high_learning_rate_of_the_file_is_not_taken_to_a_larger_model_named_on_the_command_line(tmp_path):
-    chosen = plan._rate_of_another_model(
+    chosen = choices._rate_of_another_model(
         given(tmp_path, "[Training]\nLEARNING_RATE = 2e-3\n", OTHER), model(600_000_000)
     )
     assert chosen.training.learning_rate == 2e-4
@@ -40,13 +41,13 @@ def test_a_high_learning_rate_of_the_file_is_not_taken_to_a_larger_model_named_o
 @pytest.mark.parametrize("parameters", [135_000_000, 600_000_000])
 def test_a_learning_rate_that_was_written_for_the_files_own_model_is_kept(tmp_path, parameters):
     chosen = given(tmp_path, "[Training]\nLEARNING_RATE = 2e-3\n")
-    assert plan._rate_of_another_model(chosen, model(parameters)).training.learning_rate == 2e-3
+    assert choices._rate_of_another_model(chosen, model(parameters)).training.learning_rate == 2e-3
 
 
 def test_a_learning_rate_from_the_command_line_is_kept_for_any_model(tmp_path):
     rate = Override("Training", "LEARNING_RATE", "2e-3", "--learning-rate")
     chosen = given(tmp_path, "[Training]\nMAX_STEPS = 9\n", OTHER, rate)
-    assert plan._rate_of_another_model(chosen, model(600_000_000)).training.learning_rate == 2e-3
+    assert choices._rate_of_another_model(chosen, model(600_000_000)).training.learning_rate == 2e-3
 
 
 def test_short_rows_of_one_step_are_taken_together_and_their_number_stays():
@@ -67,8 +68,8 @@ def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken(tmp_path):
 def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes(tmp_path):
     chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n")
     short, long = (SimpleNamespace(total=(0, 0, 0, length)) for length in (100, 4096))
-    assert budget.checkpointing(chosen, model(600_000_000), short, CPU).value is False
-    choice = budget.checkpointing(chosen, model(600_000_000), long, CPU)
+    assert disk_space.checkpointing(chosen, model(600_000_000), short, CPU).value is False
+    choice = disk_space.checkpointing(chosen, model(600_000_000), long, CPU)
     assert choice.value is True
     assert re.fullmatch(r"about \d+\.\d GB needed without, 12.0 GB are free", choice.reason)
 
@@ -78,14 +79,14 @@ def llama_8b(monkeypatch, vocabulary: int = 128_256) -> SimpleNamespace:
     shapes = {"q_proj": (4096, 4096), "k_proj": (1024, 4096), "v_proj": (1024, 4096), "o_proj": (4096, 4096)}
     shapes |= {"gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336)}
     layers = [(f"model.layers.{i}.x.{name}", *shape) for i in range(32) for name, shape in shapes.items()]
-    monkeypatch.setattr(budget, "linear_modules", lambda _: layers)
+    monkeypatch.setattr(disk_space, "linear_modules", lambda _: layers)
     return SimpleNamespace(parameters=8_030_261_248, path=None, config={"vocab_size": vocabulary})
 
 
 @pytest.mark.parametrize("modules", ["q_proj,k_proj,v_proj,o_proj", "all-linear"])
 def test_a_model_of_8_billion_parameters_fits_into_40_gb_of_disk(tmp_path, monkeypatch, modules):
     text = f"[LoRA]\nTARGET_MODULES = {modules}\n[Quantization]\nKEEP_MERGED = false\nKEEP_F16 = false\n"
-    disk = budget.disk_needed(given(tmp_path, text), llama_8b(monkeypatch), 60)
+    disk = disk_space.disk_needed(given(tmp_path, text), llama_8b(monkeypatch), 60)
     assert disk["merged"] == disk["f16 GGUF"] == 2 * 8_030_261_248
     assert disk["q4_k_m"] == pytest.approx(4_920_739_232, rel=0.01)  # the file that is published of it
     assert disk["logits for the checks"] == 2 * 512 * 128_256 * 4
@@ -94,7 +95,9 @@ def test_a_model_of_8_billion_parameters_fits_into_40_gb_of_disk(tmp_path, monke
 
 def test_every_quantised_file_is_added_to_the_disk_that_is_needed(tmp_path, monkeypatch):
     one, three = (
-        budget.disk_needed(given(tmp_path, f"[Quantization]\nQUANTIZATION_METHOD = {m}\n"), llama_8b(monkeypatch), 60)
+        disk_space.disk_needed(
+            given(tmp_path, f"[Quantization]\nQUANTIZATION_METHOD = {m}\n"), llama_8b(monkeypatch), 60
+        )
         for m in ("q4_k_m", "q4_k_m, q8_0, iq2_xs")
     )
     assert sum(three.values()) - sum(one.values()) == three["q8_0"] + three["iq2_xs"]
@@ -105,10 +108,10 @@ def test_a_method_that_needs_an_importance_matrix_is_refused_where_the_model_can
     chosen = given(tmp_path, "[Quantization]\nQUANTIZATION_METHOD = q4_k_m, iq2_xs\n")
     said = r"iq2_xs needs an importance matrix, and the model must be run for it in 17.1 GB; 12.0 GB are free"
     with pytest.raises(MachineError, match=said):
-        budget.check_importance(chosen, model(8_000_000_000), CPU)
-    budget.check_importance(chosen, model(600_000_000), CPU)
+        disk_space.check_importance(chosen, model(8_000_000_000), CPU)
+    disk_space.check_importance(chosen, model(600_000_000), CPU)
     others = given(tmp_path, "[Quantization]\nQUANTIZATION_METHOD = q4_k_m\n")
-    budget.check_importance(others, model(8_000_000_000), CPU)
+    disk_space.check_importance(others, model(8_000_000_000), CPU)
 
 
 @pytest.mark.slow
@@ -155,30 +158,32 @@ def planned(tmp_path, text: str, **config) -> SimpleNamespace:
 
 def test_the_time_of_a_run_follows_from_that_of_one_layer_and_three(tmp_path, monkeypatch):
     training = "[Training]\nEVAL_STEPS = 5\nMAX_STEPS = 10\n[Hardware]\nDEVICE = cpu\n"
-    monkeypatch.setattr(estimate, "_batch", lambda plan, rows: {})
-    monkeypatch.setattr(estimate, "_pass", lambda plan, layers, batch: (float(layers), 2.0 * layers))
+    monkeypatch.setattr(time_estimate, "_batch", lambda plan, rows: {})
+    monkeypatch.setattr(time_estimate, "_pass", lambda plan, layers, batch: (float(layers), 2.0 * layers))
     monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
     # 30 layers take 30 s, 4 micro-batches a step 120 s; 4 validations of 8 rows take a third of a step each
-    assert estimate.line(planned(tmp_path, training, num_hidden_layers=30)).startswith(
+    assert time_estimate.line(planned(tmp_path, training, num_hidden_layers=30)).startswith(
         "time: about 22 min 40 s of training, 2 min 00 s a step (measured just now"
     )
     monkeypatch.setattr("os.getloadavg", lambda: (900.0, 9.0, 9.0))
-    assert ", beside other programs: load 900.0 on" in estimate.line(planned(tmp_path, training, num_hidden_layers=30))
-    assert "22 min 40 s" in estimate.line(planned(tmp_path, training, text_config={"num_hidden_layers": 30}))
+    assert ", beside other programs: load 900.0 on" in time_estimate.line(
+        planned(tmp_path, training, num_hidden_layers=30)
+    )
+    assert "22 min 40 s" in time_estimate.line(planned(tmp_path, training, text_config={"num_hidden_layers": 30}))
 
 
 def test_where_nothing_can_be_measured_the_plan_says_so(tmp_path, monkeypatch):
     on_gpu = planned(tmp_path, "[Hardware]\nDEVICE = cuda\n")
-    assert estimate.line(on_gpu) == "time: not measured before a run on a GPU; its first steps tell it"
-    monkeypatch.setattr(estimate, "_batch", lambda plan, rows: {})
-    monkeypatch.setattr(estimate, "_pass", lambda plan, layers, batch: (1.0, 1.0))
+    assert time_estimate.line(on_gpu) == "time: not measured before a run on a GPU; its first steps tell it"
+    monkeypatch.setattr(time_estimate, "_batch", lambda plan, rows: {})
+    monkeypatch.setattr(time_estimate, "_pass", lambda plan, layers, batch: (1.0, 1.0))
     unknown = planned(tmp_path, "[Hardware]\nDEVICE = cpu\n", model_type="odd")
-    assert estimate.line(unknown) == "time: not measured (StopIteration); the first steps of a run tell it"
+    assert time_estimate.line(unknown) == "time: not measured (StopIteration); the first steps of a run tell it"
 
 
 def test_a_model_is_described_with_fewer_layers_and_nothing_else_changed():
     types = ["sliding_attention", "full_attention"] * 9
     whole = {"hidden_size": 8, "num_hidden_layers": 18, "layer_types": types, "transformers_version": "5"}
     small = {"hidden_size": 8, "num_hidden_layers": 3, "layer_types": types[:3]}
-    assert estimate._with_layers(whole, 3) == small
-    assert estimate._with_layers({"a": 1, "text_config": whole}, 3) == {"a": 1, "text_config": small}
+    assert time_estimate._with_layers(whole, 3) == small
+    assert time_estimate._with_layers({"a": 1, "text_config": whole}, 3) == {"a": 1, "text_config": small}

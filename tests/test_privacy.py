@@ -465,6 +465,6 @@ def test_planted_secrets_and_escape_codes_are_in_nothing_that_a_run_says_or_keep
         shared = name == Path() or name.parts[0] in ("merged", "Modelfile") or name.suffix == ".gguf"
         wanted = (0o777, 0o666) if shared else (0o700, 0o600)
         assert mode(path) == wanted[path.is_file()], name
-    from training import plan
+    from training.plan import plan
 
     assert mode(plan.CACHE) == 0o700

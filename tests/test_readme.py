@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from training import control, errors, export, plan, runs, settings
+from training import control, errors, export, runs, settings
+from training.plan import plan
 from training.settings import Override, rules, usage
 from training.settings.rules import Given
 from training.settings.table import SECTIONS, TABLE, reference

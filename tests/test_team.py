@@ -22,8 +22,9 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
-from training import crew, fit, machines, memory, plan, settings
+from training import crew, machines, settings
 from training.errors import MachineError, RunError, UserError
+from training.plan import choices, memory, memory_fit, plan
 from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
@@ -89,10 +90,10 @@ def test_more_processes_than_cards_are_refused_with_how_many_there_are(tmp_path,
     chosen = given(tmp_path, "[Hardware]\nDEVICE = cuda\nNUM_PROCESSES = 4\n")
     monkeypatch.setattr(this_machine, "cards", lambda kind: 2)
     with pytest.raises(MachineError) as refused:
-        this_machine.check_cards(chosen)
+        choices.check_cards(chosen)
     assert str(refused.value).endswith("each process needs a card of its own, and 2 can be seen here; set it to 2")
     monkeypatch.setattr(this_machine, "cards", lambda kind: 4)
-    this_machine.check_cards(chosen)
+    choices.check_cards(chosen)
 
 
 def test_more_processes_than_rows_are_refused(tmp_path):
@@ -104,14 +105,14 @@ def test_more_processes_than_rows_are_refused(tmp_path):
 
 def test_unsloth_trains_in_one_process_and_auto_takes_transformers_for_several(tmp_path):
     text = "[Hardware]\nNUM_PROCESSES = 2\nDEVICE = cuda\n"
-    chosen = this_machine.engine(given(tmp_path, text), "cuda")
+    chosen = choices.engine(given(tmp_path, text), "cuda")
     assert chosen == ("transformers", "2 processes: with Unsloth only one trains")
     with pytest.raises(UserError, match="with Unsloth only one process trains; set it to 1, or ENGINE = transformers"):
         given(tmp_path, text + "ENGINE = unsloth\n")
 
 
 def test_the_cores_are_shared_out_among_the_processes(tmp_path):
-    chosen = this_machine.decide(given(tmp_path, "[Hardware]\nNUM_PROCESSES = 3\nDEVICE = cpu\n"), CPU)
+    chosen = choices.decide(given(tmp_path, "[Hardware]\nNUM_PROCESSES = 3\nDEVICE = cpu\n"), CPU)
     assert chosen.hardware.num_threads == 2
     assert chosen.origin("Hardware.NUM_THREADS") == "automatic: 8 physical cores for 3 processes"
 
@@ -128,12 +129,10 @@ def test_a_step_has_the_rows_of_all_processes(tmp_path):
 def test_on_a_cpu_each_process_has_the_whole_model_and_one_process_is_advised_where_memory_is_short(tmp_path):
     text = "[Training]\nGRADIENT_CHECKPOINTING = true\n[Hardware]\nDEVICE = cpu\nNUM_PROCESSES = {}\n"
     shape = memory.shape({"hidden_size": 1024, "num_hidden_layers": 28, "vocab_size": 32000}, 600_000_000)
-    one, three = (
-        memory.estimate(this_machine.decide(given(tmp_path, text.format(n)), CPU), shape, 512) for n in (1, 3)
-    )
+    one, three = (memory.estimate(choices.decide(given(tmp_path, text.format(n)), CPU), shape, 512) for n in (1, 3))
     assert three["weights"] == 3 * one["weights"] and three["activations"] == 3 * one["activations"]
-    chosen = this_machine.decide(given(tmp_path, text.format(3)), CPU)
-    advice = fit.lower(chosen, shape, 512, int(1.5 * sum(one.values())))
+    chosen = choices.decide(given(tmp_path, text.format(3)), CPU)
+    advice = memory_fit.lower(chosen, shape, 512, int(1.5 * sum(one.values())))
     assert advice.startswith("set NUM_PROCESSES = 1 with GRADIENT_ACCUMULATION_STEPS = 12")
 
 

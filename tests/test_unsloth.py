@@ -95,8 +95,9 @@ from training import settings
 from training.train import arguments
 from training.train import Watch
 from training.train import hooks
+from training.plan import choices
 from training.system import this_machine
-given = this_machine.decide(settings.load(Path(config)), this_machine.inspect())
+given = choices.decide(settings.load(Path(config)), this_machine.inspect())
 engine.start(given)
 import datasets, torch
 loaded = engine.load(SimpleNamespace(path=Path(model), name="tiny"), given, longest=24)

@@ -24,9 +24,10 @@ from loguru import logger
 
 from training import account, llama, ollama, runs
 from training.base_model import base_files
-from training.checks import all_checks, as_read
+from training.checks import all_checks
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama import modelfile
+from training.plan import plan as as_read
 from training.runs import FACTS, Run, directory
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, forkserver, launchers, log

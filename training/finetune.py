@@ -38,16 +38,20 @@ from training import (
     account,  # noqa: E402
     control,  # noqa: E402
     crew,  # noqa: E402
-    estimate,  # noqa: E402
     export,  # noqa: E402
     machines,  # noqa: E402
     runs,  # noqa: E402
     settings,  # noqa: E402
     stages,  # noqa: E402
 )
-from training import plan as planning
 from training.data import dataset  # noqa: E402
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
+from training.plan import (
+    Plan,
+    lines,
+    prepare,
+    time_estimate,  # noqa: E402
+)
 from training.runs import (
     Run,  # noqa: E402
     checkpoint,  # noqa: E402
@@ -67,9 +71,7 @@ from training.system.signals import Signals
 from training.train import engine  # noqa: E402
 
 
-def finetune(
-    plan: planning.Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]
-) -> None:
+def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]) -> None:
     """The story of one run, from a plan to the report. Every stage that a former attempt has done is left out.
 
     `give_up` ends the process where it hangs.
@@ -88,7 +90,7 @@ def finetune(
     account.complete(run)
 
 
-def begin(plan: planning.Plan, run: Run, stdout: IO[str] | None) -> Events:
+def begin(plan: Plan, run: Run, stdout: IO[str] | None) -> Events:
     """Fill a new run directory with what is known before training; `stdout`: where events go too (--events)."""
     log.join_run(run.path / runs.LOG)
     files.write_text(run.path / runs.CONFIG, plan.settings.to_ini())
@@ -101,7 +103,7 @@ def begin(plan: planning.Plan, run: Run, stdout: IO[str] | None) -> Events:
     return events
 
 
-def announce(plan: planning.Plan, run: Run, events: Events) -> None:
+def announce(plan: Plan, run: Run, events: Events) -> None:
     """The first events of a run, and the word to a waiting parent (--detach) that it has really started."""
     account.keep(plan, run)
     events.emit(
@@ -135,8 +137,8 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
         if old is None and not arguments.fresh:
             control.offer_resume(given.training.output_dir)
         forkserver.start()
-        plan = planning.prepare(given, control.began_on(old), directory.size(old))
-        for line in planning.lines(plan):
+        plan = prepare(given, control.began_on(old), directory.size(old))
+        for line in lines(plan):
             logger.info(line)
         told = stdout if arguments.events else None
         if plan.settings.hardware.machine_rank > 0:  # machine 0 owns the run
@@ -197,8 +199,8 @@ def check(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
     given = settings.load(arguments.config, arguments.overrides, check_packages=True)
     forkserver.start()
-    plan = planning.prepare(given, weights=False)
-    for line in (*planning.lines(plan), estimate.line(plan)):
+    plan = prepare(given, weights=False)
+    for line in (*lines(plan), time_estimate.line(plan)):
         log.say(stdout, line)
     log.say(stdout, "ready: ./run.sh starts it")
     return 0

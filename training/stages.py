@@ -11,11 +11,11 @@ from typing import Any
 from loguru import logger
 
 from training import account, crew, evaluation, export, runs
-from training import plan as planning
 from training.data import Item, held_out
 from training.data.encoding import end_ids
 from training.errors import Interrupted, RunError
 from training.evaluation import scoring
+from training.plan import Plan
 from training.runs import Run, checkpoint
 from training.system import forkserver, paths
 from training.system.events import Events
@@ -39,7 +39,7 @@ class Rows:
 
 
 def train_stage(
-    plan: planning.Plan,
+    plan: Plan,
     loaded: Any,
     rows: Rows,
     run: Run,
@@ -76,7 +76,7 @@ def train_stage(
         raise Interrupted(signals.stop, words)
 
 
-def evaluate_stage(plan: planning.Plan, loaded: Any, rows: Rows, run: Run, events: Events) -> None:
+def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events) -> None:
     """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
     began = time.perf_counter()
     run.update(stage="evaluate")
@@ -146,42 +146,42 @@ def export_stage(run: Run, events: Events) -> None:
         raise export.failure(run, code, said)
 
 
-def marks(plan: planning.Plan) -> dict[str, Any]:
+def marks(plan: Plan) -> dict[str, Any]:
     """The fingerprint of the run that a plan leads to."""
     digests = " ".join(sorted(plan.data.sha256.values()))
     return checkpoint.fingerprint(plan.settings, digests, plan.base, plan.template.jinja)
 
 
-def ends(plan: planning.Plan) -> list[int]:
+def ends(plan: Plan) -> list[int]:
     """The ids of all tokens that end an answer: the template's turn end, eos, and those of generation_config.json."""
     return end_ids(plan.template, plan.tokenizer, plan.base)
 
 
-def held_out_rows(plan: planning.Plan) -> Rows:
+def held_out_rows(plan: Plan) -> Rows:
     """Rows of the test split where there is one, else of the validation rows; questions of the training rows else."""
     kept = next((rows for rows in (plan.data.test, plan.data.validation) if rows is not None), None)
     found = _items(plan, plan.data.train if kept is None else kept, MEASURED)
     return Rows([] if kept is None else found, held_out.asked(found, ASKED))
 
 
-def trained_prompts(plan: planning.Plan) -> list[dict[str, Any]]:
+def trained_prompts(plan: Plan) -> list[dict[str, Any]]:
     """A few prompts that were trained on: the checks of the export see whether their answers stop."""
     found = _items(plan, plan.data.train, TRAINED_PROMPTS)
     return [{"ids": item.prompt, "most": item.most} for item in found if item.prompt]
 
 
-def _items(plan: planning.Plan, rows: Any, most: int) -> list[Item]:
+def _items(plan: Plan, rows: Any, most: int) -> list[Item]:
     return held_out.items(plan.template, plan.tokenizer, rows, most, plan.settings.model.max_seq_length)
 
 
-def held_out_sequences(plan: planning.Plan) -> list[dict[str, Any]]:
+def held_out_sequences(plan: Plan) -> list[dict[str, Any]]:
     """Tokenised rows on which the exported files are compared: ids, and the first position that is an answer's."""
     rows = plan.validation if plan.validation is not None else plan.train
     chosen = rows.select(held_out.spread(len(rows), HELD_OUT))
     return [{"ids": row["input_ids"][:LONGEST], "first": min(row["prompt_length"], LONGEST - 1)} for row in chosen]
 
 
-def calibration(plan: planning.Plan) -> list[int]:
+def calibration(plan: Plan) -> list[int]:
     """Tokens of training rows from which an importance matrix can be made, in this export or in a later one."""
     chosen = plan.train.select(held_out.spread(len(plan.train), CALIBRATED))
     return importance.joined([ids[:LONGEST] for ids in chosen["input_ids"]])

@@ -13,62 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loguru import logger
-
 from training import llama
 from training.checks import check as checks
-from training.checks import gguf_files
 from training.checks.check import Check
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.fast_tokenising import tokeniser
-from training.data.oddities import SHOWN
-from training.data.row_texts import RowText, RowTexts, row_texts
-from training.errors import UserError
+from training.data.row_texts import RowText, RowTexts
 from training.llama import process
 from training.to_gguf.reader_metadata import TEMPLATE, end_id, tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from training.plan import Plan
-
-CHARACTERS = 1 << 20  # of rows that are read before the training
-KEPT_CHARACTERS = 1 << 17  # and of those that the export reads again, from the finished file
-
-
-def of_plan(plan: Plan, most: int) -> RowTexts:
-    """`row_texts` of the run that a plan leads to."""
-    chosen = plan.settings.dataset
-    options = chosen.train_turns, chosen.train_on
-    return row_texts(plan.data.train, plan.train, plan.template, options, plan.settings.training.seed, most)
-
-
-def hold(vocabulary: Path | None, plan: Plan) -> None:
-    """Read texts of ours and the run's own rows with llama.cpp, by the model's vocabulary as a GGUF file.
-
-    UserError naming the rows that would be read as other tokens than are trained.
-    """
-    if vocabulary is None:
-        logger.warning("how llama.cpp reads the rows could not be tried before the training; the export checks it")
-        return
-    chats = () if plan.data.plain else chat_template.samples(plan.template)
-    found = gguf_files.gguf_tokenizer(vocabulary, plan.base.path, chats, plan.tokenizer)
-    if not found.passed:
-        raise UserError(f"{plan.base.name} cannot be served as it is trained: {found.failure}")
-    texts = of_plan(plan, CHARACTERS)
-    different = list(differences(vocabulary, plan.tokenizer, texts.texts))
-    composed = read_when_composed(vocabulary, plan.tokenizer, different)
-    if other := [one for one in different if one.row not in composed]:
-        raise UserError(_refused(other, plan.tokenizer), _title(other, texts))
-    if composed:
-        named = ", ".join(dict.fromkeys(f"{row.file}:{row.line}" for row in composed[:SHOWN]))
-        logger.warning(
-            "{}{}: text outside Unicode NFC is trained as its NFC form; Ollama reads the NFC form as the same tokens, and "
-            "other forms as others",
-            named,
-            f" and {len(composed) - SHOWN:,} more" if len(composed) > SHOWN else "",
-        )
-    logger.info("llama.cpp reads {:,} of {:,} rows as they are trained", texts.rows, texts.total)
 
 
 def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, texts: RowTexts) -> Check:
@@ -147,21 +102,6 @@ def read_when_composed(
         return []
     read = process.tokenise(gguf, [unicodedata.normalize("NFC", one.row.text) for one in rows])
     return [one.row for one, ids in zip(rows, read, strict=True) if ids == one.trained]
-
-
-def _title(different: Sequence[Difference], texts: RowTexts) -> str:
-    count = len({(one.row.file, one.row.line) for one in different})
-    rows = f"{count:,} of {texts.rows:,} rows" + (f" (of {texts.total:,})" if texts.rows < texts.total else "")
-    return f"{rows} would be read in Ollama as other tokens than are trained:"
-
-
-def _refused(different: Sequence[Difference], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The first rows, each with the place and what would do, and the count of the rest."""
-    first: dict[tuple[str, int], Difference] = {}
-    for one in different:
-        first.setdefault((one.row.file, one.row.line), one)
-    told = [f"{one.row.file}:{one.row.line}: {why_different(one, tokenizer)}" for one in list(first.values())[:SHOWN]]
-    return told + ([f"and {len(first) - SHOWN:,} more"] if len(first) > SHOWN else [])
 
 
 def why_different(one: Difference, tokenizer: PreTrainedTokenizerBase) -> str:

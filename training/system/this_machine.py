@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,8 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from training.errors import MachineError
-from training.settings import Choice
 from training.system.wording import gigabytes
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "llama_cpp_python", "gguf")
@@ -141,93 +137,6 @@ def _free(gpu: Gpu) -> str:
     return "" if gpu.free is None else f"{gigabytes(gpu.free)} free of "
 
 
-def device(settings: Any, machine: Machine) -> Choice:
-    """Where the model is trained: "cuda", "xpu" or "cpu". Raises MachineError when DEVICE asks for what is not there."""
-    wanted = settings.hardware.device
-    found = "cuda" if machine.backend in ("cuda", "rocm") else machine.backend
-    if wanted == "auto":
-        return Choice(found, machine.gpus[0].name) if found else Choice("cpu", "no CUDA, ROCm or XPU device")
-    if wanted != "cpu" and wanted.split(":")[0] != found:
-        raise MachineError(
-            f"[Hardware] DEVICE = {wanted}: torch finds no such device here (nvidia-smi shows whether the driver runs); "
-            "DEVICE = auto takes what there is"
-        )
-    return Choice(wanted, "DEVICE")
-
-
-def precision(settings: Any, machine: Machine, where: str) -> Choice:
-    """The training dtype: "bf16", "fp16" or "fp32".
-
-    bf16 hardware begins with compute capability 8.0; torch.cuda.is_bf16_supported() says True on a T4, which only
-    emulates it. On a CPU bf16 pays where a unit multiplies it (AMX, AVX512-BF16) and is slow elsewhere.
-    """
-    if not settings.hardware.auto_fp16_bf16:
-        return Choice(settings.hardware.precision, "PRECISION")
-    if where == "cpu":
-        if machine.bf16_unit:
-            return Choice("bf16", f"the CPU has {machine.bf16_unit}")
-        return Choice("fp32", "the CPU has no bf16 units")
-    if machine.backend != "cuda":
-        return Choice("bf16", f"{machine.backend} device")
-    capability = min(gpu.capability for gpu in machine.gpus)
-    number = f"compute capability {capability[0]}.{capability[1]}"
-    if capability >= (8, 0):
-        return Choice("bf16", number)
-    return Choice("fp16", f"{number}: no bf16 hardware before 8.0")
-
-
-def engine(settings: Any, where: str) -> Choice:
-    """ "unsloth" or "transformers". Raises MachineError when Unsloth is asked for, or expected, and not installed."""
-    wanted = settings.hardware.engine
-    if wanted == "auto" and where != "cpu" and settings.processes > 1:
-        return Choice("transformers", f"{settings.processes} processes: with Unsloth only one trains")
-    chosen = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
-    if chosen == "unsloth" and "unsloth" not in versions():
-        raise MachineError(
-            f"ENGINE = {wanted} needs Unsloth on this machine, and it is not installed: run `ENGINE=unsloth ./setup.sh`, "
-            "or set ENGINE = transformers in [Hardware] (slower)"
-        )
-    if wanted != "auto":
-        return Choice(chosen, "ENGINE")
-    return Choice(chosen, "training on the CPU" if where == "cpu" else "training on a GPU")
-
-
-def decide(settings: Any, machine: Machine) -> Any:
-    """Fill in the automatic [Hardware] settings, and what follows from them; each choice keeps its reason."""
-    where = device(settings, machine)
-    settings = settings.with_choice("Hardware.DEVICE", where.value, where.reason)
-    dtype = precision(settings, machine, where.value)
-    settings = settings.with_choice("Hardware.PRECISION", dtype.value, dtype.reason)
-    which = engine(settings, where.value)
-    settings = settings.with_choice("Hardware.ENGINE", which.value, which.reason)
-    if settings.hardware.num_threads == "auto":
-        processes = settings.hardware.num_processes
-        reason = "physical cores" if processes == 1 else f"{machine.cores} physical cores for {processes} processes"
-        settings = settings.with_choice("Hardware.NUM_THREADS", max(1, machine.cores // processes), reason)
-    if settings.quantization.load_in_4bit and where.value == "cpu":
-        settings = settings.with_choice("Quantization.LOAD_IN_4BIT", False, "no CUDA device")
-    if settings.training.optim == "auto":
-        small = which.value == "unsloth" and where.value != "cpu"
-        optim = (
-            Choice("adamw_8bit", "Unsloth on a GPU") if small else Choice("adamw_torch", "exact, and on every device")
-        )
-        settings = settings.with_choice("Training.OPTIM", optim.value, optim.reason)
-    return settings
-
-
-def check_cards(settings: Any) -> None:
-    """Raise MachineError when there are fewer cards than NUM_PROCESSES: each process trains on one of its own."""
-    processes = settings.hardware.num_processes
-    if processes == 1 or settings.hardware.device == "cpu":
-        return
-    there = cards(settings.hardware.device)
-    if there < processes:
-        raise MachineError(
-            f"{settings.place('Hardware.NUM_PROCESSES')}: each process needs a card of its own, and {there} can be seen "
-            f"here; set it to {max(1, there)}"
-        )
-
-
 def cards(kind: str) -> int:
     """How many cards this program's caller shows; counted in another process, for this one is to see its own only."""
     variables = {name: value for name, value in os.environ.items() if not any(name in names for names in CARDS)}
@@ -236,43 +145,6 @@ def cards(kind: str) -> int:
         [sys.executable, "-c", count], env=variables | _cards, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     return int(counted.stdout) if counted.returncode == 0 else 0
-
-
-def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise MachineError when the disk under `folder` has less than `needed` bytes free."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise MachineError(
-            f"too little disk space under {folder}: {gigabytes(free)} free, {gigabytes(needed)} needed for {what}; "
-            "make room, or choose another OUTPUT_DIR (--output DIR)"
-        )
-
-
-def check_writable(output_dir: Path) -> None:
-    """Raise MachineError when OUTPUT_DIR, or the nearest folder above it that exists, cannot be written."""
-    folder = output_dir
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise MachineError(
-            f"OUTPUT_DIR {output_dir}: {folder} is a file, not a folder; choose another one (--output DIR)"
-        )
-    if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise MachineError(f"OUTPUT_DIR {output_dir}: {folder} cannot be written; choose another one (--output DIR)")
-
-
-def ollama() -> tuple[int, ...] | None:
-    """The version of the Ollama on this machine, as numbers; None where there is none, or it does not say."""
-    try:
-        said = subprocess.run(
-            ["ollama", "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return None
-    found = re.search(r"(\d+)\.(\d+)\.(\d+)", said.stdout)
-    return tuple(map(int, found.groups())) if found else None
 
 
 def versions() -> dict[str, str]:

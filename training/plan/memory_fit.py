@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from training.errors import MachineError
-from training.memory import Shape, estimate, words
+from training.plan.memory import Shape, estimate, words
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 

@@ -1,4 +1,4 @@
-"""What a run takes of the disk, and whether activations are kept. Reckoned before it starts (memory: memory.py, fit.py)."""
+"""What a run takes of the disk, and whether activations are kept. Reckoned before it starts (memory: memory.py, memory_fit.py)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from training import fit, memory
 from training.base_model import model_folder
 from training.errors import MachineError
 from training.evaluation import divergence, reference
+from training.plan import memory, memory_fit
 from training.settings import Choice
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system.this_machine import Machine
@@ -39,7 +39,7 @@ def checkpointing(given: Any, base: Any, summary: Any, machine: Machine) -> Choi
         return Choice(True, "a GPU's memory is better spent on the batch")
     needed = sum(memory.estimate(given, memory.shape(base.config, base.parameters), summary.total[3]).values())
     words = f"about {gigabytes(needed)} needed without, {gigabytes(machine.memory_available)} are free"
-    return Choice(needed * fit.MARGIN > machine.memory_available, words)
+    return Choice(needed * memory_fit.MARGIN > machine.memory_available, words)
 
 
 def disk_needed(given: Any, base: Any, steps: int) -> dict[str, int]:

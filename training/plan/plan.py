@@ -5,19 +5,25 @@ A run starts only when all of it went well; `./run.sh --check` ends here. Nothin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from training import base_model, budget, fit, memory, ollama, settings
+from training import base_model, ollama, settings
 from training.base_model import leftovers, sources, weights_fit
-from training.checks import as_read
+from training.checks import gguf_files
+from training.checks.as_read import Difference, differences, read_when_composed, why_different
 from training.data import chat_template, dataset, serving, tokenising
+from training.data.oddities import SHOWN
+from training.data.row_texts import RowTexts, row_texts
 from training.errors import MachineError, UserError
-from training.fast_cpu import fast_loss, policy
 from training.ollama import Chat, modelfile
+from training.plan import choices, disk_space, memory, memory_fit
+from training.plan.choices import choose_for_rows, fit_to_model
 from training.settings import contradictions
 from training.system import foreign_code, paths, privacy, this_machine
 from training.system.this_machine import Machine
@@ -31,7 +37,6 @@ SECRET_SHIPPED = (
     "{} holds what looks like a password or a key: it is hidden in logs and reports only. The model is trained with it, and "
     "the Modelfile gives it to everybody who runs the model; take it out of the text if that is not meant"
 )
-LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
 
 
 @dataclass(frozen=True)
@@ -71,18 +76,18 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
     for line in machine.lines():
         logger.info(line)
     _not_built(given)
-    given = this_machine.decide(given, machine)
+    given = choices.decide(given, machine)
     if problems := [message for _, message in contradictions.find(given)]:
         raise UserError(problems)
-    this_machine.check_cards(given)
-    this_machine.check_writable(given.training.output_dir)
+    choices.check_cards(given)
+    choices.check_writable(given.training.output_dir)
     _look_before_download(given, machine)
     if given.model.system_prompt and privacy.redact(given.model.system_prompt) != given.model.system_prompt:
         logger.warning(SECRET_SHIPPED, given.place("Model.SYSTEM_PROMPT"))
     base = base_model.locate(given.model, say=logger.info, weights=weights)
     for line in leftovers.words(base.path):
         logger.warning(line)
-    given = _fit_to_model(given, base)
+    given = fit_to_model(given, base)
     methods = given.quantization.quantization_method
     with trial.trial(base.config, base.path, methods) as tried:  # beside this process, while the rows are read
         engine.start(given)
@@ -91,7 +96,7 @@ def prepare(given: Any, today: date | None = None, there: int = 0, weights: bool
             weights_fit.check_dora(base.path, given.lora.target_modules)
         plan = _read_rows(given, machine, base, today, there)
         figures = tried()
-        as_read.hold(figures["vocabulary"], plan)
+        hold(figures["vocabulary"], plan)
     if "note" in figures:
         logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), figures["note"])
     logger.info(
@@ -116,17 +121,17 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
     if not data.plain:
         template = _as_served(template, tokenizer, rows)
     summary = tokenising.summary(rows, tokenizer)
-    given = _choose_for_rows(given, base, summary, machine)
+    given = choose_for_rows(given, base, summary, machine)
     steps = given.total_steps(len(rows))
     given = settings.clamp(given, steps)
     _try_modelfile(given, base, template, tokenizer, data.plain)
-    disk = budget.disk_needed(given, base, steps)
-    this_machine.check_disk(
-        given.training.output_dir, max(budget.MARGIN, sum(disk.values()) - there), budget.words(disk)
+    disk = disk_space.disk_needed(given, base, steps)
+    choices.check_disk(
+        given.training.output_dir, max(disk_space.MARGIN, sum(disk.values()) - there), disk_space.words(disk)
     )
-    budget.check_importance(given, base, machine)
-    model, adapter = memory.shape(base.config, base.parameters), budget.adapter_parameters(given, base)
-    if warning := fit.check(given, model, summary.total[3], machine, adapter):
+    disk_space.check_importance(given, base, machine)
+    model, adapter = memory.shape(base.config, base.parameters), disk_space.adapter_parameters(given, base)
+    if warning := memory_fit.check(given, model, summary.total[3], machine, adapter):
         logger.warning(warning)
     needed = memory.estimate(given, model, summary.total[3], adapter)
     return Plan(
@@ -152,12 +157,19 @@ def _look_before_download(given: Any, machine: Machine) -> None:
     if not seen.config or not seen.parameters:
         return
     model = memory.shape(seen.config, seen.parameters)
-    fit.check(given, model, fit.SHORT, machine)
+    memory_fit.check(given, model, memory_fit.SHORT, machine)
     longest = min(given.model.max_seq_length, seen.max_length or given.model.max_seq_length)
-    short, long = (sum(memory.estimate(given, model, length).values()) for length in (fit.SHORT, longest))
+    short, long = (sum(memory.estimate(given, model, length).values()) for length in (memory_fit.SHORT, longest))
     logger.info(
         "{}: about {} of memory with rows of {} tokens, {} with {:,} (MAX_SEQ_LENGTH); {} free",
-        *(seen.name, gigabytes(short), fit.SHORT, gigabytes(long), longest, gigabytes(fit.free(given, machine))),
+        *(
+            seen.name,
+            gigabytes(short),
+            memory_fit.SHORT,
+            gigabytes(long),
+            longest,
+            gigabytes(memory_fit.free(given, machine)),
+        ),
     )
 
 
@@ -178,9 +190,9 @@ def lines(plan: Plan) -> list[str]:
     why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"
     shared = f" in {given.processes} processes" if given.processes > 1 else ""
     out.append(f"{plan.steps:,} steps of {given.rows_a_step} rows{shared} ({why}), {epochs:.2g} epochs")
-    free = fit.free(given, plan.machine)
+    free = memory_fit.free(given, plan.machine)
     out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
-    out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({budget.words(plan.disk)})")
+    out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({disk_space.words(plan.disk)})")
     return out
 
 
@@ -203,48 +215,6 @@ def _enough_for_all(rows: int, given: Any) -> None:
         raise UserError(f"{place}: {only}; set it to {max(1, rows // given.hardware.num_machines)} at most")
     if processes > 1 and given.hardware.device == "cpu":
         logger.info("NUM_PROCESSES = {}: on the CPU of one machine one process is usually as fast", processes)
-
-
-def _fit_to_model(given: Any, base: Any) -> Any:
-    """MAX_SEQ_LENGTH and TARGET_MODULES against the model itself."""
-    longest = base.max_length
-    if longest and given.model.max_seq_length > longest:
-        if given.written("Model.MAX_SEQ_LENGTH"):
-            raise UserError(f"{given.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
-        given = given.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
-    given = _rate_of_another_model(given, base)
-    if base.parameters > LARGE and given.training.learning_rate > HIGH_RATE:
-        logger.warning(
-            "{}: high for a model of {:,} parameters; 2e-4 is usual",
-            given.place("Training.LEARNING_RATE"),
-            base.parameters,
-        )
-    known = {module.rpartition(".")[2] for module, _, _ in budget.linear_modules(base.path)}
-    known |= budget.outer_modules(base.path).keys() if known else set()
-    unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
-    if unknown and known:
-        raise UserError(
-            f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(known))}, or use all-linear"
-        )
-    if more := budget.untied(given, base):
-        logger.info(
-            "{}: {} has one matrix for embedding and output layer; trained they are two, so the merged model has {:,} more",
-            *(given.place("LoRA.TARGET_MODULES"), base.name, more),
-        )
-    return given
-
-
-def _rate_of_another_model(given: Any, base: Any) -> Any:
-    """A high LEARNING_RATE in the file was meant for the file's own model, not for one named on the command line."""
-    own_file = f"{given.config.name}:"
-    other_model = not given.origins.get("Model.BASE_MODEL_NAME", own_file).startswith(own_file)
-    rate_of_file = given.origins.get("Training.LEARNING_RATE", "").startswith(own_file)
-    if not (other_model and rate_of_file and base.parameters > LARGE and given.training.learning_rate > HIGH_RATE):
-        return given
-    usual = given.default("Training.LEARNING_RATE")
-    reason = f"{given.training.learning_rate:g} stands in {given.config.name} for another, smaller model"
-    return given.with_choice("Training.LEARNING_RATE", usual, reason)
 
 
 def _tokenise(data: Any, template: Any, tokenizer: Any, given: Any) -> tuple[Any, Any, Any, list[Any]]:
@@ -289,37 +259,6 @@ def _as_served(template: Any, tokenizer: Any, rows: Any) -> Any:
     return template
 
 
-def _choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
-    """Choices that depend on the length of the rows."""
-    fast = policy.wanted(given)
-    if fast.value is False and given.hardware.fast_cpu is True:
-        raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
-    given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
-    if fast.value:
-        if policy.by_hand(given, base.config.get("model_type", "")) and (why := fast_loss.built()):
-            logger.info(why)
-        given = _regrouped(given, summary)
-    if given.training.gradient_checkpointing == "auto":
-        chosen = budget.checkpointing(given, base, summary, machine)
-        given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
-    if given.training.packing == "auto":
-        given = given.with_choice("Training.PACKING", False, "rows are padded to the longest of their micro-batch")
-    return given
-
-
-def _regrouped(given: Any, summary: Any) -> Any:
-    """Short rows of one optimizer step taken together; the step stays what it was."""
-    before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
-    after = policy.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
-    if after == before:
-        return given
-    reason = (
-        f"rows are short, so those of one step are taken together: {before[0]} x {before[1]} = {after[0]} x {after[1]}"
-    )
-    given = given.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", after[0], reason)
-    return given.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)
-
-
 def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: bool) -> None:
     """Compose the Modelfile now: a system text or a name that it cannot hold must not be found out after the training."""
     chatting = None if plain else Chat(
@@ -337,7 +276,7 @@ def _try_modelfile(given: Any, base: Any, template: Any, tokenizer: Any, plain: 
 
 def _look_at_ollama(text: str) -> None:
     """Say which Ollama is here, and warn when it is too old for the Modelfile `text`."""
-    version = this_machine.ollama()
+    version = choices.ollama()
     if version is None:
         logger.info("Ollama: not here; the Modelfile is written all the same")
         return
@@ -352,3 +291,57 @@ def _look_at_ollama(text: str) -> None:
         )
     else:
         logger.info("Ollama {}", shown)
+
+
+CHARACTERS = 1 << 20  # of rows that are read before the training
+KEPT_CHARACTERS = 1 << 17  # and of those that the export reads again, from the finished file
+
+
+def of_plan(plan: Plan, most: int) -> RowTexts:
+    """`row_texts` of the run that a plan leads to."""
+    chosen = plan.settings.dataset
+    options = chosen.train_turns, chosen.train_on
+    return row_texts(plan.data.train, plan.train, plan.template, options, plan.settings.training.seed, most)
+
+
+def hold(vocabulary: Path | None, plan: Plan) -> None:
+    """Read texts of ours and the run's own rows with llama.cpp, by the model's vocabulary as a GGUF file.
+
+    UserError naming the rows that would be read as other tokens than are trained.
+    """
+    if vocabulary is None:
+        logger.warning("how llama.cpp reads the rows could not be tried before the training; the export checks it")
+        return
+    chats = () if plan.data.plain else chat_template.samples(plan.template)
+    found = gguf_files.gguf_tokenizer(vocabulary, plan.base.path, chats, plan.tokenizer)
+    if not found.passed:
+        raise UserError(f"{plan.base.name} cannot be served as it is trained: {found.failure}")
+    texts = of_plan(plan, CHARACTERS)
+    different = list(differences(vocabulary, plan.tokenizer, texts.texts))
+    composed = read_when_composed(vocabulary, plan.tokenizer, different)
+    if other := [one for one in different if one.row not in composed]:
+        raise UserError(_refused(other, plan.tokenizer), _title(other, texts))
+    if composed:
+        named = ", ".join(dict.fromkeys(f"{row.file}:{row.line}" for row in composed[:SHOWN]))
+        logger.warning(
+            "{}{}: text outside Unicode NFC is trained as its NFC form; Ollama reads the NFC form as the same tokens, and "
+            "other forms as others",
+            named,
+            f" and {len(composed) - SHOWN:,} more" if len(composed) > SHOWN else "",
+        )
+    logger.info("llama.cpp reads {:,} of {:,} rows as they are trained", texts.rows, texts.total)
+
+
+def _title(different: Sequence[Difference], texts: RowTexts) -> str:
+    count = len({(one.row.file, one.row.line) for one in different})
+    rows = f"{count:,} of {texts.rows:,} rows" + (f" (of {texts.total:,})" if texts.rows < texts.total else "")
+    return f"{rows} would be read in Ollama as other tokens than are trained:"
+
+
+def _refused(different: Sequence[Difference], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The first rows, each with the place and what would do, and the count of the rest."""
+    first: dict[tuple[str, int], Difference] = {}
+    for one in different:
+        first.setdefault((one.row.file, one.row.line), one)
+    told = [f"{one.row.file}:{one.row.line}: {why_different(one, tokenizer)}" for one in list(first.values())[:SHOWN]]
+    return told + ([f"and {len(first) - SHOWN:,} more"] if len(first) > SHOWN else [])

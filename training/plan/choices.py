@@ -1,0 +1,219 @@
+"""What follows from the machine, the model and the rows for settings that were left to us."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from training.errors import MachineError, UserError
+from training.fast_cpu import fast_loss, policy
+from training.plan import disk_space
+from training.settings import Choice
+from training.system import this_machine
+from training.system.this_machine import Machine
+from training.system.wording import gigabytes
+
+LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
+
+
+def fit_to_model(given: Any, base: Any) -> Any:
+    """MAX_SEQ_LENGTH and TARGET_MODULES against the model itself."""
+    longest = base.max_length
+    if longest and given.model.max_seq_length > longest:
+        if given.written("Model.MAX_SEQ_LENGTH"):
+            raise UserError(f"{given.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
+        given = given.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
+    given = _rate_of_another_model(given, base)
+    if base.parameters > LARGE and given.training.learning_rate > HIGH_RATE:
+        logger.warning(
+            "{}: high for a model of {:,} parameters; 2e-4 is usual",
+            given.place("Training.LEARNING_RATE"),
+            base.parameters,
+        )
+    known = {module.rpartition(".")[2] for module, _, _ in disk_space.linear_modules(base.path)}
+    known |= disk_space.outer_modules(base.path).keys() if known else set()
+    unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
+    if unknown and known:
+        raise UserError(
+            f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(known))}, or use all-linear"
+        )
+    if more := disk_space.untied(given, base):
+        logger.info(
+            "{}: {} has one matrix for embedding and output layer; trained they are two, so the merged model has {:,} more",
+            *(given.place("LoRA.TARGET_MODULES"), base.name, more),
+        )
+    return given
+
+
+def _rate_of_another_model(given: Any, base: Any) -> Any:
+    """A high LEARNING_RATE in the file was meant for the file's own model, not for one named on the command line."""
+    own_file = f"{given.config.name}:"
+    other_model = not given.origins.get("Model.BASE_MODEL_NAME", own_file).startswith(own_file)
+    rate_of_file = given.origins.get("Training.LEARNING_RATE", "").startswith(own_file)
+    if not (other_model and rate_of_file and base.parameters > LARGE and given.training.learning_rate > HIGH_RATE):
+        return given
+    usual = given.default("Training.LEARNING_RATE")
+    reason = f"{given.training.learning_rate:g} stands in {given.config.name} for another, smaller model"
+    return given.with_choice("Training.LEARNING_RATE", usual, reason)
+
+
+def choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
+    """Choices that depend on the length of the rows."""
+    fast = policy.wanted(given)
+    if fast.value is False and given.hardware.fast_cpu is True:
+        raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
+    given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
+    if fast.value:
+        if policy.by_hand(given, base.config.get("model_type", "")) and (why := fast_loss.built()):
+            logger.info(why)
+        given = _regrouped(given, summary)
+    if given.training.gradient_checkpointing == "auto":
+        chosen = disk_space.checkpointing(given, base, summary, machine)
+        given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
+    if given.training.packing == "auto":
+        given = given.with_choice("Training.PACKING", False, "rows are padded to the longest of their micro-batch")
+    return given
+
+
+def _regrouped(given: Any, summary: Any) -> Any:
+    """Short rows of one optimizer step taken together; the step stays what it was."""
+    before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
+    after = policy.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
+    if after == before:
+        return given
+    reason = (
+        f"rows are short, so those of one step are taken together: {before[0]} x {before[1]} = {after[0]} x {after[1]}"
+    )
+    given = given.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", after[0], reason)
+    return given.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)
+
+
+def device(settings: Any, machine: Machine) -> Choice:
+    """Where the model is trained: "cuda", "xpu" or "cpu". Raises MachineError when DEVICE asks for what is not there."""
+    wanted = settings.hardware.device
+    found = "cuda" if machine.backend in ("cuda", "rocm") else machine.backend
+    if wanted == "auto":
+        return Choice(found, machine.gpus[0].name) if found else Choice("cpu", "no CUDA, ROCm or XPU device")
+    if wanted != "cpu" and wanted.split(":")[0] != found:
+        raise MachineError(
+            f"[Hardware] DEVICE = {wanted}: torch finds no such device here (nvidia-smi shows whether the driver runs); "
+            "DEVICE = auto takes what there is"
+        )
+    return Choice(wanted, "DEVICE")
+
+
+def precision(settings: Any, machine: Machine, where: str) -> Choice:
+    """The training dtype: "bf16", "fp16" or "fp32".
+
+    bf16 hardware begins with compute capability 8.0; torch.cuda.is_bf16_supported() says True on a T4, which only
+    emulates it. On a CPU bf16 pays where a unit multiplies it (AMX, AVX512-BF16) and is slow elsewhere.
+    """
+    if not settings.hardware.auto_fp16_bf16:
+        return Choice(settings.hardware.precision, "PRECISION")
+    if where == "cpu":
+        if machine.bf16_unit:
+            return Choice("bf16", f"the CPU has {machine.bf16_unit}")
+        return Choice("fp32", "the CPU has no bf16 units")
+    if machine.backend != "cuda":
+        return Choice("bf16", f"{machine.backend} device")
+    capability = min(gpu.capability for gpu in machine.gpus)
+    number = f"compute capability {capability[0]}.{capability[1]}"
+    if capability >= (8, 0):
+        return Choice("bf16", number)
+    return Choice("fp16", f"{number}: no bf16 hardware before 8.0")
+
+
+def engine(settings: Any, where: str) -> Choice:
+    """ "unsloth" or "transformers". Raises MachineError when Unsloth is asked for, or expected, and not installed."""
+    wanted = settings.hardware.engine
+    if wanted == "auto" and where != "cpu" and settings.processes > 1:
+        return Choice("transformers", f"{settings.processes} processes: with Unsloth only one trains")
+    chosen = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
+    if chosen == "unsloth" and "unsloth" not in this_machine.versions():
+        raise MachineError(
+            f"ENGINE = {wanted} needs Unsloth on this machine, and it is not installed: run `ENGINE=unsloth ./setup.sh`, "
+            "or set ENGINE = transformers in [Hardware] (slower)"
+        )
+    if wanted != "auto":
+        return Choice(chosen, "ENGINE")
+    return Choice(chosen, "training on the CPU" if where == "cpu" else "training on a GPU")
+
+
+def decide(settings: Any, machine: Machine) -> Any:
+    """Fill in the automatic [Hardware] settings, and what follows from them; each choice keeps its reason."""
+    where = device(settings, machine)
+    settings = settings.with_choice("Hardware.DEVICE", where.value, where.reason)
+    dtype = precision(settings, machine, where.value)
+    settings = settings.with_choice("Hardware.PRECISION", dtype.value, dtype.reason)
+    which = engine(settings, where.value)
+    settings = settings.with_choice("Hardware.ENGINE", which.value, which.reason)
+    if settings.hardware.num_threads == "auto":
+        processes = settings.hardware.num_processes
+        reason = "physical cores" if processes == 1 else f"{machine.cores} physical cores for {processes} processes"
+        settings = settings.with_choice("Hardware.NUM_THREADS", max(1, machine.cores // processes), reason)
+    if settings.quantization.load_in_4bit and where.value == "cpu":
+        settings = settings.with_choice("Quantization.LOAD_IN_4BIT", False, "no CUDA device")
+    if settings.training.optim == "auto":
+        small = which.value == "unsloth" and where.value != "cpu"
+        optim = (
+            Choice("adamw_8bit", "Unsloth on a GPU") if small else Choice("adamw_torch", "exact, and on every device")
+        )
+        settings = settings.with_choice("Training.OPTIM", optim.value, optim.reason)
+    return settings
+
+
+def check_cards(settings: Any) -> None:
+    """Raise MachineError when there are fewer cards than NUM_PROCESSES: each process trains on one of its own."""
+    processes = settings.hardware.num_processes
+    if processes == 1 or settings.hardware.device == "cpu":
+        return
+    there = this_machine.cards(settings.hardware.device)
+    if there < processes:
+        raise MachineError(
+            f"{settings.place('Hardware.NUM_PROCESSES')}: each process needs a card of its own, and {there} can be seen "
+            f"here; set it to {max(1, there)}"
+        )
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """Raise MachineError when the disk under `folder` has less than `needed` bytes free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MachineError(
+            f"too little disk space under {folder}: {gigabytes(free)} free, {gigabytes(needed)} needed for {what}; "
+            "make room, or choose another OUTPUT_DIR (--output DIR)"
+        )
+
+
+def check_writable(output_dir: Path) -> None:
+    """Raise MachineError when OUTPUT_DIR, or the nearest folder above it that exists, cannot be written."""
+    folder = output_dir
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise MachineError(
+            f"OUTPUT_DIR {output_dir}: {folder} is a file, not a folder; choose another one (--output DIR)"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise MachineError(f"OUTPUT_DIR {output_dir}: {folder} cannot be written; choose another one (--output DIR)")
+
+
+def ollama() -> tuple[int, ...] | None:
+    """The version of the Ollama on this machine, as numbers; None where there is none, or it does not say."""
+    try:
+        said = subprocess.run(
+            ["ollama", "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    found = re.search(r"(\d+)\.(\d+)\.(\d+)", said.stdout)
+    return tuple(map(int, found.groups())) if found else None
