@@ -22,7 +22,9 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from test_faults import FAULTY, NO_EXPORT
 from test_finetune import RUN_FILES, files_of, losses, start, wait_for_step
-from training import crew, machines, settings
+from training import settings
+from training.distributed import Crew, launcher, rendezvous
+from training.distributed.launcher import Worker
 from training.errors import MachineError, RunError, UserError
 from training.plan import choices, memory, memory_fit, plan
 from training.settings import Settings
@@ -140,10 +142,10 @@ def test_an_order_arrives_whole_and_a_closed_pipe_is_told_from_one():
     place = Place(1, 1, 2, 2, 29500)
     order = Order(place, None, None, list(range(300_000)), None, 64, 10, {"a": 1}, Path("/a run"))
     pipe = io.BytesIO()
-    crew.send(order, pipe)
+    launcher.send(order, pipe)
     pipe.seek(0)
-    assert crew.receive(pipe) == order
-    assert crew.receive(io.BytesIO(b"")) is None
+    assert launcher.receive(pipe) == order
+    assert launcher.receive(io.BytesIO(b"")) is None
 
 
 @pytest.mark.parametrize(
@@ -154,20 +156,20 @@ def test_an_order_arrives_whole_and_a_closed_pipe_is_told_from_one():
     ],
 )
 def test_a_process_that_ended_is_named_with_how_and_its_last_words(code, said):
-    worker = crew.Worker.__new__(crew.Worker)
+    worker = Worker.__new__(Worker)
     worker.rank, worker.size, worker.code = 1, 2, code
-    worker._last = crew.deque(["a", "b", "c", "d"], maxlen=crew.LAST)
+    worker._last = launcher.deque(["a", "b", "c", "d"], maxlen=launcher.LAST)
     assert worker.words() == said
 
 
 def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tmp_path):
-    monkeypatch.setattr(crew, "STUCK", 0.05)
+    monkeypatch.setattr(launcher, "STUCK", 0.05)
     order = Order(Place(0, 0, 2, 2, 1), None, None, None, None, 64, 10, {}, tmp_path)
     dead = SimpleNamespace(code=-9, words=lambda: "process 1 was killed")
     errors: list[RunError] = []
-    crew.Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)._on_end(dead)
+    Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)._on_end(dead)
     assert str(errors[0]).startswith("training: process 1 was killed\nno checkpoint was written yet")
-    noticed = crew.Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)
+    noticed = Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)
     noticed._ended.set()
     noticed._on_end(dead)
     assert len(errors) == 1
@@ -185,7 +187,7 @@ def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tm
     ],
 )
 def test_the_port_of_machine_0_is_torchruns_where_none_is_written(written, host, port):
-    assert machines.address(written) == (host, port)
+    assert rendezvous.address(written) == (host, port)
 
 
 def test_a_port_that_is_taken_on_machine_0_is_told():
@@ -194,7 +196,7 @@ def test_a_port_that_is_taken_on_machine_0_is_told():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(MachineError, match=f"MAIN_PROCESS_ADDRESS: nobody can be awaited at 127.0.0.1:{port} here"):
-            machines.serve(team.LOOPBACK, port, 2)
+            rendezvous.serve(team.LOOPBACK, port, 2)
 
 
 def test_the_ranks_of_one_machine_talk_over_the_loopback():
@@ -235,7 +237,7 @@ def met(store: Store, *two: Place) -> list[Exception | None]:
 
     def meet(place: Place) -> None:
         try:
-            machines.meet(place, store, lambda: None)
+            rendezvous.meet(place, store, lambda: None)
         except RunError as error:
             ends[place.machine] = error
 
@@ -249,7 +251,7 @@ def met(store: Store, *two: Place) -> list[Exception | None]:
 
 @pytest.fixture
 def quick_store(monkeypatch) -> Store:
-    monkeypatch.setattr(machines, "HEARD", 0.0)
+    monkeypatch.setattr(rendezvous, "HEARD", 0.0)
     monkeypatch.setattr(meeting, "sealed", lambda store, key: (store, key))
     return Store()
 
@@ -279,7 +281,7 @@ def test_a_machine_with_another_secret_is_refused_on_both_sides(quick_store):
 def test_a_stranger_in_the_place_of_a_machine_is_refused(quick_store, said):
     dict.__setitem__(quick_store, "machine 1", said)
     with pytest.raises(RunError, match="machine 1 does not prove that it knows the secret"):
-        machines.meet(places(b"s" * 16, b"s" * 16)[0], quick_store, lambda: None)
+        rendezvous.meet(places(b"s" * 16, b"s" * 16)[0], quick_store, lambda: None)
 
 
 def test_what_was_heard_of_another_meeting_is_of_no_use_in_this_one(quick_store, monkeypatch):
@@ -288,16 +290,16 @@ def test_what_was_heard_of_another_meeting_is_of_no_use_in_this_one(quick_store,
     old = dict(quick_store)
     first, second = places(b"s" * 16, b"s" * 16)
     with pytest.raises(RunError, match="machine 1 does not prove that it knows the secret"):
-        machines.meet(first, Store({"machine 1": old["machine 1"]}), lambda: None)
+        rendezvous.meet(first, Store({"machine 1": old["machine 1"]}), lambda: None)
     with pytest.raises(RunError, match="machine 0 does not prove that it knows the secret"):
-        machines.meet(second, Store(old), lambda: None)
+        rendezvous.meet(second, Store(old), lambda: None)
 
 
 def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting(quick_store):
     error = RunError("training", "process 1 is gone")
     for place in places(b"s" * 16, b"s" * 16, processes=(2, 2)):
         with pytest.raises(RunError, match="process 1 is gone"):
-            machines.meet(place, Store(), lambda: error)
+            rendezvous.meet(place, Store(), lambda: error)
 
 
 @pytest.mark.parametrize(("rank", "other"), [(0, "another machine"), (1, "machine 0, or to another one,")])
@@ -367,8 +369,8 @@ def joined(*arguments):
         pickle.loads, pickle.load, pickle.Unpickler, c10d._unpickler, c10d._tensor_to_object = before
 team.joined = joined
 """
-# The other process is started with this instead of rank.py.
-OTHER = "import sys\nsys.path.insert(0, {root!r})\n{fault}\nfrom training import rank\nraise SystemExit(rank.main())\n"
+# The other process is started with this instead of distributed/worker.py.
+OTHER = "import sys\nsys.path.insert(0, {root!r})\n{fault}\nfrom training.distributed import worker\nraise SystemExit(worker.main())\n"
 # SIGTERM comes in the fourth step.
 FOURTH = """
 import os, signal
@@ -422,14 +424,14 @@ def test_rows_that_only_fill_a_batch_up_are_cut_off_whether_padded_or_joined():
 SCARCE_IN_ONE = """
 import sys
 sys.path.insert(0, {root!r})
-from training.fast_cpu import fast_loss; from training import rank
+from training.fast_cpu import fast_loss; from training.distributed import worker
 real = fast_loss.loss
 def scarce(causal_lm, inputs, *others):
     if len(inputs["input_ids"]) > 1:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     return real(causal_lm, inputs, *others)
 fast_loss.loss = scarce
-raise SystemExit(rank.main())
+raise SystemExit(worker.main())
 """
 
 

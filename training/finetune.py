@@ -37,19 +37,19 @@ from loguru import logger
 from training import (
     account,  # noqa: E402
     control,  # noqa: E402
-    crew,  # noqa: E402
+    distributed,  # noqa: E402
     export,  # noqa: E402
-    machines,  # noqa: E402
     runs,  # noqa: E402
     settings,  # noqa: E402
     stages,  # noqa: E402
 )
 from training.data import dataset  # noqa: E402
+from training.distributed import secondary  # noqa: E402
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
 from training.plan import (
-    Plan,
-    lines,
-    prepare,
+    Plan,  # noqa: E402
+    lines,  # noqa: E402
+    prepare,  # noqa: E402
     time_estimate,  # noqa: E402
 )
 from training.runs import (
@@ -77,7 +77,7 @@ def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Ca
     `give_up` ends the process where it hangs.
     """
     if run.stage("train") is None or run.stage("evaluate") is None:
-        with crew.started(plan, stages.marks(plan), run, give_up) as others:
+        with distributed.started(plan, stages.marks(plan), run, give_up) as others:
             loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
             rows = stages.held_out_rows(plan)
             if run.stage("train") is None:
@@ -142,7 +142,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
             logger.info(line)
         told = stdout if arguments.events else None
         if plan.settings.hardware.machine_rank > 0:  # machine 0 owns the run
-            machines.follow(plan, stages.marks(plan), signals, give_up)
+            secondary.follow(plan, stages.marks(plan), signals, give_up)
             Events(Path(os.devnull), told).emit("done", exit_code=0)
             return 0
         if old is not None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, crew, evaluation, export, runs
+from training import account, evaluation, export, runs
 from training.data import Item, held_out
 from training.data.encoding import end_ids
+from training.distributed import Crew
 from training.errors import Interrupted, RunError
 from training.evaluation import scoring
 from training.plan import Plan
@@ -45,7 +46,7 @@ def train_stage(
     run: Run,
     events: Events,
     signals: Signals,
-    others: crew.Crew | None = None,
+    others: Crew | None = None,
 ) -> None:
     """Train, with the `others` if any, and keep what the later stages need; the adapter is on the disk at the end."""
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 """The other processes of a training on this machine: rank 0, which owns the run, starts them, watches them, ends them.
 
-Each is a rank.py in a session of its own: a terminal's Ctrl-C is for rank 0, which tells them when to stop. Its stdin
+Each is a worker.py in a session of its own: a terminal's Ctrl-C is for rank 0, which tells them when to stop. Its stdin
 brings what it is to do, and closes with rank 0, however that ended; the worker then ends too. What it says comes back in
 a pipe, into the run's log.
 """
@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
-from training import machines, runs
+from training import runs
+from training.distributed import rendezvous
 from training.errors import RunError
 from training.runs import Run, checkpoint
 from training.system import forkserver, shared_secret, this_machine
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from training.settings.table import Hardware
 
-WORKER = Path(__file__).with_name("rank.py")
+WORKER = Path(__file__).with_name("worker.py")
 READY = b"@ready\n"  # a worker's line: its model is loaded
 LAST = 3  # lines of a worker's last words that a message has
 ENDING = 10.0  # seconds in which a worker ends by itself after the training
@@ -129,7 +130,7 @@ class Crew:
                 if lost := self.lost():
                     raise lost
         if self.place.machines > 1:
-            self.server = machines.meet(self.place, self.server, self.lost)
+            self.server = rendezvous.meet(self.place, self.server, self.lost)
 
     def lost(self, within: float = 0.0) -> RunError | None:
         """The error for a worker that has ended before its time, which may become known in so many seconds."""
@@ -203,7 +204,7 @@ def _first_place(hardware: Hardware, size: int) -> Iterator[tuple[Place, Store |
         with meeting.private_file() as file:
             yield Place(0, 0, size, here, file=file), None
         return
-    address, port = machines.address(hardware.main_process_address)
+    address, port = rendezvous.address(hardware.main_process_address)
     key = Key(shared_secret.secret())
-    server = machines.serve(address, port, size) if hardware.machine_rank == 0 else None
+    server = rendezvous.serve(address, port, size) if hardware.machine_rank == 0 else None
     yield Place(hardware.machine_rank * here, 0, size, here, port, address, key=key), server

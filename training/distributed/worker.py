@@ -1,4 +1,4 @@
-"""One of the other ranks of a training in several processes (crew.py starts it): it trains its share, and writes nothing.
+"""One of the other ranks of a training in several processes (launcher.py starts it): it trains its share, and writes nothing.
 
 It ends when its stdin closes, which it does when rank 0 ends, however that ended.
 """
@@ -12,11 +12,11 @@ import traceback
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from loguru import logger
 
-from training import crew
+from training.distributed import launcher
 from training.errors import FinetuneError, Interrupted
 from training.system import foreign_code
 from training.system.parent_watch import end_with_parent
@@ -30,7 +30,7 @@ def work(order: Order) -> None:
     foreign_code.trust(order.settings.model.trust_remote_code)
     engine.start(order.settings)
     loaded = engine.load(order.base, order.settings, order.longest)
-    print(crew.READY.decode(), end="", flush=True)
+    print(launcher.READY.decode(), end="", flush=True)
     with team.joined(order.place, order.settings) as ranks:
         loop.follow(loaded, order, session(loaded, order, ranks, Signals()))
 
@@ -47,7 +47,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # rank 0 gets them too, and says what follows
     logger.remove()
     logger.add(sys.stderr, format="{message}", level="INFO", backtrace=False, diagnose=False)
-    order = crew.receive(sys.stdin.buffer)
+    order = launcher.receive(sys.stdin.buffer)
     if order is None:
         return 1
     end_with_parent(lambda: leave(order))
