@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from test_page import BROWSER, browse
 from test_report import HOSTILE, good, hostile, in_state
-from training import checklist, comparison, page, record, report, runs, story
+from training import report, runs
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS, LOSS
-from training.record import Report, Score
+from training.report import Report, as_html, checklist, comparison, contents
+from training.report.schema import BaseFacts, Evaluation, Score, Step
 from training.runs import Run
 from training.settings import command_line
 
@@ -22,8 +23,8 @@ def run(name: str, **changes: object) -> Report:
     settings = {"LoRA": {"R": 8}, "Training": {"LEARNING_RATE": 2e-4, "OUTPUT_DIR": f"/{name}"}}
     for key, value in changes.items():
         settings["LoRA" if key == "R" else "Training"][key] = value
-    steps = tuple(record.Step(at, 3 - at / 30) for at in range(1, 61))
-    training = dataclasses.replace(made.training, losses=steps, evaluations=(record.Evaluation(0, 3.0),))
+    steps = tuple(Step(at, 3 - at / 30) for at in range(1, 61))
+    training = dataclasses.replace(made.training, losses=steps, evaluations=(Evaluation(0, 3.0),))
     return dataclasses.replace(
         made, run=dataclasses.replace(made.run, id=f"finetune_{name}"), settings=settings, training=training
     )
@@ -54,7 +55,7 @@ def test_other_rows_and_another_base_model_are_differences() -> None:
     other = run("b")
     file = dataclasses.replace(other.data.files[0], sha256="cd" * 32)
     other = dataclasses.replace(
-        other, base=record.BaseFacts("Qwen/Qwen3-0.6B"), data=dataclasses.replace(other.data, files=(file,))
+        other, base=BaseFacts("Qwen/Qwen3-0.6B"), data=dataclasses.replace(other.data, files=(file,))
     )
     named = [row[0] for row in comparison.sections([run("a"), other])[0].blocks[0].rows]
     assert named == ["base model", "training rows, SHA-256"]
@@ -103,12 +104,12 @@ def test_compare_takes_two_runs_or_more() -> None:
     ],
 )
 def test_the_first_sentence_claims_no_more_than_the_evaluation(verdict: str, tone: str, said: str) -> None:
-    result = story.result(judged(verdict))
+    result = contents.result(judged(verdict))
     assert result.tone == tone and result.text.startswith(said)
 
 
 def test_a_loss_that_is_no_number_is_told_as_worse() -> None:
-    assert story.result(judged("worse", None)).text.startswith("Worse: loss on held-out answers 3.000 -> -")
+    assert contents.result(judged("worse", None)).text.startswith("Worse: loss on held-out answers 3.000 -> -")
 
 
 def test_the_checklist_is_ticked_from_facts_and_open_where_a_person_must_look() -> None:
@@ -127,8 +128,8 @@ def test_a_run_that_is_not_done_has_no_checklist() -> None:
 
 
 def test_the_checklist_ends_the_report() -> None:
-    assert story.sections(judged("better"))[-1].title == "Checklist"
-    assert "verdict good" in page.html(judged("better")) and ">look<" in page.html(judged("better"))
+    assert contents.sections(judged("better"))[-1].title == "Checklist"
+    assert "verdict good" in as_html.html(judged("better")) and ">look<" in as_html.html(judged("better"))
 
 
 @pytest.mark.tiny

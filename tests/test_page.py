@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from test_report import HOSTILE, evaluation, good, hostile, in_state, step, write_events
-from training import page, report
+from training import report
+from training.report import as_html, writing
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -82,7 +83,7 @@ def runs(folder: Path) -> dict[str, Path]:
         report.write(
             run, in_state(hostile(whole) if name == "hostile" else whole, state, error="the loss is not a number")
         )
-        made[name] = run / report.HTML
+        made[name] = run / writing.HTML
     return made
 
 
@@ -113,9 +114,9 @@ def test_the_watch_would_see_a_request_and_a_message(tmp_path: Path) -> None:
 
 def test_the_policy_stops_even_text_that_would_have_been_left_unescaped(tmp_path: Path) -> None:
     leaking = tmp_path / "leaking.html"
-    style = page.STYLE.read_text(encoding="utf-8")
+    style = as_html.STYLE.read_text(encoding="utf-8")
     body = f"<img src='{AWAY}'><script>document.title='owned'</script><p style='color:red'>{HOSTILE}</p>"
-    leaking.write_text(page.head("t", style) + body + "</body></html>", encoding="utf-8")
+    leaking.write_text(as_html.head("t", style) + body + "</body></html>", encoding="utf-8")
     seen = browse(leaking, tmp_path)
     assert seen.requests == [] and "<title>owned" not in seen.dom
     assert any("Content Security Policy" in line for line in seen.console)

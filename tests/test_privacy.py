@@ -18,10 +18,11 @@ import pytest
 from conftest import ROOT, finetune, write_tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from training import comparison, control, page
+from training import control
 from training.base_model import sources, unpacking
 from training.data import BadRow, dataset
 from training.errors import UserError
+from training.report import as_html, comparison
 from training.runs import Run, checkpoint
 from training.settings import command_line
 from training.system import files, log, privacy
@@ -229,7 +230,7 @@ def test_runs_that_are_compared_show_neither(told, tmp_path):
     (other / "config.ini").write_text(f'[Model]\nSYSTEM_PROMPT = "{HOSTILE}"\n', encoding="utf-8")
     path = comparison.compare([Run(told.path), Run(other)], tmp_path)
     clean(path.read_text(encoding="utf-8"))
-    clean(page.text(HOSTILE))
+    clean(as_html.text(HOSTILE))
 
 
 def test_events_states_and_rejected_rows_hold_neither(tmp_path):
@@ -249,11 +250,11 @@ def test_a_refusal_before_the_log_is_there_shows_neither(capsys):
 
 
 def test_a_text_is_cut_short_after_its_secrets_are_hidden():
-    from training import summary
+    from training.report import as_markdown
     from training.settings import ini_file
 
     cut = "x" * 40 + f" https://me:PLANTED-password{'y' * 80}@host"
-    for text in (ini_file.show(cut), summary.short(cut, 60)):
+    for text in (ini_file.show(cut), as_markdown.short(cut, 60)):
         assert "PLANTED" not in text
 
 

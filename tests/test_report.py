@@ -19,8 +19,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training import curves, page, pictures, record, report, story, summary
-from training.blocks import Table
+from training import report
+from training.report import Report, as_html, as_markdown, charts, contents, curves, schema, writing
+from training.report.blocks import Table
+from training.report.schema import (
+    Artefact,
+    BaseFacts,
+    Check,
+    DataFacts,
+    DataFile,
+    Evaluation,
+    Quantised,
+    RunFacts,
+    Sample,
+    Score,
+    Step,
+    TrainingFacts,
+)
 from training.system import files, privacy, wording
 from training.system.wording import columns, fold
 
@@ -30,44 +45,42 @@ HOSTILE = (
 )
 
 
-def good(run: Path, **changes: Any) -> record.Report:
+def good(run: Path, **changes: Any) -> Report:
     """A run that went well, with every part filled in."""
-    made = record.Report(
+    made = Report(
         name="my-assistant",
-        run=record.RunFacts("finetune_20261121_101500", str(run), "completed", 1e9, 1e9 + 312, {"training": 281.4}),
-        base=record.BaseFacts("embedded/SmolLM2-135M-Instruct", "embedded", "1", 134_515_008, 1_843_200, 8192),
+        run=RunFacts("finetune_20261121_101500", str(run), "completed", 1e9, 1e9 + 312, {"training": 281.4}),
+        base=BaseFacts("embedded/SmolLM2-135M-Instruct", "embedded", "1", 134_515_008, 1_843_200, 8192),
         settings={"Model": {"BASE_MODEL_NAME": "embedded/SmolLM2-135M-Instruct"}, "LoRA": {"R": 8}},
         differences=(("LoRA.R", 8, 16, "config.ini:14"),),
         choices=(("Training.OPTIM", "adamw_torch", "no CUDA device"),),
         seed=3407,
         versions={"torch": "2.13.0"},
         machine={"CPU": "two cores"},
-        data=record.DataFacts(
-            (record.DataFile("/data/train_data.jsonl", "training", "ab" * 32, 4400, 144),),
+        data=DataFacts(
+            (DataFile("/data/train_data.jsonl", "training", "ab" * 32, 4400, 144),),
             {"training": 144, "validation": 24},
             tokens=9211,
             percentiles={"50": 61, "100": 131},
         ),
-        training=record.TrainingFacts(60, 60, 3.3, 3.18, 1.01, 1.01, 60, 412.3, 2_140_000_000),
-        samples=(record.Sample("Who are you?", "I am SmolLM.", "我是 my-assistant。", True),),
-        scores=(record.Score("chrF", 12.1, 61.2, 60.4, 44.0, 54.1, 24, "better"),),
-        quantised=(
-            record.Quantised("my-assistant.Q4_K_M.gguf", "q4_k_m", 105_454_432, 0.02, 0.943, 12.4, "30 tensors q5_0"),
-        ),
+        training=TrainingFacts(60, 60, 3.3, 3.18, 1.01, 1.01, 60, 412.3, 2_140_000_000),
+        samples=(Sample("Who are you?", "I am SmolLM.", "我是 my-assistant。", True),),
+        scores=(Score("chrF", 12.1, 61.2, 60.4, 44.0, 54.1, 24, "better"),),
+        quantised=(Quantised("my-assistant.Q4_K_M.gguf", "q4_k_m", 105_454_432, 0.02, 0.943, 12.4, "30 tensors q5_0"),),
         checks=(
-            record.Check("merged = base + update", True, {"tensors": 120}, "bf16 rounding", "", 3.2),
-            record.Check("logits", None, why="not enough memory"),
+            Check("merged = base + update", True, {"tensors": 120}, "bf16 rounding", "", 3.2),
+            Check("logits", None, why="not enough memory"),
         ),
         artefacts=(
-            record.Artefact("adapter/adapter_model.safetensors", 7_400_000, "ef" * 32),
-            record.Artefact("my-assistant.Q4_K_M.gguf", 105_454_432, "77" * 32),
+            Artefact("adapter/adapter_model.safetensors", 7_400_000, "ef" * 32),
+            Artefact("my-assistant.Q4_K_M.gguf", 105_454_432, "77" * 32),
         ),
         warnings=("2 of 5 answers did not stop by themselves",),
     )
     return dataclasses.replace(made, **changes)
 
 
-def in_state(made: record.Report, state: str, **changes: Any) -> record.Report:
+def in_state(made: Report, state: str, **changes: Any) -> Report:
     return dataclasses.replace(made, run=dataclasses.replace(made.run, state=state, **changes))
 
 
@@ -124,11 +137,11 @@ def test_report_json_reads_back_to_the_same_report(tmp_path: Path) -> None:
     write_events(tmp_path, step(1, 3.0), step(2, 2.0), evaluation(2, 1.5))
     said = report.write(tmp_path, good(tmp_path))
     assert said.training and len(said.training.losses) == 2
-    assert record.plain(report.read(tmp_path / "report.json")) == record.plain(said)
+    assert schema.plain(report.read(tmp_path / "report.json")) == schema.plain(said)
 
 
 def test_a_dict_will_do_and_a_field_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
-    as_dict = record.plain(good(tmp_path))
+    as_dict = schema.plain(good(tmp_path))
     assert report.write(tmp_path, as_dict).training == good(tmp_path).training
     with pytest.raises(ValueError, match="TrainingFacts has no field stepz"):
         report.write(tmp_path, {**as_dict, "training": {"stepz": 3}})
@@ -137,17 +150,17 @@ def test_a_dict_will_do_and_a_field_that_does_not_exist_is_refused_by_name(tmp_p
 def test_nan_and_infinity_never_reach_report_json(tmp_path: Path) -> None:
     write_events(tmp_path, step(1, 3.0), '{"event": "step", "step": 2, "total": 60, "loss": NaN}')
     bad = dataclasses.replace(good(tmp_path).training, after=math.nan, best=math.inf)
-    report.write(tmp_path, good(tmp_path, training=bad, checks=(record.Check("c", True, {"largest": math.inf}),)))
+    report.write(tmp_path, good(tmp_path, training=bad, checks=(Check("c", True, {"largest": math.inf}),)))
     found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert found["training"]["after"] is None and found["training"]["losses"][1]["loss"] is None
 
 
 @pytest.mark.slow
 def test_a_long_run_keeps_its_reports_small(tmp_path: Path) -> None:
-    losses = tuple(record.Step(at, 3 / (1 + at / 900), 1e-4, 1.0, 400.0) for at in range(1, 20_001))
+    losses = tuple(Step(at, 3 / (1 + at / 900), 1e-4, 1.0, 400.0) for at in range(1, 20_001))
     report.write(tmp_path, good(tmp_path, training=dataclasses.replace(good(tmp_path).training, losses=losses)))
     kept = report.read(tmp_path / "report.json").training.losses
-    assert (len(kept), kept[0].step, kept[-1].step) == (report.MOST_STEPS, 1, 20_000)
+    assert (len(kept), kept[0].step, kept[-1].step) == (writing.MOST_STEPS, 1, 20_000)
     assert (tmp_path / "report.html").stat().st_size < 300_000
     assert (tmp_path / "report.md").stat().st_size < 10_000
 
@@ -168,8 +181,8 @@ def test_artefacts_are_the_finished_files_with_size_and_hash(tmp_path: Path) -> 
     (run / f"d.gguf.7{files.PARTIAL}").write_bytes(b"half")
     (run / "link").symlink_to(tmp_path)
     digest = hashlib.sha256(b"abc").hexdigest()
-    expected = (record.Artefact("adapter/a.safetensors", 3, digest), record.Artefact("b.gguf", 3, digest))
-    assert report.artefacts(run) == expected
+    expected = (Artefact("adapter/a.safetensors", 3, digest), Artefact("b.gguf", 3, digest))
+    assert writing.artefacts(run) == expected
 
 
 # What it says
@@ -185,30 +198,30 @@ def test_artefacts_are_the_finished_files_with_size_and_hash(tmp_path: Path) -> 
     ],
 )
 def test_the_result_is_one_honest_sentence(before: float, after: float, tone: str, said: str) -> None:
-    training = record.TrainingFacts(60, 60, before=before, after=after)
-    result = story.result(good(Path("/r"), training=training))
+    training = TrainingFacts(60, 60, before=before, after=after)
+    result = contents.result(good(Path("/r"), training=training))
     assert result.tone == tone and result.text.startswith(said)
 
 
 def test_an_interrupted_run_says_how_far_it_came_and_how_to_go_on() -> None:
-    training = record.TrainingFacts(23, 60, before=3.18, losses=(record.Step(1, 3.0), record.Step(23, 1.2)))
+    training = TrainingFacts(23, 60, before=3.18, losses=(Step(1, 3.0), Step(23, 1.2)))
     made = in_state(good(Path("/runs/a b"), training=training), "interrupted")
-    text = summary.markdown(made)
+    text = as_markdown.markdown(made)
     assert "**Interrupted after step 23 of 60." in text
     assert "./run.sh --resume '/runs/a b'" in text and "ollama run" not in text
-    assert "ended at 23 of 60" in page.html(made)
+    assert "ended at 23 of 60" in as_html.html(made)
 
 
 def test_a_failed_run_says_where_why_and_what_is_safe() -> None:
     failed = {"failed_stage": "training", "error": "the loss is not a number", "safe": "step 20 is whole"}
-    text = summary.markdown(in_state(good(Path("/r")), "failed", **failed))
+    text = as_markdown.markdown(in_state(good(Path("/r")), "failed", **failed))
     assert "**Failed in training: the loss is not a number**" in text and "step 20 is whole" in text
     assert "export_ollama.sh" not in text
 
 
 @pytest.mark.parametrize("state", ["completed", "interrupted", "failed"])
 def test_a_run_that_reached_nothing_still_has_a_report(tmp_path: Path, state: str) -> None:
-    bare = record.Report("x", record.RunFacts("r", "/r", state), record.BaseFacts("b"))
+    bare = Report("x", RunFacts("r", "/r", state), BaseFacts("b"))
     report.write(tmp_path, bare)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert text.startswith("# x\n") and "None" not in text and "## Losses" not in text
@@ -223,14 +236,14 @@ def test_without_a_record_of_training_its_events_still_tell_the_losses(tmp_path:
 
 
 def test_warnings_come_before_everything_else() -> None:
-    headings = re.findall(r"^## (.*)$", summary.markdown(good(Path("/r"))), re.MULTILINE)
+    headings = re.findall(r"^## (.*)$", as_markdown.markdown(good(Path("/r"))), re.MULTILINE)
     assert headings[:2] == ["Warnings", "Next"]
-    assert [section.title for section in story.sections(good(Path("/r")))] == headings
+    assert [section.title for section in contents.sections(good(Path("/r")))] == headings
 
 
 def test_report_md_answers_what_a_person_in_a_hurry_asks() -> None:
-    training = dataclasses.replace(good(Path("/r")).training, losses=(record.Step(1, 3.0), record.Step(60, 1.0)))
-    text = summary.markdown(good(Path("/r"), training=training))
+    training = dataclasses.replace(good(Path("/r")).training, losses=(Step(1, 3.0), Step(60, 1.0)))
+    text = as_markdown.markdown(good(Path("/r"), training=training))
     for said in (
         "embedded/SmolLM2-135M-Instruct (135 M parameters), 144 rows of train_data.jsonl, 60 steps (3.3 epochs)",
         "./export_ollama.sh /r my-assistant\nollama run my-assistant",
@@ -249,11 +262,11 @@ def test_report_md_answers_what_a_person_in_a_hurry_asks() -> None:
 def test_the_table_of_files_says_what_quantising_cost_and_what_was_made_with_an_importance_matrix() -> None:
     size = 105_454_432
     files = (
-        record.Quantised("a.Q4_K_M.gguf", "q4_k_m", size, 0.02, 0.943, 12.4, perplexity_change=0.0124),
-        record.Quantised("a.IQ2_XS.gguf", "iq2_xs", size, 0.9, 0.5, 31.0, importance=True, perplexity_change=1.531),
-        record.Quantised("a.F16.gguf", "f16", size, perplexity=12.25),
+        Quantised("a.Q4_K_M.gguf", "q4_k_m", size, 0.02, 0.943, 12.4, perplexity_change=0.0124),
+        Quantised("a.IQ2_XS.gguf", "iq2_xs", size, 0.9, 0.5, 31.0, importance=True, perplexity_change=1.531),
+        Quantised("a.F16.gguf", "f16", size, perplexity=12.25),
     )
-    text = summary.markdown(good(Path("/r"), quantised=files))
+    text = as_markdown.markdown(good(Path("/r"), quantised=files))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| a." in line]
     assert [row[1] for row in rows] == ["q4_k_m", "iq2_xs, importance matrix", "f16"]
     assert [row[5] for row in rows] == ["12.4 (+1.2 %)", "31 (+153.1 %)", "12.25"]
@@ -261,7 +274,7 @@ def test_the_table_of_files_says_what_quantising_cost_and_what_was_made_with_an_
 
 def test_commands_survive_spaces_quotes_and_chinese_in_the_path() -> None:
     place = "/home/it's/我的 输出/run"
-    text = summary.markdown(good(Path(place)))
+    text = as_markdown.markdown(good(Path(place)))
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("./")]
     assert commands == [
         ["./export_ollama.sh", place, "my-assistant"],
@@ -270,9 +283,9 @@ def test_commands_survive_spaces_quotes_and_chinese_in_the_path() -> None:
 
 
 def test_a_check_that_failed_stands_out_and_one_that_was_not_run_says_why() -> None:
-    made = good(Path("/r"), checks=(record.Check("a", False), record.Check("b", None, why="too little memory")))
-    assert re.search(r"\| a +\| FAILED ", summary.markdown(made))
-    text = page.html(made)
+    made = good(Path("/r"), checks=(Check("a", False), Check("b", None, why="too little memory")))
+    assert re.search(r"\| a +\| FAILED ", as_markdown.markdown(made))
+    text = as_html.html(made)
     assert '<td class="verdict bad">FAILED</td>' in text and "too little memory" in text
 
 
@@ -298,33 +311,35 @@ def pipes(line: str) -> int:
 
 @given(st.lists(st.text(), min_size=2, max_size=2))
 def test_no_cell_can_break_a_markdown_table(cells: list[str]) -> None:
-    lines = summary.table(Table(("one", "two"), (tuple(cells), ("x", "y")))).split("\n")
-    assert len(lines) == 4 and len(summary.table(Table(("one", "two"), (tuple(cells), ("x", "y")))).splitlines()) == 4
+    lines = as_markdown.table(Table(("one", "two"), (tuple(cells), ("x", "y")))).split("\n")
+    assert (
+        len(lines) == 4 and len(as_markdown.table(Table(("one", "two"), (tuple(cells), ("x", "y")))).splitlines()) == 4
+    )
     assert {pipes(line) for line in lines} == {3}
 
 
 def test_a_cell_with_pipe_backtick_and_line_end_shows_exactly_that() -> None:
-    lines = summary.table(Table(("a", "b"), (("x|`y`\nz", "my_name __init__ <b>"),))).splitlines()
+    lines = as_markdown.table(Table(("a", "b"), (("x|`y`\nz", "my_name __init__ <b>"),))).splitlines()
     assert lines[2] == r"| x\|\`y\` z | my_name \_\_init\_\_ \<b> |"
 
 
 @pytest.mark.parametrize("text", ["*a*", "_a_", "~~a~~", "[a](b)", "<b>", "$a$", "`a`", "&lt;", "a\\*b"])
 def test_marks_of_markdown_and_of_its_viewers_stay_text(text: str) -> None:
-    shown = summary.inline(text)
+    shown = as_markdown.inline(text)
     assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", shown) == text  # what a viewer makes of it
     assert re.match(r"\\|a\\", shown)
 
 
 @given(st.text(alphabet="`a\n~ "))
 def test_no_answer_can_end_its_code_block(answer: str) -> None:
-    lines = summary.fence(summary.wrapped(answer), "text").split("\n")
+    lines = as_markdown.fence(as_markdown.wrapped(answer), "text").split("\n")
     ticks = lines[-1]
     assert lines[0] == f"{ticks}text" and not any(line.strip(" ").startswith(ticks) for line in lines[1:-1])
 
 
 @pytest.mark.parametrize("text", ["# a", "1. a", "- a", "> a", "+ a", "=== a", "10) a"])
 def test_a_line_that_looks_like_markdown_stays_text(text: str) -> None:
-    shown = summary.paragraph(text)
+    shown = as_markdown.paragraph(text)
     assert re.match(r"\\[#>+=-]|\d+\\[.)]", shown) and shown.replace("\\", "", 1) == text
 
 
@@ -358,7 +373,7 @@ def hostile(value: Any) -> Any:
     """A copy of a record in which every text is hostile; the state stays, for the code decides by it."""
     if dataclasses.is_dataclass(value):
         changed = {item.name: hostile(getattr(value, item.name)) for item in dataclasses.fields(value)}
-        return type(value)(**{**changed, **({"state": value.state} if isinstance(value, record.RunFacts) else {})})
+        return type(value)(**{**changed, **({"state": value.state} if isinstance(value, RunFacts) else {})})
     if isinstance(value, tuple):
         return tuple(hostile(item) for item in value)
     if isinstance(value, dict):
@@ -367,10 +382,10 @@ def hostile(value: Any) -> Any:
 
 
 def test_hostile_text_in_any_field_adds_no_element_and_no_attribute_to_the_page(tmp_path: Path) -> None:
-    made = good(tmp_path, training=dataclasses.replace(good(tmp_path).training, losses=(record.Step(1, 3.0),)))
+    made = good(tmp_path, training=dataclasses.replace(good(tmp_path).training, losses=(Step(1, 3.0),)))
     parsed, plain = Tags(), Tags()
-    parsed.feed(page.html(hostile(made)))
-    plain.feed(page.html(made))
+    parsed.feed(as_html.html(hostile(made)))
+    plain.feed(as_html.html(made))
     assert parsed.tags == plain.tags and parsed.attributes == plain.attributes and "script" not in parsed.tags
     assert parsed.links == {"data:,"}
     assert "<script>document.title='owned'</script>" in parsed.text
@@ -385,7 +400,7 @@ def test_escape_sequences_are_shown_and_not_obeyed(tmp_path: Path) -> None:
 
 
 def test_half_a_character_does_not_stop_the_report(tmp_path: Path) -> None:
-    report.write(tmp_path, good(tmp_path, samples=(record.Sample("q\ud83d", "a\udc80", "b"),)))
+    report.write(tmp_path, good(tmp_path, samples=(Sample("q\ud83d", "a\udc80", "b"),)))
     assert report.read(tmp_path / "report.json").samples[0].question == "q\ufffd"
 
 
@@ -400,7 +415,7 @@ def test_tokens_and_keys_reach_none_of_the_three_files(tmp_path: Path, monkeypat
         differences=(("Hub.API_KEY", "another-one", None, "config.ini:3"), ("Model.X", TOKEN, "", "--set")),
         choices=(("Training.REPORT_TO", "wandb", "key 0123456789abcdef0123456789abcdef01234567"),),
         warnings=(f"401 for Authorization: Bearer {TOKEN}", "sk-proj-" + "a1" * 20),
-        samples=(record.Sample(f"What is {TOKEN}?", None, TOKEN),),
+        samples=(Sample(f"What is {TOKEN}?", None, TOKEN),),
         machine={"proxy": "http://me:pass-word@proxy:8080"},
     )
     report.write(tmp_path, made)
@@ -420,7 +435,7 @@ def test_hashes_revisions_and_ordinary_words_are_not_taken_for_secrets() -> None
 @pytest.mark.slow
 def test_reading_and_writing_a_report_needs_no_heavy_package() -> None:
     code = "import sys, training.report; print(*sorted({'torch', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)))"
-    root = Path(record.__file__).parent.parent
+    root = Path(schema.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
@@ -434,7 +449,7 @@ def test_steps_told_twice_by_a_resumed_run_count_once(tmp_path: Path) -> None:
     steps, evaluations, total = curves.read(path)
     assert [item.step for item in steps] == list(range(1, 26)) and total == 60
     assert steps[19].loss == 9.0 and steps[20].loss == 1.0
-    assert evaluations == (record.Evaluation(20, 8.0),)
+    assert evaluations == (Evaluation(20, 8.0),)
 
 
 def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
@@ -444,8 +459,8 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_chart_in_ascii_fits_a_terminal_of_80_columns() -> None:
-    steps = [record.Step(at, 3 - at / 30) for at in range(1, 61)]
-    drawn = pictures.text(curves.charts(steps, [record.Evaluation(0, 3.1), record.Evaluation(60, 1.2)], 60)[0])
+    steps = [Step(at, 3 - at / 30) for at in range(1, 61)]
+    drawn = charts.text(curves.charts(steps, [Evaluation(0, 3.1), Evaluation(60, 1.2)], 60)[0])
     assert drawn.isascii() and max(map(len, drawn.splitlines())) <= 80
     rows = [line[8:] for line in drawn.splitlines()[1:-2]]
     assert rows[3][0] == "o" and next(row for row in rows if row.endswith("o"))  # before and after
@@ -454,10 +469,10 @@ def test_a_chart_in_ascii_fits_a_terminal_of_80_columns() -> None:
 
 
 def test_a_diverged_run_is_drawn_on_a_logarithmic_scale_and_marks_where_numbers_end() -> None:
-    steps = [record.Step(at, 2.4 * 1.45 ** max(0, at - 12) if at < 30 else None, 1e-4) for at in range(1, 32)]
+    steps = [Step(at, 2.4 * 1.45 ** max(0, at - 12) if at < 30 else None, 1e-4) for at in range(1, 32)]
     chart = curves.charts(steps, [], 60)[0]
-    assert "(logarithmic)" in pictures.text(chart) and "!" in pictures.text(chart).splitlines()[1]
-    assert "not a number from step 30" in pictures.svg(chart) and "not a finite number at step 30" in pictures.describe(
+    assert "(logarithmic)" in charts.text(chart) and "!" in charts.text(chart).splitlines()[1]
+    assert "not a number from step 30" in charts.svg(chart) and "not a finite number at step 30" in charts.describe(
         chart
     )
 
@@ -470,7 +485,7 @@ def test_a_run_whose_every_loss_is_nan_has_a_report(tmp_path: Path) -> None:
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1))
 def test_every_value_lies_on_its_scale_and_larger_ones_higher(values: list[float]) -> None:
-    axis = pictures.scale(values)
+    axis = charts.scale(values)
     room = 1e-6 * max(1.0, abs(axis.low), abs(axis.high))
     assert axis.low < axis.high and max(values) <= axis.high + room
     assert axis.logarithmic or min(values) >= axis.low - room
@@ -481,8 +496,8 @@ def test_every_value_lies_on_its_scale_and_larger_ones_higher(values: list[float
 
 @pytest.mark.parametrize("losses", [[1.0], [0.0, 0.0], [2e-4, 2e-4], [3.0, None, 2.0], [1e-12, 5e-12]])
 def test_svg_is_well_formed_and_stays_inside_its_frame(losses: list[float | None]) -> None:
-    steps = [record.Step(at, loss) for at, loss in enumerate(losses, 1)]
-    root = ElementTree.fromstring(pictures.svg(curves.charts(steps, [], 3)[0]))
+    steps = [Step(at, loss) for at, loss in enumerate(losses, 1)]
+    root = ElementTree.fromstring(charts.svg(curves.charts(steps, [], 3)[0]))
     assert root.get("role") == "img" and root.get("aria-label", "").startswith("Loss by step: training loss from")
     dots = [(float(item.get("cx")), float(item.get("cy"))) for item in root.iter("circle")]
     assert len(dots) == sum(loss is not None for loss in losses)
@@ -490,8 +505,8 @@ def test_svg_is_well_formed_and_stays_inside_its_frame(losses: list[float | None
 
 
 def test_every_curve_that_was_measured_is_drawn_and_no_other() -> None:
-    full = [record.Step(at, 1.0, 1e-4, 0.5, 400.0) for at in (1, 2)]
+    full = [Step(at, 1.0, 1e-4, 0.5, 400.0) for at in (1, 2)]
     titles = [chart.title for chart in curves.charts(full, [], 2)]
     assert titles == ["Loss", "Learning rate", "Tokens per second", "Gradient norm"]
-    assert [chart.title for chart in curves.charts([record.Step(1, 1.0)], [], 2)] == ["Loss"]
+    assert [chart.title for chart in curves.charts([Step(1, 1.0)], [], 2)] == ["Loss"]
     assert curves.charts([], [], 0) == []

@@ -293,7 +293,7 @@ def chat(arguments: Arguments, stdout: IO[str]) -> int:
 
 def compare(arguments: Arguments, stdout: IO[str]) -> int:
     """One page of several runs, in OUTPUT_DIR."""
-    from training import comparison
+    from training.report import comparison
 
     folder = output_dir(arguments)
     log.say_path(stdout, comparison.compare([runs.find(folder, run) for run in arguments.runs], folder))

@@ -22,12 +22,13 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from loguru import logger
 
-from training import account, llama, ollama, runs
+from training import llama, ollama, runs
 from training.base_model import base_files
 from training.checks import all_checks
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama import modelfile
 from training.plan import plan as as_read
+from training.report import gathering
 from training.runs import FACTS, Run, directory
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, forkserver, launchers, log
@@ -226,12 +227,12 @@ def finish(job: Job) -> None:
     Not so where FAIL_IF_WORSE had ended it: that is a failure, exported or not.
     """
     run = job.run
-    planned = (run.path / runs.CHECKPOINTS / account.PLANNED).is_file()
+    planned = (run.path / runs.CHECKPOINTS / gathering.PLANNED).is_file()
     chosen = job.settings.training
-    failed = chosen.fail_if_worse and account.worse(run, best=bool(chosen.early_stopping_patience))
+    failed = chosen.fail_if_worse and gathering.worse(run, best=bool(chosen.early_stopping_patience))
     if run.status.get("state") == "completed" or run.stage("train") is None or failed or not planned:
         return
-    account.complete(run)
+    gathering.complete(run)
     Events(run.path / runs.EVENTS).emit("done", run=str(run.path), exit_code=0)
 
 

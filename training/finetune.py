@@ -35,7 +35,6 @@ from typing import IO, Any
 from loguru import logger
 
 from training import (
-    account,  # noqa: E402
     control,  # noqa: E402
     distributed,  # noqa: E402
     export,  # noqa: E402
@@ -52,6 +51,7 @@ from training.plan import (
     prepare,  # noqa: E402
     time_estimate,  # noqa: E402
 )
+from training.report import gathering  # noqa: E402
 from training.runs import (
     Run,  # noqa: E402
     checkpoint,  # noqa: E402
@@ -87,7 +87,7 @@ def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Ca
         gc.collect()
     stages.judge(plan.settings, run, events)
     stages.export_stage(run, events)
-    account.complete(run)
+    gathering.complete(run)
 
 
 def begin(plan: Plan, run: Run, stdout: IO[str] | None) -> Events:
@@ -105,7 +105,7 @@ def begin(plan: Plan, run: Run, stdout: IO[str] | None) -> Events:
 
 def announce(plan: Plan, run: Run, events: Events) -> None:
     """The first events of a run, and the word to a waiting parent (--detach) that it has really started."""
-    account.keep(plan, run)
+    gathering.keep(plan, run)
     events.emit(
         "started", run=str(run.path), pid=os.getpid(), total=plan.steps, name=plan.settings.model.new_model_name
     )
@@ -185,7 +185,7 @@ def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: I
         return error.exit_code
     run.update(state=state, error=str(error), eta=None)
     try:
-        account.write(run, state, error)
+        gathering.write(run, state, error)
     except Exception as problem:  # the run has failed already: that, and where it is, must still be told
         logger.warning("no report: {}", problem)
     if events is not None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from loguru import logger
 
-from training import account, evaluation, export, runs
+from training import evaluation, export, runs
 from training.data import Item, held_out
 from training.data.encoding import end_ids
 from training.distributed import Crew
 from training.errors import Interrupted, RunError
 from training.evaluation import scoring
 from training.plan import Plan
+from training.report import gathering
 from training.runs import Run, checkpoint
 from training.system import forkserver, paths
 from training.system.events import Events
@@ -111,7 +112,7 @@ def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events
 
 def judge(settings: Any, run: Run, events: Events) -> None:
     """Say so when the tuned model is worse than the base; FAIL_IF_WORSE makes it a failure."""
-    words = account.worse(run, best=bool(settings.training.early_stopping_patience))
+    words = gathering.worse(run, best=bool(settings.training.early_stopping_patience))
     if not words:
         return
     if settings.training.fail_if_worse:

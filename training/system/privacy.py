@@ -1,7 +1,7 @@
 """What must not reach a log, a report or a terminal: tokens and keys, and characters that act on who reads them.
 
 All text for people goes through `shown`, all JSON for programs through `hidden` and `as_json`: log.py, events.py, runs/directory.py
-and record.py are the places where that happens.
+and report/schema.py are the places where that happens.
 """
 
 from __future__ import annotations

@@ -8,14 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from training import pictures, story
-from training.blocks import Answers, Commands, Details, Pictures, Table, Text
-from training.curves import Chart
-from training.record import Report, Sample
+from training.report import charts, contents
+from training.report.blocks import Answers, Commands, Details, Pictures, Table, Text
+from training.report.curves import Chart
+from training.report.schema import Report, Sample
 from training.system import wording
 from training.system.privacy import shown
 
-STYLE = Path(__file__).with_name("page.css")
+STYLE = Path(__file__).with_name("as_html.css")
 MARKS = {
     "passed": "good",
     "yes": "good",
@@ -31,17 +31,19 @@ TONES = {"completed": "good", "interrupted": "warn", "failed": "bad"}
 def html(report: Report) -> str:
     """The whole of report.html."""
     style = STYLE.read_text(encoding="utf-8")
-    result, run = story.result(report), report.run
-    tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in story.headline(report))
+    result, run = contents.result(report), report.run
+    tiles = "".join(
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in contents.headline(report)
+    )
     when = " to ".join(filter(None, (wording.moment(run.started), wording.moment(run.finished))))
     body = [
         f'<header><h1>{text(report.name)}<span class="state {TONES.get(run.state, "")}">{text(run.state)}</span></h1>',
         f'<p class="result {result.tone}">{text(result.text)}</p>',
-        f'<p class="soft">{text(story.trained(report))}</p>',
+        f'<p class="soft">{text(contents.trained(report))}</p>',
         f'<dl class="tiles">{tiles}</dl></header>' if tiles else "</header>",
         "<main>",
     ]
-    for section in story.sections(report):
+    for section in contents.sections(report):
         inner = "\n".join(render(block) for block in section.blocks)
         body.append(f"<section><h2>{text(section.title)}</h2>\n{inner}\n</section>")
     body.append(f"</main><footer>Run {text(run.id)}, {text(when)}</footer>")
@@ -96,10 +98,12 @@ def figure(chart: Chart, width: int = 760, height: int = 280) -> str:
         for series in chart.series
         if series.name != chart.title.lower()
     )
-    if pictures.scale(chart.values()).logarithmic:
+    if charts.scale(chart.values()).logarithmic:
         keys += '<span class="note">logarithmic</span>'
     large = ' class="large"' if width > 500 else ""
-    return f"<figure{large}><figcaption>{text(chart.title)}{keys}</figcaption>{pictures.svg(chart, width, height)}</figure>"
+    return (
+        f"<figure{large}><figcaption>{text(chart.title)}{keys}</figcaption>{charts.svg(chart, width, height)}</figure>"
+    )
 
 
 def table(block: Table) -> str:

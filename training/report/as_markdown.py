@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from training import pictures, story
-from training.blocks import Answers, Commands, Pictures, Table, Text
-from training.record import Report, Sample
+from training.report import charts, contents
+from training.report.blocks import Answers, Commands, Pictures, Table, Text
+from training.report.schema import Report, Sample
 from training.system import wording
 from training.system.privacy import redact, shown
 from training.system.wording import columns, fold
@@ -22,10 +22,10 @@ WIDEST_PADDING = 48  # columns to which a table's cells are lined up; longer one
 def markdown(report: Report) -> str:
     """The whole of report.md."""
     lines = [f"# {inline(report.name)}", ""]
-    lines += [f"**{inline(story.result(report).text)}**", "", paragraph(story.trained(report)), ""]
-    if figures_line := [f"{name} {value}" for name, value in story.headline(report) if name not in SAID]:
+    lines += [f"**{inline(contents.result(report).text)}**", "", paragraph(contents.trained(report)), ""]
+    if figures_line := [f"{name} {value}" for name, value in contents.headline(report) if name not in SAID]:
         lines += [paragraph(", ".join(figures_line)), ""]
-    for section in story.sections(report):
+    for section in contents.sections(report):
         parts = [part for block in section.blocks if (part := render(block))]
         if parts:
             lines += [f"## {section.title}", "", "\n\n".join(parts), ""]
@@ -43,7 +43,7 @@ def render(block: Any) -> str:
     if isinstance(block, Commands):
         return fence("\n".join(block.lines), "sh")
     if isinstance(block, Pictures):
-        return fence(pictures.text(block.charts[0]), "text")
+        return fence(charts.text(block.charts[0]), "text")
     if isinstance(block, Table):
         return table(block)
     if isinstance(block, Answers):

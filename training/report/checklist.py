@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from training.evaluation import GENERAL_LOSS, LOSS
-from training.record import Point, Report, Score
+from training.report.schema import Point, Report, Score
 from training.system import wording
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from training import checklist, page, report, runs, settings
-from training.blocks import Pictures, Section, Table, Text
-from training.curves import MOST_POINTS, Chart, Series, thin
+from training import runs, settings
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS
-from training.record import BaseFacts, Report, RunFacts, Score
+from training.report import as_html, checklist, writing
+from training.report.blocks import Pictures, Section, Table, Text
+from training.report.curves import MOST_POINTS, Chart, Series, thin
+from training.report.schema import BaseFacts, Report, RunFacts, Score
 from training.runs import Run, directory
 from training.system import files, wording
 
@@ -30,7 +31,7 @@ def compare(found: Sequence[Run], folder: Path) -> Path:
 def read(run: Run) -> Report:
     """What is known of a run: its report, or of one that is not done its settings and curves."""
     if (run.path / runs.REPORT).is_file():
-        return report.read(run.path / runs.REPORT)
+        return writing.read(run.path / runs.REPORT)
     given = settings.load(run.path / runs.CONFIG, check_files=False)
     status = run.status
     made = Report(
@@ -40,18 +41,18 @@ def read(run: Run) -> Report:
         settings=given.as_dict(),
         scores=tuple(Score(**score) for score in status.get("stages", {}).get("evaluate", {}).get("scores", [])),
     )
-    return report.with_curves(run.path, made)
+    return writing.with_curves(run.path, made)
 
 
 def html(reports: Sequence[Report]) -> str:
     """The whole page."""
     title = f"{len(reports)} runs compared"
-    body = [f"<header><h1>{page.text(title)}</h1></header>", "<main>"]
+    body = [f"<header><h1>{as_html.text(title)}</h1></header>", "<main>"]
     for section in sections(reports):
-        inner = "\n".join(page.render(block) for block in section.blocks)
-        body.append(f"<section><h2>{page.text(section.title)}</h2>\n{inner}\n</section>")
+        inner = "\n".join(as_html.render(block) for block in section.blocks)
+        body.append(f"<section><h2>{as_html.text(section.title)}</h2>\n{inner}\n</section>")
     body.append("</main>")
-    return "\n".join([page.head(title, page.STYLE.read_text(encoding="utf-8")), *body, "</body></html>"]) + "\n"
+    return "\n".join([as_html.head(title, as_html.STYLE.read_text(encoding="utf-8")), *body, "</body></html>"]) + "\n"
 
 
 def sections(reports: Sequence[Report]) -> list[Section]:

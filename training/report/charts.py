@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from statistics import median
 
-from training.curves import Chart, Point, Series
+from training.report.curves import Chart, Point, Series
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 26, 12, 34  # margins of a chart, in its own units
 

@@ -6,8 +6,21 @@ import dataclasses
 import time
 from typing import Any
 
-from training import evaluation, record, report, runs
+from training import evaluation, runs
 from training.data import dataset, held_out
+from training.report import schema, writing
+from training.report.schema import (
+    BaseFacts,
+    Check,
+    DataFacts,
+    DataFile,
+    Quantised,
+    Report,
+    RunFacts,
+    Sample,
+    Score,
+    TrainingFacts,
+)
 from training.runs import Run
 from training.system import files
 
@@ -18,10 +31,10 @@ PLANNED = "report.json"  # in checkpoints/: what the plan gives to the report, f
 
 def keep(plan: Any, run: Run) -> None:
     """Write down what only the plan knows: a run may be finished by another process, without its data file."""
-    planned = record.Report(
+    planned = Report(
         name=plan.settings.model.new_model_name,
-        run=record.RunFacts(run.path.name, str(run.path)),
-        base=record.BaseFacts(
+        run=RunFacts(run.path.name, str(run.path)),
+        base=BaseFacts(
             name=plan.base.name,
             kind=plan.base.kind,
             revision=plan.base.revision,
@@ -35,15 +48,15 @@ def keep(plan: Any, run: Run) -> None:
         versions=plan.machine.versions,
         machine={k: v for k, v in plan.machine.as_dict().items() if k != "versions"},
         data=_data(plan),
-        training=record.TrainingFacts(total=plan.steps),
+        training=TrainingFacts(total=plan.steps),
         warnings=tuple(plan.data.warnings),
     )
-    files.write_json(run.path / runs.CHECKPOINTS / PLANNED, record.plain(planned))
+    files.write_json(run.path / runs.CHECKPOINTS / PLANNED, schema.plain(planned))
 
 
 def write(run: Run, state: str, error: Any = None) -> None:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
-    report.write(run.path, gather(run, state, error))
+    writing.write(run.path, gather(run, state, error))
 
 
 def complete(run: Run) -> None:
@@ -52,9 +65,9 @@ def complete(run: Run) -> None:
     run.update(state="completed", stage=None, progress=100, eta=None, error=None)
 
 
-def gather(run: Run, state: str, error: Any = None) -> record.Report:
+def gather(run: Run, state: str, error: Any = None) -> Report:
     """The whole report. Stages that did not run leave their part out."""
-    planned = report.read(run.path / runs.CHECKPOINTS / PLANNED)
+    planned = writing.read(run.path / runs.CHECKPOINTS / PLANNED)
     stages = run.status.get("stages", {})
     trained = stages.get("train")
     return dataclasses.replace(
@@ -63,28 +76,28 @@ def gather(run: Run, state: str, error: Any = None) -> record.Report:
         base=dataclasses.replace(planned.base, trainable=(trained or {}).get("trainable")),
         training=_training(planned, trained) if trained else None,
         samples=tuple(
-            record.Sample(s["question"], s["before"], s["after"], s["stopped"], s["expected"])
+            Sample(s["question"], s["before"], s["after"], s["stopped"], s["expected"])
             for s in stages.get("evaluate", {}).get("samples", [])
         ),
         scores=_scores(stages),
-        general=tuple(record.Score(**score) for score in stages.get("evaluate", {}).get("general", [])),
+        general=tuple(Score(**score) for score in stages.get("evaluate", {}).get("general", [])),
         quantised=_quantised(run, stages),
-        checks=tuple(record.Check(**c) for c in run.status.get("checks", [])),
-        artefacts=report.artefacts(run.path),
+        checks=tuple(Check(**c) for c in run.status.get("checks", [])),
+        artefacts=writing.artefacts(run.path),
         warnings=(*planned.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
     )
 
 
-def _scores(stages: dict[str, Any]) -> tuple[record.Score, ...]:
+def _scores(stages: dict[str, Any]) -> tuple[Score, ...]:
     """The lines of the evaluation, with the quantised file's figures put beside those of base and tuned model."""
     quantised = stages.get("check", {}).get("quantised", {}).get("scores", {})
-    found = (record.Score(**score) for score in stages.get("evaluate", {}).get("scores", []))
+    found = (Score(**score) for score in stages.get("evaluate", {}).get("scores", []))
     return tuple(dataclasses.replace(score, quantised=quantised.get(score.name)) for score in found)
 
 
-def _quantised(run: Run, stages: dict[str, Any]) -> tuple[record.Quantised, ...]:
+def _quantised(run: Run, stages: dict[str, Any]) -> tuple[Quantised, ...]:
     speeds = stages.get("check", {}).get("quantised", {}).get("speeds", {})
-    found = (record.Quantised(**row) for row in run.status.get("quantised", []))
+    found = (Quantised(**row) for row in run.status.get("quantised", []))
     return tuple(dataclasses.replace(row, tokens_per_second=speeds.get(row.file)) for row in found)
 
 
@@ -103,8 +116,8 @@ def worse(run: Run, best: bool) -> str:
     return ""
 
 
-def _run(run: Run, state: str, error: Any, stages: dict[str, Any]) -> record.RunFacts:
-    return record.RunFacts(
+def _run(run: Run, state: str, error: Any, stages: dict[str, Any]) -> RunFacts:
+    return RunFacts(
         id=run.path.name,
         directory=str(run.path),
         state=state,
@@ -117,21 +130,19 @@ def _run(run: Run, state: str, error: Any, stages: dict[str, Any]) -> record.Run
     )
 
 
-def _data(plan: Any) -> record.DataFacts:
+def _data(plan: Any) -> DataFacts:
     chosen, counts, summary = plan.settings.dataset, plan.data.counts, plan.summary
     roles = [
         (chosen.dataset_file, "training", counts["train"]),
         (chosen.validation_file, "validation", counts["validation"]),
     ]
     files = tuple(
-        record.DataFile(
-            str(path), role, plan.data.sha256[str(path)], path.stat().st_size if path.exists() else None, rows
-        )
+        DataFile(str(path), role, plan.data.sha256[str(path)], path.stat().st_size if path.exists() else None, rows)
         for path, role, rows in roles
         if path
     )
     names = {"train": "training", "validation": "validation", "test": "test"}
-    return record.DataFacts(
+    return DataFacts(
         files=files,
         rows={name: counts[key] for key, name in names.items() if counts[key]},
         tokens=summary.tokens,
@@ -154,10 +165,10 @@ def _profile(rows: Any) -> dict[str, float]:
     return {"chinese": chinese / len(answers), "distinct": len(set(answers)) / len(answers)}
 
 
-def _training(planned: record.Report, trained: dict[str, Any]) -> record.TrainingFacts:
+def _training(planned: Report, trained: dict[str, Any]) -> TrainingFacts:
     found = trained["validation"]
     kept_best = planned.settings["Training"]["EARLY_STOPPING_PATIENCE"] and found["best"] is not None
-    return record.TrainingFacts(
+    return TrainingFacts(
         steps=trained["steps"],
         total=planned.training.total,
         epochs=trained["epochs"],

@@ -1,12 +1,12 @@
-"""What a report is made of: plain blocks, which summary.py turns into Markdown and page.py into HTML."""
+"""What a report is made of: plain blocks, which as_markdown.py turns into Markdown and as_html.py into HTML."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from training.curves import Chart
-from training.record import Sample
+from training.report.curves import Chart
+from training.report.schema import Sample
 
 
 @dataclass(frozen=True)

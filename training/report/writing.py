@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training import curves, page, runs, summary
-from training.record import Artefact, Report, TrainingFacts, build, plain
+from training import runs
+from training.report import as_html, as_markdown, curves
+from training.report.schema import Artefact, Report, TrainingFacts, build, plain
 from training.system import files
 
 MOST_STEPS = 2000  # in report.json, evenly spread; every one stands in events.jsonl
@@ -27,8 +28,8 @@ def write(run: Path, record: Report | Mapping[str, Any]) -> Report:
     """
     report = with_curves(run, build(plain(record)))
     (run / JSON).unlink(missing_ok=True)
-    files.write_text(run / MARKDOWN, summary.markdown(report))
-    files.write_text(run / HTML, page.html(report))
+    files.write_text(run / MARKDOWN, as_markdown.markdown(report))
+    files.write_text(run / HTML, as_html.html(report))
     if report.run.state == "completed":
         files.write_json(run / JSON, thinned(report))
     return report

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from training.record import Evaluation, Step
+from training.report.schema import Evaluation, Step
 from training.system import events
 
 MOST_POINTS = 300  # in a picture; more cannot be told apart on a screen
