@@ -92,7 +92,8 @@ def make(folder: Path, shape: dict[str, int]) -> None:
 
 def measure(config: Path) -> None:
     """Plan and train as the program does; print the plan's parts and this process's peak in bytes, as JSON."""
-    from training import finetune, runs, settings, stages
+    from training import finetune, pipeline, runs, settings
+    from training.pipeline.stages import Rows
     from training.plan import memory, prepare
     from training.system.signals import Signals
     from training.to_gguf import trial
@@ -106,7 +107,7 @@ def measure(config: Path) -> None:
     run = runs.create(plan.settings.training.output_dir)
     events = finetune.begin(plan, run, None)
     loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
-    stages.train_stage(plan, loaded, stages.Rows([], []), run, events, Signals())
+    pipeline.train_stage(plan, loaded, Rows([], []), run, events, Signals())
     # Not ru_maxrss: on Linux a child starts with its parent's peak in it.
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     print(json.dumps({"parts": parts, "peak": peak}), file=sys.__stdout__, flush=True)

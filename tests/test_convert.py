@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import export
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
+from training.pipeline import export_stages
 from training.system import files
 from training.to_gguf import conversion, conversion_worker, importance, merging, trial, trial_model
 
@@ -164,7 +164,7 @@ def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     chats = conversion.to_gguf(folder, tmp_path / "chats.gguf")
     job = SimpleNamespace(facts={"plain": True}, merged=folder, f16=tmp_path / "plain.gguf")
-    export.STAGES["convert"][1](job)
+    export_stages.STAGES["convert"][1](job)
     fields = [GGUFReader(path).fields for path in (chats, job.f16)]
     assert fields[0].keys() - fields[1].keys() == {"tokenizer.chat_template"}
     assert fields[1].keys() <= fields[0].keys()

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from conftest import ROOT, Ended, finetune, forked, once, write_tiny_config
 from test_checks import edit_end, edit_tensor
-from training import export, runs
+from training import runs
 from training.evaluation import reference
 from training.llama import gguf_file
+from training.pipeline import export_stages
 
 SCRIPT = ROOT / "training" / "export.py"
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
@@ -87,7 +88,7 @@ def test_a_stage_that_is_named_is_done_again_and_what_follows_from_it_is_forgott
     assert after[written] > before[written]
     folder = written.partition("/")[0]
     assert {name for name in after if after[name] != before.get(name)} <= {n for n in after if n.startswith(folder)}
-    names = list(export.STAGES)
+    names = list(export_stages.STAGES)
     assert [name for name in stages(run) if name in names] == names[: names.index(stage) + 1]
 
 

@@ -222,7 +222,7 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
 FAULTY = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from training import errors; from training.fast_cpu import fast_loss; from training import finetune; from training import stages
+from training import errors; from training.fast_cpu import fast_loss; from training import finetune; from training.pipeline import stages
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
 {fault}
 raise SystemExit(finetune.main(sys.argv[1:]))

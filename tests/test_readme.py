@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from training import control, errors, export, runs, settings
+from training import control, errors, runs, settings
+from training.pipeline import export_stages
 from training.plan import plan
 from training.settings import Override, rules, usage
 from training.settings.rules import Given
@@ -425,7 +426,7 @@ def test_the_checks_and_the_stages_of_the_export_are_those_of_the_program(end):
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "training").rglob("*.py")]
     known = {check for text in sources for check in re.findall(r"\bCheck\(\s*f?\"([^\"]+)\"", text)}
     assert {row[0] for row in rows} == {check.split(" {")[0] for check in known}
-    assert ("、" if end == CHINESE else ", ").join(export.STAGES) in document("ollama", end)
+    assert ("、" if end == CHINESE else ", ").join(export_stages.STAGES) in document("ollama", end)
 
 
 @BOTH

@@ -37,14 +37,15 @@ from loguru import logger
 from training import (
     control,  # noqa: E402
     distributed,  # noqa: E402
-    export,  # noqa: E402
+    pipeline,  # noqa: E402
     runs,  # noqa: E402
     settings,  # noqa: E402
-    stages,  # noqa: E402
 )
 from training.data import dataset  # noqa: E402
 from training.distributed import secondary  # noqa: E402
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
+from training.pipeline import stages  # noqa: E402
+from training.pipeline.export_stages import Told  # noqa: E402
 from training.plan import (
     Plan,  # noqa: E402
     lines,  # noqa: E402
@@ -81,12 +82,12 @@ def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Ca
             loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
             rows = stages.held_out_rows(plan)
             if run.stage("train") is None:
-                stages.train_stage(plan, loaded, rows, run, events, signals, others)
-        stages.evaluate_stage(plan, loaded, rows, run, events)
+                pipeline.train_stage(plan, loaded, rows, run, events, signals, others)
+        pipeline.evaluate_stage(plan, loaded, rows, run, events)
         del loaded
         gc.collect()
-    stages.judge(plan.settings, run, events)
-    stages.export_stage(run, events)
+    pipeline.judge(plan.settings, run, events)
+    pipeline.export_stage(run, events)
     gathering.complete(run)
 
 
@@ -173,7 +174,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
 
 def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: IO[str]) -> int:
     """A run that did not get to its end: say why, keep its state, report what there is."""
-    told = isinstance(error, export.Told)
+    told = isinstance(error, Told)
     state = "interrupted" if isinstance(error, Interrupted) else "failed"
     if not told:
         (logger.warning if state == "interrupted" else logger.error)("{}", error)

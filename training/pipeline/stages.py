@@ -5,21 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
 
-from training import evaluation, export, runs
+from training import evaluation, runs
+from training.base_model import base_files
 from training.data import Item, held_out
 from training.data.encoding import end_ids
 from training.distributed import Crew
 from training.errors import Interrupted, RunError
 from training.evaluation import scoring
+from training.ollama import modelfile
+from training.pipeline import export_stages
 from training.plan import Plan
+from training.plan import plan as as_read
 from training.report import gathering
-from training.runs import Run, checkpoint
-from training.system import forkserver, paths
+from training.runs import FACTS, Run, checkpoint
+from training.system import files, forkserver, paths
 from training.system.events import Events
 from training.system.signals import Signals
 from training.system.wording import short
@@ -54,7 +59,7 @@ def train_stage(
     run.update(stage="train")
     end_ids = ends(plan)
     kept = held_out_sequences(plan)
-    export.keep_facts(run, plan, trained_prompts(plan), kept, rows, end_ids, calibration(plan))
+    keep_facts(run, plan, trained_prompts(plan), kept, rows, end_ids, calibration(plan))
     watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
     watch.fast = plan.settings.hardware.fast_cpu is True
     questions = held_out.asked(rows.asked, QUESTIONS)
@@ -145,7 +150,7 @@ def export_stage(run: Run, events: Events) -> None:
     finally:
         run.reload()
     if code:
-        raise export.failure(run, code, said)
+        raise export_stages.failure(run, code, said)
 
 
 def marks(plan: Plan) -> dict[str, Any]:
@@ -187,3 +192,47 @@ def calibration(plan: Plan) -> list[int]:
     """Tokens of training rows from which an importance matrix can be made, in this export or in a later one."""
     chosen = plan.train.select(held_out.spread(len(plan.train), CALIBRATED))
     return importance.joined([ids[:LONGEST] for ids in chosen["input_ids"]])
+
+
+def keep_facts(
+    run: Run,
+    plan: Any,
+    questions: Sequence[dict],
+    sequences: Sequence[dict],
+    rows: Any,
+    end_ids: Sequence[int],
+    calibration: Sequence[int] = (),
+) -> None:
+    """Write down what the export needs, so that it can be done later, again, and without the data file.
+
+    questions, sequences: for the checks (stages.py). `rows` (stages.Rows): what base and tuned model are measured on, and
+    the quantised one, too. calibration: tokens of training rows, for an importance matrix.
+    """
+    template = dataclasses.asdict(plan.template)
+    # SYSTEM_PROMPT may hold what is nobody's business, and stands in the run's config.ini.
+    del template["system"]
+    template["today"] = plan.template.today and plan.template.today.isoformat()
+    stops = modelfile.stop_texts(
+        plan.template.eos, plan.template.end_tokens, (plan.tokenizer.decode([i]) for i in end_ids)
+    )
+    files.write_json(
+        run.path / runs.CHECKPOINTS / FACTS,
+        {
+            "v": 1,
+            "base": {
+                **{"name": plan.base.name, "path": str(plan.base.path), "kind": plan.base.kind},
+                "files": base_files.of(plan.base),
+            },
+            "template": template,
+            "plain": plan.data.plain,
+            "stops": stops,
+            "end_ids": list(end_ids),
+            "num_ctx": plan.settings.model.max_seq_length,
+            "questions": list(questions),
+            "sequences": list(sequences),
+            "measured": [item.as_dict() for item in rows.measured],
+            "asked": [item.as_dict() for item in rows.asked],
+            "calibration": list(calibration),
+            "row_texts": as_read.of_plan(plan, as_read.KEPT_CHARACTERS).without_secrets().as_dict(),
+        },
+    )

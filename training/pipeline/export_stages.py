@@ -1,0 +1,220 @@
+"""The stages of an export, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from training import llama, ollama, runs
+from training.checks import all_checks
+from training.errors import FinetuneError, RunError
+from training.ollama import modelfile
+from training.report import gathering
+from training.runs import Run
+from training.settings.names import NEED_IMPORTANCE_MATRIX
+from training.system import files
+from training.system.events import Events
+from training.to_gguf import Job, conversion, importance, merging, reader_metadata
+from training.to_gguf.importance import Importance
+from training.to_gguf.job import what_is_safe
+
+
+class Told(RunError):
+    """A failure that the export's own process has told already."""
+
+
+def export(job: Job, only: str | None = None, tell: Callable[[str, float], None] | None = None) -> None:
+    """Do every stage that is not done yet (or the one named by `only`). Raises RunError naming the stage.
+
+    `tell` hears of each stage that was done, and its seconds.
+    """
+    first = _gone(job, only) if only else ()
+    with llama.kept():  # the stages that ask llama.cpp change no file
+        _stages(job, only, first, tell)
+    if only in (None, "check"):
+        tidy(job)
+    job.run.update(stage=None)
+
+
+def _stages(job: Job, only: str | None, first: Sequence[str], tell: Callable[[str, float], None] | None) -> None:
+    """The stages in their order: those that are not done, or `only` with those in `first` before it."""
+    for name, (done, work) in STAGES.items():
+        if only is None and job.run.stage(name) is not None and done(job):
+            continue
+        if only is not None and name != only and name not in first:
+            continue
+        began = time.perf_counter()
+        job.run.update(stage=name)
+        try:
+            record = work(job)
+        except OSError as error:
+            raise RunError(name, str(error), what_is_safe(job)) from error
+        except RunError as error:
+            raise RunError(error.stage, error.message, error.safe or what_is_safe(job)) from error
+        seconds = round(time.perf_counter() - began, 1)
+        if name not in first:
+            _forget_later(job, name)
+        job.run.finish_stage(name, {"seconds": seconds, **record})
+        logger.info("{}: {:.1f} s", name, seconds)
+        if tell:
+            tell(name, seconds)
+
+
+def _gone(job: Job, only: str) -> tuple[str, ...]:
+    """The stages whose files were not kept (KEEP_MERGED, KEEP_F16) and that `only` works on: they are made again."""
+    f16 = only in ("quantise", "check") and not job.f16.is_file()
+    run = only == "quantise" and any(m in NEED_IMPORTANCE_MATRIX for m in job.settings.quantization.quantization_method)
+    merged = (only in ("convert", "check") or f16 or run) and not job.merged.is_dir()
+    return ("merge",) * merged + ("convert",) * f16
+
+
+def _forget_later(job: Job, name: str) -> None:
+    """What follows from a stage that was done anew has to be done anew."""
+    names = list(STAGES)
+    later = names[names.index(name) + 1 :]
+    kept = {stage: record for stage, record in job.run.status.get("stages", {}).items() if stage not in later}
+    job.run.update(stages=kept)
+
+
+def _merge(job: Job) -> dict[str, Any]:
+    template = job.trained_template
+    record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template and template.exported)
+    return {"merge": dataclasses.asdict(record)}
+
+
+def _convert(job: Job) -> dict[str, Any]:
+    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.trained_template)
+    with merging.without_template(job.merged) if job.facts["plain"] else nullcontext(job.merged) as folder:
+        conversion.to_gguf(folder, job.f16, pairs=pairs)
+    return {"bytes": job.f16.stat().st_size}
+
+
+def _quantise(job: Job) -> dict[str, Any]:
+    methods = job.settings.quantization.quantization_method
+    matrix = job.run.path / runs.CHECKPOINTS / f"importance.npz{files.PARTIAL}"
+    try:
+        measured = _measure(job, matrix) if any(method in NEED_IMPORTANCE_MATRIX for method in methods) else None
+        table = [_quantised(job, method, matrix) for method in methods]
+    finally:
+        matrix.unlink(missing_ok=True)
+    return {"quantised": table} | ({"importance": measured.as_dict()} if measured else {})
+
+
+def _measure(job: Job, out: Path) -> Importance:
+    """The importance matrix of the merged model, from the rows that training left for it."""
+    try:
+        measured = importance.write(job.merged, job.f16, job.facts.get("calibration", ()), out)
+    except RunError as error:
+        needing = [m for m in job.settings.quantization.quantization_method if m in NEED_IMPORTANCE_MATRIX]
+        raise RunError("quantise", f"the importance matrix for {', '.join(needing)}: {error.message}") from error
+    idle = f"; {measured.idle} experts were reached by none" if measured.idle else ""
+    logger.info("importance matrix: {:,} tokens of training rows, {:.1f} s{}", measured.tokens, measured.seconds, idle)
+    return measured
+
+
+def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
+    """Make one file; its row of the report's table."""
+    if method == "f16":
+        return {"file": job.f16.name, "method": "f16", "bytes": job.f16.stat().st_size}
+    needs = method in NEED_IMPORTANCE_MATRIX  # the others are what they would be without: the same in every run
+    made = conversion.quantise(job.f16, job.quantised(method), method, importance=matrix if needs else None)
+    kinds = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
+    fallback = f"{made.fell_back} of {made.tensors} tensors: {kinds}" if made.fell_back else None
+    if fallback:
+        logger.info("{}: rows do not fit the type for {}", method, fallback)
+    row = {"file": made.path.name, "method": method, "bytes": made.size, "fallback": fallback}
+    return row | ({"importance": True} if needs else {})
+
+
+def _modelfile(job: Job) -> dict[str, Any]:
+    path = write_modelfile(job, job.run.path / "Modelfile")
+    held = ollama.verify(path, job.chat(job.adds_bos), job.facts["stops"])
+    if not held["passed"]:
+        raise RunError("modelfile", held["note"])
+    logger.info("Modelfile: {}", held["note"])
+    return {"modelfile": held}
+
+
+def write_modelfile(job: Job, path: Path) -> Path:
+    """Write a Modelfile for the run's first quantised file to `path`, which must be in the run directory."""
+    generation = job.merged / "generation_config.json"
+    if not generation.is_file():
+        generation = job.base / "generation_config.json"
+    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    text = ollama.compose(
+        job.quantised(job.settings.quantization.quantization_method[0]).name,
+        job.chat(job.adds_bos),
+        stops=job.facts["stops"],
+        num_ctx=job.facts["num_ctx"],
+        sampling=modelfile.sampling(values),
+    )
+    ollama.write(path, text)
+    return path
+
+
+def _check(job: Job) -> dict[str, Any]:
+    return all_checks.run(job)
+
+
+def finish(job: Job) -> None:
+    """A run that had stopped before its end is done with this export: its state, its last event and its report say so.
+
+    Not so where FAIL_IF_WORSE had ended it: that is a failure, exported or not.
+    """
+    run = job.run
+    planned = (run.path / runs.CHECKPOINTS / gathering.PLANNED).is_file()
+    chosen = job.settings.training
+    failed = chosen.fail_if_worse and gathering.worse(run, best=bool(chosen.early_stopping_patience))
+    if run.status.get("state") == "completed" or run.stage("train") is None or failed or not planned:
+        return
+    gathering.complete(run)
+    Events(run.path / runs.EVENTS).emit("done", run=str(run.path), exit_code=0)
+
+
+def failure(run: Run, code: int, said: dict[str, Any]) -> FinetuneError:
+    """What a failed export process, and the last that it said, means to the run that started it."""
+    if code < 0:
+        name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
+        adapter = run.path / runs.ADAPTER
+        return RunError(
+            "export",
+            f"its process was killed by {name}",
+            f"the adapter is safe in {adapter}; `./run.sh --resume {run.path}` does the rest again",
+        )
+    if "message" not in said:
+        return Told("export", f"exit code {code}")
+    return Told(said["stage"], said["message"], said["safe"])
+
+
+def tidy(job: Job) -> None:
+    """Remove what was needed on the way and is not to be kept."""
+    if not job.settings.quantization.keep_merged:
+        shutil.rmtree(job.merged, ignore_errors=True)
+    if job.f16.parent != job.run.path:
+        job.f16.unlink(missing_ok=True)
+
+
+def _all_quantised(job: Job) -> bool:
+    return all(job.quantised(method).is_file() for method in job.settings.quantization.quantization_method)
+
+
+def _finished(job: Job) -> bool:
+    """Everything is there and checked, so that what was only needed on the way may be gone."""
+    return _all_quantised(job) and job.run.stage("check") is not None
+
+
+STAGES: dict[str, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {  # is its result there; do it
+    "merge": (lambda job: job.merged.is_dir() or _finished(job), _merge),
+    "convert": (lambda job: job.f16.is_file() or _finished(job), _convert),
+    "quantise": (_all_quantised, _quantise),
+    "modelfile": (lambda job: (job.run.path / "Modelfile").is_file(), _modelfile),
+    "check": (lambda job: True, _check),
+}
