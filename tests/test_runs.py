@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from training import control, runs
+from training import runs
+from training.control import commands
 from training.errors import MachineError, UserError
 from training.runs import Run, checkpoint, directory
 from training.settings import command_line
@@ -97,7 +98,7 @@ def test_a_run_killed_by_the_kernel_is_reported_as_out_of_memory(tmp_path):
 def status(run: Run) -> str:
     """What --status says of a run."""
     said = io.StringIO()
-    control.status(command_line.parse(["--status", str(run.path)]), said)
+    commands.status(command_line.parse(["--status", str(run.path)]), said)
     return said.getvalue()
 
 

@@ -41,6 +41,10 @@ from training import (
     runs,  # noqa: E402
     settings,  # noqa: E402
 )
+from training.control import (
+    background,  # noqa: E402
+    resume,  # noqa: E402
+)
 from training.data import dataset  # noqa: E402
 from training.distributed import secondary  # noqa: E402
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
@@ -113,7 +117,7 @@ def announce(plan: Plan, run: Run, events: Events) -> None:
     events.emit("environment", **plan.machine.as_dict())
     events.emit("dataset", **plan.data.counts, tokens=plan.summary.tokens, rejected=len(plan.rejected))
     events.emit("model", name=plan.base.name, revision=plan.base.revision, parameters=plan.base.parameters)
-    control.tell_parent(run.path)
+    background.tell_parent(run.path)
 
 
 def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
@@ -128,17 +132,17 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
 
     signals.install(give_up)
     try:
-        resumes = arguments.command == "resume" and not control.only_helps(arguments)
-        old = control.to_resume(arguments) if resumes else None
+        resumes = arguments.command == "resume" and not resume.only_helps(arguments)
+        old = resume.to_resume(arguments) if resumes else None
         given = (
-            control.settings_of(old, arguments)
+            resume.settings_of(old, arguments)
             if old
             else settings.load(arguments.config, arguments.overrides, check_packages=True)
         )
         if old is None and not arguments.fresh:
-            control.offer_resume(given.training.output_dir)
+            resume.offer_resume(given.training.output_dir)
         forkserver.start()
-        plan = prepare(given, control.began_on(old), directory.size(old))
+        plan = prepare(given, resume.began_on(old), directory.size(old))
         for line in lines(plan):
             logger.info(line)
         told = stdout if arguments.events else None
@@ -147,8 +151,8 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
             Events(Path(os.devnull), told).emit("done", exit_code=0)
             return 0
         if old is not None:
-            control.refuse_mismatch(old, stages.marks(plan))
-            run, events = control.reopen(old, plan, told)
+            resume.refuse_mismatch(old, stages.marks(plan))
+            run, events = resume.reopen(old, plan, told)
             announce(plan, run, events)
         else:
             run = runs.create(plan.settings.training.output_dir)  # from here on there is something on the disk
@@ -182,7 +186,7 @@ def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: I
     if run is None:
         if arguments.events:
             Events(Path(os.devnull), stdout).emit(state, **fields)
-        control.tell_parent(None)
+        background.tell_parent(None)
         return error.exit_code
     run.update(state=state, error=str(error), eta=None)
     try:
@@ -228,7 +232,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.command in LOADING:
         launchers.tell()
     if arguments.detach:
-        return control.detach(argv, stdout)
+        return background.detach(argv, stdout)
     try:
         return COMMANDS[arguments.command](arguments, stdout)
     except (UserError, MachineError, FinetuneError) as error:

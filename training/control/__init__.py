@@ -1,0 +1,5 @@
+"""The commands about runs: --status, --history, --follow, --stop, --chat, --compare, --resume, --detach."""
+
+from training.control.commands import COMMANDS
+
+__all__ = ["COMMANDS"]

@@ -1,0 +1,62 @@
+"""A run that goes on when the terminal closes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from loguru import logger
+
+from training.system import log, paths, privacy
+
+PARENT = "FINETUNE_PARENT"  # the descriptor on which a detached run tells its parent that it has started
+
+
+def detach(argv: Sequence[str], stdout: IO[str]) -> int:
+    """Start the run in a session of its own; print its directory once it has really started, or its error."""
+    rest = [word for word in argv if word.replace("_", "-") != "--detach"]
+    reading, writing = os.pipe()
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(
+            [sys.executable, str(paths.TRAINING / "finetune.py"), *rest],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+            pass_fds=[writing],
+            env={**os.environ, PARENT: str(writing)},
+        )
+        os.close(writing)
+        try:
+            with os.fdopen(reading, encoding="utf-8") as pipe:
+                path = pipe.readline().strip()
+        except KeyboardInterrupt:  # before it has started: the child has a session of its own and would go on
+            child.terminate()
+            child.wait()
+            return 130
+        if path:
+            log.say_path(stdout, Path(path))
+            logger.info("running as process {}; ./run.sh --follow shows it, ./run.sh --stop ends it", child.pid)
+            return 0
+        code = child.wait()
+        said.seek(0)
+        sys.stderr.write(privacy.shown(said.read().decode("utf-8", "replace")))
+        return code
+
+
+def tell_parent(path: Path | None) -> None:
+    """Tell a waiting parent the run directory (or, with None, that there will be none), once; then forget the terminal."""
+    number = os.environ.pop(PARENT, None)
+    if number is None:
+        return
+    with os.fdopen(int(number), "w", encoding="utf-8") as pipe:
+        pipe.write(f"{path or ''}\n")
+    if path is not None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)  # the log files have everything
+        os.close(null)

@@ -1,0 +1,156 @@
+"""Runs from outside: resume, detach, status, follow, stop, history."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from datetime import datetime
+from typing import IO, Any
+
+from training import runs
+from training.control.resume import output_dir
+from training.errors import MachineError, UserError
+from training.runs import Run, directory
+from training.settings.command_line import Arguments
+from training.system import log
+from training.system.events import read as read_events
+from training.system.this_machine import oom_kills
+from training.system.wording import clock
+
+WAIT_TO_STOP = 60  # seconds that --stop waits for the checkpoint
+
+
+def found(arguments: Arguments) -> Run:
+    """The run that --status, --follow or --stop is about."""
+    return runs.find(output_dir(arguments), arguments.run)
+
+
+def status(arguments: Arguments, stdout: IO[str]) -> int:
+    """What state a run is in."""
+    run = found(arguments)
+    record = {**run.status, "state": directory.state(run), "path": str(run.path)}
+    if record["state"] == "killed":
+        record["reason"] = killed_by(run)
+    if arguments.json:
+        log.say_json(stdout, {k: v for k, v in record.items() if k != "stages"})
+        return 0
+    words = f"{run.path.name}: {record['state']}, step {record.get('step', 0)} of {record.get('total', 0)}"
+    if record["state"] == "running" and record.get("stage"):
+        words += f", in {record['stage']}"
+    if record["state"] == "running" and record.get("eta"):
+        words += f", about {clock(max(0, record['eta'] - time.time()))} left in training"
+    if record.get("reason"):
+        words += f" ({record['reason']})"
+    if record.get("error") and record["state"] != "running":
+        words += f"\n{record['error']}"
+    log.say(stdout, words)
+    return 0
+
+
+def killed_by(run: Run) -> str:
+    """Why a process is gone without a word: out of memory where the kernel counts a kill since the run began."""
+    before = run.status.get("oom_kills")
+    now = oom_kills()
+    if before is not None and now is not None and now > before:
+        return "the kernel killed a process because memory ran out; close other programs and ./run.sh --resume, or start a new run with a smaller MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE"
+    return "its process is gone; ./run.sh --resume goes on"
+
+
+def history(arguments: Arguments, stdout: IO[str]) -> int:
+    """All runs of OUTPUT_DIR, oldest first."""
+    rows = [_described(run) for run in runs.history(output_dir(arguments))]
+    if arguments.json:
+        log.say_json(stdout, rows)
+        return 0
+    for row in rows:
+        loss = f"loss {row['loss']:.4f}" if row["loss"] is not None else "no loss yet"
+        validation = f", validation {row['validation_loss']:.4f}" if row["validation_loss"] is not None else ""
+        began = datetime.fromtimestamp(row["started"]).strftime("%Y-%m-%d %H:%M") if row["started"] else "not started"
+        took = clock(row["seconds"]) if row["seconds"] is not None else "?"
+        log.say(stdout, f"{row['run']}  {row['state']:<11}  {began}  {took:>8}  {loss}{validation}  {row['model']}")
+    if not rows:
+        log.say(stdout, f"no runs under {output_dir(arguments)}")
+    return 0
+
+
+def _described(run: Run) -> dict[str, Any]:
+    loss = validation = None
+    for event in read_events(run.path / runs.EVENTS):
+        if event.get("event") == "step":
+            loss = event.get("loss")
+        elif event.get("event") == "evaluation":
+            validation = event.get("loss")
+    started = run.status.get("started")
+    return {
+        "run": run.path.name,
+        "state": directory.state(run),
+        "started": started,
+        "seconds": run.status["updated"] - started if started else None,
+        "loss": loss,
+        "validation_loss": validation,
+        "model": run.status.get("model", ""),
+    }
+
+
+def follow(arguments: Arguments, stdout: IO[str]) -> int:
+    """Show the log of a run (or, with --events, its events) as it grows, until the run ends. Ctrl-C leaves the run alone."""
+    run = found(arguments)
+    path = run.path / (runs.EVENTS if arguments.events else runs.LOG)
+    say = _say_event if arguments.events else log.say
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        while True:
+            line = file.readline()
+            if line:
+                say(stdout, line.rstrip("\n"))
+                continue
+            if directory.state(runs.open_run(run.path)) not in ("running", "queued"):
+                for line in file:
+                    say(stdout, line.rstrip("\n"))
+                return 0
+            time.sleep(0.5)
+
+
+def _say_event(stdout: IO[str], line: str) -> None:
+    """Print a line of events.jsonl, which another program may have written to; what is no JSON goes out as text."""
+    try:
+        log.say_json(stdout, json.loads(line))
+    except (ValueError, RecursionError):
+        log.say(stdout, line)
+
+
+def stop(arguments: Arguments, stdout: IO[str]) -> int:
+    """End a run after a full checkpoint, and wait for it."""
+    run = found(arguments)
+    if directory.state(run) not in ("running", "queued"):
+        raise UserError(f"{run.path.name} is not running: it is {directory.state(run)}")
+    os.kill(run.status["pid"], signal.SIGTERM)
+    for _ in range(WAIT_TO_STOP * 10):
+        time.sleep(0.1)
+        if not directory.alive(run):
+            log.say(stdout, f"{run.path.name}: {directory.state(runs.open_run(run.path))}")
+            return 0
+    raise MachineError(
+        f"{run.path.name} (process {run.status['pid']}) has not ended within {WAIT_TO_STOP} s; it is still saving"
+    )
+
+
+def chat(arguments: Arguments, stdout: IO[str]) -> int:
+    """Talk to a run's GGUF file."""
+    from training.evaluation import talk, target
+
+    talk.with_gguf(target.of_run(found(arguments).path))
+    return 0
+
+
+def compare(arguments: Arguments, stdout: IO[str]) -> int:
+    """One page of several runs, in OUTPUT_DIR."""
+    from training.report import comparison
+
+    folder = output_dir(arguments)
+    log.say_path(stdout, comparison.compare([runs.find(folder, run) for run in arguments.runs], folder))
+    return 0
+
+
+COMMANDS = {"status": status, "history": history, "follow": follow, "stop": stop, "chat": chat, "compare": compare}

@@ -1,0 +1,111 @@
+"""Going on with a run that was stopped."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import IO, Any
+
+from loguru import logger
+
+from training import runs, settings
+from training.errors import UserError
+from training.runs import Run, checkpoint, directory
+from training.settings.command_line import Arguments
+from training.system import files, log
+from training.system.events import Events
+from training.system.this_machine import oom_kills
+
+
+def output_dir(arguments: Arguments) -> Path:
+    """OUTPUT_DIR of the settings that the command line names."""
+    return settings.load(arguments.config, arguments.overrides, check_files=False).training.output_dir
+
+
+def only_helps(arguments: Arguments) -> bool:
+    """Whether this machine has no runs of its own: it trains for those of machine 0, new or resumed ones."""
+    return settings.load(arguments.config, arguments.overrides, check_files=False).hardware.machine_rank > 0
+
+
+def to_resume(arguments: Arguments) -> Run:
+    """The run that --resume is about: the one named, or the newest that is not done. UserError when there is none."""
+    if arguments.run is not None:
+        run = runs.find(output_dir(arguments), arguments.run)
+    else:
+        every = [
+            run
+            for run in runs.history(output_dir(arguments))
+            if directory.state(run) in ("interrupted", "failed", "killed")
+        ]
+        if not every:
+            raise UserError(f"no run under {output_dir(arguments)} waits to be resumed; ./run.sh starts a new one")
+        run = every[-1]
+    state = directory.state(run)
+    if state in ("running", "queued"):
+        raise UserError(f"{run.path} is running (process {run.status['pid']}); ./run.sh --follow {run.path} shows it")
+    if state == "completed":
+        raise UserError(f"{run.path} is done already; ./run.sh starts a new run")
+    return run
+
+
+def settings_of(run: Run, arguments: Arguments) -> Any:
+    """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
+    own = settings.load(run.path / runs.CONFIG, check_packages=True)
+    if not arguments.overrides:
+        return own
+    changed = settings.load(run.path / runs.CONFIG, arguments.overrides, check_packages=True)
+    problems = [
+        f"{override.source}: {override.section}.{override.key} is {own.get(key)} in the run, not {changed.get(key)}"
+        for override in arguments.overrides
+        if own.get(key := f"{override.section}.{override.key}") != changed.get(key)
+    ]
+    if problems:
+        raise UserError(
+            [*problems, "leave it out, or start a new run with --fresh"], f"{run.path.name} has settings of its own"
+        )
+    return own
+
+
+def began_on(run: Run | None) -> date | None:
+    """The day on which a run began."""
+    return date.fromtimestamp(run.status["started"]) if run and run.status.get("started") else None
+
+
+def offer_resume(folder: Path) -> None:
+    """Say how a stopped run could go on, before a new one starts."""
+    every = runs.history(folder)
+    if every and directory.state(every[-1]) in ("interrupted", "killed"):
+        last = every[-1]
+        logger.info(
+            "the last run, {}, stopped at step {} of {}; `./run.sh --resume` goes on with it. This is a new run",
+            last.path.name, last.status.get("step", 0), last.status.get("total", 0),
+        )  # fmt: skip
+
+
+def refuse_mismatch(run: Run, marks: dict[str, Any]) -> None:
+    """Raise UserError, before anything is touched, where a run's newest checkpoint and its plan of today do not agree."""
+    trained = run.stage("train")
+    found = checkpoint.newest(run.path / runs.CHECKPOINTS) if trained is None else None
+    if trained is not None or found is not None:
+        checkpoint.refuse_mismatch(trained["fingerprint"] if trained else found.manifest["fingerprint"], marks)
+
+
+def reopen(run: Run, plan: Any, stdout: IO[str] | None) -> tuple[Run, Events]:
+    """Take a stopped run up again, in its own directory."""
+    directory.lock(run)
+    # A run that an older version began left them to be read by everybody.
+    files.private_folder(run.path / runs.CHECKPOINTS)
+    files.private(run.path / runs.CONFIG)
+    log.join_run(run.path / runs.LOG)
+    files.remove_partial(run.path)
+    done = run.stage("train") is not None
+    run.update(
+        state="running",
+        error=None,
+        resumed_after_training=done,
+        total=plan.steps,
+        oom_kills=oom_kills(),
+        **directory.identity(),
+    )
+    logger.info("resuming {}", run.path)
+    return run, Events(run.path / runs.EVENTS, stdout)
