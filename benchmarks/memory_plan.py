@@ -153,7 +153,7 @@ def main() -> int:
     print(f"{'case':<40}{'estimate GB':>12}{'measured GB':>12}{'off':>7}  parts in GB")
     for name in (name for name in CASES if args.only in name):
         if CASES[name][1].get("engine") == "unsloth" and not Path(args.unsloth_python).is_file():
-            print(f"{name:<40}left out: no {args.unsloth_python} (tests/test_unsloth.py makes it)")
+            print(f"{name:<40}left out: no {args.unsloth_python} (tests/train/test_unsloth.py makes it)")
             continue
         with tempfile.TemporaryDirectory() as folder:
             found = run_case(name, Path(folder), args.steps, args.unsloth_python)

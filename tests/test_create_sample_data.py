@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from training import create_sample_data
 from training.data import BadRow, Row, rows
+
+from tests.support.paths import ROOT
 
 SCRIPT = ROOT / "training" / "create_sample_data.py"
 

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finetune
 from training import evaluate_model, runs
 from training.data import Item, held_out
 from training.evaluation import LOSS, Answer, scoring
+
+from tests.support.paths import ROOT
+from tests.support.programs import finetune
 
 FORMULAS = ('=HYPERLINK("http://x")', "+1", "-2 degrees", "@SUM(A1)", "\tx")
 

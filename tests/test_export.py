@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Ended, finetune, forked, once, write_tiny_config
-from test_checks import edit_end, edit_tensor
 from training import runs
 from training.evaluation import reference
 from training.llama import gguf_file
 from training.pipeline import export_stages
+
+from tests.support.gguf import edit_end, edit_tensor
+from tests.support.paths import ROOT
+from tests.support.programs import Ended, finetune, forked
+from tests.support.session import once
+from tests.support.tiny import write_tiny_config
 
 SCRIPT = ROOT / "training" / "export.py"
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]

@@ -17,9 +17,9 @@ import pytest
 from training.ollama import Chat, compose, modelfile, modelfile_syntax, template_probe
 from training.settings import ini_file
 
-pytestmark = pytest.mark.slow
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
 FAKE = ROOT / "tests" / "fake_ollama.sh"
 TEMPLATE = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 MODELFILE = (

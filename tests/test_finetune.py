@@ -19,47 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, finetune
 from training import llama, runs
 from training.runs import checkpoint
 from training.system import events
 
-RUN_FILES = {
-    "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
-    "finetune.log", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
-    "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "report.html", "report.json",
-    "report.md", "status.json", "tiny.Q4_K_M.gguf",
-}  # fmt: skip
-
-
-def files_of(run: Path) -> set[str]:
-    """The files of a run, without what checkpoints/ holds."""
-    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    return {name for name in found if not name.startswith("checkpoints/")}
-
-
-def losses(run: Path) -> dict[int, float]:
-    """The loss of each step; of a step that was done twice, the last one."""
-    return {e["step"]: e["loss"] for e in events.read(run / "events.jsonl") if e["event"] == "step"}
-
-
-def start(*arguments: str | Path, **options) -> subprocess.Popen:
-    """Start the program and do not wait for it."""
-    command = [sys.executable, str(ROOT / "training" / "finetune.py"), *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen, seconds: float = 120) -> Path:
-    """Wait until a run under `folder` has done `step`; gives its directory."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        for run in folder.glob("finetune_*"):
-            if max(losses(run), default=0) >= step:
-                return run
-        time.sleep(0.02)
-    raise AssertionError(f"no step {step}: {process.communicate()[1] if process.poll() is not None else 'too slow'}")
+from tests.support.paths import ROOT
+from tests.support.programs import finetune, start, wait_for_step
+from tests.support.runs import RUN_FILES, files_of, losses
 
 
 @pytest.mark.tiny

@@ -9,8 +9,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, write_tiny_config
 from training.system import events
+
+from tests.support.paths import ROOT
+from tests.support.tiny import write_tiny_config
 
 HOST = ROOT / "examples" / "go-host"
 

@@ -14,7 +14,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from training import control, errors, runs, settings
 from training.pipeline import export_stages
 from training.plan import plan
@@ -22,6 +21,8 @@ from training.settings import Override, rules, usage
 from training.settings.rules import Given
 from training.settings.table import SECTIONS, TABLE, reference
 from training.system.this_machine import Machine
+
+from tests.support.paths import ROOT
 
 CHINESE = ".zh-CN.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

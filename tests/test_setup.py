@@ -13,15 +13,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from training.system import browser, torch_builds
 
-pytestmark = pytest.mark.slow
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
 REQUIREMENTS = ROOT / "requirements"
 SETUP = (ROOT / "setup.sh").read_text(encoding="utf-8")
 

@@ -1,0 +1,568 @@
+"""Training in several processes: what the ranks are told, what is refused, and real runs of two of them on the CPU."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+from training import settings
+from training.distributed import Crew, launcher, rendezvous
+from training.distributed.launcher import Worker
+from training.errors import MachineError, RunError, UserError
+from training.plan import choices, memory, memory_fit, plan
+from training.settings import Settings
+from training.system import events, this_machine
+from training.system.this_machine import Gpu, Machine
+from training.train import Order, Place, meeting, team
+from training.train.meeting import Key
+
+from tests.support.paths import ROOT
+from tests.support.programs import start, wait_for_step
+from tests.support.ranks import TWO, gone, other_process, program, slowly
+from tests.support.runs import RUN_FILES, files_of, losses
+from tests.support.tiny import write_tiny_config
+
+CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
+CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
+
+
+def given(tmp_path: Path, text: str) -> Settings:
+    """Settings of a file with this text."""
+    (tmp_path / "config.ini").write_text(text, encoding="utf-8")
+    return settings.load(tmp_path / "config.ini", check_files=False)
+
+
+# ---- without torch ------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_has_the_environment_that_torchrun_gives():
+    place = Place(rank=3, local_rank=1, size=4, local_size=2, port=29500, address="10.0.0.5")
+    assert place.environment(threads=8) == {
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "10.0.0.5",
+        "MASTER_PORT": "29500",
+        "OMP_NUM_THREADS": "8",
+    }
+
+
+def test_the_environment_is_put_back_after_the_training(monkeypatch):
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(KeyError), this_machine.variables({"RANK": "0", "WORLD_SIZE": "2"}):
+        assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "2")
+        raise KeyError
+    assert os.environ["RANK"] == "7" and "WORLD_SIZE" not in os.environ
+
+
+@for_all(st.integers(1, 60), st.integers(1, 5), st.integers(1, 5))
+def test_of_an_epochs_last_batches_each_row_belongs_to_one_rank_and_filling_to_none(rows, micro, size):
+    turns = -(-rows // (micro * size))  # batches of each rank, the last one filled up
+    last = [
+        list(range(start, start + micro)) for start in range((turns - 1) * micro * size, turns * micro * size, micro)
+    ]
+    own = [team.own_rows(rows, micro, rank, size) for rank in range(size)]
+    assert own == [sum(row < rows for row in batch) for batch in last]
+
+
+def test_each_process_has_a_card_of_those_that_the_caller_shows(monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch puts it back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
+    this_machine.show_one_card("cuda")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    assert this_machine.card(1)["CUDA_VISIBLE_DEVICES"] == "GPU-5"
+
+
+def test_more_processes_than_cards_are_refused_with_how_many_there_are(tmp_path, monkeypatch):
+    chosen = given(tmp_path, "[Hardware]\nDEVICE = cuda\nNUM_PROCESSES = 4\n")
+    monkeypatch.setattr(this_machine, "cards", lambda kind: 2)
+    with pytest.raises(MachineError) as refused:
+        choices.check_cards(chosen)
+    assert str(refused.value).endswith("each process needs a card of its own, and 2 can be seen here; set it to 2")
+    monkeypatch.setattr(this_machine, "cards", lambda kind: 4)
+    choices.check_cards(chosen)
+
+
+def test_more_processes_than_rows_are_refused(tmp_path):
+    chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nNUM_PROCESSES = 4\n")
+    with pytest.raises(UserError, match="there are 3 training rows only, for 4 processes; set it to 3 at most"):
+        plan._enough_for_all(3, chosen)
+    plan._enough_for_all(4, chosen)
+
+
+def test_unsloth_trains_in_one_process_and_auto_takes_transformers_for_several(tmp_path):
+    text = "[Hardware]\nNUM_PROCESSES = 2\nDEVICE = cuda\n"
+    chosen = choices.engine(given(tmp_path, text), "cuda")
+    assert chosen == ("transformers", "2 processes: with Unsloth only one trains")
+    with pytest.raises(UserError, match="with Unsloth only one process trains; set it to 1, or ENGINE = transformers"):
+        given(tmp_path, text + "ENGINE = unsloth\n")
+
+
+def test_the_cores_are_shared_out_among_the_processes(tmp_path):
+    chosen = choices.decide(given(tmp_path, "[Hardware]\nNUM_PROCESSES = 3\nDEVICE = cpu\n"), CPU)
+    assert chosen.hardware.num_threads == 2
+    assert chosen.origin("Hardware.NUM_THREADS") == "automatic: 8 physical cores for 3 processes"
+
+
+def test_a_step_has_the_rows_of_all_processes(tmp_path):
+    text = "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 2\nGRADIENT_ACCUMULATION_STEPS = 4\nMAX_STEPS = 0\n[Hardware]\nNUM_PROCESSES = {}\n"
+    chosen = given(tmp_path, text.format(3))
+    assert chosen.rows_a_step == 24
+    assert chosen.steps_per_epoch(49) == 3
+    assert chosen.steps_per_epoch(48) == 2
+    assert given(tmp_path, text.format(1)).steps_per_epoch(49) == 7
+
+
+def test_on_a_cpu_each_process_has_the_whole_model_and_one_process_is_advised_where_memory_is_short(tmp_path):
+    text = "[Training]\nGRADIENT_CHECKPOINTING = true\n[Hardware]\nDEVICE = cpu\nNUM_PROCESSES = {}\n"
+    shape = memory.shape({"hidden_size": 1024, "num_hidden_layers": 28, "vocab_size": 32000}, 600_000_000)
+    one, three = (memory.estimate(choices.decide(given(tmp_path, text.format(n)), CPU), shape, 512) for n in (1, 3))
+    assert three["weights"] == 3 * one["weights"] and three["activations"] == 3 * one["activations"]
+    chosen = choices.decide(given(tmp_path, text.format(3)), CPU)
+    advice = memory_fit.lower(chosen, shape, 512, int(1.5 * sum(one.values())))
+    assert advice.startswith("set NUM_PROCESSES = 1 with GRADIENT_ACCUMULATION_STEPS = 12")
+
+
+def test_an_order_arrives_whole_and_a_closed_pipe_is_told_from_one():
+    place = Place(1, 1, 2, 2, 29500)
+    order = Order(place, None, None, list(range(300_000)), None, 64, 10, {"a": 1}, Path("/a run"))
+    pipe = io.BytesIO()
+    launcher.send(order, pipe)
+    pipe.seek(0)
+    assert launcher.receive(pipe) == order
+    assert launcher.receive(io.BytesIO(b"")) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (-9, "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL"),
+        (1, "process 1 of 2 (NUM_PROCESSES) ended with exit code 1; its last words:\n  b\n  c\n  d"),
+    ],
+)
+def test_a_process_that_ended_is_named_with_how_and_its_last_words(code, said):
+    worker = Worker.__new__(Worker)
+    worker.rank, worker.size, worker.code = 1, 2, code
+    worker._last = launcher.deque(["a", "b", "c", "d"], maxlen=launcher.LAST)
+    assert worker.words() == said
+
+
+def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(launcher, "STUCK", 0.05)
+    order = Order(Place(0, 0, 2, 2, 1), None, None, None, None, 64, 10, {}, tmp_path)
+    dead = SimpleNamespace(code=-9, words=lambda: "process 1 was killed")
+    errors: list[RunError] = []
+    Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)._on_end(dead)
+    assert str(errors[0]).startswith("training: process 1 was killed\nno checkpoint was written yet")
+    noticed = Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)
+    noticed._ended.set()
+    noticed._on_end(dead)
+    assert len(errors) == 1
+    noticed.late()
+    assert "the processes have met, and do not reach each other within 300 s" in str(errors[1])
+
+
+@pytest.mark.parametrize(
+    ("written", "host", "port"),
+    [
+        ("10.0.0.5:29501", "10.0.0.5", 29501),
+        ("node-0", "node-0", 29500),
+        ("[::1]:80", "::1", 80),
+        ("[::1]", "::1", 29500),
+    ],
+)
+def test_the_port_of_machine_0_is_torchruns_where_none_is_written(written, host, port):
+    assert rendezvous.address(written) == (host, port)
+
+
+def test_a_port_that_is_taken_on_machine_0_is_told():
+    with socket.socket() as taken:
+        taken.bind((team.LOOPBACK, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MachineError, match=f"MAIN_PROCESS_ADDRESS: nobody can be awaited at 127.0.0.1:{port} here"):
+            rendezvous.serve(team.LOOPBACK, port, 2)
+
+
+def test_the_ranks_of_one_machine_talk_over_the_loopback():
+    assert team.interface(team.LOOPBACK) == "lo"
+
+
+def test_machines_that_would_train_something_else_are_named_with_the_field():
+    marks = {"data SHA-256": "a", "LoRA.R": 8, "Hardware.NUM_THREADS": 2}
+    other = {"data SHA-256": "b", "LoRA.R": 8, "Hardware.NUM_THREADS": 4}
+    assert team._differences([marks, marks, other, other], local_size=2) == [
+        "data SHA-256 = 'a' on machine 0, 'b' on machine 1"
+    ]
+    assert team._differences([marks, {**marks, "Hardware.NUM_THREADS": 9}], local_size=1) == []
+
+
+class Store(dict):
+    """Stands in for torch's store: two machines in one process."""
+
+    def check(self, names: list[str]) -> bool:
+        return all(name in self for name in names)
+
+    def set(self, name: str, value: bytes) -> None:
+        self[name] = value
+
+    def get(self, name: str) -> bytes:
+        return self[name]
+
+
+def places(*secrets: bytes, processes: tuple[int, ...] = (1, 1)) -> list[Place]:
+    """Two machines with a secret each."""
+    both = zip(secrets, processes, strict=True)
+    return [Place(n * here, 0, 2 * here, here, 1, key=Key(secret)) for n, (secret, here) in enumerate(both)]
+
+
+def met(store: Store, *two: Place) -> list[Exception | None]:
+    """How the meeting of two machines ended for each."""
+    ends: list[Exception | None] = [None, None]
+
+    def meet(place: Place) -> None:
+        try:
+            rendezvous.meet(place, store, lambda: None)
+        except RunError as error:
+            ends[place.machine] = error
+
+    threads = [threading.Thread(target=meet, args=(place,)) for place in two]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ends
+
+
+@pytest.fixture
+def quick_store(monkeypatch) -> Store:
+    monkeypatch.setattr(rendezvous, "HEARD", 0.0)
+    monkeypatch.setattr(meeting, "sealed", lambda store, key: (store, key))
+    return Store()
+
+
+def test_machines_with_one_secret_meet_and_have_one_key(quick_store):
+    two = places(b"s" * 16, b"s" * 16)
+    assert met(quick_store, *two) == [None, None]
+    keys = {meeting.admitted(quick_store, place.key, place.machine)[1] for place in two}
+    assert len(keys) == 1
+
+
+def test_machines_with_other_numbers_of_processes_are_refused_on_all(quick_store):
+    message = "machine 1 is set to 2 machines with 1 processes each, machine 0 to 2 machines with 2 processes each: "
+    message += "NUM_MACHINES and NUM_PROCESSES must be the same on all"
+    first, second = places(b"s" * 16, b"s" * 16, processes=(2, 1))
+    ends = met(quick_store, first, second)
+    assert [str(end) for end in ends] == [f"training: {message}"] * 2
+
+
+def test_a_machine_with_another_secret_is_refused_on_both_sides(quick_store):
+    ends = met(quick_store, *places(b"s" * 16, b"t" * 16))
+    words = "does not prove that it knows the secret of this machine: FINETUNE_MACHINES_SECRET must be the same on all"
+    assert f"machine 1 {words}" in str(ends[0]) and f"machine 0 {words}" in str(ends[1])
+
+
+@pytest.mark.parametrize("said", [b"", b"2 machines with 1 processes each", pickle.dumps({"a": 1}), b"\0" * 100])
+def test_a_stranger_in_the_place_of_a_machine_is_refused(quick_store, said):
+    dict.__setitem__(quick_store, "machine 1", said)
+    with pytest.raises(RunError, match="machine 1 does not prove that it knows the secret"):
+        rendezvous.meet(places(b"s" * 16, b"s" * 16)[0], quick_store, lambda: None)
+
+
+def test_what_was_heard_of_another_meeting_is_of_no_use_in_this_one(quick_store, monkeypatch):
+    """A stranger has written down what two machines said to each other, and says it again."""
+    assert met(quick_store, *places(b"s" * 16, b"s" * 16)) == [None, None]
+    old = dict(quick_store)
+    first, second = places(b"s" * 16, b"s" * 16)
+    with pytest.raises(RunError, match="machine 1 does not prove that it knows the secret"):
+        rendezvous.meet(first, Store({"machine 1": old["machine 1"]}), lambda: None)
+    with pytest.raises(RunError, match="machine 0 does not prove that it knows the secret"):
+        rendezvous.meet(second, Store(old), lambda: None)
+
+
+def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting(quick_store):
+    error = RunError("training", "process 1 is gone")
+    for place in places(b"s" * 16, b"s" * 16, processes=(2, 2)):
+        with pytest.raises(RunError, match="process 1 is gone"):
+            rendezvous.meet(place, Store(), lambda: error)
+
+
+@pytest.mark.parametrize(("rank", "other"), [(0, "another machine"), (1, "machine 0, or to another one,")])
+def test_a_connection_that_closes_is_told_from_other_errors(rank, other, tmp_path):
+    watch = SimpleNamespace(team=SimpleNamespace(place=Place(rank, 0, 2, 1, 1)), folder=tmp_path)
+    found = team.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
+    assert f"a process on {other} has ended, or the connection to it is lost; its log says more" in str(found)
+    assert team.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
+
+
+def ended(fault: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """How a run with something changed in it ended."""
+    command = program(fault, *arguments)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+
+
+def trained(config: Path, *arguments: str, fault: str = "") -> tuple[Path, str]:
+    """The directory of a run that ended when it was trained, and what it said."""
+    done = ended(fault, "--config", config, *TWO, *arguments)
+    assert done.returncode == 1 and "enough" in done.stderr, done.stderr
+    return Path(done.stdout.strip()), done.stderr
+
+
+def validation(run: Path) -> list[tuple[int, float]]:
+    """The validation losses of a run, by step."""
+    return [(e["at_step"], e["loss"]) for e in events.read(run / "events.jsonl") if e["event"] == "evaluation"]
+
+
+@pytest.mark.tiny
+def test_two_processes_train_the_same_rows_in_each_step_and_have_the_losses_of_one(tmp_path, tiny_model, undisturbed):
+    run, said = trained(write_tiny_config(tmp_path, tiny_model))
+    assert "6 steps of 4 rows in 2 processes" in said
+    ours, theirs = losses(run), losses(undisturbed)
+    assert ours.keys() == theirs.keys() and len(ours) == 6
+    assert [ours[step] for step in ours] == pytest.approx([theirs[step] for step in ours], rel=1e-3)
+    assert [step for step, _ in validation(run)] == [step for step, _ in validation(undisturbed)]
+    assert [loss for _, loss in validation(run)] == pytest.approx(
+        [loss for _, loss in validation(undisturbed)], rel=1e-3
+    )
+
+
+# A rank that unpickles anything while it is joined to the others ends with an error.
+NO_PICKLES = """
+import contextlib
+real_joined = team.joined
+@contextlib.contextmanager
+def joined(*arguments):
+    import pickle
+    import torch.distributed.distributed_c10d as c10d
+    def refuse(*_, **__):
+        raise AssertionError("a rank unpickles")
+    with real_joined(*arguments) as found:
+        before = pickle.loads, pickle.load, pickle.Unpickler, c10d._unpickler, c10d._tensor_to_object
+        pickle.loads = pickle.load = pickle.Unpickler = c10d._unpickler = c10d._tensor_to_object = refuse
+        yield found
+        pickle.loads, pickle.load, pickle.Unpickler, c10d._unpickler, c10d._tensor_to_object = before
+team.joined = joined
+"""
+# The other process is started with this instead of distributed/worker.py.
+OTHER = "import sys\nsys.path.insert(0, {root!r})\n{fault}\nfrom training.distributed import worker\nraise SystemExit(worker.main())\n"
+# SIGTERM comes in the fourth step.
+FOURTH = """
+import os, signal
+real_step = trainer.begin_step
+def begin_step(watch):
+    real_step(watch)
+    watch.begun = getattr(watch, "begun", 0) + 1
+    if watch.begun == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+trainer.begin_step = begin_step
+"""
+
+
+def with_other(tmp_path: Path, fault: str) -> str:
+    """A fault of rank 0, with which the other rank has this one."""
+    script = tmp_path / "other.py"
+    script.write_text(OTHER.format(root=str(ROOT), fault=fault), encoding="utf-8")
+    return f"from pathlib import Path\nfrom training import crew\ncrew.WORKER = Path({str(script)!r})\n"
+
+
+@pytest.mark.tiny
+def test_no_rank_unpickles_what_came_through_a_socket(tmp_path, tiny_model, monkeypatch):
+    """Through training, validation, checkpoints and a resume; also where accelerate is told to compare shapes in pickles."""
+    monkeypatch.setenv("ACCELERATE_DEBUG_MODE", "1")
+    config, fault = write_tiny_config(tmp_path, tiny_model), NO_PICKLES + with_other(tmp_path, NO_PICKLES)
+    monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+    stopped = ended(FOURTH + fault, "--config", config, *TWO)
+    assert stopped.returncode == 143, stopped.stderr
+    resumed = ended(fault, "--config", config, "--resume")
+    assert resumed.returncode == 1 and "enough" in resumed.stderr, resumed.stderr
+    run = Path(resumed.stdout.strip())
+    assert "going on from the checkpoint of step" in resumed.stderr and sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in validation(run)] == [0, 3, 6]
+
+
+@pytest.mark.tiny
+def test_rows_that_only_fill_a_batch_up_are_cut_off_whether_padded_or_joined():
+    import torch
+
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]])
+    padded = {"input_ids": ids, "labels": ids, "attention_mask": (ids > 0).long()}
+    assert {name: value.tolist() for name, value in team.without_filling(padded, 2).items()} == {
+        name: value[:2].tolist() for name, value in padded.items()
+    }
+    joined = {"input_ids": torch.tensor([[1, 2, 3, 4, 5, 6]]), "position_ids": torch.tensor([[0, 1, 2, 0, 1, 0]])}
+    assert team.without_filling(joined, 2)["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert team.without_filling(joined, 3)["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
+
+
+# One of the two finds no memory for more than so many rows.
+SCARCE_IN_ONE = """
+import sys
+sys.path.insert(0, {root!r})
+from training.fast_cpu import fast_loss; from training.distributed import worker
+real = fast_loss.loss
+def scarce(causal_lm, inputs, *others):
+    if len(inputs["input_ids"]) > 1:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    return real(causal_lm, inputs, *others)
+fast_loss.loss = scarce
+raise SystemExit(worker.main())
+"""
+
+
+@pytest.mark.tiny
+def test_memory_that_one_process_lacks_halves_the_batch_of_all(tmp_path, tiny_model, undisturbed):
+    scarce = tmp_path / "scarce.py"
+    scarce.write_text(SCARCE_IN_ONE.format(root=str(ROOT)), encoding="utf-8")
+    other = f"from pathlib import Path\nfrom training import crew\ncrew.WORKER = Path({str(scarce)!r})\n"
+    run, said = trained(write_tiny_config(tmp_path, tiny_model), fault=other)
+    assert "out of memory: PER_DEVICE_TRAIN_BATCH_SIZE is now 1, GRADIENT_ACCUMULATION_STEPS 2; going on from" in said
+    ours, theirs = losses(run), losses(undisturbed)
+    assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
+
+
+@pytest.mark.tiny
+def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_path, tiny_model):
+    """With dropout, so that each rank's own random state counts."""
+    config = write_tiny_config(tmp_path, tiny_model)
+    flags = [f"--set={one}" for one in ("LoRA.LORA_DROPOUT=0.1", "LoRA.BIAS=lora_only", "Training.MAX_STEPS=8")]
+    whole, _ = trained(config, *flags, "--output", str(tmp_path / "whole"))
+
+    process = slowly("--config", config, *TWO, *flags)
+    run = wait_for_step(tmp_path / "outputs", 3, process)
+    os.kill(other_process(run), signal.SIGKILL)  # a rank that is gone ends the run, at once and resumable
+    began = time.monotonic()
+    stdout, stderr = process.communicate(timeout=120)
+    assert time.monotonic() - began < 30
+    assert (process.returncode, stdout.strip()) == (1, str(run))
+    assert "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL\nthe checkpoint of step" in stderr
+    assert "Traceback" not in stderr
+
+    process = slowly("--config", config, "--resume", start_new_session=True)
+    wait_for_step(tmp_path / "outputs", 5, process)
+    other = other_process(run)
+    os.killpg(process.pid, signal.SIGTERM)  # as a terminal or a service manager does: to every process of the group
+    os.kill(other, signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    assert status["state"] == "interrupted" and status["step"] < 8
+    assert gone(other)
+    states = sorted(path.name for path in run.glob(f"checkpoints/checkpoint-{status['step']}/rng_state*"))
+    assert states == ["rng_state_0.pth", "rng_state_1.pth"]
+
+    process = start("--config", config, "--resume")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert losses(run) == losses(whole)
+    assert files_of(run) == RUN_FILES
+
+
+# The other rank is ready, and never comes.
+NEVER = """
+import time
+def joined(*_):
+    time.sleep(3600)
+team.joined = joined
+"""
+# And this one's trainer waits inside torch before the first step.
+BUILT = """
+import datetime
+import torch.distributed as dist
+def build(*_):
+    logger.info("building")
+    store = dist.HashStore()
+    store.set_timeout(datetime.timedelta(hours=1))
+    store.get("a key that never comes")
+from loguru import logger
+train._build = build
+"""
+# A line that the run says when it has loaded its model.
+SAYS = """
+from loguru import logger
+real_wait = crew.Crew.wait
+def wait(self):
+    real_wait(self)
+    logger.info("all are ready")
+crew.Crew.wait = wait
+"""
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("several", "number", "line"),
+    [
+        (True, signal.SIGTERM, "all are ready"),
+        (True, signal.SIGINT, "all are ready"),
+        (False, signal.SIGTERM, "building"),
+    ],
+)
+def test_a_signal_before_the_first_step_ends_a_run_that_waits_inside_a_library(
+    tmp_path, tiny_model, several, number, line
+):
+    fault = SAYS + with_other(tmp_path, NEVER) if several else BUILT
+    command = program(fault, "--config", write_tiny_config(tmp_path, tiny_model), *(TWO if several else ()))
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert any(line in said for said in process.stderr), "it ended before"
+    time.sleep(1)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    run = Path(stdout.strip())
+    assert process.returncode == 128 + number, stderr
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    assert status["state"] == "interrupted" and status["error"] == f"stopped by {number.name}"
+    if several:
+        assert gone(other_process(run))
+
+
+@pytest.mark.tiny
+def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(
+    tmp_path, tiny_model, undisturbed, monkeypatch
+):
+    monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
+    config = write_tiny_config(tmp_path, tiny_model)
+    with socket.socket() as free:
+        free.bind((team.LOOPBACK, 0))
+        port = free.getsockname()[1]
+    one_row = re.sub("BATCH_SIZE = .*", "BATCH_SIZE = 1", config.read_text(encoding="utf-8"))
+    config.write_text(f"{one_row}[Hardware]\nNUM_MACHINES = 2\nNUM_THREADS = 1\n", encoding="utf-8")
+    flags = ("--config", config, "--set", f"Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
+
+    def both(*more: str) -> list[subprocess.Popen]:
+        """Each machine with an OUTPUT_DIR of its own; machine 0 ends when it has trained."""
+        own = (("--output", tmp_path / f"m{n}", "--set", f"Hardware.MACHINE_RANK={n}") for n in (0, 1))
+        return [slowly(*flags, *more, *output_and_rank) for output_and_rank in own]
+
+    machine_0, machine_1 = both()
+    run = wait_for_step(tmp_path / "m0", 2, machine_0)
+    machine_1.send_signal(signal.SIGTERM)  # from any of them
+    (stdout, stderr), (nothing, said) = machine_0.communicate(timeout=120), machine_1.communicate(timeout=120)
+    assert (machine_0.returncode, stdout.strip()) == (143, str(run)), stderr
+    assert (machine_1.returncode, nothing) == (143, ""), said
+    assert "stopped; the checkpoint is on machine 0" in said
+
+    machine_0, machine_1 = both("--resume")
+    (_, stderr), (_, said) = machine_0.communicate(timeout=120), machine_1.communicate(timeout=120)
+    assert (machine_0.returncode, machine_1.returncode) == (1, 0), stderr + said
+    assert "enough" in stderr and "the training is done; machine 0 has the adapter" in said
+    assert not (tmp_path / "m1").exists()
+    ours, theirs = losses(run), losses(undisturbed)
+    assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)

@@ -1,0 +1,25 @@
+"""What a run leaves in its directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.system import events
+
+RUN_FILES = {
+    "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
+    "finetune.log", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
+    "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "report.html", "report.json",
+    "report.md", "status.json", "tiny.Q4_K_M.gguf",
+}  # fmt: skip
+
+
+def files_of(run: Path) -> set[str]:
+    """The files of a run, without what checkpoints/ holds."""
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith("checkpoints/")}
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The loss of each step; of a step that was done twice, the last one."""
+    return {e["step"]: e["loss"] for e in events.read(run / "events.jsonl") if e["event"] == "step"}
