@@ -24,9 +24,9 @@ if ! "$BASH" "$root/setup.sh" --ready; then
     # A wrong setting is told now, not after ten minutes of set-up. Without a Python, setup.sh says all that is missing.
     if python=$("$BASH" "$root/setup.sh" --python); then
         for argument in "$@"; do
-            case $argument in --help | -h) exec "$python" -B "$root/training/command_line.py" "$@" ;; esac
+            case $argument in --help | -h) exec "$python" -B "$root/training/settings/command_line.py" "$@" ;; esac
         done
-        "$python" -B "$root/training/command_line.py" "$@"
+        "$python" -B "$root/training/settings/command_line.py" "$@"
     fi
     "$BASH" "$root/setup.sh"
 fi

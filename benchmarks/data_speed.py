@@ -71,6 +71,7 @@ def _phrases(signs: list[str]) -> list[str]:
 def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     """Seconds of reading and of tokenising, and the tokens, through the program's own modules."""
     import datasets  # noqa: F401 (its import is no part of the measurement, on either way)
+
     from training import settings
     from training.data import chat_template, dataset, tokenising
     from training.settings import Override
@@ -116,10 +117,11 @@ def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
 
 
 def _model() -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
     from training import base_model
     from training.base_model import sources
     from training.settings.table import Model
-    from transformers import AutoTokenizer
 
     base = base_model.locate(Model(base_model_name=sources.EMBEDDED))
     return base, AutoTokenizer.from_pretrained(base.path)

@@ -72,10 +72,11 @@ def make(folder: Path, shape: dict[str, int]) -> None:
     import shutil
 
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     from training import base_model
     from training.base_model import sources
     from training.settings.table import Model
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     embedded = base_model.locate(Model(base_model_name=sources.EMBEDDED)).path
     config = LlamaConfig(

@@ -9,6 +9,8 @@ after, computed with each way's adapter over the reference's model, in float32. 
 the last 32 rows of those used are held out.
 """
 
+# ruff: noqa: E402  what stands between the imports must come before some of them
+
 from __future__ import annotations
 
 import argparse
@@ -25,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-from benchmarks import train_speed  # noqa: E402
+from benchmarks import train_speed
 
 HELD_OUT = 32
 WAYS = ("float32", "trl", "ours")

@@ -16,6 +16,8 @@ looks like. --length N: rows of exactly N tokens. --shape qwen3-0.6b: a random m
 --ways ours,trl,...: only these.
 """
 
+# ruff: noqa: E402  what stands between the imports must come before some of them
+
 from __future__ import annotations
 
 import argparse
@@ -34,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
-from training.system import before_torch  # noqa: E402
+from training.system import before_torch
 
 WAYS = ("ours", "trl", "tuned", "bound")
 OWN = {"ours": before_torch.THREADS | before_torch.CACHES}  # which users of TRL do not set
@@ -119,9 +121,10 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     transformers.logging.disable_progress_bar()
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
+    from trl import SFTConfig, SFTTrainer
+
     from training.fast_cpu import policy
     from training.train import Watch, hooks
-    from trl import SFTConfig, SFTTrainer
 
     micro, accumulation = args.batch
     trainer_class, options = SFTTrainer, {"gradient_checkpointing": False}

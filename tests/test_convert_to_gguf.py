@@ -9,14 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
+from tests.support.programs import Ended, forked
 from training import convert_to_gguf, llama
 from training.errors import RunError, UserError
 from training.llama import gguf_file
 from training.llama import process as process_module
 from training.ollama import modelfile_syntax
-
-from tests.support.paths import ROOT
-from tests.support.programs import Ended, forked
 
 
 def run(*arguments: str | Path) -> list[Path]:

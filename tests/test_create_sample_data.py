@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from training import create_sample_data
-from training.data import BadRow, Row, rows
 
 from tests.support.paths import ROOT
+from training import create_sample_data
+from training.data import BadRow, Row, rows
 
 SCRIPT = ROOT / "training" / "create_sample_data.py"
 

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from training import evaluate_model, runs
-from training.data import Item, held_out
-from training.evaluation import LOSS, Answer, scoring
 
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
+from training import evaluate_model, runs
+from training.data import Item, held_out
+from training.evaluation import LOSS, Answer, scoring
 
 FORMULAS = ('=HYPERLINK("http://x")', "+1", "-2 degrees", "@SUM(A1)", "\tx")
 
@@ -116,8 +116,9 @@ def test_the_shipped_run_with_a_learning_rate_a_hundred_times_too_high_is_called
 @pytest.mark.tiny
 def test_losses_of_rows_taken_together_are_those_of_each_alone(tiny_model: Path) -> None:
     import torch
-    from training import evaluation
     from transformers import AutoModelForCausalLM
+
+    from training import evaluation
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     made = [Item(list(range(5, 5 + size)), [-100] * 3 + list(range(8, 5 + size)), "", "", [], 0) for size in (9, 30, 4)]
@@ -128,9 +129,10 @@ def test_losses_of_rows_taken_together_are_those_of_each_alone(tiny_model: Path)
 @pytest.mark.tiny
 def test_answers_asked_together_are_those_of_each_question_alone(tiny_model: Path) -> None:
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from training import evaluation
     from training.evaluation import generate
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     words = AutoTokenizer.from_pretrained(tiny_model)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import runs
-from training.evaluation import reference
-from training.llama import gguf_file
-from training.pipeline import export_stages
 
 from tests.support.gguf import edit_end, edit_tensor
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune, forked
 from tests.support.session import once
 from tests.support.tiny import write_tiny_config
+from training import runs
+from training.evaluation import reference
+from training.llama import gguf_file
+from training.pipeline import export_stages
 
 SCRIPT = ROOT / "training" / "export.py"
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
@@ -123,7 +123,7 @@ def mended(run: Path) -> None:
     ended = program(run, "--only", "check")
     assert ended.code == 0, ended.stderr
     told = json.loads((run / "status.json").read_text(encoding="utf-8"))["checks"]
-    assert len(told) == 7
+    assert len(told) == 8
     assert {check["passed"] for check in told} == {True}
 
 
@@ -136,7 +136,13 @@ def test_another_base_under_the_run_fails_the_check_of_the_tensors(kept: Path, r
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     facts = run / "checkpoints" / runs.FACTS
     whole = facts.read_text()
-    facts.write_text(whole.replace(str(kept / "base"), str(base)))
+    other = json.loads(whole)
+    other["base"]["path"] = str(base)
+    facts.write_text(json.dumps(other))
+    assert "model.safetensors of the base model in" in broken(run, "--only", "check")
+    # A run from before the files were kept is told by its tensors.
+    del other["base"]["files"]
+    facts.write_text(json.dumps(other))
     said = broken(run, "--only", "check")
     assert "check 'merged tensors'" in said
     assert "model.layers.0.mlp.up_proj.weight" in said

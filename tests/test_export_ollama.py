@@ -14,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from training.ollama import Chat, compose, modelfile, modelfile_syntax, template_probe
-from training.settings import ini_file
 
 from tests.support.paths import ROOT
+from training.ollama import Chat, compose, modelfile, modelfile_syntax, template_probe
+from training.settings import ini_file
 
 pytestmark = pytest.mark.slow
 FAKE = ROOT / "tests" / "fake_ollama.sh"

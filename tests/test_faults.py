@@ -17,13 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import runs
-from training.errors import RunError
-from training.fast_cpu import fast_loss
-from training.runs import checkpoint, directory
-from training.system import events
-from training.train import Watch, hooks
-from training.train.hooks import OutOfMemory
 
 from tests.support.faults import (
     FAULT,
@@ -45,6 +38,13 @@ from tests.support.programs import finetune, start
 from tests.support.runs import RUN_FILES, files_of, losses
 from tests.support.session import once
 from tests.support.tiny import write_tiny_config
+from training import runs
+from training.errors import RunError
+from training.fast_cpu import fast_loss
+from training.runs import checkpoint, directory
+from training.system import events
+from training.train import Watch, hooks
+from training.train.hooks import OutOfMemory
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 STAGES = ("train", "merge", "convert", "quantise")  # those in which runs are killed
@@ -170,12 +170,12 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
 
 # A loss that finds no memory for more than so many rows at a time, as torch's allocator on a CPU says it.
 SCARCE = """
-real = fast_cpu.loss
+real = fast_loss.loss
 def scarce(causal_lm, inputs, *others):
     if len(inputs["input_ids"]) > {rows}:
         raise RuntimeError(NO_MEMORY)
     return real(causal_lm, inputs, *others)
-fast_cpu.loss = scarce
+fast_loss.loss = scarce
 """
 
 # The optimizer finds no memory once, in its update number `number`, after it has changed a weight; the run ends when it is trained.
@@ -193,13 +193,14 @@ torch.optim.AdamW.step = step
 
 # A weight of the adapter becomes NaN in step 5.
 POISON = """
-real = trainer.begin_step
+from training.train import updates
+real = updates.begin_step
 def begin_step(watch):
     real(watch)
     watch.steps = getattr(watch, "steps", 0) + 1
     if watch.steps == 5:
         next(p for p in MODEL[0].parameters() if p.requires_grad).data[0, 0] = float("nan")
-trainer.begin_step = begin_step
+updates.begin_step = begin_step
 MODEL, load = [], finetune.engine.load
 def loaded(*arguments, **options):
     found = load(*arguments, **options)

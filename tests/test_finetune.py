@@ -19,13 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from training import llama, runs
-from training.runs import checkpoint
-from training.system import events
 
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
 from tests.support.runs import RUN_FILES, files_of, losses
+from training import llama, runs
+from training.runs import checkpoint
+from training.system import events
 
 
 @pytest.mark.tiny
@@ -57,8 +57,9 @@ def test_the_report_says_that_every_check_passed(undisturbed):
 
 @pytest.mark.tiny
 def test_the_tokenizer_is_checked_on_chats_as_they_are_rendered_too(undisturbed):
-    from training.llama import hard_texts
     from transformers import AutoTokenizer
+
+    from training.llama import hard_texts
 
     report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
     compared = next(check for check in report["checks"] if check["name"] == "GGUF tokenizer")["figures"]["texts"]

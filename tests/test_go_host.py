@@ -9,10 +9,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from training.system import events
 
 from tests.support.paths import ROOT
 from tests.support.tiny import write_tiny_config
+from training.system import events
 
 HOST = ROOT / "examples" / "go-host"
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import settings
-from training.base_model import safetensors_file
-from training.errors import UserError
-from training.fast_cpu import policy
-from training.plan import choices, disk_space, memory, plan
-from training.settings import Settings
 
 from tests.support.faults import NO_EXPORT, STOPPED, faulty, only_run
 from tests.support.folders import write
 from tests.support.programs import finetune
 from tests.support.runs import losses
 from tests.support.tiny import write_tiny_config
+from training import settings
+from training.base_model import safetensors_file
+from training.errors import UserError
+from training.fast_cpu import policy
+from training.plan import choices, disk_space, memory, plan
+from training.settings import Settings
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

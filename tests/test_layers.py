@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 import training
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+
+from tests.support.paths import ROOT
+from tests.support.programs import finetune
 from training import create_sample_data, prepare_data
 from training.data import BadRow, Record, Row, oddities, rows
 from training.system import files
 from training.system.signals import Signals
-
-from tests.support.paths import ROOT
-from tests.support.programs import finetune
 
 SCRIPT = ROOT / "training" / "prepare_data.py"
 # What each sample can become. Plain text holds no question, and turns are no plain text.

@@ -14,6 +14,8 @@ import signal
 from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
 from training import control, errors, runs, settings
 from training.pipeline import export_stages
 from training.plan import plan
@@ -21,8 +23,6 @@ from training.settings import Override, rules, usage
 from training.settings.rules import Given
 from training.settings.table import SECTIONS, TABLE, reference
 from training.system.this_machine import Machine
-
-from tests.support.paths import ROOT
 
 CHINESE = ".zh-CN.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from training import llama, runs
-from training.runs import directory
-from training.to_gguf import Job
 
 from tests.support.faults import done, kill, marked, result, wait_until
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune, wait_for_step
+from training import llama, runs
+from training.runs import directory
+from training.to_gguf import Job
 
 SHIPPED_FILES = {
     "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",

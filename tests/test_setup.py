@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from packaging.requirements import Requirement
-from training.system import browser, torch_builds
 
 from tests.support.paths import ROOT
+from training.system import browser, torch_builds
 
 pytestmark = pytest.mark.slow
 REQUIREMENTS = ROOT / "requirements"

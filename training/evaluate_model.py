@@ -4,6 +4,8 @@ Base, tuned and quantised model answer the same rows; a table of scores with int
 question, with an empty column for a person's rating, to the CSV file. With --interactive it is a talk (talk.py).
 """
 
+# ruff: noqa: E402  what stands between the imports must come before some of them
+
 from __future__ import annotations
 
 import argparse
@@ -19,38 +21,19 @@ from typing import IO, Any
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training.system import before_torch  # noqa: E402
+from training.system import before_torch
 
 before_torch.settle()
 
-from loguru import logger  # noqa: E402
+from loguru import logger
 
-from training import evaluation  # noqa: E402
-from training.data import (  # noqa: E402
-    Item,  # noqa: E402
-    dataset,  # noqa: E402
-    held_out,  # noqa: E402
-)
-from training.errors import (  # noqa: E402
-    FinetuneError,  # noqa: E402
-    MachineError,  # noqa: E402
-    UserError,  # noqa: E402
-)
-from training.evaluation import (  # noqa: E402
-    models,  # noqa: E402
-    scoring,  # noqa: E402
-    target,  # noqa: E402
-)
-from training.evaluation.scoring import Marks  # noqa: E402
-from training.evaluation.target import Subject  # noqa: E402
-from training.system import (  # noqa: E402
-    files,  # noqa: E402
-    foreign_code,  # noqa: E402
-    launchers,  # noqa: E402
-    log,  # noqa: E402
-    paths,  # noqa: E402
-    wording,  # noqa: E402
-)
+from training import evaluation
+from training.data import Item, dataset, held_out
+from training.errors import FinetuneError, MachineError, UserError
+from training.evaluation import models, scoring, target
+from training.evaluation.scoring import Marks
+from training.evaluation.target import Subject
+from training.system import files, foreign_code, launchers, log, paths, wording
 
 CACHE = paths.CACHE / "rows"
 SHOWN = ("exact", "chrf", "rouge_l", "length", "repetition", "stopped")  # of each answer, in the CSV file

@@ -16,7 +16,6 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, _frame: os._exit(128 + number))
     from training.settings import command_line
-    from training.settings.command_line import Arguments
 
     # A wrong setting, and --help, are answered before the imports below take half a second. With --events the answer is
     # an event: it is given further down.
@@ -34,46 +33,22 @@ from typing import IO, Any
 
 from loguru import logger
 
-from training import (
-    control,  # noqa: E402
-    distributed,  # noqa: E402
-    pipeline,  # noqa: E402
-    runs,  # noqa: E402
-    settings,  # noqa: E402
-)
-from training.control import (
-    background,  # noqa: E402
-    resume,  # noqa: E402
-)
-from training.data import dataset  # noqa: E402
-from training.distributed import secondary  # noqa: E402
+from training import control, distributed, pipeline, runs, settings
+from training.control import background, resume
+from training.data import dataset
+from training.distributed import secondary
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
-from training.pipeline import stages  # noqa: E402
-from training.pipeline.export_stages import Told  # noqa: E402
-from training.plan import (
-    Plan,  # noqa: E402
-    lines,  # noqa: E402
-    prepare,  # noqa: E402
-    time_estimate,  # noqa: E402
-)
-from training.report import gathering  # noqa: E402
-from training.runs import (
-    Run,  # noqa: E402
-    checkpoint,  # noqa: E402
-    directory,  # noqa: E402
-)
-from training.system import (
-    files,  # noqa: E402
-    foreign_code,  # noqa: E402
-    forkserver,  # noqa: E402
-    launchers,  # noqa: E402
-    log,  # noqa: E402
-    paths,  # noqa: E402
-    this_machine,  # noqa: E402
-)
+from training.pipeline import stages
+from training.pipeline.export_stages import Told
+from training.plan import Plan, lines, prepare, time_estimate
+from training.report import gathering
+from training.runs import Run, checkpoint, directory
+from training.settings import command_line
+from training.settings.command_line import Arguments
+from training.system import files, foreign_code, forkserver, launchers, log, paths, this_machine
 from training.system.events import Events
 from training.system.signals import Signals
-from training.train import engine  # noqa: E402
+from training.train import engine
 
 
 def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from tests.support.folders import write
 from training.base_model import base_files, safetensors_file
 from training.errors import RunError, UserError
 from training.runs import checkpoint
 from training.to_gguf import Job
-
-from tests.support.folders import write
 
 BASE = {"model.embed_tokens.weight": ("BF16", (8192, 8)), "model.norm.weight": ("BF16", (8,))}
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from tests.support.folders import folder
 from training import base_model
 from training.base_model import BaseModel, kept_files
 from training.errors import UserError
 from training.evaluation import target as subject
 from training.system import foreign_code, paths
-
-from tests.support.folders import folder
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 

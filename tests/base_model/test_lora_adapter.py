@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+
+from tests.support.folders import write
 from training.base_model import safetensors_file
 from training.errors import RunError
 from training.to_gguf import merging
-
-from tests.support.folders import write
 
 Q = "model.layers.0.self_attn.q_proj"
 ADAPTER = {

@@ -17,14 +17,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from tests.support.folders import CONFIG, Hub, folder
+from tests.support.paths import ROOT
 from training import base_model
 from training.base_model import model_folder, ollama_store, safetensors_file, sources
 from training.base_model.ollama_store import Stored
 from training.errors import UserError
 from training.system import files
-
-from tests.support.folders import CONFIG, Hub, folder
-from tests.support.paths import ROOT
 
 TOKEN = "hf_secretsecretsecretsecret"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.gguf import byte_vocabulary, model_pairs, model_tensors, write_gguf
 from training import base_model, llama
 from training.base_model import gguf_config, gguf_tokenizer, sources, unpacking
 from training.errors import UserError
 from training.llama import gguf_file, hard_texts, process
-
-from tests.support.gguf import byte_vocabulary, model_pairs, model_tensors, write_gguf
 
 # setup.sh puts llama.cpp's converter there, and the vocabularies that llama.cpp tests itself with.
 VOCABULARIES = Path(sys.prefix) / "llama.cpp" / "models"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.support.architectures import ARCHITECTURES, EXPERTS, SLIDING, SMALL, random_model
 from training.base_model import safetensors_file, weights_fit
 from training.errors import RunError, UserError
 from training.evaluation import reference
-
-from tests.support.architectures import ARCHITECTURES, EXPERTS, SLIDING, SMALL, random_model
 
 if TYPE_CHECKING:
     import torch

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from training import llama
 from training.checks import as_read
 from training.data import ChatTemplate, chat_template, encoding, tokenising
 from training.data.row_texts import RowText, RowTexts
 from training.errors import UserError
 from training.llama import gguf_file, process
-from training.plan import plan as plan_module
+from training.plan import plan as reader_view
 from training.to_gguf import conversion, reader_metadata
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
@@ -199,7 +200,7 @@ def test_rows_that_llama_cpp_would_read_otherwise_are_named_before_the_training(
     plan = planned(folder, ["plain", text, "also plain"], tmp_path)
     made = conversion.vocabulary(folder, folder / "v.gguf")
     with pytest.raises(UserError) as told:
-        plan_module.hold(made, plan)
+        reader_view.hold(made, plan)
     message = str(told.value)
     assert message.startswith("1 of 3 rows would be read in Ollama as other tokens than are trained:")
     assert "rows.jsonl:2: " in message and said in message
@@ -207,7 +208,7 @@ def test_rows_that_llama_cpp_would_read_otherwise_are_named_before_the_training(
 
 def test_a_token_that_takes_white_space_where_none_stands_is_no_fault(folder: Path, tmp_path: Path) -> None:
     with_token(folder, "<dom>", lstrip=True, rstrip=True)
-    plan_module.hold(conversion.vocabulary(folder, folder / "v.gguf"), planned(folder, ["in<dom>it"], tmp_path))
+    reader_view.hold(conversion.vocabulary(folder, folder / "v.gguf"), planned(folder, ["in<dom>it"], tmp_path))
 
 
 def test_text_outside_nfc_that_the_tokenizer_composes_is_told_and_trained(folder: Path, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_text_outside_nfc_that_the_tokenizer_composes_is_told_and_trained(folder
     lines: list[str] = []
     sink = logger.add(lines.append, level="WARNING", format="{message}")
     try:
-        plan_module.hold(conversion.vocabulary(folder, folder / "v.gguf"), plan)
+        reader_view.hold(conversion.vocabulary(folder, folder / "v.gguf"), plan)
     finally:
         logger.remove(sink)
     assert "".join(lines).startswith("rows.jsonl:2: text outside Unicode NFC is trained as its NFC form")
@@ -230,7 +231,7 @@ def test_a_normalizer_that_changes_all_text_is_refused_with_its_rows(folder: Pat
     edit(folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))
     plan.tokenizer = reader_metadata.tokenizer(folder)
     with pytest.raises(UserError, match="a model cannot be served as it is trained: llama.cpp cuts"):
-        plan_module.hold(made, plan)
+        reader_view.hold(made, plan)
 
 
 def test_odd_rows_come_before_the_sample_and_the_sample_is_the_same_each_time(folder: Path, tmp_path: Path) -> None:
@@ -238,10 +239,10 @@ def test_odd_rows_come_before_the_sample_and_the_sample_is_the_same_each_time(fo
     contents = [f"row {number}" for number in range(200)]
     contents[150], contents[170] = "has <dom> in it", unicodedata.normalize("NFD", "é")
     plan = planned(folder, contents, tmp_path)
-    one, again = (plan_module.of_plan(plan, 2000) for _ in range(2))
+    one, again = (reader_view.of_plan(plan, 2000) for _ in range(2))
     assert one == again and one.total == 200 and 2 < one.rows < 200
     assert [text.line for text in one.texts[::2][:2]] == [151, 171]
-    assert plan_module.of_plan(plan, 1 << 20).rows == 200
+    assert reader_view.of_plan(plan, 1 << 20).rows == 200
     assert RowTexts.of(one.as_dict()) == one
 
 

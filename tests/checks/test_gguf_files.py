@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from tests.support.gguf import edit_end, edit_tensor
 from training import llama
 from training.base_model import lora_adapter
 from training.checks import Check, gguf_files, require
@@ -18,8 +20,6 @@ from training.evaluation import divergence, reference
 from training.evaluation.reference import TooLarge
 from training.llama import hard_texts
 from training.to_gguf import conversion, merging
-
-from tests.support.gguf import edit_end, edit_tensor
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, row_files
 from training.data.oddities import Seen
 from training.errors import MachineError, UserError

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from training.base_model import gguf_tokenizer
 from training.data import ChatTemplate, Row, Turn, chat_template, encoding, fast_tokenising, serving, tokenising
 from training.data.encoding import IGNORED, Encoded, NothingToTrain

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from training.data import BadRow, Row, Turn, row_files, rows
 from training.errors import UserError
 from training.settings import prompt_template, table

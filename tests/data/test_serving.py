@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from training.llama import gguf_file
-from training.ollama import modelfile_syntax
 
 from tests.support.programs import finetune
+from training.llama import gguf_file
+from training.ollama import modelfile_syntax
 
 pytestmark = pytest.mark.tiny
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
 from training.base_model.gguf_tokenizer import PRE_TOKENIZERS
 from training.data import word_cache
 

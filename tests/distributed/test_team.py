@@ -18,6 +18,12 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+
+from tests.support.paths import ROOT
+from tests.support.programs import start, wait_for_step
+from tests.support.ranks import TWO, gone, other_process, program, slowly
+from tests.support.runs import RUN_FILES, files_of, losses
+from tests.support.tiny import write_tiny_config
 from training import settings
 from training.distributed import Crew, launcher, rendezvous
 from training.distributed.launcher import Worker
@@ -28,12 +34,6 @@ from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
 from training.train import Order, Place, meeting, team
 from training.train.meeting import Key
-
-from tests.support.paths import ROOT
-from tests.support.programs import start, wait_for_step
-from tests.support.ranks import TWO, gone, other_process, program, slowly
-from tests.support.runs import RUN_FILES, files_of, losses
-from tests.support.tiny import write_tiny_config
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
 CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
@@ -346,6 +346,7 @@ def test_two_processes_train_the_same_rows_in_each_step_and_have_the_losses_of_o
 # A rank that unpickles anything while it is joined to the others ends with an error.
 NO_PICKLES = """
 import contextlib
+from training.train import team
 real_joined = team.joined
 @contextlib.contextmanager
 def joined(*arguments):
@@ -365,13 +366,14 @@ OTHER = "import sys\nsys.path.insert(0, {root!r})\n{fault}\nfrom training.distri
 # SIGTERM comes in the fourth step.
 FOURTH = """
 import os, signal
-real_step = trainer.begin_step
+from training.train import updates
+real_step = updates.begin_step
 def begin_step(watch):
     real_step(watch)
     watch.begun = getattr(watch, "begun", 0) + 1
     if watch.begun == 4:
         os.kill(os.getpid(), signal.SIGTERM)
-trainer.begin_step = begin_step
+updates.begin_step = begin_step
 """
 
 
@@ -379,7 +381,7 @@ def with_other(tmp_path: Path, fault: str) -> str:
     """A fault of rank 0, with which the other rank has this one."""
     script = tmp_path / "other.py"
     script.write_text(OTHER.format(root=str(ROOT), fault=fault), encoding="utf-8")
-    return f"from pathlib import Path\nfrom training import crew\ncrew.WORKER = Path({str(script)!r})\n"
+    return f"from pathlib import Path\nfrom training.distributed import launcher\nlauncher.WORKER = Path({str(script)!r})\n"
 
 
 @pytest.mark.tiny
@@ -430,7 +432,7 @@ raise SystemExit(worker.main())
 def test_memory_that_one_process_lacks_halves_the_batch_of_all(tmp_path, tiny_model, undisturbed):
     scarce = tmp_path / "scarce.py"
     scarce.write_text(SCARCE_IN_ONE.format(root=str(ROOT)), encoding="utf-8")
-    other = f"from pathlib import Path\nfrom training import crew\ncrew.WORKER = Path({str(scarce)!r})\n"
+    other = f"from pathlib import Path\nfrom training.distributed import launcher\nlauncher.WORKER = Path({str(scarce)!r})\n"
     run, said = trained(write_tiny_config(tmp_path, tiny_model), fault=other)
     assert "out of memory: PER_DEVICE_TRAIN_BATCH_SIZE is now 1, GRADIENT_ACCUMULATION_STEPS 2; going on from" in said
     ours, theirs = losses(run), losses(undisturbed)
@@ -477,6 +479,7 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
 # The other rank is ready, and never comes.
 NEVER = """
 import time
+from training.train import team
 def joined(*_):
     time.sleep(3600)
 team.joined = joined
@@ -485,22 +488,24 @@ team.joined = joined
 BUILT = """
 import datetime
 import torch.distributed as dist
+from training.train import loop
 def build(*_):
     logger.info("building")
     store = dist.HashStore()
     store.set_timeout(datetime.timedelta(hours=1))
     store.get("a key that never comes")
 from loguru import logger
-train._build = build
+loop._build = build
 """
 # A line that the run says when it has loaded its model.
 SAYS = """
 from loguru import logger
-real_wait = crew.Crew.wait
+from training.distributed import launcher
+real_wait = launcher.Crew.wait
 def wait(self):
     real_wait(self)
     logger.info("all are ready")
-crew.Crew.wait = wait
+launcher.Crew.wait = wait
 """
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from training import evaluation
 from training.data import Item
 from training.evaluation import Answer, scoring

@@ -17,14 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
+from tests.support.programs import finetune
 from training import llama
 from training.data import ChatTemplate, Turn
 from training.errors import UserError
 from training.evaluation import talk, target
 from training.evaluation.talk import Talk
-
-from tests.support.paths import ROOT
-from tests.support.programs import finetune
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # what readline sends to the terminal
 

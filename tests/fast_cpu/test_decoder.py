@@ -86,11 +86,11 @@ def test_any_choice_of_projections_may_be_adapted(targets):
 
 
 def test_rows_of_several_blocks_of_queries_see_all_before_them(monkeypatch):
-    from training.fast_cpu import fast_loss
+    from training.fast_cpu import policy
 
     model = adapted()
     assert_equal(model, batch((300, 1100, 40)))  # three blocks in the middle
-    monkeypatch.setattr(fast_loss, "BLOCK", 5)
+    monkeypatch.setattr(policy, "BLOCK", 5)
     assert_equal(model, batch())
 
 
@@ -117,6 +117,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 def test_a_switched_off_adapter_is_left_out():
     import torch
+
     from training.fast_cpu import fast_loss
     from training.fast_cpu.decoder import Decoder
 
@@ -173,6 +174,7 @@ def measured_in(dtype: str, by_hand: int):
 
 def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
     import torch
+
     from training.fast_cpu.attention import Attention, Rows
     from training.fast_cpu.functions import AddNorm, HeadLoss, LoraLinear, SwiGLU
 
@@ -198,6 +200,7 @@ def test_the_hand_written_parts_have_the_gradients_of_finite_differences():
 def attended(dtype, lengths, heads, groups, dim):
     """Attention of random queries, keys and values, and the gradient for them, in `dtype`; the same numbers in each."""
     import torch
+
     from training.fast_cpu.attention import Attention, Rows
 
     torch.manual_seed(0)
@@ -233,6 +236,7 @@ def test_attention_in_vector_units_is_attention_but_for_the_rounding_of_bf16(vec
 
 def test_attention_in_vector_units_and_in_products_of_matrices_agree(vectors, monkeypatch):
     import torch
+
     from training.fast_cpu import kernels
 
     ours = attended(torch.bfloat16, (130, 7, 600), 9, 3, 64)
@@ -245,6 +249,7 @@ def test_attention_in_vector_units_and_in_products_of_matrices_agree(vectors, mo
 
 def test_more_threads_than_heads_take_products_of_matrices(vectors, monkeypatch):
     import torch
+
     from training.fast_cpu import kernels
 
     called = []
@@ -258,6 +263,7 @@ def test_more_threads_than_heads_take_products_of_matrices(vectors, monkeypatch)
 
 def test_a_number_that_is_not_one_stays_so_in_its_row_of_text(vectors):
     import torch
+
     from training.fast_cpu.attention import Attention, Rows
 
     qkv = torch.ones(20, 3 * 16).bfloat16()
@@ -269,6 +275,7 @@ def test_a_number_that_is_not_one_stays_so_in_its_row_of_text(vectors):
 
 def test_a_number_that_is_not_one_stays_not_one():
     import torch
+
     from training.fast_cpu.functions import AddNorm, HeadLoss, SwiGLU
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -303,8 +310,9 @@ def test_a_model_that_does_not_fit_is_refused_with_the_reason(change, why):
 )
 def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(lora, why):
     from peft import LoraConfig, get_peft_model
-    from training.fast_cpu import decoder as fast_layers
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from training.fast_cpu import decoder as fast_layers
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SHAPE))
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **lora))
@@ -348,6 +356,7 @@ def test_the_kernels_compile_without_a_warning(root, tmp_path):
 @pytest.mark.parametrize("padded", [True, False])
 def test_the_rows_for_the_proof_are_few_short_and_trained_throughout(padded):
     import torch
+
     from training.fast_cpu import fast_loss
 
     inputs = batch((300, 30, 7))

@@ -89,11 +89,11 @@ def test_the_loss_over_trained_tokens_alone_is_the_models_own_loss(model, rows):
 
 
 def test_the_loss_is_the_same_when_logits_are_computed_in_chunks(model, rows, monkeypatch):
-    from training.fast_cpu import fast_loss
+    from training.fast_cpu import fast_loss, policy
 
     batch = padded(rows)
     whole = measured(model, fast_loss.loss(model.get_base_model(), batch, None))
-    monkeypatch.setattr(fast_loss, "LOSS_CHUNK", 3)
+    monkeypatch.setattr(policy, "LOSS_CHUNK", 3)
     close(measured(model, fast_loss.loss(model.get_base_model(), batch, None)), whole)
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from training.base_model import sources
 from training.errors import MachineError, RunError
 from training.llama import Process, answer, kept, logits, logits_each, metadata, opened, protocol
@@ -201,7 +202,7 @@ def test_the_worker_ends_with_its_parent(gguf: Path) -> None:
         "process = llama.Process(Path(sys.argv[1]), vocab_only=True)\nprocess.ask({'do': 'metadata'})\n"
         "print(process.process.pid, flush=True)\nos._exit(1)\n"
     )
-    root = Path(llama.__file__).resolve().parents[1]
+    root = Path(llama.__file__).resolve().parents[2]
     found = subprocess.run([sys.executable, "-c", code, gguf], cwd=root, capture_output=True, text=True, timeout=60)
     pid = int(found.stdout)
     for _ in range(100):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+
 from training import settings
 from training.errors import MachineError
 from training.plan import choices, disk_space, memory, memory_fit, plan

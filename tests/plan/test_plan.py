@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+
 from training import settings
 from training.errors import MachineError, UserError
 from training.fast_cpu import policy

@@ -6,11 +6,11 @@ import zlib
 from pathlib import Path
 
 import pytest
-from training import report
-from training.report import as_html, writing
 
 from tests.support.browser import BROWSER, browse
 from tests.support.reports import HOSTILE, evaluation, good, hostile, in_state, step, write_events
+from training import report
+from training.report import as_html, writing
 
 pytestmark = [
     pytest.mark.tiny,

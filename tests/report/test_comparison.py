@@ -6,6 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
+from tests.support.browser import BROWSER, browse
+from tests.support.reports import HOSTILE, good, hostile, in_state
 from training import report, runs
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS, LOSS
@@ -13,9 +16,6 @@ from training.report import Report, as_html, checklist, comparison, contents
 from training.report.schema import BaseFacts, Evaluation, Score, Step
 from training.runs import Run
 from training.settings import command_line
-
-from tests.support.browser import BROWSER, browse
-from tests.support.reports import HOSTILE, good, hostile, in_state
 
 
 def run(name: str, **changes: object) -> Report:

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from training import runs
 from training.control import commands
 from training.errors import MachineError, UserError

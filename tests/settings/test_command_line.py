@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.paths import ROOT
 from training import settings
 from training.errors import UserError
 from training.settings.command_line import Arguments, parse
 from training.settings.table import TABLE
 from training.settings.usage import COMMANDS, SETTING_FLAGS, SWITCHES
-
-from tests.support.paths import ROOT
 
 
 def given_settings(*argv):
@@ -238,7 +238,7 @@ def test_as_a_script_it_says_on_stderr_what_is_wrong_and_exits_with_2(tmp_path):
         (["--nonsense", "--events"], "--nonsense is not a flag"),
     ],
 )
-@pytest.mark.parametrize("script", ["command_line.py", "finetune.py"])  # before the set-up, and after it
+@pytest.mark.parametrize("script", ["settings/command_line.py", "finetune.py"])  # before the set-up, and after it
 def test_a_program_that_listens_is_told_what_is_wrong_as_an_event(script, argv, said):
     command = [sys.executable, ROOT / "training" / script, *argv]
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -279,7 +279,7 @@ def test_help_names_every_flag_and_every_setting_on_stdout():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["command_line.py", "finetune.py"])
+@pytest.mark.parametrize("script", ["settings/command_line.py", "finetune.py"])
 @pytest.mark.parametrize("argv", [["--help"], ["--set", "LoRA.R=x"]])
 def test_it_answers_in_a_moment(script, argv):
     def processor_time():

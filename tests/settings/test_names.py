@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from training.settings import names
 
 QUANTISE_ALL = """

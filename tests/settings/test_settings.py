@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+
+from tests.support.paths import ROOT
 from training import settings
 from training.errors import UserError
 from training.settings import Override, contradictions, ini_file, names, rules, table
 from training.settings.table import TABLE
 from training.system import paths
-
-from tests.support.paths import ROOT
 
 ANY_FIXTURE = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
@@ -592,7 +592,7 @@ def test_optimizers_and_schedulers_are_known_to_transformers():
 
 @pytest.mark.slow
 def test_the_settings_need_nothing_but_the_standard_library():
-    code = ""
+    code = "import sys, json; from training import settings; from training.settings import command_line; print(json.dumps(list(sys.modules)))"
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
     modules = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     top = {name.split(".")[0] for name in modules}

@@ -90,7 +90,8 @@ def result(run: Path) -> dict:
 FAULTY = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from training import errors; from training.fast_cpu import fast_loss; from training import finetune; from training.pipeline import stages
+from training import errors, finetune, pipeline
+from training.fast_cpu import fast_loss
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
 {fault}
 raise SystemExit(finetune.main(sys.argv[1:]))
@@ -101,13 +102,14 @@ raise SystemExit(finetune.main(sys.argv[1:]))
 NO_EXPORT = """
 def enough(*arguments):
     raise errors.RunError("evaluate", "enough")
-stages.evaluate_stage = enough
+pipeline.evaluate_stage = enough
 """
 
 
 # SIGTERM arrives in a micro-batch: `at` is its number from the start of the process.
 STOPPED = """
-real = trainer.hooked
+from training.train import hooks
+real = hooks.hooked
 def hooked(trainer_class, watch):
     class Stopping(real(trainer_class, watch)):
         count = 0
@@ -117,7 +119,7 @@ def hooked(trainer_class, watch):
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().training_step(*arguments, **options)
     return Stopping
-trainer.hooked = hooked
+hooks.hooked = hooked
 """
 
 

@@ -25,11 +25,12 @@ def program(fault: str, *arguments: str | Path) -> list[str]:
 # A step takes its time, so that a signal surely comes in the middle of the training.
 SLOW = """
 import time
-real = trainer.begin_step
+from training.train import updates
+real = updates.begin_step
 def begin_step(watch):
     time.sleep(0.3)
     real(watch)
-trainer.begin_step = begin_step
+updates.begin_step = begin_step
 """
 
 

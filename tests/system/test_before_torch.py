@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from training.system import before_torch
 
 pytestmark = pytest.mark.slow

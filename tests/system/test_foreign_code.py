@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from training.base_model import hub
-from training.errors import RunError
-from training.system import foreign_code
-from training.system.foreign_code import Refused
-from training.to_gguf import conversion, trial_model
 
 from tests.support.folders import Hub, folder
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune, forked
 from tests.support.tiny import write_tiny_config
+from training.base_model import hub
+from training.errors import RunError
+from training.system import foreign_code
+from training.system.foreign_code import Refused
+from training.to_gguf import conversion, trial_model
 
 CODE = """
 import sys

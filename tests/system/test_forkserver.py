@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from training.system import forkserver
 
 pytestmark = pytest.mark.slow
@@ -141,7 +142,10 @@ def test_a_fork_that_does_not_exist_yet_is_ended_without_waiting_for_it(script, 
 
 
 def test_a_zygote_ends_with_a_starter_that_was_killed(root):
-    code = ""
+    code = (
+        "from training.system import forkserver; forkserver.start(['wave']); "
+        "print(forkserver._zygote.pid, flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as starter:

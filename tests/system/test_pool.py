@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from training.errors import MachineError
 from training.system import pool
 

@@ -17,6 +17,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.paths import ROOT
+from tests.support.programs import finetune
+from tests.support.tiny import write_tiny_config
 from training import control
 from training.base_model import sources, unpacking
 from training.data import BadRow, dataset
@@ -26,10 +30,6 @@ from training.runs import Run, checkpoint
 from training.settings import command_line
 from training.system import files, log, privacy
 from training.system.events import Events
-
-from tests.support.paths import ROOT
-from tests.support.programs import finetune
-from tests.support.tiny import write_tiny_config
 
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 LETTERS = string.ascii_letters + string.digits

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+
 from training.system import progress_bar
 from training.system.wording import clock
 

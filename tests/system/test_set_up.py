@@ -10,10 +10,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from training.errors import MachineError
-from training.system import browser, installed_parts, llama_cpp_build, serving_python, set_up, torch_builds, venv_pip
 
 from tests.support.paths import ROOT
+from training.errors import MachineError
+from training.system import browser, installed_parts, llama_cpp_build, serving_python, set_up, torch_builds, venv_pip
 
 SYSTEM = ROOT / "training" / "system"
 

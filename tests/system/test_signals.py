@@ -121,7 +121,7 @@ def test_a_program_that_reads_its_modules_ends_at_once_with_the_signals_exit_cod
 import runpy, sys, os, signal
 class Slow:
     def find_spec(self, name, *_):
-        if name == "training.before_torch":
+        if name == "training.system.before_torch":
             os.kill(os.getpid(), int(os.environ["NUMBER"]))
 sys.meta_path.insert(0, Slow())
 sys.argv = ["finetune.py", "--check", "--events"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+
 from training import settings
 from training.errors import MachineError
 from training.plan import choices

@@ -11,6 +11,7 @@ import struct
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+
 from training.errors import RunError
 from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
@@ -125,6 +126,7 @@ def test_what_is_no_checkpoint_is_refused_above_all_names_that_lead_elsewhere(sa
 def test_a_random_state_that_was_told_goes_on_as_the_one_it_was_made_from():
     import numpy
     import torch
+
     from training.train import hooks, updates
 
     def draw() -> list[float]:

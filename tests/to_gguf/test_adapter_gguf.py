@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.paths import ROOT
+from tests.support.programs import Ended, forked
 from training import export, llama, runs
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.ollama import modelfile_syntax
 from training.to_gguf import Job, adapter_gguf, conversion, merging
-
-from tests.support.paths import ROOT
-from tests.support.programs import Ended, forked
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
@@ -25,6 +25,7 @@ WITH_ADAPTER = """
 import ctypes, json, sys
 sys.path.insert(0, sys.argv[1])
 import llama_cpp, numpy
+from training.llama import model as llama_worker
 
 model = llama_worker.Model(sys.argv[2], False)
 adapter = llama_cpp.llama_adapter_lora_init(model.model, sys.argv[3].encode())

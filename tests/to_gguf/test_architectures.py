@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training.checks import gguf_files, require
-from training.checks import logits as checks
-from training.evaluation import reference
-from training.llama import gguf_file
-from training.to_gguf import conversion, merging
 
 from tests.support.architectures import ARCHITECTURES, EXPERTS, SMALL, random_adapter, random_model, tokenizer_into
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.tiny import write_tiny_config
+from training.checks import gguf_files, require
+from training.checks import logits as checks
+from training.evaluation import reference
+from training.llama import gguf_file
+from training.to_gguf import conversion, merging
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 # What llama.cpp must find in the file: a tensor that only this architecture has, or that shows what was merged into.

@@ -9,13 +9,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+
+from tests.support.paths import ROOT
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.pipeline import export_stages
 from training.system import files
-from training.to_gguf import conversion, conversion_worker, importance, merging, trial, trial_model
-
-from tests.support.paths import ROOT
+from training.to_gguf import conversion, conversion_worker, importance, merging, reader_metadata, trial, trial_model
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +118,10 @@ def test_a_missing_converter_says_to_set_up(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_worker_ends_when_its_parent_does():
-    code = "import convert_worker as w, time; w.end_with_parent(); print('up', flush=True); time.sleep(60)"
+    code = "from training.system import parent_watch as w; import time; w.end_with_parent(); print('up', flush=True); time.sleep(60)"
     worker = [sys.executable, "-c", code]
     process = subprocess.Popen(
-        worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "training")}
+        worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert process.stdout.readline() == b"up\n"
     process.stdin.close()
@@ -161,8 +161,9 @@ def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_
         (folder / where).write_text(settings.pop("chat_template"))
     (folder / merging.TOKENIZER_CONFIG).write_text(json.dumps(settings))
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    chats = conversion.to_gguf(folder, tmp_path / "chats.gguf")
-    job = SimpleNamespace(facts={"plain": True}, merged=folder, f16=tmp_path / "plain.gguf")
+    pairs = reader_metadata.pairs(reader_metadata.tokenizer(folder), None)
+    chats = conversion.to_gguf(folder, tmp_path / "chats.gguf", pairs=pairs)
+    job = SimpleNamespace(facts={"plain": True}, merged=folder, f16=tmp_path / "plain.gguf", trained_template=None)
     export_stages.STAGES["convert"][1](job)
     fields = [GGUFReader(path).fields for path in (chats, job.f16)]
     assert fields[0].keys() - fields[1].keys() == {"tokenizer.chat_template"}

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.architectures import EXPERTS, SMALL, random_model, tokenizer_into
+from tests.support.paths import ROOT
 from training import llama
 from training.errors import RunError, UserError
 from training.evaluation import divergence, reference
 from training.evaluation.reference import TooLarge
 from training.llama import gguf_file
 from training.to_gguf import conversion, importance, trial
-
-from tests.support.architectures import EXPERTS, SMALL, random_model, tokenizer_into
-from tests.support.paths import ROOT
 
 IDS = [(position * 7919 + 13) % 32000 for position in range(600)]
 
@@ -219,5 +219,7 @@ def test_the_trial_before_training_makes_one_where_a_method_needs_it(uneven: dic
 
 @pytest.mark.slow
 def test_importing_the_module_needs_no_torch() -> None:
-    code = "import training.to_gguf.importance"
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; import training.to_gguf.importance; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, str(ROOT)], check=True)

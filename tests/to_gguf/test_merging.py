@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from training.base_model import safetensors_file
 from training.checks import tensors as proof
 from training.errors import RunError
@@ -574,7 +575,7 @@ def test_memory_of_merge_and_proof_does_not_grow_with_the_shard(tmp_path: Path) 
         "print(merged - idle, peak() - idle)"
     )
     command = [sys.executable, "-c", script, str(base), str(adapter), str(tmp_path / "merged")]
-    root = Path(merging.__file__).parents[1]
+    root = Path(merging.__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     merge_kb, proof_kb = map(int, done.stdout.split())

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from training import settings
-from training.errors import MachineError, RunError, UserError
-from training.settings import contradictions
-from training.system import shared_secret
-from training.train import meeting, team
-from training.train.meeting import Key
 
 from tests.support.paths import ROOT
 from tests.support.programs import wait_for_step
 from tests.support.ranks import TWO, gone, other_process, program, slowly
 from tests.support.runs import losses
 from tests.support.tiny import write_tiny_config
+from training import settings
+from training.errors import MachineError, RunError, UserError
+from training.settings import contradictions
+from training.system import shared_secret
+from training.train import meeting, team
+from training.train.meeting import Key
 
 SECRET = "f5e91a8e2b7d4c60"
 
@@ -143,8 +143,7 @@ for mode in ("rb", "r+b", "wb"):
 
 # The second step waits until a file is there.
 GATE = """
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from training.train import updates
 real = updates.begin_step

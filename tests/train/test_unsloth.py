@@ -16,15 +16,15 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from training import settings
-from training.errors import MachineError, UserError
-from training.system import events
-from training.train import engine
 
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.session import locked
 from tests.support.tiny import write_tiny_config
+from training import settings
+from training.errors import MachineError, UserError
+from training.system import events
+from training.train import engine
 
 REQUIREMENTS = ROOT / "requirements"
 # Defaults that Unsloth's SFTConfig has otherwise than TRL's and that we leave to it: none of them changes a loss.
@@ -94,13 +94,13 @@ from pathlib import Path
 _, root, config, model, rows, out = sys.argv
 sys.path.insert(0, root)
 from types import SimpleNamespace
-from training.train import engine
 from training import settings
-from training.train import arguments
-from training.train import Watch
-from training.train import hooks
 from training.plan import choices
 from training.system import this_machine
+from training.train import Watch
+from training.train import arguments
+from training.train import engine
+from training.train import hooks
 given = choices.decide(settings.load(Path(config)), this_machine.inspect())
 engine.start(given)
 import datasets, torch
@@ -146,12 +146,12 @@ from pathlib import Path
 from types import SimpleNamespace
 _, root, config, model, out = sys.argv
 sys.path.insert(0, root)
-from training.train import Loaded
-from training.train import engine
 from training import settings
-from training.train import loop
+from training.train import Loaded
 from training.train import Watch
+from training.train import engine
 from training.train import hooks
+from training.train import loop
 given = settings.load(Path(config))
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # Unsloth's own switch for tests: the GPU classes, on a machine without a GPU
 engine.start(given)
@@ -311,11 +311,12 @@ _, root, *arguments = sys.argv
 sys.path.insert(0, root)
 import dataclasses
 from training import finetune
+from training.system import this_machine
 from training.system.this_machine import Gpu
-inspect = environment.inspect
+inspect = this_machine.inspect
 versions = {"unsloth": "2026.10.9"}
-environment._versions = lambda: versions  # a stand-in for a machine with a card, on which the package is there and broken
-environment.inspect = lambda: dataclasses.replace(inspect(), gpus=(Gpu("a card", 24 * 10**9, (8, 9)),), backend="cuda")
+this_machine.versions = lambda: versions  # a stand-in for a machine with a card, on which the package is there and broken
+this_machine.inspect = lambda: dataclasses.replace(inspect(), gpus=(Gpu("a card", 24 * 10**9, (8, 9)),), backend="cuda")
 code = finetune.main(arguments)
 assert "transformers" not in sys.modules, "nothing went on in this process"
 sys.exit(code)

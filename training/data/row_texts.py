@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.data import dataset, encoding
 from training.data.chat_template import ChatTemplate
 from training.data.encoding import NothingToTrain
 from training.system import privacy
+
+if TYPE_CHECKING:
+    import datasets
+
 
 ODD_ROWS = 1000  # rows with an added token or text outside NFC, which come before others
 

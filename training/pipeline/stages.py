@@ -21,7 +21,7 @@ from training.evaluation import scoring
 from training.ollama import modelfile
 from training.pipeline import export_stages
 from training.plan import Plan
-from training.plan import plan as as_read
+from training.plan import plan as reader_view
 from training.report import gathering
 from training.runs import FACTS, Run, checkpoint
 from training.system import files, forkserver, paths
@@ -233,6 +233,6 @@ def keep_facts(
             "measured": [item.as_dict() for item in rows.measured],
             "asked": [item.as_dict() for item in rows.asked],
             "calibration": list(calibration),
-            "row_texts": as_read.of_plan(plan, as_read.KEPT_CHARACTERS).without_secrets().as_dict(),
+            "row_texts": reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets().as_dict(),
         },
     )

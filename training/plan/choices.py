@@ -19,81 +19,6 @@ from training.system import this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 
-LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
-
-
-def fit_to_model(given: Any, base: Any) -> Any:
-    """MAX_SEQ_LENGTH and TARGET_MODULES against the model itself."""
-    longest = base.max_length
-    if longest and given.model.max_seq_length > longest:
-        if given.written("Model.MAX_SEQ_LENGTH"):
-            raise UserError(f"{given.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
-        given = given.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
-    given = _rate_of_another_model(given, base)
-    if base.parameters > LARGE and given.training.learning_rate > HIGH_RATE:
-        logger.warning(
-            "{}: high for a model of {:,} parameters; 2e-4 is usual",
-            given.place("Training.LEARNING_RATE"),
-            base.parameters,
-        )
-    known = {module.rpartition(".")[2] for module, _, _ in disk_space.linear_modules(base.path)}
-    known |= disk_space.outer_modules(base.path).keys() if known else set()
-    unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
-    if unknown and known:
-        raise UserError(
-            f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(known))}, or use all-linear"
-        )
-    if more := disk_space.untied(given, base):
-        logger.info(
-            "{}: {} has one matrix for embedding and output layer; trained they are two, so the merged model has {:,} more",
-            *(given.place("LoRA.TARGET_MODULES"), base.name, more),
-        )
-    return given
-
-
-def _rate_of_another_model(given: Any, base: Any) -> Any:
-    """A high LEARNING_RATE in the file was meant for the file's own model, not for one named on the command line."""
-    own_file = f"{given.config.name}:"
-    other_model = not given.origins.get("Model.BASE_MODEL_NAME", own_file).startswith(own_file)
-    rate_of_file = given.origins.get("Training.LEARNING_RATE", "").startswith(own_file)
-    if not (other_model and rate_of_file and base.parameters > LARGE and given.training.learning_rate > HIGH_RATE):
-        return given
-    usual = given.default("Training.LEARNING_RATE")
-    reason = f"{given.training.learning_rate:g} stands in {given.config.name} for another, smaller model"
-    return given.with_choice("Training.LEARNING_RATE", usual, reason)
-
-
-def choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
-    """Choices that depend on the length of the rows."""
-    fast = policy.wanted(given)
-    if fast.value is False and given.hardware.fast_cpu is True:
-        raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
-    given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
-    if fast.value:
-        if policy.by_hand(given, base.config.get("model_type", "")) and (why := fast_loss.built()):
-            logger.info(why)
-        given = _regrouped(given, summary)
-    if given.training.gradient_checkpointing == "auto":
-        chosen = disk_space.checkpointing(given, base, summary, machine)
-        given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
-    if given.training.packing == "auto":
-        given = given.with_choice("Training.PACKING", False, "rows are padded to the longest of their micro-batch")
-    return given
-
-
-def _regrouped(given: Any, summary: Any) -> Any:
-    """Short rows of one optimizer step taken together; the step stays what it was."""
-    before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
-    after = policy.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
-    if after == before:
-        return given
-    reason = (
-        f"rows are short, so those of one step are taken together: {before[0]} x {before[1]} = {after[0]} x {after[1]}"
-    )
-    given = given.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", after[0], reason)
-    return given.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)
-
 
 def device(settings: Any, machine: Machine) -> Choice:
     """Where the model is trained: "cuda", "xpu" or "cpu". Raises MachineError when DEVICE asks for what is not there."""
@@ -217,3 +142,79 @@ def ollama() -> tuple[int, ...] | None:
         return None
     found = re.search(r"(\d+)\.(\d+)\.(\d+)", said.stdout)
     return tuple(map(int, found.groups())) if found else None
+
+
+LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
+
+
+def fit_to_model(given: Any, base: Any) -> Any:
+    """MAX_SEQ_LENGTH and TARGET_MODULES against the model itself."""
+    longest = base.max_length
+    if longest and given.model.max_seq_length > longest:
+        if given.written("Model.MAX_SEQ_LENGTH"):
+            raise UserError(f"{given.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
+        given = given.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
+    given = _rate_of_another_model(given, base)
+    if base.parameters > LARGE and given.training.learning_rate > HIGH_RATE:
+        logger.warning(
+            "{}: high for a model of {:,} parameters; 2e-4 is usual",
+            given.place("Training.LEARNING_RATE"),
+            base.parameters,
+        )
+    known = {module.rpartition(".")[2] for module, _, _ in disk_space.linear_modules(base.path)}
+    known |= disk_space.outer_modules(base.path).keys() if known else set()
+    unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
+    if unknown and known:
+        raise UserError(
+            f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(known))}, or use all-linear"
+        )
+    if more := disk_space.untied(given, base):
+        logger.info(
+            "{}: {} has one matrix for embedding and output layer; trained they are two, so the merged model has {:,} more",
+            *(given.place("LoRA.TARGET_MODULES"), base.name, more),
+        )
+    return given
+
+
+def _rate_of_another_model(given: Any, base: Any) -> Any:
+    """A high LEARNING_RATE in the file was meant for the file's own model, not for one named on the command line."""
+    own_file = f"{given.config.name}:"
+    other_model = not given.origins.get("Model.BASE_MODEL_NAME", own_file).startswith(own_file)
+    rate_of_file = given.origins.get("Training.LEARNING_RATE", "").startswith(own_file)
+    if not (other_model and rate_of_file and base.parameters > LARGE and given.training.learning_rate > HIGH_RATE):
+        return given
+    usual = given.default("Training.LEARNING_RATE")
+    reason = f"{given.training.learning_rate:g} stands in {given.config.name} for another, smaller model"
+    return given.with_choice("Training.LEARNING_RATE", usual, reason)
+
+
+def choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
+    """Choices that depend on the length of the rows."""
+    fast = policy.wanted(given)
+    if fast.value is False and given.hardware.fast_cpu is True:
+        raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
+    given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
+    if fast.value:
+        if policy.by_hand(given, base.config.get("model_type", "")) and (why := fast_loss.built()):
+            logger.info(why)
+        given = _regrouped(given, summary)
+    if given.training.gradient_checkpointing == "auto":
+        chosen = disk_space.checkpointing(given, base, summary, machine)
+        given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
+    if given.training.packing == "auto":
+        given = given.with_choice("Training.PACKING", False, "rows are padded to the longest of their micro-batch")
+    return given
+
+
+def _regrouped(given: Any, summary: Any) -> Any:
+    """Short rows of one optimizer step taken together; the step stays what it was."""
+    before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
+    after = policy.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
+    if after == before:
+        return given
+    reason = (
+        f"rows are short, so those of one step are taken together: {before[0]} x {before[1]} = {after[0]} x {after[1]}"
+    )
+    given = given.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", after[0], reason)
+    return given.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)

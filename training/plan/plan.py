@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -30,6 +30,10 @@ from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 from training.to_gguf import trial
 from training.train import engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 CACHE = paths.CACHE / "rows"
 NAMED = 5  # rows left out that the log names

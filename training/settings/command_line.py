@@ -13,32 +13,12 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from training.errors import (
-    FinetuneError,  # noqa: E402
-    UserError,  # noqa: E402
-)
-from training.settings import (
-    ini_file,  # noqa: E402
-    loading,  # noqa: E402
-    names,  # noqa: E402
-    usage,  # noqa: E402
-)
-from training.settings.settings import Override  # noqa: E402
-from training.settings.table import TABLE  # noqa: E402
-from training.settings.usage import (
-    COMMANDS,  # noqa: E402
-    NOT_GIVEN,  # noqa: E402
-    POSITIONS,  # noqa: E402
-    SETTING_FLAGS,  # noqa: E402
-    SWITCH_NEEDS,  # noqa: E402
-    SWITCHES,  # noqa: E402
-    TRAINS,  # noqa: E402
-)
-from training.system import (
-    events,  # noqa: E402
-    paths,  # noqa: E402
-    privacy,  # noqa: E402
-)
+from training.errors import FinetuneError, UserError
+from training.settings import ini_file, loading, names, usage
+from training.settings.settings import Override
+from training.settings.table import TABLE
+from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SETTING_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS
+from training.system import events, paths, privacy
 
 
 @dataclass(frozen=True)

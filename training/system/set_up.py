@@ -4,6 +4,8 @@ setup.sh says for what (a CPU or a card), and what the stamp of a finished set-u
 stderr. Exit 0, or 3 with what would help.
 """
 
+# ruff: noqa: E402  what stands between the imports must come before some of them
+
 from __future__ import annotations
 
 import argparse
@@ -21,17 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from training.errors import MachineError  # noqa: E402
-from training.system import (  # noqa: E402
-    browser,  # noqa: E402
-    llama_cpp_build,  # noqa: E402
-    torch_builds,  # noqa: E402
-)
-from training.system.venv_pip import (  # noqa: E402
-    Pip,  # noqa: E402
-    call,  # noqa: E402
-    say,  # noqa: E402
-)
+from training.errors import MachineError
+from training.system import browser, llama_cpp_build, torch_builds
+from training.system.venv_pip import Pip, call, say
 
 SEES_A_CARD = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available()))"
 

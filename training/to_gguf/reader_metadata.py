@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.fast_tokenising import tokeniser
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 PLACE, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 
