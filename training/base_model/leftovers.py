@@ -9,7 +9,7 @@ converted is what `weights.shards` names, and nothing else.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,11 +63,18 @@ def kept_out(folder: Path) -> Iterator[Path]:
     if not unwanted:
         yield folder
         return
+    with linked(folder, unwanted) as seen:
+        yield seen
+
+
+@contextmanager
+def linked(folder: Path, without: Collection[str]) -> Iterator[Path]:
+    """A folder of links to all that lies in a model folder but for the names `without`; gone after the block."""
     with tempfile.TemporaryDirectory(prefix="finetune-base-") as room:
         # Of the same name: the converter writes the folder's into the file.
         seen = Path(room) / folder.name
         seen.mkdir()
         for entry in folder.iterdir():
-            if entry.name not in unwanted:
+            if entry.name not in without:
                 (seen / entry.name).symlink_to(entry.resolve())
         yield seen

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from loguru import logger
 
-from training.base_model import kept_files, lora_adapter, safetensors_file
+from training.base_model import kept_files, leftovers, lora_adapter, safetensors_file
 from training.base_model.lora_adapter import Change
 from training.base_model.safetensors_file import Tensor
 from training.errors import RunError
@@ -322,15 +321,12 @@ def without_template(folder: Path) -> Iterator[Path]:
     Ollama 0.30 and later would chat by the base's template in it, whatever TEMPLATE says, where that knows tools or
     thinking. In `folder` it stays, for whoever trains on from there.
     """
-    with tempfile.TemporaryDirectory(prefix="finetune-plain-") as name:
-        links = Path(name) / folder.name
-        links.mkdir()
-        for file in folder.absolute().iterdir():
-            if not file.name.startswith(("chat_template", "additional_chat_templates")):
-                (links / file.name).symlink_to(file)
-        settings = _read_json(folder / TOKENIZER_CONFIG)
-        if settings.pop("chat_template", None) is not None:
-            (links / TOKENIZER_CONFIG).unlink()
+    places = ("chat_template", "additional_chat_templates")
+    settings = _read_json(folder / TOKENIZER_CONFIG)
+    named = {entry.name for entry in folder.iterdir() if entry.name.startswith(places)}
+    configured = settings.pop("chat_template", None) is not None
+    with leftovers.linked(folder, named | ({TOKENIZER_CONFIG} if configured else set())) as links:
+        if configured:
             _write_json(links / TOKENIZER_CONFIG, settings)
         yield links
 
