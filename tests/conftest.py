@@ -20,8 +20,11 @@ from tests.support.tiny import write_tiny_config, write_tiny_model
 
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-hypothesis.settings.register_profile("shared machine", deadline=None)  # no timed asserts
-hypothesis.settings.load_profile("shared machine")
+# The same examples in every run, so that nobody's change fails by another's find; tests/run.sh --hypothesis-profile campaign
+# looks for new ones. No deadline: a shared machine may be slow.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("campaign", deadline=None, max_examples=2000, print_blob=True)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.paths import ROOT
@@ -95,6 +95,7 @@ def test_a_key_of_a_known_form_is_hidden_wherever_it_stands(secret, before, afte
 
 
 @given(PASSWORDS, st.sampled_from(["", "http://", "https://", "postgresql://", "HF_ENDPOINT=", "在 "]))
+@example("@0000000", "")
 def test_a_password_in_an_address_is_hidden_also_without_its_scheme(password, scheme):
     shown = privacy.shown(f"{scheme}user:{password}@host.example:8080 fails")
     assert password not in shown
@@ -109,7 +110,7 @@ def test_a_password_in_an_address_is_hidden_also_without_its_scheme(password, sc
         "http://localhost:8080/v1 and ssh://git@host/x",
         "image name:tag@sha256:0123456789abcdef, revision 7ae557604adf67be50417f59c2c2f167def9a775",
         "task-oriented-model-name, a bearer certificates-and-such, basic understanding",
-        "@user: see @other; 用户: 你好",
+        "@user: see @other; 用户: 你好; user:@other said",
     ],
 )
 def test_ordinary_words_are_left_alone(text):

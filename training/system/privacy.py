@@ -48,12 +48,13 @@ _PRIVATE_KEY = re.compile(
 _AUTHORIZATION = re.compile(r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+)[^\s\"',]+")
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?=\S{0,200}[0-9])[A-Za-z0-9._~+/=-]{12,}")
 # The parts of an address have a limit: a text of 100 KB without a space, in Chinese for example, is searched in no time.
-_WORD, _REST = r"[A-Za-z0-9_.+%-]{1,64}", r"[^\s\"'<>]{0,256}"
+_WORD, _REST = r"[A-Za-z0-9_.+%-]{1,64}", r"[^\s\"'<>]"
 # https://user:password@host, up to the last @ of the word, for a password may hold one; https://token@host
-_ADDRESS = re.compile(rf"(://)[^\s/@:\"'<>]{{0,64}}:{_REST}@|(https?://)[^\s/@:\"'<>]{{1,256}}@")
-# user:password@host where the scheme was forgotten. Not an e-mail's label, nor the name of an image with its digest.
+_ADDRESS = re.compile(rf"(://)[^\s/@:\"'<>]{{0,64}}:{_REST}{{0,256}}@|(https?://)[^\s/@:\"'<>]{{1,256}}@")
+# user:password@host where the scheme was forgotten. A password may begin with an @; without any, as in "user:@other",
+# somebody is spoken to. Not an e-mail's label, nor the name of an image with its digest.
 _PASSWORD = re.compile(
-    rf"(?i)(?<![A-Za-z0-9_.+%/-])(?!(?:e-?)?mail(?:to)?:){_WORD}:(?!//)(?!@){_REST}@(?=[\w\[])(?!sha\d)"
+    rf"(?i)(?<![A-Za-z0-9_.+%/-])(?!(?:e-?)?mail(?:to)?:){_WORD}:(?!//){_REST}{{1,256}}@(?=[\w\[])(?!sha\d)"
 )
 _USER_INFO = re.compile(r"^(?:[a-z][a-z0-9+.-]*://)?[^\s/@:]*:(?!//)([^\s]+)@[^\s@]+$", re.IGNORECASE)
 _SECRET_NAME = re.compile(
