@@ -6,65 +6,65 @@ import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from tests.support.faults import NO_EXPORT, STOPPED, faulty, only_run
 from tests.support.folders import write
+from tests.support.plans import a_base_model
 from tests.support.programs import finetune
 from tests.support.runs import losses
 from tests.support.tiny import write_tiny_config
 from training import settings
-from training.base_model import safetensors_file
+from training.base_model import BaseModel, safetensors_file
 from training.errors import UserError
 from training.fast_cpu import policy
-from training.plan import choices, disk_space, memory, plan
+from training.plan import choices, disk_space, memory
 from training.settings import Settings
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def given(tmp_path: Path, modules: str, more: str = "") -> Settings:
+def targeting(tmp_path: Path, modules: str, more: str = "") -> Settings:
     config = tmp_path / "config.ini"
     config.write_text(f"[LoRA]\nR = 4\nTARGET_MODULES = {modules}\n{more}", encoding="utf-8")
     return settings.load(config, check_files=False)
 
 
-def model(folder: Path, tied: bool) -> SimpleNamespace:
+def model(folder: Path, tied: bool) -> BaseModel:
     """A model of one layer as the plan sees it: 100 tokens, 8 wide."""
     entries = {EMBED: ("BF16", (100, 8)), Q: ("BF16", (6, 8))} | ({} if tied else {HEAD: ("BF16", (100, 8))})
     write(folder / safetensors_file.WHOLE, entries)
     parameters = sum(math.prod(shape) for _, shape in entries.values())
     config = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 100, "tie_word_embeddings": tied}
-    return SimpleNamespace(name="m", path=folder, config=config, parameters=parameters, max_length=None)
+    return a_base_model(config, parameters, folder, name="m")
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
 @pytest.mark.parametrize("modules", ["q_proj,lm_head", "embed_tokens", "q_proj,lm_head,embed_tokens"])
 def test_head_and_embedding_may_be_targeted_and_are_counted(modules: str, tied: bool, tmp_path: Path) -> None:
     base = model(tmp_path / "m", tied)
-    asked = given(tmp_path, modules)
+    asked = targeting(tmp_path, modules)
     assert choices.fit_to_model(asked, base) is asked
     outer = [name for name in modules.split(",") if name != "q_proj"]
     trained = 4 * ((6 + 8) * ("q_proj" in modules) + (100 + 8) * len(outer))
     assert disk_space.adapter_parameters(asked, base) == trained
     assert disk_space.disk_needed(asked, base, 1)["merged"] == 2 * (base.parameters + 100 * 8 * tied)
     shape = memory.shape(base.config, base.parameters)
-    inside = memory.adapter_parameters(given(tmp_path, "q_proj"), shape) * ("q_proj" in modules)
+    inside = memory.adapter_parameters(targeting(tmp_path, "q_proj"), shape) * ("q_proj" in modules)
     assert memory.adapter_parameters(asked, shape) == inside + 4 * 108 * len(outer)
 
 
 def test_the_plan_says_that_a_tied_model_grows(tmp_path: Path) -> None:
     told: list[str] = []
-    sink = plan.logger.add(lambda message: told.append(str(message)), format="{message}")
+    sink = choices.logger.add(lambda message: told.append(str(message)), format="{message}")
     try:
-        choices.fit_to_model(given(tmp_path, "lm_head"), model(tmp_path / "m", tied=True))
-        choices.fit_to_model(given(tmp_path, "lm_head"), model(tmp_path / "own", tied=False))
-        choices.fit_to_model(given(tmp_path, "q_proj"), model(tmp_path / "other", tied=True))
+        choices.fit_to_model(targeting(tmp_path, "lm_head"), model(tmp_path / "m", tied=True))
+        choices.fit_to_model(targeting(tmp_path, "lm_head"), model(tmp_path / "own", tied=False))
+        choices.fit_to_model(targeting(tmp_path, "q_proj"), model(tmp_path / "other", tied=True))
     finally:
-        plan.logger.remove(sink)
+        choices.logger.remove(sink)
     assert told == [
         "config.ini:3: [LoRA] TARGET_MODULES = lm_head: m has one matrix for embedding and output layer; trained they are "
         "two, so the merged model has 800 more\n"
@@ -73,27 +73,27 @@ def test_the_plan_says_that_a_tied_model_grows(tmp_path: Path) -> None:
 
 def test_all_linear_is_the_blocks_own_without_the_output_layer(tmp_path: Path) -> None:
     base = model(tmp_path / "m", tied=False)
-    assert disk_space.adapter_parameters(given(tmp_path, "all-linear"), base) == 4 * (6 + 8)
+    assert disk_space.adapter_parameters(targeting(tmp_path, "all-linear"), base) == 4 * (6 + 8)
 
 
 def test_a_module_that_is_not_there_is_named_with_all_that_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="m has no module wte; it has embed_tokens, lm_head, q_proj, or use all-linear"):
-        choices.fit_to_model(given(tmp_path, "q_proj,wte"), model(tmp_path / "m", tied=False))
+        choices.fit_to_model(targeting(tmp_path, "q_proj,wte"), model(tmp_path / "m", tied=False))
 
 
 def test_dora_on_an_embedding_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        given(tmp_path, "q_proj,embed_tokens", "USE_DORA = true\n")
+        targeting(tmp_path, "q_proj,embed_tokens", "USE_DORA = true\n")
     assert caught.value.problems == [
         "config.ini:3: [LoRA] TARGET_MODULES = q_proj,embed_tokens: embed_tokens cannot be merged with DoRA; leave one of the "
         "two out: [LoRA] USE_DORA = true (config.ini:4)"
     ]
-    given(tmp_path, "q_proj,lm_head", "USE_DORA = true\n")
+    targeting(tmp_path, "q_proj,lm_head", "USE_DORA = true\n")
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
 def test_the_fast_path_is_not_taken_where_head_or_embedding_are_trained(name: str, tmp_path: Path) -> None:
-    asked = given(tmp_path, f"q_proj,{name}", "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n")
+    asked = targeting(tmp_path, f"q_proj,{name}", "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n")
     assert policy.wanted(asked) == (False, f"{name} is trained")
 
 

@@ -18,7 +18,7 @@ import pytest
 from tests.support.paths import ROOT
 from training import control, errors, runs, settings
 from training.pipeline import export_stages
-from training.plan import plan
+from training.plan import choices
 from training.settings import Override, rules, usage
 from training.settings.rules import Given
 from training.settings.table import SECTIONS, TABLE, reference
@@ -439,7 +439,7 @@ def test_what_is_said_to_be_not_built_is_refused(end):
     values = {"NUM_PROCESSES": "2", "NUM_MACHINES": "2", "MAIN_PROCESS_ADDRESS": "10.0.0.5", "SHARDING": "fsdp"}
     several = [Override("Hardware", key, value, key) for key, value in values.items()]
     with pytest.raises(errors.UserError) as refused:
-        plan._not_built(settings.load(ROOT / "config.ini", several))
+        choices.check_built(settings.load(ROOT / "config.ini", several))
     refusals = re.findall(r"^ *([A-Z_]+).* not built yet", str(refused.value), re.MULTILINE)
     assert sorted(refusals) == ["SHARDING"]
     assert set(refusals) <= set(said)

@@ -28,7 +28,7 @@ from training import settings
 from training.distributed import Crew, launcher, rendezvous
 from training.distributed.launcher import Worker
 from training.errors import MachineError, RunError, UserError
-from training.plan import choices, memory, memory_fit, plan
+from training.plan import choices, memory, memory_fit
 from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
@@ -103,8 +103,8 @@ def test_more_processes_than_cards_are_refused_with_how_many_there_are(tmp_path,
 def test_more_processes_than_rows_are_refused(tmp_path):
     chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nNUM_PROCESSES = 4\n")
     with pytest.raises(UserError, match="there are 3 training rows only, for 4 processes; set it to 3 at most"):
-        plan._enough_for_all(3, chosen)
-    plan._enough_for_all(4, chosen)
+        choices.check_rows(3, chosen)
+    choices.check_rows(4, chosen)
 
 
 def test_unsloth_trains_in_one_process_and_auto_takes_transformers_for_several(tmp_path):

@@ -5,13 +5,14 @@ Whether the estimate is right on a CPU is measured by benchmarks/memory_plan.py.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from training import settings
+from tests.support.plans import a_base_model, a_summary
+from training import base_model, settings
+from training.base_model import Peek
 from training.errors import MachineError
-from training.plan import choices, disk_space, memory, memory_fit, plan
+from training.plan import choices, disk_space, memory, memory_fit
+from training.settings import Settings
 from training.system import this_machine
 from training.system.this_machine import Gpu, Machine
 
@@ -45,14 +46,14 @@ def machine(card: str | None = None, free: float | None = None, memory_free: flo
     return Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 64 * GB, int(memory_free * GB), gpus, backend, {})
 
 
-def decided(tmp_path, monkeypatch, where: Machine, text: str = ""):
+def decided(tmp_path, monkeypatch, where: Machine, text: str = "") -> Settings:
     monkeypatch.setattr(this_machine, "versions", lambda: {"unsloth": "2026.10.9"})
     (tmp_path / "config.ini").write_text(text or "[Model]\n", encoding="utf-8")
     return choices.decide(settings.load(tmp_path / "config.ini", check_files=False), where)
 
 
-def total(given, model, longest: int) -> int:
-    return sum(memory.estimate(given, model, longest).values())
+def total(asked, model, longest: int) -> int:
+    return sum(memory.estimate(asked, model, longest).values())
 
 
 @pytest.mark.parametrize(
@@ -67,11 +68,10 @@ def total(given, model, longest: int) -> int:
 )
 def test_what_is_chosen_and_logged_for_a_card(tmp_path, monkeypatch, card, precision, why):
     where = machine(card)
-    given = decided(tmp_path, monkeypatch, where)
-    summary = SimpleNamespace(total=(0, 0, 0, 2048))
-    base = SimpleNamespace(config=LLAMA_8B, parameters=EIGHT.parameters, name="a model")
-    checkpointing = disk_space.checkpointing(given, base, summary, where)
-    assert given.choices == (
+    asked = decided(tmp_path, monkeypatch, where)
+    base = a_base_model(LLAMA_8B, EIGHT.parameters)
+    checkpointing = disk_space.checkpointing(asked, base, a_summary(2048), where)
+    assert asked.choices == (
         ("Hardware.DEVICE", "cuda", card),
         ("Hardware.PRECISION", precision, why),
         ("Hardware.ENGINE", "unsloth", "training on a GPU"),
@@ -79,10 +79,10 @@ def test_what_is_chosen_and_logged_for_a_card(tmp_path, monkeypatch, card, preci
         ("Training.OPTIM", "adamw_8bit", "Unsloth on a GPU"),
     )
     assert checkpointing == (True, "Unsloth's own, which offloads to the CPU")
-    assert given.quantization.load_in_4bit is True and given.training.per_device_train_batch_size == 2
-    given = given.with_choice("Training.GRADIENT_CHECKPOINTING", *checkpointing)
-    assert memory_fit.check(given, EIGHT, 2048, where) is None, "a model of 8B in 4 bit goes onto each of them"
-    logged = memory.words(memory.estimate(given, EIGHT, 2048))
+    assert asked.quantization.load_in_4bit is True and asked.training.per_device_train_batch_size == 2
+    asked = asked.with_choice("Training.GRADIENT_CHECKPOINTING", *checkpointing)
+    assert memory_fit.check(asked, EIGHT, 2048, where) is None, "a model of 8B in 4 bit goes onto each of them"
+    logged = memory.words(memory.estimate(asked, EIGHT, 2048))
     assert logged == (
         "9.3 GB (program 0.8 GB, weights 5.8 GB, adapter and optimizer 0.1 GB, activations 1.6 GB, logits 1.0 GB)"
     )
@@ -106,11 +106,11 @@ def test_a_model_in_16_bit_is_too_large_for_a_t4_and_4_bit_is_the_way(tmp_path, 
 
 def test_what_other_programs_hold_of_a_card_is_not_free(tmp_path, monkeypatch):
     where = machine("NVIDIA GeForce RTX 4090", free=4)
-    given = decided(tmp_path, monkeypatch, where, "[Training]\nGRADIENT_CHECKPOINTING = true\n")
+    asked = decided(tmp_path, monkeypatch, where, "[Training]\nGRADIENT_CHECKPOINTING = true\n")
     with pytest.raises(
         MachineError, match=r"4\.0 GB free; even the least takes \d\.\d GB: choose a smaller BASE_MODEL"
     ):
-        memory_fit.check(given, EIGHT, 2048, where)
+        memory_fit.check(asked, EIGHT, 2048, where)
 
 
 def test_on_a_card_a_batch_that_does_not_fit_is_a_warning_for_it_is_halved_while_training(tmp_path, monkeypatch):
@@ -118,8 +118,8 @@ def test_on_a_card_a_batch_that_does_not_fit_is_a_warning_for_it_is_halved_while
     text = (
         "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 16\nGRADIENT_ACCUMULATION_STEPS = 1\nGRADIENT_CHECKPOINTING = true\n"
     )
-    given = decided(tmp_path, monkeypatch, where, text)
-    warning = memory_fit.check(given, EIGHT, 2048, where)
+    asked = decided(tmp_path, monkeypatch, where, text)
+    warning = memory_fit.check(asked, EIGHT, 2048, where)
     assert warning.startswith("memory may not do: about ")
     assert "set PER_DEVICE_TRAIN_BATCH_SIZE = 8 with GRADIENT_ACCUMULATION_STEPS = 2; or MAX_SEQ_LENGTH = " in warning
 
@@ -128,25 +128,25 @@ CPU = "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n"
 
 
 def test_each_way_that_is_named_makes_the_run_fit(tmp_path, monkeypatch):
-    given = decided(
+    asked = decided(
         tmp_path, monkeypatch, machine(), CPU + "[LoRA]\nR = 64\n[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 8\n"
     )
     there = 5 * GB
-    assert total(given, SMALL, 2048) > memory_fit.MARGIN * there
-    named = memory_fit.lower(given, SMALL, 2048, there)
+    assert total(asked, SMALL, 2048) > memory_fit.MARGIN * there
+    named = memory_fit.lower(asked, SMALL, 2048, there)
     assert named.startswith("set GRADIENT_CHECKPOINTING = true; or ")
-    assert total(given.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), SMALL, 2048) <= there
+    assert total(asked.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), SMALL, 2048) <= there
     length = int(named.rpartition("MAX_SEQ_LENGTH = ")[2])
-    assert total(given, SMALL, length) <= there < total(given, SMALL, length + 128)
+    assert total(asked, SMALL, length) <= there < total(asked, SMALL, length + 128)
 
 
 def test_where_one_setting_does_not_do_several_are_named_and_together_they_do(tmp_path, monkeypatch):
-    given = decided(tmp_path, monkeypatch, machine(), CPU + "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 64\n")
+    asked = decided(tmp_path, monkeypatch, machine(), CPU + "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 64\n")
     there = 2 * GB
-    named = memory_fit.lower(given, SMALL, 4096, there)
+    named = memory_fit.lower(asked, SMALL, 4096, there)
     assert named.startswith("set GRADIENT_CHECKPOINTING = true and PER_DEVICE_TRAIN_BATCH_SIZE = ")
     size = int(named.partition("BATCH_SIZE = ")[2].split()[0])
-    changed = given.with_choice("Training.GRADIENT_CHECKPOINTING", True, "")
+    changed = asked.with_choice("Training.GRADIENT_CHECKPOINTING", True, "")
     changed = changed.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", size, "")
     assert total(changed, SMALL, 4096) <= there or " and " in named.partition("ACCUMULATION_STEPS")[2]
 
@@ -161,54 +161,49 @@ def test_a_model_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(tm
 
 def test_a_hub_model_that_cannot_fit_is_refused_before_it_is_downloaded(tmp_path, monkeypatch):
     """The Hub's answer is a stand-in: config.json and the number of parameters, as `base_model.peek` gives them."""
-    from training.base_model import Peek, sources
-
     seen = Peek("org/name-8B", "hub", LLAMA_8B, EIGHT.parameters, 8192, 16 * GB)
-    monkeypatch.setattr(sources, "peek", lambda model: seen)
+    monkeypatch.setattr(base_model, "peek", lambda model: seen)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    given = decided(tmp_path, monkeypatch, machine(memory_free=12), "[Model]\nBASE_MODEL_NAME = org/name-8B\n" + CPU)
+    asked = decided(tmp_path, monkeypatch, machine(memory_free=12), "[Model]\nBASE_MODEL_NAME = org/name-8B\n" + CPU)
     with pytest.raises(MachineError, match="too little memory: about .* choose a smaller BASE_MODEL_NAME"):
-        plan._look_before_download(given, machine(memory_free=12))
+        memory_fit.check_before_download(asked, machine(memory_free=12))
     said = []
-    monkeypatch.setattr(plan.logger, "info", lambda text, *values: said.append(text.format(*values)))
-    plan._look_before_download(given, machine(memory_free=60))
+    monkeypatch.setattr(memory_fit.logger, "info", lambda text, *values: said.append(text.format(*values)))
+    memory_fit.check_before_download(asked, machine(memory_free=60))
     assert len(said) == 1
     assert said[0].startswith("org/name-8B: about ") and "with 4,096 (MAX_SEQ_LENGTH); 60.0 GB free" in said[0]
 
 
 def test_where_the_hub_does_not_answer_the_look_is_left_out(tmp_path, monkeypatch):
-    from training.base_model import sources
-
     def unreachable(model):
         raise MachineError("no Hub")
 
-    monkeypatch.setattr(sources, "peek", unreachable)
+    monkeypatch.setattr(base_model, "peek", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    given = decided(tmp_path, monkeypatch, machine(), "[Model]\nBASE_MODEL_NAME = org/name-8B\n" + CPU)
-    assert plan._look_before_download(given, machine()) is None
+    asked = decided(tmp_path, monkeypatch, machine(), "[Model]\nBASE_MODEL_NAME = org/name-8B\n" + CPU)
+    assert memory_fit.check_before_download(asked, machine()) is None
 
 
 def test_more_of_anything_never_takes_less(tmp_path, monkeypatch):
-    given = decided(tmp_path, monkeypatch, machine(), CPU)
-    base = total(given, SMALL, 640)
-    assert total(given, SMALL, 1024) > base
-    assert total(given.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", 4, ""), SMALL, 640) > base
-    assert total(given.with_choice("LoRA.R", 64, ""), SMALL, 640) > base
-    assert total(given.with_choice("Hardware.PRECISION", "fp32", ""), SMALL, 640) > base
-    assert total(given.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), SMALL, 640) < base
+    asked = decided(tmp_path, monkeypatch, machine(), CPU)
+    base = total(asked, SMALL, 640)
+    assert total(asked, SMALL, 1024) > base
+    assert total(asked.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", 4, ""), SMALL, 640) > base
+    assert total(asked.with_choice("LoRA.R", 64, ""), SMALL, 640) > base
+    assert total(asked.with_choice("Hardware.PRECISION", "fp32", ""), SMALL, 640) > base
+    assert total(asked.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), SMALL, 640) < base
 
 
 def test_a_trained_output_layer_keeps_the_logits_of_all_tokens(tmp_path, monkeypatch):
-    given = decided(tmp_path, monkeypatch, machine(), CPU)
-    head = given.with_choice("LoRA.TARGET_MODULES", ["q_proj", "lm_head"], "")
+    asked = decided(tmp_path, monkeypatch, machine(), CPU)
+    head = asked.with_choice("LoRA.TARGET_MODULES", ["q_proj", "lm_head"], "")
     assert memory.estimate(head, SMALL, 1024)["logits"] == 2 * 1024 * SMALL.vocabulary * 24
-    assert memory.estimate(head, SMALL, 1024)["logits"] > memory.estimate(given, SMALL, 1024)["logits"]
+    assert memory.estimate(head, SMALL, 1024)["logits"] > memory.estimate(asked, SMALL, 1024)["logits"]
 
 
 def test_the_adapter_is_counted_from_the_config_as_from_the_weights(tmp_path, monkeypatch, embedded):
-    given = decided(tmp_path, monkeypatch, machine(), CPU)
-    base = SimpleNamespace(path=embedded)
-    assert memory.adapter_parameters(given, SMALL) == disk_space.adapter_parameters(given, base)
+    asked = decided(tmp_path, monkeypatch, machine(), CPU)
+    assert memory.adapter_parameters(asked, SMALL) == disk_space.adapter_parameters(asked, a_base_model(path=embedded))
 
 
 @pytest.mark.parametrize(

@@ -3,52 +3,57 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 
 import pytest
 
+from tests.support.folders import folder
+from tests.support.plans import CPU, a_base_model, a_plan, a_summary
+from tests.support.settings import a_settings
 from training import settings
+from training.base_model import BaseModel
 from training.errors import MachineError, UserError
 from training.fast_cpu import policy
-from training.plan import choices, disk_space, plan, time_estimate
-from training.settings import Override
-from training.system.this_machine import Machine
+from training.plan import Plan, choices, disk_space, time_estimate
+from training.settings import Override, Settings
 
-CPU = Machine("3.11", "Linux", "a CPU", 2, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
+ON_CPU = {"DEVICE": "cpu", "ENGINE": "transformers"}
 
 
-def given(tmp_path, text: str, *overrides: Override):
+def in_file(tmp_path, text: str, *overrides: Override) -> Settings:
+    """Settings of a file that somebody has written, where it matters what stands in the file."""
     config = tmp_path / "config.ini"
     config.write_text(text, encoding="utf-8")
     return settings.load(config, overrides, check_files=False)
 
 
-def model(parameters: int) -> SimpleNamespace:
+def model(parameters: int) -> BaseModel:
     config = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16}
-    return SimpleNamespace(parameters=parameters, config=config, name="a model")
+    return a_base_model(config, parameters)
 
 
 OTHER = Override("Model", "BASE_MODEL_NAME", "Qwen/Qwen3-0.6B", "argument 3 (BASE_MODEL)")
+RATE = "[Training]\nLEARNING_RATE = 2e-3\n"
+
+
+def fitted(tmp_path, asked: Settings, parameters: int) -> Settings:
+    return choices.fit_to_model(asked, a_base_model(parameters=parameters, path=folder(tmp_path / "model")))
 
 
 def test_a_high_learning_rate_of_the_file_is_not_taken_to_a_larger_model_named_on_the_command_line(tmp_path):
-    chosen = choices._rate_of_another_model(
-        given(tmp_path, "[Training]\nLEARNING_RATE = 2e-3\n", OTHER), model(600_000_000)
-    )
+    chosen = fitted(tmp_path, in_file(tmp_path, RATE, OTHER), 600_000_000)
     assert chosen.training.learning_rate == 2e-4
     assert "0.002 stands in config.ini for another, smaller model" in chosen.origin("Training.LEARNING_RATE")
 
 
 @pytest.mark.parametrize("parameters", [135_000_000, 600_000_000])
 def test_a_learning_rate_that_was_written_for_the_files_own_model_is_kept(tmp_path, parameters):
-    chosen = given(tmp_path, "[Training]\nLEARNING_RATE = 2e-3\n")
-    assert choices._rate_of_another_model(chosen, model(parameters)).training.learning_rate == 2e-3
+    assert fitted(tmp_path, in_file(tmp_path, RATE), parameters).training.learning_rate == 2e-3
 
 
 def test_a_learning_rate_from_the_command_line_is_kept_for_any_model(tmp_path):
     rate = Override("Training", "LEARNING_RATE", "2e-3", "--learning-rate")
-    chosen = given(tmp_path, "[Training]\nMAX_STEPS = 9\n", OTHER, rate)
-    assert choices._rate_of_another_model(chosen, model(600_000_000)).training.learning_rate == 2e-3
+    asked = in_file(tmp_path, "[Training]\nMAX_STEPS = 9\n", OTHER, rate)
+    assert fitted(tmp_path, asked, 600_000_000).training.learning_rate == 2e-3
 
 
 def test_short_rows_of_one_step_are_taken_together_and_their_number_stays():
@@ -59,60 +64,56 @@ def test_short_rows_of_one_step_are_taken_together_and_their_number_stays():
     assert policy.regrouped(3, 5, longest=64, mean=60) == (15, 1)
 
 
-def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken(tmp_path):
-    on_gpu = given(tmp_path, "[Hardware]\nDEVICE = cuda\nENGINE = transformers\n")
+def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken():
+    on_gpu = a_settings(DEVICE="cuda", ENGINE="transformers")
     assert policy.wanted(on_gpu) == (False, "it is for training with transformers on a CPU")
-    off = given(tmp_path, "[Hardware]\nFAST_CPU = false\nDEVICE = cpu\nENGINE = transformers\n")
+    off = a_settings(FAST_CPU=False, **ON_CPU)
     assert policy.wanted(off) == (False, "FAST_CPU")
 
 
-def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes(tmp_path):
-    chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n")
-    short, long = (SimpleNamespace(total=(0, 0, 0, length)) for length in (100, 4096))
-    assert disk_space.checkpointing(chosen, model(600_000_000), short, CPU).value is False
-    choice = disk_space.checkpointing(chosen, model(600_000_000), long, CPU)
+def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes():
+    asked = a_settings(**ON_CPU)
+    assert disk_space.checkpointing(asked, model(600_000_000), a_summary(100), CPU).value is False
+    choice = disk_space.checkpointing(asked, model(600_000_000), a_summary(4096), CPU)
     assert choice.value is True
     assert re.fullmatch(r"about \d+\.\d GB needed without, 12.0 GB are free", choice.reason)
 
 
-def llama_8b(monkeypatch, vocabulary: int = 128_256) -> SimpleNamespace:
+def llama_8b(monkeypatch, vocabulary: int = 128_256) -> BaseModel:
     """Llama-3.1-8B as the plan sees it: its size, and the shapes of its linear layers."""
     shapes = {"q_proj": (4096, 4096), "k_proj": (1024, 4096), "v_proj": (1024, 4096), "o_proj": (4096, 4096)}
     shapes |= {"gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336)}
     layers = [(f"model.layers.{i}.x.{name}", *shape) for i in range(32) for name, shape in shapes.items()]
     monkeypatch.setattr(disk_space, "linear_modules", lambda _: layers)
-    return SimpleNamespace(parameters=8_030_261_248, path=None, config={"vocab_size": vocabulary})
+    return a_base_model({"vocab_size": vocabulary}, 8_030_261_248)
 
 
 @pytest.mark.parametrize("modules", ["q_proj,k_proj,v_proj,o_proj", "all-linear"])
-def test_a_model_of_8_billion_parameters_fits_into_40_gb_of_disk(tmp_path, monkeypatch, modules):
-    text = f"[LoRA]\nTARGET_MODULES = {modules}\n[Quantization]\nKEEP_MERGED = false\nKEEP_F16 = false\n"
-    disk = disk_space.disk_needed(given(tmp_path, text), llama_8b(monkeypatch), 60)
+def test_a_model_of_8_billion_parameters_fits_into_40_gb_of_disk(monkeypatch, modules):
+    asked = a_settings(TARGET_MODULES=modules, KEEP_MERGED=False, KEEP_F16=False)
+    disk = disk_space.disk_needed(asked, llama_8b(monkeypatch), 60)
     assert disk["merged"] == disk["f16 GGUF"] == 2 * 8_030_261_248
     assert disk["q4_k_m"] == pytest.approx(4_920_739_232, rel=0.01)  # the file that is published of it
     assert disk["logits for the checks"] == 2 * 512 * 128_256 * 4
     assert 36e9 < sum(disk.values()) < 40e9
 
 
-def test_every_quantised_file_is_added_to_the_disk_that_is_needed(tmp_path, monkeypatch):
+def test_every_quantised_file_is_added_to_the_disk_that_is_needed(monkeypatch):
     one, three = (
-        disk_space.disk_needed(
-            given(tmp_path, f"[Quantization]\nQUANTIZATION_METHOD = {m}\n"), llama_8b(monkeypatch), 60
-        )
-        for m in ("q4_k_m", "q4_k_m, q8_0, iq2_xs")
+        disk_space.disk_needed(a_settings(QUANTIZATION_METHOD=methods), llama_8b(monkeypatch), 60)
+        for methods in ("q4_k_m", "q4_k_m, q8_0, iq2_xs")
     )
     assert sum(three.values()) - sum(one.values()) == three["q8_0"] + three["iq2_xs"]
     assert three["q8_0"] > 8.03e9 > three["iq2_xs"] > 2e9
 
 
-def test_a_method_that_needs_an_importance_matrix_is_refused_where_the_model_cannot_be_run(tmp_path):
-    chosen = given(tmp_path, "[Quantization]\nQUANTIZATION_METHOD = q4_k_m, iq2_xs\n")
+def test_a_method_that_needs_an_importance_matrix_is_refused_where_the_model_cannot_be_run():
+    chosen = a_settings(QUANTIZATION_METHOD="q4_k_m, iq2_xs")
     said = r"iq2_xs needs an importance matrix, and the model must be run for it in 17.1 GB; 12.0 GB are free"
     with pytest.raises(MachineError, match=said):
         disk_space.check_importance(chosen, model(8_000_000_000), CPU)
     disk_space.check_importance(chosen, model(600_000_000), CPU)
-    others = given(tmp_path, "[Quantization]\nQUANTIZATION_METHOD = q4_k_m\n")
-    disk_space.check_importance(others, model(8_000_000_000), CPU)
+    disk_space.check_importance(a_settings(QUANTIZATION_METHOD="q4_k_m"), model(8_000_000_000), CPU)
 
 
 @pytest.mark.slow
@@ -136,49 +137,45 @@ def test_the_ollama_that_is_here_is_told_before_training(tmp_path, monkeypatch, 
         (tmp_path / "ollama").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if script else str(tmp_path))
     told: list[str] = []
-    sink = plan.logger.add(told.append, format="{level} {message}")
-    plan._look_at_ollama(text)
-    plan.logger.remove(sink)
+    sink = choices.logger.add(told.append, format="{level} {message}")
+    choices.look_at_ollama(text)
+    choices.logger.remove(sink)
     assert said in told[-1]
     assert told[-1].startswith("WARNING" if "will need" in said else "INFO")
 
 
-def test_a_setting_that_is_not_built_yet_is_refused(tmp_path):
-    chosen = given(tmp_path, "[Hardware]\nNUM_PROCESSES = 2\nSHARDING = fsdp\n")
+def test_a_setting_that_is_not_built_yet_is_refused():
     with pytest.raises(UserError) as caught:
-        plan._not_built(chosen)
+        choices.check_built(a_settings(NUM_PROCESSES=2, SHARDING="fsdp"))
     assert [problem.split(": ")[-1] for problem in caught.value.problems] == [
         "sharding is not built yet; set it to none",
     ]
 
 
-def planned(tmp_path, text: str, **config) -> SimpleNamespace:
-    base = SimpleNamespace(config=config)
-    return SimpleNamespace(settings=given(tmp_path, text), base=base, steps=10, validation=range(8))
+def planned(asked: Settings, **config: object) -> Plan:
+    return a_plan(asked, base=a_base_model(config), steps=10, validation=range(8))
 
 
-def test_the_time_of_a_run_follows_from_that_of_one_layer_and_three(tmp_path, monkeypatch):
-    training = "[Training]\nEVAL_STEPS = 5\nMAX_STEPS = 10\n[Hardware]\nDEVICE = cpu\n"
+def test_the_time_of_a_run_follows_from_that_of_one_layer_and_three(monkeypatch):
+    asked = a_settings(EVAL_STEPS=5, MAX_STEPS=10, DEVICE="cpu")
     monkeypatch.setattr(time_estimate, "_batch", lambda plan, rows: {})
     monkeypatch.setattr(time_estimate, "_pass", lambda plan, layers, batch: (float(layers), 2.0 * layers))
     monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
     # 30 layers take 30 s, 4 micro-batches a step 120 s; 4 validations of 8 rows take a third of a step each
-    assert time_estimate.line(planned(tmp_path, training, num_hidden_layers=30)).startswith(
+    assert time_estimate.line(planned(asked, num_hidden_layers=30)).startswith(
         "time: about 22 min 40 s of training, 2 min 00 s a step (measured just now"
     )
     monkeypatch.setattr("os.getloadavg", lambda: (900.0, 9.0, 9.0))
-    assert ", beside other programs: load 900.0 on" in time_estimate.line(
-        planned(tmp_path, training, num_hidden_layers=30)
-    )
-    assert "22 min 40 s" in time_estimate.line(planned(tmp_path, training, text_config={"num_hidden_layers": 30}))
+    assert ", beside other programs: load 900.0 on" in time_estimate.line(planned(asked, num_hidden_layers=30))
+    assert "22 min 40 s" in time_estimate.line(planned(asked, text_config={"num_hidden_layers": 30}))
 
 
-def test_where_nothing_can_be_measured_the_plan_says_so(tmp_path, monkeypatch):
-    on_gpu = planned(tmp_path, "[Hardware]\nDEVICE = cuda\n")
+def test_where_nothing_can_be_measured_the_plan_says_so(monkeypatch):
+    on_gpu = planned(a_settings(DEVICE="cuda"))
     assert time_estimate.line(on_gpu) == "time: not measured before a run on a GPU; its first steps tell it"
     monkeypatch.setattr(time_estimate, "_batch", lambda plan, rows: {})
     monkeypatch.setattr(time_estimate, "_pass", lambda plan, layers, batch: (1.0, 1.0))
-    unknown = planned(tmp_path, "[Hardware]\nDEVICE = cpu\n", model_type="odd")
+    unknown = planned(a_settings(DEVICE="cpu"), model_type="odd")
     assert time_estimate.line(unknown) == "time: not measured (StopIteration); the first steps of a run tell it"
 
 

@@ -7,26 +7,28 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from loguru import logger
 
+from training.base_model import BaseModel
+from training.data.tokenising import Summary
 from training.errors import MachineError, UserError
 from training.fast_cpu import fast_loss, policy
+from training.ollama import modelfile
 from training.plan import disk_space
-from training.settings import Choice
+from training.settings import Choice, Settings
 from training.system import this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 
 
-def device(settings: Any, machine: Machine) -> Choice:
+def device(settings: Settings, machine: Machine) -> Choice:
     """Where the model is trained: "cuda", "xpu" or "cpu". Raises MachineError when DEVICE asks for what is not there."""
     wanted = settings.hardware.device
-    found = "cuda" if machine.backend in ("cuda", "rocm") else machine.backend
+    here = "cuda" if machine.backend in ("cuda", "rocm") else machine.backend
     if wanted == "auto":
-        return Choice(found, machine.gpus[0].name) if found else Choice("cpu", "no CUDA, ROCm or XPU device")
-    if wanted != "cpu" and wanted.split(":")[0] != found:
+        return Choice(here, machine.gpus[0].name) if here else Choice("cpu", "no CUDA, ROCm or XPU device")
+    if wanted != "cpu" and wanted.split(":")[0] != here:
         raise MachineError(
             f"[Hardware] DEVICE = {wanted}: torch finds no such device here (nvidia-smi shows whether the driver runs); "
             "DEVICE = auto takes what there is"
@@ -34,7 +36,7 @@ def device(settings: Any, machine: Machine) -> Choice:
     return Choice(wanted, "DEVICE")
 
 
-def precision(settings: Any, machine: Machine, where: str) -> Choice:
+def precision(settings: Settings, machine: Machine, where: str) -> Choice:
     """The training dtype: "bf16", "fp16" or "fp32".
 
     bf16 hardware begins with compute capability 8.0; torch.cuda.is_bf16_supported() says True on a T4, which only
@@ -55,23 +57,23 @@ def precision(settings: Any, machine: Machine, where: str) -> Choice:
     return Choice("fp16", f"{number}: no bf16 hardware before 8.0")
 
 
-def engine(settings: Any, where: str) -> Choice:
+def engine(settings: Settings, where: str) -> Choice:
     """ "unsloth" or "transformers". Raises MachineError when Unsloth is asked for, or expected, and not installed."""
     wanted = settings.hardware.engine
     if wanted == "auto" and where != "cpu" and settings.processes > 1:
         return Choice("transformers", f"{settings.processes} processes: with Unsloth only one trains")
-    chosen = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
-    if chosen == "unsloth" and "unsloth" not in this_machine.versions():
+    name = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
+    if name == "unsloth" and "unsloth" not in this_machine.versions():
         raise MachineError(
             f"ENGINE = {wanted} needs Unsloth on this machine, and it is not installed: run `ENGINE=unsloth ./setup.sh`, "
             "or set ENGINE = transformers in [Hardware] (slower)"
         )
     if wanted != "auto":
-        return Choice(chosen, "ENGINE")
-    return Choice(chosen, "training on the CPU" if where == "cpu" else "training on a GPU")
+        return Choice(name, "ENGINE")
+    return Choice(name, "training on the CPU" if where == "cpu" else "training on a GPU")
 
 
-def decide(settings: Any, machine: Machine) -> Any:
+def decide(settings: Settings, machine: Machine) -> Settings:
     """Fill in the automatic [Hardware] settings, and what follows from them; each choice keeps its reason."""
     where = device(settings, machine)
     settings = settings.with_choice("Hardware.DEVICE", where.value, where.reason)
@@ -94,17 +96,34 @@ def decide(settings: Any, machine: Machine) -> Any:
     return settings
 
 
-def check_cards(settings: Any) -> None:
+def check_built(settings: Settings) -> None:
+    """A setting that this version cannot honour is refused, never silently ignored."""
+    if settings.hardware.sharding != "none":
+        raise UserError(f"{settings.place('Hardware.SHARDING')}: sharding is not built yet; set it to none")
+
+
+def check_cards(settings: Settings) -> None:
     """Raise MachineError when there are fewer cards than NUM_PROCESSES: each process trains on one of its own."""
     processes = settings.hardware.num_processes
     if processes == 1 or settings.hardware.device == "cpu":
         return
-    there = this_machine.cards(settings.hardware.device)
-    if there < processes:
+    cards = this_machine.cards(settings.hardware.device)
+    if cards < processes:
         raise MachineError(
-            f"{settings.place('Hardware.NUM_PROCESSES')}: each process needs a card of its own, and {there} can be seen "
-            f"here; set it to {max(1, there)}"
+            f"{settings.place('Hardware.NUM_PROCESSES')}: each process needs a card of its own, and {cards} can be seen "
+            f"here; set it to {max(1, cards)}"
         )
+
+
+def check_rows(rows: int, settings: Settings) -> None:
+    """Refuse more processes than there are rows to train on; say where they will have little to do."""
+    processes = settings.hardware.num_processes
+    if rows < settings.processes:
+        place = settings.place("Hardware.NUM_PROCESSES")
+        only = f"there are {rows} training row{'s' * (rows != 1)} only, for {settings.processes} processes"
+        raise UserError(f"{place}: {only}; set it to {max(1, rows // settings.hardware.num_machines)} at most")
+    if processes > 1 and settings.hardware.device == "cpu":
+        logger.info("NUM_PROCESSES = {}: on the CPU of one machine one process is usually as fast", processes)
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
@@ -135,86 +154,107 @@ def check_writable(output_dir: Path) -> None:
 def ollama() -> tuple[int, ...] | None:
     """The version of the Ollama on this machine, as numbers; None where there is none, or it does not say."""
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             ["ollama", "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
-    found = re.search(r"(\d+)\.(\d+)\.(\d+)", said.stdout)
-    return tuple(map(int, found.groups())) if found else None
+    version = re.search(r"(\d+)\.(\d+)\.(\d+)", answer.stdout)
+    return tuple(map(int, version.groups())) if version else None
+
+
+def look_at_ollama(text: str) -> None:
+    """Say which Ollama is here, and warn when it is too old for the Modelfile `text`."""
+    version = ollama()
+    if version is None:
+        logger.info("Ollama: not here; the Modelfile is written all the same")
+        return
+    shown = ".".join(map(str, version))
+    least = tuple(map(int, modelfile.NATIVE.split(".")))
+    if f"REQUIRES {modelfile.NATIVE}" in text.splitlines() and version < least:
+        logger.warning(
+            "Ollama {} is here, and this model will need {} or later: its chat template has no form as a TEMPLATE; "
+            "update Ollama meanwhile",
+            shown,
+            modelfile.NATIVE,
+        )
+    else:
+        logger.info("Ollama {}", shown)
 
 
 LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
 
 
-def fit_to_model(given: Any, base: Any) -> Any:
+def fit_to_model(settings: Settings, base: BaseModel) -> Settings:
     """MAX_SEQ_LENGTH and TARGET_MODULES against the model itself."""
     longest = base.max_length
-    if longest and given.model.max_seq_length > longest:
-        if given.written("Model.MAX_SEQ_LENGTH"):
-            raise UserError(f"{given.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
-        given = given.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
-    given = _rate_of_another_model(given, base)
-    if base.parameters > LARGE and given.training.learning_rate > HIGH_RATE:
+    if longest and settings.model.max_seq_length > longest:
+        if settings.written("Model.MAX_SEQ_LENGTH"):
+            raise UserError(f"{settings.place('Model.MAX_SEQ_LENGTH')}: {base.name} takes {longest:,} tokens at most")
+        settings = settings.with_choice("Model.MAX_SEQ_LENGTH", longest, "the most the model takes")
+    settings = _rate_of_another_model(settings, base)
+    if base.parameters > LARGE and settings.training.learning_rate > HIGH_RATE:
         logger.warning(
             "{}: high for a model of {:,} parameters; 2e-4 is usual",
-            given.place("Training.LEARNING_RATE"),
+            settings.place("Training.LEARNING_RATE"),
             base.parameters,
         )
     known = {module.rpartition(".")[2] for module, _, _ in disk_space.linear_modules(base.path)}
     known |= disk_space.outer_modules(base.path).keys() if known else set()
-    unknown = [name for name in given.lora.target_modules if name != "all-linear" and name not in known]
+    unknown = [name for name in settings.lora.target_modules if name != "all-linear" and name not in known]
     if unknown and known:
         raise UserError(
-            f"{given.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
+            f"{settings.place('LoRA.TARGET_MODULES')}: {base.name} has no module {', '.join(unknown)}; "
             f"it has {', '.join(sorted(known))}, or use all-linear"
         )
-    if more := disk_space.untied(given, base):
+    if more := disk_space.untied(settings, base):
         logger.info(
             "{}: {} has one matrix for embedding and output layer; trained they are two, so the merged model has {:,} more",
-            *(given.place("LoRA.TARGET_MODULES"), base.name, more),
+            *(settings.place("LoRA.TARGET_MODULES"), base.name, more),
         )
-    return given
+    return settings
 
 
-def _rate_of_another_model(given: Any, base: Any) -> Any:
+def _rate_of_another_model(settings: Settings, base: BaseModel) -> Settings:
     """A high LEARNING_RATE in the file was meant for the file's own model, not for one named on the command line."""
-    own_file = f"{given.config.name}:"
-    other_model = not given.origins.get("Model.BASE_MODEL_NAME", own_file).startswith(own_file)
-    rate_of_file = given.origins.get("Training.LEARNING_RATE", "").startswith(own_file)
-    if not (other_model and rate_of_file and base.parameters > LARGE and given.training.learning_rate > HIGH_RATE):
-        return given
-    usual = given.default("Training.LEARNING_RATE")
-    reason = f"{given.training.learning_rate:g} stands in {given.config.name} for another, smaller model"
-    return given.with_choice("Training.LEARNING_RATE", usual, reason)
+    own_file = f"{settings.config.name}:"
+    other_model = not settings.origins.get("Model.BASE_MODEL_NAME", own_file).startswith(own_file)
+    rate_of_file = settings.origins.get("Training.LEARNING_RATE", "").startswith(own_file)
+    if not (other_model and rate_of_file and base.parameters > LARGE and settings.training.learning_rate > HIGH_RATE):
+        return settings
+    usual = settings.default("Training.LEARNING_RATE")
+    reason = f"{settings.training.learning_rate:g} stands in {settings.config.name} for another, smaller model"
+    return settings.with_choice("Training.LEARNING_RATE", usual, reason)
 
 
-def choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> Any:
+def choose_for_rows(settings: Settings, base: BaseModel, summary: Summary, machine: Machine) -> Settings:
     """Choices that depend on the length of the rows."""
-    fast = policy.wanted(given)
-    if fast.value is False and given.hardware.fast_cpu is True:
-        raise UserError(f"{given.place('Hardware.FAST_CPU')}: {fast.reason}")
-    given = given.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
+    fast = policy.wanted(settings)
+    if fast.value is False and settings.hardware.fast_cpu is True:
+        raise UserError(f"{settings.place('Hardware.FAST_CPU')}: {fast.reason}")
+    settings = settings.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
     if fast.value:
-        if policy.by_hand(given, base.config.get("model_type", "")) and (why := fast_loss.built()):
+        if policy.by_hand(settings, base.config.get("model_type", "")) and (why := fast_loss.built()):
             logger.info(why)
-        given = _regrouped(given, summary)
-    if given.training.gradient_checkpointing == "auto":
-        chosen = disk_space.checkpointing(given, base, summary, machine)
-        given = given.with_choice("Training.GRADIENT_CHECKPOINTING", chosen.value, chosen.reason)
-    if given.training.packing == "auto":
-        given = given.with_choice("Training.PACKING", False, "rows are padded to the longest of their micro-batch")
-    return given
+        settings = _regrouped(settings, summary)
+    if settings.training.gradient_checkpointing == "auto":
+        checkpointing = disk_space.checkpointing(settings, base, summary, machine)
+        settings = settings.with_choice("Training.GRADIENT_CHECKPOINTING", *checkpointing)
+    if settings.training.packing == "auto":
+        settings = settings.with_choice(
+            "Training.PACKING", False, "rows are padded to the longest of their micro-batch"
+        )
+    return settings
 
 
-def _regrouped(given: Any, summary: Any) -> Any:
+def _regrouped(settings: Settings, summary: Summary) -> Settings:
     """Short rows of one optimizer step taken together; the step stays what it was."""
-    before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
+    before = settings.training.per_device_train_batch_size, settings.training.gradient_accumulation_steps
     after = policy.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
     if after == before:
-        return given
+        return settings
     reason = (
         f"rows are short, so those of one step are taken together: {before[0]} x {before[1]} = {after[0]} x {after[1]}"
     )
-    given = given.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", after[0], reason)
-    return given.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)
+    settings = settings.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", after[0], reason)
+    return settings.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)

@@ -6,11 +6,13 @@ each library keeps; no card has measured it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from training.fast_cpu import policy
+from training.settings import Settings
 from training.system.wording import gigabytes
+from training.train.engine import EAGER_UP_TO
 
 # Python with torch, transformers, trl and datasets loaded, before any weight, 0.58 GB, and what oneDNN and malloc hold
 # besides (the rest of measured peaks, over nine shapes). A CUDA context with its kernels and cuBLAS' work space is put at
@@ -20,6 +22,7 @@ SAVED = 4  # bytes a trained parameter on a CPU: the adapter once more while it 
 # On a CPU the peak is so much above what the kept tensors add up to (measured): malloc's holes, temporaries. Of the
 # hand-written layers, which keep less, they are a larger part.
 HOLES, HOLES_BY_HAND = 1.05, 1.3
+# Bytes a trained parameter, by a part of the optimizer's name; AdamW takes 8.
 STATE = {
     "8bit": 2.1,
     "adafactor": 0.1,
@@ -27,10 +30,9 @@ STATE = {
     "lion": 4,
     "adagrad": 4,
     "rmsprop": 4,
-}  # bytes a trained parameter; AdamW 8
-NF4 = (
-    0.516  # bytes a weight: 4 bits, and a scale for each 64 weights that is itself 8 bits (bitsandbytes, double_quant)
-)
+}
+# Bytes a weight: 4 bits, and a scale for each 64 weights that is itself 8 bits (bitsandbytes, double_quant).
+NF4 = 0.516
 # Bytes a token and word where the output layer is trained: all tokens at once, and the adapter's own logits (measured).
 TRAINED_HEAD = 24
 TRL_CHUNK = 256  # tokens whose logits TRL's chunked_nll holds at once
@@ -78,84 +80,97 @@ class Shape:
         return attention | feed | {"down_proj": (self.inner, self.hidden)}
 
 
-def shape(config: dict[str, Any], parameters: int) -> Shape:
+def shape(config: Mapping[str, object], parameters: int) -> Shape:
     """The shape of a model from its config.json; what a config does not say is taken as in a Llama of 7B."""
-    config = config.get("text_config") or config
-    hidden = config.get("hidden_size") or 4096
-    heads = config.get("num_attention_heads") or 32
+    hidden = number(config, "hidden_size", 4096)
+    heads = number(config, "num_attention_heads", 32)
     return Shape(
         parameters=parameters,
         hidden=hidden,
-        inner=config.get("intermediate_size") or 4 * hidden,
-        layers=config.get("num_hidden_layers") or 32,
+        inner=number(config, "intermediate_size", 4 * hidden),
+        layers=number(config, "num_hidden_layers", 32),
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        vocabulary=config.get("vocab_size") or 32_000,
-        model_type=config.get("model_type") or "",
+        kv_heads=number(config, "num_key_value_heads", heads),
+        head_dim=number(config, "head_dim", hidden // heads),
+        vocabulary=number(config, "vocab_size", 32_000),
+        model_type=str(_of_text(config).get("model_type") or ""),
     )
 
 
-def estimate(given: Any, model: Shape, longest: int, adapter: int | None = None) -> dict[str, int]:
+def number(config: Mapping[str, object], name: str, usual: int) -> int:
+    """A number in a config.json, or in its part about the text; `usual` where it says none."""
+    value = _of_text(config).get(name)
+    return value if isinstance(value, int) and value else usual
+
+
+def _of_text(config: Mapping[str, object]) -> Mapping[str, object]:
+    """The part of a config.json that the language model is described in: a model that also sees pictures has several."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) and text else config
+
+
+def estimate(settings: Settings, model: Shape, longest: int, adapter: int | None = None) -> dict[str, int]:
     """Bytes by part, for micro-batches whose longest row has `longest` tokens. `adapter`: its parameters, where counted.
 
-    `given` has its automatic choices made; GRADIENT_CHECKPOINTING = auto counts as false.
+    `settings` has its automatic choices made; GRADIENT_CHECKPOINTING = auto counts as false.
     """
-    adapter = adapter_parameters(given, model) if adapter is None else adapter
-    tokens = given.training.per_device_train_batch_size * longest
-    on_cpu, processes = given.hardware.device == "cpu", given.hardware.num_processes
-    summed = 4 if given.processes > 1 else 0  # bytes a trained parameter: what the processes add up
+    adapter = adapter_parameters(settings, model) if adapter is None else adapter
+    tokens = settings.training.per_device_train_batch_size * longest
+    on_cpu, processes = settings.hardware.device == "cpu", settings.hardware.num_processes
+    summed = 4 if settings.processes > 1 else 0  # bytes a trained parameter: what the processes add up
     parts = {
         "program": PROGRAM["cpu" if on_cpu else "gpu"],
-        "weights": weights(given, model),
+        "weights": weights(settings, model),
         # 4 bytes of it, 4 of its gradient
-        "adapter and optimizer": int(adapter * (8 + _state(given.training.optim) + (SAVED if on_cpu else 0) + summed)),
-        "activations": activations(given, model, tokens, longest) + _joined_adapters(given, model, adapter),
-        "logits": _logits(given, model, tokens),
+        "adapter and optimizer": int(
+            adapter * (8 + _state(settings.training.optim) + (SAVED if on_cpu else 0) + summed)
+        ),
+        "activations": activations(settings, model, tokens, longest) + _joined_adapters(settings, model, adapter),
+        "logits": _logits(settings, model, tokens),
     }
     return {name: size * (processes if on_cpu else 1) for name, size in parts.items()}  # a card has one of them
 
 
-def adapter_parameters(given: Any, model: Shape) -> int:
+def adapter_parameters(settings: Settings, model: Shape) -> int:
     """Trainable parameters of the adapter, from the config alone: r x (inputs + outputs) of every targeted module."""
-    wanted = set(given.lora.target_modules)
+    wanted = set(settings.lora.target_modules)
     sizes = [sum(size) for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
     outside = len(wanted & {"lm_head", "embed_tokens"}) * (model.vocabulary + model.hidden)
-    return given.lora.r * (model.layers * sum(sizes) + outside)
+    return settings.lora.r * (model.layers * sum(sizes) + outside)
 
 
 def _state(optim: str) -> float:
     return next((size for name, size in STATE.items() if name in optim), 8)
 
 
-def weights(given: Any, model: Shape) -> int:
+def weights(settings: Settings, model: Shape) -> int:
     """Bytes of the frozen base model."""
-    width = _width(given)
-    if not given.quantization.load_in_4bit:
+    width = _width(settings)
+    if not settings.quantization.load_in_4bit:
         return model.parameters * width
     # While a layer is at work its largest matrix stands in 16 bit.
     largest = 2 * max(inputs * outputs for inputs, outputs in model.linear.values())
     return int(model.embeddings * 2 + (model.parameters - model.embeddings) * NF4 + largest)
 
 
-def _width(given: Any) -> int:
+def _width(settings: Settings) -> int:
     """Bytes of a number in the model: fp16 on a CPU is not there."""
-    return 4 if given.hardware.precision == "fp32" else 2
+    return 4 if settings.hardware.precision == "fp32" else 2
 
 
-def activations(given: Any, model: Shape, tokens: int, longest: int) -> int:
+def activations(settings: Settings, model: Shape, tokens: int, longest: int) -> int:
     """Bytes kept for the backward pass of one micro-batch, and what one layer needs while it is gone through."""
-    one = tokens * _kept(given, model, longest)
-    if given.hardware.device == "cpu":
-        one = int((HOLES_BY_HAND if policy.by_hand(given, model.model_type) else HOLES) * one)
-    if given.training.gradient_checkpointing is not True:
+    one = tokens * _kept(settings, model, longest)
+    if settings.hardware.device == "cpu":
+        one = int((HOLES_BY_HAND if policy.by_hand(settings, model.model_type) else HOLES) * one)
+    if settings.training.gradient_checkpointing is not True:
         return model.layers * one + one
-    inputs = tokens * model.hidden * _width(given) * (2 if policy.by_hand(given, model.model_type) else 1)
-    offloaded = given.hardware.engine == "unsloth" and given.hardware.device != "cpu"
+    inputs = tokens * model.hidden * _width(settings) * (2 if policy.by_hand(settings, model.model_type) else 1)
+    offloaded = settings.hardware.engine == "unsloth" and settings.hardware.device != "cpu"
     return (2 if offloaded else model.layers) * inputs + 2 * one
 
 
-def _kept(given: Any, model: Shape, longest: int) -> int:
+def _kept(settings: Settings, model: Shape, longest: int) -> int:
     """Bytes a token and layer that autograd keeps, the base being frozen (transformers' Llama, PEFT's LoRA).
 
     Two norms in float32; the input of each targeted module, a copy each where the model is in 16 bit (on a CPU PEFT's own,
@@ -163,53 +178,53 @@ def _kept(given: Any, model: Shape, longest: int) -> int:
     other factor. On a CPU the attention's probabilities too, as the measured peaks say: eager keeps them in float32 and
     in the model's width, SDPA in the model's width. A GPU's fused attention keeps none.
     """
-    if policy.by_hand(given, model.model_type):
-        return _kept_by_hand(given, model)
-    width, on_cpu = _width(given), given.hardware.device == "cpu"
-    wanted = set(given.lora.target_modules)
+    if policy.by_hand(settings, model.model_type):
+        return _kept_by_hand(settings, model)
+    width, on_cpu = _width(settings), settings.hardware.device == "cpu"
+    wanted = set(settings.lora.target_modules)
     targeted = [size[0] for name, size in model.linear.items() if "all-linear" in wanted or name in wanted]
     copies = (4 if on_cpu else 2) * sum(targeted) if width == 2 else 4 * sum(set(targeted))
     attention = 4 * model.heads * model.head_dim
     kept = 8 * model.hidden + copies + width * (attention + 3 * model.inner)
     if on_cpu:
-        again = 4 if eager(given, longest) and width == 2 else 0
+        again = 4 if eager(settings, longest) and width == 2 else 0
         kept += model.heads * longest * (width + again)
     return kept
 
 
-def _kept_by_hand(given: Any, model: Shape) -> int:
+def _kept_by_hand(settings: Settings, model: Shape) -> int:
     """The same of fast_cpu/decoder.py: the residual stream twice, queries, keys, values, gate and up, and the inputs of what
     is targeted (one for those that share it)."""
-    wanted = set(given.lora.target_modules)
+    wanted = set(settings.lora.target_modules)
     inputs = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
     shared = sum(model.linear[names[0]][0] for names in inputs if wanted & {"all-linear", *names})
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
-    return _width(given) * (2 * model.hidden + heads + 2 * model.inner + shared)
+    return _width(settings) * (2 * model.hidden + heads + 2 * model.inner + shared)
 
 
-def _joined_adapters(given: Any, model: Shape, adapter: int) -> int:
+def _joined_adapters(settings: Settings, model: Shape, adapter: int) -> int:
     """Bytes of the adapters of one micro-batch as fast_cpu/decoder.py multiplies them: in the model's width, those that read the
     same input joined, which for B (half of an adapter) is mostly zeros beside the two or three parts."""
-    return 2 * adapter * _width(given) if policy.by_hand(given, model.model_type) else 0
+    return 2 * adapter * _width(settings) if policy.by_hand(settings, model.model_type) else 0
 
 
-def eager(given: Any, longest: int) -> bool:
+def eager(settings: Settings, longest: int) -> bool:
     """Whether attention is plain matrix products: on a CPU with transformers, for short rows (engine.EAGER_UP_TO)."""
-    from training.train.engine import EAGER_UP_TO
-
-    return given.hardware.device == "cpu" and given.hardware.engine == "transformers" and longest <= EAGER_UP_TO
+    return settings.hardware.device == "cpu" and settings.hardware.engine == "transformers" and longest <= EAGER_UP_TO
 
 
-def _logits(given: Any, model: Shape, tokens: int) -> int:
+def _logits(settings: Settings, model: Shape, tokens: int) -> int:
     """Bytes of the output layer: 16 bit and float32 logits, their probabilities and gradients, for a chunk of tokens."""
     a_token = model.vocabulary * 16
-    if given.hardware.engine == "unsloth" and given.hardware.device != "cpu":
+    if settings.hardware.engine == "unsloth" and settings.hardware.device != "cpu":
         return min(tokens * a_token, FUSED)
-    if policy.by_hand(given, model.model_type):  # in place; the plain way, that it is held against, takes a chunk
-        return max(min(tokens, policy.LOSS_CHUNK) * model.vocabulary * _width(given), min(tokens, TRL_CHUNK) * a_token)
-    if given.hardware.fast_cpu is True:
+    if policy.by_hand(settings, model.model_type):  # in place; the plain way, that it is held against, takes a chunk
+        return max(
+            min(tokens, policy.LOSS_CHUNK) * model.vocabulary * _width(settings), min(tokens, TRL_CHUNK) * a_token
+        )
+    if settings.hardware.fast_cpu is True:
         return min(tokens, policy.LOSS_CHUNK) * a_token
-    if "lm_head" in given.lora.target_modules:
+    if "lm_head" in settings.lora.target_modules:
         return tokens * model.vocabulary * TRAINED_HEAD
     return min(tokens, TRL_CHUNK) * a_token
 

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
+from training.data.encoding import IGNORED
 from training.fast_cpu import fast_loss
+from training.plan import memory
+from training.plan.plan import Plan
 from training.system import wording
 from training.train import engine
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
 
 FEW, MORE = 1, 3  # layers of the two small models
 ENOUGH = 3.0  # seconds after which one measurement is enough
@@ -23,7 +31,7 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 BACKWARD = 3.0  # a forward and backward pass takes about three times the forward pass that validating takes
 
 
-def line(plan: Any) -> str:
+def line(plan: Plan) -> str:
     """The estimate for the plan, or why there is none."""
     if plan.settings.hardware.device != "cpu":
         return "time: not measured before a run on a GPU; its first steps tell it"
@@ -45,53 +53,52 @@ def _busy() -> str:
     return f", beside other programs: load {load:.1f} on {cores} cores" if load > 1.5 * cores else ""
 
 
-def _seconds(plan: Any) -> float:
+def _seconds(plan: Plan) -> float:
     """Seconds of one optimizer step."""
-    chosen = plan.settings.training
-    batch = _batch(plan, chosen.per_device_train_batch_size)
+    training = plan.settings.training
+    batch = _batch(plan, training.per_device_train_batch_size)
     (_, few), (clock, more) = (_pass(plan, layers, batch) for layers in (FEW, MORE))
     a_layer = max(0.0, (more - few) / (MORE - FEW))
     whole = few + a_layer * (_layers(plan.base.config) - FEW)
     # The processor's time tells layers apart also where other programs take turns on it; the clock is that of one model.
-    return clock * whole / more * chosen.gradient_accumulation_steps
+    return clock * whole / more * training.gradient_accumulation_steps
 
 
-def _validations(plan: Any, seconds: float) -> float:
+def _validations(plan: Plan, seconds: float) -> float:
     """Seconds that validating takes in all: before, at the end, and on the way."""
     if plan.validation is None:
         return 0.0
-    chosen = plan.settings.training
-    times = 2 + (plan.steps // chosen.eval_steps if chosen.eval_steps else 0)
+    every = plan.settings.training.eval_steps
+    times = 2 + (plan.steps // every if every else 0)
     return times * len(plan.validation) / plan.settings.rows_a_step * seconds / BACKWARD
 
 
-def _layers(config: dict[str, Any]) -> int:
-    described = config.get("text_config") or config
-    return next(int(described[key]) for key in LAYERS if key in described)
+def _layers(config: Mapping[str, object]) -> int:
+    return next(layers for key in LAYERS if (layers := memory.number(config, key, 0)))
 
 
-def _batch(plan: Any, rows: int) -> dict[str, Any]:
+def _batch(plan: Plan, rows: int) -> dict[str, torch.Tensor]:
     """One micro-batch of rows of a usual length, padded as the trainer pads them."""
     import torch
 
     lengths = plan.train.with_format("numpy")["length"][:]
     order = lengths.argsort()
     middle = [int(order[len(order) * (2 * i + 1) // (2 * rows)]) for i in range(rows)]  # from short to long
-    chosen = [plan.train[i] for i in middle]
-    longest = max(len(row["input_ids"]) for row in chosen)
+    usual = [plan.train[i] for i in middle]
+    longest = max(len(row["input_ids"]) for row in usual)
 
-    def padded(name: str, filling: int) -> Any:
-        return torch.tensor([row[name] + [filling] * (longest - len(row[name])) for row in chosen])
+    def padded(name: str, filling: int) -> torch.Tensor:
+        return torch.tensor([row[name] + [filling] * (longest - len(row[name])) for row in usual])
 
-    masks = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in chosen]
+    masks = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in usual]
     return {
         "input_ids": padded("input_ids", 0),
-        "labels": padded("labels", -100),
+        "labels": padded("labels", IGNORED),
         "attention_mask": torch.tensor(masks),
     }
 
 
-def _pass(plan: Any, layers: int, batch: dict[str, Any]) -> tuple[float, float]:
+def _pass(plan: Plan, layers: int, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Seconds by the clock and of the processor for a forward and backward pass of the model with so many layers."""
     model = _shallow(plan, layers)
     bare = model.get_base_model()
@@ -108,36 +115,38 @@ def _pass(plan: Any, layers: int, batch: dict[str, Any]) -> tuple[float, float]:
     return min(clock for clock, _ in taken), min(used for _, used in taken)
 
 
-def _shallow(plan: Any, layers: int) -> Any:
+def _shallow(plan: Plan, layers: int) -> PeftModel:
     """The model with `layers` layers and an adapter, as the engine sets it up; its weights are all the same number."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    given = plan.settings
+    settings = plan.settings
     attention = "eager" if plan.summary.total[3] <= engine.EAGER_UP_TO else "sdpa"
     config = AutoConfig.for_model(**_with_layers(plan.base.config, layers))
     with torch.random.fork_rng(devices=[]), no_init_weights():
         model = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, engine.DTYPES[given.hardware.precision]), attn_implementation=attention
+            config, dtype=getattr(torch, engine.DTYPES[settings.hardware.precision]), attn_implementation=attention
         )
     for parameter in model.parameters():
         parameter.data.fill_(0.01)  # what memory happens to hold may be denormal, and slow
     model.config.use_cache = False
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **engine.lora(given)), autocast_adapter_dtype=True)
-    if given.training.gradient_checkpointing is True:
+    model = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", **engine.lora(settings)), autocast_adapter_dtype=True
+    )
+    if settings.training.gradient_checkpointing is True:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
     return model.train()
 
 
-def _with_layers(config: dict[str, Any], layers: int) -> dict[str, Any]:
+def _with_layers(config: Mapping[str, object], layers: int) -> dict[str, Any]:
     """A config.json that describes the same model with fewer layers."""
     small = {key: value for key, value in config.items() if key != "transformers_version"}
-    if isinstance(small.get("text_config"), dict):
-        return small | {"text_config": _with_layers(small["text_config"], layers)}
+    if isinstance(text := small.get("text_config"), Mapping):
+        return small | {"text_config": _with_layers(text, layers)}
     small |= {key: layers for key in LAYERS if key in small}
-    if isinstance(small.get("layer_types"), list):
-        small["layer_types"] = small["layer_types"][:layers]
+    if isinstance(types := small.get("layer_types"), list):
+        small["layer_types"] = types[:layers]
     return small
