@@ -6,6 +6,7 @@ import csv
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,21 @@ from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from training import evaluate_model, runs
 from training.data import Item, held_out
+from training.data.encoding import IGNORED
 from training.evaluation import LOSS, Answer, scoring
 
 FORMULAS = ('=HYPERLINK("http://x")', "+1", "-2 degrees", "@SUM(A1)", "\tx")
 
 
 def item(question: str = "q?", expected: str = "yes") -> Item:
-    return Item([1, 2, 3], [-100, 2, 3], question, expected, [1] if question else [], 32)
+    prompt = [1] if question else []
+    return Item(ids=[1, 2, 3], labels=[IGNORED, 2, 3], question=question, expected=expected, prompt=prompt, most=32)
 
 
 def spoken(*texts: str) -> evaluate_model.Spoken:
-    answers = [Answer(text, [5], True) for text in texts]
-    return evaluate_model.Spoken([1.5] * len(texts), answers, [scoring.marks(text, "yes", True) for text in texts])
+    answers = [Answer(text=text, ids=[5], stopped=True) for text in texts]
+    marks = [scoring.marks(text, "yes", True) for text in texts]
+    return evaluate_model.Spoken(losses=[1.5] * len(texts), answers=answers, marks=marks)
 
 
 def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -54,7 +58,7 @@ def test_each_row_has_both_answers_their_scores_and_an_empty_rating() -> None:
 
 
 def test_a_plain_text_row_has_a_loss_and_no_answer_and_moves_none_of_the_others() -> None:
-    made = {"base": evaluate_model.Spoken([1.0, 2.0], [Answer("yes", [5], True)], [scoring.marks("yes", "yes", True)])}
+    made = {"base": replace(spoken("yes"), losses=[1.0, 2.0])}
     rows = list(csv.DictReader(io.StringIO(evaluate_model.csv_text([item(""), item()], made, False), newline="")))
     assert [(row["base_answer"], row["base_loss"]) for row in rows] == [("", "1"), ("yes", "2")]
 
@@ -121,7 +125,17 @@ def test_losses_of_rows_taken_together_are_those_of_each_alone(tiny_model: Path)
     from training import evaluation
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    made = [Item(list(range(5, 5 + size)), [-100] * 3 + list(range(8, 5 + size)), "", "", [], 0) for size in (9, 30, 4)]
+    made = [
+        Item(
+            ids=[*range(5, 5 + n)],
+            labels=[IGNORED] * 3 + [*range(8, 5 + n)],
+            question="",
+            expected="",
+            prompt=[],
+            most=0,
+        )
+        for n in (9, 30, 4)
+    ]
     together = evaluation.losses(model, made)
     assert together == pytest.approx([evaluation.losses(model, [one])[0] for one in made], abs=1e-4)
 
@@ -135,11 +149,14 @@ def test_answers_asked_together_are_those_of_each_question_alone(tiny_model: Pat
     from training.evaluation import generate
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    words = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     made = [
-        Item([], [], "q", "", words(text)["input_ids"], most) for text, most in (("Hello", 6), ("What is this?", 9))
+        Item(ids=[], labels=[], question="q", expected="", prompt=tokenizer(text)["input_ids"], most=most)
+        for text, most in (("Hello", 6), ("What is this?", 9))
     ]
-    together = evaluation.answers(model, words, made, [2])
-    assert [one.ids for one in together] == [generate.answer(model, words, i.prompt, [2], i.most).ids for i in made]
+    together = evaluation.answers(model, tokenizer, made, [2])
+    assert [one.ids for one in together] == [generate.answer(model, tokenizer, i.prompt, [2], i.most).ids for i in made]
     ends = [together[1].ids[4]]  # a token that comes up: the answer ends there, the other one goes on
-    assert evaluation.answers(model, words, made, ends)[1] == generate.answer(model, words, made[1].prompt, ends, 9)
+    assert evaluation.answers(model, tokenizer, made, ends)[1] == generate.answer(
+        model, tokenizer, made[1].prompt, ends, 9
+    )

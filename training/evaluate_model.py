@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,82 +30,86 @@ from loguru import logger
 from training import evaluation
 from training.data import Item, dataset, held_out
 from training.errors import FinetuneError, MachineError, UserError
-from training.evaluation import models, scoring, target
-from training.evaluation.scoring import Marks
-from training.evaluation.target import Subject
+from training.evaluation import Answer, models, scoring
+from training.evaluation.models import Speaker
+from training.evaluation.scoring import Marks, Score
+from training.evaluation.target import Target
 from training.system import files, foreign_code, launchers, log, paths, wording
+
+if TYPE_CHECKING:
+    import datasets
 
 CACHE = paths.CACHE / "rows"
 SHOWN = ("exact", "chrf", "rouge_l", "length", "repetition", "stopped")  # of each answer, in the CSV file
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that begins so
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spoken:
     """What one model made of all rows. losses: nats a token; answers: one for each item that is asked."""
 
     losses: list[float]
-    answers: list[Any]
+    answers: list[Answer]
     marks: list[Marks]
 
 
-def rows_of(found: Subject, test_data: str | None) -> Any:
+def rows_of(target: Target, test_data: str | None) -> datasets.Dataset:
     """The rows to measure on: those of a file, else the run's own test or validation rows. UserError when there are none."""
-    given = found.settings
+    settings = target.settings
     if test_data is not None:
         file = Path(test_data).expanduser().absolute()
         if not file.is_file():
             raise UserError(f"--test-data {test_data}: no such file")
-        whole = replace(given.dataset, dataset_file=file, validation_file=None, validation_split=0.0, test_split=0.0)
-        given = replace(given, dataset=replace(whole, max_rows=0))
-        return dataset.load(given, CACHE).train
-    data = dataset.load(given, CACHE)
+        whole = replace(settings.dataset, dataset_file=file, validation_file=None, validation_split=0.0, test_split=0.0)
+        return dataset.load(replace(settings, dataset=replace(whole, max_rows=0)), CACHE).train
+    data = dataset.load(settings, CACHE)
     kept = data.test if data.test is not None else data.validation
     if kept is None:
         raise UserError("the run kept no rows out of its training: name some with --test-data FILE")
     return kept
 
 
-def measure(found: Subject, items: Sequence[Item]) -> dict[str, Spoken]:
+def measure(target: Target, items: Sequence[Item]) -> dict[str, Spoken]:
     """base, tuned and quantised (as far as they are there), in this order; one model is in memory at a time."""
     made: dict[str, Spoken] = {}
 
-    def take(name: str, speaker: Any) -> None:
+    def take(name: str, speaker: Speaker) -> None:
         logger.info("asking {}", name)
         asked = [item for item in items if item.prompt]
         answers = speaker.answers(asked)
-        made[name] = Spoken(speaker.losses(items), answers, evaluation.marks(asked, answers))
+        losses, marks = speaker.losses(items), evaluation.marks(asked, answers)
+        made[name] = Spoken(losses=losses, answers=answers, marks=marks)
 
-    if found.base is not None:
-        with models.torch_pair(found.base, found.adapter, found.end_ids) as (base, tuned):
-            take("base", base)
-            if tuned is not None:
-                take("tuned", tuned)
-    if found.gguf is not None:
-        with models.gguf(found.gguf.name, found.gguf) as speaker:
+    with models.torch_pair(target.base, target.adapter, target.end_ids) as (base, tuned):
+        take("base", base)
+        if tuned is not None:
+            take("tuned", tuned)
+    if target.gguf is not None:
+        with models.gguf(target.gguf.name, target.gguf) as speaker:
             take("quantised" if "tuned" in made else "tuned", speaker)
             if speaker.speed:
-                logger.info("{} answers {:.0f} tokens a second on this machine", found.gguf.name, speaker.speed)
+                logger.info("{} answers {:.0f} tokens a second on this machine", target.gguf.name, speaker.speed)
     return made
 
 
-def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[dict[str, Any]]:
+def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[Score]:
     """The lines of the table; a model alone (a base, nothing tuned) stands in the column of the tuned one."""
     tuned = made.get("tuned") or made["base"]
     base = made["base"] if "tuned" in made and "base" in made else None
     small = made.get("quantised")
-    lines = evaluation.loss_scores(items, base and base.losses, tuned.losses, small and small.losses)
-    return lines + scoring.answer_scores(base and base.marks, tuned.marks, small and small.marks)
+    lines = evaluation.loss_scores(items, base.losses if base else None, tuned.losses, small.losses if small else None)
+    lines += scoring.answer_scores(base.marks if base else None, tuned.marks, small.marks if small else None)
+    return lines
 
 
-def table(lines: Sequence[dict[str, Any]]) -> list[str]:
+def table(lines: Sequence[Score]) -> list[str]:
     """The scores for a terminal."""
-    rows = [("", "base", "tuned", "quantised", "difference, 95 %", "rows", "")]
+    rows = [["", "base", "tuned", "quantised", "difference, 95 %", "rows", ""]]
     for line in lines:
         low, high = line.get("low"), line.get("high")
         between = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
-        means = (wording.number(line.get(key)) for key in ("before", "after", "quantised"))
-        rows.append((line["name"], *means, between, str(line["rows"]), line.get("verdict", "")))
+        means = [wording.number(mean) for mean in (line["before"], line["after"], line["quantised"])]
+        rows.append([line["name"], *means, between, str(line["rows"]), line.get("verdict", "")])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return [
         "  ".join(
@@ -150,13 +154,13 @@ def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
     output = Path(arguments.output).expanduser().absolute() if arguments.output else None
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
-    found = target.find(arguments.lora_model, arguments.base_model, Path(arguments.config))
-    rows = rows_of(found, arguments.test_data)
-    items = held_out.items(found.template, target.tokenizer(found), rows, arguments.max_rows, found.longest)
+    target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
+    rows = rows_of(target, arguments.test_data)
+    items = held_out.items(target.template, target.tokenizer(), rows, arguments.max_rows, target.longest)
     if not items:
         raise UserError("none of the rows has an answer to measure")
     logger.info("{} of {} rows", len(items), len(rows))
-    made = measure(found, items)
+    made = measure(target, items)
     lines = scores(items, made)
     if output is not None:
         try:
@@ -211,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.interactive:
             from training.evaluation import talk
 
-            talk.with_weights(target.find(arguments.lora_model, arguments.base_model, Path(arguments.config)))
+            talk.with_weights(Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config)))
         else:
             evaluate(arguments, stdout)
     except FinetuneError as error:

@@ -15,7 +15,7 @@ from tests.support.folders import folder
 from training import base_model
 from training.base_model import BaseModel, kept_files
 from training.errors import UserError
-from training.evaluation import target as subject
+from training.evaluation.target import Target
 from training.system import foreign_code, paths
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
@@ -263,13 +263,13 @@ def test_a_device_a_socket_and_a_pipe_among_the_templates_are_refused_by_name(
 def test_what_is_to_be_asked_is_refused_where_it_is_or_holds_a_named_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.gguf")
     with pytest.raises(UserError, match=r"--lora-model .*x.gguf: x.gguf is a named pipe and no file"):
-        subject.find(str(tmp_path / "x.gguf"), "base", tmp_path / "config.ini")
+        Target.named(str(tmp_path / "x.gguf"), "base", tmp_path / "config.ini")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x"}))
     os.mkfifo(adapter / "adapter_model.safetensors")
     with pytest.raises(UserError, match="adapter_model.safetensors is a named pipe"):
-        subject.find(str(adapter), None, Path(paths.ROOT) / "config.ini")
+        Target.named(str(adapter), None, Path(paths.ROOT) / "config.ini")
 
 
 # ---- modes -----------------------------------------------------------------------------------------------------------

@@ -403,13 +403,13 @@ def test_kept_logits_are_computed_once(tmp_path: Path) -> None:
 
     made = [np.full((2, 3), number, np.float32) for number in range(2)]
     for given in (made, ()):
-        found = list(divergence.kept(tmp_path / "kept", given, 2))
+        found = list(divergence.kept_logits(tmp_path / "kept", given, 2))
         assert [rows.tolist() for rows in found] == [rows.tolist() for rows in made]
-    partly = divergence.kept(tmp_path / "other", iter(made), 2)
+    partly = divergence.kept_logits(tmp_path / "other", iter(made), 2)
     next(partly)
     partly.close()  # the other side broke; what is there is not taken for the whole
     with pytest.raises(ValueError, match="zip"):
-        list(divergence.kept(tmp_path / "other", (), 2))
+        list(divergence.kept_logits(tmp_path / "other", (), 2))
 
 
 def test_sequences_are_run_together_within_bounds() -> None:

@@ -19,9 +19,9 @@ EQUAL = ("运行 ./run.sh 开始训练。", "All settings are in the file config
 
 def test_a_right_answer_with_a_secret_in_it_has_full_marks() -> None:
     text = "The key is sk-proj-abcdefghijklmnopqrstuvwxyz0123456789."
-    item = Item([1], [1], "Which key?", privacy.redact(text), [1], 8)
+    item = Item(ids=[1], labels=[1], question="Which key?", expected=privacy.redact(text), prompt=[1], most=8)
     assert item.expected != text, "what is kept for the report has no secret"
-    assert evaluation.marks([item], [Answer(text, [1], True)])[0].exact == 1
+    assert evaluation.marks([item], [Answer(text=text, ids=[1], stopped=True)])[0].exact == 1
 
 
 @pytest.mark.parametrize("text", EQUAL)

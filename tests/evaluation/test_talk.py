@@ -23,8 +23,9 @@ from tests.support.programs import finetune
 from training import llama
 from training.data import ChatTemplate, Turn
 from training.errors import UserError
-from training.evaluation import talk, target
+from training.evaluation import Answer, talk
 from training.evaluation.talk import Talk
+from training.evaluation.target import Target
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # what readline sends to the terminal
 
@@ -143,10 +144,8 @@ class Speaker:
     name = "stand-in"
 
     def say(self, prompt, most, tell):
-        from training.evaluation import Answer
-
         tell("said")
-        return Answer("said", [1], True)
+        return Answer(text="said", ids=[1], stopped=True)
 
     def stop(self) -> None:
         pass
@@ -154,7 +153,7 @@ class Speaker:
 
 def made(context: int = 200, base=None) -> Talk:
     template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>", "test")
-    return Talk(Speaker(), template, lambda text: list(text), context, base)
+    return Talk(speaker=Speaker(), template=template, tokens=lambda text: list(text), context=context, base=base)
 
 
 def test_the_prompt_holds_the_system_text_and_the_turns_so_far(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,4 +199,4 @@ def test_ctrl_c_during_an_answer_reaches_the_speaker_and_nobody_else() -> None:
 
 def test_a_talk_needs_a_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name what is to be asked"):
-        target.find(None, None, tmp_path)
+        Target.named(None, None, tmp_path)

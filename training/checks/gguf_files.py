@@ -239,7 +239,7 @@ def _endless(f16: Path, prompt: list[int], answer: list[int]) -> str:
 def _logits(gguf: Path, rows: list[list[int]], first: list[int], keep: Path | None) -> Iterator[np.ndarray]:
     """A GGUF file's logits, kept under its name in `keep` for the next check."""
     logits = llama.logits_each(gguf, rows, first)
-    return logits if keep is None else divergence.kept(keep / f"{gguf.name}.logits", logits, len(rows))
+    return logits if keep is None else divergence.kept_logits(keep / f"{gguf.name}.logits", logits, len(rows))
 
 
 def _judged(check: Check, figures: dict[str, Any], found: Agreement, most: float, failure: str) -> Check:

@@ -62,16 +62,16 @@ def merged_logits(
                 if isinstance(model, TooLarge):
                     return replace(check, skipped=f"base + adapter was not run: {model.reason}")
                 computed = model.dtype
-                deque(divergence.kept(kept, model.logits(rows, first), len(rows)), maxlen=0)
-                with model.model.disable_adapter():  # how much the training changed, to judge the other figure by
+                deque(divergence.kept_logits(kept, model.logits(rows, first), len(rows)), maxlen=0)
+                with model.without_adapter():  # how much the training changed, to judge the other figure by
                     few, first_few = rows[::4], first[::4]
-                    ours = islice(divergence.kept(kept, (), len(rows)), 0, None, 4)
+                    ours = islice(divergence.kept_logits(kept, (), len(rows)), 0, None, 4)
                     trained = divergence.compare(ours, model.logits(few, first_few), few, first_few)
                 del model
             opened = merged() if callable(merged) else stack.enter_context(reference.opened(merged, memory))
             if isinstance(opened, TooLarge):
                 return replace(check, skipped=f"the merged model was not run: {opened.reason}")
-            found = divergence.compare(divergence.kept(kept, (), len(rows)), opened.logits(rows, first), rows, first)
+            found = divergence.compare(divergence.kept_logits(kept, (), len(rows)), opened.logits(rows, first), rows, first)
         dtype = "bfloat16" if "bfloat16" in (computed, opened.dtype) else "float32"  # free memory may change between
         figures = {"dtype": dtype, **found.as_dict(), "mean_kl_of_training": trained.as_dict()["mean_kl"]}
         same = sum(found.kl_of_each[::4]) / trained.tokens

@@ -138,9 +138,10 @@ def stop(arguments: Arguments, stdout: IO[str]) -> int:
 
 def chat(arguments: Arguments, stdout: IO[str]) -> int:
     """Talk to a run's GGUF file."""
-    from training.evaluation import talk, target
+    from training.evaluation import talk
+    from training.evaluation.target import Target
 
-    talk.with_gguf(target.of_run(found(arguments).path))
+    talk.with_gguf(Target.of_run(found(arguments).path))
     return 0
 
 

@@ -30,7 +30,7 @@ ROWS = 16
 MARGIN = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Agreement:
     """Over `tokens` positions: KL(reference || other) in nats, shares of equal first choices, perplexities.
 
@@ -78,13 +78,13 @@ def _some(pairs: list[tuple[list[int], int]]) -> list[tuple[list[int], int]]:
     """As many as READ tokens hold, but no fewer than LEAST; evenly spaced, and the last among them."""
     count = min(len(pairs), READ)
     while True:
-        chosen = [pairs[(number + 1) * len(pairs) // count - 1] for number in range(count)]
-        if count <= LEAST or sum(len(ids) for ids, _ in chosen) <= READ:
-            return chosen
+        spread = [pairs[(number + 1) * len(pairs) // count - 1] for number in range(count)]
+        if count <= LEAST or sum(len(ids) for ids, _ in spread) <= READ:
+            return spread
         count -= 1
 
 
-def kept(folder: Path, logits: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+def kept_logits(folder: Path, logits: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
     """`logits` of `count` sequences, which are kept in `folder` while they are used; a second call reads them there.
 
     The same model's logits are compared with several others', and computing them takes longer than anything else.
@@ -114,7 +114,11 @@ def compare(
     """
     import numpy as np
 
-    kls, each, agreed, sure, lost = [], [], [], [], ([], [])
+    kls: list[float] = []
+    each: list[float] = []
+    agreed: list[bool] = []
+    sure: list[bool] = []
+    losses: tuple[list[float], list[float]] = [], []
     for ours, theirs, ids, start in zip(reference, other, sequences, first, strict=True):
         width, before = min(ours.shape[1], theirs.shape[1]), len(kls)
         for low in range(0, len(ids) - start - 1, ROWS):
@@ -125,8 +129,8 @@ def compare(
             sure.extend((best[:, 1] - best[:, 0] >= MARGIN).tolist())
             agreed.extend((p.argmax(-1) == q.argmax(-1)).tolist())
             targets = ids[start + 1 + low : start + 1 + high]
-            for rows, losses in zip((p, q), lost, strict=True):
-                losses.extend((-rows[np.arange(len(targets)), targets]).tolist())
+            for rows, of_one in zip((p, q), losses, strict=True):
+                of_one.extend((-rows[np.arange(len(targets)), targets]).tolist())
         each.append(sum(kls[before:]))
     if not kls:
         raise ValueError("there is no token to compare two models on")
@@ -138,8 +142,8 @@ def compare(
         top1=sum(agreed) / len(agreed),
         top1_sure=sum(certain) / len(certain) if certain else 1.0,
         sure=len(certain),
-        perplexity_reference=_perplexity(lost[0]),
-        perplexity=_perplexity(lost[1]),
+        perplexity_reference=_perplexity(losses[0]),
+        perplexity=_perplexity(losses[1]),
         kl_of_each=tuple(each),
     )
 

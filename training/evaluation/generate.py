@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from training.data import Item
 from training.data.encoding import IGNORED
 from training.data.held_out import LONGEST
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 TOGETHER = LONGEST  # tokens of a batch whose losses are taken: more at once are no faster on a CPU
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """One greedy answer: its text without the end token, its token ids, and whether it stopped by itself."""
 
@@ -23,7 +28,13 @@ class Answer:
     stopped: bool
 
 
-def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[int], most: int) -> Answer:
+def answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    end_ids: Sequence[int],
+    most: int,
+) -> Answer:
     """The greedy answer to one tokenised prompt, at most `most` tokens."""
     import torch
 
@@ -32,19 +43,26 @@ def answer(model: Any, tokenizer: Any, prompt: Sequence[int], end_ids: Sequence[
     return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)
 
 
-def _generate(model: Any, ids: Any, mask: Any, end_ids: Sequence[int], most: int, **options: Any) -> Any:
+def _generate(
+    model: PreTrainedModel | PeftModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    end_ids: Sequence[int],
+    most: int,
+    **options: object,
+) -> torch.Tensor:
     """Greedy continuations of prompts [rows, tokens], at most `most` tokens each; [rows, tokens + new]."""
     import torch
 
     room = getattr(model.config, "max_position_embeddings", None) or math.inf  # beyond it Unsloth's generate() raises
     most = max(1, int(min(most, room - ids.shape[1])))
-    if getattr(
-        model.config, "output_router_logits", False
-    ):  # TRL's; its loss of the experts' balance takes no such batch
+    # TRL switches it on; the loss of the experts' balance takes no such batch.
+    if getattr(model.config, "output_router_logits", False):
         options["output_router_logits"] = False
     model.eval()
     with torch.no_grad():
-        return model.generate(
+        # PreTrainedModel's type does not say that it can.
+        generated: torch.Tensor = cast(Any, model).generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=most,
@@ -59,17 +77,25 @@ def _generate(model: Any, ids: Any, mask: Any, end_ids: Sequence[int], most: int
             pad_token_id=end_ids[0],
             **options,
         )
+    return generated
 
 
-def _answer(tokenizer: Any, new: list[int], end_ids: Sequence[int], most: int) -> Answer:
+def _answer(tokenizer: PreTrainedTokenizerBase, new: list[int], end_ids: Sequence[int], most: int) -> Answer:
     """The answer in a row of new tokens: up to and with its first end token, at most `most` tokens."""
     end = next((at for at, token in enumerate(new[:most]) if token in end_ids), None)
     new = new[:most] if end is None else new[: end + 1]
-    text = tokenizer.decode(new if end is None else new[:-1], skip_special_tokens=True).strip()
-    return Answer(text, new, end is not None)
+    text = cast(
+        str, tokenizer.decode(new if end is None else new[:-1], skip_special_tokens=True)
+    )  # of one row: one text
+    return Answer(text=text.strip(), ids=new, stopped=end is not None)
 
 
-def answers(model: Any, tokenizer: Any, items: Sequence[Item], end_ids: Sequence[int]) -> list[Answer]:
+def answers(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    end_ids: Sequence[int],
+) -> list[Answer]:
     """Greedy answers to several questions, asked together: a batch of eight takes little longer than one question.
 
     One after the other where the model carries a state through the padding (Mamba and its like).
@@ -90,11 +116,11 @@ def answers(model: Any, tokenizer: Any, items: Sequence[Item], end_ids: Sequence
     ]
 
 
-def losses(model: Any, items: Sequence[Item]) -> list[float]:
+def losses(model: PreTrainedModel | PeftModel, items: Sequence[Item]) -> list[float]:
     """For each item the mean cross-entropy (nats) over its answer's tokens; as many rows at a time as TOGETHER tokens hold."""
     import torch
 
-    found = []
+    each = []
     model.eval()
     with torch.no_grad():
         for group in _groups(items):
@@ -108,9 +134,9 @@ def losses(model: Any, items: Sequence[Item]) -> list[float]:
                 mask[row, :size] = 1
             out = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
             for logits, wanted in zip(out.logits[:, :-1], labels[:, 1:].to(model.device), strict=True):
-                chosen = wanted != IGNORED
-                found.append(float(torch.nn.functional.cross_entropy(logits[chosen].float(), wanted[chosen])))
-    return found
+                trained = wanted != IGNORED
+                each.append(float(torch.nn.functional.cross_entropy(logits[trained].float(), wanted[trained])))
+    return each
 
 
 def _groups(items: Sequence[Item]) -> list[list[Item]]:
@@ -126,8 +152,8 @@ def _groups(items: Sequence[Item]) -> list[list[Item]]:
 
 
 def stream(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: Sequence[int],
     end_ids: Sequence[int],
     most: int,
@@ -138,17 +164,21 @@ def stream(
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-    class Told(TextStreamer):
+    class Pieces(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             if text:
                 tell(text)
 
     class Stop(StoppingCriteria):
-        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            return torch.full((len(input_ids),), stopping(), dtype=torch.bool, device=input_ids.device)
+        def __call__(
+            self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object
+        ) -> torch.BoolTensor:
+            ends = torch.full((len(input_ids),), stopping(), dtype=torch.bool, device=input_ids.device)
+            return cast("torch.BoolTensor", ends)
 
     ids = torch.tensor([list(prompt)], device=model.device)
-    streamer = Told(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    options = {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([Stop()])}
-    out = _generate(model, ids, torch.ones_like(ids), end_ids, most, **options)
+    streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    stops = StoppingCriteriaList([Stop()])
+    mask = torch.ones_like(ids)
+    out = _generate(model, ids, mask, end_ids, most, streamer=streamer, stopping_criteria=stops)
     return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)

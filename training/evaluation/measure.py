@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.data import Item
 from training.evaluation import scoring
 from training.evaluation.generate import Answer, answers, losses
-from training.evaluation.scoring import Marks
+from training.evaluation.scoring import Marks, Score
 from training.system import privacy
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 LOSS, GENERAL_LOSS, PERPLEXITY = "loss on held-out answers", "loss on general questions", "perplexity"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One question of the held-out rows, answered by the base model and by the tuned one."""
 
@@ -31,18 +35,18 @@ class Sample:
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluated:
     """What base and tuned model made of the same rows: lines of the report's tables, and the answers."""
 
     samples: list[Sample]
-    scores: list[dict[str, Any]]  # fields of record.Score
-    general: list[dict[str, Any]]
+    scores: list[Score]
+    general: list[Score]
 
 
 def evaluate(
-    model: Any,
-    tokenizer: Any,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     end_ids: Sequence[int],
     held_out: Sequence[Item],
     asked: Sequence[Item],
@@ -55,30 +59,35 @@ def evaluate(
     `switchable`: no bias was trained, which PEFT does not put back when the adapter is off; else the base is not asked.
     """
 
-    def one(adapter: bool) -> tuple[list[Answer], list[float], list[float]]:
+    def measured(adapter: bool) -> tuple[list[Answer], list[float], list[float]]:
         with contextlib.nullcontext() if adapter else model.disable_adapter():
             return answers(model, tokenizer, asked, end_ids), losses(model, held_out), losses(model, general)
 
-    base = one(False) if switchable else None
-    tuned = one(True)
-    said = base[0] if base else [None] * len(asked)
+    before, losses_before, general_before = measured(False) if switchable else (None, None, None)
+    after, losses_after, general_after = measured(True)
     samples = [
-        Sample(item.question, item.expected, before and before.text, after.text, after.stopped)
-        for item, before, after in zip(asked, said, tuned[0], strict=True)
+        Sample(
+            question=item.question,
+            expected=item.expected,
+            before=None if before is None else before[at].text,
+            after=after[at].text,
+            stopped=after[at].stopped,
+        )
+        for at, item in enumerate(asked)
     ]
-    scores = loss_scores(held_out, base and base[1], tuned[1])
+    scores = loss_scores(held_out, losses_before, losses_after)
     if held_out:
-        scores += scoring.answer_scores(marks(asked, base[0]) if base else None, marks(asked, tuned[0]))
+        scores += scoring.answer_scores(None if before is None else marks(asked, before), marks(asked, after))
     weights = [item.tokens for item in general]
-    cost = [scoring.compared(GENERAL_LOSS, -1, base and base[2], tuned[2], weights=weights)] if general else []
-    return Evaluated(samples, scores, cost)
+    cost = [scoring.compared(GENERAL_LOSS, -1, general_before, general_after, weights=weights)] if general else []
+    return Evaluated(samples=samples, scores=scores, general=cost)
 
 
-def marks(items: Sequence[Item], found: Sequence[Any]) -> list[Marks]:
-    """Score answers (text, stopped) against what was expected."""
+def marks(items: Sequence[Item], replies: Sequence[Answer]) -> list[Marks]:
+    """Score answers against what was expected."""
     # What is expected is kept without secrets, so that an answer is compared as it would be kept.
-    pairs = zip(items, found, strict=True)
-    return [scoring.marks(privacy.redact(one.text), item.expected, one.stopped) for item, one in pairs]
+    pairs = zip(items, replies, strict=True)
+    return [scoring.marks(privacy.redact(reply.text), item.expected, reply.stopped) for item, reply in pairs]
 
 
 def loss_scores(
@@ -86,11 +95,17 @@ def loss_scores(
     before: Sequence[float] | None,
     after: Sequence[float],
     quantised: Sequence[float] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Score]:
     """The lines of loss and perplexity; a mean over tokens, as the validation loss is."""
     if not items:
         return []
     weights = [item.tokens for item in items]
     loss = scoring.compared(LOSS, -1, before, after, quantised, weights)
-    values = {key: loss.get(key) for key in ("before", "after", "quantised")}
-    return [loss, {"name": PERPLEXITY, "rows": len(items), **{k: scoring.perplexity(v) for k, v in values.items()}}]
+    perplexity: Score = {
+        "name": PERPLEXITY,
+        "rows": len(items),
+        "before": scoring.perplexity(loss["before"]),
+        "after": scoring.perplexity(loss["after"]),
+        "quantised": scoring.perplexity(loss["quantised"]),
+    }
+    return [loss, perplexity]

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from training import llama
 from training.data import Item
+from training.data.encoding import IGNORED
 from training.errors import MachineError
-from training.evaluation import generate
+from training.evaluation import generate, reference
 from training.evaluation.generate import Answer
+from training.evaluation.reference import Reference, TooLarge
 from training.llama import Process
 
 ROWS = 16  # rows of logits whose log-probabilities are held at once
 
 
-@dataclass
+class Speaker(Protocol):
+    """A model that can be asked and measured, whichever library runs it."""
+
+    name: str
+
+    def answers(self, items: Sequence[Item]) -> list[Answer]:
+        """Greedy answers to the items that have a question."""
+
+    def losses(self, items: Sequence[Item]) -> list[float]:
+        """Mean cross-entropy (nats) over each item's answer."""
+
+    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
+        """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
+
+    def stop(self) -> None:
+        """End the answer that is being said; may be called in a signal handler."""
+
+
+@dataclass(kw_only=True)
 class Torch:
     """A model run by transformers. `adapter`: False switches a LoRA adapter off while this one speaks."""
 
     name: str
-    model: Any
-    tokenizer: Any
+    reference: Reference
     end_ids: Sequence[int]
     adapter: bool = True
     stopping: bool = False
@@ -33,28 +52,30 @@ class Torch:
         """Greedy answers to the items that have a question, eight at a time."""
         with self._adapter():
             parts = (items[at : at + 8] for at in range(0, len(items), 8))
-            return [one for part in parts for one in generate.answers(self.model, self.tokenizer, part, self.end_ids)]
+            model, tokenizer = self.reference.model, self.reference.tokenizer
+            return [one for part in parts for one in generate.answers(model, tokenizer, part, self.end_ids)]
 
     def losses(self, items: Sequence[Item]) -> list[float]:
         """Mean cross-entropy (nats) over each item's answer."""
         with self._adapter():
-            return generate.losses(self.model, items)
+            return generate.losses(self.reference.model, items)
 
     def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
         """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
         self.stopping = False
         with self._adapter():
-            return generate.stream(self.model, self.tokenizer, prompt, self.end_ids, most, tell, lambda: self.stopping)
+            model, tokenizer = self.reference.model, self.reference.tokenizer
+            return generate.stream(model, tokenizer, prompt, self.end_ids, most, tell, lambda: self.stopping)
 
     def stop(self) -> None:
         """End the answer that is being said; may be called in a signal handler."""
         self.stopping = True
 
-    def _adapter(self) -> Any:
-        return contextlib.nullcontext() if self.adapter else self.model.disable_adapter()
+    def _adapter(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self.adapter else self.reference.without_adapter()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Gguf:
     """A GGUF file run by llama.cpp in a process of its own. `context`: tokens that a talk may have."""
 
@@ -67,36 +88,36 @@ class Gguf:
 
     def answers(self, items: Sequence[Item]) -> list[Answer]:
         """Greedy answers to the items that have a question; they end where llama.cpp, and so Ollama, would end them."""
-        found = []
+        answers = []
         for item in items:
             request = {"do": "answer", "prompts": [item.prompt], "max_tokens": item.most, "stop_ids": None}
             (one,) = self.process.ask({**request, "stream": False})["answers"]
             self.seconds, self.tokens = self.seconds + one["seconds"], self.tokens + len(one["ids"])
-            found.append(Answer(one["text"].strip(), one["ids"], one["stopped"]))
-        return found
+            answers.append(_answer(one))
+        return answers
 
     def losses(self, items: Sequence[Item]) -> list[float]:
         """Mean cross-entropy (nats) over each item's answer."""
         import numpy as np
 
-        first = [next(at for at, label in enumerate(item.labels) if at and label != -100) - 1 for item in items]
-        found = []
+        first = [next(at for at, label in enumerate(item.labels) if at and label != IGNORED) - 1 for item in items]
+        losses = []
         logits = llama.logits_each(self.process, [item.ids for item in items], first)
         for item, start, rows in zip(items, first, logits, strict=True):
             total = 0.0
-            wanted = [at for at in range(start + 1, len(item.ids)) if item.labels[at] != -100]
+            wanted = [at for at in range(start + 1, len(item.ids)) if item.labels[at] != IGNORED]
             for begin in range(0, len(wanted), ROWS):
                 here = wanted[begin : begin + ROWS]
                 chances = llama.log_softmax(rows[[at - 1 - start for at in here]])
                 total -= float(chances[np.arange(len(here)), [item.labels[at] for at in here]].sum())
-            found.append(total / len(wanted))
-        return found
+            losses.append(total / len(wanted))
+        return losses
 
     def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
         """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
         request = {"do": "converse", "prompt": list(prompt), "max_tokens": most, "tokens": self.context}
         one = self.process.ask(request, lambda event: tell(event["piece"]))
-        return Answer(one["text"].strip(), one["ids"], one["stopped"])
+        return _answer(one)
 
     def stop(self) -> None:
         """End the answer that is being said; may be called in a signal handler."""
@@ -104,7 +125,8 @@ class Gguf:
 
     def prompt_tokens(self, text: str) -> list[int]:
         """The tokens of a rendered text, with all that the file's flags put around it, as Ollama reads it."""
-        return self.process.ask({"do": "read_prompts", "texts": [text]})["ids"][0]
+        ids: list[list[int]] = self.process.ask({"do": "read_prompts", "texts": [text]})["ids"]
+        return ids[0]
 
     @property
     def speed(self) -> float | None:
@@ -112,11 +134,15 @@ class Gguf:
         return self.tokens / self.seconds if self.seconds else None
 
 
+def _answer(words: Mapping[str, Any]) -> Answer:
+    return Answer(text=words["text"].strip(), ids=words["ids"], stopped=words["stopped"])
+
+
 @contextlib.contextmanager
 def gguf(name: str, path: Path, context: int = 4096) -> Iterator[Gguf]:
     """Load a GGUF file. RunError where llama.cpp refuses it."""
     with llama.opened(path) as process:
-        yield Gguf(name, path, process, context)
+        yield Gguf(name=name, path=path, process=process, context=context)
 
 
 @contextlib.contextmanager
@@ -124,14 +150,8 @@ def torch_pair(
     base: Path, adapter: Path | None, end_ids: Sequence[int], memory: int | None = None
 ) -> Iterator[tuple[Torch, Torch | None]]:
     """A base model and, with an adapter, the tuned one: the same weights, the adapter switched. MachineError: too large."""
-    from training.evaluation import reference
-    from training.evaluation.reference import TooLarge
-
-    with reference.opened(base, memory, adapter) as found:
-        if isinstance(found, TooLarge):
-            raise MachineError(f"{base} does not fit into memory: {found.reason}")
-        if adapter is None:
-            yield Torch("base", found.model, found.tokenizer, end_ids), None
-            return
-        untouched = Torch("base", found.model, found.tokenizer, end_ids, adapter=False)
-        yield untouched, Torch("tuned", found.model, found.tokenizer, end_ids)
+    with reference.opened(base, memory, adapter) as opened:
+        if isinstance(opened, TooLarge):
+            raise MachineError(f"{base} does not fit into memory: {opened.reason}")
+        alone = Torch(name="base", reference=opened, end_ids=end_ids, adapter=adapter is None)
+        yield alone, None if adapter is None else replace(alone, name="tuned", adapter=True)

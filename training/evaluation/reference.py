@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from training.base_model import leftovers, lora_adapter, safetensors_file, weights_fit
 from training.errors import RunError
@@ -17,6 +17,8 @@ from training.evaluation import divergence
 
 if TYPE_CHECKING:
     import numpy as np
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from training.evaluation.generate import Answer
 
@@ -24,22 +26,33 @@ ROOM = 1 << 30  # bytes beside the weights: activations, a block of logits, the 
 TOKENS, LOGITS = 1024, 1 << 28  # run together at most: more tokens are no quicker; bytes of float32 logits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     """A loaded model. dtype: the float type that it computes in, whatever type its weights are stored in.
 
     keep: a folder in which its logits are kept, because several checks ask for those of the same sequences.
     """
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel | PeftModel
+    tokenizer_if_any: PreTrainedTokenizerBase | None
     dtype: str
     keep: Path | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's own tokenizer. RunError where it has none."""
+        if self.tokenizer_if_any is None:
+            raise RunError("model", "its folder has no tokenizer, so it cannot be asked")
+        return self.tokenizer_if_any
+
+    def without_adapter(self) -> AbstractContextManager[object]:
+        """Switches the adapter off in a `with`; only for a model that was opened with one."""
+        return cast("PeftModel", self.model).disable_adapter()
 
     def logits(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> Iterator[np.ndarray]:
         """For each sequence a float32 array [len(ids) - first, vocabulary], in their order."""
         logits = self._logits(sequences, first)
-        return logits if self.keep is None else divergence.kept(self.keep, logits, len(sequences))
+        return logits if self.keep is None else divergence.kept_logits(self.keep, logits, len(sequences))
 
     def _logits(self, sequences: Sequence[Sequence[int]], first: Sequence[int]) -> Iterator[np.ndarray]:
         """Memory for TOKENS and LOGITS only. Neighbours are run together, filled up at their ends: a causal model does not see what
@@ -65,7 +78,7 @@ class Reference:
         from training.data import Item
         from training.evaluation import generate
 
-        items = [Item([], [], "", "", list(prompt), most) for prompt in prompts]
+        items = [Item(ids=[], labels=[], question="", expected="", prompt=list(p), most=most) for p in prompts]
         return generate.answers(self.model, self.tokenizer, items, end_ids)
 
 
@@ -130,8 +143,12 @@ def opened(
     level = logging.getLogger("transformers").level
     try:
         with leftovers.kept_out(folder) as seen:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                seen, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+            # With output_loading_info it gives a pair, which its type does not say.
+            model, info = cast(
+                "tuple[PreTrainedModel | PeftModel, Mapping[str, Any]]",
+                AutoModelForCausalLM.from_pretrained(
+                    seen, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+                ),
             )
         weights_fit.require(info, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if _has_tokenizer(folder) else None
@@ -149,7 +166,7 @@ def opened(
             first = str(error).strip().splitlines()[0]
             raise RunError("model", f"the adapter in {adapter} does not fit {folder}: {first}") from error
     try:
-        yield Reference(model.eval(), tokenizer, dtype, keep)
+        yield Reference(model=model.eval(), tokenizer_if_any=tokenizer, dtype=dtype, keep=keep)
     finally:
         del model
         gc.collect()

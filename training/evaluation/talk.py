@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import shutil
 import signal
@@ -10,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from training.data import Turn, chat_template, encoding, fast_tokenising
+from training.data import ChatTemplate, Turn, chat_template, encoding, fast_tokenising
 from training.errors import MachineError, UserError
-from training.evaluation import models, target
+from training.evaluation import models
 from training.evaluation.generate import Answer
-from training.evaluation.target import Subject
+from training.evaluation.models import Speaker, Torch
+from training.evaluation.target import Target
 from training.system import privacy, wording
 from training.system.wording import fold
 
@@ -29,15 +30,15 @@ HELP = """/reset           forget the conversation
 Ctrl-C stops an answer; Ctrl-D leaves. The likeliest token is taken each time: the same question, the same answer."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Talk:
     """One conversation. `tokens`: a rendered text's ids. `base`: loads the base model for /compare when it is first used."""
 
-    speaker: Any
-    template: Any  # None: plain text, without roles and history
+    speaker: Speaker
+    template: ChatTemplate | None  # None: plain text, without roles and history
     tokens: Callable[[str], list[int]]
     context: int
-    base: Callable[[], Any] | None
+    base: Callable[[], Speaker] | None
     system: str | None = None
     history: list[Turn] = field(default_factory=list)
 
@@ -61,7 +62,7 @@ class Talk:
 
 
 @contextlib.contextmanager
-def stoppable(speaker: Any) -> Iterator[list[int]]:
+def stoppable(speaker: Speaker) -> Iterator[list[int]]:
     """Ctrl-C ends the answer and nothing else; gives a list that is not empty once that has happened."""
     pressed: list[int] = []
 
@@ -89,10 +90,10 @@ def ask(talk: Talk, question: str) -> None:
         del talk.history[:dropped]
         print("(the oldest turns no longer fit and are left out)")
     with stoppable(talk.speaker) as pressed:
-        told = talk.speaker.say(ids, min(MOST, talk.context - len(ids)), show)
-    print("" if told.stopped else f"\n({'stopped' if pressed else 'cut off: it did not end by itself'})")
-    if talk.template is not None and told.text:
-        talk.history += [Turn("user", question), Turn("assistant", told.text)]
+        answer = talk.speaker.say(ids, min(MOST, talk.context - len(ids)), show)
+    print("" if answer.stopped else f"\n({'stopped' if pressed else 'cut off: it did not end by itself'})")
+    if talk.template is not None and answer.text:
+        talk.history += [Turn("user", question), Turn("assistant", answer.text)]
 
 
 def compare(talk: Talk, question: str) -> None:
@@ -101,11 +102,11 @@ def compare(talk: Talk, question: str) -> None:
         raise UserError("there is no base model beside this one to compare it with")
     base = talk.base()
     ids, _ = talk.prompt(question)
-    found: list[Answer] = []
+    answers: list[Answer] = []
     for speaker in (base, talk.speaker):
         with stoppable(speaker):
-            found.append(speaker.say(ids, min(MOST, talk.context - len(ids)), lambda piece: None))
-    for line in beside(found[0].text, found[1].text, shutil.get_terminal_size().columns):
+            answers.append(speaker.say(ids, min(MOST, talk.context - len(ids)), lambda piece: None))
+    for line in beside(answers[0].text, answers[1].text, shutil.get_terminal_size().columns):
         print(line)
 
 
@@ -146,7 +147,8 @@ def loop(talk: Talk) -> None:
     """Read and answer until Ctrl-D. What is wrong with a line is said, and the talk goes on."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - input() takes it for editing and for the lines before
-    sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     # A shell that starts a program in the background has it ignore Ctrl-C, and Python leaves it at that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"{talk.speaker.name}: /help lists the commands, Ctrl-D leaves")
@@ -166,37 +168,53 @@ def loop(talk: Talk) -> None:
             return
 
 
-def with_gguf(found: Subject) -> None:
+def with_gguf(target: Target) -> None:
     """Talk to a run's GGUF file; its base model is loaded when it is first compared with."""
-    if found.gguf is None:
+    if target.gguf is None:
         raise UserError("the run has no GGUF file yet; ./run.sh --resume finishes it")
-    with contextlib.ExitStack() as stack, models.gguf(found.gguf.name, found.gguf, found.longest) as speaker:
-        loaded: list[Any] = []
+    with contextlib.ExitStack() as stack, models.gguf(target.gguf.name, target.gguf, target.longest) as speaker:
+        loaded: list[Torch] = []
 
-        def base() -> Any:
+        def base() -> Torch:
             if not loaded:
                 print("(loading the base model)")
-                loaded.append(stack.enter_context(models.torch_pair(_folder(found), None, found.end_ids))[0])
+                loaded.append(stack.enter_context(models.torch_pair(_base(target), None, target.end_ids))[0])
             return loaded[0]
 
-        loop(Talk(speaker, found.template, speaker.prompt_tokens, found.longest, base))
+        loop(
+            Talk(
+                speaker=speaker,
+                template=target.template,
+                tokens=speaker.prompt_tokens,
+                context=target.longest,
+                base=base,
+            )
+        )
 
 
-def with_weights(found: Subject) -> None:
+def with_weights(target: Target) -> None:
     """Talk to a base model and its adapter as transformers runs them, or to a GGUF file where there is no adapter."""
-    if found.gguf is not None and found.adapter is None:
-        with_gguf(found)
+    if target.gguf is not None and target.adapter is None:
+        with_gguf(target)
         return
-    tokenizer = target.tokenizer(found)
+    tokenizer = target.tokenizer()
 
     def tokens(text: str) -> list[int]:
         return encoding.with_bos(fast_tokenising.tokeniser(tokenizer)([text])[0], tokenizer)
 
-    with models.torch_pair(_folder(found), found.adapter, found.end_ids) as (base, tuned):
-        loop(Talk(tuned or base, found.template, tokens, found.longest, (lambda: base) if tuned else None))
+    with models.torch_pair(_base(target), target.adapter, target.end_ids) as (base, tuned):
+        loop(
+            Talk(
+                speaker=tuned or base,
+                template=target.template,
+                tokens=tokens,
+                context=target.longest,
+                base=(lambda: base) if tuned else None,
+            )
+        )
 
 
-def _folder(found: Subject) -> Path:
-    if found.base is None or not (found.base / "config.json").is_file():
-        raise UserError(f"the base model is no longer at {found.base}")
-    return found.base
+def _base(target: Target) -> Path:
+    if not target.has_base:
+        raise UserError(f"the base model is no longer at {target.base}")
+    return target.base

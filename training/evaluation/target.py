@@ -5,44 +5,82 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from training import base_model, runs, settings
-from training.base_model import kept_files
-from training.data import chat_template
+from training import base_model, runs
+from training.base_model import BaseModel, kept_files
+from training.data import ChatTemplate, chat_template
 from training.data.encoding import end_ids
 from training.errors import RunError, UserError
 from training.runs import Handover
+from training.settings import Settings, load
 from training.settings.table import Model
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-@dataclass(frozen=True)
-class Subject:
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
     """`base`: the base model's folder. `adapter`, `gguf`: what was made of it, as far as it is there.
 
     `template`: None where the model was trained on plain text. `longest`: tokens of a row or a talk.
     """
 
-    base: Path | None
-    adapter: Path | None
-    gguf: Path | None
-    template: Any
+    base: Path
+    adapter: Path | None = None
+    gguf: Path | None = None
+    template: ChatTemplate | None
     end_ids: list[int]
     longest: int
-    settings: Any
+    settings: Settings
 
+    @classmethod
+    def named(cls, lora_model: str | None, base: str | None, config: Path) -> Target:
+        """What the command line names. UserError where it names nothing, MachineError where the base is out of reach.
 
-def find(lora_model: str | None, base: str | None, config: Path) -> Subject:
-    """The subject that the command line names. UserError where it names none, MachineError where the base is out of reach.
-
-    config: the settings (template, system prompt, length) of what is not a run's.
-    """
-    if lora_model is None and base is None:
-        raise UserError("name what is to be asked: --lora-model RUN, --base-model B, or both")
-    if lora_model is None:
+        config: the settings (template, system prompt, length) of what is not a run's.
+        """
+        if lora_model is not None:
+            return _of_lora_model(lora_model, base, config)
+        if base is None:
+            raise UserError("name what is to be asked: --lora-model RUN, --base-model B, or both")
         return _of_base(base, config)
+
+    @classmethod
+    def of_run(cls, path: Path) -> Target:
+        """What a run's directory holds. UserError where the run has no adapter yet."""
+        handover = Handover.of_run(path)
+        gguf = handover.quantised(handover.settings.quantization.quantization_method[0])
+        return cls(
+            base=Path(handover.facts["base"]["path"]),
+            adapter=path / runs.ADAPTER,
+            gguf=gguf if gguf.is_file() else None,
+            template=None if handover.facts["plain"] else handover.template,
+            end_ids=handover.facts["end_ids"],
+            longest=handover.facts["num_ctx"],
+            settings=handover.settings,
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's own tokenizer. RunError where its folder has gone."""
+        from transformers import AutoTokenizer
+
+        if not self.has_base:
+            raise RunError("evaluate", f"the base model is no longer at {self.base}; name it with --base-model")
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.base, local_files_only=True)
+        return tokenizer
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the base model is still in its folder."""
+        return (self.base / "config.json").is_file()
+
+
+def _of_lora_model(lora_model: str, base: str | None, config: Path) -> Target:
+    """A run's folder, a file of it, an adapter or a GGUF file; with `base` named for it, or the one that it names itself."""
     path = Path(lora_model).expanduser().absolute()
     if not path.exists():
         raise UserError(f"--lora-model {lora_model}: no such file or folder")
@@ -50,10 +88,10 @@ def find(lora_model: str | None, base: str | None, config: Path) -> Subject:
         raise UserError([f"--lora-model {lora_model}: {pipe}" for pipe in pipes])
     run = path.parent if path.name in (runs.ADAPTER, runs.MERGED) or path.suffix == ".gguf" else path
     if (run / runs.STATUS).is_file():
-        found = of_run(run)
+        target = Target.of_run(run)
         if path.suffix == ".gguf":
-            found = replace(found, gguf=path)
-        return replace(found, base=_locate(base).path) if base else found
+            target = replace(target, gguf=path)
+        return replace(target, base=_locate(base).path) if base else target
     if path.suffix == ".gguf":
         if base is None:
             raise UserError(
@@ -69,42 +107,23 @@ def find(lora_model: str | None, base: str | None, config: Path) -> Subject:
     return replace(_of_base(named, config), adapter=path)
 
 
-def of_run(path: Path) -> Subject:
-    """The subject of a run's directory. UserError where the run has no adapter yet."""
-    job = Handover.of_run(path)
-    gguf = job.quantised(job.settings.quantization.quantization_method[0])
-    return Subject(
-        Path(job.facts["base"]["path"]),
-        path / runs.ADAPTER,
-        gguf if gguf.is_file() else None,
-        None if job.facts["plain"] else job.template,
-        job.facts["end_ids"],
-        job.facts["num_ctx"],
-        job.settings,
+def _of_base(name: str, config: Path) -> Target:
+    from transformers import AutoTokenizer
+
+    base = _locate(name)
+    settings = load(config, check_files=False)
+    tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+    template = chat_template.choose(base, settings, tokenizer)
+    return Target(
+        base=base.path,
+        template=template,
+        end_ids=end_ids(template, tokenizer, base),
+        longest=min(settings.model.max_seq_length, base.max_length or settings.model.max_seq_length),
+        settings=settings,
     )
 
 
-def _of_base(name: str, config: Path) -> Subject:
-    from transformers import AutoTokenizer
-
-    found = _locate(name)
-    given = settings.load(config, check_files=False)
-    tokenizer = AutoTokenizer.from_pretrained(found.path, local_files_only=True)
-    template = chat_template.choose(found, given, tokenizer)
-    longest = min(given.model.max_seq_length, found.max_length or given.model.max_seq_length)
-    return Subject(found.path, None, None, template, end_ids(template, tokenizer, found), longest, given)
-
-
-def _locate(name: str) -> Any:
+def _locate(name: str) -> BaseModel:
     path = Path(name).expanduser()
     wanted = Model(base_model_name=str(path.absolute()) if path.exists() else name)
     return base_model.locate(wanted, say=logger.info)
-
-
-def tokenizer(subject: Subject) -> Any:
-    """The base model's own tokenizer. RunError where its folder has gone."""
-    from transformers import AutoTokenizer
-
-    if subject.base is None or not (subject.base / "config.json").is_file():
-        raise RunError("evaluate", f"the base model is no longer at {subject.base}; name it with --base-model")
-    return AutoTokenizer.from_pretrained(subject.base, local_files_only=True)
