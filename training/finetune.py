@@ -29,11 +29,12 @@ before_torch.settle()
 import gc
 import time
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO
 
 from loguru import logger
 
-from training import control, distributed, pipeline, runs, settings
+from training import control, distributed, pipeline, runs
 from training.control import background, resume
 from training.data import dataset
 from training.distributed import secondary
@@ -43,7 +44,7 @@ from training.pipeline.export_stages import Told
 from training.plan import Plan, lines, prepare, time_estimate
 from training.report import gathering
 from training.runs import Run, checkpoint, directory
-from training.settings import command_line
+from training.settings import command_line, load
 from training.settings.command_line import Arguments
 from training.system import files, foreign_code, forkserver, launchers, log, paths, this_machine
 from training.system.events import Events
@@ -96,90 +97,123 @@ def announce(plan: Plan, run: Run, events: Events) -> None:
 
 
 def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
-    """`./run.sh` and `./run.sh --resume`: plan, run, and put every way it can end on the disk, the stdout and the exit code."""
-    signals = Signals()
+    """`./run.sh` and `./run.sh --resume`: plan, run, and tell how it ended, whichever way that was."""
+    ending, signals = Ending(arguments, stdout), Signals()
+    signals.install(ending.give_up)
+    try:
+        old = resume.to_resume(arguments)
+        plan = planned(arguments, old)
+        if plan.settings.hardware.machine_rank > 0:  # machine 0 owns the run
+            secondary.follow(plan, stages.marks(plan), signals, ending.give_up)
+            return ending.helped()
+        run, events = started(plan, old, ending)
+        finetune(plan, run, events, signals, ending.give_up)
+    except FinetuneError as error:
+        return ending.failed(error)
+    except Exception as error:
+        return ending.failed(unexpected(error, ending.run))
+    return ending.done(plan, run, events)
+
+
+def planned(arguments: Arguments, old: Run | None) -> Plan:
+    """The plan of a new run, or of the `old` one that is resumed, with its lines in the log."""
+    if old is not None:
+        settings = resume.settings_of(old, arguments)
+    else:
+        settings = load(arguments.config, arguments.overrides, check_packages=True)
+        if not arguments.fresh:
+            resume.offer_resume(settings.training.output_dir)
+    forkserver.start()
+    plan = prepare(settings, resume.began_on(old), directory.size(old))
+    for line in lines(plan):
+        logger.info(line)
+    return plan
+
+
+def started(plan: Plan, old: Run | None, ending: Ending) -> tuple[Run, Events]:
+    """A new run, or the `old` one taken up again. From here on `ending` has something on the disk to tell it in."""
+    if old is None:
+        ending.run = run = runs.create(plan.settings.training.output_dir)
+        ending.events = events = begin(plan, run, ending.events_on)
+        return run, events
+    resume.refuse_changed(old, stages.marks(plan))
+    ending.run, ending.events = run, events = resume.reopen(old, plan, ending.events_on)
+    announce(plan, run, events)
+    return run, events
+
+
+@dataclass
+class Ending:
+    """How the end of a run is told: in its status and report, as an event, on stdout, and by the exit code.
+
+    `run`, `events`: None as long as nothing is on the disk.
+    """
+
+    arguments: Arguments
+    stdout: IO[str]
     run: Run | None = None
     events: Events | None = None
-    plan = None
 
-    def give_up(error: FinetuneError) -> None:
-        os._exit(ended(error, run, events, arguments, stdout))
+    @property
+    def events_on(self) -> IO[str] | None:
+        """Where events go besides the run's file: to stdout with --events."""
+        return self.stdout if self.arguments.events else None
 
-    signals.install(give_up)
-    try:
-        resumes = arguments.command == "resume" and not resume.only_helps(arguments)
-        old = resume.to_resume(arguments) if resumes else None
-        given = (
-            resume.settings_of(old, arguments)
-            if old
-            else settings.load(arguments.config, arguments.overrides, check_packages=True)
-        )
-        if old is None and not arguments.fresh:
-            resume.offer_resume(given.training.output_dir)
-        forkserver.start()
-        plan = prepare(given, resume.began_on(old), directory.size(old))
-        for line in lines(plan):
-            logger.info(line)
-        told = stdout if arguments.events else None
-        if plan.settings.hardware.machine_rank > 0:  # machine 0 owns the run
-            secondary.follow(plan, stages.marks(plan), signals, give_up)
-            Events(Path(os.devnull), told).emit("done", exit_code=0)
-            return 0
-        if old is not None:
-            resume.refuse_mismatch(old, stages.marks(plan))
-            run, events = resume.reopen(old, plan, told)
-            announce(plan, run, events)
-        else:
-            run = runs.create(plan.settings.training.output_dir)  # from here on there is something on the disk
-            events = begin(plan, run, told)
-        finetune(plan, run, events, signals, give_up)
-    except FinetuneError as error:
-        return ended(error, run, events, arguments, stdout)
-    except Exception as error:  # our own mistake, or a library's: the traceback belongs into the log, not on the screen
-        logger.opt(exception=True).debug("unexpected")
-        safe = checkpoint.where(run.path / runs.CHECKPOINTS) if run else ""
-        unexpected = RunError(
-            "unexpected", f"{type(error).__name__}: {error}; the traceback is in {log.SHARED_LOG}", safe
-        )
-        return ended(unexpected, run, events, arguments, stdout)
-    first = plan.settings.quantization.quantization_method[0]
-    made = run.path / f"{plan.settings.name}.{first.upper()}.gguf"
-    logger.info("done: {}\nnext: {}/export_ollama.sh {}", made, paths.ROOT, run.path)
-    events.emit("done", run=str(run.path), exit_code=0)
-    if not arguments.events:
-        log.say_path(stdout, run.path)
-    return 0
+    def done(self, plan: Plan, run: Run, events: Events) -> int:
+        """It got to its end: say what was made, and what to do with it."""
+        first = plan.settings.quantization.quantization_method[0]
+        made = run.path / f"{plan.settings.name}.{first.upper()}.gguf"
+        logger.info("done: {}\nnext: {}/export_ollama.sh {}", made, paths.ROOT, run.path)
+        events.emit("done", run=str(run.path), exit_code=0)
+        if not self.arguments.events:
+            log.say_path(self.stdout, run.path)
+        return 0
 
+    def helped(self) -> int:
+        """The training that this machine helped with got to its end; what comes of it is on machine 0."""
+        Events(Path(os.devnull), self.events_on).emit("done", exit_code=0)
+        return 0
 
-def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: IO[str]) -> int:
-    """A run that did not get to its end: say why, keep its state, report what there is."""
-    told = isinstance(error, Told)
-    state = "interrupted" if isinstance(error, Interrupted) else "failed"
-    if not told:
-        (logger.warning if state == "interrupted" else logger.error)("{}", error)
-    fields = {"exit_code": error.exit_code, "error": str(error)}
-    if run is None:
-        if arguments.events:
-            Events(Path(os.devnull), stdout).emit(state, **fields)
-        background.tell_parent(None)
+    def failed(self, error: FinetuneError) -> int:
+        """It did not get to its end: say why, keep its state, report what there is."""
+        state = "interrupted" if isinstance(error, Interrupted) else "failed"
+        if not isinstance(error, Told):
+            (logger.warning if state == "interrupted" else logger.error)("{}", error)
+        fields = {"exit_code": error.exit_code, "error": str(error)}
+        if self.run is None:
+            if self.arguments.events:
+                Events(Path(os.devnull), self.stdout).emit(state, **fields)
+            background.tell_parent(None)
+            return error.exit_code
+        self.run.update(state=state, error=str(error), eta=None)
+        try:
+            gathering.write(self.run, state, error)
+        except Exception as problem:  # the run has failed already: that, and where it is, must still be told
+            logger.warning("no report: {}", problem)
+        if self.events is not None:
+            self.events.emit(state, run=str(self.run.path), **fields)
+        if not self.arguments.events:
+            log.say_path(self.stdout, self.run.path)
         return error.exit_code
-    run.update(state=state, error=str(error), eta=None)
-    try:
-        gathering.write(run, state, error)
-    except Exception as problem:  # the run has failed already: that, and where it is, must still be told
-        logger.warning("no report: {}", problem)
-    if events is not None:
-        events.emit(state, run=str(run.path), **fields)
-    if not arguments.events:
-        log.say_path(stdout, run.path)
-    return error.exit_code
+
+    def give_up(self, error: FinetuneError) -> None:
+        """Tell the end of a process that hangs in a library, and end it."""
+        os._exit(self.failed(error))
+
+
+def unexpected(error: Exception, run: Run | None) -> RunError:
+    """Our own mistake, or a library's: the traceback belongs into the log, not on the screen."""
+    logger.opt(exception=error).debug("unexpected")
+    safe = checkpoint.where(run.path / runs.CHECKPOINTS) if run else ""
+    words = f"{type(error).__name__}: {error}; the traceback is in {log.SHARED_LOG}"
+    return RunError("unexpected", words, safe)
 
 
 def check(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
-    given = settings.load(arguments.config, arguments.overrides, check_packages=True)
+    settings = load(arguments.config, arguments.overrides, check_packages=True)
     forkserver.start()
-    plan = prepare(given, weights=False)
+    plan = prepare(settings, weights=False)
     for line in (*lines(plan), time_estimate.line(plan)):
         log.say(stdout, line)
     log.say(stdout, "ready: ./run.sh starts it")

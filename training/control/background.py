@@ -14,19 +14,20 @@ from loguru import logger
 
 from training.system import log, paths, privacy
 
-PARENT = "FINETUNE_PARENT"  # the descriptor on which a detached run tells its parent that it has started
+# Names the descriptor on which a detached run tells its parent that it has started.
+PARENT = "FINETUNE_PARENT"
 
 
 def detach(argv: Sequence[str], stdout: IO[str]) -> int:
     """Start the run in a session of its own; print its directory once it has really started, or its error."""
     rest = [word for word in argv if word.replace("_", "-") != "--detach"]
     reading, writing = os.pipe()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as messages:
         child = subprocess.Popen(
             [sys.executable, str(paths.TRAINING / "finetune.py"), *rest],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=messages,
             start_new_session=True,
             pass_fds=[writing],
             env={**os.environ, PARENT: str(writing)},
@@ -35,7 +36,8 @@ def detach(argv: Sequence[str], stdout: IO[str]) -> int:
         try:
             with os.fdopen(reading, encoding="utf-8") as pipe:
                 path = pipe.readline().strip()
-        except KeyboardInterrupt:  # before it has started: the child has a session of its own and would go on
+        except KeyboardInterrupt:
+            # It came before the run has started. The child has a session of its own, and would go on.
             child.terminate()
             child.wait()
             return 130
@@ -44,8 +46,8 @@ def detach(argv: Sequence[str], stdout: IO[str]) -> int:
             logger.info("running as process {}; ./run.sh --follow shows it, ./run.sh --stop ends it", child.pid)
             return 0
         code = child.wait()
-        said.seek(0)
-        sys.stderr.write(privacy.shown(said.read().decode("utf-8", "replace")))
+        messages.seek(0)
+        sys.stderr.write(privacy.shown(messages.read().decode("utf-8", "replace")))
         return code
 
 

@@ -22,14 +22,14 @@ from training.system.wording import clock
 WAIT_TO_STOP = 60  # seconds that --stop waits for the checkpoint
 
 
-def found(arguments: Arguments) -> Run:
-    """The run that --status, --follow or --stop is about."""
+def asked_for(arguments: Arguments) -> Run:
+    """The run that --status, --follow, --stop or --chat is about."""
     return runs.find(output_dir(arguments), arguments.run)
 
 
 def status(arguments: Arguments, stdout: IO[str]) -> int:
     """What state a run is in."""
-    run = found(arguments)
+    run = asked_for(arguments)
     record = {**run.status, "state": directory.state(run), "path": str(run.path)}
     if record["state"] == "killed":
         record["reason"] = killed_by(run)
@@ -96,7 +96,7 @@ def _described(run: Run) -> dict[str, Any]:
 
 def follow(arguments: Arguments, stdout: IO[str]) -> int:
     """Show the log of a run (or, with --events, its events) as it grows, until the run ends. Ctrl-C leaves the run alone."""
-    run = found(arguments)
+    run = asked_for(arguments)
     path = run.path / (runs.EVENTS if arguments.events else runs.LOG)
     say = _say_event if arguments.events else log.say
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
@@ -122,7 +122,7 @@ def _say_event(stdout: IO[str], line: str) -> None:
 
 def stop(arguments: Arguments, stdout: IO[str]) -> int:
     """End a run after a full checkpoint, and wait for it."""
-    run = found(arguments)
+    run = asked_for(arguments)
     if directory.state(run) not in ("running", "queued"):
         raise UserError(f"{run.path.name} is not running: it is {directory.state(run)}")
     os.kill(run.status["pid"], signal.SIGTERM)
@@ -141,7 +141,7 @@ def chat(arguments: Arguments, stdout: IO[str]) -> int:
     from training.evaluation import talk
     from training.evaluation.target import Target
 
-    talk.with_gguf(Target.of_run(found(arguments).path))
+    talk.with_gguf(Target.of_run(asked_for(arguments).path))
     return 0
 
 

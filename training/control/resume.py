@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from loguru import logger
 
 from training import runs, settings
 from training.errors import UserError
+from training.plan import Plan
 from training.runs import Run, checkpoint, directory
+from training.settings import Settings
 from training.settings.command_line import Arguments
 from training.system import files, log
 from training.system.events import Events
@@ -27,8 +29,13 @@ def only_helps(arguments: Arguments) -> bool:
     return settings.load(arguments.config, arguments.overrides, check_files=False).hardware.machine_rank > 0
 
 
-def to_resume(arguments: Arguments) -> Run:
-    """The run that --resume is about: the one named, or the newest that is not done. UserError when there is none."""
+def to_resume(arguments: Arguments) -> Run | None:
+    """The run that --resume is about: the one named, or the newest that is not done. UserError when there is none.
+
+    None where a new run is asked for, and on a machine that only helps.
+    """
+    if arguments.command != "resume" or only_helps(arguments):
+        return None
     if arguments.run is not None:
         run = runs.find(output_dir(arguments), arguments.run)
     else:
@@ -48,7 +55,7 @@ def to_resume(arguments: Arguments) -> Run:
     return run
 
 
-def settings_of(run: Run, arguments: Arguments) -> Any:
+def settings_of(run: Run, arguments: Arguments) -> Settings:
     """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
     own = settings.load(run.path / runs.CONFIG, check_packages=True)
     if not arguments.overrides:
@@ -82,15 +89,16 @@ def offer_resume(folder: Path) -> None:
         )  # fmt: skip
 
 
-def refuse_mismatch(run: Run, marks: dict[str, Any]) -> None:
+def refuse_changed(run: Run, marks: dict[str, object]) -> None:
     """Raise UserError, before anything is touched, where a run's newest checkpoint and its plan of today do not agree."""
     trained = run.stage("train")
-    found = checkpoint.newest(run.path / runs.CHECKPOINTS) if trained is None else None
-    if trained is not None or found is not None:
-        checkpoint.refuse_mismatch(trained["fingerprint"] if trained else found.manifest["fingerprint"], marks)
+    if trained is not None:
+        checkpoint.refuse_mismatch(trained["fingerprint"], marks)
+    elif (newest := checkpoint.newest(run.path / runs.CHECKPOINTS)) is not None:
+        checkpoint.refuse_mismatch(newest.manifest["fingerprint"], marks)
 
 
-def reopen(run: Run, plan: Any, stdout: IO[str] | None) -> tuple[Run, Events]:
+def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
     """Take a stopped run up again, in its own directory."""
     directory.lock(run)
     # A run that an older version began left them to be read by everybody.

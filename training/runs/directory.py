@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,9 +26,10 @@ class Run:
 
     path: Path
     status: dict[str, Any] = field(default_factory=dict)
-    held: int | None = field(default=None, repr=False)  # the lock on the directory, while this process works on it
+    # The lock on the directory, while this process works on it.
+    held: int | None = field(default=None, repr=False)
 
-    def update(self, **changes: Any) -> None:
+    def update(self, **changes: object) -> None:
         """Change fields of status.json, which holds no secrets. One that cannot be written (full disk) stops nothing."""
         self.status.update(changes)
         self.status["updated"] = round(time.time(), 3)
@@ -42,13 +44,14 @@ class Run:
         """Read status.json again, after another process has worked on the run."""
         self.status = open_run(self.path).status
 
-    def finish_stage(self, name: str, record: dict[str, Any]) -> None:
+    def finish_stage(self, name: str, record: Mapping[str, object]) -> None:
         """Remember that a stage is done, with its figures; a resumed run does not do it again."""
         self.update(stages={**self.status.get("stages", {}), name: record})
 
     def stage(self, name: str) -> dict[str, Any] | None:
         """The figures of a finished stage, or None when it has still to run."""
-        return self.status.get("stages", {}).get(name)
+        stages: dict[str, dict[str, Any]] = self.status.get("stages", {})
+        return stages.get(name)
 
 
 def create(output_dir: Path) -> Run:
@@ -137,13 +140,13 @@ def find(output_dir: Path, wanted: Path | str | None) -> Run:
 
 def history(output_dir: Path) -> list[Run]:
     """All runs under OUTPUT_DIR, oldest first; folders that are no runs are left out."""
-    found = []
+    every = []
     for path in sorted(output_dir.glob("finetune_*"), key=_age) if output_dir.is_dir() else []:
         try:
-            found.append(open_run(path))
+            every.append(open_run(path))
         except (UserError, OSError):
             continue
-    return found
+    return every
 
 
 def _age(path: Path) -> tuple[str, int]:
@@ -169,12 +172,12 @@ def started(pid: int) -> int | None:
 def alive(run: Run) -> bool:
     """Whether the process that works on the run is still the one that wrote status.json."""
     pid, since = run.status.get("pid"), run.status.get("pid_started")
-    return bool(pid) and since is not None and started(int(pid)) == since
+    return pid is not None and since is not None and started(int(pid)) == since
 
 
 def state(run: Run) -> str:
     """The run's state as it is now: a run that says `running` but whose process is gone has been killed."""
-    stored = run.status.get("state", "failed")
+    stored: str = run.status.get("state", "failed")
     if stored in ("running", "queued") and not alive(run):
         return "killed"
     return stored
