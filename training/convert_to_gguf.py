@@ -40,6 +40,7 @@ from training.settings.table import Model
 from training.system import files, foreign_code, launchers, log
 from training.system.signals import Signals
 from training.to_gguf import conversion, importance, reader_metadata
+from training.to_gguf.chat import chat_of
 from training.to_gguf.conversion import Pairs
 
 F16 = "f16"
@@ -166,13 +167,7 @@ def compose(base: Any, gguf: str) -> tuple[str, Chat | None, list[str]]:
     chatting, stops = None, modelfile.stop_texts(tokenizer.eos_token or "", (), ends)
     if template := _template(base, tokenizer):
         stops = modelfile.stop_texts(template.eos, template.end_tokens, ends)
-        chatting = Chat(
-            lambda messages, add_generation_prompt: chat_template.render(template, messages, add_generation_prompt),
-            jinja=template.jinja,
-            bos=template.bos,
-            eos=template.eos,
-            adds_bos=encoding.adds_bos_cached(tokenizer),
-        )
+        chatting = chat_of(template, encoding.adds_bos_cached(tokenizer))
     generation = base.path / "generation_config.json"
     values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     num_ctx = min(_length(base.config) or LONGEST, LONGEST)

@@ -22,7 +22,6 @@ from training.data.oddities import SHOWN
 from training.data.row_texts import RowTexts, row_texts
 from training.data.tokenising import Summary
 from training.errors import UserError
-from training.ollama import Chat
 from training.plan import choices, disk_space, memory, memory_fit
 from training.plan.choices import choose_for_rows, fit_to_model
 from training.settings import Settings, clamp, contradictions
@@ -30,6 +29,7 @@ from training.system import foreign_code, paths, privacy, this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 from training.to_gguf import trial
+from training.to_gguf.chat import chat_of
 from training.train import engine
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def prepare(settings: Settings, today: date | None = None, on_disk: int = 0, wei
         logger.warning(line)
     settings = fit_to_model(settings, base)
     methods = settings.quantization.quantization_method
-    with trial.trial(base.config, base.path, methods) as tried:  # beside this process, while the rows are read
+    # The trial goes on in another process while the rows are read.
+    with trial.trial(base.config, base.path, methods) as tried:
         engine.start(settings)
         weights_fit.check(base.path, base.config, settings.model.trust_remote_code)
         if settings.lora.use_dora:
@@ -236,13 +237,9 @@ def _as_served(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, rows:
 
 def _try_modelfile(settings: Settings, template: ChatTemplate, plain: bool) -> None:
     """Compose the Modelfile now: a system text or a name that it cannot hold must not be found out after the training."""
-    chatting = None if plain else Chat(
-        lambda messages, add_generation_prompt: chat_template.prompt_served(template, messages, add_generation_prompt),
-        jinja=template.exported, bos=template.bos, eos=template.eos, adds_bos=False, system=template.system,
-    )  # fmt: skip
     text = ollama.compose(
         f"{settings.name}.Q4_K_M.gguf",
-        chatting,
+        None if plain else chat_of(template, adds_bos=False),
         stops=template.end_tokens or (template.eos,),
         num_ctx=settings.model.max_seq_length,
     )

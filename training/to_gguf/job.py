@@ -7,11 +7,11 @@ from pathlib import Path
 
 from training import llama, runs
 from training.base_model import base_files
-from training.data import chat_template
 from training.data.row_texts import RowTexts
 from training.errors import RunError
 from training.ollama import Chat
 from training.runs import Handover
+from training.to_gguf.chat import chat_of
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,7 @@ class Job(Handover):
 
     def chat(self, adds_bos: bool) -> Chat | None:
         """How the model was trained to chat; None for plain text."""
-        if self.facts["plain"]:
-            return None
-        template = self.template
-        return Chat(
-            lambda messages, add_generation_prompt: chat_template.prompt_served(
-                template, messages, add_generation_prompt
-            ),
-            jinja=template.exported,
-            bos=template.bos,
-            eos=template.eos,
-            adds_bos=adds_bos,
-            system=template.system,
-        )
+        return None if self.facts["plain"] else chat_of(self.template, adds_bos)
 
 
 def what_is_safe(job: Job) -> str:
