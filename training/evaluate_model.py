@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -32,7 +32,7 @@ from training.data import Item, dataset, held_out
 from training.errors import FinetuneError, MachineError, UserError
 from training.evaluation import Answer, models, scoring
 from training.evaluation.models import Speaker
-from training.evaluation.scoring import Marks, Score
+from training.evaluation.scoring import Marks
 from training.evaluation.target import Target
 from training.system import files, foreign_code, launchers, log, paths, wording
 
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     import datasets
 
 CACHE = paths.CACHE / "rows"
-SHOWN = ("exact", "chrf", "rouge_l", "length", "repetition", "stopped")  # of each answer, in the CSV file
+# What the CSV file says of each answer.
+SHOWN = ("exact", "chrf", "rouge_l", "length", "repetition", "stopped")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that begins so
 
 
@@ -92,7 +93,7 @@ def measure(target: Target, items: Sequence[Item]) -> dict[str, Spoken]:
     return made
 
 
-def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[Score]:
+def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[dict[str, Any]]:
     """The lines of the table; a model alone (a base, nothing tuned) stands in the column of the tuned one."""
     tuned = made.get("tuned") or made["base"]
     base = made["base"] if "tuned" in made and "base" in made else None
@@ -102,14 +103,14 @@ def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[Score]:
     return lines
 
 
-def table(lines: Sequence[Score]) -> list[str]:
+def table(lines: Sequence[dict[str, Any]]) -> list[str]:
     """The scores for a terminal."""
-    rows = [["", "base", "tuned", "quantised", "difference, 95 %", "rows", ""]]
+    rows = [("", "base", "tuned", "quantised", "difference, 95 %", "rows", "")]
     for line in lines:
         low, high = line.get("low"), line.get("high")
         between = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
-        means = [wording.number(mean) for mean in (line["before"], line["after"], line["quantised"])]
-        rows.append([line["name"], *means, between, str(line["rows"]), line.get("verdict", "")])
+        means = (wording.number(line.get(key)) for key in ("before", "after", "quantised"))
+        rows.append((line["name"], *means, between, str(line["rows"]), line.get("verdict", "")))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return [
         "  ".join(
@@ -128,14 +129,12 @@ def csv_text(items: Sequence[Item], made: dict[str, Spoken], bom: bool) -> str:
     headers += [f"{name}_answer" for name in made]
     headers += [f"{name}_{what}" for what in ("loss", *SHOWN) for name in made]
     writer.writerow([*headers, "rating"])
-    place = -1
+    nth = -1  # the answer of a row: only rows with a question have one
     for number, item in enumerate(items):
-        place += bool(item.prompt)
-        answers = [safe(one.answers[place].text) if item.prompt else "" for one in made.values()]
+        nth += bool(item.prompt)
+        answers = [safe(one.answers[nth].text) if item.prompt else "" for one in made.values()]
         losses = [_number(one.losses[number]) for one in made.values()]
-        marks = [
-            _number(one.marks[place].figure(what)) if item.prompt else "" for what in SHOWN for one in made.values()
-        ]
+        marks = [_number(one.marks[nth].figure(what)) if item.prompt else "" for what in SHOWN for one in made.values()]
         writer.writerow([number + 1, safe(item.question), safe(item.expected), *answers, *losses, *marks, ""])
     return ("\ufeff" if bom else "") + out.getvalue()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from training.data import Item
 from training.evaluation import scoring
 from training.evaluation.generate import Answer, answers, losses
-from training.evaluation.scoring import Marks, Score
+from training.evaluation.scoring import Marks
 from training.system import privacy
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOSS, GENERAL_LOSS, PERPLEXITY = "loss on held-out answers", "loss on general questions", "perplexity"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sample:
     """One question of the held-out rows, answered by the base model and by the tuned one."""
 
@@ -35,13 +35,13 @@ class Sample:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Evaluated:
     """What base and tuned model made of the same rows: lines of the report's tables, and the answers."""
 
     samples: list[Sample]
-    scores: list[Score]
-    general: list[Score]
+    scores: list[dict[str, Any]]  # fields of record.Score
+    general: list[dict[str, Any]]
 
 
 def evaluate(
@@ -95,17 +95,11 @@ def loss_scores(
     before: Sequence[float] | None,
     after: Sequence[float],
     quantised: Sequence[float] | None = None,
-) -> list[Score]:
+) -> list[dict[str, Any]]:
     """The lines of loss and perplexity; a mean over tokens, as the validation loss is."""
     if not items:
         return []
     weights = [item.tokens for item in items]
     loss = scoring.compared(LOSS, -1, before, after, quantised, weights)
-    perplexity: Score = {
-        "name": PERPLEXITY,
-        "rows": len(items),
-        "before": scoring.perplexity(loss["before"]),
-        "after": scoring.perplexity(loss["after"]),
-        "quantised": scoring.perplexity(loss["quantised"]),
-    }
-    return [loss, perplexity]
+    values = {key: loss.get(key) for key in ("before", "after", "quantised")}
+    return [loss, {"name": PERPLEXITY, "rows": len(items), **{k: scoring.perplexity(v) for k, v in values.items()}}]

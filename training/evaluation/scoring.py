@@ -13,10 +13,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
-
-if TYPE_CHECKING:
-    from sacrebleu.metrics.chrf import CHRF
+from typing import Any
 
 SAMPLES, SEED = 2000, 3407  # bootstrap resamples, and what makes them the same every time
 # With five rows that all point one way chance alone does as much in 1 of 16 cases (sign test, both sides); with six in 1 of 32.
@@ -39,24 +36,6 @@ class Marks:
     def figure(self, name: str) -> float:
         """A field as a number."""
         return float(getattr(self, name))
-
-
-class Means(TypedDict):
-    """One line of the evaluation: the mean over `rows` rows of each model; None where there is none, or none that is finite."""
-
-    name: str
-    before: float | None
-    after: float | None
-    quantised: float | None
-    rows: int
-
-
-class Score(Means, total=False):
-    """The same, and where base and tuned model were compared: the interval of their difference, and the verdict."""
-
-    low: float
-    high: float
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +80,7 @@ def _chrf(ours: str, theirs: str) -> float:
 
 
 @functools.cache
-def _chrf_metric() -> CHRF:
+def _chrf_metric() -> Any:
     from sacrebleu.metrics.chrf import CHRF
 
     return CHRF()
@@ -154,39 +133,33 @@ def compared(
     after: Sequence[float],
     quantised: Sequence[float] | None = None,
     weights: Sequence[float] | None = None,
-) -> Score:
-    """One line of the evaluation: paired figures of the same rows in the same order.
+) -> dict[str, Any]:
+    """One line of the evaluation (the fields of record.Score): paired figures of the same rows in the same order.
 
     A figure that is not a finite number is None; the tuned model is worse then, where the base's is one.
     """
     by = list(weights or [1.0] * len(after))
 
     def mean(values: Sequence[float] | None) -> float | None:
-        over_all = sum(v * w for v, w in zip(values, by, strict=True)) / sum(by) if values else math.nan
-        return over_all if math.isfinite(over_all) else None
+        found = sum(v * w for v, w in zip(values, by, strict=True)) / sum(by) if values else math.nan
+        return found if math.isfinite(found) else None
 
-    row: Score = {
-        "name": name,
-        "before": mean(before),
-        "after": mean(after),
-        "quantised": mean(quantised),
-        "rows": len(after),
-    }
+    row = {"name": name, "before": mean(before), "after": mean(after), "quantised": mean(quantised), "rows": len(after)}
     if row["before"] is None or not before:
         return row
     if row["after"] is None:
-        return {**row, "verdict": "worse"}
+        return row | {"verdict": "worse"}
     low, high = interval([b - a for a, b in zip(before, after, strict=True)], by)
-    return {**row, "low": low, "high": high, "verdict": verdict(low, high, good, len(after))}
+    return row | {"low": low, "high": high, "verdict": verdict(low, high, good, len(after))}
 
 
 def answer_scores(
     before: Sequence[Marks] | None, after: Sequence[Marks], quantised: Sequence[Marks] | None = None
-) -> list[Score]:
+) -> list[dict[str, Any]]:
     """The evaluation of answers: one line for each of MEASURES."""
 
-    def column(all_marks: Sequence[Marks] | None, field: str) -> list[float] | None:
-        return [marks.figure(field) for marks in all_marks] if all_marks else None
+    def column(found: Sequence[Marks] | None, field: str) -> list[float] | None:
+        return [one.figure(field) for one in found] if found else None
 
     return [
         compared(m.name, m.good, column(before, m.field), column(after, m.field) or [], column(quantised, m.field))
@@ -195,7 +168,7 @@ def answer_scores(
     ]
 
 
-def conclusion(scores: Sequence[Score]) -> str:
+def conclusion(scores: Sequence[dict[str, Any]]) -> str:
     """The verdict of the whole, in one sentence: the losses decide where they were taken, for they count every token."""
     judged = [score for score in scores if score.get("verdict")]
     if not judged:
