@@ -188,7 +188,8 @@ class Ending:
         self.run.update(state=state, error=str(error), eta=None)
         try:
             gathering.write(self.run, state, error)
-        except Exception as problem:  # the run has failed already: that, and where it is, must still be told
+        except Exception as problem:
+            # The run has failed already: that, and where it is, must still be told.
             logger.warning("no report: {}", problem)
         if self.events is not None:
             self.events.emit(state, run=str(self.run.path), **fields)
@@ -221,9 +222,7 @@ def check(arguments: Arguments, stdout: IO[str]) -> int:
 
 
 COMMANDS = {"run": run_or_resume, "resume": run_or_resume, "check": check, **control.COMMANDS}
-
-
-# Those that load what reads launchers' variables.
+# The commands that load libraries which read the variables of launchers such as torchrun.
 LOADING = ("run", "resume", "check", "chat")
 
 
@@ -234,7 +233,8 @@ def main(argv: Sequence[str]) -> int:
         arguments = command_line.parse(argv)
     except UserError as error:
         return command_line.refuse(error, argv)
-    stdout = sys.stdout if arguments.command == "chat" else log.claim_stdout()  # a talk is for a person
+    # A talk is for a person, and all else on stdout for programs.
+    stdout = sys.stdout if arguments.command == "chat" else log.claim_stdout()
     log.start()
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,7 +17,8 @@ from training.llama import log_softmax
 if TYPE_CHECKING:
     import numpy as np
 
-SCORED = 256  # answer tokens of a sequence that are compared at most: 256 x 152k x 4 bytes = 155 MB a model
+# Answer tokens of a sequence that are compared at most: 256 x 152k x 4 bytes = 155 MB a model.
+SCORED = 256
 # And of all together: what is compared is kept on the disk (512 x 152k x 4 bytes = 0.3 GB a model), and thresholds are an
 # order of magnitude and more away from what a chain that holds shows: more tokens would tell nothing else.
 SCORED_IN_ALL = 512

@@ -54,7 +54,8 @@ def _generate(
     """Greedy continuations of prompts [rows, tokens], at most `most` tokens each; [rows, tokens + new]."""
     import torch
 
-    room = getattr(model.config, "max_position_embeddings", None) or math.inf  # beyond it Unsloth's generate() raises
+    # Beyond it Unsloth's generate() raises.
+    room = getattr(model.config, "max_position_embeddings", None) or math.inf
     most = max(1, int(min(most, room - ids.shape[1])))
     # TRL switches it on; the loss of the experts' balance takes no such batch.
     if getattr(model.config, "output_router_logits", False):
@@ -84,9 +85,8 @@ def _answer(tokenizer: PreTrainedTokenizerBase, new: list[int], end_ids: Sequenc
     """The answer in a row of new tokens: up to and with its first end token, at most `most` tokens."""
     end = next((at for at, token in enumerate(new[:most]) if token in end_ids), None)
     new = new[:most] if end is None else new[: end + 1]
-    text = cast(
-        str, tokenizer.decode(new if end is None else new[:-1], skip_special_tokens=True)
-    )  # of one row: one text
+    # Of one row it gives one text.
+    text = cast(str, tokenizer.decode(new if end is None else new[:-1], skip_special_tokens=True))
     return Answer(text=text.strip(), ids=new, stopped=end is not None)
 
 
@@ -128,7 +128,8 @@ def losses(model: PreTrainedModel | PeftModel, items: Sequence[Item]) -> list[fl
             ids = torch.zeros((len(group), longest), dtype=torch.long)
             labels = torch.full((len(group), longest), IGNORED)
             mask = torch.zeros_like(ids)
-            for row, item in enumerate(group):  # padded on the right: what comes later changes nothing before it
+            # Padded on the right: what comes later changes nothing before it.
+            for row, item in enumerate(group):
                 size = len(item.ids)
                 ids[row, :size], labels[row, :size] = torch.tensor(item.ids), torch.tensor(item.labels)
                 mask[row, :size] = 1

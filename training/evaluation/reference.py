@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from training.evaluation.generate import Answer
 
 ROOM = 1 << 30  # bytes beside the weights: activations, a block of logits, the libraries
-TOKENS, LOGITS = 1024, 1 << 28  # run together at most: more tokens are no quicker; bytes of float32 logits
+# At most so many tokens are run together (more are no quicker), and so many bytes of float32 logits.
+TOKENS, LOGITS = 1024, 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True)

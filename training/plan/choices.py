@@ -182,7 +182,8 @@ def look_at_ollama(text: str) -> None:
         logger.info("Ollama {}", shown)
 
 
-LARGE, HIGH_RATE = 300_000_000, 1e-3  # parameters and learning rate beyond which LoRA seldom trains well
+# Parameters, and the learning rate beyond which LoRA seldom trains so large a model well.
+LARGE, HIGH_RATE = 300_000_000, 1e-3
 
 
 def fit_to_model(settings: Settings, base: BaseModel) -> Settings:

@@ -16,7 +16,8 @@ from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 
 HEAD, EMBEDDING = "lm_head", "embed_tokens"
-MARGIN = 500_000_000  # bytes of disk beyond what is counted: logs, reports, a file system's own needs
+# Bytes of disk beyond what is counted: logs, reports, a file system's own needs.
+MARGIN = 500_000_000
 # Bits a weight, about, by the beginning of a method's name.
 BITS = {
     "q8": 8.5,
@@ -59,7 +60,8 @@ def disk_needed(settings: Settings, base: BaseModel, steps: int) -> dict[str, in
     kept = (settings.training.save_total_limit or math.ceil(steps / (settings.training.save_steps or steps))) + 1
     needed["adapter and checkpoints"] = lora * (1 + 3 * kept)
     vocabulary = memory.number(base.config, "vocab_size", 0)
-    needed["logits for the checks"] = 2 * divergence.SCORED_IN_ALL * vocabulary * 4  # of merged model and f16 file
+    # In float32, of the merged model and of the f16 file.
+    needed["logits for the checks"] = 2 * divergence.SCORED_IN_ALL * vocabulary * 4
     needed["margin"] = MARGIN
     return needed
 

@@ -18,7 +18,8 @@ from training.train.engine import EAGER_UP_TO
 # besides (the rest of measured peaks, over nine shapes). A CUDA context with its kernels and cuBLAS' work space is put at
 # 0.8 GB.
 PROGRAM = {"cpu": 720_000_000, "gpu": 800_000_000}
-SAVED = 4  # bytes a trained parameter on a CPU: the adapter once more while it is written (safetensors)
+# Bytes a trained parameter on a CPU: the adapter once more while safetensors writes it.
+SAVED = 4
 # On a CPU the peak is so much above what the kept tensors add up to (measured): malloc's holes, temporaries. Of the
 # hand-written layers, which keep less, they are a larger part.
 HOLES, HOLES_BY_HAND = 1.05, 1.3
@@ -36,7 +37,8 @@ NF4 = 0.516
 # Bytes a token and word where the output layer is trained: all tokens at once, and the adapter's own logits (measured).
 TRAINED_HEAD = 24
 TRL_CHUNK = 256  # tokens whose logits TRL's chunked_nll holds at once
-FUSED = 1_000_000_000  # bytes that Unsloth's fused cross-entropy takes at most, by cutting the tokens into chunks
+# Bytes that Unsloth's fused cross-entropy takes at most, by cutting the tokens into chunks.
+FUSED = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def estimate(settings: Settings, model: Shape, longest: int, adapter: int | None
     adapter = adapter_parameters(settings, model) if adapter is None else adapter
     tokens = settings.training.per_device_train_batch_size * longest
     on_cpu, processes = settings.hardware.device == "cpu", settings.hardware.num_processes
-    summed = 4 if settings.processes > 1 else 0  # bytes a trained parameter: what the processes add up
+    # Bytes a trained parameter: what the processes add up.
+    summed = 4 if settings.processes > 1 else 0
     parts = {
         "program": PROGRAM["cpu" if on_cpu else "gpu"],
         "weights": weights(settings, model),
@@ -128,7 +131,8 @@ def estimate(settings: Settings, model: Shape, longest: int, adapter: int | None
         "activations": activations(settings, model, tokens, longest) + _joined_adapters(settings, model, adapter),
         "logits": _logits(settings, model, tokens),
     }
-    return {name: size * (processes if on_cpu else 1) for name, size in parts.items()}  # a card has one of them
+    # All processes on a CPU take of the same memory; a card has one of them.
+    return {name: size * (processes if on_cpu else 1) for name, size in parts.items()}
 
 
 def adapter_parameters(settings: Settings, model: Shape) -> int:
@@ -218,7 +222,8 @@ def _logits(settings: Settings, model: Shape, tokens: int) -> int:
     a_token = model.vocabulary * 16
     if settings.hardware.engine == "unsloth" and settings.hardware.device != "cpu":
         return min(tokens * a_token, FUSED)
-    if policy.by_hand(settings, model.model_type):  # in place; the plain way, that it is held against, takes a chunk
+    if policy.by_hand(settings, model.model_type):
+        # It works in place. The plain way, which it is compared with at first, takes a chunk.
         return max(
             min(tokens, policy.LOSS_CHUNK) * model.vocabulary * _width(settings), min(tokens, TRL_CHUNK) * a_token
         )

@@ -14,7 +14,8 @@ from training.settings import Settings
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 
-MARGIN = 1.2  # an estimate may be this factor too high: what does not fit even then is refused, the rest is a warning
+# An estimate may be too high by this factor: what does not fit even then is refused, the rest is warned of.
+MARGIN = 1.2
 SHORT = 64  # tokens, for a first look when no row is read yet
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 FEW, MORE = 1, 3  # layers of the two small models
 ENOUGH = 3.0  # seconds after which one measurement is enough
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-BACKWARD = 3.0  # a forward and backward pass takes about three times the forward pass that validating takes
+# A forward and backward pass takes about three times as long as the forward pass of a validation.
+BACKWARD = 3.0
 
 
 def line(plan: Plan) -> str:
@@ -83,7 +84,8 @@ def _batch(plan: Plan, rows: int) -> dict[str, torch.Tensor]:
 
     lengths = plan.train.with_format("numpy")["length"][:]
     order = lengths.argsort()
-    middle = [int(order[len(order) * (2 * i + 1) // (2 * rows)]) for i in range(rows)]  # from short to long
+    # Evenly spread from short to long.
+    middle = [int(order[len(order) * (2 * i + 1) // (2 * rows)]) for i in range(rows)]
     usual = [plan.train[i] for i in middle]
     longest = max(len(row["input_ids"]) for row in usual)
 
