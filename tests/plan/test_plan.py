@@ -158,8 +158,8 @@ def planned(asked: Settings, **config: object) -> Plan:
 
 def test_the_time_of_a_run_follows_from_that_of_one_layer_and_three(monkeypatch):
     asked = a_settings(EVAL_STEPS=5, MAX_STEPS=10, DEVICE="cpu")
-    monkeypatch.setattr(time_estimate, "_batch", lambda plan, rows: {})
-    monkeypatch.setattr(time_estimate, "_pass", lambda plan, layers, batch: (float(layers), 2.0 * layers))
+    monkeypatch.setattr(time_estimate, "usual_batch", lambda plan, rows: {})
+    monkeypatch.setattr(time_estimate, "timed_pass", lambda plan, layers, batch: (float(layers), 2.0 * layers))
     monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
     # 30 layers take 30 s, 4 micro-batches a step 120 s; 4 validations of 8 rows take a third of a step each
     assert time_estimate.line(planned(asked, num_hidden_layers=30)).startswith(
@@ -173,8 +173,8 @@ def test_the_time_of_a_run_follows_from_that_of_one_layer_and_three(monkeypatch)
 def test_where_nothing_can_be_measured_the_plan_says_so(monkeypatch):
     on_gpu = planned(a_settings(DEVICE="cuda"))
     assert time_estimate.line(on_gpu) == "time: not measured before a run on a GPU; its first steps tell it"
-    monkeypatch.setattr(time_estimate, "_batch", lambda plan, rows: {})
-    monkeypatch.setattr(time_estimate, "_pass", lambda plan, layers, batch: (1.0, 1.0))
+    monkeypatch.setattr(time_estimate, "usual_batch", lambda plan, rows: {})
+    monkeypatch.setattr(time_estimate, "timed_pass", lambda plan, layers, batch: (1.0, 1.0))
     unknown = planned(a_settings(DEVICE="cpu"), model_type="odd")
     assert time_estimate.line(unknown) == "time: not measured (StopIteration); the first steps of a run tell it"
 
@@ -183,5 +183,5 @@ def test_a_model_is_described_with_fewer_layers_and_nothing_else_changed():
     types = ["sliding_attention", "full_attention"] * 9
     whole = {"hidden_size": 8, "num_hidden_layers": 18, "layer_types": types, "transformers_version": "5"}
     small = {"hidden_size": 8, "num_hidden_layers": 3, "layer_types": types[:3]}
-    assert time_estimate._with_layers(whole, 3) == small
-    assert time_estimate._with_layers({"a": 1, "text_config": whole}, 3) == {"a": 1, "text_config": small}
+    assert time_estimate.with_layers(whole, 3) == small
+    assert time_estimate.with_layers({"a": 1, "text_config": whole}, 3) == {"a": 1, "text_config": small}

@@ -57,8 +57,8 @@ def _busy() -> str:
 def _seconds(plan: Plan) -> float:
     """Seconds of one optimizer step."""
     training = plan.settings.training
-    batch = _batch(plan, training.per_device_train_batch_size)
-    (_, few), (clock, more) = (_pass(plan, layers, batch) for layers in (FEW, MORE))
+    batch = usual_batch(plan, training.per_device_train_batch_size)
+    (_, few), (clock, more) = (timed_pass(plan, layers, batch) for layers in (FEW, MORE))
     a_layer = max(0.0, (more - few) / (MORE - FEW))
     whole = few + a_layer * (_layers(plan.base.config) - FEW)
     # The processor's time tells layers apart also where other programs take turns on it; the clock is that of one model.
@@ -78,7 +78,7 @@ def _layers(config: Mapping[str, object]) -> int:
     return next(layers for key in LAYERS if (layers := memory.number(config, key, 0)))
 
 
-def _batch(plan: Plan, rows: int) -> dict[str, torch.Tensor]:
+def usual_batch(plan: Plan, rows: int) -> dict[str, torch.Tensor]:
     """One micro-batch of rows of a usual length, padded as the trainer pads them."""
     import torch
 
@@ -100,7 +100,7 @@ def _batch(plan: Plan, rows: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _pass(plan: Plan, layers: int, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+def timed_pass(plan: Plan, layers: int, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Seconds by the clock and of the processor for a forward and backward pass of the model with so many layers."""
     model = _shallow(plan, layers)
     bare = model.get_base_model()
@@ -126,7 +126,7 @@ def _shallow(plan: Plan, layers: int) -> PeftModel:
 
     settings = plan.settings
     attention = "eager" if plan.summary.total[3] <= engine.EAGER_UP_TO else "sdpa"
-    config = AutoConfig.for_model(**_with_layers(plan.base.config, layers))
+    config = AutoConfig.for_model(**with_layers(plan.base.config, layers))
     with torch.random.fork_rng(devices=[]), no_init_weights():
         model = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, engine.DTYPES[settings.hardware.precision]), attn_implementation=attention
@@ -143,11 +143,11 @@ def _shallow(plan: Plan, layers: int) -> PeftModel:
     return model.train()
 
 
-def _with_layers(config: Mapping[str, object], layers: int) -> dict[str, Any]:
+def with_layers(config: Mapping[str, object], layers: int) -> dict[str, Any]:
     """A config.json that describes the same model with fewer layers."""
     small = {key: value for key, value in config.items() if key != "transformers_version"}
     if isinstance(text := small.get("text_config"), Mapping):
-        return small | {"text_config": _with_layers(text, layers)}
+        return small | {"text_config": with_layers(text, layers)}
     small |= {key: layers for key in LAYERS if key in small}
     if isinstance(types := small.get("layer_types"), list):
         small["layer_types"] = types[:layers]
