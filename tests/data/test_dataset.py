@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, row_files
+from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, raw_lines
 from training.data.oddities import Seen
 from training.errors import MachineError, UserError
 
@@ -277,8 +277,8 @@ def test_a_long_file_read_by_several_processes_says_the_same(
     path = tmp_path / f"a{ending}"
     packed = gzip.compress(content) if ending.endswith("gz") else content
     path.write_bytes(packed[: -len(packed) // 3] if "cut" in ending else packed)
-    monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 5000)
-    monkeypatch.setattr(row_files, "CHUNK", 100)
+    monkeypatch.setattr(raw_lines, "MAX_ROW_BYTES", 5000)
+    monkeypatch.setattr(raw_lines, "CHUNK", 100)
 
     def read() -> tuple:
         seen, bad, good = Seen(), [], []

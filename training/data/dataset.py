@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data import oddities, parallel_reading, row_files
 from training.data.oddities import Seen, count_rows
-from training.data.row_files import BadRow
+from training.data.record import BadRow
 from training.data.rows import Row, Turn
 from training.errors import UserError
 from training.settings import prompt_template

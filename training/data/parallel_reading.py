@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data import oddities, row_files, rows
+from training.data import oddities, raw_lines, row_files, rows
 from training.data.oddities import Seen
-from training.data.row_files import BadRow, Record
+from training.data.opening import opened, position
+from training.data.record import BadRow, Record
 from training.data.rows import Row
 from training.settings.prompt_template import PromptTemplate
 from training.system import pool
@@ -50,13 +51,13 @@ def parts(path: Path, format: str, template: PromptTemplate | None, limit: int =
     MachineError where a process that reads along was ended from outside.
     """
     kind = row_files.kind_of(path)
-    with row_files.opened(path) as file:
+    with opened(path) as file:
         if limit:
             yield from _first(row_files.records_from(file, path, kind), path, format, template, limit)
             return
         processes = _processes(path)
         if processes > 1 and row_files.is_lined(file, path, kind):
-            pieces: Iterator[Any] = row_files.blocks(file, path, BLOCK)
+            pieces: Iterator[Any] = raw_lines.blocks(file, path, BLOCK)
         else:
             pieces = _batches(row_files.records_from(file, path, kind), file)
         yield from pool.in_order(
@@ -80,12 +81,12 @@ def _processes(path: Path) -> int:
 
 def _batches(records: Iterator[Record | BadRow], file: io.BufferedIOBase) -> Iterator[list[Record | BadRow]]:
     """Records of about BLOCK bytes, BATCH at most."""
-    batch, start = [], row_files.position(file)
+    batch, start = [], position(file)
     for record in records:
         batch.append(record)
-        if len(batch) == BATCH or row_files.position(file) - start > BLOCK:
+        if len(batch) == BATCH or position(file) - start > BLOCK:
             yield batch
-            batch, start = [], row_files.position(file)
+            batch, start = [], position(file)
     if batch:
         yield batch
 
@@ -94,7 +95,7 @@ def _sized(pieces: Iterator[Any], file: io.BufferedIOBase) -> Iterator[tuple[Any
     """Each piece with the bytes of the file that it took."""
     before = 0
     for piece in pieces:
-        now = row_files.position(file)
+        now = position(file)
         yield piece, now - before
         before = now
 

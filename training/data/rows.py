@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.data.row_files import BadRow, Record, describe, records
+from training.data.opening import is_gbk
+from training.data.record import BadRow, Record, describe
+from training.data.row_files import records
 from training.errors import UserError
 from training.settings.prompt_template import PromptTemplate
 from training.system.wording import shorten
@@ -248,20 +250,12 @@ def _sound(value: Any, name: str) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             code = ord(value[error.start])
-            if 0xDC80 <= code <= 0xDCFF:  # how row_files hands on a byte of a CSV or TXT file that is not UTF-8
+            if 0xDC80 <= code <= 0xDCFF:  # how the readers hand on a byte of a CSV or TXT file that is not UTF-8
                 raw = value.encode("utf-8", "surrogateescape")
-                maybe = " (it may be GBK)" if _is_gbk(raw) else ""
+                maybe = " (it may be GBK)" if is_gbk(raw) else ""
                 raise _Bad(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x}; save the file as UTF-8{maybe}") from None
             raise _Bad(f"{name} holds half a character (a lone surrogate, \\u{code:04x})") from None
     return value
-
-
-def _is_gbk(raw: bytes) -> bool:
-    try:
-        raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _without_role(text: str) -> str:

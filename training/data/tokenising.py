@@ -21,7 +21,7 @@ from training.data.dataset import as_row
 from training.data.encoding import IGNORED, Encoded, NothingToTrain, assemble, plan_row
 from training.data.fast_tokenising import quick_tokeniser
 from training.data.oddities import SHOWN, warning
-from training.data.row_files import BadRow
+from training.data.record import BadRow
 from training.system import files, pool, this_machine
 from training.system.progress_bar import gauge
 
