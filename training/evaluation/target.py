@@ -85,11 +85,9 @@ def of_run(path: Path) -> Subject:
 
 
 def _of_base(name: str, config: Path) -> Subject:
-    from transformers import AutoTokenizer
-
     found = _locate(name)
     given = settings.load(config, check_files=False)
-    tokenizer = AutoTokenizer.from_pretrained(found.path, local_files_only=True)
+    tokenizer = base_model.load_tokenizer(found.path)
     template = chat_template.choose(found, given, tokenizer)
     longest = min(given.model.max_seq_length, found.max_length or given.model.max_seq_length)
     return Subject(found.path, None, None, template, end_ids(template, tokenizer, found), longest, given)
@@ -103,8 +101,6 @@ def _locate(name: str) -> Any:
 
 def tokenizer(subject: Subject) -> Any:
     """The base model's own tokenizer. RunError where its folder has gone."""
-    from transformers import AutoTokenizer
-
     if subject.base is None or not (subject.base / "config.json").is_file():
         raise RunError("evaluate", f"the base model is no longer at {subject.base}; name it with --base-model")
-    return AutoTokenizer.from_pretrained(subject.base, local_files_only=True)
+    return base_model.load_tokenizer(subject.base)
