@@ -108,11 +108,9 @@ def _bos(tokenizer: Any) -> int | None:
     return tokenizer.bos_token_id
 
 
+@lru_cache(maxsize=8)  # it is asked of every row, and answered by tokenising a text
 def adds_bos_cached(tokenizer: Any) -> bool:
-    known = getattr(tokenizer, "_finetune_adds_bos", None)
-    if known is None:
-        known = tokenizer._finetune_adds_bos = adds_bos(tokenizer)
-    return known
+    return adds_bos(tokenizer)
 
 
 def plan_row(template: ChatTemplate, row: Row, train_turns: str, train_on: str) -> _Plan:
