@@ -16,6 +16,7 @@ from training import base_model, llama
 from training.base_model import gguf_config, gguf_tokenizer, sources, unpacking
 from training.errors import UserError
 from training.llama import gguf_file, hard_texts, process
+from training.system import this_machine
 
 # setup.sh puts llama.cpp's converter there, and the vocabularies that llama.cpp tests itself with.
 VOCABULARIES = Path(sys.prefix) / "llama.cpp" / "models"
@@ -254,6 +255,20 @@ def test_a_setting_that_is_read_wrongly_shows_in_the_predictions(
     monkeypatch.setattr(gguf_config, "_positions", lambda *a: right(*a) | {"rope_theta": 20.0})
     with pytest.raises(UserError, match="does not predict what llama.cpp predicts"):
         gguf_file_to(gguf, tmp_path)
+
+
+@pytest.mark.tiny
+def test_where_a_container_has_too_little_memory_the_comparison_is_left_out_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(bytes(1 << 20))
+    (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))
+    (tmp_path / "memory.max").write_text(str(8 << 20))
+    (tmp_path / "memory.current").write_text(str(5 << 20))
+    monkeypatch.setattr(this_machine, "CGROUP", tmp_path)
+    said: list[str] = []
+    assert unpacking.agreement(tmp_path / "m.gguf", tmp_path, said.append) is None
+    assert said == ["m.gguf: not compared with llama.cpp: 2 MB of weights, 2 MB of memory left"]
 
 
 @pytest.mark.tiny

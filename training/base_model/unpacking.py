@@ -8,7 +8,6 @@ setting that the file does not tell, or that was misread, shows there and nowher
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from training import llama
 from training.base_model import gguf_config, gguf_tokenizer
 from training.errors import UserError
 from training.llama import GGUF, gguf_file, process
-from training.system import files
+from training.system import files, this_machine
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +86,8 @@ def agreement(path: Path, folder: Path, say: Callable[[str], None]) -> float | N
     from transformers import AutoModelForCausalLM
 
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    free = _free_memory() - path.stat().st_size
+    _, free = this_machine.memory()
+    free -= path.stat().st_size
     if free < 1.5 * size:
         say(f"{path.name}: not compared with llama.cpp: {size >> 20} MB of weights, {free >> 20} MB of memory left")
         return None
@@ -122,15 +122,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _free_memory() -> int:
-    """Bytes that can be used without swapping."""
-    try:
-        with Path("/proc/meminfo").open() as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _names(gguf: GGUF, model: Any, processor: Any) -> dict[str, str]:
