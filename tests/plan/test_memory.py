@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from training import settings
+from training.data.tokenising import Lengths
 from training.errors import MachineError
 from training.plan import choices, disk_space, memory, memory_fit, plan
 from training.system import this_machine
@@ -68,7 +69,7 @@ def total(given, model, longest: int) -> int:
 def test_what_is_chosen_and_logged_for_a_card(tmp_path, monkeypatch, card, precision, why):
     where = machine(card)
     given = decided(tmp_path, monkeypatch, where)
-    summary = SimpleNamespace(total=(0, 0, 0, 2048))
+    summary = SimpleNamespace(total=Lengths(0, 0, 0, 2048))
     base = SimpleNamespace(config=LLAMA_8B, parameters=EIGHT.parameters, name="a model")
     checkpointing = disk_space.checkpointing(given, base, summary, where)
     assert given.choices == (

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from training import settings
+from training.data.tokenising import Lengths
 from training.errors import MachineError, UserError
 from training.fast_cpu import policy
 from training.plan import choices, disk_space, plan, time_estimate
@@ -68,7 +69,7 @@ def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken(tmp_path):
 
 def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes(tmp_path):
     chosen = given(tmp_path, "[Hardware]\nDEVICE = cpu\nENGINE = transformers\n")
-    short, long = (SimpleNamespace(total=(0, 0, 0, length)) for length in (100, 4096))
+    short, long = (SimpleNamespace(total=Lengths(0, 0, 0, length)) for length in (100, 4096))
     assert disk_space.checkpointing(chosen, model(600_000_000), short, CPU).value is False
     choice = disk_space.checkpointing(chosen, model(600_000_000), long, CPU)
     assert choice.value is True

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.data.chat_template import ChatTemplate
 from training.data.dataset import as_row
@@ -28,6 +28,7 @@ from training.system.progress_bar import gauge
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+    from numpy.typing import ArrayLike
 
 VERSION = 5  # of the encoding; raise it when the same rows would give other tokens, or other columns
 PART = 10_000  # rows looked at together, for warnings
@@ -41,17 +42,26 @@ ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}
 TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example
 
 
+class Lengths(NamedTuple):
+    """Tokens of a part of every sequence: half of them have `median` at most, 90 % `of_90`, 99 % `of_99`."""
+
+    median: int
+    of_90: int
+    of_99: int
+    longest: int
+
+
 @dataclass(frozen=True)
 class Summary:
-    """Figures of a tokenised dataset. Percentiles are (50, 90, 99, 100) of tokens a sequence."""
+    """Figures of a tokenised dataset: of its prompts, of its answers, and of both together."""
 
     sequences: int
     tokens: int
     trained_tokens: int
     cut: int
-    prompt: tuple[int, int, int, int]
-    answer: tuple[int, int, int, int]
-    total: tuple[int, int, int, int]
+    prompt: Lengths
+    answer: Lengths
+    total: Lengths
     example: str
 
     def lines(self) -> list[str]:
@@ -59,8 +69,8 @@ class Summary:
         return [
             f"{self.sequences:,} sequences, {self.tokens:,} tokens, {self.trained_tokens:,} of them trained, {self.cut:,} cut",
             *(
-                f"{name} tokens: median {values[0]:,}, 90 % up to {values[1]:,}, 99 % up to {values[2]:,}, most {values[3]:,}"
-                for name, values in (("prompt", self.prompt), ("answer", self.answer), ("all", self.total))
+                f"{name} tokens: median {of.median:,}, 90 % up to {of.of_90:,}, 99 % up to {of.of_99:,}, most {of.longest:,}"
+                for name, of in (("prompt", self.prompt), ("answer", self.answer), ("all", self.total))
             ),
             f"example, with the trained part in {TRAINED[0]} {TRAINED[1]}:",
             *(f"  {line}" for line in self.example.splitlines()),
@@ -143,9 +153,9 @@ def summary(data: datasets.Dataset, tokenizer: Any) -> Summary:
         tokens=int(total.sum()),
         trained_tokens=int(answer.sum()),
         cut=int(np.asarray(data.with_format("numpy")["cut"][:]).sum()),
-        prompt=_percentiles(prompt),
-        answer=_percentiles(answer),
-        total=_percentiles(total),
+        prompt=_lengths(prompt),
+        answer=_lengths(answer),
+        total=_lengths(total),
         example=marked(first["input_ids"], first["labels"], tokenizer),
     )
 
@@ -372,7 +382,7 @@ def _sorted_out(mapped: datasets.Dataset) -> tuple[datasets.Dataset | None, list
     return good, rejected
 
 
-def _percentiles(values: Any) -> tuple[int, int, int, int]:
+def _lengths(tokens: ArrayLike) -> Lengths:
     import numpy as np
 
-    return tuple(int(value) for value in np.percentile(values, (50, 90, 99, 100), method="higher"))
+    return Lengths(*map(int, np.percentile(tokens, (50, 90, 99, 100), method="higher")))

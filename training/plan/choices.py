@@ -210,7 +210,7 @@ def choose_for_rows(given: Any, base: Any, summary: Any, machine: Machine) -> An
 def _regrouped(given: Any, summary: Any) -> Any:
     """Short rows of one optimizer step taken together; the step stays what it was."""
     before = given.training.per_device_train_batch_size, given.training.gradient_accumulation_steps
-    after = policy.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
+    after = policy.regrouped(*before, summary.total.longest, summary.tokens / summary.sequences)
     if after == before:
         return given
     reason = (

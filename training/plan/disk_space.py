@@ -37,7 +37,7 @@ def checkpointing(given: Any, base: Any, summary: Any, machine: Machine) -> Choi
         return Choice(True, "Unsloth's own, which offloads to the CPU")
     if given.hardware.device != "cpu":
         return Choice(True, "a GPU's memory is better spent on the batch")
-    needed = sum(memory.estimate(given, memory.shape(base.config, base.parameters), summary.total[3]).values())
+    needed = sum(memory.estimate(given, memory.shape(base.config, base.parameters), summary.total.longest).values())
     words = f"about {gigabytes(needed)} needed without, {gigabytes(machine.memory_available)} are free"
     return Choice(needed * memory_fit.MARGIN > machine.memory_available, words)
 

@@ -135,9 +135,9 @@ def _read_rows(given: Any, machine: Machine, base: Any, today: date | None, ther
     )
     disk_space.check_importance(given, base, machine)
     model, adapter = memory.shape(base.config, base.parameters), disk_space.adapter_parameters(given, base)
-    if warning := memory_fit.check(given, model, summary.total[3], machine, adapter):
+    if warning := memory_fit.check(given, model, summary.total.longest, machine, adapter):
         logger.warning(warning)
-    needed = memory.estimate(given, model, summary.total[3], adapter)
+    needed = memory.estimate(given, model, summary.total.longest, adapter)
     return Plan(
         given, machine, base, tokenizer, template, data, rows, validation, test, summary, rejected, steps, disk, needed
     )
