@@ -16,6 +16,7 @@ from training import base_model, llama
 from training.base_model import gguf_config, gguf_tokenizer, sources, unpacking
 from training.errors import UserError
 from training.llama import gguf_file, hard_texts, process
+from training.settings.table import Model
 from training.system import this_machine
 
 # setup.sh puts llama.cpp's converter there, and the vocabularies that llama.cpp tests itself with.
@@ -293,10 +294,7 @@ def test_llama_3_scaling_is_found_from_its_table_of_divisors(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def unpacked() -> Path:
-    from types import SimpleNamespace
-
-    model = SimpleNamespace(base_model_name=sources.EMBEDDED, revision=None, trust_remote_code=False)
-    return base_model.locate(model).path
+    return base_model.locate(Model(base_model_name=sources.EMBEDDED)).path
 
 
 @pytest.mark.embedded

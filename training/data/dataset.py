@@ -14,7 +14,7 @@ from training.data.oddities import Seen, count_rows
 from training.data.record import BadRow
 from training.data.rows import Row, Turn
 from training.errors import UserError
-from training.settings import prompt_template
+from training.settings import Settings, prompt_template
 from training.settings.prompt_template import PromptTemplate
 from training.system import files, privacy
 from training.system.progress_bar import gauge
@@ -44,7 +44,7 @@ class Data:
     plain: bool
 
 
-def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda text: None) -> Data:
+def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambda text: None) -> Data:
     """Read DATASET_FILE (and VALIDATION_FILE), check every row, split; Arrow files go into `cache_dir`.
 
     Raises UserError naming the bad rows by file and line (ON_BAD_ROW = stop), or when no row is left to train on.
@@ -72,7 +72,7 @@ def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda tex
     parts, notes = split(seen.prompts, validation_share, chosen.test_split, settings.training.seed)
     if held_seen:
         told += _shared_prompts(seen.prompts, held_seen.prompts, chosen.validation_file)
-        if chosen.validation_split and getattr(settings, "written", lambda key: False)("Dataset.VALIDATION_SPLIT"):
+        if chosen.validation_split and settings.written("Dataset.VALIDATION_SPLIT"):
             notes.append("VALIDATION_FILE is given: VALIDATION_SPLIT is not used")
     train, validation, test = (rows.select(part) if len(part) else None for part in parts)
     counts = {
