@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.data import oddities, raw_lines, row_files, rows
 from training.data.oddities import Seen
@@ -25,11 +25,15 @@ LONG = 2 * BLOCK  # bytes from which on several processes are worth their start
 PACKED = 4  # times as long as a gzip file is what it holds, about
 
 
-@dataclass
+# What a process gets to read: records, or a block of whole lines and how many stand before it, or why there is no more.
+Piece = list[Record | BadRow] | tuple[bytes, int] | BadRow
+
+
+@dataclass(kw_only=True)
 class Part:
     """Some rows of a file, in order: the good ones as Arrow, the bad ones, and what was noticed."""
 
-    batch: Any = None  # pyarrow.RecordBatch of schema()
+    batch: pa.RecordBatch  # of schema()
     bad: list[BadRow] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)
     size: int = 0  # bytes of the file; good rows where a limit was given
@@ -57,7 +61,7 @@ def parts(path: Path, format: str, template: PromptTemplate | None, limit: int =
             return
         processes = _processes(path)
         if processes > 1 and row_files.is_lined(file, path, kind):
-            pieces: Iterator[Any] = raw_lines.blocks(file, path, BLOCK)
+            pieces: Iterator[Piece] = raw_lines.blocks(file, path, BLOCK)
         else:
             pieces = _batches(row_files.records_from(file, path, kind), file)
         yield from pool.in_order(
@@ -91,7 +95,7 @@ def _batches(records: Iterator[Record | BadRow], file: io.BufferedIOBase) -> Ite
         yield batch
 
 
-def _sized(pieces: Iterator[Any], file: io.BufferedIOBase) -> Iterator[tuple[Any, int]]:
+def _sized(pieces: Iterator[Piece], file: io.BufferedIOBase) -> Iterator[tuple[Piece, int]]:
     """Each piece with the bytes of the file that it took."""
     before = 0
     for piece in pieces:
@@ -100,11 +104,12 @@ def _sized(pieces: Iterator[Any], file: io.BufferedIOBase) -> Iterator[tuple[Any
         before = now
 
 
-def _piece(path: Path, kind: str, format: str, template: PromptTemplate | None, piece: Any, size: int) -> Part:
+def _piece(path: Path, kind: str, format: str, template: PromptTemplate | None, piece: Piece, size: int) -> Part:
     """The part that a piece of the file is: records, a block of lines, or the end of a broken file."""
-    if isinstance(piece, BadRow):
-        piece = [piece]
-    records = piece if isinstance(piece, list) else row_files.records_in(piece[0], kind, piece[1], path)
+    if isinstance(piece, tuple):
+        records = row_files.records_in(piece[0], kind, piece[1], path)
+    else:
+        records = iter([piece] if isinstance(piece, BadRow) else piece)
     return _part((_row(one, path, format, template) for one in records), size)
 
 
@@ -134,15 +139,16 @@ def _part(found: Iterable[Row | BadRow], size: int = 0) -> Part:
     """The Arrow batch of some rows, and the rest of what is known of them."""
     import pyarrow as pa
 
-    part, columns = Part(size=size), ([], [], [], [])
+    bad, seen = [], Seen()
+    columns: tuple[list[object], ...] = ([], [], [], [])
     for row in found:
         if isinstance(row, BadRow):
-            part.bad.append(row)
+            bad.append(row)
             continue
-        oddities.remember(row, part.seen)
+        oddities.remember(row, seen)
         messages = [{"role": turn.role, "content": turn.content} for turn in row.messages] if row.messages else None
         for column, value in zip(columns, (messages, row.text, row.file, row.line), strict=True):
             column.append(value)
     arrays = [pa.array(column, kind.type) for column, kind in zip(columns, schema(), strict=True)]
-    part.batch = pa.RecordBatch.from_arrays(arrays, schema=schema())
-    return part
+    batch = pa.RecordBatch.from_arrays(arrays, schema=schema())
+    return Part(batch=batch, bad=bad, seen=seen, size=size)

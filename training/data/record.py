@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from training.system.wording import shorten
 
@@ -26,7 +25,7 @@ class Record:
     """The fields of one row as the file has them, and the line it starts on."""
 
     line: int
-    fields: dict[str, Any]
+    fields: dict[str, object]
 
 
 def describe(value: object) -> str:
