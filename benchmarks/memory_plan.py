@@ -104,10 +104,12 @@ def measure(config: Path) -> None:
     tried = {"architecture": "Llama", "convert_seconds": 0, "quantise_seconds": 0}
     trial.trial = lambda *_: nullcontext(lambda: tried)
     plan = prepare(settings.load(config))
-    parts = memory.estimate(plan.settings, memory.shape(plan.base.config, plan.base.parameters), plan.summary.total[3])
+    parts = memory.estimate(
+        plan.settings, memory.shape(plan.base.config, plan.base.parameters), plan.summary.total.longest
+    )
     run = runs.create(plan.settings.training.output_dir)
     events = finetune.begin(plan, run, None)
-    loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total[3])
+    loaded = engine.load(plan.base, plan.settings, longest=plan.summary.total.longest)
     pipeline.train_stage(plan, loaded, Rows([], []), run, events, Signals())
     # Not ru_maxrss: on Linux a child starts with its parent's peak in it.
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024

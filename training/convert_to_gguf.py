@@ -176,10 +176,8 @@ def compose(base: Any, gguf: str) -> tuple[str, Chat | None, list[str]]:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return base_model.load_tokenizer(folder)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from error
 

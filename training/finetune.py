@@ -59,7 +59,7 @@ def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Ca
     """
     if run.stage("train") is None or run.stage("evaluate") is None:
         with distributed.started(plan, stages.marks(plan), run, give_up) as others:
-            loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
+            loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
             rows = stages.held_out_rows(plan)
             if run.stage("train") is None:
                 pipeline.train_stage(plan, loaded, rows, run, events, signals, others)

@@ -12,11 +12,11 @@ import json
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,7 +27,11 @@ from training.system import files, privacy
 from training.system.signals import Signals
 from training.system.wording import shorten
 
-KINDS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "txt"}  # --input-format -> how row_files names it
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+KINDS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "txt"}  # --input-format -> its name in row_files.FORMS
 TYPES = ("alpaca", "qa", "chat", "text")
 PARTS = ("train", "validation", "test")
 SEED = 3407  # the default of [Training] SEED
@@ -43,6 +47,14 @@ class Tally:
     bad: list[BadRow] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
 
+    def reject(self, bad: BadRow) -> None:
+        """Count a bad row. UserError when nothing can be read after it."""
+        if bad.fatal:
+            raise UserError(str(bad), "the file is broken; what follows this cannot be read")
+        self.bad_count += 1
+        if len(self.bad) < dataset.NAMED:
+            self.bad.append(bad)
+
     def lines(self, path: Path) -> Iterator[str]:
         """What to tell the user."""
         yield f"{path}: {self.rows:,} rows read, {self.bad_count:,} bad, {self.doubles:,} duplicates"
@@ -56,7 +68,7 @@ class Tally:
         return [*map(str, self.bad), *([f"and {more:,} more"] if more else [])]
 
 
-def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Iterator[tuple[dict[str, Any], int]]:
+def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Iterator[tuple[dict[str, object], int]]:
     """The rows worth keeping, as the fields to write, each with the number of its prompt (see dataset.numbers).
 
     Raises UserError when the file cannot be read, or not to its end.
@@ -64,13 +76,12 @@ def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Ite
     seen: set[int] = set()
     for record in row_files.records(path, kind):
         tally.rows += 1
-        made = record if isinstance(record, BadRow) else _clean(record, path, format_type)
+        if isinstance(record, BadRow):
+            tally.reject(record)
+            continue
+        made = _clean(record, path, format_type)
         if isinstance(made, BadRow):
-            if made.fatal:
-                raise UserError(str(made), "the file is broken; what follows this cannot be read")
-            tally.bad_count += 1
-            if len(tally.bad) < dataset.NAMED:
-                tally.bad.append(made)
+            tally.reject(made)
             continue
         row, fields = made
         tally.unused |= record.fields.keys() - USED
@@ -85,7 +96,7 @@ def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Ite
 USED = rows.KNOWN | {"system", "question", "answer"}
 
 
-def _clean(record: Record, path: Path, format_type: str) -> tuple[Row, dict[str, Any]] | BadRow:
+def _clean(record: Record, path: Path, format_type: str) -> tuple[Row, dict[str, object]] | BadRow:
     """The row without outer white space, and its fields in the shape of `format_type`."""
     asked = {"question", "answer"} <= record.fields.keys() and rows.KNOWN.isdisjoint(record.fields)
     if asked:
@@ -99,16 +110,16 @@ def _clean(record: Record, path: Path, format_type: str) -> tuple[Row, dict[str,
     if isinstance(fields, str):
         return BadRow(row.file, row.line, fields)
     if row.messages is None:
-        return Row(None, row.text.strip(), row.file, row.line), fields
+        return Row(None, (row.text or "").strip(), row.file, row.line), fields
     turns = tuple(Turn(turn.role, turn.content.strip()) for turn in row.messages)
     return Row(turns, None, row.file, row.line), fields
 
 
-def _shaped(record: Record, row: Row, path: Path, format_type: str) -> dict[str, Any] | str:
+def _shaped(record: Record, row: Row, path: Path, format_type: str) -> dict[str, object] | str:
     """The fields of a row of `format_type` that trains what `row` trains; or why there is none."""
     if format_type == "text":
         if rows.interpret(record, path, "text") == row:  # plain, or written as turns: the reader tells it again
-            return {"text": record.fields["text"].strip()}
+            return {"text": str(record.fields["text"]).strip()}
         return "turns are no text row; --format-type chat takes them"
     if row.messages is None:
         return "plain text has no question; --format-type text takes it"
@@ -117,26 +128,26 @@ def _shaped(record: Record, row: Row, path: Path, format_type: str) -> dict[str,
     *system, question, answer = (turn.content.strip() for turn in row.messages)
     if len(row.messages) > 2 + (row.messages[0].role == "system"):
         return f"{format_type} takes one question and one answer; --format-type chat takes a longer conversation"
-    above = {"system": system[0]} if system else {}
+    above: dict[str, object] = {"system": system[0]} if system else {}
     if format_type == "qa":
         return {**above, "input": question, "output": answer}
     fields = {"instruction": question, "input": "", "output": answer}
     if "instruction" in record.fields and rows.interpret(record, path, "alpaca") == row:  # its input stays apart
-        fields |= {name: (record.fields.get(name) or "").strip() for name in ("instruction", "input")}
+        fields |= {name: str(record.fields.get(name) or "").strip() for name in ("instruction", "input")}
     return {**above, **fields}
 
 
 # ---- the split ---------------------------------------------------------------------------------------------------
 
 
-def deal(prompts: Sequence[int], validation: float, test: float, seed: int) -> Any:
+def deal(prompts: Sequence[int], validation: float, test: float, seed: int) -> NDArray[np.int8]:
     """The part of each row (0 train, 1 validation, 2 test; an int8 array): dataset.split, with no wanted part empty.
 
     A part that its share leaves without rows gets the smallest group of equal prompts, as long as a part has two groups.
     """
     import numpy as np
 
-    prompts = np.asarray(prompts, dtype=np.uint64)
+    numbers = np.asarray(prompts, dtype=np.uint64)
     parts, _ = dataset.split(prompts, validation, test, seed)
     owner = np.zeros(len(prompts), dtype=np.int8)
     for number, part in enumerate(parts):
@@ -145,19 +156,19 @@ def deal(prompts: Sequence[int], validation: float, test: float, seed: int) -> A
         if not share or (owner == number).any():
             continue
         for giver in (0, 1, 2):
-            groups, first, sizes = np.unique(prompts[owner == giver], return_index=True, return_counts=True)
+            groups, first, sizes = np.unique(numbers[owner == giver], return_index=True, return_counts=True)
             if len(groups) > 1:
                 smallest = groups[np.lexsort((first, sizes))[0]]  # the first one in the file of those of equal size
-                owner[prompts == smallest] = number
+                owner[numbers == smallest] = number
                 break
     return owner
 
 
-def prepare(given: argparse.Namespace, source: Path, folder: Path, say: Any) -> list[Path]:
+def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Callable[[str], None]) -> list[Path]:
     """Write the files; gives their paths. They appear when all are whole. UserError when no row is left."""
     tally, prompts = Tally(), array("Q")
     with tempfile.TemporaryFile(dir=folder) as kept:  # on the disk, so that memory does not grow with the text
-        for fields, prompt in cleaned(source, KINDS.get(given.input_format), given.format_type, tally):
+        for fields, prompt in cleaned(source, KINDS.get(arguments.input_format), arguments.format_type, tally):
             kept.write(json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n")
             prompts.append(prompt)
         if not prompts:
@@ -166,26 +177,26 @@ def prepare(given: argparse.Namespace, source: Path, folder: Path, say: Any) -> 
         for line in tally.lines(source):
             say(line)
         kept.seek(0)
-        if given.no_split:
-            targets, owner = {0: folder / f"{given.output_name}.jsonl"}, bytes(len(prompts))
+        if arguments.no_split:
+            targets, owner = {0: folder / f"{arguments.output_name}.jsonl"}, bytes(len(prompts))
         else:
-            targets = {number: folder / f"{given.output_name}_{part}.jsonl" for number, part in enumerate(PARTS)}
-            owner = deal(prompts, given.validation_split, given.test_split, given.seed).tobytes()
+            targets = {number: folder / f"{arguments.output_name}_{part}.jsonl" for number, part in enumerate(PARTS)}
+            owner = deal(prompts, arguments.validation_split, arguments.test_split, arguments.seed).tobytes()
         left_out = [targets.pop(number) for number in list(targets) if number not in owner]
         _write(kept, owner, targets)
     for path in left_out:
         older = path.exists()
         path.unlink(missing_ok=True)  # its rows are of an older split, and may be among those to train on now
-        why = _why_left_out(path, given, len(prompts), len(set(prompts)))
+        why = _why_left_out(path, arguments, len(prompts), len(set(prompts)))
         say(f"{path.name} is left out: {why}" + ("; the older one was removed" if older else ""))
     counts = ", ".join(f"{owner.count(number):,} {path.name}" for number, path in targets.items())
     say(f"rows written: {counts}")
     return list(targets.values())
 
 
-def _why_left_out(path: Path, given: argparse.Namespace, count: int, different: int) -> str:
+def _why_left_out(path: Path, arguments: argparse.Namespace, count: int, different: int) -> str:
     part = "validation" if path.name.endswith("_validation.jsonl") else "test"
-    if not getattr(given, f"{part}_split"):
+    if not getattr(arguments, f"{part}_split"):
         return f"--{part}-split 0"
     return (
         f"{count:,} row{'s' * (count != 1)} with {different:,} different prompt{'s' * (different != 1)}, too few for it"
@@ -209,10 +220,10 @@ def _write(lines: IO[bytes], owner: bytes, targets: dict[int, Path]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """The command line: paths on stdout, everything else on stderr; returns the exit code."""
-    given = _parser().parse_args(argv)
+    arguments = _parser().parse_args(argv)
     Signals().install()
     try:
-        for path in run(given):
+        for path in run(arguments):
             print(privacy.path_for(sys.stdout, path))
     except FinetuneError as error:
         privacy.tell(error)
@@ -220,14 +231,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def run(given: argparse.Namespace) -> list[Path]:
+def run(arguments: argparse.Namespace) -> list[Path]:
     """Check the arguments and the folder, then do the work; gives the files made."""
-    source = Path(given.input).expanduser().absolute()
-    folder = Path(given.output_dir).expanduser().absolute()
-    problems = _problems(given)
+    source = Path(arguments.input).expanduser().absolute()
+    folder = Path(arguments.output_dir).expanduser().absolute()
+    problems = _problems(arguments)
     if problems:
         raise UserError(problems)
-    if not given.no_split:
+    if not arguments.no_split:
         try:
             import numpy  # noqa: F401
         except ModuleNotFoundError:
@@ -237,24 +248,26 @@ def run(given: argparse.Namespace) -> list[Path]:
             ) from None
     try:
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--output-dir {given.output_dir}: is a file, not a folder")
+            raise UserError(f"--output-dir {arguments.output_dir}: is a file, not a folder")
         for part in ("", *(f"_{part}" for part in PARTS)):
-            path = folder / f"{given.output_name}{part}.jsonl"
+            path = folder / f"{arguments.output_name}{part}.jsonl"
             if path.exists() and source.exists() and path.samefile(source):
-                raise UserError(f"--input {given.input}: the result would replace it; choose another --output-name")
+                raise UserError(f"--input {arguments.input}: the result would replace it; choose another --output-name")
         folder.mkdir(parents=True, exist_ok=True)
-        return prepare(given, source, folder, privacy.tell)
+        return prepare(arguments, source, folder, privacy.tell)
     except OSError as error:
         raise MachineError(
             f"{folder} cannot be written: {error.strerror or error}; --output-dir names another"
         ) from None
 
 
-def _problems(given: argparse.Namespace) -> list[str]:
+def _problems(arguments: argparse.Namespace) -> list[str]:
     problems = []
-    if given.output_name in ("", ".", "..") or "/" in given.output_name:
-        problems.append(f"--output-name {given.output_name}: must be a file name without /; --output-dir is the folder")
-    shares = {"--validation-split": given.validation_split, "--test-split": given.test_split}
+    if arguments.output_name in ("", ".", "..") or "/" in arguments.output_name:
+        problems.append(
+            f"--output-name {arguments.output_name}: must be a file name without /; --output-dir is the folder"
+        )
+    shares = {"--validation-split": arguments.validation_split, "--test-split": arguments.test_split}
     problems += [
         f"{flag} {share:g}: must be from 0 up to, not including, 1"
         for flag, share in shares.items()
@@ -264,8 +277,8 @@ def _problems(given: argparse.Namespace) -> list[str]:
         problems.append(
             f"--validation-split and --test-split make {sum(shares.values()):g}: no rows are left to train on"
         )
-    if given.seed < 0:
-        problems.append(f"--seed {given.seed}: must be at least 0")
+    if arguments.seed < 0:
+        problems.append(f"--seed {arguments.seed}: must be at least 0")
     return problems
 
 

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.base_models import a_base_model
 from tests.support.folders import write
+from tests.support.settings import a_settings
 from training.base_model import base_files, safetensors_file
 from training.errors import RunError, UserError
 from training.runs import checkpoint
@@ -81,15 +83,12 @@ def test_another_precision_of_the_same_size_is_another_file(folder: Path, monkey
 
 def test_of_an_unpacked_file_only_the_weights_count_and_of_the_hub_its_commit(folder: Path) -> None:
     assert list(base_files.digests(folder, "gguf")) == [safetensors_file.WHOLE]
-    assert base_files.of(SimpleNamespace(path=folder, kind="hub", revision="a" * 40)) == {}
-    assert base_files.of(SimpleNamespace(path=folder, kind="folder", revision=None)) == base_files.digests(
-        folder, "folder"
-    )
+    assert base_files.of(a_base_model(folder, kind="hub", revision="a" * 40)) == {}
+    assert base_files.of(a_base_model(folder)) == base_files.digests(folder, "folder")
 
 
 def marks(folder: Path) -> dict[str, object]:
-    settings = SimpleNamespace(as_dict=lambda: {"LoRA": {"R": 8}}, rows_a_step=8)
-    return checkpoint.fingerprint(settings, "d", SimpleNamespace(path=folder, kind="folder", revision=None), "t")
+    return checkpoint.fingerprint(a_settings(), "d", a_base_model(folder), "t")
 
 
 def test_a_run_whose_base_changed_is_not_resumed_and_the_file_is_named(folder: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import socket
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +15,7 @@ from training import base_model
 from training.base_model import BaseModel, kept_files
 from training.errors import UserError
 from training.evaluation.target import Target
+from training.settings.table import Model
 from training.system import foreign_code, paths
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
@@ -38,7 +38,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 def locate(path: Path) -> BaseModel:
-    return base_model.locate(SimpleNamespace(base_model_name=str(path), revision=None, trust_remote_code=False))
+    return base_model.locate(Model(base_model_name=str(path)))
 
 
 def names(files: list[Path]) -> set[str]:

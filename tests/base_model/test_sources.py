@@ -24,14 +24,14 @@ from training import base_model
 from training.base_model import model_folder, ollama_store, safetensors_file, sources
 from training.base_model.ollama_store import Stored
 from training.errors import UserError
+from training.settings.table import Model
 from training.system import files
 
 TOKEN = "hf_secretsecretsecretsecret"
 
 
-def settings(name: object, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The part of settings.Model that the doors read."""
-    return SimpleNamespace(base_model_name=str(name), revision=revision, trust_remote_code=trust_remote_code)
+def settings(name: object, revision: str | None = None, trust_remote_code: bool = False) -> Model:
+    return Model(base_model_name=str(name), revision=revision, trust_remote_code=trust_remote_code)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_a_folder_is_described_without_loading_it(tmp_path: Path) -> None:
 @pytest.mark.tiny
 def test_the_doors_do_not_import_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom types import SimpleNamespace as N\nfrom training.base_model import sources\n"
+        "import sys\nfrom training.settings.table import Model as N\nfrom training.base_model import sources\n"
         "sources.locate(N(base_model_name=sys.argv[1], revision=None, trust_remote_code=False))\n"
         "print('torch' in sys.modules)"
     )
@@ -281,7 +281,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def ask(hub: Hub | str, home: Path, name: str, revision: str = "", look: bool = False, **environment: str) -> Any:
     """locate(), without weights where `look`, in a process of its own, because huggingface_hub reads its settings when it is imported."""
     code = (
-        "import json, sys\nfrom types import SimpleNamespace as N\nfrom training.base_model import sources\n"
+        "import json, sys\nfrom training.settings.table import Model as N\nfrom training.base_model import sources\n"
         "from training.errors import FinetuneError\n"
         "model = N(base_model_name=sys.argv[1], revision=sys.argv[2] or None, trust_remote_code=False)\n"
         "try:\n"
@@ -402,7 +402,7 @@ def unpack_in(models: Path, wait: float = 0.0) -> subprocess.Popen[str]:
     """locate() of the embedded model into another folder, in a process of its own; a stand-in unpacks (the real one is
     tested in test_unpacking.py), slowly enough for two to meet."""
     code = (
-        "import sys, time, pathlib\nfrom types import SimpleNamespace as N\nfrom training.base_model import sources; from training.base_model import unpacking\n"
+        "import sys, time, pathlib\nfrom training.settings.table import Model as N\nfrom training.base_model import sources; from training.base_model import unpacking\n"
         "sys.path.insert(0, 'tests')\nfrom tests.support.folders import folder\n"
         "sources.MODELS = pathlib.Path(sys.argv[1])\n"
         "def unpack(gguf, to, say):\n    folder(to)\n    time.sleep(float(sys.argv[2]))\n    print('unpacked')\n"

@@ -16,6 +16,8 @@ from training import base_model, llama
 from training.base_model import gguf_config, gguf_tokenizer, sources, unpacking
 from training.errors import UserError
 from training.llama import gguf_file, hard_texts, process
+from training.settings.table import Model
+from training.system import this_machine
 
 # setup.sh puts llama.cpp's converter there, and the vocabularies that llama.cpp tests itself with.
 VOCABULARIES = Path(sys.prefix) / "llama.cpp" / "models"
@@ -257,6 +259,20 @@ def test_a_setting_that_is_read_wrongly_shows_in_the_predictions(
 
 
 @pytest.mark.tiny
+def test_where_a_container_has_too_little_memory_the_comparison_is_left_out_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(bytes(1 << 20))
+    (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))
+    (tmp_path / "memory.max").write_text(str(8 << 20))
+    (tmp_path / "memory.current").write_text(str(5 << 20))
+    monkeypatch.setattr(this_machine, "CGROUP", tmp_path)
+    said: list[str] = []
+    assert unpacking.agreement(tmp_path / "m.gguf", tmp_path, said.append) is None
+    assert said == ["m.gguf: not compared with llama.cpp: 2 MB of weights, 2 MB of memory left"]
+
+
+@pytest.mark.tiny
 def test_llama_3_scaling_is_found_from_its_table_of_divisors(tmp_path: Path) -> None:
     import numpy as np
 
@@ -278,10 +294,7 @@ def test_llama_3_scaling_is_found_from_its_table_of_divisors(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def unpacked() -> Path:
-    from types import SimpleNamespace
-
-    model = SimpleNamespace(base_model_name=sources.EMBEDDED, revision=None, trust_remote_code=False)
-    return base_model.locate(model).path
+    return base_model.locate(Model(base_model_name=sources.EMBEDDED)).path
 
 
 @pytest.mark.embedded

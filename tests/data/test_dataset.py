@@ -10,14 +10,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, row_files
+from tests.support.settings import a_settings
+from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, raw_lines
 from training.data.oddities import Seen
 from training.errors import MachineError, UserError
 
@@ -31,18 +31,9 @@ def load(tmp_path: Path) -> Load:
     def run(rows: list[Any], **given: Any) -> Data:
         path = tmp_path / "a.jsonl"
         path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), "utf-8")
-        chosen = {
-            "dataset_file": path,
-            "validation_file": None,
-            "format": "auto",
-            "prompt_template": None,
-            "max_rows": 0,
-            "on_bad_row": "stop",
-            "validation_split": 0.0,
-            "test_split": 0.0,
-        } | given
-        training = SimpleNamespace(seed=3407)
-        return dataset.load(SimpleNamespace(dataset=SimpleNamespace(**chosen), training=training), tmp_path / "cache")
+        values = {"dataset_file": path, "validation_split": 0.0} | given
+        overrides = {f"Dataset.{name.upper()}": str(value) for name, value in values.items()}
+        return dataset.load(a_settings(**overrides), tmp_path / "cache")
 
     return run
 
@@ -277,8 +268,8 @@ def test_a_long_file_read_by_several_processes_says_the_same(
     path = tmp_path / f"a{ending}"
     packed = gzip.compress(content) if ending.endswith("gz") else content
     path.write_bytes(packed[: -len(packed) // 3] if "cut" in ending else packed)
-    monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 5000)
-    monkeypatch.setattr(row_files, "CHUNK", 100)
+    monkeypatch.setattr(raw_lines, "MAX_ROW_BYTES", 5000)
+    monkeypatch.setattr(raw_lines, "CHUNK", 100)
 
     def read() -> tuple:
         seen, bad, good = Seen(), [], []

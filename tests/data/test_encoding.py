@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.util
 import json
@@ -9,17 +10,18 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.support.base_models import a_base_model
+from tests.support.settings import a_settings
 from training.base_model import gguf_tokenizer
 from training.data import ChatTemplate, Row, Turn, chat_template, encoding, fast_tokenising, serving, tokenising
 from training.data.encoding import IGNORED, Encoded, NothingToTrain
 from training.errors import UserError
 from training.llama import gguf_file
-from training.settings import prompt_template
+from training.settings import Settings, prompt_template
 from training.system import paths
 
 pytestmark = pytest.mark.tiny
@@ -77,9 +79,12 @@ ONE = (Turn("user", "What is 2+2?"), Turn("assistant", "It is 4."))
 TWO = (*ONE, Turn("user", "And 你好 in French?"), Turn("assistant", "Bonjour, my friend.\nIt is 'salut' too."))
 
 
-def _settings(chat: str = "auto", system: str | None = None, prompt: str | None = None) -> Any:
-    return SimpleNamespace(
-        model=SimpleNamespace(chat_template=chat, system_prompt=system), dataset=SimpleNamespace(prompt_template=prompt)
+def _settings(chat: str = "auto", system: str | None = None, prompt: str | None = None) -> Settings:
+    defaults = a_settings()
+    return dataclasses.replace(
+        defaults,
+        model=dataclasses.replace(defaults.model, chat_template=chat, system_prompt=system),
+        dataset=dataclasses.replace(defaults.dataset, prompt_template=prompt),
     )
 
 
@@ -422,7 +427,7 @@ def test_the_choice_says_where_it_is_from(tokenizer: Callable[..., Any], tmp_pat
     with pytest.raises(UserError, match="PROMPT_TEMPLATE and \\[Model\\] CHAT_TEMPLATE both say"):
         chat_template.choose(None, _settings("alpaca", prompt="{instruction} {response}"), words)
     words.chat_template = None
-    base = SimpleNamespace(path=tmp_path)
+    base = a_base_model(tmp_path)
     assert (
         chat_template.choose(base, _settings(), words).source
         == "CHAT_TEMPLATE = chatml (auto: the model has no template of its own)"
@@ -455,7 +460,7 @@ def _folder(tmp_path: Path, words: Any, **files: str) -> Any:
     for name, text in files.items():
         (tmp_path / name.replace("_json", ".json")).write_text(text)
     words.chat_template = None
-    return SimpleNamespace(path=tmp_path)
+    return a_base_model(tmp_path)
 
 
 def test_a_template_in_an_old_chat_template_json_is_the_models_own(
@@ -647,7 +652,7 @@ def test_the_summary_counts_and_shows_the_trained_part(rows: Any, families: dict
     data, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path)
     found = tokenising.summary(data, words)
     lengths = [len(one["input_ids"]) for one in data]
-    assert (found.sequences, found.tokens, found.total[3]) == (3, sum(lengths), max(lengths))
+    assert (found.sequences, found.tokens, found.total.longest) == (3, sum(lengths), max(lengths))
     assert found.trained_tokens == sum(label != IGNORED for one in data for label in one["labels"])
     assert found.cut == 0
     short, _ = tokenising.tokenise(rows, template, words, 50, "all", "completion", tmp_path)

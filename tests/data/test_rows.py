@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.data import BadRow, Row, Turn, row_files, rows
+from training.data import BadRow, Row, Turn, raw_lines, rows
 from training.errors import UserError
 from training.settings import prompt_template, table
 
@@ -576,7 +576,7 @@ def test_a_line_of_100_megabytes_is_a_bad_row_in_bounded_memory(name: str) -> No
     tracemalloc.start()
     try:
         bad, *rest = rows.read(Path(name))
-        assert tracemalloc.get_traced_memory()[1] < 5 * row_files.MAX_ROW_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 5 * raw_lines.MAX_ROW_BYTES
     finally:
         tracemalloc.stop()
     assert bad.reason.startswith("the row is longer than 16 MiB")

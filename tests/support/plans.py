@@ -6,7 +6,7 @@ from pathlib import Path
 
 from training.base_model import BaseModel
 from training.data import ChatTemplate, Data
-from training.data.tokenising import Summary
+from training.data.tokenising import Lengths, Summary
 from training.plan import Plan
 from training.settings import Settings
 from training.system.this_machine import Machine
@@ -25,9 +25,9 @@ def a_base_model(
 
 def a_summary(longest: int) -> Summary:
     """The figures of one row of `longest` tokens."""
-    lengths = (longest,) * 4
+    lengths, none = Lengths(*[longest] * 4), Lengths(0, 0, 0, 0)
     return Summary(
-        sequences=1, tokens=longest, trained_tokens=longest, cut=0, prompt=(0,) * 4, answer=lengths, total=lengths, example=""
+        sequences=1, tokens=longest, trained_tokens=longest, cut=0, prompt=none, answer=lengths, total=lengths, example=""
     )  # fmt: skip
 
 

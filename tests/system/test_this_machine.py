@@ -109,3 +109,28 @@ def test_a_read_only_output_dir_is_refused(tmp_path):
             choices.check_writable(folder / "outputs")
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("within", "names", "given_up"),
+    [
+        ("", ("memory.max", "memory.current"), "inactive_file"),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    ],
+)
+def test_a_containers_limit_counts_and_files_that_were_read_are_no_use_of_memory(
+    within, names, given_up, tmp_path, monkeypatch
+):
+    group = tmp_path / within
+    group.mkdir(exist_ok=True)
+    monkeypatch.setattr(this_machine, "CGROUP", tmp_path)
+    unlimited = this_machine.memory()
+    for name, content in zip(
+        (*names, "memory.stat"), ("4000000", "3000000", f"anon 7\n{given_up} 2000000\n"), strict=True
+    ):
+        (group / name).write_text(content)
+    assert this_machine.memory() == (4_000_000, 3_000_000)
+    (group / "memory.stat").unlink()
+    assert this_machine.memory() == (4_000_000, 1_000_000)
+    (group / names[0]).write_text("max" if not within else str(1 << 62))
+    assert this_machine.memory()[0] == unlimited[0] > 4_000_000

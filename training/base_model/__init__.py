@@ -2,6 +2,7 @@
 model.
 """
 
+from training.base_model.model_tokenizer import load_tokenizer
 from training.base_model.sources import BaseModel, Peek, door, locate, peek
 
-__all__ = ["BaseModel", "Peek", "door", "locate", "peek"]
+__all__ = ["BaseModel", "Peek", "door", "load_tokenizer", "locate", "peek"]

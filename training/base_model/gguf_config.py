@@ -6,10 +6,14 @@ a head, biases, how positions are scaled. Whether the result is right is not arg
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from training.errors import UserError
 from training.llama import GGUF
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Architectures whose settings are plain values. The others (state spaces, shared layers, lists of values by layer) go
 # through transformers' own reader of GGUF files, which knows their peculiarities but takes ten times as long.
@@ -20,7 +24,7 @@ PLAIN = {
 }  # fmt: skip
 
 
-def build(gguf: GGUF, special: dict[str, Any]) -> Any:
+def build(gguf: GGUF, special: Mapping[str, int]) -> PreTrainedConfig:
     """The transformers configuration; `special` holds the ids of bos, eos and pad (-1: none)."""
     from transformers import AutoConfig
 
@@ -40,13 +44,16 @@ def _plain(gguf: GGUF) -> dict[str, Any]:
 
     model_type = PLAIN[gguf.architecture]
     table = model_type.removesuffix("_text")
-    found = {"model_type": model_type, **GGUF_CONFIG_DEFAULTS_MAPPING.get(table, {})}
-    for key, name in GGUF_CONFIG_MAPPING[table].items():
+    found: dict[str, Any] = {"model_type": model_type, **GGUF_CONFIG_DEFAULTS_MAPPING.get(table, {})}
+    # Its type there says object; the keys are GGUF's and the values transformers'.
+    names = cast(Mapping[str, "str | None"], GGUF_CONFIG_MAPPING[table])
+    for key, name in names.items():
         value = gguf.of_architecture(key)
         if name and value is not None:
             found[name] = _shortest(value)
     found["tie_word_embeddings"] = "output.weight" not in gguf.tensors
-    found["head_dim"] = gguf.of_architecture("attention.key_length") or found.get("head_dim") or _even_share(found)
+    even_share = found["hidden_size"] // found["num_attention_heads"]
+    found["head_dim"] = gguf.of_architecture("attention.key_length") or found.get("head_dim") or even_share
     if gguf.architecture in ("llama", "qwen3"):
         found["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
     found["rope_parameters"] = _positions(gguf, found.pop("rope_theta", None), found["head_dim"])
@@ -59,7 +66,7 @@ def _by_transformers(gguf: GGUF) -> dict[str, Any]:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     try:
-        found = load_gguf_checkpoint(str(gguf.path))["config"]
+        found: dict[str, Any] = load_gguf_checkpoint(str(gguf.path))["config"]
     except (ValueError, KeyError, NotImplementedError) as error:
         raise UserError(
             f'transformers cannot read the architecture "{gguf.architecture}" from a GGUF file; '
@@ -69,17 +76,13 @@ def _by_transformers(gguf: GGUF) -> dict[str, Any]:
     return found
 
 
-def _shortest(value: Any) -> Any:
+def _shortest(value: object) -> Any:
     """A float32 as the shortest decimal that gives it: 1e-05, where the file's four bytes read 9.999999747378752e-06."""
     if not isinstance(value, float):
         return value
     import numpy as np
 
     return float(str(np.float32(value)))
-
-
-def _even_share(found: dict[str, Any]) -> int:
-    return found["hidden_size"] // found["num_attention_heads"]
 
 
 def _positions(gguf: GGUF, theta: float | None, head_dim: int) -> dict[str, Any] | None:

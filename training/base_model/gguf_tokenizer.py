@@ -240,14 +240,14 @@ def save(tokenizer: Tokenizer, vocabulary: Vocabulary, folder: Path, max_length:
         single = " ".join(
             [*(["$BOS"] if around[0][0] and bos else []), "$A", *(["$EOS"] if around[1][0] and eos else [])]
         )
-        names = {"$BOS": bos, "$EOS": eos}
+        names = {"$BOS": bos or "", "$EOS": eos or ""}
         pieces = [names.get(piece, piece) for piece in single.split()]
         tokenizer.post_processor = TemplateProcessing(
             single=pieces, pair=[*pieces, *(p.replace("$A", "$B:1") for p in pieces)], special_tokens=used
         )
     files.write_text(folder / "tokenizer.json", tokenizer.to_str())
     unknown = vocabulary.tokens[vocabulary.unknown] if vocabulary.unknown is not None else None
-    settings = {
+    settings: dict[str, object] = {
         # The class that takes tokenizer.json as it stands; the classes of single models rebuild their own idea of it.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
@@ -267,7 +267,7 @@ def save(tokenizer: Tokenizer, vocabulary: Vocabulary, folder: Path, max_length:
         files.write_text(folder / "chat_template.jinja", vocabulary.chat_template)
 
 
-def _added(vocabulary: Vocabulary) -> dict[str, dict[str, Any]]:
+def _added(vocabulary: Vocabulary) -> dict[str, dict[str, object]]:
     """tokenizer_config.json's list of special tokens, from which the converter takes their types beside tokenizer.model."""
     return {
         str(number): {
@@ -291,9 +291,8 @@ def _sentencepiece_model(vocabulary: Vocabulary) -> bytes:
         flags = vocabulary.special["attributes"].get(number, 0)
         kind = next((kind for flag, kind in by_flag.items() if flags & flag), kinds.NORMAL)
         if kind == kinds.UNKNOWN and number != vocabulary.unknown:
-            kind = (
-                kinds.CONTROL
-            )  # SentencePiece takes one unknown piece only; padding in Phi-3's file is marked so, too
+            # SentencePiece takes one unknown piece only; padding in Phi-3's file is marked so, too.
+            kind = kinds.CONTROL
         model.pieces.add(piece=token, score=score, type=kind)
     model.trainer_spec.model_type = proto.TrainerSpec.BPE
     model.trainer_spec.vocab_size = len(vocabulary.tokens)
@@ -307,4 +306,5 @@ def _sentencepiece_model(vocabulary: Vocabulary) -> bytes:
     model.normalizer_spec.add_dummy_prefix = vocabulary.space_prefix
     model.normalizer_spec.remove_extra_whitespaces = False
     model.normalizer_spec.escape_whitespaces = True
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,17 +28,16 @@ CODE = ["*.py"]  # fetched where it may run, and never else, whatever it is call
 class Remote:
     """A model on the Hub before its download. `size` in bytes; None where the Hub does not say, as `parameters`."""
 
-    commit: str
+    commit: str | None
     config: dict[str, Any]
     size: int | None
     parameters: int | None
-    folder: Path | None = None  # with its settings and its tokenizer, once they are here
 
 
 def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
     """What the Hub says about a model; downloads config.json only. UserError when it is no model to train here."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # it is public, and not listed
 
     _endpoint()
     with _explained(name, revision):
@@ -54,9 +53,9 @@ def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
         config = json.loads(Path(hf_hub_download(name, "config.json", revision=info.sha)).read_text("utf-8"))
     if problems := model_folder.config_problems(config, trust_remote_code):
         raise UserError([f"{name}: {problem}" for problem in problems])
-    known = [sizes[file] for file in wanted]
+    known = [size for file in wanted if (size := sizes[file]) is not None]
     parameters = info.safetensors.total if info.safetensors else None
-    return Remote(info.sha, config, None if None in known else sum(known), parameters)
+    return Remote(info.sha, config, sum(known) if len(known) == len(wanted) else None, parameters)
 
 
 def download(
@@ -77,10 +76,10 @@ def download(
         remote = look(name, revision, trust_remote_code)
     except MachineError as error:
         # A model that was downloaded before serves without the network, said aloud; a refusal is not overruled.
-        if not isinstance(error, _Unreachable) or not (folder := _cached(name, revision, allowed, ignored)):
+        if not isinstance(error, _Unreachable) or not (cached := _cached(name, revision, allowed, ignored)):
             raise
         say(f"{error}; using the copy downloaded before")
-        return folder, folder.name
+        return cached, cached.name
     _enough_disk(name, remote)
     say(f"{name}: getting {_megabytes(remote.size)} from {_endpoint()} (what is there already is kept)")
     with _explained(name, revision):
@@ -89,8 +88,12 @@ def download(
     return folder, folder.name
 
 
-def plan(name: str, revision: str | None, trust_remote_code: bool, say: Callable[[str], None]) -> Remote | None:
-    """What a plan needs of a model that is not here yet: all but its weights is downloaded. None when it is here.
+def plan(
+    name: str, revision: str | None, trust_remote_code: bool, say: Callable[[str], None]
+) -> tuple[Remote, Path] | None:
+    """What a plan needs of a model that is not here yet: all but its weights is downloaded, into the folder that is given.
+
+    None when the model is here.
 
     Raises as `download`, also where the disk would not hold the weights.
     """
@@ -105,7 +108,7 @@ def plan(name: str, revision: str | None, trust_remote_code: bool, say: Callable
     with _explained(name, revision):
         small = [pattern for pattern in allowed if "safetensors" not in pattern]
         folder = snapshot_download(name, revision=revision, allow_patterns=small, ignore_patterns=ignored)
-    return replace(remote, folder=Path(folder))
+    return remote, Path(folder)
 
 
 class _Unreachable(MachineError):

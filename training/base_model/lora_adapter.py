@@ -10,12 +10,12 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 from training.base_model import safetensors_file
 from training.base_model.safetensors_file import Tensor
@@ -48,6 +48,29 @@ FOREIGN = (
     *("monteclora_config", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config"),
 )
 KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")  # initial weights that leave the base as it is
+
+
+Value = TypeVar("Value")
+
+
+class Config(TypedDict, total=False):
+    """What is read of adapter_config.json."""
+
+    r: int
+    lora_alpha: float
+    rank_pattern: Mapping[str, int] | None
+    alpha_pattern: Mapping[str, float] | None
+    use_rslora: bool
+    use_dora: bool
+    target_parameters: Sequence[str] | None
+
+
+class Scale(TypedDict):
+    """The fields of a Change that say how B A is scaled."""
+
+    rank: int
+    alpha: float
+    rslora: bool
 
 
 @dataclass(frozen=True)
@@ -133,10 +156,10 @@ def tying_known() -> Iterator[None]:
         yield
 
 
-def _config(adapter: Path) -> dict[str, Any]:
+def _config(adapter: Path) -> Config:
     """adapter_config.json; RunError when it is missing or asks for something that is not base + scaling * B A."""
     try:
-        config = json.loads((adapter / CONFIG).read_text("utf-8"))
+        config: dict[str, object] = json.loads((adapter / CONFIG).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RunError("merge", f"{adapter} is no PEFT adapter: {CONFIG} cannot be read ({error})") from None
     if not (adapter / WEIGHTS).is_file():
@@ -148,10 +171,11 @@ def _config(adapter: Path) -> dict[str, Any]:
         foreign.append(f"init_lora_weights = {config['init_lora_weights']} (it rewrites the base's weights)")
     if foreign:
         raise RunError("merge", f"the adapter was made with {', '.join(foreign)}, which cannot be merged here")
-    return config
+    # PEFT's own file: it wrote these fields itself.
+    return cast(Config, config)
 
 
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+def _pattern(patterns: Mapping[str, Value] | None, module: str, default: Value) -> Value:
     """PEFT's rank_pattern and alpha_pattern: the first key that matches the end of the module's name decides."""
     for key, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({key})$", module):
@@ -195,7 +219,7 @@ class _Names:
         return tensor
 
 
-def _module(module: str, parts: dict[str, Tensor], config: dict[str, Any], names: _Names) -> list[Change]:
+def _module(module: str, parts: dict[str, Tensor], config: Config, names: _Names) -> list[Change]:
     """The changes of one module: its weight's, and its bias's."""
     made: list[Change] = []
     if "bias" in parts:
@@ -213,15 +237,15 @@ def _module(module: str, parts: dict[str, Tensor], config: dict[str, Any], names
         raise RunError("merge", f"the adapter holds only one of the two factors of {module}")
     if re.search(r"\.experts(\.base_layer)?$", module):
         return [*made, *_experts(module, a, b, config, names)]
-    change = {"a": a, "b": b, **_scale(config, module)}
+    scale = _scale(config, module)
     weight = names.require(f"{module}.weight")
-    change["magnitude"] = _magnitude(module, kind, parts, config)
-    made.append(Change(module, kind, weight, 0, weight.rows, **change))
+    magnitude = _magnitude(module, kind, parts, config)
+    made.append(Change(module, kind, weight, 0, weight.rows, a=a, b=b, magnitude=magnitude, **scale))
     _fits(made[-1])
     return made
 
 
-def _scale(config: dict[str, Any], module: str) -> dict[str, Any]:
+def _scale(config: Config, module: str) -> Scale:
     return {
         "rank": _pattern(config.get("rank_pattern"), module, config["r"]),
         "alpha": _pattern(config.get("alpha_pattern"), module, config["lora_alpha"]),
@@ -229,7 +253,7 @@ def _scale(config: dict[str, Any], module: str) -> dict[str, Any]:
     }
 
 
-def _experts(module: str, a: Tensor, b: Tensor, config: dict[str, Any], names: _Names) -> list[Change]:
+def _experts(module: str, a: Tensor, b: Tensor, config: Config, names: _Names) -> list[Change]:
     """The changes of a mixture of experts, whose experts share one A [count * rank, in] and one B [out, rank * count].
 
     transformers 5 holds the experts of a layer in two tensors, gate_up_proj and down_proj; the checkpoint may hold them
@@ -250,8 +274,12 @@ def _experts(module: str, a: Tensor, b: Tensor, config: dict[str, Any], names: _
         for target in [fused] if fused else _expert(experts, index, parameter, names):
             rows = target.rows // count if fused else target.rows
             start = index * rows if fused else 0
-            place = {"expert": (index, count), "first_row": first}
-            made.append(Change(module, "lora", target, start, start + rows, a=a, b=b, **scale, **place))
+            made.append(
+                Change(
+                    module, "lora", target, start, start + rows,
+                    a=a, b=b, expert=(index, count), first_row=first, **scale,
+                )
+            )  # fmt: skip
             first += rows
     # [experts, in, out] (Llama 4, gpt-oss) would pass for [experts, out, in] where the two are equal.
     whole = fused is None or (fused.shape[0] == count and fused.shape[1] != fused.shape[2])
@@ -275,7 +303,7 @@ def _replaced(module: str, target: Tensor, by: Tensor) -> Change:
     return Change(module, "replaced", target, 0, target.rows, by)
 
 
-def _magnitude(module: str, kind: str, parts: dict[str, Tensor], config: dict[str, Any]) -> Tensor | None:
+def _magnitude(module: str, kind: str, parts: dict[str, Tensor], config: Config) -> Tensor | None:
     if bool(config.get("use_dora")) != ("magnitude" in parts):
         raise RunError("merge", f"use_dora is {config.get('use_dora')}, but {module} does not agree: a damaged adapter")
     if kind == "embedding" and "magnitude" in parts:
@@ -286,7 +314,7 @@ def _magnitude(module: str, kind: str, parts: dict[str, Tensor], config: dict[st
 def _fits(change: Change) -> None:
     """RunError unless the shapes of the factors are those that the target and the rank ask for."""
     rows, width, rank = change.stop - change.start, change.target.width, change.rank
-    expected = {change.a: (rank, width), change.b: (rows, rank)}
+    expected: dict[Tensor | None, tuple[int, ...]] = {change.a: (rank, width), change.b: (rows, rank)}
     if change.kind == "embedding":
         expected = {change.a: (rank, rows), change.b: (width, rank)}
     if change.magnitude is not None:

@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import runpy
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +70,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return laid_out(_json(path / "config.json"))
 
 
-def laid_out(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def laid_out(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
     """Weight -> shape of the model that a config.json describes, laid out without memory. Imports torch.
 
     Empty where transformers does not know the architecture (code that comes with the model is not run for this).
@@ -79,13 +80,13 @@ def laid_out(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = {key: value for key, value in config.items() if key != "transformers_version"}
+    values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(str(config["model_type"]), **values))
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
 
 
-def config_problems(config: dict[str, Any], trust_remote_code: bool = False) -> list[str]:
+def config_problems(config: Mapping[str, Any], trust_remote_code: bool = False) -> list[str]:
     """Why a model with this config.json cannot be trained here; nothing when it can."""
     problems = []
     kind, known = config.get("model_type"), _architectures()
@@ -130,9 +131,9 @@ def _architectures() -> frozenset[str]:
     table = Path(spec.origin).parent / "models" / "auto" / "auto_mappings.py"
     if table.is_file():
         return frozenset(runpy.run_path(str(table))["CONFIG_MAPPING_NAMES"])
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto import configuration_auto
 
-    return frozenset(CONFIG_MAPPING_NAMES)
+    return frozenset(configuration_auto.CONFIG_MAPPING_NAMES)  # type: ignore[attr-defined]  # handed on there, not listed
 
 
 def _json(path: Path) -> dict[str, Any]:

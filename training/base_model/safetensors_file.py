@@ -13,7 +13,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.errors import RunError
 
@@ -110,7 +110,7 @@ def header(file: Path, stage: str = "merge") -> tuple[dict[str, Tensor], dict[st
     return {tensor.name: tensor for tensor in sorted(tensors, key=lambda tensor: tensor.start)}, metadata
 
 
-def _tensor(file: Path, name: str, origin: int, entry: dict) -> Tensor:
+def _tensor(file: Path, name: str, origin: int, entry: dict[str, Any]) -> Tensor:
     begin, end = entry["data_offsets"]
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     if dtype in SIZES and math.prod(shape) * SIZES[dtype] != end - begin:

@@ -1,4 +1,4 @@
-"""Find the base model that BASE_MODEL_NAME names, by whichever door, as a local Hugging Face folder."""
+"""Find the base model that BASE_MODEL_NAME names (Hub, folder, .gguf file, embedded model) as a local Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ def locate(model: Model, say: Callable[[str], None] = lambda text: None, weights
     if kind == "hub":
         from training.base_model import hub
 
-        if not weights and (remote := hub.plan(name, model.revision, model.trust_remote_code, say)):
-            config, folder = remote.config, remote.folder
+        if not weights and (planned := hub.plan(name, model.revision, model.trust_remote_code, say)):
+            remote, folder = planned
+            config = remote.config
             parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
             found = BaseModel(name, folder, kind, remote.commit, config, parameters, config.get(LONGEST))
             return _told_of_code(found, model.trust_remote_code, say)

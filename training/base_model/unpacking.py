@@ -8,27 +8,27 @@ setting that the file does not tell, or that was misread, shows there and nowher
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training import llama
 from training.base_model import gguf_config, gguf_tokenizer
 from training.errors import UserError
 from training.llama import GGUF, gguf_file, process
-from training.system import files
+from training.system import files, this_machine
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.modeling_gguf_pytorch_utils import TensorProcessor
 
 SHARD = 2 << 30  # bytes of weights a file, at most (a single larger tensor gets a file of its own)
 ROWS = 16384  # rows of an embedding de-quantised at once: 16384 x 8192 x 4 bytes = 512 MB
 UNUSED = ("rope_freqs.weight",)  # in the file for llama.cpp's sake; config.json says the same
-DIVERGENCE = (
-    0.05  # nats, mean: the embedded model has 0.007 (llama.cpp's 8-bit activations, bf16); a wrong setting, 1 and more
-)
+# Nats, mean: the embedded model has 0.007 (llama.cpp's 8-bit activations, bf16); a wrong setting, 1 and more.
+DIVERGENCE = 0.05
 SAMPLE = (
     "The quick brown fox jumps over 13 lazy dogs. Water boils at 100 °C, and in 1789 the people of Paris stormed it."
 )
@@ -49,7 +49,7 @@ def unpack(path: Path, folder: Path, say: Callable[[str], None] = lambda text: N
         tokenizer = gguf_tokenizer.build(vocabulary)
         texts = gguf_tokenizer.prove(tokenizer, path, vocabulary)
         say(f"{path.name}: the rebuilt tokenizer equals llama.cpp's on {texts} texts")
-        config = gguf_config.build(gguf, vocabulary.special)
+        config = gguf_config.build(gguf, {name: vocabulary.special[name] for name in ("bos", "eos", "pad")})
         gguf_tokenizer.save(tokenizer, vocabulary, folder, getattr(config, "max_position_embeddings", None))
         write_weights(gguf, config, folder)
         agreement(path, folder, say)
@@ -57,7 +57,7 @@ def unpack(path: Path, folder: Path, say: Callable[[str], None] = lambda text: N
         raise UserError([f"{path}: {problem}" for problem in error.problems]) from error
 
 
-def write_weights(gguf: GGUF, config: Any, folder: Path) -> None:
+def write_weights(gguf: GGUF, config: PreTrainedConfig, folder: Path) -> None:
     """Write config.json, generation_config.json and the weights as bf16 safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -87,7 +87,8 @@ def agreement(path: Path, folder: Path, say: Callable[[str], None]) -> float | N
     from transformers import AutoModelForCausalLM
 
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    free = _free_memory() - path.stat().st_size
+    _, free = this_machine.memory()
+    free -= path.stat().st_size
     if free < 1.5 * size:
         say(f"{path.name}: not compared with llama.cpp: {size >> 20} MB of weights, {free >> 20} MB of memory left")
         return None
@@ -124,16 +125,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _free_memory() -> int:
-    """Bytes that can be used without swapping."""
-    try:
-        with Path("/proc/meminfo").open() as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _names(gguf: GGUF, model: Any, processor: Any) -> dict[str, str]:
+def _names(gguf: GGUF, model: PreTrainedModel, processor: TensorProcessor) -> dict[str, str]:
     """GGUF name -> Hugging Face name, for the weights of the model laid out without them."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
@@ -157,7 +149,7 @@ def _names(gguf: GGUF, model: Any, processor: Any) -> dict[str, str]:
 
 
 def _tensors(
-    gguf: GGUF, processor: Any, names: dict[str, str], shapes: dict[str, tuple[int, ...]]
+    gguf: GGUF, processor: TensorProcessor, names: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Each weight of the model under its Hugging Face name, in bf16; UserError when one is left over."""
     import torch

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from loguru import logger
 
@@ -31,6 +31,13 @@ ROWS = 4096  # of an output layer, read at a time
 REMEDY = "download the model again, or put the config.json there that belongs to these weights"
 
 
+class LoadingInfo(TypedDict):
+    """What is read of the second thing that `from_pretrained` gives with output_loading_info."""
+
+    missing_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, object, object]]
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What transformers said of the names and shapes: `mismatched` is (name, found, asked for)."""
@@ -41,7 +48,7 @@ class Loaded:
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
 
-def check(folder: Path, config: Mapping[str, Any], trusted: bool = False) -> None:
+def check(folder: Path, config: Mapping[str, object], trusted: bool = False) -> None:
     """Refuse a folder whose weights are not those of its config.json. UserError with everything that is wrong.
 
     Says nothing of a folder without weights (only its settings are here yet), nor of one whose architecture is code that
@@ -88,7 +95,7 @@ def check_dora(folder: Path, modules: Collection[str]) -> None:
             )
 
 
-def require(info: Mapping[str, Any], folder: Path) -> None:
+def require(info: LoadingInfo, folder: Path) -> None:
     """RunError where `from_pretrained` (its loading info) had to make up a tensor that the files do not hold."""
     made_up = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
     if made_up:
@@ -139,7 +146,8 @@ def _load(folder: Path, tensors: Mapping[str, Tensor]) -> Loaded:
 def _config(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    found: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return found
 
 
 def _problems(found: Loaded, tensors: Mapping[str, Tensor]) -> Iterator[str]:

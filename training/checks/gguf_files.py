@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training import llama
+from training.base_model import load_tokenizer
 from training.checks import tensors
 from training.checks.check import Check, timed
 from training.evaluation import divergence
@@ -80,9 +81,7 @@ def gguf_tokenizer(
     )
 
     def measure() -> Check:
-        from transformers import AutoTokenizer
-
-        known = tokenizer or AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        known = tokenizer or load_tokenizer(folder)
         corpus = [*HARD, *_specials(known), *texts]
         ours = [known.encode(text, add_special_tokens=False) for text in corpus]
         theirs = process.tokenise(gguf, corpus)

@@ -71,7 +71,9 @@ def merged_logits(
             opened = merged() if callable(merged) else stack.enter_context(reference.opened(merged, memory))
             if isinstance(opened, TooLarge):
                 return replace(check, skipped=f"the merged model was not run: {opened.reason}")
-            found = divergence.compare(divergence.kept_logits(kept, (), len(rows)), opened.logits(rows, first), rows, first)
+            found = divergence.compare(
+                divergence.kept_logits(kept, (), len(rows)), opened.logits(rows, first), rows, first
+            )
         dtype = "bfloat16" if "bfloat16" in (computed, opened.dtype) else "float32"  # free memory may change between
         figures = {"dtype": dtype, **found.as_dict(), "mean_kl_of_training": trained.as_dict()["mean_kl"]}
         same = sum(found.kl_of_each[::4]) / trained.tokens

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from training.base_model import BaseModel
 from training.data.rows import Turn
 from training.errors import UserError
-from training.settings import prompt_template
+from training.settings import Settings, prompt_template
 from training.system import paths
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from transformers import PreTrainedTokenizerBase
 
 # A model that has no template of its own has never seen one; ChatML is what most tools and servers know.
 FOR_BASE_MODELS = "chatml"
@@ -60,7 +65,9 @@ def names() -> list[str]:
     return sorted(path.stem for path in paths.CHAT_TEMPLATES.glob("*.jinja"))
 
 
-def choose(base: Any, settings: Any, tokenizer: Any, today: datetime.date | None = None) -> ChatTemplate:
+def choose(
+    base: BaseModel | None, settings: Settings, tokenizer: PreTrainedTokenizerBase, today: datetime.date | None = None
+) -> ChatTemplate:
     """The template of this run: PROMPT_TEMPLATE, else CHAT_TEMPLATE, else the model's own, else ChatML.
 
     `base` has `.path` and may be None. `today` is the run's date, for templates that write one. Raises UserError when there is no such template, when it cannot be rendered, or when
@@ -95,7 +102,7 @@ def _missing_header(jinja: str, special: Mapping[str, str], today: datetime.date
     return header if header.strip() else ""
 
 
-def _find(base: Any, settings: Any, tokenizer: Any) -> tuple[str, str]:
+def _find(base: BaseModel | None, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """The Jinja text and where it is from."""
     wanted = settings.model.chat_template
     automatic = not wanted or wanted == "auto"
@@ -116,7 +123,7 @@ def _find(base: Any, settings: Any, tokenizer: Any) -> tuple[str, str]:
     return jinja, f"CHAT_TEMPLATE = {FOR_BASE_MODELS} (auto: the model has no template of its own)"
 
 
-def _named(wanted: str, tokenizer: Any) -> tuple[str, str]:
+def _named(wanted: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     source = f"CHAT_TEMPLATE = {wanted}"
     if wanted in names():
         return _with_bos(
@@ -133,7 +140,7 @@ def _named(wanted: str, tokenizer: Any) -> tuple[str, str]:
         raise UserError(f"[Model] CHAT_TEMPLATE = {wanted}: cannot be read: {error}") from None
 
 
-def _own(base: Any, tokenizer: Any) -> str | None:
+def _own(base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, Mapping):  # some models carry further ones for tools and retrieval
         if "default" not in own and len(own) > 1:
@@ -159,12 +166,12 @@ def _old_template(file: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _with_bos(jinja: str, tokenizer: Any) -> str:
+def _with_bos(jinja: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Our own templates write BOS where the tokenizer would, as the models' own do."""
     return "{{- bos_token -}}" + jinja if adds_bos(tokenizer) else jinja
 
 
-def adds_bos(tokenizer: Any) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """True when the tokenizer itself puts BOS in front of a text, as llama.cpp and Ollama then do, too."""
     bos = getattr(tokenizer, "bos_token_id", None)
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
@@ -187,19 +194,19 @@ def prompt_served(template: ChatTemplate, messages: Iterable[Mapping[str, str]],
 
 
 def as_served(
-    template: ChatTemplate, messages: Iterable[Turn | Mapping[str, str]], jinja: str, given: Mapping[str, Any]
+    template: ChatTemplate, messages: Iterable[Turn | Mapping[str, str]], jinja: str, handed: Mapping[str, object]
 ) -> str:
     """A prompt by the text `jinja` with what a server hands to a chat template besides. UserError as `render`."""
-    return _render(jinja, template.special, messages, True, template.today, given)
+    return _render(jinja, template.special, messages, True, template.today, handed)
 
 
 def _render(
     jinja: str,
     special: Mapping[str, str],
-    messages: Iterable[Any],
+    messages: Iterable[Turn | Mapping[str, str]],
     add_generation_prompt: bool,
     today: datetime.date | None = None,
-    given: Mapping[str, Any] | None = None,
+    handed: Mapping[str, object] | None = None,
 ) -> str:
     import jinja2
 
@@ -207,7 +214,7 @@ def _render(
     chat = [{"role": m.role, "content": m.content} if isinstance(m, Turn) else dict(m) for m in messages]
     try:
         compiled, known = _compiled(jinja)
-        names = {**known, **special, **dated, **(given or {}), "messages": chat}
+        names = {**known, **special, **dated, **(handed or {}), "messages": chat}
         names["add_generation_prompt"] = add_generation_prompt
         return "".join(compiled.root_render_func(compiled.new_context(names, shared=True)))
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
@@ -215,7 +222,7 @@ def _render(
 
 
 @lru_cache(maxsize=8)
-def _compiled(jinja: str) -> tuple[Any, dict[str, Any]]:
+def _compiled(jinja: str) -> tuple[Template, dict[str, object]]:
     """The template as transformers' `render_jinja_template` compiles it, and all names that it hands to one without tools.
 
     Put together once, and not for every text: it is half of the time that rendering a short chat takes.
@@ -249,7 +256,12 @@ QUESTION, ANSWER, SYSTEM = "probequestion", "probeanswer", "probesystem"
 
 
 def _tried(
-    jinja: str, source: str, special: dict[str, str], system: str | None, tokenizer: Any, today: datetime.date
+    jinja: str,
+    source: str,
+    special: dict[str, str],
+    system: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    today: datetime.date,
 ) -> ChatTemplate:
     """Render probes, and learn from them how an answer ends. Raises UserError for a template that cannot serve."""
 
@@ -292,7 +304,7 @@ def _tried(
     )
 
 
-def _takes_system(rendered: Any) -> str:
+def _takes_system(rendered: Callable[[list[Turn]], str]) -> str:
     """Why the template cannot take a system message; "" when it can."""
     try:
         text = rendered([Turn("system", SYSTEM), Turn("user", QUESTION), Turn("assistant", ANSWER)])
@@ -301,11 +313,11 @@ def _takes_system(rendered: Any) -> str:
     return "" if SYSTEM in text else "the chat template leaves system messages out"
 
 
-def _added_tokens(tokenizer: Any) -> dict[int, str]:
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
 
 
-def _turn_end(tail: str, tokenizer: Any) -> tuple[str, bool]:
+def _turn_end(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
     """The text that closes an answer, and whether eos must follow it because it holds no special token.
 
     The first special token after the answer is it: Phi writes "<|end|>\\n<|endoftext|>", and answers with <|end|>.

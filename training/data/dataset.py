@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.data import oddities, parallel_reading, row_files
 from training.data.oddities import Seen, count_rows
-from training.data.row_files import BadRow
+from training.data.record import BadRow
 from training.data.rows import Row, Turn
 from training.errors import UserError
-from training.settings import prompt_template
+from training.settings import Settings, prompt_template
 from training.settings.prompt_template import PromptTemplate
 from training.system import files, privacy
 from training.system.progress_bar import gauge
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
+    from numpy.typing import NDArray
 
 NAMED = 20  # bad rows that a message names; the rest is counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """The rows of a run. Each dataset has the columns messages (list of role, content; or None), text (or None), file, line.
 
@@ -44,48 +46,64 @@ class Data:
     plain: bool
 
 
-def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda text: None) -> Data:
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """What reading one file gave: the good rows, what was noticed of them, and the bad ones."""
+
+    path: Path
+    rows: datasets.Dataset
+    seen: Seen
+    rejected: list[BadRow]
+
+
+def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambda text: None) -> Data:
     """Read DATASET_FILE (and VALIDATION_FILE), check every row, split; Arrow files go into `cache_dir`.
 
     Raises UserError naming the bad rows by file and line (ON_BAD_ROW = stop), or when no row is left to train on.
     """
-    chosen = settings.dataset
-    template = prompt_template.parse(chosen.prompt_template) if chosen.prompt_template else None
+    section = settings.dataset
+    template = prompt_template.parse(section.prompt_template) if section.prompt_template else None
     files.private_folder(cache_dir)
-    rejected: list[BadRow] = []
-    digests = {str(path): _sha256(path) for path in (chosen.dataset_file, chosen.validation_file) if path}
-    rows, seen = _file(chosen.dataset_file, chosen, template, cache_dir, rejected, say, chosen.max_rows)
-    held, held_seen = None, None
-    if chosen.validation_file:
-        held, held_seen = _file(chosen.validation_file, chosen, template, cache_dir, rejected, say, 0)
-    _stop_for(rejected, chosen.on_bad_row)
-    for path, found in ((chosen.dataset_file, rows), (chosen.validation_file, held)):
-        if path and not len(found):
-            raise UserError(
-                f"{path}: no rows: " + (f"all {len(rejected)} are bad" if rejected else row_files.nothing(path))
-            )
+    digests = {str(path): _sha256(path) for path in (section.dataset_file, section.validation_file) if path}
+    own = _read(section.dataset_file, section.format, template, cache_dir, say, section.max_rows)
+    held = _read(section.validation_file, section.format, template, cache_dir, say) if section.validation_file else None
+    every = [own, held] if held else [own]
+    rejected = [bad for file in every for bad in file.rejected]
+    _stop_for(rejected, section.on_bad_row)
+    for file in every:
+        if not len(file.rows):
+            reason = f"all {len(rejected)} are bad" if rejected else row_files.nothing(file.path)
+            raise UserError(f"{file.path}: no rows: {reason}")
 
-    told = oddities.warnings(chosen.dataset_file, seen, rows)
-    if held_seen:
-        told += oddities.warnings(chosen.validation_file, held_seen, held)
-    validation_share = 0.0 if chosen.validation_file else chosen.validation_split
-    parts, notes = split(seen.prompts, validation_share, chosen.test_split, settings.training.seed)
-    if held_seen:
-        told += _shared_prompts(seen.prompts, held_seen.prompts, chosen.validation_file)
-        if chosen.validation_split and getattr(settings, "written", lambda key: False)("Dataset.VALIDATION_SPLIT"):
+    warnings = [line for file in every for line in oddities.warnings(file.path, file.seen, file.rows)]
+    validation_share = 0.0 if held else section.validation_split
+    parts, notes = split(own.seen.prompts, validation_share, section.test_split, settings.training.seed)
+    if held:
+        warnings += _shared_prompts(own.seen.prompts, held.seen.prompts, held.path)
+        if section.validation_split and settings.written("Dataset.VALIDATION_SPLIT"):
             notes.append("VALIDATION_FILE is given: VALIDATION_SPLIT is not used")
-    train, validation, test = (rows.select(part) if len(part) else None for part in parts)
+    train, validation, test = (own.rows.select(part) if len(part) else None for part in parts)
+    if held:
+        validation = held.rows
     counts = {
-        "rows": len(rows) + (len(held) if held is not None else 0),
-        "turns": seen.counts["turns"] + (held_seen.counts["turns"] if held_seen else 0),
-        "text": seen.counts["text"] + (held_seen.counts["text"] if held_seen else 0),
+        "rows": sum(len(file.rows) for file in every),
+        "turns": sum(file.seen.counts["turns"] for file in every),
+        "text": sum(file.seen.counts["text"] for file in every),
         "bad": len(rejected),
     }
-    validation = held if held is not None else validation
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         counts[name] = len(part) if part is not None else 0
-    plain = counts["turns"] == 0
-    return Data(train, validation, test, rejected, told, notes, digests, counts, plain)
+    return Data(
+        train=train,
+        validation=validation,
+        test=test,
+        rejected=rejected,
+        warnings=warnings,
+        notes=notes,
+        sha256=digests,
+        counts=counts,
+        plain=counts["turns"] == 0,
+    )
 
 
 def write_rejected(path: Path, rejected: Sequence[BadRow]) -> None:
@@ -107,17 +125,17 @@ def bad_rows_error(rejected: Sequence[BadRow], title: str = "") -> UserError:
 
 def split(
     prompts: Sequence[int], validation_share: float, test_share: float, seed: int
-) -> tuple[tuple[Any, Any, Any], list[str]]:
-    """Deal rows out to (train, validation, test): three sorted integer arrays of row numbers, and notes on what was not possible.
+) -> tuple[list[NDArray[np.int64]], list[str]]:
+    """Deal rows out to [train, validation, test]: three sorted integer arrays of row numbers, and notes on what was not possible.
 
     `prompts` holds one number a row; rows with the same number stay together. Seeded; never empties the training rows; a
     part that would hold no row, or no whole group of rows, is left empty, and a note says so.
     """
     import numpy as np
 
-    prompts = np.asarray(prompts, dtype=np.uint64)
     total = len(prompts)
-    _, first, group, sizes = np.unique(prompts, return_index=True, return_inverse=True, return_counts=True)
+    numbers = np.asarray(prompts, dtype=np.uint64)
+    _, first, group, sizes = np.unique(numbers, return_index=True, return_inverse=True, return_counts=True)
     by_place = np.argsort(first, kind="stable")  # groups in the order of the file, so that a hash does not choose
     order = by_place[np.random.default_rng(seed).permutation(len(sizes))]
     owner = np.zeros(len(sizes), dtype=np.int8)
@@ -140,7 +158,7 @@ def split(
                 f"no {what} rows: {total} row{'s are' if total != 1 else ' is'} {reason} for {name} = {share:g}"
             )
     owners = owner[group.reshape(-1)]
-    return tuple(np.flatnonzero(owners == number) for number in (0, 1, 2)), notes
+    return [np.flatnonzero(owners == number) for number in (0, 1, 2)], notes
 
 
 def _sha256(path: Path) -> str:
@@ -158,20 +176,19 @@ def _stop_for(rejected: list[BadRow], on_bad_row: str) -> None:
         raise bad_rows_error(rejected)
 
 
-def _file(
+def _read(
     path: Path,
-    chosen: Any,
+    format: str,
     template: PromptTemplate | None,
     cache_dir: Path,
-    rejected: list[BadRow],
     say: Callable[[str], None],
-    limit: int,
-) -> tuple[datasets.Dataset, Seen]:
-    """The good rows of one file as Arrow on disk (written once through, part by part), and what was seen of them."""
+    limit: int = 0,
+) -> _File:
+    """One file: its good rows go to the disk as Arrow (written once through, part by part)."""
     import datasets
     import pyarrow as pa
 
-    seen = Seen()
+    seen, rejected = Seen(), []
     name = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     with (
         gauge(f"reading {path.name}", parallel_reading.whole(path, limit), say) as advance,
@@ -179,22 +196,23 @@ def _file(
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_stream(sink, parallel_reading.schema()) as writer,
     ):
-        for part in parallel_reading.parts(path, chosen.format, template, limit):
+        for part in parallel_reading.parts(path, format, template, limit):
             writer.write_batch(part.batch)
             seen.add(part.seen)
             rejected += part.bad
             advance(part.size, part.batch.num_rows + len(part.bad))
-    return datasets.Dataset.from_file(str(cache_dir / f"rows-{name}.arrow")), seen
+    rows = datasets.Dataset.from_file(str(cache_dir / f"rows-{name}.arrow"))
+    return _File(path=path, rows=rows, seen=seen, rejected=rejected)
 
 
-def as_row(record: dict[str, Any]) -> Row:
+def as_row(record: Mapping[str, Any]) -> Row:
     """A Row again from a record of a dataset."""
     messages = record["messages"]
     turns = tuple(Turn(turn["role"], turn["content"]) for turn in messages) if messages is not None else None
     return Row(turns, record["text"], record["file"], record["line"])
 
 
-def _shared_prompts(train: array, held: array, path: Path) -> list[str]:
+def _shared_prompts(train: array[int], held: array[int], path: Path) -> list[str]:
     import numpy as np
 
     shared = int(np.isin(np.asarray(held), np.asarray(train)).sum())

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
+from training.base_model import BaseModel
 from training.base_model.generation import generation_eos
 from training.data.chat_template import ChatTemplate, adds_bos, conversation, render
 from training.data.fast_tokenising import Tokenise, tokeniser
 from training.data.rows import Row, Turn
 from training.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 THOUGHT = "</think>"  # ends the thoughts that an answer came with
@@ -44,7 +48,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A prompt as inference writes it, and the answer that is trained after it, up to its end."""
 
     prompt: str
@@ -52,13 +56,13 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is to be tokenised for one row: pieces in order; `joined`: each piece's text begins the next one's prompt.
 
     `thought`: an answer came with thoughts. `unthought`: the chat template leaves no room for them, and they are not trained.
     """
 
-    pieces: tuple[_Piece, ...]
+    pieces: tuple[Piece, ...]
     joined: bool
     text: str | None = None
     thought: bool = False
@@ -72,7 +76,7 @@ class _Plan:
 
 def encode(
     template: ChatTemplate,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     row: Row,
     max_length: int,
     train_turns: str = "all",
@@ -90,35 +94,35 @@ def encode(
     return assemble(template, tokenizer, plan, tokenise(plan.texts()), tokenise, max_length, train_on)
 
 
-def prompt_ids(template: ChatTemplate, tokenizer: Any, messages: Sequence[Turn]) -> list[int]:
+def prompt_ids(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn]) -> list[int]:
     """The tokens of the prompt for an answer to `messages`, SYSTEM_PROMPT put in front; the same that training uses."""
     text = render(template, conversation(template, messages), add_generation_prompt=True)
     return with_bos(tokeniser(tokenizer)([text])[0], tokenizer)
 
 
-def with_bos(ids: list[int], tokenizer: Any) -> list[int]:
+def with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """BOS exactly once, where the model has one: as the template wrote it, else as llama.cpp will add it."""
-    if adds_bos_cached(tokenizer) and ids[:1] != [_bos(tokenizer)]:
-        return [_bos(tokenizer), *ids]
+    bos = _bos(tokenizer)
+    if bos is not None and adds_bos_cached(tokenizer) and ids[:1] != [bos]:
+        return [bos, *ids]
     return ids
 
 
 @lru_cache(maxsize=8)  # transformers looks it up anew each time: with many rows that is some seconds
-def _bos(tokenizer: Any) -> int | None:
-    return tokenizer.bos_token_id
+def _bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    number: int | None = tokenizer.bos_token_id
+    return number
 
 
-def adds_bos_cached(tokenizer: Any) -> bool:
-    known = getattr(tokenizer, "_finetune_adds_bos", None)
-    if known is None:
-        known = tokenizer._finetune_adds_bos = adds_bos(tokenizer)
-    return known
+@lru_cache(maxsize=8)  # it is asked of every row, and answered by tokenising a text
+def adds_bos_cached(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return adds_bos(tokenizer)
 
 
-def plan_row(template: ChatTemplate, row: Row, train_turns: str, train_on: str) -> _Plan:
+def plan_row(template: ChatTemplate, row: Row, train_turns: str, train_on: str) -> Plan:
     """Render the row: every prompt that an answer is trained after, and that answer. Raises NothingToTrain."""
     if row.messages is None:
-        return _Plan((), True, row.text)
+        return Plan((), True, row.text)
     messages = conversation(template, row.messages)
     if messages[0].role == "system" and not template.takes_system:
         raise NothingToTrain("the row has a system message, and the chat template takes none")
@@ -134,10 +138,10 @@ def plan_row(template: ChatTemplate, row: Row, train_turns: str, train_on: str) 
     )
     thought = [piece for i, piece in zip(answers, pieces, strict=True) if THOUGHT in messages[i].content]
     unthought = any(THOUGHT not in piece.answer for piece in thought)
-    return _Plan(pieces, joined or len(pieces) == 1, thought=bool(thought), unthought=unthought)
+    return Plan(pieces, joined or len(pieces) == 1, thought=bool(thought), unthought=unthought)
 
 
-def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> _Piece:
+def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> Piece:
     """The prompt for the last of `messages`, which is an answer, and the text of that answer up to its turn end."""
     prompt = render(template, messages[:-1], add_generation_prompt=True)
     whole = render(template, messages)
@@ -146,14 +150,12 @@ def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> _Piece:
     end = len(whole) - len(template.tail)
     content = messages[-1].content
     if template.opens_think and "</think>" not in whole[len(prompt) : end]:
-        return _Piece(prompt, _thought(content) + template.turn_end)
+        return Piece(prompt, _thought(content) + template.turn_end)
     if whole.startswith(prompt) and end >= len(prompt):
-        return _Piece(prompt, whole[len(prompt) : end] + template.turn_end)
+        return Piece(prompt, whole[len(prompt) : end] + template.turn_end)
     said = content.rpartition("</think>")[2].strip()
     if prompt.endswith(CLOSED_THOUGHTS) and whole[:end].rstrip().endswith(said):
-        return _Piece(
-            prompt, said + template.turn_end
-        )  # inference puts an empty thought in front, training data do not
+        return Piece(prompt, said + template.turn_end)  # inference puts an empty thought in front, training data do not
     raise UserError("the chat template's prompt for an answer is not how the answer's turn begins")
 
 
@@ -166,8 +168,8 @@ def _thought(content: str) -> str:
 
 def assemble(
     template: ChatTemplate,
-    tokenizer: Any,
-    plan: _Plan,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
     ids: list[list[int]],
     tokenise: Tokenise,
     max_length: int,
@@ -194,18 +196,18 @@ def assemble(
 _Spans = list[tuple[int, int]]  # [start, end) of what is trained
 
 
-def _whole_text(ids: list[int], tokenizer: Any) -> tuple[list[int], _Spans]:
+def _whole_text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], _Spans]:
     ids = [*ids, *_eos(tokenizer)] if ids[-1:] != _eos(tokenizer) else ids
     return ids, [(int(_starts_with_bos(ids, tokenizer)), len(ids))]
 
 
 @lru_cache(maxsize=8)
-def _eos(tokenizer: Any) -> list[int]:
+def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
 
 
 def _chat(
-    template: ChatTemplate, tokenizer: Any, plan: _Plan, ids: list[list[int]], tokenise: Any
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, plan: Plan, ids: list[list[int]], tokenise: Tokenise
 ) -> list[tuple[list[int], _Spans]]:
     prompts, wholes = ids[0::2], ids[1::2]
     last = wholes[-1]
@@ -245,11 +247,11 @@ def _fitted(ids: list[int], spans: _Spans, max_length: int) -> Encoded:
     return Encoded(ids[:max_length], labels[:max_length], len(ids) > max_length)
 
 
-def _starts_with_bos(ids: list[int], tokenizer: Any) -> bool:
+def _starts_with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     return ids[:1] == [_bos(tokenizer)]
 
 
-def _one_bos(sequences: list[tuple[list[int], _Spans]], tokenizer: Any) -> None:
+def _one_bos(sequences: list[tuple[list[int], _Spans]], tokenizer: PreTrainedTokenizerBase) -> None:
     """BOS twice in front, the classic of fine-tuning, or not at all where the model wants it: neither goes through."""
     for ids, _ in sequences:
         if _starts_with_bos(ids, tokenizer) and ids[1:2] == ids[:1]:
@@ -258,7 +260,9 @@ def _one_bos(sequences: list[tuple[list[int], _Spans]], tokenizer: Any) -> None:
             raise RunError("tokenise", "BOS is missing in front of a row")
 
 
-def _ends_are_trained(template: ChatTemplate, tokenizer: Any, sequences: list[tuple[list[int], _Spans]]) -> None:
+def _ends_are_trained(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, sequences: list[tuple[list[int], _Spans]]
+) -> None:
     """Every answer must end in a trained end token; a model trained without one never stops."""
     ends = set(_eos(tokenizer)) if template.eos_follows else _end_ids(tokenizer, template.turn_end)
     for ids, spans in sequences:
@@ -268,13 +272,14 @@ def _ends_are_trained(template: ChatTemplate, tokenizer: Any, sequences: list[tu
 
 
 @lru_cache(maxsize=8)
-def _end_ids(tokenizer: Any, turn_end: str) -> frozenset[int]:
+def _end_ids(tokenizer: PreTrainedTokenizerBase, turn_end: str) -> frozenset[int]:
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(number for number, token in added if turn_end.endswith(str(token)))
 
 
-def end_ids(template: Any, tokenizer: Any, base: Any) -> list[int]:
+def end_ids(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> list[int]:
     """The ids of all tokens that end an answer: the template's turn end, eos, and those of generation_config.json."""
+    vocabulary = tokenizer.get_vocab()
     texts = [*template.end_tokens, tokenizer.eos_token or ""]
-    known = [tokenizer.convert_tokens_to_ids(text) for text in texts if text in tokenizer.get_vocab()]
+    known = [vocabulary[text] for text in texts if text in vocabulary]
     return list(dict.fromkeys([*known, *generation_eos(base)]))

@@ -10,23 +10,29 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from training.data.word_cache import covers, word_tokeniser
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 Tokenise = Callable[[list[str]], list[list[int]]]
 
 
-def tokeniser(tokenizer: Any) -> Tokenise:
+def tokeniser(tokenizer: PreTrainedTokenizerBase) -> Tokenise:
     """Texts to token ids, nothing added: a rendered chat has its own BOS."""
 
     def tokenise(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        ids: list[list[int]] = found["input_ids"]
+        return ids
 
     return tokenise
 
 
-def quick_tokeniser(tokenizer: Any) -> Tokenise:
+def quick_tokeniser(tokenizer: PreTrainedTokenizerBase) -> Tokenise:
     """The same ids as `tokeniser` gives, sooner, where the texts of a call hold the same special tokens.
 
     What it gives for the first text of each call is compared with the plain way; where they differ, that call and all
@@ -62,7 +68,7 @@ def quick_tokeniser(tokenizer: Any) -> Tokenise:
     return tokenise
 
 
-def _encoder(backend: Any) -> Callable[[list[tuple[str, str]]], list[list[int]]]:
+def _encoder(backend: Tokenizer) -> Callable[[list[tuple[str, str]]], list[list[int]]]:
     """The ids of stretches (special token or "", what follows it): word by word where that is the same."""
     by_words = word_tokeniser(backend)
     if by_words is None:
@@ -73,12 +79,11 @@ def _encoder(backend: Any) -> Callable[[list[tuple[str, str]]], list[list[int]]]
 
         return encode
 
+    numbers = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
+
     def encode_words(stretches: list[tuple[str, str]]) -> list[list[int]]:
         ids = by_words([text for _, text in stretches])
-        return [
-            [backend.token_to_id(before), *own] if before else own
-            for (before, _), own in zip(stretches, ids, strict=True)
-        ]
+        return [[numbers[before], *own] if before else own for (before, _), own in zip(stretches, ids, strict=True)]
 
     return encode_words
 
@@ -87,7 +92,7 @@ PROBES = 20  # texts in which the special tokens of the chat template are looked
 SHORT, MOST = 40, 1000  # characters of a stretch, and how many of them, that are remembered from call to call
 
 
-def _pattern(tokenizer: Any, probes: Sequence[str]) -> re.Pattern[str] | None:
+def _pattern(tokenizer: PreTrainedTokenizerBase, probes: Sequence[str]) -> re.Pattern[str] | None:
     """Finds the special tokens in `probes` that always end a stretch, whatever stands around them.
 
     Not those that swallow white space in front of them, or that another special token may cover: "<a>" beside "<a>b".

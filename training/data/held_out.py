@@ -6,12 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.data import dataset, encoding
+from training.data.chat_template import ChatTemplate
 from training.data.encoding import IGNORED, NothingToTrain
 from training.data.rows import Row, Turn
 from training.system import privacy
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
 
 GENERAL = Path(__file__).with_name("general_questions.jsonl")
 LONGEST = 512  # tokens of a row that are measured: 512 x 152k x 4 bytes = 311 MB of logits at most
@@ -50,7 +55,9 @@ def spread(count: int, most: int) -> list[int]:
     return [int(i * count / most) for i in range(most)]
 
 
-def items(template: Any, tokenizer: Any, rows: Any, most: int, longest: int) -> list[Item]:
+def items(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, most: int, longest: int
+) -> list[Item]:
     """At most `most` rows of a dataset, evenly spread, as items. Rows without a token to measure are left out.
 
     `longest`: MAX_SEQ_LENGTH. A prompt that fills it is not asked.
@@ -59,7 +66,7 @@ def items(template: Any, tokenizer: Any, rows: Any, most: int, longest: int) -> 
     return [item for item in made if item is not None]
 
 
-def general(template: Any, tokenizer: Any, longest: int) -> list[Item]:
+def general(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, longest: int) -> list[Item]:
     """The shipped general questions: what the tuning costs elsewhere shows in the loss of their answers."""
     made = []
     for number, line in enumerate(GENERAL.read_text(encoding="utf-8").splitlines(), start=1):
@@ -69,11 +76,12 @@ def general(template: Any, tokenizer: Any, longest: int) -> list[Item]:
     return [item for item in made if item is not None]
 
 
-def _item(template: Any, tokenizer: Any, row: Row, longest: int) -> Item | None:
+def _item(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row: Row, longest: int) -> Item | None:
+    turns = row.messages or ()
+    asked = turns[:-1] if turns and turns[-1].role == "assistant" else ()
     try:
         encoded = encoding.encode(template, tokenizer, row, longest, train_turns="last")[-1]
-        asked = row.messages is not None and row.messages[-1].role == "assistant"
-        prompt = encoding.prompt_ids(template, tokenizer, row.messages[:-1]) if asked else []
+        prompt = encoding.prompt_ids(template, tokenizer, asked) if asked else []
     except NothingToTrain:
         return None
     ids, labels = encoded.input_ids, encoded.labels
@@ -84,12 +92,12 @@ def _item(template: Any, tokenizer: Any, row: Row, longest: int) -> Item | None:
         return None
     if not asked or len(prompt) >= longest:
         return Item(ids, labels, "", "", [], 0)
-    question, expected = row.messages[-2].content, row.messages[-1].content
+    question, expected = asked[-1].content, turns[-1].content
     most = most_tokens(tokenizer, expected)
     return Item(ids, labels, privacy.redact(question), privacy.redact(expected), prompt, most)
 
 
-def most_tokens(tokenizer: Any, expected: str) -> int:
+def most_tokens(tokenizer: PreTrainedTokenizerBase, expected: str) -> int:
     """How many tokens an answer may take, from the expected one."""
     length = len(tokenizer(expected, add_special_tokens=False)["input_ids"])
     return min(LONGEST_ANSWER, max(SHORTEST_ANSWER, 2 * length))

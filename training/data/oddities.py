@@ -9,10 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from training.data.rows import WRITTEN_TURN, Row
 from training.system.wording import shorten
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    from numpy.typing import NDArray
 
 SHOWN = 5  # lines that a warning names
 MOST_COLUMNS = 20  # unused columns that are told of: a broken file may have a new one in every row
@@ -27,10 +32,10 @@ UNUSED = "unused "  # begins the kind of a note on a column
 class Seen:
     """What is remembered of the rows of one file: 24 bytes a row."""
 
-    prompts: array = field(default_factory=lambda: array("Q"))
-    exact: array = field(default_factory=lambda: array("Q"))
-    normalised: array = field(default_factory=lambda: array("Q"))
-    counts: Counter = field(default_factory=Counter)
+    prompts: array[int] = field(default_factory=lambda: array("Q"))
+    exact: array[int] = field(default_factory=lambda: array("Q"))
+    normalised: array[int] = field(default_factory=lambda: array("Q"))
+    counts: Counter[str] = field(default_factory=Counter)
     lines: dict[str, list[int]] = field(default_factory=dict)  # the first SHOWN of each kind
 
     def add(self, later: Seen) -> None:
@@ -104,7 +109,7 @@ def remember(row: Row, seen: Seen) -> None:
     seen.prompts.append(prompt)
 
 
-def warnings(path: Path, seen: Seen, rows: Any) -> list[str]:
+def warnings(path: Path, seen: Seen, rows: datasets.Dataset) -> list[str]:
     """What is no error but seldom meant, each with a count and the first lines. `rows`: the rows as a dataset."""
     import numpy as np
 
@@ -142,7 +147,7 @@ def warning(path: Path | str, lines: Sequence[int], count: int, what: str) -> st
     return f"{path}:{lines[0]}: {count_rows(count)} {what}{named}"
 
 
-def _repeated(numbers: array) -> Any:
+def _repeated(numbers: array[int]) -> NDArray[np.int64]:
     """The places (sorted integers) of the numbers that stood earlier already."""
     import numpy as np
 

@@ -6,11 +6,12 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from training.data import oddities, row_files, rows
+from training.data import oddities, raw_lines, row_files, rows
 from training.data.oddities import Seen
-from training.data.row_files import BadRow, Record
+from training.data.opening import opened, position
+from training.data.record import BadRow, Record
 from training.data.rows import Row
 from training.settings.prompt_template import PromptTemplate
 from training.system import pool
@@ -24,11 +25,15 @@ LONG = 2 * BLOCK  # bytes from which on several processes are worth their start
 PACKED = 4  # times as long as a gzip file is what it holds, about
 
 
-@dataclass
+# What a process gets to read: records, or a block of whole lines and how many stand before it, or why there is no more.
+Piece = list[Record | BadRow] | tuple[bytes, int] | BadRow
+
+
+@dataclass(kw_only=True)
 class Part:
     """Some rows of a file, in order: the good ones as Arrow, the bad ones, and what was noticed."""
 
-    batch: Any = None  # pyarrow.RecordBatch of schema()
+    batch: pa.RecordBatch  # of schema()
     bad: list[BadRow] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)
     size: int = 0  # bytes of the file; good rows where a limit was given
@@ -50,13 +55,13 @@ def parts(path: Path, format: str, template: PromptTemplate | None, limit: int =
     MachineError where a process that reads along was ended from outside.
     """
     kind = row_files.kind_of(path)
-    with row_files.opened(path) as file:
+    with opened(path) as file:
         if limit:
             yield from _first(row_files.records_from(file, path, kind), path, format, template, limit)
             return
         processes = _processes(path)
         if processes > 1 and row_files.is_lined(file, path, kind):
-            pieces: Iterator[Any] = row_files.blocks(file, path, BLOCK)
+            pieces: Iterator[Piece] = raw_lines.blocks(file, path, BLOCK)
         else:
             pieces = _batches(row_files.records_from(file, path, kind), file)
         yield from pool.in_order(
@@ -80,30 +85,31 @@ def _processes(path: Path) -> int:
 
 def _batches(records: Iterator[Record | BadRow], file: io.BufferedIOBase) -> Iterator[list[Record | BadRow]]:
     """Records of about BLOCK bytes, BATCH at most."""
-    batch, start = [], row_files.position(file)
+    batch, start = [], position(file)
     for record in records:
         batch.append(record)
-        if len(batch) == BATCH or row_files.position(file) - start > BLOCK:
+        if len(batch) == BATCH or position(file) - start > BLOCK:
             yield batch
-            batch, start = [], row_files.position(file)
+            batch, start = [], position(file)
     if batch:
         yield batch
 
 
-def _sized(pieces: Iterator[Any], file: io.BufferedIOBase) -> Iterator[tuple[Any, int]]:
+def _sized(pieces: Iterator[Piece], file: io.BufferedIOBase) -> Iterator[tuple[Piece, int]]:
     """Each piece with the bytes of the file that it took."""
     before = 0
     for piece in pieces:
-        now = row_files.position(file)
+        now = position(file)
         yield piece, now - before
         before = now
 
 
-def _piece(path: Path, kind: str, format: str, template: PromptTemplate | None, piece: Any, size: int) -> Part:
+def _piece(path: Path, kind: str, format: str, template: PromptTemplate | None, piece: Piece, size: int) -> Part:
     """The part that a piece of the file is: records, a block of lines, or the end of a broken file."""
-    if isinstance(piece, BadRow):
-        piece = [piece]
-    records = piece if isinstance(piece, list) else row_files.records_in(piece[0], kind, piece[1], path)
+    if isinstance(piece, tuple):
+        records = row_files.records_in(piece[0], kind, piece[1], path)
+    else:
+        records = iter([piece] if isinstance(piece, BadRow) else piece)
     return _part((_row(one, path, format, template) for one in records), size)
 
 
@@ -133,15 +139,16 @@ def _part(found: Iterable[Row | BadRow], size: int = 0) -> Part:
     """The Arrow batch of some rows, and the rest of what is known of them."""
     import pyarrow as pa
 
-    part, columns = Part(size=size), ([], [], [], [])
+    bad, seen = [], Seen()
+    columns: tuple[list[object], ...] = ([], [], [], [])
     for row in found:
         if isinstance(row, BadRow):
-            part.bad.append(row)
+            bad.append(row)
             continue
-        oddities.remember(row, part.seen)
+        oddities.remember(row, seen)
         messages = [{"role": turn.role, "content": turn.content} for turn in row.messages] if row.messages else None
         for column, value in zip(columns, (messages, row.text, row.file, row.line), strict=True):
             column.append(value)
     arrays = [pa.array(column, kind.type) for column, kind in zip(columns, schema(), strict=True)]
-    part.batch = pa.RecordBatch.from_arrays(arrays, schema=schema())
-    return part
+    batch = pa.RecordBatch.from_arrays(arrays, schema=schema())
+    return Part(batch=batch, bad=bad, seen=seen, size=size)

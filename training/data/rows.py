@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from training.data.row_files import BadRow, Record, describe, records
+from training.data.opening import is_gbk
+from training.data.record import BadRow, Record, describe
+from training.data.row_files import records
 from training.errors import UserError
 from training.settings.prompt_template import PromptTemplate
 from training.system.wording import shorten
@@ -91,7 +92,7 @@ def _is_unnamed_table(bad: _Bad, path: Path) -> bool:
     return str(bad).endswith(WOULD_DO) and not {".csv", ".tsv"}.isdisjoint(map(str.lower, path.suffixes))
 
 
-def _unused(fields: Mapping[str, Any], format: str, template: PromptTemplate | None) -> tuple[str, ...]:
+def _unused(fields: Mapping[str, object], format: str, template: PromptTemplate | None) -> tuple[str, ...]:
     """The fields of a good row that hold something and are left out; of a turn as "messages: name"."""
     found = _format(fields, format, template)
     if not isinstance(found, str):
@@ -101,7 +102,8 @@ def _unused(fields: Mapping[str, Any], format: str, template: PromptTemplate | N
         return tuple(name for name in fields if name not in used and fields[name] not in NOTHING)
     unused = [name for name in fields if name not in (found, "system") and fields[name] not in NOTHING]
     if found != "text":
-        for turn in fields[found]:
+        turns = fields[found]
+        for turn in turns if isinstance(turns, list) else ():
             if len(turn) > 2:
                 keys = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
                 unused += [f"{found}: {name}" for name in turn if name not in keys and turn[name] not in NOTHING]
@@ -110,22 +112,27 @@ def _unused(fields: Mapping[str, Any], format: str, template: PromptTemplate | N
     return tuple(dict.fromkeys(unused))
 
 
-NOTHING = (None, "", [], {})  # values of a field whose loss is none
+NOTHING: tuple[object, ...] = (None, "", [], {})  # values of a field whose loss is none
 
 
 def _interpret(
-    fields: Mapping[str, Any], format: str, template: PromptTemplate | None
+    fields: Mapping[str, object], format: str, template: PromptTemplate | None
 ) -> tuple[tuple[Turn, ...] | None, str | None]:
     found = _format(fields, format, template)
-    if found in ("messages", "conversations"):
+    if not isinstance(found, str):
+        return _pair(fields, found, template), None
+    if found != "text":
         return _turns(fields, found, template), None
-    if found == "text":
-        text = _text(fields, "text")
-        if _is_blank(text):
-            raise _Bad("text is empty")
-        turns = _written_turns(text)
-        return (_checked(turns), None) if turns else (None, text)
-    question, answer = found
+    text = _text(fields, "text")
+    if _is_blank(text):
+        raise _Bad("text is empty")
+    turns = _written_turns(text)
+    return (_checked(turns), None) if turns else (None, text)
+
+
+def _pair(fields: Mapping[str, object], names: tuple[str, str], template: PromptTemplate | None) -> tuple[Turn, ...]:
+    """The turns of a question and its answer, in the fields of these names."""
+    question, answer = names
     if template:
         user = template.user(_columns(fields, question, template))
     elif question == "instruction":
@@ -140,10 +147,10 @@ def _interpret(
     if _is_blank(reply):
         raise _Bad(f"the answer is empty: {answer} holds no text")
     system = _text(fields, "system")
-    return (*((Turn("system", system),) if system.strip() else ()), Turn("user", user), Turn("assistant", reply)), None
+    return (*((Turn("system", system),) if system.strip() else ()), Turn("user", user), Turn("assistant", reply))
 
 
-def _format(fields: Mapping[str, Any], format: str, template: PromptTemplate | None) -> str | tuple[str, str]:
+def _format(fields: Mapping[str, object], format: str, template: PromptTemplate | None) -> str | tuple[str, str]:
     """The row's format: "messages", "conversations" or "text", or the names of its (question, answer) fields."""
     there = {name for name, value in fields.items() if value is not None}
     for name in ("messages", "conversations"):
@@ -166,7 +173,7 @@ def _format(fields: Mapping[str, Any], format: str, template: PromptTemplate | N
     raise _Bad(_no_known_fields(fields, format, template))
 
 
-def _no_known_fields(fields: Mapping[str, Any], format: str, template: PromptTemplate | None) -> str:
+def _no_known_fields(fields: Mapping[str, object], format: str, template: PromptTemplate | None) -> str:
     found = ", ".join(shorten(str(name)) for name in list(fields)[:8]) + (", …" if len(fields) > 8 else "")
     nulls = [name for name, value in fields.items() if value is None and name in KNOWN]
     if nulls:
@@ -185,7 +192,7 @@ def _no_known_fields(fields: Mapping[str, Any], format: str, template: PromptTem
     return f"no known fields (found: {found}); what would do: {WOULD_DO}{_meant(fields)}"
 
 
-def _meant(fields: Mapping[str, Any]) -> str:
+def _meant(fields: Mapping[str, object]) -> str:
     """What the one who wrote fields that are not known may have had in mind, for a message."""
     if {"chosen", "rejected"} <= fields.keys():
         return "; preference pairs are not trained here, but chosen may be renamed to completion"
@@ -202,7 +209,7 @@ def _meant(fields: Mapping[str, Any]) -> str:
 KNOWN = {"messages", "conversations", "text", *(name for pairs in PAIRS.values() for pair in pairs for name in pair)}
 
 
-def _columns(fields: Mapping[str, Any], question: str, template: PromptTemplate) -> dict[str, str]:
+def _columns(fields: Mapping[str, object], question: str, template: PromptTemplate) -> dict[str, str]:
     """The values of the template's columns. {instruction} is whatever asks; {input} only comes beside an instruction."""
     values = {}
     for _, name in template.columns:
@@ -217,7 +224,7 @@ def _columns(fields: Mapping[str, Any], question: str, template: PromptTemplate)
     return values
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
+def _text(fields: Mapping[str, object], name: str) -> str:
     """The text of a field; an optional one that is absent is ""."""
     value = fields.get(name)
     if value is None and name in OPTIONAL:
@@ -234,7 +241,7 @@ def _is_blank(text: str) -> bool:
     return not bare or (bare[0] in INVISIBLE and not bare.translate(dict.fromkeys(map(ord, INVISIBLE))).strip())
 
 
-def _sound(value: Any, name: str) -> str:
+def _sound(value: object, name: str) -> str:
     """`value` when it is text that a tokenizer can take."""
     if not isinstance(value, str):
         quotes = "; write it in quotes" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
@@ -248,20 +255,12 @@ def _sound(value: Any, name: str) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             code = ord(value[error.start])
-            if 0xDC80 <= code <= 0xDCFF:  # how row_files hands on a byte of a CSV or TXT file that is not UTF-8
+            if 0xDC80 <= code <= 0xDCFF:  # how the readers hand on a byte of a CSV or TXT file that is not UTF-8
                 raw = value.encode("utf-8", "surrogateescape")
-                maybe = " (it may be GBK)" if _is_gbk(raw) else ""
+                maybe = " (it may be GBK)" if is_gbk(raw) else ""
                 raise _Bad(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x}; save the file as UTF-8{maybe}") from None
             raise _Bad(f"{name} holds half a character (a lone surrogate, \\u{code:04x})") from None
     return value
-
-
-def _is_gbk(raw: bytes) -> bool:
-    try:
-        raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _without_role(text: str) -> str:
@@ -270,7 +269,7 @@ def _without_role(text: str) -> str:
     return text[found.end() :] if found else text
 
 
-def _turns(fields: Mapping[str, Any], name: str, template: PromptTemplate | None) -> tuple[Turn, ...]:
+def _turns(fields: Mapping[str, object], name: str, template: PromptTemplate | None) -> tuple[Turn, ...]:
     """The turns of {messages: [{role, content}]} or {conversations: [{from, value}]}; either spelling in either field."""
     turns = fields[name]
     if not isinstance(turns, list):

@@ -14,20 +14,24 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from training.data.chat_template import ChatTemplate
 from training.data.dataset import as_row
-from training.data.encoding import IGNORED, Encoded, NothingToTrain, assemble, plan_row
+from training.data.encoding import IGNORED, Encoded, NothingToTrain, Plan, assemble, plan_row
 from training.data.fast_tokenising import quick_tokeniser
 from training.data.oddities import SHOWN, warning
-from training.data.row_files import BadRow
+from training.data.record import BadRow
+from training.data.rows import Row
 from training.system import files, pool, this_machine
 from training.system.progress_bar import gauge
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = 5  # of the encoding; raise it when the same rows would give other tokens, or other columns
 PART = 10_000  # rows looked at together, for warnings
@@ -40,18 +44,30 @@ ROWS_A_NEW_WORKER = 20_000  # or this many, where it is no copy of this one
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}
 TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example
 
+Options = tuple[int, str, str]  # MAX_SEQ_LENGTH, TRAIN_TURNS, TRAIN_ON
+Ways = tuple[ChatTemplate, "PreTrainedTokenizerBase", Options]
+
+
+class Lengths(NamedTuple):
+    """Tokens of a part of every sequence: half of them have `median` at most, 90 % `of_90`, 99 % `of_99`."""
+
+    median: int
+    of_90: int
+    of_99: int
+    longest: int
+
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures of a tokenised dataset. Percentiles are (50, 90, 99, 100) of tokens a sequence."""
+    """Figures of a tokenised dataset: of its prompts, of its answers, and of both together."""
 
     sequences: int
     tokens: int
     trained_tokens: int
     cut: int
-    prompt: tuple[int, int, int, int]
-    answer: tuple[int, int, int, int]
-    total: tuple[int, int, int, int]
+    prompt: Lengths
+    answer: Lengths
+    total: Lengths
     example: str
 
     def lines(self) -> list[str]:
@@ -59,8 +75,8 @@ class Summary:
         return [
             f"{self.sequences:,} sequences, {self.tokens:,} tokens, {self.trained_tokens:,} of them trained, {self.cut:,} cut",
             *(
-                f"{name} tokens: median {values[0]:,}, 90 % up to {values[1]:,}, 99 % up to {values[2]:,}, most {values[3]:,}"
-                for name, values in (("prompt", self.prompt), ("answer", self.answer), ("all", self.total))
+                f"{name} tokens: median {of.median:,}, 90 % up to {of.of_90:,}, 99 % up to {of.of_99:,}, most {of.longest:,}"
+                for name, of in (("prompt", self.prompt), ("answer", self.answer), ("all", self.total))
             ),
             f"example, with the trained part in {TRAINED[0]} {TRAINED[1]}:",
             *(f"  {line}" for line in self.example.splitlines()),
@@ -70,7 +86,7 @@ class Summary:
 def tokenise(
     data: datasets.Dataset,
     template: ChatTemplate,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     train_turns: str,
     train_on: str,
@@ -99,7 +115,7 @@ def tokenise(
     return _sorted_out(datasets.Dataset.from_file(str(path)))
 
 
-def _write(path: Path, data: datasets.Dataset, ways: tuple, processes: int, say: Callable[[str], None]) -> None:
+def _write(path: Path, data: datasets.Dataset, ways: Ways, processes: int, say: Callable[[str], None]) -> None:
     """Tokenise all rows into an Arrow file, which is there as a whole or not at all."""
     import pyarrow as pa
 
@@ -130,7 +146,7 @@ def _forget_old(cache_dir: Path, keep: str) -> None:
                     file.unlink()
 
 
-def summary(data: datasets.Dataset, tokenizer: Any) -> Summary:
+def summary(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> Summary:
     """Figures of a tokenised dataset, with its first sequence as the example."""
     import numpy as np
 
@@ -143,9 +159,9 @@ def summary(data: datasets.Dataset, tokenizer: Any) -> Summary:
         tokens=int(total.sum()),
         trained_tokens=int(answer.sum()),
         cut=int(np.asarray(data.with_format("numpy")["cut"][:]).sum()),
-        prompt=_percentiles(prompt),
-        answer=_percentiles(answer),
-        total=_percentiles(total),
+        prompt=_lengths(prompt),
+        answer=_lengths(answer),
+        total=_lengths(total),
         example=marked(first["input_ids"], first["labels"], tokenizer),
     )
 
@@ -178,20 +194,22 @@ def warnings(data: datasets.Dataset, max_length: int) -> list[str]:
     return told
 
 
-def marked(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> str:
+def marked(input_ids: Sequence[int], labels: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a sequence, special tokens visible, each trained stretch in ⟦ ⟧."""
     text, start = "", 0
     for end in range(1, len(input_ids) + 1):
         trained = labels[start] != IGNORED
         if end < len(input_ids) and (labels[end] != IGNORED) == trained:
             continue
-        piece = tokenizer.decode(list(input_ids[start:end]), skip_special_tokens=False)
+        piece = str(tokenizer.decode(list(input_ids[start:end]), skip_special_tokens=False))
         text += f"{TRAINED[0]}{piece}{TRAINED[1]}" if trained else piece
         start = end
     return text
 
 
-def fingerprint(data: Any, template: ChatTemplate, tokenizer: Any, options: tuple) -> str:
+def fingerprint(
+    data: datasets.Dataset, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, options: Options
+) -> str:
     """A name for the result of tokenising, from all that goes into it. Rows count by content, not by file name or time."""
     digest = hashlib.sha256()
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -206,7 +224,7 @@ def fingerprint(data: Any, template: ChatTemplate, tokenizer: Any, options: tupl
     return digest.hexdigest()[:24]
 
 
-def _digest_rows(digest: Any, batch: pa.Table) -> None:
+def _digest_rows(digest: hashlib._Hash, batch: pa.Table) -> None:
     """Take in the rows' content: written out by Arrow, which is quicker than rows in Python and does not depend on how
     they lie in a file."""
     import pyarrow as pa
@@ -246,19 +264,26 @@ def _schema() -> pa.Schema:
 
 
 def _encode_range(
-    data: datasets.Dataset, template: ChatTemplate, tokenizer: Any, options: tuple, start: int, end: int
+    data: datasets.Dataset,
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Options,
+    start: int,
+    end: int,
 ) -> tuple[int, pa.Table]:
     """How many rows these are, and their sequences."""
     return end - start, _encode_batch(data[start:end], template, tokenizer, options)
 
 
-def _encode_batch(batch: pa.Table, template: ChatTemplate, tokenizer: Any, options: tuple[int, str, str]) -> pa.Table:
+def _encode_batch(
+    batch: pa.Table, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, options: Options
+) -> pa.Table:
     """A table of _schema() for a batch of rows: all their texts go to the tokenizer in one call. A row that fails gives
     its reason."""
     max_length, train_turns, train_on = options
     rows = [as_row(record) for record in batch.to_pylist()]
     tokenise = _quick(tokenizer)
-    plans: list[Any] = []
+    plans: list[Plan | str] = []
     for row in rows:
         try:
             plans.append(plan_row(template, row, train_turns, train_on))
@@ -290,23 +315,23 @@ _quick = lru_cache(maxsize=2)(quick_tokeniser)  # kept from batch to batch for w
 
 
 @lru_cache(maxsize=2)
-def _special_tokens(tokenizer: Any) -> Callable[[Any], str | None]:
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> Callable[[Row], str | None]:
     """Finds the first special token that stands in a row's own text, where it is read as that token."""
     return _finder(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 @lru_cache(maxsize=2)
-def _odd_text(tokenizer: Any) -> Callable[[Any], bool]:
+def _odd_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[Row], bool]:
     """Whether a row's text holds what tokenizers have ways of their own with: an added token, text outside NFC."""
     find = _finder(map(str, tokenizer.added_tokens_decoder.values()))
 
-    def odd(row: Any) -> bool:
+    def odd(row: Row) -> bool:
         return find(row) is not None or not all(unicodedata.is_normalized("NFC", text) for text in _contents(row))
 
     return odd
 
 
-def _finder(tokens: Iterable[str]) -> Callable[[Any], str | None]:
+def _finder(tokens: Iterable[str]) -> Callable[[Row], str | None]:
     """Finds the first of `tokens` (not those of white space) that stands in a row's own text."""
     found = [text for text in tokens if text.strip()]
     if not found:
@@ -314,7 +339,7 @@ def _finder(tokens: Iterable[str]) -> Callable[[Any], str | None]:
     pattern = re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))))
     signs = "".join({text[0] for text in found})
 
-    def find(row: Any) -> str | None:
+    def find(row: Row) -> str | None:
         for text in _contents(row):
             if any(sign in text for sign in signs) and (mark := pattern.search(text)):  # most rows have no sign
                 return mark[0]
@@ -323,14 +348,14 @@ def _finder(tokens: Iterable[str]) -> Callable[[Any], str | None]:
     return find
 
 
-def _contents(row: Any) -> list[str]:
-    return [turn.content for turn in row.messages] if row.messages is not None else [row.text]
+def _contents(row: Row) -> list[str]:
+    return [turn.content for turn in row.messages] if row.messages is not None else [row.text or ""]
 
 
-_Made = tuple[Any, Any, Encoded, "str | None"]  # a row, its plan, one of its sequences, and why it has none
+_Made = tuple[Row, "Plan | None", Encoded, "str | None"]  # a row, its plan, one of its sequences, and why it has none
 
 
-def _table(made: list[_Made], find: Callable[[Any], str | None], odd: Callable[[Any], bool]) -> pa.Table:
+def _table(made: list[_Made], find: Callable[[Row], str | None], odd: Callable[[Row], bool]) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
@@ -372,7 +397,7 @@ def _sorted_out(mapped: datasets.Dataset) -> tuple[datasets.Dataset | None, list
     return good, rejected
 
 
-def _percentiles(values: Any) -> tuple[int, int, int, int]:
+def _lengths(tokens: NDArray[np.int64]) -> Lengths:
     import numpy as np
 
-    return tuple(int(value) for value in np.percentile(values, (50, 90, 99, 100), method="higher"))
+    return Lengths(*map(int, np.percentile(tokens, (50, 90, 99, 100), method="higher")))

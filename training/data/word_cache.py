@@ -12,7 +12,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MOST = 100_000  # words that are remembered, about 20 MB; then it begins anew, for the text may be another one by now
 TOGETHER = 500  # words that are tokenised as one text
@@ -50,7 +53,7 @@ GPT2 = {r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s+(?!\S)"}  # begins
 STRETCH = re.compile(r"\s*\S+(?:(?! \S)\s+\S+)*(?:\s+\Z)?")
 
 
-def word_tokeniser(backend: Any) -> Callable[[Sequence[str]], list[list[int]]] | None:
+def word_tokeniser(backend: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]] | None:
     """Texts to token ids, as `backend.encode_batch` gives them; None where this tokenizer has no such borders.
 
     `backend` is a tokenizers.Tokenizer, without truncation and padding.
@@ -72,31 +75,32 @@ def word_tokeniser(backend: Any) -> Callable[[Sequence[str]], list[list[int]]] |
                 start, *rest = STRETCH.findall(texts[number]) or [texts[number]]
                 cut[number] = [start, *(stretch[1:] for stretch in rest)]
                 found[number] = [first.get(start), *map(later.get, cut[number][1:])]
-        begun = dict.fromkeys(cut[number][0] for number in unknown if found[number][0] is None)
-        new = dict.fromkeys(
+        starts = dict.fromkeys(cut[number][0] for number in unknown if found[number][0] is None)
+        words = dict.fromkeys(
             word
             for number in unknown
             for word, ids in zip(cut[number][1:], found[number][1:], strict=True)
             if ids is None
         )
-        if unknown:
-            ids = each([*begun, *(f" {word}" for word in new)])
-            begun.update(zip(begun, ids[: len(begun)], strict=True))
-            new.update(zip(new, ids[len(begun) :], strict=True))
+        made = each([*starts, *(f" {word}" for word in words)]) if unknown else []
+        begun = dict(zip(starts, made[: len(starts)], strict=True))
+        new = dict(zip(words, made[len(starts) :], strict=True))
         for number in unknown:
-            (start, *words), (ids, *rest) = cut[number], found[number]
+            (start, *rest), (ids, *others) = cut[number], found[number]
             found[number] = [begun[start] if ids is None else ids]
-            found[number] += [new[word] if one is None else one for word, one in zip(words, rest, strict=True)]
+            found[number] += [new[word] if one is None else one for word, one in zip(rest, others, strict=True)]
         for known, more in ((first, begun), (later, new)):
             if len(known) + len(more) > MOST:
                 known.clear()
             known.update((word, ids) for word, ids in more.items() if len(word) <= LONGEST and _whole(word))
-        return [np.frombuffer(b"".join(ids), dtype=np.int32).tolist() for ids in found]
+        # None is left nowhere in it.
+        whole = cast(list[list[bytes]], found)
+        return [np.frombuffer(b"".join(ids), dtype=np.int32).tolist() for ids in whole]
 
     return tokenise
 
 
-def _each(backend: Any) -> Callable[[list[str]], list[bytes]]:
+def _each(backend: Tokenizer) -> Callable[[list[str]], list[bytes]]:
     """The ids of each text, as bytes of int32. Many short ones cost a third when they go as one, with a token in between."""
     import numpy as np
 
@@ -125,7 +129,7 @@ def _each(backend: Any) -> Callable[[list[str]], list[bytes]]:
     return joined if between else one_by_one
 
 
-def _separator(backend: Any) -> tuple[str, int]:
+def _separator(backend: Tokenizer) -> tuple[str, int]:
     """A special token that no other token can hide, and its id; ("", -1) where there is none."""
     added = backend.get_added_tokens_decoder()
     for number, token in added.items():
@@ -145,7 +149,7 @@ def _whole(word: str) -> bool:
     return bool(word) and not word[0].isspace() and not word[-1].isspace() and " " not in word
 
 
-def has_borders(backend: Any) -> bool:
+def has_borders(backend: Tokenizer) -> bool:
     """Whether this tokenizers.Tokenizer gives the same ids for a text and for its words one by one."""
     if type(backend.model).__name__ != "BPE" or backend.model.dropout or backend.pre_tokenizer is None:
         return False

@@ -185,7 +185,7 @@ def started(plan: Any, marks: dict[str, Any], run: Run, give_up: Callable[[RunEr
         orders = [
             Order(
                 replace(first, rank=first.rank + local, local_rank=local),
-                plan.settings, plan.base, plan.train, plan.validation, plan.summary.total[3], plan.steps, marks, run.path,
+                plan.settings, plan.base, plan.train, plan.validation, plan.summary.total.longest, plan.steps, marks, run.path,
             )
             for local in range(first.local_size)
         ]  # fmt: skip

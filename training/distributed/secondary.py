@@ -26,7 +26,7 @@ def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[Ru
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         run = Run(Path(folder))
         with launcher.started(plan, marks, run, give_up) as others:
-            loaded = engine.load(plan.base, plan.settings, plan.summary.total[3], plan.tokenizer)
+            loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
             others.wait()
             with team.joined(others.place, plan.settings, others.server, others.late) as ranks:
                 session = state.session(loaded, others.order, ranks, signals)

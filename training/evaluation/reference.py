@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from training.base_model import leftovers, lora_adapter, safetensors_file, weights_fit
+from training.base_model import leftovers, load_tokenizer, lora_adapter, safetensors_file, weights_fit
 from training.errors import RunError
 from training.evaluation import divergence
 
@@ -136,7 +136,7 @@ def opened(
         yield dtype
         return
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
@@ -152,7 +152,7 @@ def opened(
                 ),
             )
         weights_fit.require(info, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if _has_tokenizer(folder) else None
+        tokenizer = load_tokenizer(folder) if _has_tokenizer(folder) else None
     finally:
         if shown:
             transformers_logging.enable_progress_bar()

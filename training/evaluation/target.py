@@ -66,12 +66,9 @@ class Target:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's own tokenizer. RunError where its folder has gone."""
-        from transformers import AutoTokenizer
-
         if not self.has_base:
             raise RunError("evaluate", f"the base model is no longer at {self.base}; name it with --base-model")
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.base, local_files_only=True)
-        return tokenizer
+        return base_model.load_tokenizer(self.base)
 
     @property
     def has_base(self) -> bool:
@@ -108,11 +105,9 @@ def _of_lora_model(lora_model: str, base: str | None, config: Path) -> Target:
 
 
 def _of_base(name: str, config: Path) -> Target:
-    from transformers import AutoTokenizer
-
     base = _locate(name)
     settings = load(config, check_files=False)
-    tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+    tokenizer = base_model.load_tokenizer(base.path)
     template = chat_template.choose(base, settings, tokenizer)
     return Target(
         base=base.path,

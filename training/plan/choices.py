@@ -251,7 +251,7 @@ def choose_for_rows(settings: Settings, base: BaseModel, summary: Summary, machi
 def _regrouped(settings: Settings, summary: Summary) -> Settings:
     """Short rows of one optimizer step taken together; the step stays what it was."""
     before = settings.training.per_device_train_batch_size, settings.training.gradient_accumulation_steps
-    after = policy.regrouped(*before, summary.total[3], summary.tokens / summary.sequences)
+    after = policy.regrouped(*before, summary.total.longest, summary.tokens / summary.sequences)
     if after == before:
         return settings
     reason = (

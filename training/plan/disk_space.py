@@ -39,7 +39,7 @@ def checkpointing(settings: Settings, base: BaseModel, summary: Summary, machine
         return Choice(True, "Unsloth's own, which offloads to the CPU")
     if settings.hardware.device != "cpu":
         return Choice(True, "a GPU's memory is better spent on the batch")
-    needed = sum(memory.estimate(settings, memory.shape(base.config, base.parameters), summary.total[3]).values())
+    needed = sum(memory.estimate(settings, memory.shape(base.config, base.parameters), summary.total.longest).values())
     words = f"about {gigabytes(needed)} needed without, {gigabytes(machine.memory_available)} are free"
     return Choice(needed * memory_fit.MARGIN > machine.memory_available, words)
 

@@ -136,7 +136,7 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
     choices.check_disk(settings.training.output_dir, still_needed, disk_space.words(disk))
     disk_space.check_importance(settings, base, machine)
     model, adapter = memory.shape(base.config, base.parameters), disk_space.adapter_parameters(settings, base)
-    if too_little := memory_fit.check(settings, model, summary.total[3], machine, adapter):
+    if too_little := memory_fit.check(settings, model, summary.total.longest, machine, adapter):
         logger.warning(too_little)
     return Plan(
         settings=settings,
@@ -152,7 +152,7 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
         rejected=sequences.rejected,
         steps=steps,
         disk=disk,
-        memory=memory.estimate(settings, model, summary.total[3], adapter),
+        memory=memory.estimate(settings, model, summary.total.longest, adapter),
     )
 
 

@@ -125,7 +125,7 @@ def _shallow(plan: Plan, layers: int) -> PeftModel:
     from transformers.initialization import no_init_weights
 
     settings = plan.settings
-    attention = "eager" if plan.summary.total[3] <= engine.EAGER_UP_TO else "sdpa"
+    attention = "eager" if plan.summary.total.longest <= engine.EAGER_UP_TO else "sdpa"
     config = AutoConfig.for_model(**with_layers(plan.base.config, layers))
     with torch.random.fork_rng(devices=[]), no_init_weights():
         model = AutoModelForCausalLM.from_config(

@@ -21,6 +21,7 @@ from training.system.wording import gigabytes
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "llama_cpp_python", "gguf")
 # The variables that say which cards a process sees: CUDA's, of which ROCm obeys both, and XPU's.
 CARDS = (("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), ("ZE_AFFINITY_MASK",))
+CGROUP = Path("/sys/fs/cgroup")
 _cards: dict[str, str] = {}  # them, as the caller had set them
 
 
@@ -114,10 +115,7 @@ def inspect() -> Machine:
     import psutil
     import torch
 
-    memory = psutil.virtual_memory()
-    limit, used = _container_limit()
-    total = min(memory.total, limit or memory.total)
-    available = min(memory.available, limit - used) if limit else memory.available
+    total, available = memory()
     gpus, backend = _gpus(torch)
     return Machine(
         python=platform.python_version(),
@@ -126,11 +124,22 @@ def inspect() -> Machine:
         cores=_physical_cores(psutil),
         bf16_unit=_bf16_unit(),
         memory=total,
-        memory_available=max(available, 0),
+        memory_available=available,
         gpus=gpus,
         backend=backend,
         versions=versions(),
     )
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of memory that this process may use, and how many of them are free; a container's limit counts."""
+    import psutil
+
+    found = psutil.virtual_memory()
+    limit, used = _container_limit()
+    total = min(found.total, limit or found.total)
+    available = min(found.available, limit - used) if limit else found.available
+    return total, max(available, 0)
 
 
 def _free(gpu: Gpu) -> str:
@@ -194,18 +203,30 @@ def _bf16_unit() -> str | None:
 
 
 def _container_limit() -> tuple[int | None, int]:
-    """The memory limit of this container and what is used of it (cgroup v2, then v1); None without a limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """The memory limit of this container and what is used of it (cgroup v2, then v1); None without a limit.
+
+    What files were read or written counts as used there, though the kernel gives it up when asked: it is taken off.
+    """
+    for limit, used, given_up in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            text = (Path("/sys/fs/cgroup") / limit).read_text(encoding="ascii").strip()
+            text = (CGROUP / limit).read_text(encoding="ascii").strip()
             if text.isdigit() and int(text) < 1 << 60:
-                return int(text), int((Path("/sys/fs/cgroup") / used).read_text(encoding="ascii"))
+                files = _statistics(CGROUP / Path(limit).parent / "memory.stat").get(given_up, 0)
+                return int(text), max(0, int((CGROUP / used).read_text(encoding="ascii")) - files)
         except (OSError, ValueError):
             continue
     return None, 0
+
+
+def _statistics(file: Path) -> dict[str, int]:
+    try:
+        lines = file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    return {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
 
 
 def oom_kills() -> int | None:

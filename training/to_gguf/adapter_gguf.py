@@ -14,7 +14,7 @@ from typing import Any
 from loguru import logger
 
 from training import ollama
-from training.base_model import lora_adapter, safetensors_file
+from training.base_model import load_tokenizer, lora_adapter, safetensors_file
 from training.base_model.lora_adapter import Change
 from training.data import chat_template
 from training.errors import MachineError, RunError, UserError
@@ -125,6 +125,4 @@ def _one_scale(changes: list[Change], adapter: Path, folder: Path) -> None:
 
 
 def _adds_bos(folder: Path) -> bool:
-    from transformers import AutoTokenizer
-
-    return chat_template.adds_bos(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    return chat_template.adds_bos(load_tokenizer(folder))

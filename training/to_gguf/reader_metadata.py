@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.base_model import load_tokenizer
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.fast_tokenising import tokeniser
 
@@ -17,9 +18,7 @@ PLACE, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return load_tokenizer(folder)
 
 
 def pairs(words: PreTrainedTokenizerBase, template: ChatTemplate | None) -> dict[str, bool | int | str]:

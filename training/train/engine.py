@@ -18,7 +18,7 @@ from typing import Any
 
 from loguru import logger
 
-from training.base_model import leftovers, lora_adapter, weights_fit
+from training.base_model import leftovers, load_tokenizer, lora_adapter, weights_fit
 from training.errors import Interrupted, MachineError, RunError, UserError
 
 EAGER_UP_TO = 512  # tokens; below, SDPA's bf16 backward on a CPU is slower than plain matrix products
@@ -81,11 +81,7 @@ def _start_unsloth(on_cpu: bool) -> None:
 
 def tokenizer(base: Any, settings: Any) -> Any:
     """The base model's own tokenizer, from its local folder."""
-    from transformers import AutoTokenizer
-
-    found = AutoTokenizer.from_pretrained(
-        base.path, local_files_only=True, trust_remote_code=settings.model.trust_remote_code
-    )
+    found = load_tokenizer(base.path)
     _keeps_spaces(found, base)
     return found
 

@@ -1,0 +1,102 @@
+"""One row from the bytes of a JSON object, and files with such an object on every line."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from training.data.opening import is_gbk
+from training.data.raw_lines import numbered
+from training.data.record import BadRow, Record, describe
+from training.system.wording import shorten
+
+
+class _NotJSON(ValueError):
+    """Valid for Python's JSON reader, but not for JSON (a key twice, NaN)."""
+
+
+def lines(file: io.BufferedIOBase, path: Path, before: int = 0) -> Iterator[Record | BadRow]:
+    """Each line as a row; the first is line `before` + 1."""
+    for item in numbered(file, path, before):
+        if isinstance(item, BadRow):
+            yield item
+            continue
+        line, raw = item
+        if raw.strip():
+            yield parse(raw, path, line)
+
+
+def parse(raw: bytes, path: Path, line: int) -> Record | BadRow:
+    """One row from the bytes of a JSON object that starts on `line`."""
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_object_without_doubles, parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError as error:
+        return BadRow(str(path), line, _not_utf8(raw, error))
+    except json.JSONDecodeError as error:
+        return BadRow(str(path), line, _not_json(raw, error, line))
+    except _NotJSON as error:
+        return BadRow(str(path), line, str(error))
+    except RecursionError:
+        return BadRow(str(path), line, "nested too deep: a row is one object with text in it")
+    except ValueError:  # an integer of more than 4,300 digits
+        return BadRow(str(path), line, "not JSON: a number with too many digits")
+    if not isinstance(value, dict):
+        return BadRow(str(path), line, f'is {describe(value)}, not an object like {{"prompt": ..., "completion": ...}}')
+    return Record(line, value)
+
+
+def _object_without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            break
+        seen.add(name)
+    raise _NotJSON(f"the key {shorten(name)!r} stands twice in one object")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _NotJSON(f"not JSON: {name} is not a JSON value")
+
+
+def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
+    reason = f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
+    return f"{reason}; it may be GBK: save the file as UTF-8" if is_gbk(raw) else reason
+
+
+def _not_json(raw: bytes, error: json.JSONDecodeError, line: int) -> str:
+    if b"\0" in raw:
+        return "not JSON: holds NUL bytes"
+    where = f"column {error.colno}" if error.lineno == 1 else f"line {line + error.lineno - 1}, column {error.colno}"
+    return f"not JSON: {error.msg} ({where}){_hint(raw, error)}"
+
+
+def _hint(raw: bytes, error: json.JSONDecodeError) -> str:
+    """What the writer of a row that is not JSON may have missed, for a message."""
+    if raw.strip() in (b"{", b"["):
+        return "; rows are whole objects, one a line, or a list of them in [ ]"
+    if raw.lstrip()[:2] in (b"{'", b"{ '"):
+        return "; JSON takes double quotes"
+    if error.doc[error.pos : error.pos + 1] in ("\u201c", "\u201d", "\u2018", "\u2019"):
+        return '; quotes are straight (") in JSON'
+    if raw.lstrip().startswith((b"//", b"#", b"/*")):
+        return "; JSON has no comments"
+    if error.msg == "Extra data":
+        return _after_a_row(error.doc[error.pos - 1 :], error.doc[error.pos :].strip())
+    return ""
+
+
+def _after_a_row(rest: str, more: str) -> str:
+    """What may be meant by text behind a row, for a message."""
+    if rest.lstrip(" ").startswith("\r") or "\r" in rest[: len(rest) - len(rest.lstrip())]:
+        return "; the lines end in CR alone: save the file with LF"
+    if more.startswith(","):
+        return "; no comma stands behind a row where rows are lines"
+    return "; a comma or a line break is missing in front of it" if more.startswith("{") else ""

@@ -1,0 +1,107 @@
+"""Open a data file: gzip is unpacked, the byte order mark passed over, and what is no text at all is refused."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+from training.errors import UserError
+
+# What reading a gzip file raises that is cut short or changed.
+DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
+GZIP, UTF8_BOM, UTF16_BOMS = b"\x1f\x8b", b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+HEAD = 256  # bytes by which a file that is no text at all is known
+CONTAINERS = {  # first bytes -> what such a file is
+    b"PK\x03\x04": "a ZIP archive (an .xlsx or .docx file is one, too)",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"%PDF": "a PDF file",
+    b"SQLite format 3": "an SQLite database",
+    b"\xd0\xcf\x11\xe0": "an old Office file (.xls, .doc)",
+}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The file's bytes, unpacked; UserError for all that goes wrong with it as a whole, also while it is read."""
+    try:
+        with _open(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def position(file: io.BufferedIOBase) -> int:
+    """How many bytes of the file on the disk have been read: of the packed ones, where it is gzip."""
+    if isinstance(file, gzip.GzipFile):
+        # The file that it opened itself; its type names only what gzip calls.
+        return cast(IO[bytes], file.fileobj).tell()
+    return file.tell()
+
+
+def damaged(error: Exception) -> str:
+    """What to say of a row at which one of DAMAGE was raised."""
+    return f"the gzip file is damaged or cut short here ({error})"
+
+
+def is_gbk(raw: bytes) -> bool:
+    """Whether bytes that are not UTF-8 may be GBK, in which Chinese Windows writes."""
+    try:
+        raw.decode("gb18030")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    """The file's bytes, unpacked when it is gzip (told by its first bytes, not by its name), after the BOM."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, not a file")
+    if not path.is_file():  # a pipe or a device could make us wait for ever
+        raise UserError(f"{path}: is not an ordinary file")
+    file: io.BufferedIOBase = path.open("rb")
+    head = file.read(HEAD)
+    if head.startswith(GZIP):
+        file.close()
+        file = gzip.open(path, "rb")  # noqa: SIM115 (the caller closes it)
+        head = _head_of_gzip(file)
+    if problem := _unfit(head):
+        file.close()
+        raise UserError(f"{path}: {problem}")
+    file.seek(len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0)
+    return file
+
+
+def _head_of_gzip(file: io.BufferedIOBase) -> bytes:
+    try:
+        return file.read(HEAD)
+    except DAMAGE:  # reported with its line when it is read
+        return b""
+
+
+def _unfit(head: bytes) -> str:
+    """Why a file that begins like this holds no rows whatever follows, and what would do; "" for all others."""
+    if head.startswith(UTF16_BOMS):
+        return "is UTF-16; save it as UTF-8"
+    for start, what in CONTAINERS.items():
+        if head.startswith(start):
+            return f"is {what}, not text; unpack it or save it as JSON lines or CSV (gzip is read as it is)"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself; git lfs pull fetches that"
+    if re.match(rb"\s*<(!doctype|html)\b", head, re.IGNORECASE):
+        return "is a web page, not rows: was it downloaded from the page that shows the file?"
+    if len(head) >= 8 and abs(head[0::2].count(0) - head[1::2].count(0)) > 0.4 * len(head):
+        return "is UTF-16 (every second byte is NUL); save it as UTF-8"
+    return ""
