@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,10 @@ class Model:
         return {"metadata": pairs | {"vocab": {"tokens": self.size, "end": end, "attributes": attributes, **one}}}
 
     def logits(
-        self, sequences: Sequence[Sequence[int]], first: Sequence[int], send: Callable[[dict[str, Any], bytes], None]
+        self,
+        sequences: Sequence[Sequence[int]],
+        first: Sequence[int],
+        send: Callable[[Mapping[str, object], bytes], None],
     ) -> dict[str, Any]:
         with _Context(self.model, max(map(len, sequences))) as context:
             for ids, start in zip(sequences, first, strict=True):
@@ -124,7 +127,11 @@ class Model:
         answers = []
         with _Context(self.model, max(map(len, encoded)) + max_tokens) as context:
             for number, ids in enumerate(encoded):
-                tell = (lambda piece, n=number: send({"prompt": n, "piece": piece})) if stream else (lambda _: None)
+
+                def tell(piece: str, prompt: int = number) -> None:
+                    if stream:
+                        send({"prompt": prompt, "piece": piece})
+
                 context.clear()
                 answers.append(self._continue(context, ids, max_tokens, stop_ids, tell))
         return {"answers": answers}
@@ -199,7 +206,8 @@ class Model:
         if not count:
             return np.empty((0, self.size), np.float32)
         rows = llama_cpp.llama_get_logits(context.pointer)
-        return np.ctypeslib.as_array(rows, (count, self.size)).copy()
+        copy: np.ndarray = np.ctypeslib.as_array(rows, (count, self.size)).copy()
+        return copy
 
     def _ids(self, text: str, special: bool, add: bool = False) -> list[int]:
         """The tokens of a text; `add`: with what the file's flags put around one."""
@@ -226,7 +234,7 @@ class Model:
 class _Context:
     """A context for one sequence of up to `tokens` tokens, with the batch that feeds it."""
 
-    def __init__(self, model: Any, tokens: int) -> None:
+    def __init__(self, model: object, tokens: int) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.size = max(tokens, 8)
         params.n_batch = params.n_ubatch = BLOCK

@@ -1,7 +1,7 @@
 """Run llama.cpp on a GGUF file: its tokens, its logits, its answers. Always in a process of its own.
 
 llama.cpp answers a broken model or tokenizer with abort() or a segmentation fault; here that ends a worker process, and
-becomes a RunError that names what llama.cpp printed last. The worker is this very file run as a script. Requests go to
+becomes a RunError that names what llama.cpp printed last. The worker is worker.py, run as a script. Requests go to
 its stdin, one JSON object a line; results come back the same way, logits as raw float32 after a line that gives their
 shape, so that neither side ever holds more than a block of them. A worker whose stdin closes (its parent died) ends.
 """
@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from training.errors import MachineError, RunError
 from training.llama.protocol import STOP
@@ -60,7 +60,8 @@ def tokenise(gguf: Path, texts: Sequence[str], special: bool = True) -> list[lis
     Loads the vocabulary only, so a file without weights will do.
     """
     with worker(gguf, vocab_only=True) as ask:
-        return ask({"do": "tokenise", "texts": list(texts), "special": special})["ids"]
+        ids: list[list[int]] = ask({"do": "tokenise", "texts": list(texts), "special": special})["ids"]
+    return ids
 
 
 def read_prompts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -69,7 +70,8 @@ def read_prompts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
     As they do, a BOS (EOS) that the text has already is left out of it where the flag adds one.
     """
     with worker(gguf, vocab_only=True) as ask:
-        return ask({"do": "read_prompts", "texts": list(texts)})["ids"]
+        ids: list[list[int]] = ask({"do": "read_prompts", "texts": list(texts)})["ids"]
+    return ids
 
 
 def metadata(gguf: Path) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def metadata(gguf: Path) -> dict[str, Any]:
     answer), and attributes, id -> flags of llama.h's `llama_token_attr` for every token that is not a plain one.
     """
     with worker(gguf, vocab_only=True) as ask:
-        found = ask({"do": "metadata"})["metadata"]
+        found: dict[str, Any] = ask({"do": "metadata"})["metadata"]
     vocab = found["vocab"]
     vocab["attributes"] = {int(token): flags for token, flags in vocab["attributes"].items()}
     return found
@@ -136,9 +138,10 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     """Log-probabilities of rows of logits, in float64 (sums over 150k entries lose digits in float32)."""
     import numpy as np
 
-    rows = rows.astype(np.float64)
-    rows -= rows.max(axis=-1, keepdims=True)
-    return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+    shifted: np.ndarray = rows.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def answer(
@@ -227,6 +230,14 @@ def _blocks(
             yield np.frombuffer(process.read(rows * width * 4), dtype=np.float32).reshape(rows, width), event["last"]
 
 
+class _Piped(subprocess.Popen[bytes]):
+    """A process whose three streams are pipes."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+
 class Process:
     """One worker process and the pipes to it; see `worker` and `opened`."""
 
@@ -234,7 +245,7 @@ class Process:
         self.gguf = Path(gguf)
         self.printed: deque[str] = deque(maxlen=40)  # the end of what llama.cpp prints, for the error message
         # A session of its own: Ctrl-C on the terminal is the parent's to handle. PYTHONPATH and the like stay as they are.
-        self.process = subprocess.Popen(
+        self.process = _Piped(
             [sys.executable, str(WORKER), str(self.gguf), "vocab" if vocab_only else "model"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -259,7 +270,9 @@ class Process:
             with suppress(BrokenPipeError):  # unsent bytes for a worker that is gone
                 pipe.close()
 
-    def ask(self, request: dict[str, Any], on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    def ask(
+        self, request: Mapping[str, object], on_event: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
         """Send one request; the events before its result go to `on_event`."""
         self.send(request)
         while "piece" in (event := self.receive()):
@@ -267,7 +280,7 @@ class Process:
                 on_event(event)
         return event
 
-    def send(self, request: dict[str, Any]) -> None:
+    def send(self, request: Mapping[str, object]) -> None:
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
@@ -283,7 +296,7 @@ class Process:
         line = self.process.stdout.readline()
         if not line.endswith(b"\n"):
             raise self._died()
-        event = json.loads(line)
+        event: dict[str, Any] = json.loads(line)
         if "missing" in event:
             raise MachineError(f"llama-cpp-python cannot be used ({event['missing']}): run ./setup.sh")
         if "error" in event:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def _serve(gguf: str, vocab_only: bool) -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints on stdout must not get between the results
 
-    def send(event: dict[str, Any], content: bytes = b"") -> None:
+    def send(event: Mapping[str, object], content: bytes = b"") -> None:
         out.write(json.dumps(event).encode() + b"\n" + content)
         out.flush()
 

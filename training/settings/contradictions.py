@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from training.errors import UserError
@@ -20,7 +20,7 @@ Found = Iterator[tuple[tuple[str, ...], str]]  # the keys, the one to change fir
 
 
 def find(
-    settings: Settings, bad: Set[str] = frozenset(), check_packages: bool = False
+    settings: Settings, bad: frozenset[str] | set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
     every = [_length, _validation, _text, _adapter, _machines, _device, _unsloth]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from training.settings import contradictions, ini_file, names, rules
 from training.settings.ini_file import Ini
 from training.settings.rules import Given
 from training.settings.settings import Override, Settings, default_of, place_of
-from training.settings.table import SECTIONS, TABLE
+from training.settings.table import (
+    SECTIONS,
+    TABLE,
+    Dataset,
+    Hardware,
+    LoRA,
+    Model,
+    Quantization,
+    Training,
+)
 
 
 def load(
@@ -43,8 +52,17 @@ def load(
             (problems.append((line, message)) if line else others.append(message))
         sections[item.section][item.key.lower()] = value
     origins = {key: origin for key, (_, _, origin) in found.items()}
-    made = [cls(**sections[section]) for section, cls in SECTIONS.items()]
-    settings = _without_others_rows(Settings(*made, config=config, origins=origins))
+    as_given = Settings(
+        model=Model(**sections["Model"]),
+        lora=LoRA(**sections["LoRA"]),
+        dataset=Dataset(**sections["Dataset"]),
+        training=Training(**sections["Training"]),
+        quantization=Quantization(**sections["Quantization"]),
+        hardware=Hardware(**sections["Hardware"]),
+        config=config,
+        origins=origins,
+    )
+    settings = _without_others_rows(as_given)
     for keys, message in contradictions.find(settings, bad, check_packages):
         line = found[keys[0]][1] if keys[0] in found else 0
         (problems.append((line, message)) if line else others.append(message))
@@ -81,20 +99,18 @@ def _collect(
         elif entry.section in SECTIONS:
             problems.append((entry.line, f"{origin}: {unknown_key(entry.section, entry.key)}"))
     others = []
-    for given in overrides:
-        key = f"{given.section}.{given.key}"
+    for override in overrides:
+        key, section = f"{override.section}.{override.key}", override.section
         if key in TABLE:
-            found[key] = (Given(given.value, here()), 0, given.source)
-        elif given.section in SECTIONS:
-            others.append(f"{given.source}: {unknown_key(given.section, given.key)}")
+            found[key] = (Given(override.value, here()), 0, override.source)
+        elif section in SECTIONS:
+            others.append(f"{override.source}: {unknown_key(section, override.key)}")
         else:
-            others.append(
-                f"{given.source}: [{ini_file.show(given.section)}] is not a section{_near(given.section, SECTIONS)}"
-            )
+            others.append(f"{override.source}: [{ini_file.show(section)}] is not a section{_near(section, SECTIONS)}")
     return found, problems, others
 
 
-def _near(word: str, options: Any) -> str:
+def _near(word: str, options: Collection[str]) -> str:
     return names.did_you_mean(word, options, f"there are {', '.join(options)}")
 
 

@@ -11,9 +11,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import unquote
 
 HIDDEN = "[hidden]"
@@ -125,7 +125,7 @@ def path_for(stream: IO[str], path: Path) -> str:
     return visible(str(path)) if stream.isatty() else str(path)
 
 
-def hidden(value: Any, name: str = "") -> Any:
+def hidden(value: object, name: str = "") -> object:
     """A value as JSON can hold it and anybody may read it: no secrets in its texts, no NaN and no infinity.
 
     `name`: the field that holds it.
@@ -141,7 +141,7 @@ def hidden(value: Any, name: str = "") -> Any:
     return value
 
 
-def as_json(value: Any, **how: Any) -> str:
+def as_json(value: object, indent: int | None = None, default: Callable[[object], object] | None = None) -> str:
     r"""`value` as JSON that can be printed on a terminal: what `visible` shows as \x9b or \u202e is \u009b and \u202e."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **how)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
     return _ACTING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

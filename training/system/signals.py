@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 from training.errors import Interrupted
 
@@ -64,7 +64,7 @@ class Signals:
         """Whether a first signal is only noted now."""
         return self._gentle and self._begun
 
-    def _on_stop(self, number: int, _frame: Any) -> None:
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
         self._obeyed += 1
         if self._leaving:  # another thread says how this process ends
             return
@@ -74,7 +74,7 @@ class Signals:
         if not self.noted_only:
             raise Interrupted(number, _words(number))
 
-    def _on_save(self, _number: int, _frame: Any) -> None:
+    def _on_save(self, _number: int, _frame: FrameType | None) -> None:
         self.save = True
 
     def _guard(self, arrivals: int, leave: Callable[[Interrupted], None]) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from training.system.wording import gigabytes
@@ -157,7 +158,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _gpus(torch: Any) -> tuple[tuple[Gpu, ...], str | None]:
+def _gpus(torch: ModuleType) -> tuple[tuple[Gpu, ...], str | None]:
     if torch.cuda.is_available():
         backend = "rocm" if torch.version.hip else "cuda"
         described = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -170,7 +171,7 @@ def _gpus(torch: Any) -> tuple[tuple[Gpu, ...], str | None]:
     return (), None
 
 
-def _physical_cores(psutil: Any) -> int:
+def _physical_cores(psutil: ModuleType) -> int:
     """Physical cores among those this process may use: two hyper-threads share one set of matrix units."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))

@@ -20,7 +20,7 @@ HEAD = struct.Struct("!Q")
 BYTES = "@bytes"
 
 
-def encode(value: Any) -> bytes:
+def encode(value: object) -> bytes:
     """A value as a message: None, booleans, numbers, texts, bytes, and lists and dicts of these. Tuples become lists."""
     behind: list[bytes] = []
 
@@ -45,7 +45,7 @@ def decode(message: bytes) -> Any:
         if at > len(message):
             raise ValueError("it is cut short")
 
-        def put_back(found: dict[str, Any]) -> Any:
+        def put_back(found: dict[str, object]) -> object:
             nonlocal at
             if found.keys() != {BYTES}:
                 return found
