@@ -47,8 +47,11 @@ def kept_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """tests/run.sh tests --faults 500: a longer campaign."""
+    """tests/run.sh tests --faults 500: a longer campaign. tests/run.sh tests/test_golden.py --golden: take what users see now."""
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
+    parser.addoption(
+        "--golden", action="store_true", help="write tests/golden/ anew: a change of what users see is wanted"
+    )
 
 
 def pytest_xdist_auto_num_workers() -> int:
