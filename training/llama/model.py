@@ -20,6 +20,7 @@ import llama_cpp
 import numpy as np
 
 from training.llama.protocol import BLOCK
+from training.system import this_machine
 
 WARNING = 3  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
 
@@ -33,9 +34,8 @@ def _log(level: int, text: bytes, _: object) -> None:
 
 def physical_cores() -> int:
     """Cores that this process may use, hyper-threads counted once: more threads than that only slow llama.cpp down."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
-    for cpu in allowed:
+    for cpu in this_machine.processors():
         try:
             cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip())
         except OSError:

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from training.errors import MachineError
-from training.system import foreign_code
+from training.system import foreign_code, this_machine
 
 Result = TypeVar("Result")
 
@@ -26,7 +26,7 @@ _shared: tuple[object, ...] = ()  # in a worker: what all tasks have in common
 
 def cores() -> int:
     """How many processes can run at the same time."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(this_machine.processors())
 
 
 def copied() -> bool:

@@ -110,6 +110,11 @@ def variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def processors() -> set[int]:
+    """The numbers of the processors that this process may run on; two hyper-threads are two of them."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def inspect() -> Machine:
     """Look at this machine. Imports torch, since only torch knows what it can use."""
     import psutil
@@ -173,7 +178,7 @@ def _gpus(torch: ModuleType) -> tuple[tuple[Gpu, ...], str | None]:
 
 def _physical_cores(psutil: ModuleType) -> int:
     """Physical cores among those this process may use: two hyper-threads share one set of matrix units."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(processors())
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
