@@ -133,12 +133,17 @@ def hidden(value: object, name: str = "") -> object:
     if isinstance(value, str):
         return value if name in PLACES else redact(writable(value))
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite(value)
     if isinstance(value, Mapping):
         return {hidden(key): hidden(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [hidden(item, name) for item in value]
     return value
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it: NaN and infinity are None."""
+    return value if math.isfinite(value) else None
 
 
 def as_json(value: object, indent: int | None = None, default: Callable[[object], object] | None = None) -> str:
