@@ -13,7 +13,16 @@ import pytest
 
 from tests.support.paths import ROOT
 from training.errors import MachineError
-from training.system import browser, installed_parts, llama_cpp_build, serving_python, set_up, torch_builds, venv_pip
+from training.system import (
+    browser,
+    installed_parts,
+    llama_cpp_build,
+    paths,
+    serving_python,
+    set_up,
+    torch_builds,
+    venv_pip,
+)
 
 SYSTEM = ROOT / "training" / "system"
 
@@ -346,7 +355,7 @@ def machine(tmp_path, monkeypatch):
     (tmp_path / "requirements").symlink_to(ROOT / "requirements")
     for module in (set_up, venv_pip):
         monkeypatch.setattr(module, "call", machine.call)
-    monkeypatch.setattr(set_up, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(torch_builds, "answers", lambda url: True)
     monkeypatch.setattr(llama_cpp_build, "install", lambda *_: machine.called.append("llama.cpp"))
     monkeypatch.setattr(browser, "provide", lambda *_: machine.called.append("browser"))
