@@ -147,13 +147,14 @@ class Model:
         while same < min(len(self.fed), len(prompt) - 1) and self.fed[same] == prompt[same]:
             same += 1
         memory = llama_cpp.llama_get_memory(self.kept.pointer)
-        if not llama_cpp.llama_memory_seq_rm(memory, 0, same, -1):  # a recurrent model cannot go back
+        # A recurrent model cannot go back.
+        if not llama_cpp.llama_memory_seq_rm(memory, 0, same, -1):
             self.kept.clear()
             same = 0
         self.fed = []  # until the answer is there: an error leaves nothing to build on
-        found = self._continue(self.kept, list(prompt), max_tokens, None, lambda piece: send({"piece": piece}), same)
-        self.fed = [] if found["unread"] else [*prompt, *found["ids"][:-1]]
-        return found
+        answer = self._continue(self.kept, list(prompt), max_tokens, None, lambda piece: send({"piece": piece}), same)
+        self.fed = [] if answer["unread"] else [*prompt, *answer["ids"][:-1]]
+        return answer
 
     def _continue(
         self,
@@ -214,7 +215,8 @@ class Model:
         raw = text.encode("utf-8")
         if not raw:
             return []
-        room = len(raw) + 16  # SentencePiece puts a space in front; never more tokens than bytes otherwise
+        # SentencePiece puts a space in front; never more tokens than bytes otherwise.
+        room = len(raw) + 16
         ids = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, room, add, special)
         if count < 0:

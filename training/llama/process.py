@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 STAGE = "llama.cpp"
 WORKER = Path(__file__).with_name("worker.py")
-_kept: dict[Path, Process] | None = None  # within `kept`: the workers that wait for the next request
+# Within `kept`: the workers that wait for the next request.
+_kept: dict[Path, Process] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def metadata(gguf: Path) -> dict[str, Any]:
     answer), and attributes, id -> flags of llama.h's `llama_token_attr` for every token that is not a plain one.
     """
     with worker(gguf, vocab_only=True) as ask:
-        found: dict[str, Any] = ask({"do": "metadata"})["metadata"]
-    vocab = found["vocab"]
+        pairs: dict[str, Any] = ask({"do": "metadata"})["metadata"]
+    vocab = pairs["vocab"]
     vocab["attributes"] = {int(token): flags for token, flags in vocab["attributes"].items()}
-    return found
+    return pairs
 
 
 def logits(gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None) -> list[np.ndarray]:
@@ -158,9 +159,9 @@ def answer(
     """
     with worker(gguf) as ask:
         request = {"do": "answer", "prompts": list(prompts), "max_tokens": max_tokens, "stop_ids": stop_ids}
-        told = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
-        found = ask(request | {"stream": on_text is not None}, told)["answers"]
-    return [Answer(a["text"], tuple(a["ids"]), a["stopped"], a["seconds"]) for a in found]
+        on_event = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
+        answers = ask(request | {"stream": on_text is not None}, on_event)["answers"]
+    return [Answer(one["text"], tuple(one["ids"]), one["stopped"], one["seconds"]) for one in answers]
 
 
 @contextmanager
@@ -243,7 +244,8 @@ class Process:
 
     def __init__(self, gguf: Path, vocab_only: bool) -> None:
         self.gguf = Path(gguf)
-        self.printed: deque[str] = deque(maxlen=40)  # the end of what llama.cpp prints, for the error message
+        # The end of what llama.cpp prints, for the error message.
+        self.printed: deque[str] = deque(maxlen=40)
         # A session of its own: Ctrl-C on the terminal is the parent's to handle. PYTHONPATH and the like stay as they are.
         self.process = _Piped(
             [sys.executable, str(WORKER), str(self.gguf), "vocab" if vocab_only else "model"],
@@ -290,7 +292,8 @@ class Process:
     def stop(self) -> None:
         """End the answer that is being written; it comes back as far as it got. May be called in a signal handler."""
         with suppress(BrokenPipeError):
-            os.write(self.process.stdin.fileno(), STOP)  # past the buffer: requests are flushed whole
+            # Past the buffer: requests are flushed whole.
+            os.write(self.process.stdin.fileno(), STOP)
 
     def receive(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
@@ -326,7 +329,7 @@ class Process:
 
     def _last_words(self) -> str:
         # Frames of a backtrace and gdb's remarks follow the message of an abort; the message is what helps.
-        told = [
+        words = [
             line for line in self.printed if not line.startswith(("#", "[New LWP", "[Thread", "warning:", "ptrace:"))
         ]
-        return f"; it printed last: {' | '.join(told[-3:])}" if told else "; it printed nothing"
+        return f"; it printed last: {' | '.join(words[-3:])}" if words else "; it printed nothing"

@@ -15,8 +15,6 @@ if __name__ == "__main__":  # run as a script, training/ stands first on the pat
 
 from training.llama.protocol import STOP
 
-# ---- the worker's side -------------------------------------------------------------------------------------------
-
 
 def _serve(gguf: str, vocab_only: bool) -> None:
     """Answer requests from stdin until it closes."""
@@ -31,7 +29,8 @@ def _serve(gguf: str, vocab_only: bool) -> None:
     requests = _requests(stop)
     try:
         from training.llama.model import Model
-    except (ImportError, OSError, RuntimeError) as error:  # a library that is not there or does not load
+    except (ImportError, OSError, RuntimeError) as error:
+        # A library that is not there or does not load.
         return send({"missing": str(error)})
     try:
         model = Model(gguf, vocab_only, stop)

@@ -172,7 +172,8 @@ def _text(
     if parts.template is not None:
         lines.append(f"TEMPLATE {value('TEMPLATE', parts.template)}")
     elif adapter_of is None:
-        lines.append(f"REQUIRES {NATIVE}")  # Ollama before 0.14 does not know the word, and stops at it: rightly so
+        # Ollama before 0.14 does not know the word, and stops at it: rightly so.
+        lines.append(f"REQUIRES {NATIVE}")
     if parts.system:
         lines.append(f"SYSTEM {value('SYSTEM_PROMPT', parts.system)}")
     lines += [f"PARAMETER stop {value('a stop text', stop)}" for stop in stops]

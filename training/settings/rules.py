@@ -48,7 +48,8 @@ class Rule:
     below: float | None = None
     one_of: tuple[str, ...] = ()
     is_a: Literal["", "file", "folder", "model"] = ""  # what must be there on the disk (missing)
-    read: Callable[[Given, Rule], object] | None = None  # in place of the reader that the annotation names
+    # Where the annotation's own reader does not do.
+    read: Callable[[Given, Rule], object] | None = None
 
 
 def setting(default: object, *, help: str, **rule: Any) -> Any:
@@ -61,7 +62,8 @@ def read(given: Given, rule: Rule, kind: str) -> Any:
     if "\0" in given.text:
         raise ValueError("holds a NUL character")
     if re.search("[\ud800-\udfff]", f"{given.text}{given.folder}"):
-        raise ValueError("is not UTF-8")  # bytes of an argument or a folder's name that Python could not decode
+        # Bytes of an argument or a folder's name that Python could not decode.
+        raise ValueError("is not UTF-8")
     return (rule.read or READERS[kind])(given, rule)
 
 
@@ -165,7 +167,8 @@ def free_text(given: Given, rule: Rule) -> str:
 
 def optional_text(given: Given, rule: Rule) -> str | None:
     """Free text; an empty value, or the bare word none, is None."""
-    if given.comment.startswith("##") or "{" in given.comment:  # a heading or a template: hardly meant as a comment
+    # A heading or a template: hardly meant as a comment.
+    if given.comment.startswith("##") or "{" in given.comment:
         raise ValueError(
             f"{ini_file.show(given.comment, 30)} is read as a comment; put the whole text in double quotes"
         )
@@ -221,7 +224,8 @@ READERS: dict[str, Callable[[Given, Rule], object]] = {
 
 def missing(value: object, rule: Rule) -> str:
     """What is wrong on the disk with the path in `value`, as this setting needs it; empty when nothing is."""
-    if value is None or not rule.is_a or not str(value).startswith("/"):  # a name is looked up elsewhere
+    # A model's name is no path; it is looked up elsewhere.
+    if value is None or not rule.is_a or not str(value).startswith("/"):
         return ""
     path = Path(str(value))
     try:
@@ -242,7 +246,8 @@ def missing(value: object, rule: Rule) -> str:
 
 def _meant(path: Path) -> str:
     """What would do, where the name of a missing file says that something else was meant than one file on the disk."""
-    if re.search(r"/[a-z][a-z0-9]*:/", str(path)):  # absolute_path leaves one of an address' slashes
+    # An address: absolute_path has left one of its two slashes.
+    if re.search(r"/[a-z][a-z0-9]*:/", str(path)):
         return "; an address is not fetched: download the file and name it here"
     return "; one file is expected, not a list" if "," in path.name else ""
 

@@ -35,8 +35,10 @@ class Settings:
     quantization: Quantization
     hardware: Hardware
     config: Path = field(compare=False)
-    origins: Mapping[str, str] = field(compare=False)  # Section.KEY -> origin, of all that was given
-    choices: tuple[tuple[str, object, str], ...] = field(default=(), compare=False)  # (Section.KEY, value, reason)
+    # By Section.KEY: where the values that somebody gave came from.
+    origins: Mapping[str, str] = field(compare=False)
+    # Automatic choices: (Section.KEY, value, reason).
+    choices: tuple[tuple[str, object, str], ...] = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -122,7 +124,8 @@ class Settings:
             for item in (item for item in TABLE.values() if item.section == section):
                 text = rules.write(self.get(item.name))
                 text = text if item.rule.one_of else ini_file.quote(text)
-                origin = ini_file.show(self.origin(item.name), 200).replace("{", "(").replace("}", ")")  # no template
+                # A brace in a comment is taken for a template without its quotation marks (rules.optional_text).
+                origin = ini_file.show(self.origin(item.name), 200).replace("{", "(").replace("}", ")")
                 lines.append(f"{item.key} = {text}  # {origin}")
         return "\n".join(lines) + "\n"
 

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
 SWITCH = "FINETUNE_TRUST_REMOTE_CODE"
-AUTO_MAP = "auto_map"  # in a model's JSON files: which class of its own code stands for AutoConfig, AutoTokenizer, ...
-ASKED = "transformers.dynamic_module_utils"  # the module that decides, and fetches and executes the code
+# In a model's JSON files: which class of its own code stands for AutoConfig, AutoTokenizer, ...
+AUTO_MAP = "auto_map"
+# The module that decides, and fetches and executes the code.
+ASKED = "transformers.dynamic_module_utils"
 QUESTION = "resolve_trust_remote_code"  # its function that decides
 # Where code from outside lies before it runs: transformers' copies of it, datasets' ones, and the Hub's cache.
 PLACES = re.compile(

@@ -44,7 +44,8 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training.system import foreign_code
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"}  # read once, when imported
+# Read once, when imported.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"}
 PRELOADED = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft")
 REQUEST = 1 << 16  # bytes of a request at most
 PID = 16  # characters of a pid or an exit code, so that one read takes one of them

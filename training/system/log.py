@@ -35,8 +35,8 @@ def start(run_log: Path | None = None, terminal: bool = True) -> None:
     """Send log lines to stderr, to the shared log and, when given, to the run's own log."""
     logger.remove()
     _early.clear()
-    # diagnose: a traceback must not print the values of variables, for the data is private. catch: what these sinks cannot
-    # write they bear themselves; the Interrupted of a signal that arrives while one is at work must not be swallowed.
+    # diagnose: a traceback must not print the values of variables, for the data is private. catch: these sinks
+    # handle what they cannot write; the Interrupted of a signal that arrives while one is at work must get through.
     add = functools.partial(logger.add, backtrace=False, diagnose=False, catch=False)
     if terminal:
         add(_to_terminal, format=_terminal_format, level="INFO")
@@ -49,10 +49,10 @@ def start(run_log: Path | None = None, terminal: bool = True) -> None:
 
 def join_run(run_log: Path) -> None:
     """From now on write the run's own log too, beginning with what was said before it had a directory."""
-    said = "".join(_early)
+    early = "".join(_early)
     start(run_log)
     sink = _LockedFile(run_log, rotate=False)
-    sink.write(said)
+    sink.write(early)
 
 
 def _terminal_format(record: Record) -> str:
@@ -87,7 +87,8 @@ class _LockedFile:
     def write(self, message: str) -> None:
         try:
             self._append(privacy.shown(message).encode("utf-8"))
-        except OSError as error:  # a full disk or a read-only folder must not stop a night of training
+        except OSError as error:
+            # A full disk or a read-only folder must not stop a night of training.
             if not self.failed:
                 self.failed = True
                 _to_terminal(f"warning: cannot write {self.path}: {error.strerror}; the log goes on without it\n")

@@ -71,7 +71,8 @@ def _begin(parent: int, shared: tuple[object, ...]) -> None:
     global _shared
     _shared = shared
     foreign_code.keep_out()
-    gc.freeze()  # what was there before is never collected here: looking through it would copy all of its memory
+    # What was there before is never collected here: looking through it would copy all of its memory.
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":

@@ -17,8 +17,10 @@ from typing import IO
 from urllib.parse import unquote
 
 HIDDEN = "[hidden]"
-SHORTEST = 8  # characters of a secret in the environment; shorter values ("true", "1") would hide ordinary words
-PLACES = ("run", "path")  # fields in which programs look for the name of a file: it is told as it is
+# Characters of a secret in the environment; shorter values ("true", "1") would hide ordinary words.
+SHORTEST = 8
+# Fields in which programs look for the name of a file: it is told as it is.
+PLACES = ("run", "path")
 
 # The published shapes of the keys this tool's users hold. Plain hexadecimal keys (Weights & Biases: 40 digits) look
 # like a git revision, so those are found through the environment and through the name of their setting instead.

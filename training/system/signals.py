@@ -42,7 +42,8 @@ class Signals:
         arrivals, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a fork's signals are its own
+        # A fork's signals do not wake this process's guard.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         threading.Thread(target=self._guard, args=(arrivals, leave or _leave), daemon=True).start()
 
     @contextmanager
@@ -69,7 +70,8 @@ class Signals:
         if self._leaving:  # another thread says how this process ends
             return
         if self.stop is not None:
-            os._exit(128 + number)  # the second one: at once; files that were being written are not renamed
+            # The second one: at once; files that were being written are not renamed.
+            os._exit(128 + number)
         self.stop = number
         if not self.noted_only:
             raise Interrupted(number, _words(number))
@@ -88,7 +90,8 @@ class Signals:
                 time.sleep(0.05)
             if self._obeyed >= due:
                 continue
-            if self._obeyed > before:  # it did come back: signals that wait for their handler at once are one
+            # It did come back: several signals that wait for one handler count as one.
+            if self._obeyed > before:
                 due = self._obeyed
                 continue
             if stops > 1:

@@ -1,6 +1,6 @@
-"""What this machine is, and the choices that follow from it, each with its reason.
+"""What this machine is: its processors, memory and cards, and the versions of what matters here.
 
-`inspect` only looks; `decide` fills the automatic settings in. Both run before anything is loaded or downloaded.
+It is asked before anything is loaded or downloaded; what follows from it is decided in plan/choices.py.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _container_limit() -> tuple[int | None, int]:
 
 
 def oom_kills() -> int | None:
-    """How many processes the kernel has killed for want of memory, on this machine, since it started."""
+    """How many processes the kernel has killed because memory ran out, on this machine, since it started."""
     try:
         for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
             if line.startswith("oom_kill "):

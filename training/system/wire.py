@@ -63,11 +63,11 @@ def decode(message: bytes) -> Any:
     return value
 
 
-def length(said: int) -> int:
+def length(announced: int) -> int:
     """The length of a message that another rank announces. Raises RunError where it is absurd."""
-    if not 0 <= said <= MOST:
-        raise refused(f"another process announces a message of {said:,} bytes")
-    return said
+    if not 0 <= announced <= MOST:
+        raise refused(f"another process announces a message of {announced:,} bytes")
+    return announced
 
 
 def refused(what: str) -> RunError:
