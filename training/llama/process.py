@@ -45,16 +45,6 @@ class Answer:
     seconds: float = field(default=0.0, compare=False)
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """How far one model's next-token distributions are from a reference's, over `tokens` positions (KL in nats)."""
-
-    tokens: int
-    mean_kl: float
-    max_kl: float
-    top1: float
-
-
 def tokenise(gguf: Path, texts: Sequence[str], special: bool = True) -> list[list[int]]:
     """The tokens of each text, no BOS or EOS added; `special`: the texts of special tokens become these tokens.
 
@@ -92,7 +82,7 @@ def logits(gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] 
     """For each sequence a float32 array [tokens - first, vocabulary]: row i is the prediction of token first + i + 1.
 
     `first` (default 0) skips the leading positions of each sequence. Everything is held in memory: tokens x vocabulary
-    x 4 bytes; use `logits_each` or `compare` for more than a few hundred tokens.
+    x 4 bytes; use `logits_each` for more than a few hundred tokens.
     """
     return list(logits_each(gguf, sequences, first))
 
@@ -112,27 +102,6 @@ def logits_each(
         if last:
             yield np.concatenate(parts) if len(parts) > 1 else parts[0]
             parts = []
-
-
-def compare(
-    reference: Path, other: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None
-) -> Divergence:
-    """KL(reference || other) and top-1 agreement of two GGUF files on the same tokens; both run side by side."""
-    import numpy as np
-
-    sums: list[tuple[int, float, float, int]] = []
-    pairs = zip(_blocks(reference, sequences, first), _blocks(other, sequences, first), strict=True)
-    for (ours, _), (theirs, _) in pairs:
-        p, q = log_softmax(ours), log_softmax(theirs)
-        kl = (np.exp(p) * (p - q)).sum(axis=-1)
-        same = int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        sums.append((len(kl), float(kl.sum()), float(kl.max()), same))
-    if not sums:
-        raise ValueError("compare() needs at least one token")
-    tokens = sum(s[0] for s in sums)
-    return Divergence(
-        tokens, sum(s[1] for s in sums) / tokens, max(s[2] for s in sums), sum(s[3] for s in sums) / tokens
-    )
 
 
 def log_softmax(rows: np.ndarray) -> np.ndarray:
