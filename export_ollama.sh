@@ -28,12 +28,15 @@ patience=${OLLAMA_ANSWER_SECONDS:-300} # a first answer loads the model
 longest=${OLLAMA_ANSWER_TOKENS:-1000}  # of an answer to such a question; one that never ends is no answer
 needs_ollama=0.30.0                    # the first that uses the chat template inside a GGUF
 
-# What a model, a server or a file's name says may hold escape codes, which must not act on the terminal.
-plain() {
-    LC_ALL=C sed -e "s/"$'\r'"\$//" -e "s/"$'\033'"/\\\\x1b/g" -e "s/"$'\302[\200-\237]'"/?/g" \
-        -e "s/"$'\342\200[\250-\256]'"/?/g" -e "s/"$'\342\201[\246-\251]'"/?/g" | LC_ALL=C tr '\001-\010\013-\037\177' '?'
+# stdin, with nothing in it that acts on a terminal: what a model, a server or a file's name says may hold escape codes.
+# The bytes are those of UTF-8: of C1 controls, of line separators and text direction, of isolates.
+without_controls() {
+    local return=$'\r' escape=$'\033'
+    local c1=$'\302[\200-\237]' direction=$'\342\200[\250-\256]' isolate=$'\342\201[\246-\251]'
+    LC_ALL=C sed -e "s/$return\$//" -e "s/$escape/\\\\x1b/g" -e "s/$c1/?/g" -e "s/$direction/?/g" -e "s/$isolate/?/g" |
+        LC_ALL=C tr '\001-\010\013-\037\177' '?'
 }
-say() { printf '%s\n' "$*" | plain >&2; }
+say() { printf '%s\n' "$*" | without_controls >&2; }
 fail() { # fail EXIT_CODE MESSAGE
     local code=$1
     shift
@@ -121,24 +124,26 @@ newest_run() {
     fi
 }
 
-# Sets run, and gguf when a file was named.
+# Sets run, and gguf when a file was named: from RUN, RUN/merged, FILE.gguf or nothing.
 find_run() {
-    local given=${1%/}
+    local named=${1%/}
     gguf=""
-    if [ -z "$given" ]; then
+    if [ -z "$named" ]; then
         newest_run
-    elif [ -f "$given" ]; then
-        case ${given##*/} in
-        *[[:cntrl:]]* | *[[:space:]]) fail 2 "$(shown "$given"): a Modelfile cannot hold such a name; rename the file" ;;
-        *.gguf) gguf=${given##*/} ;;
-        *) fail 2 "$given is neither a run's folder nor a .gguf file" ;;
+    elif [ -f "$named" ]; then
+        case ${named##*/} in
+        *[[:cntrl:]]* | *[[:space:]])
+            fail 2 "$(shown "$named"): a Modelfile cannot hold such a name; rename the file"
+            ;;
+        *.gguf) gguf=${named##*/} ;;
+        *) fail 2 "$named is neither a run's folder nor a .gguf file" ;;
         esac
-        run=$(dirname "$given")
-    elif [ -d "$given" ]; then
-        run=$given
-        if [ "$(basename "$given")" = merged ]; then run=$(dirname "$given"); fi
+        run=$(dirname "$named")
+    elif [ -d "$named" ]; then
+        run=$named
+        if [ "$(basename "$named")" = merged ]; then run=$(dirname "$named"); fi
     else
-        fail 2 "$given: no such folder or file"
+        fail 2 "$named: no such folder or file"
     fi
     if [ -L "$run" ]; then # RUN/latest: name the run itself, for `latest` moves on
         local link
@@ -148,12 +153,14 @@ find_run() {
     case $run in /*) ;; .) run=$PWD ;; *) run=$PWD/${run#./} ;; esac
 }
 
-# The rules of Ollama: host, namespace and model of letters, digits and _ - ., then a tag. Also keeps a path or an option out.
+# Ollama's rule for names: [[host/]namespace/]model[:tag], each of letters, digits and some signs; so a path or an
+# option is none. It also stands in training/settings/names.py and training/ollama/modelfile_syntax.py; a test compares them.
 check_name() {
+    local host='[A-Za-z0-9_][A-Za-z0-9_.:-]*' namespace='[A-Za-z0-9_][A-Za-z0-9_-]{0,79}'
     local part='[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}' line=$1
     # grep looks at each line by itself
     case $1 in *[[:cntrl:]]*) line="" ;; esac
-    if ! printf '%s\n' "$line" | LC_ALL=C grep -Eqx "(([A-Za-z0-9_][A-Za-z0-9_.:-]*/)?[A-Za-z0-9_][A-Za-z0-9_-]{0,79}/)?$part(:$part)?"; then
+    if ! printf '%s\n' "$line" | LC_ALL=C grep -Eqx "(($host/)?$namespace/)?$part(:$part)?"; then
         fail 2 "$(shown "$1") is no name for a model in Ollama: [namespace/]model[:tag] of letters, digits and _ - ."
     fi
 }
@@ -180,33 +187,44 @@ export_run() {
 own_gguf() {
     gguf=$(value_of from <"$run/Modelfile")
     gguf=${gguf#./}
-    case $gguf in */* | . | ..) fail 2 "$run/Modelfile: FROM $gguf is no file beside it; put it there, or name the one that is" ;; esac
+    case $gguf in
+    */* | . | ..) fail 2 "$run/Modelfile: FROM $gguf is no file beside it; put it there, or name the one that is" ;;
+    esac
 }
 
 # Modelfile.NAME: the run's Modelfile, FROM the file that was named. Left alone when it is right already.
 write_modelfile() {
-    local text
+    local text partial
     modelfile=$run/Modelfile.$(printf '%s' "$name" | tr '/:' '--')
-    text=$(LC_ALL=C FROM="./$gguf" awk '!done && /^[Ff][Rr][Oo][Mm][ \t]/ { print "FROM " ENVIRON["FROM"]; done = 1; next } { print }' "$run/Modelfile")
+    text=$(LC_ALL=C FROM="./$gguf" awk '
+        !done && /^[Ff][Rr][Oo][Mm][ \t]/ { print "FROM " ENVIRON["FROM"]; done = 1; next }
+        { print }' "$run/Modelfile")
     if [ -f "$modelfile" ] && [ "$(cat "$modelfile")" = "$text" ]; then return; fi
-    if ! { printf '%s\n' "$text" >"$modelfile.$$.partial" && mv -f "$modelfile.$$.partial" "$modelfile"; } 2>/dev/null; then
-        rm -f "$modelfile.$$.partial" 2>/dev/null || true
+    partial=$modelfile.$$.partial
+    if ! { printf '%s\n' "$text" >"$partial" && mv -f "$partial" "$modelfile"; } 2>/dev/null; then
+        rm -f "$partial" 2>/dev/null || true
         fail 3 "$modelfile cannot be written: is the disk full, or the folder read-only?"
     fi
 }
 
 # With --adapter: the adapter as GGUF and its Modelfile, made by the package. Left alone when they are there.
 write_adapter() {
-    local file made
+    local converted trained=$run/adapter/adapter_model.safetensors
     modelfile=$run/Modelfile.$(printf '%s' "$name" | tr '/:' '--')
-    made=$run/adapter/adapter_model.safetensors
     if [ -f "$modelfile" ] && [ "$(value_of from <"$modelfile")" = "$adapter" ]; then
-        file=$(sed -n 's|^ADAPTER \./||p' "$modelfile" | head -n 1)
-        if [ -n "$file" ] && [ -f "$run/$file" ] && { [ ! -f "$made" ] || [ "$run/$file" -nt "$made" ]; }; then return; fi
+        converted=$(sed -n 's|^ADAPTER \./||p' "$modelfile" | head -n 1)
+        if [ -n "$converted" ] && [ -f "$run/$converted" ]; then
+            if [ ! -f "$trained" ] || [ "$run/$converted" -nt "$trained" ]; then return; fi
+        fi
     fi
-    [ -z "$gguf" ] && [ -f "$run/status.json" ] || fail 2 "--adapter is for a run's folder, and $run is none with an adapter"
-    [ -x "$root/.venv/bin/python" ] || fail 3 "the adapter is not converted yet, and that needs the packages: run ./setup.sh first"
-    PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/export.py" "$run" --adapter "$adapter" --name "$name" >/dev/null
+    if [ -n "$gguf" ] || [ ! -f "$run/status.json" ]; then
+        fail 2 "--adapter is for a run's folder, and $run is none with an adapter"
+    fi
+    if [ ! -x "$root/.venv/bin/python" ]; then
+        fail 3 "the adapter is not converted yet, and that needs the packages: run ./setup.sh first"
+    fi
+    PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/export.py" "$run" \
+        --adapter "$adapter" --name "$name" >/dev/null
 }
 
 # Is version $1 before version $2? Numbers only: 0.30.0-rc1 is 0.30.0.
@@ -220,18 +238,20 @@ older() {
 }
 
 check_ollama() {
-    local command version numbers said
+    local command version numbers answer
     command=$(printf 'ollama create %q -f %q' "$name" "$modelfile")
     if ! command -v ollama >/dev/null 2>&1; then
         printf '%s\n' "$modelfile"
         fail 3 "Ollama is not installed here. Where it is, with this folder:  $command"
     fi
-    if ! said=$(ollama list 2>&1); then
+    if ! answer=$(ollama list 2>&1); then
         printf '%s\n' "$modelfile"
-        fail 3 "Ollama does not answer (${said##*$'\n'}). Start it (ollama serve), then:  $command"
+        fail 3 "Ollama does not answer (${answer##*$'\n'}). Start it (ollama serve), then:  $command"
     fi
     if [ -n "$adapter" ]; then
-        ollama show "$adapter" >/dev/null 2>&1 || fail 3 "Ollama has no model $adapter: ollama pull $adapter, then:  $command"
+        if ! ollama show "$adapter" >/dev/null 2>&1; then
+            fail 3 "Ollama has no model $adapter: ollama pull $adapter, then:  $command"
+        fi
         return
     fi
     has_template && return
@@ -240,18 +260,23 @@ check_ollama() {
     numbers=$(printf '%s\n' "$version" | sed -n 's/^v\{0,1\}\([0-9]\{1,\}\.[0-9.]\{1,\}\).*/\1/p')
     case $numbers in
     # Built from source, or another program: not known is not old. check_template sees what it does.
-    "" | 0.0 | 0.0.0) say "this model needs Ollama $needs_ollama or later; this one says version \"$version\", which is taken for that" ;;
+    "" | 0.0 | 0.0.0)
+        say "this model needs Ollama $needs_ollama or later;" \
+            "this one says version \"$version\", which is taken for that"
+        ;;
     *)
         if older "$numbers" "$needs_ollama"; then
             printf '%s\n' "$modelfile"
-            fail 3 "this model's chat template has no form as a TEMPLATE, so it needs Ollama $needs_ollama or later; this is $version. After an update:  $command"
+            fail 3 "this model's chat template has no form as a TEMPLATE, so it needs Ollama $needs_ollama or later;" \
+                "this is $version. After an update:  $command"
         fi
         ;;
     esac
 }
 
-# What Ollama draws for a terminal, as lines: each once, without escape codes, spinners and what is not 100% yet.
-drawn_lines() {
+# Ollama draws its progress for a terminal. This makes lines of it: each once, without escape codes, spinners and what
+# is not 100% yet.
+progress_as_lines() {
     LC_ALL=C awk '{
         gsub(/\033\[[0-9;?]*[A-Za-z]|\r/, "\n")
         parts = split($0, lines, "\n")
@@ -273,18 +298,21 @@ create() {
     if [ -t 2 ]; then
         ollama create "$name" -f "$modelfile" >&2 || code=1
     else
-        ollama create "$name" -f "$modelfile" 2>&1 | drawn_lines >&2 || code=1
+        ollama create "$name" -f "$modelfile" 2>&1 | progress_as_lines >&2 || code=1
     fi
     [ "$code" = 0 ] || fail 1 "ollama create failed (above); $modelfile is there"
 }
 
 digest() { { sha256sum || shasum -a 256 || openssl dgst -sha256 -r; } 2>/dev/null | cut -c 1-64; }
 
-# Which template does the server use? Since 0.30 the chat template in the GGUF where that knows more than TEMPLATE (tools,
-# thoughts), else TEMPLATE. A third one was put in their place: the model would answer badly. `ollama show --template`
+# Which template does the server use? Since 0.30 the chat template in the GGUF where that knows more than TEMPLATE
+# (tools, thoughts), else TEMPLATE. Where it is a third one, the model would answer badly. `ollama show --template`
 # gives the one in use; the one in the GGUF is known by the SHA-256 that the Modelfile has in a comment.
+#   used     the template in use; base_used: the one in use for --adapter's BASE
+#   ours     the Modelfile's TEMPLATE
+#   trained  the SHA-256 of the chat template trained with; used_sum: that of the one in use
 check_template() {
-    local used ours trained known="" base="" renderer
+    local used ours trained used_sum="" base_used="" renderer why
     # Ollama before 0.1.20 has no such option.
     if ! used=$(ollama show --template "$name" 2>/dev/null | LC_ALL=C tr -d '\r\000'); then
         say "warning: this Ollama does not tell which chat template it uses, so that was not checked"
@@ -292,40 +320,53 @@ check_template() {
     fi
     ours=$(value_of template <"$modelfile") || true
     trained=$(LC_ALL=C sed -n 's/^# Chats by the chat template of SHA-256 \([0-9a-f]\{64\}\)\..*/\1/p' "$modelfile")
-    [ -z "$trained" ] || known=$(printf '%s' "$used" | digest) || true
-    [ -z "$adapter" ] || base=$(ollama show --template "$adapter" 2>/dev/null | LC_ALL=C tr -d '\r\000') || true
+    [ -z "$trained" ] || used_sum=$(printf '%s' "$used" | digest) || true
+    [ -z "$adapter" ] || base_used=$(ollama show --template "$adapter" 2>/dev/null | LC_ALL=C tr -d '\r\000') || true
     renderer=$(ollama show --modelfile "$name" 2>/dev/null | value_of renderer) || true
     if [ -n "$renderer" ]; then
-        say "warning: this Ollama writes prompts with its own renderer $renderer, not by a template; whether that is as trained was not checked"
+        say "warning: this Ollama writes prompts with its own renderer $renderer, not by a template;" \
+            "whether that is as trained was not checked"
     elif [ -n "$ours" ] && [ "$used" = "$ours" ]; then
         say "this Ollama uses the Modelfile's TEMPLATE"
-    elif [ -n "$known" ] && [ "$known" = "$trained" ]; then
+    elif [ -n "$used_sum" ] && [ "$used_sum" = "$trained" ]; then
         say "this Ollama uses the chat template in the GGUF, the one trained with"
     elif is_jinja "$used" && LC_ALL=C grep -q '^# Takes plain text' "$modelfile"; then
-        fail 1 "$name takes plain text, but this Ollama uses the chat template in the GGUF. OLLAMA_GO_TEMPLATE=true in its server's environment makes it use TEMPLATE"
-    elif [ -n "$adapter" ] && [ "$used" = "$base" ] && { [ -z "$ours" ] || is_jinja "$used"; }; then
-        say "warning: this Ollama uses $adapter's own chat template, which is not letter for letter the one trained with"
-    elif [ -z "$known" ] && is_jinja "$used"; then
-        say "warning: this Ollama uses the chat template in the GGUF. Whether it is the one trained with was not checked: $([ -n "$trained" ] && echo "no sha256sum, shasum or openssl is here" || echo "$modelfile does not say which that is")"
+        fail 1 "$name takes plain text, but this Ollama uses the chat template in the GGUF." \
+            "OLLAMA_GO_TEMPLATE=true in its server's environment makes it use TEMPLATE"
+    elif [ -n "$adapter" ] && [ "$used" = "$base_used" ] && { [ -z "$ours" ] || is_jinja "$used"; }; then
+        say "warning: this Ollama uses $adapter's own chat template," \
+            "which is not letter for letter the one trained with"
+    elif [ -z "$used_sum" ] && is_jinja "$used"; then
+        why="$modelfile does not say which that is"
+        [ -z "$trained" ] || why="no sha256sum, shasum or openssl is here"
+        say "warning: this Ollama uses the chat template in the GGUF." \
+            "Whether it is the one trained with was not checked: $why"
     elif [ -z "$ours" ]; then
-        fail 1 "Ollama put another template in the place of the one in the GGUF; the model would answer badly. From $needs_ollama on, OLLAMA_GO_TEMPLATE=false in its server's environment makes it use the GGUF's"
+        fail 1 "Ollama put another template in the place of the one in the GGUF; the model would answer badly." \
+            "From $needs_ollama on, OLLAMA_GO_TEMPLATE=false in its server's environment makes it use the GGUF's"
     else
-        fail 1 "Ollama put another template in the place of the one in $modelfile; the model would answer badly. Is this Ollama up to date?"
+        fail 1 "Ollama put another template in the place of the one in $modelfile; the model would answer badly." \
+            "Is this Ollama up to date?"
     fi
 }
 
 # A chat template of a GGUF, and none of Ollama's: those are Go's.
 is_jinja() { case $1 in *'{%'*) true ;; *) false ;; esac }
 
-# The beginning of a long text, up to the end of a letter.
-beginning() { head -c 600 "$1" | LC_ALL=C awk 'NR > 1 { print last } { last = $0 } END { sub(/[\300-\377][\200-\277]*$/, "", last); print last " ..." }'; }
+# The beginning of a long text in a file, up to the end of a letter.
+beginning() {
+    head -c 600 "$1" | LC_ALL=C awk '
+        NR > 1 { print last }
+        { last = $0 }
+        END { sub(/[\300-\377][\200-\277]*$/, "", last); print last " ..." }'
+}
 
-length_of() { wc -c <"$1" | tr -d ' '; }
+bytes_of() { wc -c <"$1" | tr -d ' '; }
 
-# One question, with a limit on the answer's length and on the time: a model that never stops is a finding, not a reason
-# to hang. Its tokens are counted by the four bytes that one has, about, in English and in Chinese.
+# Ask the model one question, with a limit on the answer's length and on the time: a model that never stops is a
+# finding, not a reason to hang. A token has about four bytes, in English and in Chinese.
 ask() {
-    local answer child watch code=0 stop tokens=$((10#$longest))
+    local answer why child watch code=0 stop tokens=$((10#$longest))
     local most=$((tokens * 4))
     answer=$(mktemp "${TMPDIR:-/tmp}/answer.XXXXXX")
     say "> $question"
@@ -333,7 +374,7 @@ ask() {
     child=$!
     (
         waited=0
-        while [ "$waited" -lt "$patience" ] && [ "$(length_of "$answer")" -le "$most" ]; do
+        while [ "$waited" -lt "$patience" ] && [ "$(bytes_of "$answer")" -le "$most" ]; do
             sleep 1
             kill -0 "$child" 2>/dev/null || exit 0
             waited=$((waited + 1))
@@ -347,35 +388,40 @@ ask() {
     wait "$child" 2>/dev/null || code=$?
     kill "$watch" 2>/dev/null || true
     wait "$watch" 2>/dev/null || true
-    local why
-    why=$(drawn_lines <"$answer.err" | tail -n 1)
+    why=$(progress_as_lines <"$answer.err" | tail -n 1)
     rm -f "$answer.err"
-    if [ "$code" = 143 ] && [ "$(length_of "$answer")" -gt "$most" ]; then
-        beginning "$answer" | plain >&2
-        say "It has not learned where an answer ends (does the report say that it stops? If not: more steps or rows), or the end"
-        say "has no PARAMETER stop in $modelfile, or its GGUF has add_eos_token. If answers are meant to be long: OLLAMA_ANSWER_TOKENS=$((tokens * 5))"
+    if [ "$code" = 143 ] && [ "$(bytes_of "$answer")" -gt "$most" ]; then
+        beginning "$answer" | without_controls >&2
+        say "It has not learned where an answer ends (does the report say that it stops? If not: more steps or rows)," \
+            "or the end"
+        say "has no PARAMETER stop in $modelfile, or its GGUF has add_eos_token." \
+            "If answers are meant to be long: OLLAMA_ANSWER_TOKENS=$((tokens * 5))"
         fail 1 "$name is in Ollama but did not stop by itself within about $tokens tokens"
     fi
-    plain <"$answer" >&2
+    without_controls <"$answer" >&2
     # An answer that was cut off has no end of its line.
     [ "$code" = 0 ] || say ""
     if [ "$code" = 143 ]; then fail 1 "$name is in Ollama but did not finish its answer within $patience s"; fi
     if [ "$code" != 0 ]; then fail 1 "$name is in Ollama but does not answer: $why"; fi
     if ! grep -q '[^[:space:]]' "$answer"; then fail 1 "$name is in Ollama but its answer is empty"; fi
     sed -n 's/^PARAMETER stop "\(.*\)"$/\1/p' "$modelfile" | while IFS= read -r stop; do
-        if [ -n "$stop" ] && grep -qF -e "$stop" "$answer"; then say "warning: the answer holds $stop, where it should have ended"; fi
+        if [ -n "$stop" ] && grep -qF -e "$stop" "$answer"; then
+            say "warning: the answer holds $stop, where it should have ended"
+        fi
     done
 }
 
 case $patience$longest in *[!0-9]*) fail 2 "OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers" ;; esac
 modelfile_only=false adapter=""
-given="" name="" seen=0
+named="" name="" seen=0
 while [ $# -gt 0 ]; do
     case $1 in
     --modelfile-only) modelfile_only=true ;;
     --adapter)
         adapter=${2-}
-        case $adapter in "" | -*) fail 2 "--adapter: name the model that Ollama has, for example --adapter qwen3:0.6b" ;; esac
+        case $adapter in
+        "" | -*) fail 2 "--adapter: name the model that Ollama has, for example --adapter qwen3:0.6b" ;;
+        esac
         shift
         ;;
     --help | -h)
@@ -385,17 +431,19 @@ while [ $# -gt 0 ]; do
     -*) fail 2 "unknown argument: $1 (--modelfile-only, --adapter BASE or --help)" ;;
     *)
         seen=$((seen + 1))
-        case $seen in 1) given=$1 ;; 2) name=$1 ;; *) fail 2 "too many arguments, from $1 on" ;; esac
+        case $seen in 1) named=$1 ;; 2) name=$1 ;; *) fail 2 "too many arguments, from $1 on" ;; esac
         ;;
     esac
     shift
 done
 
-find_run "$given"
+find_run "$named"
 [ -n "$name" ] || name=$(setting "$run/config.ini" Model NEW_MODEL_NAME)
 if [ -n "$adapter" ]; then
     check_name "$adapter"
-    if [ "$name" = "$adapter" ]; then fail 2 "$name is the model that the adapter is for; give the new one another NAME"; fi
+    if [ "$name" = "$adapter" ]; then
+        fail 2 "$name is the model that the adapter is for; give the new one another NAME"
+    fi
     [ -n "$name" ] || name=$(basename "$run")
 elif ! is_exported; then
     export_run

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tune, check and export a model with the settings in config.ini beside this script:  ./run.sh [arguments: ./run.sh --help]
+# Fine-tune, check and export a model with the settings in config.ini beside this script:  ./run.sh [ARGUMENTS]
+# ./run.sh --help lists them.
 # Sets up first when .venv is not ready. stdout is for programs: one line, the run's directory.
 set -euo pipefail
 

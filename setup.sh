@@ -97,11 +97,14 @@ is_ready() {
 wheel_folder() {
     local base=${XDG_CACHE_HOME:-} libc version
     [ -n "$base" ] || base=${HOME:+$HOME/.cache}
-    [ -n "$base" ] || base=$("${python:-python3}" -c 'import pathlib; print(pathlib.Path.home() / ".cache")' 2>/dev/null) || base=${TMPDIR:-/tmp}
+    if [ -z "$base" ]; then # no HOME either: the home folder that the system knows
+        base=$("${python:-python3}" -c 'import pathlib; print(pathlib.Path.home() / ".cache")' 2>/dev/null) ||
+            base=${TMPDIR:-/tmp}
+    fi
     libc=$(getconf GNU_LIBC_VERSION 2>/dev/null | tr ' ' '-') || libc=libc
     version=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' "$requirements/llama.txt")
-    printf '%s/finetune-to-ollama/wheels/llama-cpp-python-%s-%s-%s-%s-%s' "$base" "$version" "$(uname -s)" "$(uname -m)" \
-        "$libc" "$(printf '%s' "$llama_flags" | cksum | cut -d ' ' -f 1)"
+    printf '%s/finetune-to-ollama/wheels/llama-cpp-python-%s-%s-%s-%s-%s' "$base" \
+        "$version" "$(uname -s)" "$(uname -m)" "$libc" "$(printf '%s' "$llama_flags" | cksum | cut -d ' ' -f 1)"
 }
 
 has_wheel() {

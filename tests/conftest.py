@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.session import locked, once, session_folder
 from tests.support.tiny import write_tiny_config, write_tiny_model
+from training.system import forkserver
+from training.system.forkserver import Server
 
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,8 +47,11 @@ def kept_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """tests/run.sh tests --faults 500: a longer campaign."""
+    """tests/run.sh tests --faults 500: a longer campaign. tests/run.sh tests/test_golden.py --golden: take what users see now."""
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
+    parser.addoption(
+        "--golden", action="store_true", help="write tests/golden/ anew: a change of what users see is wanted"
+    )
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -102,28 +106,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path
 
 
 @pytest.fixture(scope="session")
-def forking() -> Iterator[tuple[socket.socket, subprocess.Popen]]:
-    """This worker's zygote (training/system/forkserver.py), set aside for the tests that ask for `forks`."""
-    from training.system import forkserver
-
+def fork_server() -> Iterator[Server]:
+    """This worker's fork server (training/system/forkserver.py), set aside for the tests that ask for `forks`."""
     forkserver.start()
-    found, forkserver._control, forkserver._zygote = (forkserver._control, forkserver._zygote), None, None
-    yield found
-    control, process = found
-    process.stdin.close()
-    process.wait()
-    control.close()
+    server, forkserver.server = forkserver.server, None
+    yield server
+    server.process.stdin.close()
+    server.process.wait()
+    server.requests.close()
 
 
 @pytest.fixture(scope="module")
-def forks(forking: tuple[socket.socket, subprocess.Popen]) -> Iterator[None]:
+def forks(fork_server: Server) -> Iterator[None]:
     """Programs started by the package, and with `forked`, begin as those of a run do: torch is imported already. That is
     four seconds less for each; tests that do not ask for it have plain processes."""
-    from training.system import forkserver
-
-    forkserver._control, forkserver._zygote = forking
+    forkserver.server = fork_server
     yield
-    forkserver._control = forkserver._zygote = None
+    forkserver.server = None
 
 
 @pytest.fixture

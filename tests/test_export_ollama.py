@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.settings import a_settings
 from training.ollama import Chat, compose, modelfile, modelfile_syntax, template_probe
-from training.settings import ini_file
+from training.settings import ini_file, names, table
 
 pytestmark = pytest.mark.slow
 FAKE = ROOT / "tests" / "fake_ollama.sh"
@@ -669,11 +670,17 @@ MODELFILES = [
 ]
 
 
+def functions(*names: str) -> str:
+    """Functions of the script, to be called by themselves."""
+    code = (ROOT / "export_ollama.sh").read_text()
+    return "\n".join(
+        re.search(rf"^{name}\(\) \{{(?:.*?\n\}}|[^\n]*\}})$", code, re.DOTALL | re.MULTILINE)[0] for name in names
+    )
+
+
 def value_of(command: str, text: str) -> tuple[int, str]:
     """What the script's reader finds in a Modelfile: its exit code and the value."""
-    code = (ROOT / "export_ollama.sh").read_text()
-    function = re.search(r"^value_of\(\) \{.*?^\}", code, re.DOTALL | re.MULTILINE)[0]
-    command = ["bash", "-c", f'{function}\nvalue_of "$1"', "-", command]
+    command = ["bash", "-c", f'{functions("value_of")}\nvalue_of "$1"', "-", command]
     done = subprocess.run(command, input=text.encode(), capture_output=True)
     return done.returncode, done.stdout.decode().rstrip("\n")
 
@@ -692,6 +699,17 @@ def test_a_line_in_a_message_is_no_command_to_the_scripts_reader():
     text = 'FROM x\nMESSAGE user """a\nTEMPLATE b"""\n'
     assert value_of("template", text) == (1, "")
     assert value_of("template", text + "TEMPLATE c\n") == (0, "c")
+
+
+def setting(file: Path, section: str, key: str) -> str:
+    """What the script reads in a settings file."""
+    command = ["bash", "-c", f'{functions("setting")}\nsetting "$@"', "-", str(file), section, key]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def ini_value(file: Path, section: str, key: str) -> str:
+    """What the package reads there."""
+    return {(entry.section, entry.key): entry.value for entry in ini_file.read(file).entries}.get((section, key), "")
 
 
 VALUES = [
@@ -722,11 +740,44 @@ def test_the_scripts_reader_of_settings_agrees_with_the_package(tmp_path, value,
     ]
     file = tmp_path / "config.ini"
     file.write_bytes(end.join(lines).encode())
-    function = re.search(r"^setting\(\) \{.*?^\}", (ROOT / "export_ollama.sh").read_text(), re.DOTALL | re.MULTILINE)[0]
-    script = f'{function}\nsetting "$1" Training KEY'
-    said = subprocess.run(["bash", "-c", script, "-", str(file)], capture_output=True, text=True, check=True).stdout
-    (wanted,) = (e.value for e in ini_file.read(file).entries if (e.section, e.key) == ("Training", "KEY"))
-    assert said == wanted
+    assert setting(file, "Training", "KEY") == ini_value(file, "Training", "KEY")
+
+
+def test_the_scripts_reader_of_settings_agrees_with_the_package_on_whole_files(tmp_path):
+    """The file that comes with this project, and what a run writes of its settings: every key of every section."""
+    written = tmp_path / "config.ini"
+    values = {"OUTPUT_DIR": 'a "folder" # 训练; 1', "NEW_MODEL_NAME": "team/m:v1", "SYSTEM_PROMPT": " [Model] = x "}
+    written.write_text(a_settings(tmp_path, **values).to_ini())
+    for file in (ROOT / "config.ini", written):
+        for item in table.TABLE.values():
+            assert setting(file, item.section, item.key) == ini_value(file, item.section, item.key), item.name
+
+
+NAMES = [
+    *(host + namespace + model + tag for host in ("", "h.x:5000/", "-h/", "h_/") for namespace in ("", "n/", "n.n/", "_n-/")
+      for model in ("m", "", "m.m", "-m", ".m", "_m", "m m", "模型", "a" * 80, "a" * 81) for tag in ("", ":", ":t.1", ":-t", ":t:u")),
+    *("m\n", "m\nn", "\tm", "m\r", "a/b/c/d", "../m", "~/m", "--m", "m/", "$(m)", "m\\", 'm"', "h" * 350 + "/n/m"),
+]  # fmt: skip
+
+
+def test_the_three_places_that_know_ollamas_rule_for_names_agree():
+    """settings/names.py tells all that is wrong, ollama/modelfile_syntax.py guards a file, the script runs without both."""
+    script = (
+        functions("without_controls", "say", "fail", "shown", "check_name")
+        + """
+        while IFS= read -r -d "" name; do
+            if (check_name "$name") 2>/dev/null; then echo taken; else echo refused; fi
+        done"""
+    )
+    given = "".join(f"{name}\0" for name in NAMES).encode()
+    done = subprocess.run(["bash", "-c", script], input=given, capture_output=True, check=True)
+    for name, told in zip(NAMES, done.stdout.decode().split(), strict=True):
+        try:
+            names.check_model_name(name)
+            taken = True
+        except ValueError:
+            taken = False
+        assert (told == "taken", not modelfile_syntax.model_name_problems(name)) == (taken, taken), repr(name)
 
 
 def test_the_script_keeps_to_what_bash_3_2_knows():

@@ -175,6 +175,17 @@ def test_a_face_below_the_settings_needs_no_packages(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_tests_import_from_no_other_tests() -> None:
+    """What several of them need lies in tests/support/."""
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            found = [name for name in names if re.match(r"tests\.(?!support\b)", name)]
+            assert not found, f"{file.relative_to(ROOT)}: {ast.unparse(node)}"
+
+
 def test_scripts_put_the_root_first_on_the_path_in_one_wording() -> None:
     """As scripts their own folder would stand first, and shadow installed packages. No helper can say it before that."""
     for file in FILES:

@@ -5,7 +5,7 @@ its face, the `__init__.py`, or a module named:
 
    1  errors  the ways to fail, and their exit codes
    2  system  files, log, signals, processes, this machine; import its modules, it has no face
-   2  llama  llama.cpp in a process of its own; GGUF files
+   3  llama  llama.cpp in a process of its own; GGUF files
    3  settings  config.ini and the command line become one frozen Settings, or all their problems at once
    3  ollama  Modelfile and Go template
    3  create_sample_data  a script: small files in every format that is read

@@ -81,14 +81,6 @@ def test_an_answer_streams_stops_and_keeps_to_its_limit(gguf: Path) -> None:
 
 
 @pytest.mark.embedded
-def test_a_model_does_not_diverge_from_itself(gguf: Path) -> None:
-    ids = llama.tokenise(gguf, ["Water boils at 100 degrees."])
-    found = llama.compare(gguf, gguf, ids, first=[2])
-    assert found.tokens == len(ids[0]) - 2
-    assert (found.mean_kl, found.top1) == (pytest.approx(0, abs=1e-6), 1.0)
-
-
-@pytest.mark.embedded
 def test_a_token_outside_the_vocabulary_is_an_error(gguf: Path) -> None:
     with pytest.raises(RunError, match="a token outside the vocabulary of 49152: 99999"):
         logits(gguf, [[1, 99999]])

@@ -44,7 +44,7 @@ def finetune(
 
 
 def forked(script: Path, *arguments: str | Path) -> Ended:
-    """Run a script to its end as `python SCRIPT ARGUMENTS` would: a fork where there is a zygote, else a plain process."""
+    """Run a script to its end as `python SCRIPT ARGUMENTS` would: a fork where there is a fork server, else a plain process."""
     from training.system import forkserver
 
     with tempfile.TemporaryFile() as said:

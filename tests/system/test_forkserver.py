@@ -30,19 +30,19 @@ sys.exit(7)
 
 
 def forget() -> None:
-    """End the zygote of this test and forget it."""
-    forkserver._zygote.kill()
-    forkserver._zygote.wait()
-    forkserver._zygote.stdin.close()
-    forkserver._control.close()
-    forkserver._control = forkserver._zygote = None
+    """End the fork server of this test and forget it."""
+    forkserver.server.process.kill()
+    forkserver.server.process.wait()
+    forkserver.server.process.stdin.close()
+    forkserver.server.requests.close()
+    forkserver.server = None
 
 
 @pytest.fixture
 def started():
-    """A zygote that has imported one small module, for this test only."""
+    """A fork server that has imported one small module, for this test only."""
     forkserver.start(["wave"])
-    yield forkserver._zygote
+    yield forkserver.server.process
     forget()
 
 
@@ -75,12 +75,12 @@ def test_a_fork_runs_a_script_as_python_would_and_has_the_modules_already(starte
     assert said["starter"] == os.getpid() and said["parent"] == started.pid
 
 
-def test_without_a_zygote_a_plain_subprocess_does_the_same(script):
+def test_without_a_fork_server_a_plain_subprocess_does_the_same(script):
     code, printed = run(script("import sys; print(sys.argv[1:], 'wave' in sys.modules); sys.exit(7)"), "a b")
     assert (code, printed) == (7, "['a b'] False\n")
 
 
-def test_a_dead_zygote_is_replaced_by_plain_subprocesses(started, script):
+def test_a_dead_fork_server_is_replaced_by_plain_subprocesses(started, script):
     started.kill()
     started.wait()
     code, printed = run(script("import sys; print('here'); sys.exit(3)"))
@@ -133,7 +133,7 @@ def test_a_fork_whose_errors_are_not_asked_for_has_our_stderr(started, script, c
 def test_a_fork_that_does_not_exist_yet_is_ended_without_waiting_for_it(script, monkeypatch):
     slow = script("import time; time.sleep(30)")
     monkeypatch.setenv("PYTHONPATH", str(slow.parent))
-    forkserver.start(["script"])  # the zygote is busy importing it
+    forkserver.start(["script"])  # the server is busy importing it
     child = forkserver.popen(slow, [])
     began = time.monotonic()
     forkserver.end(child)
@@ -141,10 +141,10 @@ def test_a_fork_that_does_not_exist_yet_is_ended_without_waiting_for_it(script, 
     forget()
 
 
-def test_a_zygote_ends_with_a_starter_that_was_killed(root):
+def test_a_fork_server_ends_with_a_starter_that_was_killed(root):
     code = (
         "from training.system import forkserver; forkserver.start(['wave']); "
-        "print(forkserver._zygote.pid, flush=True); input()"
+        "print(forkserver.server.process.pid, flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -159,4 +159,4 @@ def test_a_zygote_ends_with_a_starter_that_was_killed(root):
         if state == "Z":
             return
         time.sleep(0.05)
-    pytest.fail("the zygote is still there")
+    pytest.fail("the fork server is still there")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.llama import log_softmax
+from training.system import privacy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,7 @@ class Agreement:
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values: what is not finite becomes null, which JSON has no number for."""
         figures = {key: value for key, value in asdict(self).items() if key != "kl_of_each"}
-        return {key: value if math.isfinite(value) else None for key, value in figures.items()}
+        return {key: privacy.finite(value) for key, value in figures.items()}
 
 
 def bounded(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[list[list[int]], list[int]]:

@@ -37,7 +37,8 @@ class Tensor:
     def kind_name(self) -> str:
         from gguf import GGMLQuantizationType
 
-        return GGMLQuantizationType(self.kind).name
+        name: str = GGMLQuantizationType(self.kind).name
+        return name
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class GGUF:
 
     @property
     def architecture(self) -> str:
-        return self.fields["general.architecture"]
+        name: str = self.fields["general.architecture"]
+        return name
 
-    def of_architecture(self, key: str, default: Any = None) -> Any:
+    def of_architecture(self, key: str, default: object = None) -> Any:
         """The value of `<architecture>.<key>`."""
         return self.fields.get(f"{self.architecture}.{key}", default)
 
@@ -136,7 +138,7 @@ class _Cursor:
         return value
 
     def count(self) -> int:
-        count = self.scalar("Q")
+        count: int = self.scalar("Q")
         if count > min(_MOST, len(self.content)):
             raise ValueError(f"a length of {count} at byte {self.at - 8}")
         return count

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import llama_cpp
 import numpy as np
 
 from training.llama.protocol import BLOCK
+from training.system import this_machine
 
 WARNING = 3  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
 
@@ -33,9 +34,8 @@ def _log(level: int, text: bytes, _: object) -> None:
 
 def physical_cores() -> int:
     """Cores that this process may use, hyper-threads counted once: more threads than that only slow llama.cpp down."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
-    for cpu in allowed:
+    for cpu in this_machine.processors():
         try:
             cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip())
         except OSError:
@@ -95,7 +95,10 @@ class Model:
         return {"metadata": pairs | {"vocab": {"tokens": self.size, "end": end, "attributes": attributes, **one}}}
 
     def logits(
-        self, sequences: Sequence[Sequence[int]], first: Sequence[int], send: Callable[[dict[str, Any], bytes], None]
+        self,
+        sequences: Sequence[Sequence[int]],
+        first: Sequence[int],
+        send: Callable[[Mapping[str, object], bytes], None],
     ) -> dict[str, Any]:
         with _Context(self.model, max(map(len, sequences))) as context:
             for ids, start in zip(sequences, first, strict=True):
@@ -124,7 +127,11 @@ class Model:
         answers = []
         with _Context(self.model, max(map(len, encoded)) + max_tokens) as context:
             for number, ids in enumerate(encoded):
-                tell = (lambda piece, n=number: send({"prompt": n, "piece": piece})) if stream else (lambda _: None)
+
+                def tell(piece: str, prompt: int = number) -> None:
+                    if stream:
+                        send({"prompt": prompt, "piece": piece})
+
                 context.clear()
                 answers.append(self._continue(context, ids, max_tokens, stop_ids, tell))
         return {"answers": answers}
@@ -140,13 +147,14 @@ class Model:
         while same < min(len(self.fed), len(prompt) - 1) and self.fed[same] == prompt[same]:
             same += 1
         memory = llama_cpp.llama_get_memory(self.kept.pointer)
-        if not llama_cpp.llama_memory_seq_rm(memory, 0, same, -1):  # a recurrent model cannot go back
+        # A recurrent model cannot go back.
+        if not llama_cpp.llama_memory_seq_rm(memory, 0, same, -1):
             self.kept.clear()
             same = 0
         self.fed = []  # until the answer is there: an error leaves nothing to build on
-        found = self._continue(self.kept, list(prompt), max_tokens, None, lambda piece: send({"piece": piece}), same)
-        self.fed = [] if found["unread"] else [*prompt, *found["ids"][:-1]]
-        return found
+        answer = self._continue(self.kept, list(prompt), max_tokens, None, lambda piece: send({"piece": piece}), same)
+        self.fed = [] if answer["unread"] else [*prompt, *answer["ids"][:-1]]
+        return answer
 
     def _continue(
         self,
@@ -199,14 +207,16 @@ class Model:
         if not count:
             return np.empty((0, self.size), np.float32)
         rows = llama_cpp.llama_get_logits(context.pointer)
-        return np.ctypeslib.as_array(rows, (count, self.size)).copy()
+        copy: np.ndarray = np.ctypeslib.as_array(rows, (count, self.size)).copy()
+        return copy
 
     def _ids(self, text: str, special: bool, add: bool = False) -> list[int]:
         """The tokens of a text; `add`: with what the file's flags put around one."""
         raw = text.encode("utf-8")
         if not raw:
             return []
-        room = len(raw) + 16  # SentencePiece puts a space in front; never more tokens than bytes otherwise
+        # SentencePiece puts a space in front; never more tokens than bytes otherwise.
+        room = len(raw) + 16
         ids = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, room, add, special)
         if count < 0:
@@ -226,7 +236,7 @@ class Model:
 class _Context:
     """A context for one sequence of up to `tokens` tokens, with the batch that feeds it."""
 
-    def __init__(self, model: Any, tokens: int) -> None:
+    def __init__(self, model: object, tokens: int) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.size = max(tokens, 8)
         params.n_batch = params.n_ubatch = BLOCK

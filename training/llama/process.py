@@ -1,7 +1,7 @@
 """Run llama.cpp on a GGUF file: its tokens, its logits, its answers. Always in a process of its own.
 
 llama.cpp answers a broken model or tokenizer with abort() or a segmentation fault; here that ends a worker process, and
-becomes a RunError that names what llama.cpp printed last. The worker is this very file run as a script. Requests go to
+becomes a RunError that names what llama.cpp printed last. The worker is worker.py, run as a script. Requests go to
 its stdin, one JSON object a line; results come back the same way, logits as raw float32 after a line that gives their
 shape, so that neither side ever holds more than a block of them. A worker whose stdin closes (its parent died) ends.
 """
@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from training.errors import MachineError, RunError
 from training.llama.protocol import STOP
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 STAGE = "llama.cpp"
 WORKER = Path(__file__).with_name("worker.py")
-_kept: dict[Path, Process] | None = None  # within `kept`: the workers that wait for the next request
+# Within `kept`: the workers that wait for the next request.
+_kept: dict[Path, Process] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,14 @@ class Answer:
     seconds: float = field(default=0.0, compare=False)
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """How far one model's next-token distributions are from a reference's, over `tokens` positions (KL in nats)."""
-
-    tokens: int
-    mean_kl: float
-    max_kl: float
-    top1: float
-
-
 def tokenise(gguf: Path, texts: Sequence[str], special: bool = True) -> list[list[int]]:
     """The tokens of each text, no BOS or EOS added; `special`: the texts of special tokens become these tokens.
 
     Loads the vocabulary only, so a file without weights will do.
     """
     with worker(gguf, vocab_only=True) as ask:
-        return ask({"do": "tokenise", "texts": list(texts), "special": special})["ids"]
+        ids: list[list[int]] = ask({"do": "tokenise", "texts": list(texts), "special": special})["ids"]
+    return ids
 
 
 def read_prompts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -69,7 +61,8 @@ def read_prompts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
     As they do, a BOS (EOS) that the text has already is left out of it where the flag adds one.
     """
     with worker(gguf, vocab_only=True) as ask:
-        return ask({"do": "read_prompts", "texts": list(texts)})["ids"]
+        ids: list[list[int]] = ask({"do": "read_prompts", "texts": list(texts)})["ids"]
+    return ids
 
 
 def metadata(gguf: Path) -> dict[str, Any]:
@@ -79,17 +72,17 @@ def metadata(gguf: Path) -> dict[str, Any]:
     answer), and attributes, id -> flags of llama.h's `llama_token_attr` for every token that is not a plain one.
     """
     with worker(gguf, vocab_only=True) as ask:
-        found = ask({"do": "metadata"})["metadata"]
-    vocab = found["vocab"]
+        pairs: dict[str, Any] = ask({"do": "metadata"})["metadata"]
+    vocab = pairs["vocab"]
     vocab["attributes"] = {int(token): flags for token, flags in vocab["attributes"].items()}
-    return found
+    return pairs
 
 
 def logits(gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None) -> list[np.ndarray]:
     """For each sequence a float32 array [tokens - first, vocabulary]: row i is the prediction of token first + i + 1.
 
     `first` (default 0) skips the leading positions of each sequence. Everything is held in memory: tokens x vocabulary
-    x 4 bytes; use `logits_each` or `compare` for more than a few hundred tokens.
+    x 4 bytes; use `logits_each` for more than a few hundred tokens.
     """
     return list(logits_each(gguf, sequences, first))
 
@@ -111,34 +104,14 @@ def logits_each(
             parts = []
 
 
-def compare(
-    reference: Path, other: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None
-) -> Divergence:
-    """KL(reference || other) and top-1 agreement of two GGUF files on the same tokens; both run side by side."""
-    import numpy as np
-
-    sums: list[tuple[int, float, float, int]] = []
-    pairs = zip(_blocks(reference, sequences, first), _blocks(other, sequences, first), strict=True)
-    for (ours, _), (theirs, _) in pairs:
-        p, q = log_softmax(ours), log_softmax(theirs)
-        kl = (np.exp(p) * (p - q)).sum(axis=-1)
-        same = int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        sums.append((len(kl), float(kl.sum()), float(kl.max()), same))
-    if not sums:
-        raise ValueError("compare() needs at least one token")
-    tokens = sum(s[0] for s in sums)
-    return Divergence(
-        tokens, sum(s[1] for s in sums) / tokens, max(s[2] for s in sums), sum(s[3] for s in sums) / tokens
-    )
-
-
 def log_softmax(rows: np.ndarray) -> np.ndarray:
     """Log-probabilities of rows of logits, in float64 (sums over 150k entries lose digits in float32)."""
     import numpy as np
 
-    rows = rows.astype(np.float64)
-    rows -= rows.max(axis=-1, keepdims=True)
-    return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+    shifted: np.ndarray = rows.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def answer(
@@ -155,9 +128,9 @@ def answer(
     """
     with worker(gguf) as ask:
         request = {"do": "answer", "prompts": list(prompts), "max_tokens": max_tokens, "stop_ids": stop_ids}
-        told = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
-        found = ask(request | {"stream": on_text is not None}, told)["answers"]
-    return [Answer(a["text"], tuple(a["ids"]), a["stopped"], a["seconds"]) for a in found]
+        on_event = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
+        answers = ask(request | {"stream": on_text is not None}, on_event)["answers"]
+    return [Answer(one["text"], tuple(one["ids"]), one["stopped"], one["seconds"]) for one in answers]
 
 
 @contextmanager
@@ -227,14 +200,23 @@ def _blocks(
             yield np.frombuffer(process.read(rows * width * 4), dtype=np.float32).reshape(rows, width), event["last"]
 
 
+class _Piped(subprocess.Popen[bytes]):
+    """A process whose three streams are pipes."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+
 class Process:
     """One worker process and the pipes to it; see `worker` and `opened`."""
 
     def __init__(self, gguf: Path, vocab_only: bool) -> None:
         self.gguf = Path(gguf)
-        self.printed: deque[str] = deque(maxlen=40)  # the end of what llama.cpp prints, for the error message
+        # The end of what llama.cpp prints, for the error message.
+        self.printed: deque[str] = deque(maxlen=40)
         # A session of its own: Ctrl-C on the terminal is the parent's to handle. PYTHONPATH and the like stay as they are.
-        self.process = subprocess.Popen(
+        self.process = _Piped(
             [sys.executable, str(WORKER), str(self.gguf), "vocab" if vocab_only else "model"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -259,7 +241,9 @@ class Process:
             with suppress(BrokenPipeError):  # unsent bytes for a worker that is gone
                 pipe.close()
 
-    def ask(self, request: dict[str, Any], on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    def ask(
+        self, request: Mapping[str, object], on_event: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
         """Send one request; the events before its result go to `on_event`."""
         self.send(request)
         while "piece" in (event := self.receive()):
@@ -267,7 +251,7 @@ class Process:
                 on_event(event)
         return event
 
-    def send(self, request: dict[str, Any]) -> None:
+    def send(self, request: Mapping[str, object]) -> None:
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
@@ -277,13 +261,14 @@ class Process:
     def stop(self) -> None:
         """End the answer that is being written; it comes back as far as it got. May be called in a signal handler."""
         with suppress(BrokenPipeError):
-            os.write(self.process.stdin.fileno(), STOP)  # past the buffer: requests are flushed whole
+            # Past the buffer: requests are flushed whole.
+            os.write(self.process.stdin.fileno(), STOP)
 
     def receive(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line.endswith(b"\n"):
             raise self._died()
-        event = json.loads(line)
+        event: dict[str, Any] = json.loads(line)
         if "missing" in event:
             raise MachineError(f"llama-cpp-python cannot be used ({event['missing']}): run ./setup.sh")
         if "error" in event:
@@ -313,7 +298,7 @@ class Process:
 
     def _last_words(self) -> str:
         # Frames of a backtrace and gdb's remarks follow the message of an abort; the message is what helps.
-        told = [
+        words = [
             line for line in self.printed if not line.startswith(("#", "[New LWP", "[Thread", "warning:", "ptrace:"))
         ]
-        return f"; it printed last: {' | '.join(told[-3:])}" if told else "; it printed nothing"
+        return f"; it printed last: {' | '.join(words[-3:])}" if words else "; it printed nothing"

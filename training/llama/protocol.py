@@ -3,4 +3,5 @@
 from __future__ import annotations
 
 STOP = b'"stop"\n'
-BLOCK = 256  # tokens decoded at once, and rows of logits sent at once: 256 x 152k x 4 bytes = 155 MB at most
+# Tokens decoded at once, and rows of logits sent at once: 256 x 152k x 4 bytes = 155 MB at most.
+BLOCK = 256

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,13 @@ if __name__ == "__main__":  # run as a script, training/ stands first on the pat
 
 from training.llama.protocol import STOP
 
-# ---- the worker's side -------------------------------------------------------------------------------------------
-
 
 def _serve(gguf: str, vocab_only: bool) -> None:
     """Answer requests from stdin until it closes."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints on stdout must not get between the results
 
-    def send(event: dict[str, Any], content: bytes = b"") -> None:
+    def send(event: Mapping[str, object], content: bytes = b"") -> None:
         out.write(json.dumps(event).encode() + b"\n" + content)
         out.flush()
 
@@ -31,7 +29,8 @@ def _serve(gguf: str, vocab_only: bool) -> None:
     requests = _requests(stop)
     try:
         from training.llama.model import Model
-    except (ImportError, OSError, RuntimeError) as error:  # a library that is not there or does not load
+    except (ImportError, OSError, RuntimeError) as error:
+        # A library that is not there or does not load.
         return send({"missing": str(error)})
     try:
         model = Model(gguf, vocab_only, stop)

@@ -100,12 +100,12 @@ class _Parts:
     template: str | None
     system: str | None
     comments: tuple[str, ...]
-    record: dict[str, Any]
+    record: dict[str, object]
     trained: str = "Takes plain text: a chat template would be wrong."
 
 
 def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
-    record: dict[str, Any] = {"conversations": 0, "exceptions": []}
+    record: dict[str, object] = {"conversations": 0, "exceptions": []}
     if chat is None:
         return _Parts(PLAIN, None, (), record | {"note": "plain text: the prompt as it is"})
     trained = f"Chats by the chat template of SHA-256 {fingerprint(chat.jinja)}."
@@ -172,7 +172,8 @@ def _text(
     if parts.template is not None:
         lines.append(f"TEMPLATE {value('TEMPLATE', parts.template)}")
     elif adapter_of is None:
-        lines.append(f"REQUIRES {NATIVE}")  # Ollama before 0.14 does not know the word, and stops at it: rightly so
+        # Ollama before 0.14 does not know the word, and stops at it: rightly so.
+        lines.append(f"REQUIRES {NATIVE}")
     if parts.system:
         lines.append(f"SYSTEM {value('SYSTEM_PROMPT', parts.system)}")
     lines += [f"PARAMETER stop {value('a stop text', stop)}" for stop in stops]
@@ -223,7 +224,7 @@ def stop_texts(
     return [text for text in dict.fromkeys([*first, *end_tokens, *generation_eos]) if text and not text.isspace()]
 
 
-def sampling(generation_config: Mapping[str, Any]) -> dict[str, float]:
+def sampling(generation_config: Mapping[str, object]) -> dict[str, float]:
     """Ollama's PARAMETERs for the sampling values a generation_config.json has; values that make no sense are left out.
 
     do_sample = false, said outright, is greedy decoding: temperature 0, and the sampling values do not count.

@@ -66,7 +66,7 @@ def read(path: Path) -> list[tuple[str, str]]:
     """
     text = path.read_bytes().decode("utf-8-sig")
     commands: list[tuple[str, str]] = []
-    at = _BETWEEN.match(text).end()
+    at = _after_space(text, 0)
     while at < len(text):
         command = _COMMAND.match(text, at)
         value, end = _value(text, command.end()) if command else ("", -1)
@@ -74,8 +74,14 @@ def read(path: Path) -> list[tuple[str, str]]:
             line = text.count("\n", 0, at) + 1
             raise UserError(f"{path}:{line}: not a line that Ollama reads, or one whose quotes are not closed")
         commands.append(((command[1] or command[2]).lower(), value))
-        at = _BETWEEN.match(text, end).end()
+        at = _after_space(text, end)
     return commands
+
+
+def _after_space(text: str, at: int) -> int:
+    """Where the next command begins, after empty lines and comments."""
+    between = _BETWEEN.match(text, at)
+    return between.end() if between else at
 
 
 def _value(text: str, start: int) -> tuple[str, int]:

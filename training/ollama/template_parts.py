@@ -22,7 +22,8 @@ ANSWER_FIRST = "answer first"  # the chat begins with an answer (Ollama cuts lon
 EMPTY_TURN = "empty turn"  # a question or an answer without any text
 EMPTY_SYSTEM = "empty system message"
 
-CUT = "\u2063cut here"  # marks the end of an answer to be continued; starts with no white space, so nothing trims it
+# Marks the end of an answer to be continued; starts with no white space, so nothing trims it.
+CUT = "\u2063cut here"
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,22 @@ class Pieces:
     """The fixed texts of a chat template. `exceptions` are the kinds of conversation in which they are not equal."""
 
     bos: str = ""
-    default: str = ""  # what comes first when there is no system message: nothing, or a whole default system turn
-    system: str = "none"  # "turn", folded into the "first user" or "last user" turn or the "last message", or "none"
-    empty_system: str = "written"  # an empty system message: "written" like others, "absent", or "dropped" (no default)
-    system_before: str = ""  # folded: stands instead of user_before, and system_after then leads to the question
+    # What comes first when there is no system message: nothing, or a whole default system turn.
+    default: str = ""
+    # Where a system message stands: in a "turn" of its own, folded into the "first user" or "last user" turn or the "last message", or "none".
+    system: str = "none"
+    # An empty system message: "written" like others, "absent", or "dropped" (no default).
+    empty_system: str = "written"
+    # Of a folded one: it takes the place of user_before, and system_after leads to the question.
+    system_before: str = ""
     system_after: str = ""
     user_before: str = ""
     user_after: str = ""
     answer_before: str = ""
     answer_after: str = ""
     generation: str = ""  # after the last question: where the model begins to write
-    continued_before: str = ""  # instead of answer_before, for a last answer that the model goes on with
+    # In place of answer_before, where the last answer is one that the model goes on with.
+    continued_before: str = ""
     exceptions: tuple[str, ...] = ()
     conversations: int = 0  # how many were compared, the exceptions not counted
 
@@ -53,7 +59,7 @@ class Refusal:
 
 
 class NotPieces(Exception):
-    """The chat template is no concatenation of pieces; the text says where that was seen."""
+    """The chat template does not concatenate its pieces; the message says where that was seen."""
 
 
 def turns(*contents: str, system: str | None = None, first: str = "user") -> list[dict[str, str]]:
@@ -166,7 +172,8 @@ def prove(render: Render, pieces: Pieces) -> Pieces | Refusal:
             wanted = expected(render, messages)
         except NotPieces as problem:
             wanted = str(problem)  # equal to no prompt
-        except Exception:  # whatever a template raises means: this chat is not allowed; then nothing is to be equal
+        except Exception:
+            # Whatever a template raises means: this chat is not allowed; then nothing is to be equal.
             continue
         if (got := join(pieces, messages)) == wanted:
             compared += 1

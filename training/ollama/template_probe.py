@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.ollama.template_parts import (
     Messages,
@@ -20,6 +20,10 @@ from training.ollama.template_parts import (
     prove,
     turns,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from jinja2.parser import Parser
 
 
 def derive(render: Render, bos: str = "", eos: str = "", jinja: str = "") -> Pieces | Refusal:
@@ -173,7 +177,7 @@ def _context(chat: Messages, bos: str, eos: str) -> dict[str, Any]:
     return {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": True, **tokens}
 
 
-def environment(now: datetime) -> Any:
+def environment(now: datetime) -> Environment:
     """Jinja as transformers sets it up for chat templates (utils/chat_template_utils.py), at a given time."""
     import jinja2.ext
     import jinja2.nodes
@@ -184,7 +188,7 @@ def environment(now: datetime) -> Any:
 
         tags = {"generation"}
 
-        def parse(self, parser: Any) -> Any:
+        def parse(self, parser: Parser) -> jinja2.nodes.Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return jinja2.nodes.Scope(body).set_lineno(line)
@@ -192,8 +196,14 @@ def environment(now: datetime) -> Any:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **rest: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **rest)
+    def tojson(
+        value: object,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     jinja = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]

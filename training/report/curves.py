@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from training.report.schema import Evaluation, Step
-from training.system import events
+from training.system import events, privacy
 
 MOST_POINTS = 300  # in a picture; more cannot be told apart on a screen
 SMOOTH_FROM = 50  # steps from which a running mean is drawn over the losses
@@ -71,7 +70,7 @@ def finite(value: Any) -> float | None:
     """`value` as a finite number, or None. The text "nan", as some writers put it, is None too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    return privacy.finite(float(value))
 
 
 def thin(items: Sequence[T], most: int) -> list[T]:

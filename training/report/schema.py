@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -245,7 +244,7 @@ def plain(value: Any, name: str = "") -> Any:
     if isinstance(value, (bool, int)) or value is None:
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return privacy.finite(value)
     if isinstance(value, Path) or not isinstance(value, str):
         value = str(value)
     if value and privacy.names_a_secret(name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from training.errors import UserError
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 STEP_SETTINGS = tuple(
     f"Training.{key}" for key in ("WARMUP_STEPS", "EVAL_STEPS", "SAVE_STEPS", "LOGGING_STEPS", "SAMPLE_STEPS")
 )
-Found = Iterator[tuple[tuple[str, ...], str]]  # the keys, the one to change first; and why they do not go together
+# Contradictions: the keys, the one to change first, and why they do not go together.
+Contradictions = Iterator[tuple[tuple[str, ...], str]]
 
 
 def find(
-    settings: Settings, bad: Set[str] = frozenset(), check_packages: bool = False
+    settings: Settings, bad: frozenset[str] | set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
     every = [_length, _validation, _text, _adapter, _machines, _device, _unsloth]
@@ -59,14 +60,14 @@ def can_validate(settings: Settings) -> bool:
     return settings.dataset.validation_file is not None or settings.dataset.validation_split > 0
 
 
-def _length(settings: Settings) -> Found:
+def _length(settings: Settings) -> Contradictions:
     total = settings.training.max_steps
     for key in STEP_SETTINGS if total else ():
         if settings.written(key) and settings.get(key) > total:
             yield (key, "Training.MAX_STEPS"), "is longer than the run"
 
 
-def _validation(settings: Settings) -> Found:
+def _validation(settings: Settings) -> Contradictions:
     training, data = settings.training, settings.dataset
     nothing = ("Dataset.VALIDATION_SPLIT", "Dataset.VALIDATION_FILE")
     if not can_validate(settings):
@@ -85,7 +86,7 @@ def _validation(settings: Settings) -> Found:
         yield ("Dataset.TEST_SPLIT", "Dataset.VALIDATION_SPLIT"), "no row is left for training"
 
 
-def _text(settings: Settings) -> Found:
+def _text(settings: Settings) -> Contradictions:
     model, data = settings.model, settings.dataset
     if data.prompt_template and model.chat_template != "auto":
         yield ("Dataset.PROMPT_TEMPLATE", "Model.CHAT_TEMPLATE"), "only one of the two can say how a row is written"
@@ -94,7 +95,7 @@ def _text(settings: Settings) -> Found:
         yield ("Model.REVISION", "Model.BASE_MODEL_NAME"), "only models on the Hub have revisions"
 
 
-def _machines(settings: Settings) -> Found:
+def _machines(settings: Settings) -> Contradictions:
     hardware = settings.hardware
     if hardware.machine_rank >= hardware.num_machines:
         yield ("Hardware.MACHINE_RANK", "Hardware.NUM_MACHINES"), "must be less than the number of machines"
@@ -106,7 +107,7 @@ def _machines(settings: Settings) -> Found:
         yield ("Hardware.SHARDING", "Hardware.NUM_PROCESSES", "Hardware.NUM_MACHINES"), reason
 
 
-def _device(settings: Settings) -> Found:
+def _device(settings: Settings) -> Contradictions:
     hardware, optim = settings.hardware, settings.training.optim
     if hardware.device == "cpu":
         if "8bit" in optim or optim.startswith("paged"):
@@ -119,7 +120,7 @@ def _device(settings: Settings) -> Found:
         yield ("Hardware.DEVICE", "Hardware.NUM_PROCESSES"), "one card cannot serve several processes; write cuda"
 
 
-def _adapter(settings: Settings) -> Found:
+def _adapter(settings: Settings) -> Contradictions:
     if settings.lora.use_dora and "embed_tokens" in settings.lora.target_modules:
         yield (
             ("LoRA.TARGET_MODULES", "LoRA.USE_DORA"),
@@ -127,8 +128,8 @@ def _adapter(settings: Settings) -> Found:
         )
 
 
-def _unsloth(settings: Settings) -> Found:
-    """What Unsloth does otherwise than it is told, in silence: transformers does what is asked."""
+def _unsloth(settings: Settings) -> Contradictions:
+    """Settings that Unsloth silently ignores or changes. transformers does what they say."""
     hardware, engine = settings.hardware, "Hardware.ENGINE"
     if hardware.engine != "unsloth":
         return
@@ -146,7 +147,7 @@ def _unsloth(settings: Settings) -> Found:
         yield ("LoRA.TARGET_MODULES", engine), reason
 
 
-def _secret(settings: Settings) -> Found:
+def _secret(settings: Settings) -> Contradictions:
     if settings.hardware.num_machines > 1:
         try:
             shared_secret.secret()
@@ -154,7 +155,7 @@ def _secret(settings: Settings) -> Found:
             yield ("Hardware.NUM_MACHINES",), str(error)
 
 
-def _packages(settings: Settings) -> Found:
+def _packages(settings: Settings) -> Contradictions:
     package = settings.training.report_to
     if package != "none" and importlib.util.find_spec(package) is None:
         yield ("Training.REPORT_TO",), f"the package {package} is not installed; run .venv/bin/pip install {package}"

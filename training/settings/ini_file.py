@@ -60,7 +60,8 @@ def read_text(path: Path) -> str:
         if path.is_dir():
             raise UserError(f"{shown(path)}: is a folder; a file is expected")
         if path.exists() and not path.is_file():
-            raise UserError(f"{shown(path)}: is not a regular file")  # opening a pipe would wait for ever
+            # Opening a pipe would wait for ever.
+            raise UserError(f"{shown(path)}: is not a regular file")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
@@ -83,7 +84,8 @@ def _decode(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        start = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)  # counted without the mark
+        # The error counts without the byte order mark.
+        start = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
         line = _line_of(content, start)
         raise UserError(f"{shown(path)}:{line}: is not UTF-8 (byte 0x{content[start]:02x}); save it as UTF-8") from None
 
@@ -97,7 +99,8 @@ def parse(text: str) -> Ini:
     ini = Ini()
     section: str | None = None
     first: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):  # not splitlines: it cuts at U+2028 too
+    # splitlines() would cut at U+2028, too.
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
         if len(ini.problems) >= MOST_PROBLEMS:
             ini.problems.append((number, "the rest was not read; is this a settings file?"))
             break

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.errors import UserError
 from training.settings import contradictions, ini_file, names, rules
 from training.settings.ini_file import Ini
 from training.settings.rules import Given
 from training.settings.settings import Override, Settings, default_of, place_of
-from training.settings.table import SECTIONS, TABLE
+from training.settings.table import (
+    SECTIONS,
+    TABLE,
+    Dataset,
+    Hardware,
+    LoRA,
+    Model,
+    Quantization,
+    Training,
+)
+
+
+class _Written(NamedTuple):
+    """A setting as somebody gave it, with its line in the file (0: it stands beside the file) and its place in words."""
+
+    given: Given
+    line: int
+    origin: str
 
 
 def load(
@@ -25,12 +42,13 @@ def load(
     """
     config = Path(os.path.abspath(config))  # noqa: PTH100 - resolve() would follow a link away from the relative paths
     file = ini_file.read(config)
-    found, lines, others = _collect(file, config, overrides)
+    written, lines, others = _collect(file, config, overrides)
     problems = lines + [(line, f"{config.name}:{line}: {reason}") for line, reason in file.problems]
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     bad: set[str] = set()
     for key, item in TABLE.items():
-        given, line, origin = found.get(key, (Given(rules.write(item.rule.default), config.parent), 0, "default"))
+        default = _Written(Given(rules.write(item.rule.default), config.parent), 0, "default")
+        given, line, origin = written.get(key, default)
         value = default_of(item, Path("/"))  # stands in for a value that cannot be read
         try:
             value = rules.read(given, item.rule, item.kind)
@@ -42,11 +60,20 @@ def load(
             message = f"{place_of(item, ini_file.show(given.text), origin)}: {reason}"
             (problems.append((line, message)) if line else others.append(message))
         sections[item.section][item.key.lower()] = value
-    origins = {key: origin for key, (_, _, origin) in found.items()}
-    made = [cls(**sections[section]) for section, cls in SECTIONS.items()]
-    settings = _without_others_rows(Settings(*made, config=config, origins=origins))
+    origins = {key: setting.origin for key, setting in written.items()}
+    as_given = Settings(
+        model=Model(**sections["Model"]),
+        lora=LoRA(**sections["LoRA"]),
+        dataset=Dataset(**sections["Dataset"]),
+        training=Training(**sections["Training"]),
+        quantization=Quantization(**sections["Quantization"]),
+        hardware=Hardware(**sections["Hardware"]),
+        config=config,
+        origins=origins,
+    )
+    settings = _without_others_rows(as_given)
     for keys, message in contradictions.find(settings, bad, check_packages):
-        line = found[keys[0]][1] if keys[0] in found else 0
+        line = written[keys[0]].line if keys[0] in written else 0
         (problems.append((line, message)) if line else others.append(message))
     _raise_all([message for _, message in sorted(problems)] + others, config)
     return settings
@@ -65,9 +92,9 @@ def _without_others_rows(settings: Settings) -> Settings:
 
 def _collect(
     file: Ini, config: Path, overrides: Sequence[Override]
-) -> tuple[dict[str, tuple[Given, int, str]], list[tuple[int, str]], list[str]]:
-    """What was given for each Section.KEY, with its line (0: not in the file) and origin; and the unknown names."""
-    found: dict[str, tuple[Given, int, str]] = {}
+) -> tuple[dict[str, _Written], list[tuple[int, str]], list[str]]:
+    """What was given for each Section.KEY; the unknown names in the file, with their lines; and those beside it."""
+    written: dict[str, _Written] = {}
     problems = [
         (line, f"{config.name}:{line}: [{ini_file.show(section)}] is not a section{_near(section, SECTIONS)}")
         for section, line in file.sections.items()
@@ -77,24 +104,23 @@ def _collect(
         key = f"{entry.section}.{entry.key}"
         origin = f"{config.name}:{entry.line}"
         if key in TABLE:
-            found[key] = (Given(entry.value, config.parent, entry.quoted, entry.comment), entry.line, origin)
+            given = Given(entry.value, config.parent, entry.quoted, entry.comment)
+            written[key] = _Written(given, entry.line, origin)
         elif entry.section in SECTIONS:
             problems.append((entry.line, f"{origin}: {unknown_key(entry.section, entry.key)}"))
     others = []
-    for given in overrides:
-        key = f"{given.section}.{given.key}"
+    for override in overrides:
+        key, section = f"{override.section}.{override.key}", override.section
         if key in TABLE:
-            found[key] = (Given(given.value, here()), 0, given.source)
-        elif given.section in SECTIONS:
-            others.append(f"{given.source}: {unknown_key(given.section, given.key)}")
+            written[key] = _Written(Given(override.value, here()), 0, override.source)
+        elif section in SECTIONS:
+            others.append(f"{override.source}: {unknown_key(section, override.key)}")
         else:
-            others.append(
-                f"{given.source}: [{ini_file.show(given.section)}] is not a section{_near(given.section, SECTIONS)}"
-            )
-    return found, problems, others
+            others.append(f"{override.source}: [{ini_file.show(section)}] is not a section{_near(section, SECTIONS)}")
+    return written, problems, others
 
 
-def _near(word: str, options: Any) -> str:
+def _near(word: str, options: Collection[str]) -> str:
     return names.did_you_mean(word, options, f"there are {', '.join(options)}")
 
 

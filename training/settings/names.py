@@ -9,23 +9,25 @@ from collections.abc import Iterable
 QUANTISATIONS = (
     *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
     *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k", "mxfp4_moe"),
-    *("tq2_0", "tq1_0", "q1_0"),  # not q2_0: the gguf package (0.19) does not know the type and cannot read it back
+    # Not q2_0: the gguf package (0.19) does not know the type and cannot read it back.
+    *("tq2_0", "tq1_0", "q1_0"),
 )
-# Refused by llama.cpp without an importance matrix (training/to_gguf/importance.py): they hold IQ1, IQ2 or IQ3_XXS tensors, or are Q2_K_S
-# (src/llama-quant.cpp, tensor_requires_imatrix; iq3_xs because its attention tensors become IQ3_XXS).
+# Refused by llama.cpp without an importance matrix (training/to_gguf/importance.py): they hold IQ1, IQ2 or IQ3_XXS
+# tensors, or are Q2_K_S (src/llama-quant.cpp, tensor_requires_imatrix; iq3_xs because its attention tensors become
+# IQ3_XXS).
 NEED_IMPORTANCE_MATRIX = ("iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "q2_k_s")
 QUANTISATION_ALIASES = {"q5_k": "q5_k_m", "q4_k": "q4_k_m", "q3_k": "q3_k_m"}  # llama.cpp's own
 
 
 def quantisation(name: str) -> str:
     """llama.cpp's name, in lower case, for `name` in any case. Raises ValueError saying what is wrong with it."""
-    found = name.lower()
-    found = QUANTISATION_ALIASES.get(found, found)
-    if found not in QUANTISATIONS and found not in NEED_IMPORTANCE_MATRIX:
+    method = name.lower()
+    method = QUANTISATION_ALIASES.get(method, method)
+    if method not in QUANTISATIONS and method not in NEED_IMPORTANCE_MATRIX:
         known = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX, *QUANTISATION_ALIASES)
-        told, meant = " ".join(name.split())[:80], did_you_mean(name, known, "q4_k_m, q8_0 and f16 are")
-        raise ValueError(f"{told} is not a quantisation of llama.cpp{meant}")
-    return found
+        shown, meant = " ".join(name.split())[:80], did_you_mean(name, known, "q4_k_m, q8_0 and f16 are")
+        raise ValueError(f"{shown} is not a quantisation of llama.cpp{meant}")
+    return method
 
 
 def check_model_name(name: str) -> None:

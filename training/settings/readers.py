@@ -82,19 +82,19 @@ def model_name(given: Given, rule: Rule) -> str:
 
 def quantisations(given: Given, rule: Rule) -> tuple[str, ...]:
     """[Quantization] QUANTIZATION_METHOD: llama.cpp's names in lower case, each at most once."""
-    found = tuple(names.quantisation(name) for name in rules.name_list(given, rule))
-    return rules.name_list(Given(",".join(found), given.folder), rule)
+    methods = tuple(names.quantisation(name) for name in rules.name_list(given, rule))
+    return rules.name_list(Given(",".join(methods), given.folder), rule)
 
 
 def modules(given: Given, rule: Rule) -> tuple[str, ...]:
     """[LoRA] TARGET_MODULES: module names, or all-linear alone. Whether the model has them is known later."""
-    found = rules.name_list(given, rule)
-    if "all-linear" in found and len(found) > 1:
+    modules = rules.name_list(given, rule)
+    if "all-linear" in modules and len(modules) > 1:
         raise ValueError("all-linear stands alone: it means every linear layer")
-    for name in found:
+    for name in modules:
         if name != "all-linear" and not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name):
             raise ValueError(f"{' '.join(name.split())[:80]} is not the name of a module, such as q_proj")
-    return found
+    return modules
 
 
 def device(given: Given, rule: Rule) -> str:

@@ -15,13 +15,15 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from training.errors import UserError
 from training.settings import ini_file, names
 
 Auto = Literal["auto"]
 LARGEST_INT = 2**31 - 1
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Given:
 class Rule:
     """What is known of a setting besides its name and type. Bounds hold for numbers, `one_of` for words."""
 
-    default: Any
+    default: object
     help: str
     at_least: float | None = None
     above: float | None = None
@@ -46,10 +48,11 @@ class Rule:
     below: float | None = None
     one_of: tuple[str, ...] = ()
     is_a: Literal["", "file", "folder", "model"] = ""  # what must be there on the disk (missing)
-    read: Callable[[Given, Rule], Any] | None = None  # in place of the reader that the annotation names
+    # Where the annotation's own reader does not do.
+    read: Callable[[Given, Rule], object] | None = None
 
 
-def setting(default: Any, *, help: str, **rule: Any) -> Any:
+def setting(default: object, *, help: str, **rule: Any) -> Any:
     """A field of a section: its default, what it is for, and what is allowed (the fields of Rule)."""
     return dataclasses.field(default=default, metadata={"rule": Rule(default, help, **rule)})
 
@@ -59,7 +62,8 @@ def read(given: Given, rule: Rule, kind: str) -> Any:
     if "\0" in given.text:
         raise ValueError("holds a NUL character")
     if re.search("[\ud800-\udfff]", f"{given.text}{given.folder}"):
-        raise ValueError("is not UTF-8")  # bytes of an argument or a folder's name that Python could not decode
+        # Bytes of an argument or a folder's name that Python could not decode.
+        raise ValueError("is not UTF-8")
     return (rule.read or READERS[kind])(given, rule)
 
 
@@ -85,7 +89,7 @@ def _typed(text: str) -> str:
     return f"; its characters only look alike: type {plain}" if plain != text and plain.isascii() else ""
 
 
-def _in_range(value: Any, rule: Rule, largest: float) -> Any:
+def _in_range(value: Number, rule: Rule, largest: float) -> Number:
     """`value`, or ValueError with the range, worded as a person would."""
     low = rule.above if rule.above is not None else rule.at_least
     high = rule.below if rule.below is not None else rule.at_most
@@ -163,7 +167,8 @@ def free_text(given: Given, rule: Rule) -> str:
 
 def optional_text(given: Given, rule: Rule) -> str | None:
     """Free text; an empty value, or the bare word none, is None."""
-    if given.comment.startswith("##") or "{" in given.comment:  # a heading or a template: hardly meant as a comment
+    # A heading or a template: hardly meant as a comment.
+    if given.comment.startswith("##") or "{" in given.comment:
         raise ValueError(
             f"{ini_file.show(given.comment, 30)} is read as a comment; put the whole text in double quotes"
         )
@@ -203,7 +208,7 @@ def name_list(given: Given, rule: Rule) -> tuple[str, ...]:
     return found
 
 
-READERS: dict[str, Callable[[Given, Rule], Any]] = {
+READERS: dict[str, Callable[[Given, Rule], object]] = {
     "int": _whole,
     "float": _number,
     "bool": _switch,
@@ -217,11 +222,12 @@ READERS: dict[str, Callable[[Given, Rule], Any]] = {
 }
 
 
-def missing(value: Any, rule: Rule) -> str:
+def missing(value: object, rule: Rule) -> str:
     """What is wrong on the disk with the path in `value`, as this setting needs it; empty when nothing is."""
-    if value is None or not rule.is_a or not str(value).startswith("/"):  # a name is looked up elsewhere
+    # A model's name is no path; it is looked up elsewhere.
+    if value is None or not rule.is_a or not str(value).startswith("/"):
         return ""
-    path = Path(value)
+    path = Path(str(value))
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
@@ -240,7 +246,8 @@ def missing(value: Any, rule: Rule) -> str:
 
 def _meant(path: Path) -> str:
     """What would do, where the name of a missing file says that something else was meant than one file on the disk."""
-    if re.search(r"/[a-z][a-z0-9]*:/", str(path)):  # absolute_path leaves one of an address' slashes
+    # An address: absolute_path has left one of its two slashes.
+    if re.search(r"/[a-z][a-z0-9]*:/", str(path)):
         return "; an address is not fetched: download the file and name it here"
     return "; one file is expected, not a list" if "," in path.name else ""
 
@@ -264,7 +271,7 @@ def allowed(rule: Rule, kind: str) -> str:
     return f"auto, or a {numbers}" if kind.endswith("Auto") else numbers
 
 
-def write(value: Any) -> str:
+def write(value: object) -> str:
     """The text of a value, without quotes: what `read` takes back to the same value, once quoted (ini.quote)."""
     if value is None:
         return ""

@@ -24,7 +24,7 @@ class Override:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of a run. Equal when all values are; where a value came from does not count."""
 
@@ -35,8 +35,10 @@ class Settings:
     quantization: Quantization
     hardware: Hardware
     config: Path = field(compare=False)
-    origins: Mapping[str, str] = field(compare=False)  # Section.KEY -> origin, of all that was given
-    choices: tuple[tuple[str, Any, str], ...] = field(default=(), compare=False)  # (Section.KEY, value, reason)
+    # By Section.KEY: where the values that somebody gave came from.
+    origins: Mapping[str, str] = field(compare=False)
+    # Automatic choices: (Section.KEY, value, reason).
+    choices: tuple[tuple[str, object, str], ...] = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -89,7 +91,7 @@ class Settings:
             return False
         return not origin.startswith(f"{self.config.name}:") or self.get(key) != self.default(key)
 
-    def with_choice(self, key: str, value: Any, reason: str) -> Settings:
+    def with_choice(self, key: str, value: object, reason: str) -> Settings:
         """These settings with an automatic choice filled in; a later choice for the same key takes its place."""
         item = TABLE[key]
         section = dataclasses.replace(getattr(self, item.section.lower()), **{item.key.lower(): value})
@@ -102,14 +104,14 @@ class Settings:
         """A setting for an error message, with where it was given: "config.ini:14: [LoRA] R = 0"."""
         return place_of(TABLE[key], ini_file.show(rules.write(self.get(key))), self.origins.get(key, "default"))
 
-    def as_dict(self) -> dict[str, dict[str, Any]]:
+    def as_dict(self) -> dict[str, dict[str, object]]:
         """All values by section and KEY, as JSON has them: paths as text, lists as lists."""
-        record: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+        record: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
         for key, item in TABLE.items():
             record[item.section][item.key] = _plain(self.get(key))
         return record
 
-    def differences(self) -> list[tuple[str, Any, Any, str]]:
+    def differences(self) -> list[tuple[str, object, object, str]]:
         """What is not at its default: (Section.KEY, value, default, origin), values as in as_dict()."""
         rows = [(key, self.get(key), self.default(key), self.origin(key)) for key in TABLE]
         return [(key, _plain(now), _plain(then), origin) for key, now, then, origin in rows if now != then]
@@ -122,12 +124,13 @@ class Settings:
             for item in (item for item in TABLE.values() if item.section == section):
                 text = rules.write(self.get(item.name))
                 text = text if item.rule.one_of else ini_file.quote(text)
-                origin = ini_file.show(self.origin(item.name), 200).replace("{", "(").replace("}", ")")  # no template
+                # A brace in a comment is taken for a template without its quotation marks (rules.optional_text).
+                origin = ini_file.show(self.origin(item.name), 200).replace("{", "(").replace("}", ")")
                 lines.append(f"{item.key} = {text}  # {origin}")
         return "\n".join(lines) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 

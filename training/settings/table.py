@@ -13,15 +13,18 @@ from pathlib import Path
 from training.settings import readers, rules
 from training.settings.rules import Auto, Rule, setting
 
-FORMATS = ("auto", "messages", "conversations", "alpaca", "prompt", "input", "text")  # the fields of a row: rows.py
+# What a row may hold; data/rows.py reads each.
+FORMATS = ("auto", "messages", "conversations", "alpaca", "prompt", "input", "text")
+# Those of transformers that need no package beside bitsandbytes.
 OPTIMIZERS = (
     *("auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"),
     *("paged_adamw_32bit", "adafactor", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"),
     *("adagrad", "rmsprop", "sgd"),
-)  # those of transformers that need no further package than bitsandbytes
+)
+# Those of transformers that need no arguments of their own.
 SCHEDULERS = (
     *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
-)  # those of transformers that need no further arguments
+)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Events:
         self.path, self.stdout = path, stdout
         _drop_torn_line(path)
 
-    def emit(self, event: str, **fields: Any) -> None:
+    def emit(self, event: str, **fields: object) -> None:
         """Write one event."""
         line = as_line(event, **fields)
         try:
@@ -42,7 +42,7 @@ class Events:
             log.say_line(self.stdout, line)
 
 
-def as_line(event: str, **fields: Any) -> str:
+def as_line(event: str, **fields: object) -> str:
     """One event as JSON on one line, without secrets. Numbers that JSON does not know (NaN, infinity) become null."""
     record = {"v": VERSION, "event": event, "time": round(time.time(), 3), **fields}
     return privacy.as_json(privacy.hidden(record), default=str)

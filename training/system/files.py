@@ -13,7 +13,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from training.errors import MachineError
 from training.system import privacy
@@ -89,7 +88,7 @@ def write_text(path: Path, text: str, shared: bool = False) -> None:
     write_bytes(path, text.encode("utf-8"), shared)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all. NaN and infinity are refused: they are not JSON."""
     write_text(path, privacy.as_json(value, indent=2) + "\n")
 

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
 SWITCH = "FINETUNE_TRUST_REMOTE_CODE"
-AUTO_MAP = "auto_map"  # in a model's JSON files: which class of its own code stands for AutoConfig, AutoTokenizer, ...
-ASKED = "transformers.dynamic_module_utils"  # the module that decides, and fetches and executes the code
+# In a model's JSON files: which class of its own code stands for AutoConfig, AutoTokenizer, ...
+AUTO_MAP = "auto_map"
+# The module that decides, and fetches and executes the code.
+ASKED = "transformers.dynamic_module_utils"
+QUESTION = "resolve_trust_remote_code"  # its function that decides
 # Where code from outside lies before it runs: transformers' copies of it, datasets' ones, and the Hub's cache.
 PLACES = re.compile(
     r"[/\\](transformers_modules|datasets_modules|(models|datasets|spaces|kernels)--[^/\\]+[/\\]snapshots)[/\\]"
@@ -69,9 +72,9 @@ def keep_out() -> None:
     sys.addaudithook(_refuse_places)
     sys.meta_path.insert(0, _Finder())
     if loaded := sys.modules.get(ASKED):
-        original = loaded.resolve_trust_remote_code
+        original = getattr(loaded, QUESTION)
         for module in list(sys.modules.values()):  # wherever it was imported by name
-            if vars(module).get(original.__name__) is original:
+            if vars(module).get(QUESTION) is original:
                 _put_in(module)
 
 
@@ -87,7 +90,7 @@ def ignored(name: str, files: Sequence[str]) -> str:
     return f"{name} comes with Python code of its own ({shown}), which is not run: TRUST_REMOTE_CODE = false"
 
 
-def without(value: Mapping[str, Any]) -> dict[str, Any]:
+def without(value: Mapping[str, object]) -> dict[str, Any]:
     """A model's JSON object without what names code: for copies of it. The object as it is where code is trusted."""
     return {key: part for key, part in value.items() if key != AUTO_MAP or trusted()}
 
@@ -100,7 +103,7 @@ def forget(file: Path) -> None:
         file.write_text(json.dumps(after, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _named(value: Mapping[str, Any]) -> Iterator[str]:
+def _named(value: Mapping[str, object]) -> Iterator[str]:
     """The classes in an auto_map; of a tokenizer there are two, of which one may be null."""
     found = value.get(AUTO_MAP)
     for classes in found.values() if isinstance(found, dict) else [found]:
@@ -109,7 +112,7 @@ def _named(value: Mapping[str, Any]) -> Iterator[str]:
                 yield one
 
 
-def _read(file: Path) -> Mapping[str, Any]:
+def _read(file: Path) -> Mapping[str, object]:
     """A JSON file that may hold an auto_map; nothing where it is none, or no JSON."""
     if not file.name.endswith("config.json") or not file.is_file() or file.stat().st_size > LARGEST:
         return {}
@@ -125,11 +128,11 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 def _put_in(module: ModuleType) -> None:
     """Let transformers' question be answered by the settings, in a module that has it by its name."""
-    original: Callable[..., Any] = module.resolve_trust_remote_code
+    original: Callable[..., object] = getattr(module, QUESTION)
 
     def answered(
-        trust_remote_code: bool | None, model_name: Any, has_local_code: bool, *arguments: Any, **named: Any
-    ) -> Any:
+        trust_remote_code: bool | None, model_name: object, has_local_code: bool, *arguments: object, **named: object
+    ) -> object:
         # None would ask on the terminal.
         wanted = not has_local_code if trust_remote_code is None else trust_remote_code
         try:
@@ -137,16 +140,16 @@ def _put_in(module: ModuleType) -> None:
         except ValueError as error:
             raise Refused(_refusal(model_name)) from error
 
-    module.resolve_trust_remote_code = answered
+    setattr(module, QUESTION, answered)
 
 
-def _refusal(what: Any) -> str:
+def _refusal(what: object) -> str:
     return (
         f"{what} cannot be loaded without running Python code that comes with it; TRUST_REMOTE_CODE = true would run it"
     )
 
 
-def _refuse_places(event: str, arguments: tuple[Any, ...]) -> None:
+def _refuse_places(event: str, arguments: tuple[object, ...]) -> None:
     """The audit hook. It hears of all that Python executes: of code as `exec`, of a compiled module as `import`."""
     if event == "exec":
         file = getattr(arguments[0], "co_filename", None)

@@ -1,15 +1,21 @@
-"""Processes that start at once: forked from one that has imported the heavy libraries already (a "zygote").
+"""Processes that start at once: forked from one that has imported the heavy libraries already, a fork server.
 
 torch, transformers and peft take seconds to import, and a run needs them in several processes: the trial of the
 converter, the converter itself, the export. `start` begins to import them once, in a process beside the caller; from
 then on `popen` gives a fork of that one, which runs a script just as `python SCRIPT ARGUMENTS` would. Where there is no
-zygote, or it has died, it is a plain subprocess, only slower. A fork has the environment of the zygote's start plus
+fork server, or it has died, it is a plain subprocess, only slower. A fork has the environment of the server's start plus
 `extra`, is the leader of its own session (the terminal's Ctrl-C is for the caller to handle), and never had Unsloth
 imported.
 
+Why not multiprocessing's own forkserver (tried with Python 3.11): its start() waits until the server has imported, nine
+seconds in which a run reads its rows; a server that has died is started anew, and waited for again; it imports the
+caller's main program in each child; a child's atexit handlers do not run; and the caller, at its end, waits for children
+that are still there. What it runs is a function: pipes, session, folder, environment and the script would still be ours
+to set up.
+
 The two sides share a pair of datagram sockets. A request is one datagram: what to run, with the file descriptors of the
-child's stdin, stdout, stderr and of a pipe into which the zygote writes the child's pid, and its exit code at the end.
-The zygote ends when its stdin closes, and that happens when its starter ends, however it ended.
+child's stdin, stdout, stderr and of a pipe into which the server writes the child's pid, and its exit code at the end.
+The server ends when its stdin closes, and that happens when its starter ends, however it ended.
 """
 
 from __future__ import annotations
@@ -29,31 +35,61 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypedDict
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.system import foreign_code
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"}  # read once, when imported
+# Read once, when imported.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"}
 PRELOADED = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft")
 REQUEST = 1 << 16  # bytes of a request at most
 PID = 16  # characters of a pid or an exit code, so that one read takes one of them
 
-_control: socket.socket | None = None  # where requests go; inherited by the forks, which may ask for forks too
-_zygote: subprocess.Popen | None = None  # in the process that started it
+
+@dataclass(frozen=True)
+class Server:
+    """The fork server as those who ask it know it: `requests` go into a socket, which forks inherit, for they may ask too.
+
+    `process`: the server itself, in the process that started it.
+    """
+
+    requests: socket.socket
+    process: subprocess.Popen[bytes] | None = None
+
+
+server: Server | None = None
 _starter: int | None = None  # in a fork: the process that asked for it
 
 
+class Request(TypedDict):
+    """What a fork is to become. The environment is the server's, with `extra` put over it."""
+
+    script: str
+    arguments: list[str]
+    extra: dict[str, str]
+    cwd: str
+    starter: int
+
+
+class PlainProcess(subprocess.Popen[bytes]):
+    """A plain subprocess whose stdin and stdout are pipes."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+
 class Child:
-    """A fork of the zygote; the part of subprocess.Popen's interface that is used here, with binary pipes."""
+    """A fork of the server; the part of subprocess.Popen's interface that is used here, with binary pipes."""
 
     def __init__(self, status: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
         self.stdin, self.stdout = stdin, stdout
         self.returncode: int | None = None
-        self._status = status  # the pipe in which the zygote tells the pid, then the exit code
+        self._status = status  # the pipe in which the server tells the pid, then the exit code
         self._pid: int | None = None
 
     def __enter__(self) -> Child:
@@ -66,7 +102,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its process; waits for the zygote, which may still be importing. None when the zygote has died."""
+        """Its process; waits for the server, which may still be importing. None when the server has died."""
         if self._pid is None and self.returncode is None:
             told = os.read(self._status, PID)
             if told:
@@ -86,10 +122,11 @@ class Child:
 
     def wait(self) -> int:
         """Wait for the end; gives the exit code."""
-        if self.pid is not None and self.returncode is None:
-            told = os.read(self._status, PID)
-            # Nothing told: the zygote has died, and with it the knowledge of how the child ended.
-            self._ended(int(told) if told else -signal.SIGKILL)
+        while self.returncode is None:
+            if self.pid is not None:
+                told = os.read(self._status, PID)
+                # Nothing told: the server has died, and with it the knowledge of how the child ended.
+                self._ended(int(told) if told else -signal.SIGKILL)
         return self.returncode
 
     def kill(self) -> None:
@@ -102,7 +139,7 @@ class Child:
 
     @property
     def begun(self) -> bool:
-        """Whether the zygote has made it already, without waiting for that."""
+        """Whether the server has made it already, without waiting for that."""
         return self._pid is not None or self._told()
 
     def _told(self) -> bool:
@@ -120,38 +157,39 @@ class Child:
 
 def start(preload: Sequence[str] = PRELOADED) -> None:
     """Begin to import the heavy libraries in a process beside this one. Once a process; returns at once."""
-    global _control, _zygote
-    if _control is not None:
+    global server
+    if server is not None:
         return
-    _control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    ours = _control.fileno()
+    requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    handles = (theirs.fileno(), requests.fileno())
     with theirs:
-        _zygote = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno()), str(ours), *preload],
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), *map(str, handles), *preload],
             stdin=subprocess.PIPE,  # closes with this process
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), ours),
+            pass_fds=handles,
             start_new_session=True,
             env={**os.environ, **OFFLINE},
         )
+    server = Server(requests, process)
 
 
 def popen(
     script: Path,
-    arguments: Sequence[Any],
+    arguments: Sequence[object],
     extra: Mapping[str, str] | None = None,
     errors: bool = True,
     fork: bool = True,
-) -> Child | subprocess.Popen:
+) -> Child | PlainProcess:
     """Run `script` in a process of its own. `extra`: environment variables that it has besides.
 
     stdin is a pipe, that closes with this process; `.stdout` is one too. `errors`: stderr comes through it as well; else
     stderr is this process's own. Without `fork` it is a plain subprocess in any case.
     """
     words = [str(word) for word in arguments]
-    child = _forked(script, words, dict(extra or {}), errors) if _control is not None and fork else None
-    return child or subprocess.Popen(
+    child = _forked(server, script, words, dict(extra or {}), errors) if server is not None and fork else None
+    return child or PlainProcess(
         [sys.executable, str(script), *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -161,31 +199,36 @@ def popen(
     )
 
 
-def end(child: Child | subprocess.Popen) -> None:
-    """End a child that nobody waits for any more. One that a still importing zygote has yet to make is not waited for:
-    it finds its stdin closed when it begins (convert_worker.end_with_parent)."""
+def end(child: Child | PlainProcess) -> None:
+    """End a child that nobody waits for any more. One that a still importing server has yet to make is not waited for:
+    it finds its stdin closed when it begins (parent_watch.end_with_parent)."""
     child.stdin.close()
-    if child.returncode is None and (isinstance(child, subprocess.Popen) or child.begun):
+    if child.returncode is None and (isinstance(child, PlainProcess) or child.begun):
         child.kill()
         child.wait()
     child.stdout.close()
 
 
 def starter() -> int:
-    """The process that started this one: in a fork not its parent, which is the zygote, but the one that asked."""
+    """The process that started this one: in a fork not its parent, which is the server, but the one that asked."""
     return os.getppid() if _starter is None else _starter
 
 
-def _forked(script: Path, arguments: Sequence[str], extra: dict[str, str], errors: bool) -> Child | None:
-    """A fork of the zygote; None when there is none any more."""
+def _forked(server: Server, script: Path, arguments: list[str], extra: dict[str, str], errors: bool) -> Child | None:
+    """A fork of the server; None when it is there no more."""
     in_read, in_write = os.pipe()
     out_read, out_write = os.pipe()
     status_read, status_write = os.pipe()
-    extra = foreign_code.handed_on() | extra
-    request = {"script": str(script), "arguments": list(arguments), "extra": extra, "starter": os.getpid()}
+    request = Request(
+        script=str(script),
+        arguments=arguments,
+        extra=foreign_code.handed_on() | extra,
+        cwd=str(Path.cwd()),
+        starter=os.getpid(),
+    )
     theirs = [in_read, out_write, out_write if errors else 2, status_write]
     try:
-        socket.send_fds(_control, [json.dumps({**request, "cwd": str(Path.cwd())}).encode()], theirs)
+        socket.send_fds(server.requests, [json.dumps(request).encode()], theirs)
         sent = True
     except OSError:
         sent = False
@@ -198,10 +241,10 @@ def _forked(script: Path, arguments: Sequence[str], extra: dict[str, str], error
     return Child(status_read, os.fdopen(in_write, "wb", buffering=0), os.fdopen(out_read, "rb"))
 
 
-# ---- the zygote's side -------------------------------------------------------------------------------------------
+# ---- the server's side -------------------------------------------------------------------------------------------
 
 
-def serve(requests: int, asking: int, preload: Sequence[str]) -> dict[str, Any]:
+def serve(requests: int, asking: int, preload: Sequence[str]) -> Request:
     """Import, then fork for every request, until stdin closes. Only a fork returns, with its request."""
     import importlib
 
@@ -212,11 +255,12 @@ def serve(requests: int, asking: int, preload: Sequence[str]) -> dict[str, Any]:
     channel = socket.socket(fileno=requests)
     children: dict[int, int] = {}  # pid -> the pipe that waits for its exit code
     wake_read, wake_write = os.pipe()
+    watched: list[int | socket.socket] = [0, channel, wake_read]
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        ready, _, _ = select.select([0, channel, wake_read], [], [])
+        ready, _, _ = select.select(watched, [], [])
         if wake_read in ready:
             os.read(wake_read, 4096)
             _reap(children)
@@ -252,9 +296,9 @@ def _tell(pipe: int, text: str) -> None:
         os.write(pipe, text.encode())
 
 
-def _become(request: dict[str, Any], handles: Sequence[int], asking: int) -> dict[str, Any]:
+def _become(request: Request, handles: Sequence[int], asking: int) -> Request:
     """Make this fork what was asked for: its session, files, environment and folder."""
-    global _control, _starter
+    global server, _starter
     os.setsid()
     for number, handle in enumerate(handles):
         os.dup2(handle, number)
@@ -263,12 +307,12 @@ def _become(request: dict[str, Any], handles: Sequence[int], asking: int) -> dic
     os.environ.update(request["extra"])
     os.chdir(request["cwd"])
     tempfile.tempdir = None  # TMPDIR may be another
-    _control, _starter = socket.socket(fileno=asking), request["starter"]
+    server, _starter = Server(socket.socket(fileno=asking)), request["starter"]
     return request
 
 
 def main(requests: int, asking: int, preload: Sequence[str]) -> None:
-    """The zygote; in a fork, the script that was asked for, ending as any script ends."""
+    """The server; in a fork, the script that was asked for, ending as any script ends."""
     from training.system import forkserver
 
     foreign_code.keep_out()
@@ -278,17 +322,18 @@ def main(requests: int, asking: int, preload: Sequence[str]) -> None:
     os._exit(_exit_code(lambda: runpy.run_path(asked["script"], run_name="__main__")))
 
 
-def _exit_code(script: Callable[[], Any]) -> int:
+def _exit_code(script: Callable[[], object]) -> int:
     """Run a script to its end, as far as anybody can see it. What is left out is the interpreter taking itself to pieces: in a
-    fork that touches, and so copies, all that it shares with the zygote (200 MB, a third of a second)."""
+    fork that touches, and so copies, all that it shares with the server (200 MB, a third of a second)."""
     code = 0
     try:
         script()
     except SystemExit as end:
-        told = end.code is None or isinstance(end.code, int)
-        code = (end.code or 0) if told else 1
-        if not told:
+        if end.code is None or isinstance(end.code, int):
+            code = end.code or 0
+        else:
             print(end.code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -9,15 +9,19 @@ Rows, names and answers of servers come from elsewhere: what is written here goe
 from __future__ import annotations
 
 import fcntl
+import functools
 import io
 import os
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from loguru import logger
 
 from training.system import files, paths, privacy
+
+if TYPE_CHECKING:
+    from loguru import Record
 
 SHARED_LOG = paths.TRAINING / "finetune.log"
 ROTATE_AT = 10 * 1024 * 1024  # bytes; the older half of two files is kept as finetune.log.1
@@ -31,27 +35,27 @@ def start(run_log: Path | None = None, terminal: bool = True) -> None:
     """Send log lines to stderr, to the shared log and, when given, to the run's own log."""
     logger.remove()
     _early.clear()
-    # diagnose: a traceback must not print the values of variables, for the data is private. catch: what these sinks cannot
-    # write they bear themselves; the Interrupted of a signal that arrives while one is at work must not be swallowed.
-    bare = {"backtrace": False, "diagnose": False, "catch": False}
+    # diagnose: a traceback must not print the values of variables, for the data is private. catch: these sinks
+    # handle what they cannot write; the Interrupted of a signal that arrives while one is at work must get through.
+    add = functools.partial(logger.add, backtrace=False, diagnose=False, catch=False)
     if terminal:
-        logger.add(_to_terminal, format=_terminal_format, level="INFO", **bare)
+        add(_to_terminal, format=_terminal_format, level="INFO")
     for path in filter(None, (SHARED_LOG, run_log)):
         sink = _LockedFile(path, rotate=path == SHARED_LOG)
-        logger.add(sink.write, format=FILE_FORMAT, level="DEBUG", **bare)
+        add(sink.write, format=FILE_FORMAT, level="DEBUG")
     if run_log is None:
-        logger.add(_early.append, format=FILE_FORMAT, level="DEBUG", **bare)
+        add(_early.append, format=FILE_FORMAT, level="DEBUG")
 
 
 def join_run(run_log: Path) -> None:
     """From now on write the run's own log too, beginning with what was said before it had a directory."""
-    said = "".join(_early)
+    early = "".join(_early)
     start(run_log)
     sink = _LockedFile(run_log, rotate=False)
-    sink.write(said)
+    sink.write(early)
 
 
-def _terminal_format(record: Any) -> str:
+def _terminal_format(record: Record) -> str:
     prefix = "" if record["level"].no <= 20 else record["level"].name.lower() + ": "
     return prefix.replace("{", "{{") + "{message}\n{exception}"
 
@@ -83,7 +87,8 @@ class _LockedFile:
     def write(self, message: str) -> None:
         try:
             self._append(privacy.shown(message).encode("utf-8"))
-        except OSError as error:  # a full disk or a read-only folder must not stop a night of training
+        except OSError as error:
+            # A full disk or a read-only folder must not stop a night of training.
             if not self.failed:
                 self.failed = True
                 _to_terminal(f"warning: cannot write {self.path}: {error.strerror}; the log goes on without it\n")
@@ -135,7 +140,7 @@ def say_path(stream: IO[str], path: Path) -> None:
     say_line(stream, privacy.path_for(stream, path))
 
 
-def say_json(stream: IO[str], value: Any) -> None:
+def say_json(stream: IO[str], value: object) -> None:
     """Print a value as one line of JSON, without secrets."""
     say_line(stream, privacy.as_json(privacy.hidden(value)))
 

@@ -12,19 +12,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TypeVar
 
 from training.errors import MachineError
-from training.system import foreign_code
+from training.system import foreign_code, this_machine
+
+Result = TypeVar("Result")
 
 AHEAD = 2  # tasks for each process that wait or are done before they are asked for
 
-_shared: tuple = ()  # in a worker: what all tasks have in common
+_shared: tuple[object, ...] = ()  # in a worker: what all tasks have in common
 
 
 def cores() -> int:
     """How many processes can run at the same time."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(this_machine.processors())
 
 
 def copied() -> bool:
@@ -33,8 +35,12 @@ def copied() -> bool:
 
 
 def in_order(
-    work: Callable[..., Any], tasks: Iterable[tuple], processes: int, shared: tuple = (), what: str = "work"
-) -> Iterator[Any]:
+    work: Callable[..., Result],
+    tasks: Iterable[tuple[object, ...]],
+    processes: int,
+    shared: tuple[object, ...] = (),
+    what: str = "work",
+) -> Iterator[Result]:
     """`work(*shared, *task)` of every task, in order, in `processes` processes; by this one alone when it is one.
 
     `what` the processes do, for the message of the MachineError when one was ended from outside.
@@ -44,9 +50,8 @@ def in_order(
             yield work(*shared, *task)
         return
     context = multiprocessing.get_context("fork" if copied() else None)
-    starting = {"mp_context": context, "initializer": _begin, "initargs": (os.getpid(), shared)}
-    with ProcessPoolExecutor(processes, **starting) as pool:
-        ahead: deque[Future[Any]] = deque()
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(os.getpid(), shared)) as pool:
+        ahead: deque[Future[Result]] = deque()
         try:
             for task in tasks:
                 ahead.append(pool.submit(_do, work, task))
@@ -61,12 +66,13 @@ def in_order(
                 waiting.cancel()
 
 
-def _begin(parent: int, shared: tuple) -> None:
+def _begin(parent: int, shared: tuple[object, ...]) -> None:
     """Signals are the business of the process that asked; when it is killed, its workers go with it."""
     global _shared
     _shared = shared
     foreign_code.keep_out()
-    gc.freeze()  # what was there before is never collected here: looking through it would copy all of its memory
+    # What was there before is never collected here: looking through it would copy all of its memory.
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
@@ -78,5 +84,5 @@ def _begin(parent: int, shared: tuple) -> None:
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def _do(work: Callable[..., Any], task: tuple) -> Any:
+def _do(work: Callable[..., Result], task: tuple[object, ...]) -> Result:
     return work(*_shared, *task)

@@ -11,14 +11,16 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import unquote
 
 HIDDEN = "[hidden]"
-SHORTEST = 8  # characters of a secret in the environment; shorter values ("true", "1") would hide ordinary words
-PLACES = ("run", "path")  # fields in which programs look for the name of a file: it is told as it is
+# Characters of a secret in the environment; shorter values ("true", "1") would hide ordinary words.
+SHORTEST = 8
+# Fields in which programs look for the name of a file: it is told as it is.
+PLACES = ("run", "path")
 
 # The published shapes of the keys this tool's users hold. Plain hexadecimal keys (Weights & Biases: 40 digits) look
 # like a git revision, so those are found through the environment and through the name of their setting instead.
@@ -125,7 +127,7 @@ def path_for(stream: IO[str], path: Path) -> str:
     return visible(str(path)) if stream.isatty() else str(path)
 
 
-def hidden(value: Any, name: str = "") -> Any:
+def hidden(value: object, name: str = "") -> object:
     """A value as JSON can hold it and anybody may read it: no secrets in its texts, no NaN and no infinity.
 
     `name`: the field that holds it.
@@ -133,7 +135,7 @@ def hidden(value: Any, name: str = "") -> Any:
     if isinstance(value, str):
         return value if name in PLACES else redact(writable(value))
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite(value)
     if isinstance(value, Mapping):
         return {hidden(key): hidden(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -141,7 +143,12 @@ def hidden(value: Any, name: str = "") -> Any:
     return value
 
 
-def as_json(value: Any, **how: Any) -> str:
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it: NaN and infinity are None."""
+    return value if math.isfinite(value) else None
+
+
+def as_json(value: object, indent: int | None = None, default: Callable[[object], object] | None = None) -> str:
     r"""`value` as JSON that can be printed on a terminal: what `visible` shows as \x9b or \u202e is \u009b and \u202e."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **how)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
     return _ACTING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

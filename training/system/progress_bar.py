@@ -52,7 +52,8 @@ def _bar(what: str, total: int) -> Any:
     from tqdm import tqdm
 
     shown = sys.stderr.isatty()
-    columns, rows = os.get_terminal_size(sys.stderr.fileno()) if shown else (0, 0)  # 0, too, where it does not know
+    # A terminal that does not know its size says 0.
+    columns, rows = os.get_terminal_size(sys.stderr.fileno()) if shown else (0, 0)
     return tqdm(
         total=total,
         desc=what,

@@ -12,6 +12,7 @@ PARTS = ("ctypes", "ssl", "zlib", "bz2", "lzma")
 
 
 def problem(version, bits, missing):
+    # type: (tuple[int, int], int, list[str]) -> str
     """Why a Python of this (major, minor) version, with pointers of `bits` and without the parts `missing`, does not serve."""
     if not (3, 10) <= version <= (3, 13):
         return "is Python %d.%d; 3.10 to 3.13 serve" % version
@@ -23,6 +24,7 @@ def problem(version, bits, missing):
 
 
 def missing_parts():
+    # type: () -> list[str]
     """The parts that this Python was built without."""
     missing = []
     for name in PARTS:

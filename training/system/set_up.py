@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.errors import MachineError
-from training.system import browser, llama_cpp_build, torch_builds
+from training.system import browser, llama_cpp_build, paths, torch_builds
 from training.system.venv_pip import Pip, call, say
 
 SEES_A_CARD = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available()))"
@@ -171,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
     """Set up. The exit code."""
     asked = arguments(argv)
     try:
-        SetUp(ROOT, asked).run()
+        SetUp(paths.ROOT, asked).run()
     except (MachineError, OSError) as error:
         say(str(error))
         return MachineError.exit_code

@@ -21,15 +21,15 @@ HOW = (
 
 def secret() -> bytes:
     """What all machines of a training know, and nobody else. Raises UserError with what to write."""
-    told = os.environ.get(SECRET, "").strip()
-    if told.startswith("@"):
+    text = os.environ.get(SECRET, "").strip()
+    if text.startswith("@"):
         try:
-            told = Path(told[1:]).expanduser().read_text(encoding="utf-8").strip()
+            text = Path(text[1:]).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is no text"
-            raise UserError(f"{SECRET} = {told}: this file cannot be read ({reason})") from None
-    if not told:
+            raise UserError(f"{SECRET} = {text}: this file cannot be read ({reason})") from None
+    if not text:
         raise UserError(f"several machines need a secret that they share: {HOW}")
-    if len(told) < SHORTEST:
-        raise UserError(f"{SECRET} has {len(told)} characters, which can be guessed; {HOW}")
-    return told.encode()
+    if len(text) < SHORTEST:
+        raise UserError(f"{SECRET} has {len(text)} characters, which can be guessed; {HOW}")
+    return text.encode()

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 from training.errors import Interrupted
 
@@ -42,7 +42,8 @@ class Signals:
         arrivals, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a fork's signals are its own
+        # A fork's signals do not wake this process's guard.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         threading.Thread(target=self._guard, args=(arrivals, leave or _leave), daemon=True).start()
 
     @contextmanager
@@ -64,17 +65,18 @@ class Signals:
         """Whether a first signal is only noted now."""
         return self._gentle and self._begun
 
-    def _on_stop(self, number: int, _frame: Any) -> None:
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
         self._obeyed += 1
         if self._leaving:  # another thread says how this process ends
             return
         if self.stop is not None:
-            os._exit(128 + number)  # the second one: at once; files that were being written are not renamed
+            # The second one: at once; files that were being written are not renamed.
+            os._exit(128 + number)
         self.stop = number
         if not self.noted_only:
             raise Interrupted(number, _words(number))
 
-    def _on_save(self, _number: int, _frame: Any) -> None:
+    def _on_save(self, _number: int, _frame: FrameType | None) -> None:
         self.save = True
 
     def _guard(self, arrivals: int, leave: Callable[[Interrupted], None]) -> None:
@@ -88,7 +90,8 @@ class Signals:
                 time.sleep(0.05)
             if self._obeyed >= due:
                 continue
-            if self._obeyed > before:  # it did come back: signals that wait for their handler at once are one
+            # It did come back: several signals that wait for one handler count as one.
+            if self._obeyed > before:
                 due = self._obeyed
                 continue
             if stops > 1:

@@ -1,6 +1,6 @@
-"""What this machine is, and the choices that follow from it, each with its reason.
+"""What this machine is: its processors, memory and cards, and the versions of what matters here.
 
-`inspect` only looks; `decide` fills the automatic settings in. Both run before anything is loaded or downloaded.
+It is asked before anything is loaded or downloaded; what follows from it is decided in plan/choices.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from training.system.wording import gigabytes
@@ -110,6 +111,11 @@ def variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def processors() -> set[int]:
+    """The numbers of the processors that this process may run on; two hyper-threads are two of them."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def inspect() -> Machine:
     """Look at this machine. Imports torch, since only torch knows what it can use."""
     import psutil
@@ -166,7 +172,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _gpus(torch: Any) -> tuple[tuple[Gpu, ...], str | None]:
+def _gpus(torch: ModuleType) -> tuple[tuple[Gpu, ...], str | None]:
     if torch.cuda.is_available():
         backend = "rocm" if torch.version.hip else "cuda"
         described = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -179,9 +185,9 @@ def _gpus(torch: Any) -> tuple[tuple[Gpu, ...], str | None]:
     return (), None
 
 
-def _physical_cores(psutil: Any) -> int:
+def _physical_cores(psutil: ModuleType) -> int:
     """Physical cores among those this process may use: two hyper-threads share one set of matrix units."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(processors())
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
@@ -230,7 +236,7 @@ def _statistics(file: Path) -> dict[str, int]:
 
 
 def oom_kills() -> int | None:
-    """How many processes the kernel has killed for want of memory, on this machine, since it started."""
+    """How many processes the kernel has killed because memory ran out, on this machine, since it started."""
     try:
         for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
             if line.startswith("oom_kill "):

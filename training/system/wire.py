@@ -20,7 +20,7 @@ HEAD = struct.Struct("!Q")
 BYTES = "@bytes"
 
 
-def encode(value: Any) -> bytes:
+def encode(value: object) -> bytes:
     """A value as a message: None, booleans, numbers, texts, bytes, and lists and dicts of these. Tuples become lists."""
     behind: list[bytes] = []
 
@@ -45,7 +45,7 @@ def decode(message: bytes) -> Any:
         if at > len(message):
             raise ValueError("it is cut short")
 
-        def put_back(found: dict[str, Any]) -> Any:
+        def put_back(found: dict[str, object]) -> object:
             nonlocal at
             if found.keys() != {BYTES}:
                 return found
@@ -63,11 +63,11 @@ def decode(message: bytes) -> Any:
     return value
 
 
-def length(said: int) -> int:
+def length(announced: int) -> int:
     """The length of a message that another rank announces. Raises RunError where it is absurd."""
-    if not 0 <= said <= MOST:
-        raise refused(f"another process announces a message of {said:,} bytes")
-    return said
+    if not 0 <= announced <= MOST:
+        raise refused(f"another process announces a message of {announced:,} bytes")
+    return announced
 
 
 def refused(what: str) -> RunError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 import time
 import unicodedata
-from typing import Any
 
 from training.system import privacy
 
@@ -15,7 +14,7 @@ def number(value: float | None, form: str = ".4g") -> str:
     return "-" if value is None else format(value, form)
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """A setting or a figure as a person writes it."""
     if value is None:
         return "none"

@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from training.system import foreign_code
+from training.system import foreign_code, this_machine
 from training.system.parent_watch import end_with_parent
 
 
@@ -55,7 +55,7 @@ def quantise(source: str, out: str, method: str, importance: str = "") -> int:
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = file_type(llama_cpp, method)
-    params.nthread = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    params.nthread = len(this_machine.processors())
     rows = importance_rows(importance) if importance else {}
     if rows:
         params.imatrix = _matrix(llama_cpp, rows)
