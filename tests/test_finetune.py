@@ -191,6 +191,13 @@ class Terminal:
             if select.select([self.master], [], [], 0.05)[0]:
                 self.said += os.read(self.master, 1 << 16)
 
+    def until(self, text: bytes, seconds: float = 60) -> None:
+        """Wait until the program has written a text."""
+        end = time.monotonic() + seconds
+        while text not in self.said:
+            assert time.monotonic() < end, self.said
+            time.sleep(0.02)
+
     def close(self) -> None:
         """From now on every write of the program is an error (EIO)."""
         self.open = False
@@ -208,10 +215,10 @@ def test_a_terminal_that_closes_does_not_end_a_run_and_with_events_the_last_line
     )  # fmt: skip
     os.close(terminal.slave)
     run = wait_for_step(tiny_config.parent / "outputs", 1, process)
+    terminal.until(b"step 1/6")  # its line comes after its event
     terminal.close()
     out, _ = process.communicate(timeout=180)
     assert process.returncode == 0, (run / "finetune.log").read_text(encoding="utf-8")
-    assert b"step 1/6" in terminal.said
     told = [json.loads(line) for line in out.splitlines()]
     assert (told[-1]["event"], told[-1]["run"]) == ("done", str(run))
     assert [one["step"] for one in told if one["event"] == "step"] == [1, 2, 3, 4, 5, 6]
