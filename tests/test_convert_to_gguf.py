@@ -20,7 +20,7 @@ from training.ollama import modelfile_syntax
 
 
 def run(*arguments: str | Path) -> list[Path]:
-    return convert_to_gguf.run(convert_to_gguf._parser().parse_args([str(a) for a in arguments]))
+    return convert_to_gguf.run(convert_to_gguf.parser().parse_args([str(a) for a in arguments]))
 
 
 def refused(*arguments: str | Path) -> str:

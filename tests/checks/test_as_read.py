@@ -243,7 +243,6 @@ def test_odd_rows_come_before_the_sample_and_the_sample_is_the_same_each_time(fo
     assert one == again and one.total == 200 and 2 < one.rows < 200
     assert [text.line for text in one.texts[::2][:2]] == [151, 171]
     assert reader_view.of_plan(plan, 1 << 20).rows == 200
-    assert RowTexts.of(one.as_dict()) == one
 
 
 def test_a_row_that_the_finished_file_reads_otherwise_fails_the_check_with_its_place(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,24 @@ from loguru import logger
 from training import evaluation, ollama, runs
 from training.checks import as_read, gguf_files, logits
 from training.checks.check import Check, require
-from training.data import chat_template, held_out
+from training.data import chat_template
 from training.errors import RunError
 from training.evaluation import models, reference, scoring
 from training.system import files
+from training.to_gguf import Job
 
 
-def run(job: Any) -> dict[str, Any]:
-    """Do all checks of an exported run (export.Job). RunError naming the first link that is broken.
+def run(job: Job) -> dict[str, Any]:
+    """Do all checks of an exported run. RunError naming the first link that is broken.
 
     The figures are kept in status.json in either case, so that the report of a failed run has them too.
     """
-    if job.run.stage("quantise") is None:  # forgotten, because --only made anew what it starts from
+    if job.run.stage("quantise") is None:  # cleared: --only rebuilt its input
         raise RunError("check", "the quantised files are not of this model any more; do the export without --only")
-    sequences = [row["ids"] for row in job.facts["sequences"]]
-    starts = [row["first"] for row in job.facts["sequences"]]
-    prompts = [question["ids"] for question in job.facts["questions"]]
-    most = max((question["most"] for question in job.facts["questions"]), default=0)
+    facts = job.facts
+    sequences, starts = [row.ids for row in facts.sequences], [row.first for row in facts.sequences]
+    prompts = [question.ids for question in facts.questions]
+    most = max((question.most for question in facts.questions), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
     done = [gguf_files.merged_tensors(base, adapter, job.merged)]
     rounding = done[0].figures.get("rounding_loss", 0.0)
@@ -43,12 +44,12 @@ def run(job: Any) -> dict[str, Any]:
             # loaded once, when base + adapter has been freed, for every check that runs the merged model
             merged = functools.cache(lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged")))
             done.append(logits.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
-            chats = chat_template.samples(job.trained_template) if job.trained_template else ()
+            chats = chat_template.samples(job.template) if job.template else ()
             done.append(gguf_files.gguf_tokenizer(job.f16, job.merged, chats))
-            done.append(as_read.read_as_trained(job.f16, job.merged, job.trained_template, job.row_texts))
+            done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts))
             done.append(gguf_files.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
-                done.append(gguf_files.answers(merged(), job.f16, others, prompts, job.facts["end_ids"], most))
+                done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most))
             merged.cache_clear()
         cost = {method: gguf_files.quantised(job.f16, path, sequences, starts, room) for method, path in others.items()}
     done += cost.values()
@@ -63,13 +64,12 @@ def run(job: Any) -> dict[str, Any]:
     return {"checks": len(done), "quantised": _evaluate(job, others)}
 
 
-def _evaluate(job: Any, others: dict[str, Any]) -> dict[str, Any]:
+def _evaluate(job: Job, others: Mapping[str, Path]) -> dict[str, Any]:
     """The first quantised file on the rows that base and tuned model were measured on, and how fast each file answers.
 
     scores: name of the score -> figure; speeds: file -> tokens a second.
     """
-    measured = [held_out.build(record) for record in job.facts.get("measured", [])]
-    asked = [held_out.build(record) for record in job.facts.get("asked", [])]
+    measured, asked = job.facts.measured, job.facts.asked
     scores: dict[str, float | None] = {}
     speeds: dict[str, float | None] = {}
     for path in others.values():
@@ -88,7 +88,7 @@ def _evaluate(job: Any, others: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _room(job: Any) -> Iterator[Path]:
+def _room(job: Job) -> Iterator[Path]:
     """A folder for logits beside the checkpoints: on the disk that was reckoned with, and removed if we are killed."""
     folder = job.run.path / runs.CHECKPOINTS / f"logits{files.PARTIAL}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,8 +99,8 @@ def _room(job: Any) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _modelfile(job: Any) -> Check:
-    held = ollama.verify(job.run.path / "Modelfile", job.chat(job.adds_bos), job.facts["stops"])
+def _modelfile(job: Job) -> Check:
+    held = ollama.verify(job.run.path / "Modelfile", job.chat(job.adds_bos), job.facts.stops)
     why = "Ollama must show the model the prompts that it was trained on"
     figures = {key: value for key, value in held.items() if key not in ("check", "passed")}
     return Check(

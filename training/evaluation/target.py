@@ -74,12 +74,12 @@ def of_run(path: Path) -> Subject:
     job = Handover.of_run(path)
     gguf = job.quantised(job.settings.quantization.quantization_method[0])
     return Subject(
-        Path(job.facts["base"]["path"]),
+        job.facts.base.path,
         path / runs.ADAPTER,
         gguf if gguf.is_file() else None,
-        None if job.facts["plain"] else job.template,
-        job.facts["end_ids"],
-        job.facts["num_ctx"],
+        job.template,
+        job.facts.end_ids,
+        job.facts.num_ctx,
         job.settings,
     )
 

@@ -85,14 +85,14 @@ def _forget_later(job: Job, name: str) -> None:
 
 
 def _merge(job: Job) -> dict[str, Any]:
-    template = job.trained_template
-    record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template and template.exported)
+    template = job.template.exported if job.template else None
+    record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template)
     return {"merge": dataclasses.asdict(record)}
 
 
 def _convert(job: Job) -> dict[str, Any]:
-    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.trained_template)
-    with merging.without_template(job.merged) if job.facts["plain"] else nullcontext(job.merged) as folder:
+    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.template)
+    with merging.without_template(job.merged) if job.facts.plain else nullcontext(job.merged) as folder:
         conversion.to_gguf(folder, job.f16, pairs=pairs)
     return {"bytes": job.f16.stat().st_size}
 
@@ -111,7 +111,7 @@ def _quantise(job: Job) -> dict[str, Any]:
 def _measure(job: Job, out: Path) -> Importance:
     """The importance matrix of the merged model, from the rows that training left for it."""
     try:
-        measured = importance.write(job.merged, job.f16, job.facts.get("calibration", ()), out)
+        measured = importance.write(job.merged, job.f16, job.facts.calibration, out)
     except RunError as error:
         needing = [m for m in job.settings.quantization.quantization_method if m in NEED_IMPORTANCE_MATRIX]
         raise RunError("quantise", f"the importance matrix for {', '.join(needing)}: {error.message}") from error
@@ -136,7 +136,7 @@ def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
 
 def _modelfile(job: Job) -> dict[str, Any]:
     path = write_modelfile(job, job.run.path / "Modelfile")
-    held = ollama.verify(path, job.chat(job.adds_bos), job.facts["stops"])
+    held = ollama.verify(path, job.chat(job.adds_bos), job.facts.stops)
     if not held["passed"]:
         raise RunError("modelfile", held["note"])
     logger.info("Modelfile: {}", held["note"])
@@ -152,8 +152,8 @@ def write_modelfile(job: Job, path: Path) -> Path:
     text = ollama.compose(
         job.quantised(job.settings.quantization.quantization_method[0]).name,
         job.chat(job.adds_bos),
-        stops=job.facts["stops"],
-        num_ctx=job.facts["num_ctx"],
+        stops=job.facts.stops,
+        num_ctx=job.facts.num_ctx,
         sampling=modelfile.sampling(values),
     )
     ollama.write(path, text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,9 @@ from training.pipeline import export_stages
 from training.plan import Plan
 from training.plan import plan as reader_view
 from training.report import gathering
-from training.runs import FACTS, Run, checkpoint
-from training.system import files, forkserver, paths
+from training.runs import Facts, Run, checkpoint
+from training.runs.handover import BaseOfRun, Prompt, Sequence
+from training.system import forkserver, paths
 from training.system.events import Events
 from training.system.signals import Signals
 from training.system.wording import short
@@ -58,8 +58,7 @@ def train_stage(
     began = time.perf_counter()
     run.update(stage="train")
     end_ids = ends(plan)
-    kept = held_out_sequences(plan)
-    keep_facts(run, plan, trained_prompts(plan), kept, rows, end_ids, calibration(plan))
+    facts(plan, rows, end_ids).write(run.path)
     watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
     watch.fast = plan.settings.hardware.fast_cpu is True
     questions = held_out.asked(rows.asked, QUESTIONS)
@@ -171,21 +170,21 @@ def held_out_rows(plan: Plan) -> Rows:
     return Rows([] if kept is None else found, held_out.asked(found, ASKED))
 
 
-def trained_prompts(plan: Plan) -> list[dict[str, Any]]:
+def trained_prompts(plan: Plan) -> list[Prompt]:
     """A few prompts that were trained on: the checks of the export see whether their answers stop."""
     found = _items(plan, plan.data.train, TRAINED_PROMPTS)
-    return [{"ids": item.prompt, "most": item.most} for item in found if item.prompt]
+    return [Prompt(ids=item.prompt, most=item.most) for item in found if item.prompt]
 
 
 def _items(plan: Plan, rows: Any, most: int) -> list[Item]:
     return held_out.items(plan.template, plan.tokenizer, rows, most, plan.settings.model.max_seq_length)
 
 
-def held_out_sequences(plan: Plan) -> list[dict[str, Any]]:
-    """Tokenised rows on which the exported files are compared: ids, and the first position that is an answer's."""
+def held_out_sequences(plan: Plan) -> list[Sequence]:
+    """Tokenised rows on which the exported files are compared."""
     rows = plan.validation if plan.validation is not None else plan.train
     chosen = rows.select(held_out.spread(len(rows), HELD_OUT))
-    return [{"ids": row["input_ids"][:LONGEST], "first": min(row["prompt_length"], LONGEST - 1)} for row in chosen]
+    return [Sequence(ids=row["input_ids"][:LONGEST], first=min(row["prompt_length"], LONGEST - 1)) for row in chosen]
 
 
 def calibration(plan: Plan) -> list[int]:
@@ -194,45 +193,21 @@ def calibration(plan: Plan) -> list[int]:
     return importance.joined([ids[:LONGEST] for ids in chosen["input_ids"]])
 
 
-def keep_facts(
-    run: Run,
-    plan: Any,
-    questions: Sequence[dict],
-    sequences: Sequence[dict],
-    rows: Any,
-    end_ids: Sequence[int],
-    calibration: Sequence[int] = (),
-) -> None:
-    """Write down what the export needs, so that it can be done later, again, and without the data file.
-
-    questions, sequences: for the checks (stages.py). `rows` (stages.Rows): what base and tuned model are measured on, and
-    the quantised one, too. calibration: tokens of training rows, for an importance matrix.
-    """
-    template = dataclasses.asdict(plan.template)
-    # SYSTEM_PROMPT may hold what is nobody's business, and stands in the run's config.ini.
-    del template["system"]
-    template["today"] = plan.template.today and plan.template.today.isoformat()
-    stops = modelfile.stop_texts(
-        plan.template.eos, plan.template.end_tokens, (plan.tokenizer.decode([i]) for i in end_ids)
-    )
-    files.write_json(
-        run.path / runs.CHECKPOINTS / FACTS,
-        {
-            "v": 1,
-            "base": {
-                **{"name": plan.base.name, "path": str(plan.base.path), "kind": plan.base.kind},
-                "files": base_files.of(plan.base),
-            },
-            "template": template,
-            "plain": plan.data.plain,
-            "stops": stops,
-            "end_ids": list(end_ids),
-            "num_ctx": plan.settings.model.max_seq_length,
-            "questions": list(questions),
-            "sequences": list(sequences),
-            "measured": [item.as_dict() for item in rows.measured],
-            "asked": [item.as_dict() for item in rows.asked],
-            "calibration": list(calibration),
-            "row_texts": reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets().as_dict(),
-        },
+def facts(plan: Plan, rows: Rows, end_ids: list[int]) -> Facts:
+    """What the export needs of a plan. `rows`: what base and tuned model are measured on, and the quantised one, too."""
+    decoded = (plan.tokenizer.decode([number]) for number in end_ids)
+    base = plan.base
+    return Facts(
+        base=BaseOfRun(name=base.name, path=base.path, kind=base.kind, files=base_files.of(base)),
+        template=plan.template,
+        plain=plan.data.plain,
+        stops=modelfile.stop_texts(plan.template.eos, plan.template.end_tokens, decoded),
+        end_ids=end_ids,
+        num_ctx=plan.settings.model.max_seq_length,
+        questions=trained_prompts(plan),
+        sequences=held_out_sequences(plan),
+        measured=rows.measured,
+        asked=rows.asked,
+        calibration=calibration(plan),
+        row_texts=reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets(),
     )

@@ -17,7 +17,7 @@ from training.runs.directory import (
     history,
     open_run,
 )
-from training.runs.handover import F16, FACTS, Handover
+from training.runs.handover import F16, FACTS, Facts, Handover
 
 __all__ = [
     "ADAPTER",
@@ -26,6 +26,7 @@ __all__ = [
     "EVENTS",
     "F16",
     "FACTS",
+    "Facts",
     "Handover",
     "LOG",
     "MERGED",

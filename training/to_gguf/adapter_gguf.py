@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from loguru import logger
 
@@ -23,13 +22,14 @@ from training.ollama import modelfile
 from training.ollama.modelfile_syntax import model_name_problems
 from training.system import files
 from training.to_gguf import conversion
+from training.to_gguf.job import Job
 
 STAGE = "adapter"
 CONVERTER = conversion.CONVERTER.with_name("convert_lora_to_gguf.py")
 
 
-def export(job: Any, base_in_ollama: str, path: Path | None = None) -> Path:
-    """Write NAME.adapter.gguf and a Modelfile for it (default Modelfile.adapter) into a run (export.Job); gives the latter.
+def export(job: Job, base_in_ollama: str, path: Path | None = None) -> Path:
+    """Write NAME.adapter.gguf and a Modelfile for it (default Modelfile.adapter) into a run; gives the latter.
 
     Needs nothing of the run but its adapter. UserError when the adapter or the name of the base cannot be used so.
     """
@@ -44,20 +44,18 @@ def export(job: Any, base_in_ollama: str, path: Path | None = None) -> Path:
     text = ollama.compose(
         gguf.name,
         chatting,
-        stops=job.facts["stops"],
-        num_ctx=job.facts["num_ctx"],
+        stops=job.facts.stops,
+        num_ctx=job.facts.num_ctx,
         sampling=modelfile.sampling(values),
         adapter_of=base_in_ollama,
     )
     count = write(job.base, job.run.path / "adapter", gguf)
     ollama.write(path, text)
-    held = ollama.verify(path, chatting, job.facts["stops"])
+    held = ollama.verify(path, chatting, job.facts.stops)
     if not held["passed"]:
         raise RunError("modelfile", held["note"])
     logger.info("{}: {} adapted tensors, {:,} bytes", gguf.name, count, gguf.stat().st_size)
-    logger.info(
-        "{}: the model in Ollama must be {} in another form: {}", path.name, job.facts["base"]["name"], held["note"]
-    )
+    logger.info("{}: the model in Ollama must be {} in another form: {}", path.name, job.facts.base.name, held["note"])
     return path
 
 
