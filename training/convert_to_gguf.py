@@ -248,9 +248,9 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         path = first.with_name(f"Modelfile.{name.replace('/', '-').replace(':', '-')}")
         ollama.write(path, text)
         held = ollama.verify(path, chatting, stops)
-        if not held["passed"]:
-            raise RunError("modelfile", held["note"])
-        logger.info("{}: {}", path, held["note"])
+        if not held.passed:
+            raise RunError("modelfile", held.note)
+        logger.info("{}: {}", path, held.note)
         logger.info("ollama create {} -f {}", name, path)
     return list(targets.values())
 

@@ -30,7 +30,7 @@ from loguru import logger
 from training import evaluation
 from training.data import Item, dataset, held_out
 from training.errors import FinetuneError, MachineError, UserError
-from training.evaluation import models, scoring, target
+from training.evaluation import Score, models, scoring, target
 from training.evaluation.scoring import Marks
 from training.evaluation.target import Subject
 from training.system import files, foreign_code, launchers, log, paths, wording
@@ -89,7 +89,7 @@ def measure(found: Subject, items: Sequence[Item]) -> dict[str, Spoken]:
     return made
 
 
-def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[dict[str, Any]]:
+def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[Score]:
     """The lines of the table; a model alone (a base, nothing tuned) stands in the column of the tuned one."""
     tuned = made.get("tuned") or made["base"]
     base = made["base"] if "tuned" in made and "base" in made else None
@@ -98,14 +98,13 @@ def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[dict[str, Any
     return lines + scoring.answer_scores(base and base.marks, tuned.marks, small and small.marks)
 
 
-def table(lines: Sequence[dict[str, Any]]) -> list[str]:
+def table(lines: Sequence[Score]) -> list[str]:
     """The scores for a terminal."""
     rows = [("", "base", "tuned", "quantised", "difference, 95 %", "rows", "")]
     for line in lines:
-        low, high = line.get("low"), line.get("high")
-        between = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
-        means = (wording.number(line.get(key)) for key in ("before", "after", "quantised"))
-        rows.append((line["name"], *means, between, str(line["rows"]), line.get("verdict", "")))
+        between = "" if line.low is None or line.high is None else f"{line.low:+.3g} to {line.high:+.3g}"
+        means = (wording.number(mean) for mean in (line.before, line.after, line.quantised))
+        rows.append((line.name, *means, between, str(line.rows), line.verdict))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return [
         "  ".join(

@@ -45,7 +45,7 @@ from training.report import gathering
 from training.runs import Run, checkpoint, directory
 from training.settings import command_line
 from training.settings.command_line import Arguments
-from training.system import files, foreign_code, forkserver, launchers, log, paths, this_machine
+from training.system import files, foreign_code, forkserver, launchers, log, paths, records, this_machine
 from training.system.events import Events
 from training.system.signals import Signals
 from training.train import engine
@@ -90,7 +90,7 @@ def announce(plan: Plan, run: Run, events: Events) -> None:
         "started", run=str(run.path), pid=os.getpid(), total=plan.steps, name=plan.settings.model.new_model_name
     )
     events.emit("environment", **plan.machine.as_dict())
-    events.emit("dataset", **plan.data.counts, tokens=plan.summary.tokens, rejected=len(plan.rejected))
+    events.emit("dataset", **records.plain(plan.data.counts), tokens=plan.summary.tokens, rejected=len(plan.rejected))
     events.emit("model", name=plan.base.name, revision=plan.base.revision, parameters=plan.base.parameters)
     background.tell_parent(run.path)
 

@@ -156,7 +156,7 @@ def test_a_model_is_converted_and_quantised_and_progress_is_told(model, tmp_path
     assert made.size == (tmp_path / "b.gguf").stat().st_size >= conversion.least_size(f16, "q4_k_m")
     assert made.tensors == sum(made.types.values()) == len(gguf_file.read(tmp_path / "b.gguf").tensors)
     assert made.types["Q4_K"] > 0 and made.fell_back == 0 and made.fallbacks == {}
-    assert json.loads(json.dumps(made.as_dict()))["path"] == str(tmp_path / "b.gguf")
+    assert made.path == tmp_path / "b.gguf"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def merged_tensors(base: Path, adapter: Path, merged: Path) -> Check:
             )
         if found.lost:
             warnings.append(f"the updates of {found.lost} of {found.targeted} tensors are too small for 16 bits")
-        return replace(check, figures=found.as_dict(), warnings=tuple(warnings))
+        return replace(check, figures=asdict(found), warnings=tuple(warnings))
 
     return timed(check, measure)
 
@@ -127,7 +127,7 @@ def f16_agrees(
             why = f"the merged model was not run: {model.reason}" if rows else "there are no held-out answers"
             return replace(check, skipped=why)
         found = divergence.compare(model.logits(rows, first), _logits(f16, rows, first, keep), rows, first)
-        figures = {"dtype": model.dtype, **found.as_dict()}
+        figures = {"dtype": model.dtype, **found.figures()}
         failure = "the f16 GGUF does not predict what the merged model predicts"
         judged = _judged(check, figures, found, MOST_KL[model.dtype], failure)
         if judged.passed and found.top1_sure * found.sure + FEW[model.dtype] < LEAST_TOP1[model.dtype] * found.sure:
@@ -163,7 +163,7 @@ def quantised(
         found = divergence.compare(ours, theirs, rows, first)
         before, after = found.perplexity_reference, found.perplexity
         ratio = after / before
-        figures = {**found.as_dict(), "perplexity_ratio": ratio if math.isfinite(ratio) else None}
+        figures = {**found.figures(), "perplexity_ratio": ratio if math.isfinite(ratio) else None}
         if math.isfinite(before) and ratio <= MOST_PERPLEXITY:  # NaN is not
             return replace(check, figures=figures)
         failure = f"{other.name} is damaged: perplexity {after:.4g} on held-out answers, {before:.4g} before quantising"

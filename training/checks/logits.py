@@ -73,7 +73,7 @@ def merged_logits(
                 return replace(check, skipped=f"the merged model was not run: {opened.reason}")
             found = divergence.compare(divergence.kept(kept, (), len(rows)), opened.logits(rows, first), rows, first)
         dtype = "bfloat16" if "bfloat16" in (computed, opened.dtype) else "float32"  # free memory may change between
-        figures = {"dtype": dtype, **found.as_dict(), "mean_kl_of_training": trained.as_dict()["mean_kl"]}
+        figures = {"dtype": dtype, **found.figures(), "mean_kl_of_training": trained.figures()["mean_kl"]}
         same = sum(found.kl_of_each[::4]) / trained.tokens
         most = NOISE[dtype] + max(LEAST_SHARE, rounding_loss**POWER) * trained.mean_kl
         if found.mean_kl <= NOISE[dtype] or (same <= most and math.isfinite(found.mean_kl)):  # NaN is neither

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.base_model import safetensors_file
 from training.base_model.lora_adapter import Change
@@ -50,10 +50,6 @@ class Proof:
     relative_update: float
     rounding_loss: float
     elements_changed: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return asdict(self)
 
 
 def verify(base: Path, adapter: Path, merged: Path) -> Proof:

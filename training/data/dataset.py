@@ -25,12 +25,25 @@ if TYPE_CHECKING:
 NAMED = 20  # bad rows that a message names; the rest is counted
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many rows there are. `turns`: conversations; `text`: plain text; `bad`: left out; then the parts of the run."""
+
+    rows: int
+    turns: int
+    text: int
+    bad: int
+    train: int
+    validation: int
+    test: int
+
+
 @dataclass(frozen=True)
 class Data:
     """The rows of a run. Each dataset has the columns messages (list of role, content; or None), text (or None), file, line.
 
-    `sha256`: data file -> hexadecimal digest. `counts`: rows, turns, text, bad, train, validation, test. `plain`: all rows
-    are {text} without turns, so that the finished model takes the bare prompt.
+    `sha256`: data file -> hexadecimal digest. `plain`: all rows are {text} without turns, so that the finished model takes
+    the bare prompt.
     """
 
     train: datasets.Dataset
@@ -40,7 +53,7 @@ class Data:
     warnings: list[str]
     notes: list[str]
     sha256: dict[str, str]
-    counts: dict[str, int]
+    counts: Counts
     plain: bool
 
 
@@ -75,17 +88,17 @@ def load(settings: Any, cache_dir: Path, say: Callable[[str], None] = lambda tex
         if chosen.validation_split and getattr(settings, "written", lambda key: False)("Dataset.VALIDATION_SPLIT"):
             notes.append("VALIDATION_FILE is given: VALIDATION_SPLIT is not used")
     train, validation, test = (rows.select(part) if len(part) else None for part in parts)
-    counts = {
-        "rows": len(rows) + (len(held) if held is not None else 0),
-        "turns": seen.counts["turns"] + (held_seen.counts["turns"] if held_seen else 0),
-        "text": seen.counts["text"] + (held_seen.counts["text"] if held_seen else 0),
-        "bad": len(rejected),
-    }
     validation = held if held is not None else validation
-    for name, part in (("train", train), ("validation", validation), ("test", test)):
-        counts[name] = len(part) if part is not None else 0
-    plain = counts["turns"] == 0
-    return Data(train, validation, test, rejected, told, notes, digests, counts, plain)
+    counts = Counts(
+        rows=len(rows) + (len(held) if held is not None else 0),
+        turns=seen.counts["turns"] + (held_seen.counts["turns"] if held_seen else 0),
+        text=seen.counts["text"] + (held_seen.counts["text"] if held_seen else 0),
+        bad=len(rejected),
+        train=len(train) if train is not None else 0,
+        validation=len(validation) if validation is not None else 0,
+        test=len(test) if test is not None else 0,
+    )
+    return Data(train, validation, test, rejected, told, notes, digests, counts, plain=counts.turns == 0)
 
 
 def write_rejected(path: Path, rejected: Sequence[BadRow]) -> None:

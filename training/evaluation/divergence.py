@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.llama import log_softmax
 
@@ -48,7 +48,7 @@ class Agreement:
     perplexity: float
     kl_of_each: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, float | None]:
         """The figures as JSON values: what is not finite becomes null, which JSON has no number for."""
         figures = {key: value for key, value in asdict(self).items() if key != "kl_of_each"}
         return {key: value if math.isfinite(value) else None for key, value in figures.items()}

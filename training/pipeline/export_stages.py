@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import time
@@ -20,11 +19,11 @@ from training.ollama import modelfile
 from training.report import gathering
 from training.runs import Run
 from training.settings.names import NEED_IMPORTANCE_MATRIX
-from training.system import files
+from training.system import files, records
 from training.system.events import Events
 from training.to_gguf import Job, conversion, importance, merging, reader_metadata
 from training.to_gguf.importance import Importance
-from training.to_gguf.job import what_is_safe
+from training.to_gguf.job import FileRow, what_is_safe
 
 
 class Told(RunError):
@@ -87,7 +86,7 @@ def _forget_later(job: Job, name: str) -> None:
 def _merge(job: Job) -> dict[str, Any]:
     template = job.template.exported if job.template else None
     record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template)
-    return {"merge": dataclasses.asdict(record)}
+    return {"merge": records.plain(record)}
 
 
 def _convert(job: Job) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def _quantise(job: Job) -> dict[str, Any]:
         table = [_quantised(job, method, matrix) for method in methods]
     finally:
         matrix.unlink(missing_ok=True)
-    return {"quantised": table} | ({"importance": measured.as_dict()} if measured else {})
+    return {"quantised": table} | ({"importance": records.plain(measured)} if measured else {})
 
 
 def _measure(job: Job, out: Path) -> Importance:
@@ -120,7 +119,7 @@ def _measure(job: Job, out: Path) -> Importance:
     return measured
 
 
-def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
+def _quantised(job: Job, method: str, matrix: Path) -> FileRow:
     """Make one file; its row of the report's table."""
     if method == "f16":
         return {"file": job.f16.name, "method": "f16", "bytes": job.f16.stat().st_size}
@@ -130,17 +129,19 @@ def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
     fallback = f"{made.fell_back} of {made.tensors} tensors: {kinds}" if made.fell_back else None
     if fallback:
         logger.info("{}: rows do not fit the type for {}", method, fallback)
-    row = {"file": made.path.name, "method": method, "bytes": made.size, "fallback": fallback}
-    return row | ({"importance": True} if needs else {})
+    row: FileRow = {"file": made.path.name, "method": method, "bytes": made.size, "fallback": fallback}
+    if needs:
+        row["importance"] = True
+    return row
 
 
 def _modelfile(job: Job) -> dict[str, Any]:
     path = write_modelfile(job, job.run.path / "Modelfile")
     held = ollama.verify(path, job.chat(job.adds_bos), job.facts.stops)
-    if not held["passed"]:
-        raise RunError("modelfile", held["note"])
-    logger.info("Modelfile: {}", held["note"])
-    return {"modelfile": held}
+    if not held.passed:
+        raise RunError("modelfile", held.note)
+    logger.info("Modelfile: {}", held.note)
+    return {"modelfile": {"check": "modelfile_template", "passed": True, **held.figures()}}
 
 
 def write_modelfile(job: Job, path: Path) -> Path:
@@ -161,7 +162,7 @@ def write_modelfile(job: Job, path: Path) -> Path:
 
 
 def _check(job: Job) -> dict[str, Any]:
-    return all_checks.run(job)
+    return records.plain(all_checks.run(job))
 
 
 def finish(job: Job) -> None:

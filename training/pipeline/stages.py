@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from training.plan import plan as reader_view
 from training.report import gathering
 from training.runs import Facts, Run, checkpoint
 from training.runs.handover import BaseOfRun, Prompt, Sequence
-from training.system import forkserver, paths
+from training.system import forkserver, paths, records
 from training.system.events import Events
 from training.system.signals import Signals
 from training.system.wording import short
@@ -73,7 +72,7 @@ def train_stage(
     seconds = round(time.perf_counter() - began, 1)
     fingerprint = checkpoint.kept(marks(plan))
     run.finish_stage(
-        "train", {**dataclasses.asdict(result), "seconds": seconds, "trainable": trainable, "fingerprint": fingerprint}
+        "train", {**records.plain(result), "seconds": seconds, "trainable": trainable, "fingerprint": fingerprint}
     )
     logger.info("adapter saved in {}", run.path / runs.ADAPTER)
     events.emit("stage", name="train", seconds=seconds)
@@ -106,9 +105,9 @@ def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events
         "evaluate",
         {
             "seconds": seconds,
-            "samples": [sample.as_dict() for sample in found.samples],
-            "scores": found.scores,
-            "general": found.general,
+            "samples": [records.plain(sample) for sample in found.samples],
+            "scores": [score.left() for score in found.scores],
+            "general": [score.left() for score in found.general],
         },
     )
     events.emit("stage", name="evaluate", seconds=seconds)

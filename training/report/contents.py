@@ -6,10 +6,10 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from training.evaluation import LOSS
+from training.evaluation import LOSS, Score
 from training.report import checklist, curves
 from training.report.blocks import Answers, Commands, Details, Pictures, Section, Table, Text
-from training.report.schema import Report, Score
+from training.report.schema import Report
 from training.system import wording
 
 CLEAR = 0.01  # of the validation loss: a smaller change is not called one

@@ -46,7 +46,7 @@ def _built(value: Any, kind: Any, strict: bool) -> object:
         known = cast("type[object]", kind)
         if isinstance(value, known):
             return value
-        hints = _hints(kind)
+        hints = _hints(cast("Hashable", kind))
         if strict and (unknown := sorted(set(value) - set(hints))):
             raise ValueError(f"{known.__name__} has no field {', '.join(unknown)}")
         return known(**{key: _built(item, hints[key], strict) for key, item in value.items() if key in hints})

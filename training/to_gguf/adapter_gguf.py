@@ -52,10 +52,10 @@ def export(job: Job, base_in_ollama: str, path: Path | None = None) -> Path:
     count = write(job.base, job.run.path / "adapter", gguf)
     ollama.write(path, text)
     held = ollama.verify(path, chatting, job.facts.stops)
-    if not held["passed"]:
-        raise RunError("modelfile", held["note"])
+    if not held.passed:
+        raise RunError("modelfile", held.note)
     logger.info("{}: {} adapted tensors, {:,} bytes", gguf.name, count, gguf.stat().st_size)
-    logger.info("{}: the model in Ollama must be {} in another form: {}", path.name, job.facts.base.name, held["note"])
+    logger.info("{}: the model in Ollama must be {} in another form: {}", path.name, job.facts.base.name, held.note)
     return path
 
 

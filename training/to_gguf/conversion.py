@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,10 +50,6 @@ class Quantised:
     fell_back: int
     fallbacks: dict[str, int]
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON-able values, for the report."""
-        return asdict(self) | {"path": str(self.path)}
 
 
 def to_gguf(

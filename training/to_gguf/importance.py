@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +43,6 @@ class Importance:
     idle: int
     dtype: str
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        return asdict(self)
 
 
 def write(folder: Path, f16: Path, ids: Sequence[int], out: Path) -> Importance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from training import llama, runs
 from training.base_model import base_files
@@ -12,6 +13,26 @@ from training.data import chat_template
 from training.errors import RunError
 from training.ollama import Chat
 from training.runs import Handover
+
+
+class _Made(TypedDict):
+    file: str
+    method: str
+    bytes: int
+
+
+class FileRow(_Made, total=False):
+    """A GGUF file in status.json: what quantising says of it, and, once it is checked, what quantising cost.
+
+    See report.schema.Quantised for what the figures are.
+    """
+
+    fallback: str | None
+    importance: bool
+    kl: float | None
+    top1: float | None
+    perplexity: float | None
+    perplexity_change: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
