@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loguru import logger
 
@@ -20,6 +18,7 @@ from training.data import chat_template
 from training.errors import RunError
 from training.evaluation import models, reference, scoring
 from training.system import files, records
+from training.system.wording import value_text
 from training.to_gguf import Job
 from training.to_gguf.job import FileRow
 
@@ -129,7 +128,8 @@ def _tell(check: Check) -> None:
     if check.skipped:
         logger.info("check {}: left out, {}", check.name, check.skipped)
         return
-    shown = ", ".join(f"{name} {_short(value)}" for name, value in check.figures.items() if _is_figure(value))
+    figures = {name: value for name, value in check.figures.items() if _is_figure(value)}
+    shown = ", ".join(f"{name} {value_text(value)}" for name, value in figures.items())
     logger.log(
         "INFO" if check.passed else "WARNING",
         "check {}: {}{}",
@@ -141,12 +141,8 @@ def _tell(check: Check) -> None:
         logger.warning("{}", warning)
 
 
-def _is_figure(value: Any) -> bool:
+def _is_figure(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def _row(row: FileRow, cost: Check | None, before: float | None) -> FileRow:

@@ -93,7 +93,7 @@ def gguf_tokenizer(
         one = wrong[0]
         failure = (
             f"llama.cpp cuts {len(wrong)} of {len(corpus)} texts otherwise than the tokenizer in {folder}; the first is "
-            f"{_short(corpus[one])}: {_short(theirs[one])} instead of {_short(ours[one])}"
+            f"{_quoted(corpus[one])}: {_quoted(theirs[one])} instead of {_quoted(ours[one])}"
         )
         return replace(check, passed=False, figures=figures, failure=failure)
 
@@ -254,6 +254,7 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [f"{token}user\nHi{token}" for token in tokenizer.all_special_tokens]
 
 
-def _short(value: object) -> str:
+def _quoted(value: object) -> str:
+    """A text or its tokens as Python writes them, at most 120 characters."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -25,13 +25,15 @@ from training.runs import Facts, Run, checkpoint
 from training.runs.handover import BaseOfRun, Prompt, Sequence
 from training.system import forkserver, paths, records
 from training.system.events import Events
+from training.system.privacy import redact
 from training.system.signals import Signals
-from training.system.wording import short
+from training.system.wording import shorten
 from training.to_gguf import importance
 from training.train import Session, Watch, adapter_files, loop, team
 
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
 MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
+LOGGED = 200  # characters of a question or an answer in the log
 CALIBRATED = 1024  # training rows that are looked at for importance.MOST tokens
 
 
@@ -94,10 +96,8 @@ def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events
         loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable
     )
     for sample in found.samples[:QUESTIONS]:
-        logger.info(
-            "asked: {}\n  before: {}\n  after:  {}",
-            *map(short, (sample.question, sample.before or "not asked", sample.after)),
-        )
+        texts = sample.question, sample.before or "not asked", sample.after
+        logger.info("asked: {}\n  before: {}\n  after:  {}", *(shorten(redact(text), LOGGED) for text in texts))
     if found.scores:
         logger.info("evaluation on rows that were not trained on: {}", scoring.conclusion(found.scores))
     seconds = round(time.perf_counter() - began, 1)
