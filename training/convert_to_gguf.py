@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
-import json
 import os
 import shutil
 import sys
@@ -25,8 +24,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from loguru import logger
 
 from training import base_model, ollama
-from training.base_model import BaseModel, leftovers, weights_fit
-from training.base_model.generation import generation_eos
+from training.base_model import BaseModel, generation, leftovers, weights_fit
 from training.checks import as_read, gguf_files, require
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.row_texts import RowTexts
@@ -171,7 +169,7 @@ def compose(base: BaseModel, gguf: str) -> tuple[str, Chat | None, list[str]]:
     Gives the text, and the chat and the stop texts that it can be verified with. UserError when the template is broken.
     """
     tokenizer = _tokenizer(base.path)
-    ends = [str(tokenizer.decode([number])) for number in generation_eos(base)]
+    ends = [str(tokenizer.decode([number])) for number in generation.generation_eos(base)]
     chatting, stops = None, modelfile.stop_texts(tokenizer.eos_token or "", (), ends)
     if template := _template(base, tokenizer):
         stops = modelfile.stop_texts(template.eos, template.end_tokens, ends)
@@ -182,10 +180,9 @@ def compose(base: BaseModel, gguf: str) -> tuple[str, Chat | None, list[str]]:
             eos=template.eos,
             adds_bos=encoding.adds_bos_cached(tokenizer),
         )
-    generation = base.path / "generation_config.json"
-    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    sampling = modelfile.sampling(generation.config(base.path))
     num_ctx = min(_length(base) or LONGEST, LONGEST)
-    text = ollama.compose(gguf, chatting, stops=stops, num_ctx=num_ctx, sampling=modelfile.sampling(values))
+    text = ollama.compose(gguf, chatting, stops=stops, num_ctx=num_ctx, sampling=sampling)
     return text, chatting, stops
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from loguru import logger
 
 from training import llama, ollama, runs
+from training.base_model import generation
 from training.checks import all_checks
 from training.errors import FinetuneError, RunError
 from training.ollama import modelfile
@@ -146,19 +146,20 @@ def _modelfile(job: Job) -> dict[str, Any]:
 
 def write_modelfile(job: Job, path: Path) -> Path:
     """Write a Modelfile for the run's first quantised file to `path`, which must be in the run directory."""
-    generation = job.merged / "generation_config.json"
-    if not generation.is_file():
-        generation = job.base / "generation_config.json"
-    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     text = ollama.compose(
         job.quantised(job.settings.quantization.quantization_method[0]).name,
         job.chat(job.adds_bos),
         stops=job.facts.stops,
         num_ctx=job.facts.num_ctx,
-        sampling=modelfile.sampling(values),
+        sampling=modelfile.sampling(_generation(job)),
     )
     ollama.write(path, text)
     return path
+
+
+def _generation(job: Job) -> dict[str, Any]:
+    """The merged model's generation_config.json, else the base's, which is asked for only then: it may be gone."""
+    return generation.config(job.merged) if (job.merged / generation.FILE).is_file() else generation.config(job.base)
 
 
 def _check(job: Job) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from loguru import logger
 
 from training import ollama
-from training.base_model import lora_adapter, safetensors_file
+from training.base_model import generation, lora_adapter, safetensors_file
 from training.base_model.lora_adapter import Change
 from training.data import chat_template
 from training.errors import MachineError, RunError, UserError
@@ -39,14 +39,12 @@ def export(job: Job, base_in_ollama: str, path: Path | None = None) -> Path:
     gguf = job.run.path / f"{job.settings.name}.adapter.gguf"
     # BOS is put in front by the base model in Ollama, whose tokenizer is the one that was trained with.
     chatting = job.chat(_adds_bos(job.base))
-    generation = job.base / "generation_config.json"
-    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     text = ollama.compose(
         gguf.name,
         chatting,
         stops=job.facts.stops,
         num_ctx=job.facts.num_ctx,
-        sampling=modelfile.sampling(values),
+        sampling=modelfile.sampling(generation.config(job.base)),
         adapter_of=base_in_ollama,
     )
     count = write(job.base, job.run.path / "adapter", gguf)
