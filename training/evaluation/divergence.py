@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.llama import log_softmax
+from training.llama import kl_divergence, log_softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,13 +114,17 @@ def compare(
     """
     import numpy as np
 
-    kls, each, agreed, sure, lost = [], [], [], [], ([], [])
+    kls: list[float] = []
+    each: list[float] = []
+    agreed: list[bool] = []
+    sure: list[bool] = []
+    lost: tuple[list[float], list[float]] = ([], [])
     for ours, theirs, ids, start in zip(reference, other, sequences, first, strict=True):
         width, before = min(ours.shape[1], theirs.shape[1]), len(kls)
         for low in range(0, len(ids) - start - 1, ROWS):
             high = min(low + ROWS, len(ids) - start - 1)
             p, q = (log_softmax(np.asarray(logits[low:high, :width])) for logits in (ours, theirs))
-            kls.extend((np.exp(p) * (p - q)).sum(axis=-1).tolist())
+            kls.extend(kl_divergence(p, q).tolist())
             best = np.partition(p, -2, axis=-1)[:, -2:]
             sure.extend((best[:, 1] - best[:, 0] >= MARGIN).tolist())
             agreed.extend((p.argmax(-1) == q.argmax(-1)).tolist())

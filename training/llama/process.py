@@ -44,16 +44,6 @@ class Answer:
     seconds: float = field(default=0.0, compare=False)
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """How far one model's next-token distributions are from a reference's, over `tokens` positions (KL in nats)."""
-
-    tokens: int
-    mean_kl: float
-    max_kl: float
-    top1: float
-
-
 def tokenise(gguf: Path, texts: Sequence[str], special: bool = True) -> list[list[int]]:
     """The tokens of each text, no BOS or EOS added; `special`: the texts of special tokens become these tokens.
 
@@ -111,27 +101,6 @@ def logits_each(
             parts = []
 
 
-def compare(
-    reference: Path, other: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None
-) -> Divergence:
-    """KL(reference || other) and top-1 agreement of two GGUF files on the same tokens; both run side by side."""
-    import numpy as np
-
-    sums: list[tuple[int, float, float, int]] = []
-    pairs = zip(_blocks(reference, sequences, first), _blocks(other, sequences, first), strict=True)
-    for (ours, _), (theirs, _) in pairs:
-        p, q = log_softmax(ours), log_softmax(theirs)
-        kl = (np.exp(p) * (p - q)).sum(axis=-1)
-        same = int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        sums.append((len(kl), float(kl.sum()), float(kl.max()), same))
-    if not sums:
-        raise ValueError("compare() needs at least one token")
-    tokens = sum(s[0] for s in sums)
-    return Divergence(
-        tokens, sum(s[1] for s in sums) / tokens, max(s[2] for s in sums), sum(s[3] for s in sums) / tokens
-    )
-
-
 def log_softmax(rows: np.ndarray) -> np.ndarray:
     """Log-probabilities of rows of logits, in float64 (sums over 150k entries lose digits in float32)."""
     import numpy as np
@@ -139,6 +108,14 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     rows = rows.astype(np.float64)
     rows -= rows.max(axis=-1, keepdims=True)
     return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+
+
+def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL(reference || other) in nats, row by row, of log-probabilities as log_softmax gives them."""
+    import numpy as np
+
+    found: np.ndarray = (np.exp(reference) * (reference - other)).sum(axis=-1)
+    return found
 
 
 def answer(
