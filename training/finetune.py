@@ -42,7 +42,7 @@ from training.pipeline import stages
 from training.pipeline.export_stages import Told
 from training.plan import Plan, lines, prepare, time_estimate
 from training.report import gathering
-from training.runs import Run, checkpoint, directory
+from training.runs import Run, State, checkpoint, directory
 from training.settings import command_line
 from training.settings.command_line import Arguments
 from training.system import files, foreign_code, forkserver, launchers, log, paths, records, this_machine
@@ -154,7 +154,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
 def ended(error: FinetuneError, run: Any, events: Any, arguments: Any, stdout: IO[str]) -> int:
     """A run that did not get to its end: say why, keep its state, report what there is."""
     told = isinstance(error, Told)
-    state = "interrupted" if isinstance(error, Interrupted) else "failed"
+    state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
     if not told:
         (logger.warning if state == "interrupted" else logger.error)("{}", error)
     fields = {"exit_code": error.exit_code, "error": str(error)}

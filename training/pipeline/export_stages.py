@@ -17,7 +17,7 @@ from training.checks import all_checks
 from training.errors import FinetuneError, RunError
 from training.ollama import modelfile
 from training.report import gathering
-from training.runs import Run
+from training.runs import Run, Stage
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, records
 from training.system.events import Events
@@ -30,7 +30,7 @@ class Told(RunError):
     """A failure that the export's own process has told already."""
 
 
-def export(job: Job, only: str | None = None, tell: Callable[[str, float], None] | None = None) -> None:
+def export(job: Job, only: Stage | None = None, tell: Callable[[Stage, float], None] | None = None) -> None:
     """Do every stage that is not done yet (or the one named by `only`). Raises RunError naming the stage.
 
     `tell` hears of each stage that was done, and its seconds.
@@ -43,7 +43,7 @@ def export(job: Job, only: str | None = None, tell: Callable[[str, float], None]
     job.run.update(stage=None)
 
 
-def _stages(job: Job, only: str | None, first: Sequence[str], tell: Callable[[str, float], None] | None) -> None:
+def _stages(job: Job, only: Stage | None, first: Sequence[Stage], tell: Callable[[Stage, float], None] | None) -> None:
     """The stages in their order: those that are not done, or `only` with those in `first` before it."""
     for name, (done, work) in STAGES.items():
         if only is None and job.run.stage(name) is not None and done(job):
@@ -67,15 +67,16 @@ def _stages(job: Job, only: str | None, first: Sequence[str], tell: Callable[[st
             tell(name, seconds)
 
 
-def _gone(job: Job, only: str) -> tuple[str, ...]:
+def _gone(job: Job, only: Stage) -> list[Stage]:
     """The stages whose files were not kept (KEEP_MERGED, KEEP_F16) and that `only` works on: they are made again."""
     f16 = only in ("quantise", "check") and not job.f16.is_file()
     run = only == "quantise" and any(m in NEED_IMPORTANCE_MATRIX for m in job.settings.quantization.quantization_method)
     merged = (only in ("convert", "check") or f16 or run) and not job.merged.is_dir()
-    return ("merge",) * merged + ("convert",) * f16
+    gone: list[tuple[Stage, bool]] = [("merge", merged), ("convert", f16)]
+    return [stage for stage, missing in gone if missing]
 
 
-def _forget_later(job: Job, name: str) -> None:
+def _forget_later(job: Job, name: Stage) -> None:
     """What follows from a stage that was done anew has to be done anew."""
     names = list(STAGES)
     later = names[names.index(name) + 1 :]
@@ -213,7 +214,8 @@ def _finished(job: Job) -> bool:
     return _all_quantised(job) and job.run.stage("check") is not None
 
 
-STAGES: dict[str, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {  # is its result there; do it
+# Is its result there; do it.
+STAGES: dict[Stage, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {
     "merge": (lambda job: job.merged.is_dir() or _finished(job), _merge),
     "convert": (lambda job: job.f16.is_file() or _finished(job), _convert),
     "quantise": (_all_quantised, _quantise),

@@ -26,7 +26,7 @@ from training.report.schema import (
     Sample,
     TrainingFacts,
 )
-from training.runs import Run
+from training.runs import Run, State
 from training.system import files, records
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def keep(plan: Plan, run: Run) -> None:
     files.write_json(run.path / runs.CHECKPOINTS / PLANNED, schema.plain(planned))
 
 
-def write(run: Run, state: str, error: FinetuneError | None = None) -> None:
+def write(run: Run, state: State, error: FinetuneError | None = None) -> None:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
     writing.write(run.path, gather(run, state, error))
 
@@ -73,7 +73,7 @@ def complete(run: Run) -> None:
     run.update(state="completed", stage=None, progress=100, eta=None, error=None)
 
 
-def gather(run: Run, state: str, error: FinetuneError | None = None) -> Report:
+def gather(run: Run, state: State, error: FinetuneError | None = None) -> Report:
     """The whole report. Stages that did not run leave their part out."""
     planned = writing.read(run.path / runs.CHECKPOINTS / PLANNED)
     left = Left.by(run)
@@ -117,7 +117,7 @@ def worse(run: Run, best: bool) -> str:
     return ""
 
 
-def _run(run: Run, state: str, error: FinetuneError | None, stages: dict[str, float]) -> RunFacts:
+def _run(run: Run, state: State, error: FinetuneError | None, stages: dict[str, float]) -> RunFacts:
     told = error if isinstance(error, RunError) else None
     return RunFacts(
         id=run.path.name,

@@ -11,6 +11,7 @@ from typing import Any
 
 from training.checks import Outcome
 from training.evaluation import Score
+from training.runs import State
 from training.system import privacy, records
 
 VERSION = 1  # of report.json; goes up when a field changes its meaning
@@ -22,7 +23,7 @@ class RunFacts:
 
     id: str
     directory: str  # absolute
-    state: str = "completed"  # completed, interrupted, failed
+    state: State = "completed"
     started: float | None = None
     finished: float | None = None
     stages: dict[str, float] = field(default_factory=dict)

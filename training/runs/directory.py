@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from training.errors import MachineError, UserError
 from training.system import files, privacy
@@ -17,6 +17,9 @@ from training.system import files, privacy
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
 REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
+
+Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
+State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
 
 
 @dataclass
@@ -42,11 +45,11 @@ class Run:
         """Read status.json again, after another process has worked on the run."""
         self.status = open_run(self.path).status
 
-    def finish_stage(self, name: str, record: dict[str, Any]) -> None:
+    def finish_stage(self, name: Stage, record: dict[str, Any]) -> None:
         """Remember that a stage is done, with its figures; a resumed run does not do it again."""
         self.update(stages={**self.status.get("stages", {}), name: record})
 
-    def stage(self, name: str) -> dict[str, Any] | None:
+    def stage(self, name: Stage) -> dict[str, Any] | None:
         """The figures of a finished stage, or None when it has still to run."""
         return self.status.get("stages", {}).get(name)
 
@@ -172,9 +175,9 @@ def alive(run: Run) -> bool:
     return bool(pid) and since is not None and started(int(pid)) == since
 
 
-def state(run: Run) -> str:
+def state(run: Run) -> State:
     """The run's state as it is now: a run that says `running` but whose process is gone has been killed."""
-    stored = run.status.get("state", "failed")
+    stored: State = run.status.get("state", "failed")
     if stored in ("running", "queued") and not alive(run):
         return "killed"
     return stored
