@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ class Check:
 
     name: str
     passed: bool
-    figures: dict[str, Any]
+    figures: Mapping[str, Any]
     threshold: str
     why: str
     seconds: float = 0.0
@@ -45,7 +45,7 @@ class Outcome:
 
     name: str
     passed: bool | None
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
     threshold: str | None = None
     why: str = ""
     seconds: float | None = None

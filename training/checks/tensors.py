@@ -30,15 +30,16 @@ DIGITS = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}  # significant
 MOST_ULP = 0.501
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proof:
     """The figures of a merge that holds.
 
     max_ulp: the largest distance between merged and base + update, in steps (units in the last place) of the merged
-    dtype, less what float32 sums may lose: 0.5 where every value is the nearest one. relative_update: norm of the change over norm of the base, over all targeted
-    tensors. rounding_loss: norm of what rounding moved, over the norm of the update (noise, most of which averages
-    out: 0.3 is usual for bfloat16 after a short run). untrained: targeted tensors whose update is exactly 0 (with DoRA: but
-    for what a float32 magnitude's own rounding makes of it); lost: whose update rounds away whole.
+    dtype, less what float32 sums may lose: 0.5 where every value is the nearest one. relative_update: norm of the change
+    over norm of the base, over all targeted tensors. rounding_loss: norm of what rounding moved, over the norm of the
+    update (noise, most of which averages out: 0.3 is usual for bfloat16 after a short run). untrained: targeted tensors
+    whose update is exactly 0 (with DoRA: but for what a float32 magnitude's own rounding makes of it); lost: whose update
+    rounds away whole.
     """
 
     tensors: int
@@ -86,15 +87,15 @@ def verify(base: Path, adapter: Path, merged: Path) -> Proof:
     if not changed:
         raise _nothing(targeted, lost)
     return Proof(
-        len(outputs),
-        targeted,
-        changed,
-        untrained,
-        lost,
-        round(worst, 6),
-        math.sqrt(sums["change"] / sums["base"]) if sums["base"] else math.inf,
-        math.sqrt(sums["lost"] / sums["update"]) if sums["update"] else 0.0,
-        sums["changed"] / sums["elements"],
+        tensors=len(outputs),
+        targeted=targeted,
+        changed=changed,
+        untrained=untrained,
+        lost=lost,
+        max_ulp=round(worst, 6),
+        relative_update=math.sqrt(sums["change"] / sums["base"]) if sums["base"] else math.inf,
+        rounding_loss=math.sqrt(sums["lost"] / sums["update"]) if sums["update"] else 0.0,
+        elements_changed=sums["changed"] / sums["elements"],
     )
 
 
@@ -195,7 +196,8 @@ def _double(part: Tensor) -> torch.Tensor:
     from safetensors import safe_open
 
     with safe_open(part.file, "pt") as file:
-        return file.get_tensor(part.name).double()
+        tensor: torch.Tensor = file.get_tensor(part.name)
+    return tensor.double()
 
 
 class _Update:
@@ -205,7 +207,8 @@ class _Update:
         self.change = change
         parts = {"b": change.b, "a": change.a, "magnitude": change.magnitude}
         self.parts = {key: _double(part) for key, part in parts.items() if part is not None}
-        self.ratios = self.parts["magnitude"].clone() if change.magnitude else None  # DoRA's factor of each row
+        # DoRA's factor of each row.
+        self.ratios = self.parts["magnitude"].clone() if change.magnitude else None
 
     def apply(self, exact: torch.Tensor, first: int) -> None:
         """Add this change to `exact`, whose first row is the target's row `first`."""
@@ -219,7 +222,7 @@ class _Update:
             return
         left, right = self._factors(own)
         exact[rows] += (right @ (left * self._scaling())).T
-        if change.magnitude is not None:
+        if self.ratios is not None:
             ratio = self.parts["magnitude"][own] / exact[rows].square().sum(dim=1).sqrt()
             exact[rows] *= ratio[:, None]
             self.ratios[own] = ratio
@@ -254,7 +257,7 @@ class _Update:
         left, right = self._factors(slice(0, change.stop - change.start))
         size = start.abs() + abs(self._scaling()) * (left[:, own].abs() * right[column].T.abs()).sum(dim=0)
         roundings = float(change.rank + 2)
-        if change.magnitude is not None:
+        if self.ratios is not None:
             size = size * self.ratios[own].abs()
             roundings += math.sqrt(len(right))
         return torch.where(inside, size * roundings * 2.0**-24, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -23,13 +23,17 @@ from training.plan import plan as reader_view
 from training.report import gathering
 from training.runs import Facts, Run, checkpoint
 from training.runs.handover import BaseOfRun, Prompt, Sequence
+from training.settings import Settings
 from training.system import forkserver, paths, records
 from training.system.events import Events
 from training.system.privacy import redact
 from training.system.signals import Signals
 from training.system.wording import shorten
 from training.to_gguf import importance
-from training.train import Session, Watch, adapter_files, loop, team
+from training.train import Loaded, Session, Watch, adapter_files, loop, team
+
+if TYPE_CHECKING:
+    import datasets
 
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
 MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
@@ -48,7 +52,7 @@ class Rows:
 
 def train_stage(
     plan: Plan,
-    loaded: Any,
+    loaded: Loaded,
     rows: Rows,
     run: Run,
     events: Events,
@@ -83,7 +87,7 @@ def train_stage(
         raise Interrupted(signals.stop, words)
 
 
-def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events) -> None:
+def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Events) -> None:
     """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
     began = time.perf_counter()
     run.update(stage="evaluate")
@@ -113,7 +117,7 @@ def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events
     events.emit("stage", name="evaluate", seconds=seconds)
 
 
-def judge(settings: Any, run: Run, events: Events) -> None:
+def judge(settings: Settings, run: Run, events: Events) -> None:
     """Say so when the tuned model is worse than the base; FAIL_IF_WORSE makes it a failure."""
     words = gathering.worse(run, best=bool(settings.training.early_stopping_patience))
     if not words:
@@ -175,7 +179,7 @@ def trained_prompts(plan: Plan) -> list[Prompt]:
     return [Prompt(ids=item.prompt, most=item.most) for item in found if item.prompt]
 
 
-def _items(plan: Plan, rows: Any, most: int) -> list[Item]:
+def _items(plan: Plan, rows: datasets.Dataset, most: int) -> list[Item]:
     return held_out.items(plan.template, plan.tokenizer, rows, most, plan.settings.model.max_seq_length)
 
 

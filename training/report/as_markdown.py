@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from training.report import charts, contents
-from training.report.blocks import Answers, Commands, Pictures, Table, Text
+from training.report.blocks import Answers, Block, Commands, Pictures, Table, Text
 from training.report.schema import Report, Sample
 from training.system import wording
 from training.system.privacy import redact, shown
@@ -36,7 +35,7 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render(block: Any) -> str:
+def render(block: Block) -> str:
     """One block as Markdown; folded details are left to report.html."""
     if isinstance(block, Text):
         return ("- " if block.tone == "warn" else "") + paragraph(block.text)

@@ -11,7 +11,7 @@ from training.evaluation import GENERAL_LOSS, Score
 from training.report import as_html, checklist, writing
 from training.report.blocks import Pictures, Section, Table, Text
 from training.report.curves import MOST_POINTS, Chart, Series, thin
-from training.report.schema import BaseFacts, Report, RunFacts
+from training.report.schema import BaseFacts, Evaluation, Report, RunFacts, Step
 from training.runs import Run, directory
 from training.system import files, records, wording
 
@@ -132,7 +132,8 @@ def _charts(reports: Sequence[Report]) -> list[Chart]:
         for number, one in enumerate(reports):
             if one.training is None:
                 continue
-            points = one.training.evaluations if title == "Validation loss" else one.training.losses
+            validation = title == "Validation loss"
+            points: Sequence[Evaluation | Step] = one.training.evaluations if validation else one.training.losses
             if points:
                 curve = tuple((point.step, point.loss) for point in thin(points, MOST_POINTS))
                 series.append(Series(name(one), curve, f"run{number % COLOURS + 1}"))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from training.report.schema import Evaluation, Step
 from training.system import events
@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[tuple[Step, ...], tuple[Evaluation, ...], int]:
     return tuple(steps.values()), tuple(evaluations[at] for at in sorted(evaluations)), int(total)
 
 
-def finite(value: Any) -> float | None:
+def finite(value: object) -> float | None:
     """`value` as a finite number, or None. The text "nan", as some writers put it, is None too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

@@ -67,9 +67,8 @@ class DataFacts:
     prompts: dict[str, int] = field(default_factory=dict)  # percentiles of tokens a prompt
     answers: dict[str, int] = field(default_factory=dict)  # percentiles of trained tokens a row
     turns: int | None = None  # rows that are conversations; the others are plain text
-    chinese: float | None = (
-        None  # share of the training rows (of at most 1,000 of them) whose answer has Chinese characters
-    )
+    # Share of the training rows (of at most 1,000 of them) whose answer has Chinese characters.
+    chinese: float | None = None
     distinct: float | None = None  # share of different answers among them
     cut: int = 0  # rows cut by MAX_SEQ_LENGTH
     rejected: int = 0  # rows that ON_BAD_ROW = skip left out
@@ -189,7 +188,7 @@ def build(record: object) -> Report:
     return records.build(record, Report, strict=True)
 
 
-def plain(value: Any, name: str = "") -> Any:
+def plain(value: object, name: str = "") -> Any:
     """`value` as JSON can hold it, and as anybody may read it: NaN and infinity become None, secrets are hidden."""
     if dataclasses.is_dataclass(value):
         return {item.name: plain(getattr(value, item.name), item.name) for item in dataclasses.fields(value)}

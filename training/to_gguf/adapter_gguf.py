@@ -69,14 +69,8 @@ def write(base: Path, adapter: Path, out: Path) -> int:
         safetensors_file.tensors(base, STAGE), adapter, bool(config.get("tie_word_embeddings"))
     )
     _refuse(changes)
-    need = sum(
-        4
-        * (
-            change.a.size // safetensors_file.SIZES[change.a.dtype]
-            + change.b.size // safetensors_file.SIZES[change.b.dtype]
-        )
-        for change in changes
-    )
+    factors = [factor for change in changes for factor in (change.a, change.b) if factor is not None]
+    need = sum(4 * (factor.size // safetensors_file.SIZES[factor.dtype]) for factor in factors)
     with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as name, files.whole_file(out, shared=True) as partial:
         _one_scale(changes, adapter, Path(name))
         arguments = ["--base", base.absolute(), "--outfile", partial.absolute(), "--outtype", "f32", name]
