@@ -104,7 +104,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_ones_is_
     for folder in (dead, living, other):
         folder.mkdir()
         (folder / "model.F16.gguf").touch()
-    with convert_to_gguf._workspace(target) as room:
+    with convert_to_gguf.workspace(target) as room:
         assert room.is_dir()
         assert not dead.exists()
     assert listed(tmp_path) == sorted([living.name, other.name])

@@ -58,7 +58,7 @@ def convert_folder(base: BaseModel, targets: dict[str, Path], calibration: str =
     calibration: the text that an importance matrix is made from, for the methods that need one.
     RunError naming the step or the check that failed.
     """
-    with _workspace(next(iter(targets.values()))) as room:
+    with workspace(next(iter(targets.values()))) as room:
         name = targets[F16].name if F16 in targets else "model.F16.gguf"
         f16 = conversion.to_gguf(base.path, room / name, pairs=_pairs(base))
         logger.info("converted to f16: {:,} bytes", f16.stat().st_size)
@@ -111,7 +111,7 @@ def _prove(base: BaseModel, f16: Path, others: Sequence[Path], room: Path) -> No
 
 
 @contextmanager
-def _workspace(beside: Path) -> Iterator[Path]:
+def workspace(beside: Path) -> Iterator[Path]:
     """A folder for unfinished files on the disk that the finished ones go to; removed at the end, or by the next call."""
     _remove_left_by_dead(beside)
     room = beside.with_name(f".{beside.name}.{os.getpid()}{files.PARTIAL}")
@@ -237,7 +237,8 @@ def run(arguments: argparse.Namespace) -> list[Path]:
             raise UserError(f"--model-name {name}: {error}") from None
     targets = _targets(arguments.output, base.path, name.replace("/", "-").replace(":", "-"), methods)
     first = next(iter(targets.values()))
-    composed = compose(base, first.name) if arguments.create_modelfile else None  # refused before the work, if at all
+    # Refused before the work, if at all.
+    composed = compose(base, first.name) if arguments.create_modelfile else None
     with leftovers.kept_out(base.path) as folder:
         convert_folder(dataclasses.replace(base, path=folder), targets, calibration)
     if composed:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 ROWS = 1 << 18  # elements compared at a time: 4 MB in float64, and a dozen temporaries of that size
-DIGITS = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}  # significant bits; exponent of the smallest step
+# Significant bits; exponent of the smallest step.
+DIGITS = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}
 # Rounding to nearest is never off by more than half a step; the rest is for this module's own float64 sums.
 MOST_ULP = 0.501
 
@@ -291,5 +292,6 @@ def _step(values: torch.Tensor, dtype: str) -> torch.Tensor:
 
     digits, smallest = DIGITS[dtype]
     exponent = torch.frexp(values).exponent - digits
-    exponent = exponent.where(values != 0, torch.full_like(exponent, smallest))  # frexp(0) says 0: a step of 2**-8
+    # frexp(0) says 0: a step of 2**-8.
+    exponent = exponent.where(values != 0, torch.full_like(exponent, smallest))
     return torch.ldexp(torch.ones_like(values), exponent.clamp_min(smallest))

@@ -35,8 +35,10 @@ from training.train import Loaded, Session, Watch, adapter_files, loop, team
 if TYPE_CHECKING:
     import datasets
 
-QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
-MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
+# For samples and checks; tokens a sequence at most.
+QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512
+# Held-out rows whose loss is taken, and those that are asked: what a short run can afford.
+MEASURED, ASKED = 32, 8
 LOGGED = 200  # characters of a question or an answer in the log
 CALIBRATED = 1024  # training rows that are looked at for importance.MOST tokens
 

@@ -29,8 +29,9 @@ from training.to_gguf import converter_traceback
 METHODS = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX)
 CONVERTER = Path(sys.prefix) / "llama.cpp" / "convert_hf_to_gguf.py"
 WORKER = Path(__file__).with_name("conversion_worker.py")
-OUTTYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # what the converter writes -> bytes a weight
-# the methods whose smallest tensors are of another type than their name says (src/llama-quant.cpp)
+# What the converter writes -> bytes a weight.
+OUTTYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+# The methods whose smallest tensors are of another type than their name says (src/llama-quant.cpp)
 SMALLEST = {"iq3_m": "IQ3_S", "iq3_xs": "IQ3_XXS", "iq3_xxs": "IQ2_S", "iq2_m": "IQ2_S", "iq2_s": "IQ2_XS"}
 SCRATCH = 1 << 24  # less free than this after a failure means that the disk was full
 
