@@ -20,7 +20,7 @@ from training.ollama import modelfile_syntax
 
 
 def run(*arguments: str | Path) -> list[Path]:
-    return convert_to_gguf.run(convert_to_gguf._parser().parse_args([str(a) for a in arguments]))
+    return convert_to_gguf.run(convert_to_gguf.parser().parse_args([str(a) for a in arguments]))
 
 
 def refused(*arguments: str | Path) -> str:
@@ -104,7 +104,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_ones_is_
     for folder in (dead, living, other):
         folder.mkdir()
         (folder / "model.F16.gguf").touch()
-    with convert_to_gguf._workspace(target) as room:
+    with convert_to_gguf.workspace(target) as room:
         assert room.is_dir()
         assert not dead.exists()
     assert listed(tmp_path) == sorted([living.name, other.name])

@@ -10,15 +10,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,8 +24,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from loguru import logger
 
 from training import base_model, ollama
-from training.base_model import leftovers, weights_fit
-from training.base_model.generation import generation_eos
+from training.base_model import BaseModel, generation, leftovers, weights_fit
 from training.checks import as_read, gguf_files, require
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.row_texts import RowTexts
@@ -35,13 +32,16 @@ from training.errors import FinetuneError, MachineError, RunError, UserError
 from training.evaluation import reference
 from training.llama import process as llama
 from training.ollama import Chat, modelfile
-from training.settings import names
-from training.settings.table import Model
+from training.settings import Settings, names
+from training.settings.table import Dataset, Hardware, LoRA, Model, Quantization, Training
 from training.system import files, foreign_code, launchers, log
 from training.system.signals import Signals
 from training.to_gguf import conversion, importance, reader_metadata
 from training.to_gguf.chat import chat_of
 from training.to_gguf.conversion import Pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 F16 = "f16"
 LONGEST = 4096  # tokens of num_ctx at most: Ollama reserves memory for all of them, and models name 131072 and more
@@ -53,13 +53,13 @@ SAMPLE = (
 )
 
 
-def convert_folder(base: Any, targets: dict[str, Path], calibration: str = "") -> None:
+def convert_folder(base: BaseModel, targets: dict[str, Path], calibration: str = "") -> None:
     """Make the files of `targets`, quantisation -> path, all in one folder. They appear together, proved, or not at all.
 
     calibration: the text that an importance matrix is made from, for the methods that need one.
     RunError naming the step or the check that failed.
     """
-    with _workspace(next(iter(targets.values()))) as room:
+    with workspace(next(iter(targets.values()))) as room:
         name = targets[F16].name if F16 in targets else "model.F16.gguf"
         f16 = conversion.to_gguf(base.path, room / name, pairs=_pairs(base))
         logger.info("converted to f16: {:,} bytes", f16.stat().st_size)
@@ -88,13 +88,13 @@ def _quantise(f16: Path, out: Path, method: str, matrix: Path | None) -> None:
     logger.info("{}: {:,} bytes{}", method, made.size, fell_back if made.fell_back else "")
 
 
-def _pairs(base: Any) -> Pairs:
+def _pairs(base: BaseModel) -> Pairs:
     """What the file must say of the model's own chat template; without one, nothing of a template."""
     tokenizer = _tokenizer(base.path)
     return reader_metadata.pairs(tokenizer, _template(base, tokenizer))
 
 
-def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:
+def _prove(base: BaseModel, f16: Path, others: Sequence[Path], room: Path) -> None:
     template = _template(base, _tokenizer(base.path))
     done = [gguf_files.gguf_tokenizer(f16, base.path, chat_template.samples(template) if template else ())]
     if template:
@@ -112,7 +112,7 @@ def _prove(base: Any, f16: Path, others: Sequence[Path], room: Path) -> None:
 
 
 @contextmanager
-def _workspace(beside: Path) -> Iterator[Path]:
+def workspace(beside: Path) -> Iterator[Path]:
     """A folder for unfinished files on the disk that the finished ones go to; removed at the end, or by the next call."""
     _remove_left_by_dead(beside)
     room = beside.with_name(f".{beside.name}.{os.getpid()}{files.PARTIAL}")
@@ -147,44 +147,50 @@ def _lives(process: int) -> bool:
 # ---- the Modelfile -----------------------------------------------------------------------------------------------
 
 
-def _template(base: Any, tokenizer: Any) -> ChatTemplate | None:
+def _template(base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
     """The model's own chat template, if it has one. UserError when it is broken."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    wanted = SimpleNamespace(
-        model=SimpleNamespace(chat_template="auto", system_prompt=None), dataset=SimpleNamespace(prompt_template=None)
+    defaults = Settings(
+        model=Model(),
+        lora=LoRA(),
+        dataset=Dataset(),
+        training=Training(),
+        quantization=Quantization(),
+        hardware=Hardware(),
+        config=base.path,
+        origins={},
     )
-    return chat_template.choose(base, wanted, tokenizer)
+    return chat_template.choose(base, defaults, tokenizer)
 
 
-def compose(base: Any, gguf: str) -> tuple[str, Chat | None, list[str]]:
+def compose(base: BaseModel, gguf: str) -> tuple[str, Chat | None, list[str]]:
     """A Modelfile for the untouched model, by its own chat template; without one it continues plain text.
 
     Gives the text, and the chat and the stop texts that it can be verified with. UserError when the template is broken.
     """
     tokenizer = _tokenizer(base.path)
-    ends = [tokenizer.decode([number]) for number in generation_eos(base)]
+    ends = [str(tokenizer.decode([number])) for number in generation.generation_eos(base)]
     chatting, stops = None, modelfile.stop_texts(tokenizer.eos_token or "", (), ends)
     if template := _template(base, tokenizer):
         stops = modelfile.stop_texts(template.eos, template.end_tokens, ends)
         chatting = chat_of(template, encoding.adds_bos_cached(tokenizer))
-    generation = base.path / "generation_config.json"
-    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-    num_ctx = min(_length(base.config) or LONGEST, LONGEST)
-    text = ollama.compose(gguf, chatting, stops=stops, num_ctx=num_ctx, sampling=modelfile.sampling(values))
+    sampling = modelfile.sampling(generation.config(base.path))
+    num_ctx = min(_length(base) or LONGEST, LONGEST)
+    text = ollama.compose(gguf, chatting, stops=stops, num_ctx=num_ctx, sampling=sampling)
     return text, chatting, stops
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return base_model.load_tokenizer(folder)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from error
 
 
-def _length(config: dict[str, Any]) -> int | None:
+def _length(base: BaseModel) -> int | None:
     """Tokens that the model takes; a model that also sees pictures says it inside text_config."""
-    return config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings")
+    return base.max_length or (base.config.get("text_config") or {}).get("max_position_embeddings")
 
 
 # ---- the command line --------------------------------------------------------------------------------------------
@@ -192,15 +198,15 @@ def _length(config: dict[str, Any]) -> int | None:
 
 def main(argv: Sequence[str]) -> int:
     """Convert what the arguments ask for; errors go to the log, the paths of the files to stdout."""
-    given = _parser().parse_args(argv)
-    foreign_code.trust(given.trust_remote_code)
+    arguments = parser().parse_args(argv)
+    foreign_code.trust(arguments.trust_remote_code)
     stdout = log.claim_stdout()
     launchers.leave_out()
     Signals().install()
     log.start()
     launchers.tell()
     try:
-        for path in run(given):
+        for path in run(arguments):
             log.say_path(stdout, path)
         return 0
     except FinetuneError as error:
@@ -211,20 +217,21 @@ def main(argv: Sequence[str]) -> int:
         return MachineError.exit_code
 
 
-def run(given: argparse.Namespace) -> list[Path]:
+def run(arguments: argparse.Namespace) -> list[Path]:
     """Check everything that can be known before the work, then do it; gives the files made."""
-    methods = _methods(given.quantization)
-    calibration = _calibration(given.calibration, methods)
-    base = _locate(given.model_path, given.trust_remote_code)
-    name = given.model_name or base.path.name
-    if given.model_name or given.create_modelfile:
+    methods = _methods(arguments.quantization)
+    calibration = _calibration(arguments.calibration, methods)
+    base = _locate(arguments.model_path, arguments.trust_remote_code)
+    name = arguments.model_name or base.path.name
+    if arguments.model_name or arguments.create_modelfile:
         try:
             names.check_model_name(name)
         except ValueError as error:
             raise UserError(f"--model-name {name}: {error}") from None
-    targets = _targets(given.output, base.path, name.replace("/", "-").replace(":", "-"), methods)
+    targets = _targets(arguments.output, base.path, name.replace("/", "-").replace(":", "-"), methods)
     first = next(iter(targets.values()))
-    composed = compose(base, first.name) if given.create_modelfile else None  # refused before the work, if at all
+    # Refused before the work, if at all.
+    composed = compose(base, first.name) if arguments.create_modelfile else None
     with leftovers.kept_out(base.path) as folder:
         convert_folder(dataclasses.replace(base, path=folder), targets, calibration)
     if composed:
@@ -232,29 +239,26 @@ def run(given: argparse.Namespace) -> list[Path]:
         path = first.with_name(f"Modelfile.{name.replace('/', '-').replace(':', '-')}")
         ollama.write(path, text)
         held = ollama.verify(path, chatting, stops)
-        if not held["passed"]:
-            raise RunError("modelfile", held["note"])
-        logger.info("{}: {}", path, held["note"])
+        if not held.passed:
+            raise RunError("modelfile", held.note)
+        logger.info("{}: {}", path, held.note)
         logger.info("ollama create {} -f {}", name, path)
     return list(targets.values())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="convert_to_gguf.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--model-path", required=True, metavar="DIR", help="config.json, *.safetensors, tokenizer files"
-    )
-    parser.add_argument("--quantization", default="q4_k_m", metavar="NAMES", help="one or several, separated by commas")
-    parser.add_argument(
-        "--output", metavar="F", help="a .gguf file, or a folder; default: beside DIR, NAME.Q4_K_M.gguf"
-    )
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """What the command line may say."""
+    made = argparse.ArgumentParser(prog="convert_to_gguf.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    made.add_argument("--model-path", required=True, metavar="DIR", help="config.json, *.safetensors, tokenizer files")
+    made.add_argument("--quantization", default="q4_k_m", metavar="NAMES", help="one or several, separated by commas")
+    made.add_argument("--output", metavar="F", help="a .gguf file, or a folder; default: beside DIR, NAME.Q4_K_M.gguf")
+    made.add_argument(
         "--calibration", metavar="FILE", help="a text for the importance matrix that iq1, iq2, iq3_x and q2_k_s need"
     )
-    parser.add_argument("--create-modelfile", action="store_true", help="write Modelfile.NAME beside the GGUF")
-    parser.add_argument("--model-name", metavar="NAME", help="for the files and for Ollama; default: DIR's own name")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
-    return parser
+    made.add_argument("--create-modelfile", action="store_true", help="write Modelfile.NAME beside the GGUF")
+    made.add_argument("--model-name", metavar="NAME", help="for the files and for Ollama; default: DIR's own name")
+    made.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    return made
 
 
 def _methods(written: str) -> list[str]:
@@ -292,7 +296,7 @@ def _calibration(written: str | None, methods: Sequence[str]) -> str:
     return text
 
 
-def _locate(written: str, trust_remote_code: bool) -> Any:
+def _locate(written: str, trust_remote_code: bool) -> BaseModel:
     path = Path(written).expanduser().resolve()
     if path.suffix.lower() == ".gguf":
         raise UserError(f"--model-path {written}: it is a GGUF file already; a folder with config.json is wanted")

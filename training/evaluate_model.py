@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,7 +30,7 @@ from loguru import logger
 from training import evaluation
 from training.data import Item, dataset, held_out
 from training.errors import FinetuneError, MachineError, UserError
-from training.evaluation import Answer, models, scoring
+from training.evaluation import Answer, Score, models, scoring
 from training.evaluation.models import Speaker
 from training.evaluation.scoring import Marks
 from training.evaluation.target import Target
@@ -93,7 +93,7 @@ def measure(target: Target, items: Sequence[Item]) -> dict[str, Spoken]:
     return made
 
 
-def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[dict[str, Any]]:
+def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[Score]:
     """The lines of the table; a model alone (a base, nothing tuned) stands in the column of the tuned one."""
     tuned = made.get("tuned") or made["base"]
     base = made["base"] if "tuned" in made and "base" in made else None
@@ -103,14 +103,13 @@ def scores(items: Sequence[Item], made: dict[str, Spoken]) -> list[dict[str, Any
     return lines
 
 
-def table(lines: Sequence[dict[str, Any]]) -> list[str]:
+def table(lines: Sequence[Score]) -> list[str]:
     """The scores for a terminal."""
     rows = [("", "base", "tuned", "quantised", "difference, 95 %", "rows", "")]
     for line in lines:
-        low, high = line.get("low"), line.get("high")
-        between = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
-        means = (wording.number(line.get(key)) for key in ("before", "after", "quantised"))
-        rows.append((line["name"], *means, between, str(line["rows"]), line.get("verdict", "")))
+        between = "" if line.low is None or line.high is None else f"{line.low:+.3g} to {line.high:+.3g}"
+        means = (wording.number(mean) for mean in (line.before, line.after, line.quantised))
+        rows.append((line.name, *means, between, str(line.rows), line.verdict))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return [
         "  ".join(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,7 +21,7 @@ from loguru import logger
 from training import runs
 from training.errors import FinetuneError, RunError, UserError
 from training.pipeline.export_stages import STAGES, export, finish, write_modelfile
-from training.runs import Run, directory
+from training.runs import Run, Stage, directory
 from training.system import files, forkserver, launchers, log
 from training.system.parent_watch import end_with_parent
 from training.system.signals import Signals
@@ -40,12 +40,12 @@ def main(argv: Sequence[str]) -> int:
     Signals().install()
     alone = True
 
-    def say(**words: Any) -> None:
+    def say(**words: object) -> None:
         log.say_json(stdout, words)
 
     try:
-        path, only, name, base = _arguments(list(argv))
-        job = Job.of_run(path)
+        arguments = parse(argv)
+        job = Job.of_run(arguments.run)
         alone = _alone(job.run)
         log.start(job.run.path / runs.LOG)
         launchers.tell()
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             export(job, tell=lambda stage, seconds: say(stage=stage, seconds=seconds))
             return 0
         with _working(job.run):
-            log.say_path(stdout, _by_itself(job, only, name, base))
+            log.say_path(stdout, _by_itself(job, arguments))
         return 0
     except FinetuneError as error:
         logger.error("{}", error)
@@ -71,14 +71,15 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-def _by_itself(job: Job, only: str | None, name: str | None, base: str | None) -> Path:
+def _by_itself(job: Job, arguments: Arguments) -> Path:
     """What the command line asks for; the Modelfile that was written."""
-    if base:
-        return adapter_gguf.export(job, base, name and _modelfile_of(job, name))
-    export(job, only)
-    if only is None:
+    named = _modelfile_of(job, arguments.name) if arguments.name else None
+    if arguments.adapter_of:
+        return adapter_gguf.export(job, arguments.adapter_of, named)
+    export(job, arguments.only)
+    if arguments.only is None:
         finish(job)
-    return write_modelfile(job, _modelfile_of(job, name)) if name else job.run.path / "Modelfile"
+    return write_modelfile(job, named) if named else job.run.path / "Modelfile"
 
 
 @contextmanager
@@ -112,25 +113,41 @@ def _modelfile_of(job: Job, name: str) -> Path:
     return job.run.path / f"Modelfile.{name.replace('/', '-').replace(':', '-')}"
 
 
-def _arguments(words: list[str]) -> tuple[Path, str | None, str | None, str | None]:
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What the command line asks for. `adapter_of`: the model in Ollama that the adapter alone is written for."""
+
+    run: Path
+    only: Stage | None = None
+    name: str | None = None
+    adapter_of: str | None = None
+
+
+def parse(words: Sequence[str]) -> Arguments:
+    """The command line. UserError where it asks for what is not there."""
+    rest = list(words)
     found: dict[str, str] = {}
     for flag, allowed in (("--only", list(STAGES)), ("--name", None), ("--adapter", None)):
-        if flag in words:
-            at = words.index(flag)
-            value = "".join(words[at + 1 : at + 2])
+        if flag in rest:
+            at = rest.index(flag)
+            value = "".join(rest[at + 1 : at + 2])
             if not value or (allowed and value not in allowed):
                 raise UserError(
                     f"{flag} {value}: {'one of ' + ', '.join(allowed) if allowed else 'a name must follow'}"
                 )
             found[flag] = value
-            del words[at : at + 2]
+            del rest[at : at + 2]
     if "--only" in found and "--adapter" in found:
         raise UserError("--adapter makes the adapter's file alone; --only STAGE is about the merged model's")
-    if len(words) != 1 or words[0].startswith("-"):
+    if len(rest) != 1 or rest[0].startswith("-"):
         raise UserError("usage: python training/export.py RUN [--only STAGE | --adapter BASE_IN_OLLAMA] [--name NAME]")
-    path = Path(words[0]).resolve()
-    path = path.parent if path.name in (runs.MERGED, runs.ADAPTER) else path
-    return path, found.get("--only"), found.get("--name"), found.get("--adapter")
+    path = Path(rest[0]).resolve()
+    return Arguments(
+        run=path.parent if path.name in (runs.MERGED, runs.ADAPTER) else path,
+        only=next((stage for stage in STAGES if stage == found.get("--only")), None),
+        name=found.get("--name"),
+        adapter_of=found.get("--adapter"),
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from training.report import gathering
 from training.runs import Run, checkpoint, directory
 from training.settings import command_line, load
 from training.settings.command_line import Arguments
-from training.system import files, foreign_code, forkserver, launchers, log, paths, this_machine
+from training.system import files, foreign_code, forkserver, launchers, log, paths, records, this_machine
 from training.system.events import Events
 from training.system.signals import Signals
 from training.train import engine
@@ -91,7 +91,7 @@ def announce(plan: Plan, run: Run, events: Events) -> None:
         "started", run=str(run.path), pid=os.getpid(), total=plan.steps, name=plan.settings.model.new_model_name
     )
     events.emit("environment", **plan.machine.as_dict())
-    events.emit("dataset", **plan.data.counts, tokens=plan.summary.tokens, rejected=len(plan.rejected))
+    events.emit("dataset", **records.plain(plan.data.counts), tokens=plan.summary.tokens, rejected=len(plan.rejected))
     events.emit("model", name=plan.base.name, revision=plan.base.revision, parameters=plan.base.parameters)
     background.tell_parent(run.path)
 
@@ -176,7 +176,7 @@ class Ending:
 
     def failed(self, error: FinetuneError) -> int:
         """It did not get to its end: say why, keep its state, report what there is."""
-        state = "interrupted" if isinstance(error, Interrupted) else "failed"
+        state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
         if not isinstance(error, Told):
             (logger.warning if state == "interrupted" else logger.error)("{}", error)
         fields = {"exit_code": error.exit_code, "error": str(error)}

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from tests.support.base_models import a_base_model
+from tests.support.facts import some_facts
 from tests.support.folders import write
 from tests.support.settings import a_settings
 from training.base_model import base_files, safetensors_file
 from training.errors import RunError, UserError
-from training.runs import checkpoint
+from training.runs import Run, checkpoint
+from training.runs.handover import BaseOfRun
 from training.to_gguf import Job
 
 BASE = {"model.embed_tokens.weight": ("BF16", (8192, 8)), "model.norm.weight": ("BF16", (8,))}
@@ -112,13 +113,13 @@ def test_a_run_from_before_the_files_were_kept_is_resumed(folder: Path) -> None:
     checkpoint.refuse_mismatch(old, marks(folder))
 
 
-def job(folder: Path, run: Path, **facts: object) -> Job:
-    base = {"name": "b", "path": str(folder), "kind": "folder", **facts}
-    return Job(SimpleNamespace(path=run), None, {"base": base})
+def job(folder: Path, run: Path, files: dict[str, str]) -> Job:
+    base = BaseOfRun(name="b", path=folder, kind="folder", files=files)
+    return Job(run=Run(run), settings=a_settings(), facts=some_facts(base=base))
 
 
 def test_an_adapter_is_not_merged_into_a_base_that_changed(folder: Path, tmp_path: Path) -> None:
-    asked = job(folder, tmp_path / "run", files=base_files.digests(folder, "folder"))
+    asked = job(folder, tmp_path / "run", base_files.digests(folder, "folder"))
     assert asked.base == folder
     write(folder / safetensors_file.WHOLE, {**BASE, "model.norm.weight": ("BF16", (9,))})
     with pytest.raises(RunError) as caught:
@@ -127,4 +128,4 @@ def test_an_adapter_is_not_merged_into_a_base_that_changed(folder: Path, tmp_pat
         f"model.safetensors of the base model in {folder} is not what was trained on; put it back as it was, or train again"
     )
     assert "the adapter is safe in" in caught.value.safe
-    assert job(folder, tmp_path / "run").base == folder, "a run from before they were kept"
+    assert job(folder, tmp_path / "run", {}).base == folder, "a run from before they were kept"

@@ -146,5 +146,5 @@ def test_what_is_converted_is_what_transformers_takes(
     monkeypatch.setattr(
         convert_to_gguf, "convert_folder", lambda base, *_: seen.extend(file.name for file in base.path.iterdir())
     )
-    convert_to_gguf.run(convert_to_gguf._parser().parse_args(["--model-path", str(folder)]))
+    convert_to_gguf.run(convert_to_gguf.parser().parse_args(["--model-path", str(folder)]))
     assert sorted(seen) == sorted(file.name for file in tiny_model.iterdir())

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.settings import a_settings
 from training import llama
+from training.base_model import BaseModel
 from training.checks import as_read
 from training.data import ChatTemplate, chat_template, encoding, tokenising
 from training.data.row_texts import RowText, RowTexts
@@ -25,9 +27,6 @@ pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
 PROMPT = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-SETTINGS = SimpleNamespace(
-    model=SimpleNamespace(chat_template="auto", system_prompt=None), dataset=SimpleNamespace(prompt_template=None)
-)
 
 
 def edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -54,9 +53,14 @@ def with_token(folder: Path, text: str, **flags: bool) -> None:
     edit(folder / "config.json", lambda content: content.update(vocab_size=size + 1))
 
 
+def base_at(folder: Path) -> BaseModel:
+    """A base model of which only the name and the folder count."""
+    return BaseModel("a model", folder, "folder", None, {}, 0, None)
+
+
 def chosen(folder: Path) -> tuple[Any, ChatTemplate]:
     words = reader_metadata.tokenizer(folder)
-    return words, chat_template.choose(SimpleNamespace(path=folder), SETTINGS, words)
+    return words, chat_template.choose(base_at(folder), a_settings(), words)
 
 
 # ---- flags, template and end ---------------------------------------------------------------------------------------
@@ -167,11 +171,9 @@ def planned(folder: Path, contents: list[str], tmp_path: Path) -> Any:
         features=dataset_features(),
     )
     tokenised, _ = tokenising.tokenise(rows, template, words, 500, "all", "completion", tmp_path / "cache", 1)
-    settings = SimpleNamespace(
-        dataset=SimpleNamespace(train_turns="all", train_on="completion"), training=SimpleNamespace(seed=1)
-    )
+    settings = a_settings(TRAIN_TURNS="all", TRAIN_ON="completion")
     return SimpleNamespace(
-        base=SimpleNamespace(name="a model", path=folder), tokenizer=words, template=template, train=tokenised,
+        base=base_at(folder), tokenizer=words, template=template, train=tokenised,
         data=SimpleNamespace(plain=False, train=rows), settings=settings,
     )  # fmt: skip
 
@@ -243,7 +245,6 @@ def test_odd_rows_come_before_the_sample_and_the_sample_is_the_same_each_time(fo
     assert one == again and one.total == 200 and 2 < one.rows < 200
     assert [text.line for text in one.texts[::2][:2]] == [151, 171]
     assert reader_view.of_plan(plan, 1 << 20).rows == 200
-    assert RowTexts.of(one.as_dict()) == one
 
 
 def test_a_row_that_the_finished_file_reads_otherwise_fails_the_check_with_its_place(folder: Path) -> None:
@@ -262,8 +263,7 @@ def test_a_row_that_the_finished_file_reads_otherwise_fails_the_check_with_its_p
 def test_a_tokenizer_that_loses_all_spaces_is_refused_with_what_would_do(folder: Path) -> None:
     from training.train import engine
 
-    base = SimpleNamespace(name="a model", path=folder)
-    settings = SimpleNamespace(model=SimpleNamespace(trust_remote_code=False))
+    base, settings = base_at(folder), a_settings()
     edit(folder / "tokenizer_config.json", lambda content: content.update(tokenizer_class="LlamaTokenizerFast"))
     with pytest.raises(UserError, match="loses the spaces: .* set it to PreTrainedTokenizerFast"):
         engine.tokenizer(base, settings)

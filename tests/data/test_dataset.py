@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.support.settings import a_settings
 from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, raw_lines
+from training.data.dataset import Counts
 from training.data.oddities import Seen
 from training.errors import MachineError, UserError
 
@@ -52,7 +53,7 @@ def test_rows_keep_their_turns_file_and_line(load: Load, tmp_path: Path) -> None
         Row((Turn("user", "question 1"), Turn("assistant", "an answer")), None, str(tmp_path / "a.jsonl"), 1),
         Row(None, "plain", str(tmp_path / "a.jsonl"), 3),
     ]
-    assert data.counts == {"rows": 2, "turns": 1, "text": 1, "bad": 0, "train": 2, "validation": 0, "test": 0}
+    assert data.counts == Counts(rows=2, turns=1, text=1, bad=0, train=2, validation=0, test=0)
     assert not data.plain
     assert data.sha256 == {
         str(tmp_path / "a.jsonl"): hashlib.sha256((tmp_path / "a.jsonl").read_bytes()).hexdigest(),
@@ -71,7 +72,7 @@ def test_bad_rows_are_named_up_to_a_limit_and_the_rest_counted(load: Load, tmp_p
 
 def test_skipped_rows_are_counted_and_written_down(load: Load, tmp_path: Path) -> None:
     data = load([_row(1), "rubbish", _row(2)], on_bad_row="skip")
-    assert (_lines(data.train), data.counts["bad"]) == ([1, 3], 1)
+    assert (_lines(data.train), data.counts.bad) == ([1, 3], 1)
     dataset.write_rejected(tmp_path / "rejected.jsonl", data.rejected)
     written = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text("utf-8").splitlines()]
     reason = "not JSON: Expecting value (column 1)"

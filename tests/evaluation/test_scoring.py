@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from training import evaluation
 from training.data import Item
-from training.evaluation import Answer, scoring
+from training.evaluation import Answer, Score, scoring
 from training.evaluation.scoring import FEWEST
 from training.system import privacy
 
@@ -56,17 +56,17 @@ def test_marks_stay_between_0_and_1_for_any_text(answer: str, expected: str) -> 
 
 def test_a_clear_difference_is_better_or_worse_by_the_direction_that_is_good() -> None:
     low, high = [1.0, 1.1, 0.9, 1.2, 1.0, 1.1], [3.0, 3.2, 2.9, 3.1, 3.3, 3.0]
-    assert scoring.compared("loss", -1, high, low)["verdict"] == "better"
-    assert scoring.compared("loss", -1, low, high)["verdict"] == "worse"
-    assert scoring.compared("chrF", 1, low, high)["verdict"] == "better"
-    assert scoring.compared("length", 0, low, high)["verdict"] == ""
+    assert scoring.compared("loss", -1, high, low).verdict == "better"
+    assert scoring.compared("loss", -1, low, high).verdict == "worse"
+    assert scoring.compared("chrF", 1, low, high).verdict == "better"
+    assert scoring.compared("length", 0, low, high).verdict == ""
 
 
 def test_few_rows_and_mixed_rows_decide_nothing() -> None:
     before, after = [3.0] * (FEWEST - 1), [1.0] * (FEWEST - 1)
-    assert scoring.compared("loss", -1, before, after)["verdict"] == f"cannot tell from {FEWEST - 1} rows"
+    assert scoring.compared("loss", -1, before, after).verdict == f"cannot tell from {FEWEST - 1} rows"
     mixed = scoring.compared("loss", -1, [1.0, 2.0, 1.0, 2.0, 1.5, 1.5], [2.0, 1.0, 2.1, 0.9, 1.4, 1.6])
-    assert mixed["verdict"] == "cannot tell from 6 rows" and mixed["low"] < 0 < mixed["high"]
+    assert mixed.verdict == "cannot tell from 6 rows" and mixed.low < 0 < mixed.high
 
 
 def test_the_interval_is_of_paired_differences_and_the_same_each_time() -> None:
@@ -74,27 +74,37 @@ def test_the_interval_is_of_paired_differences_and_the_same_each_time() -> None:
     before = [float(at) for at in range(30)]
     after = [value - 0.1 - 0.01 * (at % 3) for at, value in enumerate(before)]
     found = scoring.compared("loss", -1, before, after)
-    assert found["verdict"] == "better" and -0.13 < found["low"] < found["high"] < -0.09
+    assert found.verdict == "better" and -0.13 < found.low < found.high < -0.09
     assert found == scoring.compared("loss", -1, before, after)
 
 
 def test_a_mean_counts_every_token_of_every_row() -> None:
     found = scoring.compared("loss", -1, [1.0, 4.0], [1.0, 4.0], weights=[3, 1])
-    assert found["before"] == found["after"] == 1.75
+    assert found.before == found.after == 1.75
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_worse_and_stays_json(broken: float) -> None:
     found = scoring.compared("loss", -1, [3.0] * 8, [2.0] * 7 + [broken])
-    assert found["verdict"] == "worse" and found["after"] is None and "low" not in found
+    assert found.verdict == "worse" and found.after is None and found.low is None
     assert scoring.perplexity(None) is None and scoring.perplexity(1e6) is None
 
 
 def test_the_conclusion_goes_by_the_losses_and_names_what_says_otherwise() -> None:
     lines = [
-        {"name": "loss", "verdict": "better"},
-        {"name": "chrF", "verdict": "cannot tell from 8 rows"},
-        {"name": "length", "verdict": ""},
+        Score("loss", verdict="better"),
+        Score("chrF", verdict="cannot tell from 8 rows"),
+        Score("length"),
     ]
     assert scoring.conclusion(lines) == "better by loss (chrF cannot tell from 8 rows)"
-    assert scoring.conclusion([{"name": "loss"}]) == "nothing was compared"
+    assert scoring.conclusion([Score("loss")]) == "nothing was compared"
+
+
+def test_what_is_left_of_a_score_says_nothing_of_what_was_not_compared() -> None:
+    means = {"name": "loss", "before": None, "after": 1.0, "quantised": None, "rows": 2}
+    assert scoring.compared("loss", -1, None, [1.0, 1.0]).left() == means
+    broken = scoring.compared("loss", -1, [1.0, 1.0], [math.nan, 1.0]).left()
+    assert broken == {**means, "before": 1.0, "after": None, "verdict": "worse"}
+    whole = scoring.compared("length", 0, [1.0, 1.0], [1.0, 1.0]).left()
+    assert list(whole) == ["name", "before", "after", "quantised", "rows", "low", "high", "verdict"]
+    assert whole["verdict"] == ""

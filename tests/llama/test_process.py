@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from training.base_model import sources
@@ -78,6 +80,12 @@ def test_an_answer_streams_stops_and_keeps_to_its_limit(gguf: Path) -> None:
     (stopped,) = answer(gguf, [PROMPT], 200, stop_ids=[whole.ids[2]])
     assert stopped.ids == whole.ids[:2]
     assert stopped.stopped
+
+
+def test_the_divergence_of_rows_is_that_of_their_distributions() -> None:
+    half, quarter = np.log([[0.5, 0.5], [0.5, 0.5]]), np.log([[0.5, 0.5], [0.25, 0.75]])
+    assert llama.kl_divergence(half, half).tolist() == [0, 0]
+    assert llama.kl_divergence(half, quarter).tolist() == pytest.approx([0, math.log(2) - math.log(3) / 2])
 
 
 @pytest.mark.embedded

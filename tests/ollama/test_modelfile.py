@@ -519,7 +519,7 @@ def test_modelfile_of_an_adapter_names_the_model_that_ollama_has(tmp_path):
     commands = modelfile_syntax.read(tmp_path / "Modelfile")
     assert commands[:2] == [("from", "me/phi4:14b"), ("adapter", "./phi-adapter.gguf")]
     assert dict(commands)["template"] == go_template.go_template(taken_apart(PHI_4))
-    assert verify(tmp_path / "Modelfile", chat_of(PHI_4))["passed"]
+    assert verify(tmp_path / "Modelfile", chat_of(PHI_4)).passed
 
 
 def test_modelfile_of_an_adapter_without_template_needs_no_version():
@@ -531,7 +531,7 @@ def test_modelfile_of_an_adapter_without_template_needs_no_version():
 def test_modelfile_of_plain_text_takes_the_bare_prompt(tmp_path):
     write(tmp_path / "Modelfile", composed(None))
     assert dict(modelfile_syntax.read(tmp_path / "Modelfile"))["template"] == "{{ .Prompt }}"
-    assert verify(tmp_path / "Modelfile", None)["passed"]
+    assert verify(tmp_path / "Modelfile", None).passed
 
 
 def test_modelfile_says_where_the_template_may_differ_and_what_it_cannot_take():
@@ -657,7 +657,7 @@ def test_a_system_text_that_a_system_line_cannot_hold_goes_into_the_template(tmp
     held = dict(modelfile_syntax.read(tmp_path / "Modelfile"))
     assert "system" not in held
     assert '<|im_start|>system\n{{ "\\u3000" }}你是助手。\n{{ "\\u3000" }}請用中文。<|im_end|>' in held["template"]
-    assert verify(tmp_path / "Modelfile", chat_of(SMOLLM2, system=system))["passed"]
+    assert verify(tmp_path / "Modelfile", chat_of(SMOLLM2, system=system)).passed
 
 
 @pytest.mark.tiny
@@ -726,10 +726,10 @@ def checked(tmp_path, change=lambda text: text, **more):
 
 
 def test_check_passes_and_says_what_was_compared(tmp_path):
-    record = checked(tmp_path)
-    assert record.pop("conversations") >= 58
-    assert "conversations. It may differ in: outer white space." in record.pop("note")
-    assert record == {"check": "modelfile_template", "passed": True, "exceptions": ["outer white space"]}
+    check = checked(tmp_path)
+    assert check.passed and check.conversations >= 58 and check.exceptions == ("outer white space",)
+    assert "conversations. It may differ in: outer white space." in check.note
+    assert list(check.figures()) == ["conversations", "exceptions", "note"]
 
 
 @pytest.mark.parametrize(
@@ -749,31 +749,31 @@ def test_check_passes_and_says_what_was_compared(tmp_path):
     ],
 )
 def test_check_fails_when_the_file_is_not_what_was_trained(tmp_path, change, said):
-    record = checked(tmp_path, change)
-    assert not record["passed"]
-    assert record["note"].startswith(said)
+    check = checked(tmp_path, change)
+    assert not check.passed
+    assert check.note.startswith(said)
 
 
 def test_check_fails_when_an_end_of_answers_is_no_stop_text(tmp_path):
     write(tmp_path / "Modelfile", composed(chat_of(PHI_4)))
-    assert verify(tmp_path / "Modelfile", chat_of(PHI_4), ["<|im_end|>"])["passed"]
+    assert verify(tmp_path / "Modelfile", chat_of(PHI_4), ["<|im_end|>"]).passed
     record = verify(tmp_path / "Modelfile", chat_of(PHI_4), ["<|im_end|>", EOS])
-    assert (record["passed"], record["note"]) == (False, "PARAMETER stop is missing for '<|ending|>'")
+    assert (record.passed, record.note) == (False, "PARAMETER stop is missing for '<|ending|>'")
 
 
 def test_check_fails_when_bos_would_be_missing(tmp_path):
-    assert not checked(tmp_path, adds_bos=False)["passed"]
+    assert not checked(tmp_path, adds_bos=False).passed
 
 
 def test_check_passes_where_template_is_rightly_left_out_and_fails_where_it_is_written_all_the_same(tmp_path):
     path, chat = tmp_path / "Modelfile", chat_of(chatml(question="{{ loop.index }}"))
     write(path, composed(chat))
     record = verify(path, chat)
-    assert record["passed"]
-    assert record["requires"] == "Ollama 0.30.0"
-    assert record["note"].startswith("TEMPLATE is left out, so that Ollama 0.30.0 or later is needed")
+    assert record.passed
+    assert record.requires == "Ollama 0.30.0"
+    assert record.note.startswith("TEMPLATE is left out, so that Ollama 0.30.0 or later is needed")
     write(path, composed(chat) + 'TEMPLATE "{{ .Prompt }}"\n')
-    assert verify(path, chat)["note"].endswith("it is there, but should be left out")
+    assert verify(path, chat).note.endswith("it is there, but should be left out")
 
 
 @pytest.mark.parametrize("text", ["FROM\n", "NONSENSE x\n", 'FROM ./x.gguf\nSYSTEM """open\n'])

@@ -11,9 +11,9 @@ from tests.support.browser import BROWSER, browse
 from tests.support.reports import HOSTILE, good, hostile, in_state
 from training import report, runs
 from training.errors import UserError
-from training.evaluation import GENERAL_LOSS, LOSS
+from training.evaluation import GENERAL_LOSS, LOSS, Score
 from training.report import Report, as_html, checklist, comparison, contents
-from training.report.schema import BaseFacts, Evaluation, Score, Step
+from training.report.schema import BaseFacts, Evaluation, Step
 from training.runs import Run
 from training.settings import command_line
 

@@ -20,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.reports import evaluation, good, hostile, in_state, step, write_events
-from training import report
-from training.report import Report, as_html, as_markdown, charts, contents, curves, schema, writing
+from training import report, runs
+from training.checks import Outcome
+from training.evaluation import Score
+from training.report import Report, as_html, as_markdown, charts, contents, curves, gathering, schema, writing
 from training.report.blocks import Table
 from training.report.schema import (
     Artefact,
     BaseFacts,
-    Check,
     Evaluation,
     Quantised,
     RunFacts,
@@ -34,6 +35,7 @@ from training.report.schema import (
     Step,
     TrainingFacts,
 )
+from training.runs import Run
 from training.system import files, privacy, wording
 from training.system.wording import columns, fold
 
@@ -91,7 +93,7 @@ def test_a_dict_will_do_and_a_field_that_does_not_exist_is_refused_by_name(tmp_p
 def test_nan_and_infinity_never_reach_report_json(tmp_path: Path) -> None:
     write_events(tmp_path, step(1, 3.0), '{"event": "step", "step": 2, "total": 60, "loss": NaN}')
     bad = dataclasses.replace(good(tmp_path).training, after=math.nan, best=math.inf)
-    report.write(tmp_path, good(tmp_path, training=bad, checks=(Check("c", True, {"largest": math.inf}),)))
+    report.write(tmp_path, good(tmp_path, training=bad, checks=(Outcome("c", True, {"largest": math.inf}),)))
     found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert found["training"]["after"] is None and found["training"]["losses"][1]["loss"] is None
 
@@ -224,7 +226,7 @@ def test_commands_survive_spaces_quotes_and_chinese_in_the_path() -> None:
 
 
 def test_a_check_that_failed_stands_out_and_one_that_was_not_run_says_why() -> None:
-    made = good(Path("/r"), checks=(Check("a", False), Check("b", None, why="too little memory")))
+    made = good(Path("/r"), checks=(Outcome("a", False), Outcome("b", None, why="too little memory")))
     assert re.search(r"\| a +\| FAILED ", as_markdown.markdown(made))
     text = as_html.html(made)
     assert '<td class="verdict bad">FAILED</td>' in text and "too little memory" in text
@@ -439,3 +441,60 @@ def test_every_curve_that_was_measured_is_drawn_and_no_other() -> None:
     assert titles == ["Loss", "Learning rate", "Tokens per second", "Gradient norm"]
     assert [chart.title for chart in curves.charts([Step(1, 1.0)], [], 2)] == ["Loss"]
     assert curves.charts([], [], 0) == []
+
+
+# ---- gathered from what the stages left -------------------------------------------------------------------------
+
+
+LEFT = {
+    "train": {
+        "steps": 3, "epochs": 1.0, "loss": 1.5, "validation": {"before": 2.0, "after": 1.5, "best": 1.25}, "best_step": 2,
+        "stopped_early": False, "train_seconds": 4.0, "tokens": 30, "tokens_per_second": 7.5, "peak_memory": 9,
+        "micro_batch": 1, "accumulation": 1, "seconds": 5.0, "trainable": 7, "fingerprint": {},
+    },
+    "evaluate": {
+        "seconds": 2.0,
+        "samples": [{"question": "q", "expected": "e", "before": "b", "after": "a", "stopped": True}],
+        "scores": [{"name": "chrF", "before": 0.1, "after": 0.5, "quantised": None, "rows": 8, "verdict": "better"}],
+        "general": [],
+    },
+    "merge": {"seconds": 1.0, "merge": {}},
+    "check": {"seconds": 1.5, "checks": 1, "quantised": {"scores": {"chrF": 0.4}, "speeds": {"a.gguf": 12.0}}},
+}  # fmt: skip
+
+
+def left(folder: Path, stages: dict[str, object], **status: object) -> Run:
+    planned = good(folder, settings={"Training": {"EARLY_STOPPING_PATIENCE": 0}}, warnings=())
+    files.write_json(folder / runs.CHECKPOINTS / gathering.PLANNED, schema.plain(planned))
+    return Run(folder, {"stages": stages, **status})
+
+
+def test_a_report_is_gathered_from_what_the_stages_left(tmp_path: Path) -> None:
+    (tmp_path / runs.CHECKPOINTS).mkdir()
+    check = {"name": "c", "passed": True, "figures": {"n": 1}, "threshold": "t", "why": "w", "seconds": 0.5}
+    rows = [{"file": "a.gguf", "method": "q4_k_m", "bytes": 5, "fallback": None, "kl": 0.1, "top1": 0.9}]
+    made = gathering.gather(left(tmp_path, LEFT, checks=[check], quantised=rows), "completed")
+    assert made.run.stages == {"train": 5.0, "evaluate": 2.0, "merge": 1.0, "check": 1.5}
+    assert made.base.trainable == 7
+    assert made.training == TrainingFacts(3, 60, 1.0, 2.0, 1.5, 1.25, 2, False, 7.5, 9)
+    assert made.samples == (Sample("q", "b", "a", True, "e"),)
+    assert made.scores == (Score("chrF", 0.1, 0.5, 0.4, rows=8, verdict="better"),)
+    assert made.quantised == (Quantised("a.gguf", "q4_k_m", 5, 0.1, 0.9, tokens_per_second=12.0),)
+    assert made.checks == (Outcome(**check),)
+
+
+def test_stages_that_a_run_did_not_reach_leave_their_part_of_the_report_out(tmp_path: Path) -> None:
+    (tmp_path / runs.CHECKPOINTS).mkdir()
+    made = gathering.gather(left(tmp_path, {}), "interrupted")
+    assert (made.training, made.samples, made.scores, made.quantised, made.checks) == (None, (), (), (), ())
+
+
+def test_a_model_is_worse_by_the_validation_loss_or_by_the_held_out_rows(tmp_path: Path) -> None:
+    assert gathering.worse(Run(tmp_path, {"stages": LEFT}), best=False) == ""
+    losses = {"before": 1.0, "after": 1.5, "best": 0.75}
+    run = Run(tmp_path, {"stages": {"train": {**LEFT["train"], "validation": losses}}})
+    assert gathering.worse(run, best=True) == ""
+    assert gathering.worse(run, best=False).endswith("validation loss 1.0000 before, 1.5000 after")
+    score = {"name": "loss on held-out answers", "before": 1.0, "after": None, "rows": 8, "verdict": "worse"}
+    run = Run(tmp_path, {"stages": {"train": LEFT["train"], "evaluate": {"scores": [score]}}})
+    assert gathering.worse(run, best=False).endswith("loss on held-out answers 1.0000 before, no finite number after")

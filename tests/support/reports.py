@@ -7,17 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from training.checks import Outcome
+from training.evaluation import Score
 from training.report import Report
 from training.report.schema import (
     Artefact,
     BaseFacts,
-    Check,
     DataFacts,
     DataFile,
     Quantised,
     RunFacts,
     Sample,
-    Score,
     TrainingFacts,
 )
 
@@ -49,8 +49,8 @@ def good(run: Path, **changes: Any) -> Report:
         scores=(Score("chrF", 12.1, 61.2, 60.4, 44.0, 54.1, 24, "better"),),
         quantised=(Quantised("my-assistant.Q4_K_M.gguf", "q4_k_m", 105_454_432, 0.02, 0.943, 12.4, "30 tensors q5_0"),),
         checks=(
-            Check("merged = base + update", True, {"tensors": 120}, "bf16 rounding", "", 3.2),
-            Check("logits", None, why="not enough memory"),
+            Outcome("merged = base + update", True, {"tensors": 120}, "bf16 rounding", "", 3.2),
+            Outcome("logits", None, why="not enough memory"),
         ),
         artefacts=(
             Artefact("adapter/adapter_model.safetensors", 7_400_000, "ef" * 32),

@@ -258,7 +258,7 @@ def test_a_text_is_cut_short_after_its_secrets_are_hidden():
     from training.settings import ini_file
 
     cut = "x" * 40 + f" https://me:PLANTED-password{'y' * 80}@host"
-    for text in (ini_file.show(cut), as_markdown.short(cut, 60)):
+    for text in (ini_file.show(cut), as_markdown.beginning(cut, 60)):
         assert "PLANTED" not in text
 
 

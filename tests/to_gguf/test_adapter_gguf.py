@@ -176,7 +176,7 @@ def test_a_wrong_name_of_the_base_and_a_stage_beside_it_are_refused(job: Job) ->
     with pytest.raises(UserError, match="--adapter a b: "):
         adapter_gguf.export(job, "a b")
     with pytest.raises(UserError, match="--adapter makes the adapter's file alone"):
-        export._arguments([str(job.run.path), "--adapter", "a", "--only", "merge"])
+        export.parse([str(job.run.path), "--adapter", "a", "--only", "merge"])
     with pytest.raises(UserError, match="--adapter : a name must follow"):
-        export._arguments([str(job.run.path), "--adapter"])
+        export.parse([str(job.run.path), "--adapter"])
     assert not list(job.run.path.glob("*.gguf"))

@@ -6,16 +6,27 @@ import shutil
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
+from tests.support.facts import some_facts
 from tests.support.paths import ROOT
+from tests.support.settings import a_settings
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.pipeline import export_stages
+from training.runs import Run
 from training.system import files
-from training.to_gguf import conversion, conversion_worker, importance, merging, reader_metadata, trial, trial_model
+from training.to_gguf import (
+    Job,
+    conversion,
+    conversion_worker,
+    importance,
+    merging,
+    reader_metadata,
+    trial,
+    trial_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +156,7 @@ def test_a_model_is_converted_and_quantised_and_progress_is_told(model, tmp_path
     assert made.size == (tmp_path / "b.gguf").stat().st_size >= conversion.least_size(f16, "q4_k_m")
     assert made.tensors == sum(made.types.values()) == len(gguf_file.read(tmp_path / "b.gguf").tensors)
     assert made.types["Q4_K"] > 0 and made.fell_back == 0 and made.fallbacks == {}
-    assert json.loads(json.dumps(made.as_dict()))["path"] == str(tmp_path / "b.gguf")
+    assert made.path == tmp_path / "b.gguf"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
 
 
@@ -154,7 +165,9 @@ def test_a_model_is_converted_and_quantised_and_progress_is_told(model, tmp_path
 def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_path, where):
     from gguf import GGUFReader
 
-    folder = copy(tiny_model, tmp_path)
+    job = Job(run=Run(tmp_path / "run"), settings=a_settings(), facts=some_facts(plain=True))
+    job.f16.parent.mkdir(parents=True)
+    folder = copy(tiny_model, tmp_path).rename(job.merged)
     (folder / merging.TEMPLATE).unlink(missing_ok=True)
     settings = json.loads((folder / merging.TOKENIZER_CONFIG).read_text()) | {"chat_template": "{{ tools }}"}
     if where == merging.TEMPLATE:
@@ -163,7 +176,6 @@ def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     pairs = reader_metadata.pairs(reader_metadata.tokenizer(folder), None)
     chats = conversion.to_gguf(folder, tmp_path / "chats.gguf", pairs=pairs)
-    job = SimpleNamespace(facts={"plain": True}, merged=folder, f16=tmp_path / "plain.gguf", trained_template=None)
     export_stages.STAGES["convert"][1](job)
     fields = [GGUFReader(path).fields for path in (chats, job.f16)]
     assert fields[0].keys() - fields[1].keys() == {"tokenizer.chat_template"}

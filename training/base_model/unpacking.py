@@ -82,7 +82,6 @@ def agreement(path: Path, folder: Path, say: Callable[[str], None]) -> float | N
     None, and said, where memory does not hold the model beside the mapped file. The folder is run in float32 if that
     fits, else in bf16.
     """
-    import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -101,7 +100,7 @@ def agreement(path: Path, folder: Path, say: Callable[[str], None]) -> float | N
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     with torch.no_grad():
         ours = llama.log_softmax(model(torch.tensor([ids])).logits[0].float().numpy())
-    found = float((np.exp(theirs) * (theirs - ours)).sum(-1).mean())
+    found = float(llama.kl_divergence(theirs, ours).mean())
     if not found <= DIVERGENCE:  # NaN is no agreement either
         raise UserError(
             f"unpacked, the model does not predict what llama.cpp predicts from the file (mean divergence {found:.3f} "

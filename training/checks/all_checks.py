@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import functools
-import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loguru import logger
 
 from training import evaluation, ollama, runs
 from training.checks import as_read, gguf_files, logits
 from training.checks.check import Check, require
-from training.data import chat_template, held_out
+from training.data import chat_template
 from training.errors import RunError
 from training.evaluation import models, reference, scoring
-from training.system import files
+from training.system import files, records
+from training.system.wording import value_text
+from training.to_gguf import Job
+from training.to_gguf.job import FileRow
 
 
-def run(job: Any) -> dict[str, Any]:
-    """Do all checks of an exported run (export.Job). RunError naming the first link that is broken.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The first quantised file on the rows that base and tuned model were measured on; how fast each file answers.
+
+    scores: name of the score -> figure; speeds: file -> tokens a second.
+    """
+
+    scores: dict[str, float | None] = field(default_factory=dict)
+    speeds: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What the stage leaves in status.json: how many checks were made, and what was measured."""
+
+    checks: int = 0
+    quantised: Measured = Measured()
+
+
+def run(job: Job) -> Checked:
+    """Do all checks of an exported run. RunError naming the first link that is broken.
 
     The figures are kept in status.json in either case, so that the report of a failed run has them too.
     """
-    if job.run.stage("quantise") is None:  # forgotten, because --only made anew what it starts from
+    made = job.run.stage("quantise")
+    if made is None:  # cleared: --only rebuilt its input
         raise RunError("check", "the quantised files are not of this model any more; do the export without --only")
-    sequences = [row["ids"] for row in job.facts["sequences"]]
-    starts = [row["first"] for row in job.facts["sequences"]]
-    prompts = [question["ids"] for question in job.facts["questions"]]
-    most = max((question["most"] for question in job.facts["questions"]), default=0)
+    facts = job.facts
+    sequences, starts = [row.ids for row in facts.sequences], [row.first for row in facts.sequences]
+    prompts = [question.ids for question in facts.questions]
+    most = max((question.most for question in facts.questions), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
     done = [gguf_files.merged_tensors(base, adapter, job.merged)]
     rounding = done[0].figures.get("rounding_loss", 0.0)
@@ -43,12 +65,12 @@ def run(job: Any) -> dict[str, Any]:
             # loaded once, when base + adapter has been freed, for every check that runs the merged model
             merged = functools.cache(lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged")))
             done.append(logits.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
-            chats = chat_template.samples(job.trained_template) if job.trained_template else ()
+            chats = chat_template.samples(job.template) if job.template else ()
             done.append(gguf_files.gguf_tokenizer(job.f16, job.merged, chats))
-            done.append(as_read.read_as_trained(job.f16, job.merged, job.trained_template, job.row_texts))
+            done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts))
             done.append(gguf_files.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
-                done.append(gguf_files.answers(merged(), job.f16, others, prompts, job.facts["end_ids"], most))
+                done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most))
             merged.cache_clear()
         cost = {method: gguf_files.quantised(job.f16, path, sequences, starts, room) for method, path in others.items()}
     done += cost.values()
@@ -56,20 +78,16 @@ def run(job: Any) -> dict[str, Any]:
     for check in done:
         _tell(check)
     before = next((check.figures.get("perplexity") for check in done if check.name == "f16 GGUF"), None)
-    table = [_row(entry, cost.get(entry["method"]), before) for entry in job.run.stage("quantise")["quantised"]]
+    table = [_row(row, cost.get(row["method"]), before) for row in made["quantised"]]
     warnings = [warning for check in done for warning in check.warnings]
-    job.run.update(checks=[_record(check) for check in done], quantised=table, check_warnings=warnings)
+    outcomes = [records.plain(check.outcome()) for check in done]
+    job.run.update(checks=outcomes, quantised=table, check_warnings=warnings)
     require(done)
-    return {"checks": len(done), "quantised": _evaluate(job, others)}
+    return Checked(checks=len(done), quantised=_evaluate(job, others))
 
 
-def _evaluate(job: Any, others: dict[str, Any]) -> dict[str, Any]:
-    """The first quantised file on the rows that base and tuned model were measured on, and how fast each file answers.
-
-    scores: name of the score -> figure; speeds: file -> tokens a second.
-    """
-    measured = [held_out.build(record) for record in job.facts.get("measured", [])]
-    asked = [held_out.build(record) for record in job.facts.get("asked", [])]
+def _evaluate(job: Job, others: Mapping[str, Path]) -> Measured:
+    measured, asked = job.facts.measured, job.facts.asked
     scores: dict[str, float | None] = {}
     speeds: dict[str, float | None] = {}
     for path in others.values():
@@ -80,15 +98,15 @@ def _evaluate(job: Any, others: dict[str, Any]) -> dict[str, Any]:
                 continue
             lines = evaluation.loss_scores(measured, None, speaker.losses(measured))
             lines += scoring.answer_scores(None, evaluation.marks(asked, answers))
-            scores = {line["name"]: line["after"] for line in lines}
+            scores = {line.name: line.after for line in lines}
     for name, speed in speeds.items():
         if speed:
             logger.info("{} answers {:.0f} tokens a second on this machine", name, speed)
-    return {"scores": scores, "speeds": speeds}
+    return Measured(scores=scores, speeds=speeds)
 
 
 @contextmanager
-def _room(job: Any) -> Iterator[Path]:
+def _room(job: Job) -> Iterator[Path]:
     """A folder for logits beside the checkpoints: on the disk that was reckoned with, and removed if we are killed."""
     folder = job.run.path / runs.CHECKPOINTS / f"logits{files.PARTIAL}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,25 +117,19 @@ def _room(job: Any) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _modelfile(job: Any) -> Check:
-    held = ollama.verify(job.run.path / "Modelfile", job.chat(job.adds_bos), job.facts["stops"])
+def _modelfile(job: Job) -> Check:
+    held = ollama.verify(job.run.path / "Modelfile", job.chat(job.adds_bos), job.facts.stops)
     why = "Ollama must show the model the prompts that it was trained on"
-    figures = {key: value for key, value in held.items() if key not in ("check", "passed")}
-    return Check(
-        "modelfile",
-        held["passed"],
-        figures,
-        "equal, byte for byte",
-        why,
-        failure="" if held["passed"] else held["note"],
-    )
+    failure = "" if held.passed else held.note
+    return Check("modelfile", held.passed, held.figures(), "equal, byte for byte", why, failure=failure)
 
 
 def _tell(check: Check) -> None:
     if check.skipped:
         logger.info("check {}: left out, {}", check.name, check.skipped)
         return
-    shown = ", ".join(f"{name} {_short(value)}" for name, value in check.figures.items() if _is_figure(value))
+    figures = {name: value for name, value in check.figures.items() if _is_figure(value)}
+    shown = ", ".join(f"{name} {value_text(value)}" for name, value in figures.items())
     logger.log(
         "INFO" if check.passed else "WARNING",
         "check {}: {}{}",
@@ -129,34 +141,20 @@ def _tell(check: Check) -> None:
         logger.warning("{}", warning)
 
 
-def _is_figure(value: Any) -> bool:
+def _is_figure(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _short(value: float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
-
-
-def _record(check: Check) -> dict[str, Any]:
-    """A check as the report has it; the answers themselves are data, and stay out of it."""
-    return {
-        "name": check.name,
-        "passed": None if check.skipped else check.passed,
-        "figures": {name: value for name, value in check.figures.items() if name != "answers"},
-        "threshold": check.threshold,
-        "why": check.skipped or check.failure or check.why,
-        "seconds": round(check.seconds, 2),
-    }
-
-
-def _row(entry: dict[str, Any], cost: Check | None, before: float | None) -> dict[str, Any]:
-    """A row of the report's table of files. before: the f16 file's perplexity."""
+def _row(row: FileRow, cost: Check | None, before: float | None) -> FileRow:
+    """A row of the report's table of files, with what quantising cost. before: the f16 file's perplexity."""
     if cost is None:
-        return {**entry, "perplexity": before}
+        return {**row, "perplexity": before}
     figures = cost.figures
     ratio = figures.get("perplexity_ratio")
     return {
-        **entry,
-        **{"kl": figures.get("mean_kl"), "top1": figures.get("top1"), "perplexity": figures.get("perplexity")},
+        **row,
+        "kl": figures.get("mean_kl"),
+        "top1": figures.get("top1"),
+        "perplexity": figures.get("perplexity"),
         "perplexity_change": None if ratio is None else ratio - 1,
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from training.errors import RunError
@@ -19,7 +19,7 @@ class Check:
 
     name: str
     passed: bool
-    figures: dict[str, Any]
+    figures: Mapping[str, Any]
     threshold: str
     why: str
     seconds: float = 0.0
@@ -27,9 +27,28 @@ class Check:
     skipped: str = ""
     warnings: tuple[str, ...] = field(default=())
 
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON values, for report.json."""
-        return {**asdict(self), "warnings": list(self.warnings)}
+    def outcome(self) -> Outcome:
+        """What is kept of it; the answers themselves are data, and stay out of it."""
+        return Outcome(
+            name=self.name,
+            passed=None if self.skipped else self.passed,
+            figures={name: value for name, value in self.figures.items() if name != "answers"},
+            threshold=self.threshold,
+            why=self.skipped or self.failure or self.why,
+            seconds=round(self.seconds, 2),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A check as status.json and the report keep it. `passed` None: not made, and `why` says the reason."""
+
+    name: str
+    passed: bool | None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    threshold: str | None = None
+    why: str = ""
+    seconds: float | None = None
 
 
 def require(checks: Sequence[Check], safe: str = "") -> None:

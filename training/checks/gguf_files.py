@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from training import llama
+from training import evaluation, llama
 from training.base_model import load_tokenizer
 from training.checks import tensors
 from training.checks.check import Check, timed
@@ -59,7 +59,7 @@ def merged_tensors(base: Path, adapter: Path, merged: Path) -> Check:
             )
         if found.lost:
             warnings.append(f"the updates of {found.lost} of {found.targeted} tensors are too small for 16 bits")
-        return replace(check, figures=found.as_dict(), warnings=tuple(warnings))
+        return replace(check, figures=asdict(found), warnings=tuple(warnings))
 
     return timed(check, measure)
 
@@ -92,7 +92,7 @@ def gguf_tokenizer(
         one = wrong[0]
         failure = (
             f"llama.cpp cuts {len(wrong)} of {len(corpus)} texts otherwise than the tokenizer in {folder}; the first is "
-            f"{_short(corpus[one])}: {_short(theirs[one])} instead of {_short(ours[one])}"
+            f"{_quoted(corpus[one])}: {_quoted(theirs[one])} instead of {_quoted(ours[one])}"
         )
         return replace(check, passed=False, figures=figures, failure=failure)
 
@@ -122,11 +122,12 @@ def f16_agrees(
 
     def measure() -> Check:
         rows, first = divergence.bounded(sequences, starts)
-        if isinstance(model, TooLarge) or not rows:
-            why = f"the merged model was not run: {model.reason}" if rows else "there are no held-out answers"
-            return replace(check, skipped=why)
+        if not rows:
+            return replace(check, skipped="there are no held-out answers")
+        if isinstance(model, TooLarge):
+            return replace(check, skipped=f"the merged model was not run: {model.reason}")
         found = divergence.compare(model.logits(rows, first), _logits(f16, rows, first, keep), rows, first)
-        figures = {"dtype": model.dtype, **found.as_dict()}
+        figures = {"dtype": model.dtype, **found.figures()}
         failure = "the f16 GGUF does not predict what the merged model predicts"
         judged = _judged(check, figures, found, MOST_KL[model.dtype], failure)
         if judged.passed and found.top1_sure * found.sure + FEW[model.dtype] < LEAST_TOP1[model.dtype] * found.sure:
@@ -162,7 +163,7 @@ def quantised(
         found = divergence.compare(ours, theirs, rows, first)
         before, after = found.perplexity_reference, found.perplexity
         ratio = after / before
-        figures = {**found.as_dict(), "perplexity_ratio": ratio if math.isfinite(ratio) else None}
+        figures = {**found.figures(), "perplexity_ratio": ratio if math.isfinite(ratio) else None}
         if math.isfinite(before) and ratio <= MOST_PERPLEXITY:  # NaN is not
             return replace(check, figures=figures)
         failure = f"{other.name} is damaged: perplexity {after:.4g} on held-out answers, {before:.4g} before quantising"
@@ -200,22 +201,22 @@ def answers(
     def measure() -> Check:
         if isinstance(model, TooLarge):
             return replace(check, skipped=f"the merged model was not run: {model.reason}")
-        told: dict[str, Any] = {"merged": model.answers(prompts, stop_ids, max_tokens)}
-        for name, file in {"f16": f16, **others}.items():
-            told[name] = llama.answer(file, prompts, max_tokens)
-        stopped = {name: sum(answer.stopped for answer in found) for name, found in told.items()}
-        texts = [{name: found[number].text for name, found in told.items()} for number in range(len(prompts))]
+        merged = model.answers(prompts, stop_ids, max_tokens)
+        of_files = {name: llama.answer(file, prompts, max_tokens) for name, file in {"f16": f16, **others}.items()}
+        every: dict[str, Sequence[evaluation.Answer | llama.Answer]] = {"merged": merged, **of_files}
+        stopped = {name: sum(answer.stopped for answer in answers) for name, answers in every.items()}
+        texts = [{name: answers[number].text for name, answers in every.items()} for number in range(len(prompts))]
         figures = {"prompts": len(prompts), "stopped": stopped, "answers": texts}
         warnings = [
             f"{name} did not stop within {max_tokens} tokens on {len(prompts) - count} of {len(prompts)} prompts"
             for name, count in stopped.items()
             if count < len(prompts)
         ]
-        check_ = replace(check, figures=figures, warnings=tuple(warnings))
-        for ids, merged, gguf in zip(prompts, told["merged"], told["f16"], strict=True):
-            if merged.stopped and not gguf.stopped and (fault := _endless(f16, list(ids), list(merged.ids))):
-                return replace(check_, passed=False, failure=fault)
-        return check_
+        measured = replace(check, figures=figures, warnings=tuple(warnings))
+        for ids, ours, theirs in zip(prompts, merged, of_files["f16"], strict=True):
+            if ours.stopped and not theirs.stopped and (fault := _endless(f16, list(ids), list(ours.ids))):
+                return replace(measured, passed=False, failure=fault)
+        return measured
 
     return timed(check, measure)
 
@@ -241,7 +242,7 @@ def _logits(gguf: Path, rows: list[list[int]], first: list[int], keep: Path | No
     return logits if keep is None else divergence.kept_logits(keep / f"{gguf.name}.logits", logits, len(rows))
 
 
-def _judged(check: Check, figures: dict[str, Any], found: Agreement, most: float, failure: str) -> Check:
+def _judged(check: Check, figures: Mapping[str, object], found: Agreement, most: float, failure: str) -> Check:
     if found.mean_kl <= most:  # NaN is not
         return replace(check, figures=figures)
     says = f"{failure}: mean KL {found.mean_kl:.3g} nats over {found.tokens} tokens, at most {most:.3g} is rounding"
@@ -253,6 +254,7 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [f"{token}user\nHi{token}" for token in tokenizer.all_special_tokens]
 
 
-def _short(value: object) -> str:
+def _quoted(value: object) -> str:
+    """A text or its tokens as Python writes them, at most 120 characters."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.base_model import safetensors_file
 from training.base_model.lora_adapter import Change
@@ -25,20 +25,22 @@ if TYPE_CHECKING:
     import torch
 
 ROWS = 1 << 18  # elements compared at a time: 4 MB in float64, and a dozen temporaries of that size
-DIGITS = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}  # significant bits; exponent of the smallest step
+# Significant bits; exponent of the smallest step.
+DIGITS = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}
 # Rounding to nearest is never off by more than half a step; the rest is for this module's own float64 sums.
 MOST_ULP = 0.501
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proof:
     """The figures of a merge that holds.
 
     max_ulp: the largest distance between merged and base + update, in steps (units in the last place) of the merged
-    dtype, less what float32 sums may lose: 0.5 where every value is the nearest one. relative_update: norm of the change over norm of the base, over all targeted
-    tensors. rounding_loss: norm of what rounding moved, over the norm of the update (noise, most of which averages
-    out: 0.3 is usual for bfloat16 after a short run). untrained: targeted tensors whose update is exactly 0 (with DoRA: but
-    for what a float32 magnitude's own rounding makes of it); lost: whose update rounds away whole.
+    dtype, less what float32 sums may lose: 0.5 where every value is the nearest one. relative_update: norm of the change
+    over norm of the base, over all targeted tensors. rounding_loss: norm of what rounding moved, over the norm of the
+    update (noise, most of which averages out: 0.3 is usual for bfloat16 after a short run). untrained: targeted tensors
+    whose update is exactly 0 (with DoRA: but for what a float32 magnitude's own rounding makes of it); lost: whose update
+    rounds away whole.
     """
 
     tensors: int
@@ -50,10 +52,6 @@ class Proof:
     relative_update: float
     rounding_loss: float
     elements_changed: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return asdict(self)
 
 
 def verify(base: Path, adapter: Path, merged: Path) -> Proof:
@@ -90,15 +88,15 @@ def verify(base: Path, adapter: Path, merged: Path) -> Proof:
     if not changed:
         raise _nothing(targeted, lost)
     return Proof(
-        len(outputs),
-        targeted,
-        changed,
-        untrained,
-        lost,
-        round(worst, 6),
-        math.sqrt(sums["change"] / sums["base"]) if sums["base"] else math.inf,
-        math.sqrt(sums["lost"] / sums["update"]) if sums["update"] else 0.0,
-        sums["changed"] / sums["elements"],
+        tensors=len(outputs),
+        targeted=targeted,
+        changed=changed,
+        untrained=untrained,
+        lost=lost,
+        max_ulp=round(worst, 6),
+        relative_update=math.sqrt(sums["change"] / sums["base"]) if sums["base"] else math.inf,
+        rounding_loss=math.sqrt(sums["lost"] / sums["update"]) if sums["update"] else 0.0,
+        elements_changed=sums["changed"] / sums["elements"],
     )
 
 
@@ -199,7 +197,8 @@ def _double(part: Tensor) -> torch.Tensor:
     from safetensors import safe_open
 
     with safe_open(part.file, "pt") as file:
-        return file.get_tensor(part.name).double()
+        tensor: torch.Tensor = file.get_tensor(part.name)
+    return tensor.double()
 
 
 class _Update:
@@ -209,7 +208,8 @@ class _Update:
         self.change = change
         parts = {"b": change.b, "a": change.a, "magnitude": change.magnitude}
         self.parts = {key: _double(part) for key, part in parts.items() if part is not None}
-        self.ratios = self.parts["magnitude"].clone() if change.magnitude else None  # DoRA's factor of each row
+        # DoRA's factor of each row.
+        self.ratios = self.parts["magnitude"].clone() if change.magnitude else None
 
     def apply(self, exact: torch.Tensor, first: int) -> None:
         """Add this change to `exact`, whose first row is the target's row `first`."""
@@ -223,7 +223,7 @@ class _Update:
             return
         left, right = self._factors(own)
         exact[rows] += (right @ (left * self._scaling())).T
-        if change.magnitude is not None:
+        if self.ratios is not None:
             ratio = self.parts["magnitude"][own] / exact[rows].square().sum(dim=1).sqrt()
             exact[rows] *= ratio[:, None]
             self.ratios[own] = ratio
@@ -258,7 +258,7 @@ class _Update:
         left, right = self._factors(slice(0, change.stop - change.start))
         size = start.abs() + abs(self._scaling()) * (left[:, own].abs() * right[column].T.abs()).sum(dim=0)
         roundings = float(change.rank + 2)
-        if change.magnitude is not None:
+        if self.ratios is not None:
             size = size * self.ratios[own].abs()
             roundings += math.sqrt(len(right))
         return torch.where(inside, size * roundings * 2.0**-24, 0.0)
@@ -292,5 +292,6 @@ def _step(values: torch.Tensor, dtype: str) -> torch.Tensor:
 
     digits, smallest = DIGITS[dtype]
     exponent = torch.frexp(values).exponent - digits
-    exponent = exponent.where(values != 0, torch.full_like(exponent, smallest))  # frexp(0) says 0: a step of 2**-8
+    # frexp(0) says 0: a step of 2**-8.
+    exponent = exponent.where(values != 0, torch.full_like(exponent, smallest))
     return torch.ldexp(torch.ones_like(values), exponent.clamp_min(smallest))

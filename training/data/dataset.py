@@ -28,11 +28,24 @@ NAMED = 20  # bad rows that a message names; the rest is counted
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many rows there are. `turns`: conversations; `text`: plain text; `bad`: left out; then the parts of the run."""
+
+    rows: int
+    turns: int
+    text: int
+    bad: int
+    train: int
+    validation: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """The rows of a run. Each dataset has the columns messages (list of role, content; or None), text (or None), file, line.
 
-    `sha256`: data file -> hexadecimal digest. `counts`: rows, turns, text, bad, train, validation, test. `plain`: all rows
-    are {text} without turns, so that the finished model takes the bare prompt.
+    `sha256`: data file -> hexadecimal digest. `plain`: all rows are {text} without turns, so that the finished model takes
+    the bare prompt.
     """
 
     train: datasets.Dataset
@@ -42,7 +55,7 @@ class Data:
     warnings: list[str]
     notes: list[str]
     sha256: dict[str, str]
-    counts: dict[str, int]
+    counts: Counts
     plain: bool
 
 
@@ -85,14 +98,15 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     train, validation, test = (own.rows.select(part) if len(part) else None for part in parts)
     if held:
         validation = held.rows
-    counts = {
-        "rows": sum(len(file.rows) for file in every),
-        "turns": sum(file.seen.counts["turns"] for file in every),
-        "text": sum(file.seen.counts["text"] for file in every),
-        "bad": len(rejected),
-    }
-    for name, part in (("train", train), ("validation", validation), ("test", test)):
-        counts[name] = len(part) if part is not None else 0
+    counts = Counts(
+        rows=sum(len(file.rows) for file in every),
+        turns=sum(file.seen.counts["turns"] for file in every),
+        text=sum(file.seen.counts["text"] for file in every),
+        bad=len(rejected),
+        train=len(train) if train is not None else 0,
+        validation=len(validation) if validation is not None else 0,
+        test=len(test) if test is not None else 0,
+    )
     return Data(
         train=train,
         validation=validation,
@@ -102,7 +116,7 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
         notes=notes,
         sha256=digests,
         counts=counts,
-        plain=counts["turns"] == 0,
+        plain=counts.turns == 0,
     )
 
 

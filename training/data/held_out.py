@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.data import dataset, encoding
 from training.data.chat_template import ChatTemplate
@@ -43,10 +43,6 @@ class Item:
     def tokens(self) -> int:
         """How many tokens have a loss; the first of a sequence is predicted by nothing."""
         return sum(label != IGNORED for label in self.labels[1:])
-
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON-able values, for the export."""
-        return asdict(self)
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -107,8 +103,3 @@ def asked(found: Sequence[Item], most: int) -> list[Item]:
     """At most `most` of the items that have a question, evenly spread."""
     questions = [item for item in found if item.prompt]
     return [questions[at] for at in spread(len(questions), most)]
-
-
-def build(record: Mapping[str, Any]) -> Item:
-    """An item from its dict."""
-    return Item(**record)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from training.data import dataset, encoding
 from training.data.chat_template import ChatTemplate
@@ -36,22 +35,11 @@ class RowTexts:
     rows: int = 0
     total: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON-able values, for the export."""
-        return asdict(self)
-
     def without_secrets(self) -> RowTexts:
         """Without the rows in which a text holds what looks like a secret: as they are they must not be written down."""
         held = {(one.file, one.line) for one in self.texts if privacy.redact(one.text) != one.text}
         kept = tuple(one for one in self.texts if (one.file, one.line) not in held)
         return replace(self, texts=kept, rows=self.rows - len(held))
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any] | None) -> RowTexts:
-        """The record again from its dict; no texts from None."""
-        if record is None:
-            return cls()
-        return cls(tuple(RowText(**one) for one in record["texts"]), record["rows"], record["total"])
 
 
 # ---- the run's own rows ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from training.evaluation.generate import Answer, answers, losses
 from training.evaluation.measure import GENERAL_LOSS, LOSS, PERPLEXITY, Evaluated, Sample, evaluate, loss_scores, marks
+from training.evaluation.scoring import Score
 
 __all__ = [
     "Answer",
@@ -10,6 +11,7 @@ __all__ = [
     "LOSS",
     "PERPLEXITY",
     "Sample",
+    "Score",
     "answers",
     "evaluate",
     "loss_scores",

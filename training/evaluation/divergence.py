@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from training.llama import log_softmax
+from training.llama import kl_divergence, log_softmax
 from training.system import privacy
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Agreement:
     perplexity: float
     kl_of_each: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, float | None]:
         """The figures as JSON values: what is not finite becomes null, which JSON has no number for."""
         figures = {key: value for key, value in asdict(self).items() if key != "kl_of_each"}
         return {key: privacy.finite(value) for key, value in figures.items()}
@@ -126,7 +126,7 @@ def compare(
         for low in range(0, len(ids) - start - 1, ROWS):
             high = min(low + ROWS, len(ids) - start - 1)
             p, q = (log_softmax(np.asarray(logits[low:high, :width])) for logits in (ours, theirs))
-            kls.extend((np.exp(p) * (p - q)).sum(axis=-1).tolist())
+            kls.extend(kl_divergence(p, q).tolist())
             best = np.partition(p, -2, axis=-1)[:, -2:]
             sure.extend((best[:, 1] - best[:, 0] >= MARGIN).tolist())
             agreed.extend((p.argmax(-1) == q.argmax(-1)).tolist())

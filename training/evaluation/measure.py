@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from training.data import Item
 from training.evaluation import scoring
 from training.evaluation.generate import Answer, answers, losses
-from training.evaluation.scoring import Marks
+from training.evaluation.scoring import Marks, Score
 from training.system import privacy
 
 if TYPE_CHECKING:
@@ -30,18 +30,14 @@ class Sample:
     after: str
     stopped: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON-able values, for the report."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Evaluated:
     """What base and tuned model made of the same rows: lines of the report's tables, and the answers."""
 
-    samples: list[Sample]
-    scores: list[dict[str, Any]]  # fields of record.Score
-    general: list[dict[str, Any]]
+    samples: list[Sample] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    general: list[Score] = field(default_factory=list)
 
 
 def evaluate(
@@ -95,11 +91,11 @@ def loss_scores(
     before: Sequence[float] | None,
     after: Sequence[float],
     quantised: Sequence[float] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Score]:
     """The lines of loss and perplexity; a mean over tokens, as the validation loss is."""
     if not items:
         return []
     weights = [item.tokens for item in items]
     loss = scoring.compared(LOSS, -1, before, after, quantised, weights)
-    values = {key: loss.get(key) for key in ("before", "after", "quantised")}
-    return [loss, {"name": PERPLEXITY, "rows": len(items), **{k: scoring.perplexity(v) for k, v in values.items()}}]
+    before_and_after = scoring.perplexity(loss.before), scoring.perplexity(loss.after)
+    return [loss, Score(PERPLEXITY, *before_and_after, scoring.perplexity(loss.quantised), rows=len(items))]

@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 SAMPLES, SEED = 2000, 3407  # bootstrap resamples, and what makes them the same every time
@@ -36,6 +36,27 @@ class Marks:
     def figure(self, name: str) -> float:
         """A field as a number."""
         return float(getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of the evaluation; `low` and `high` bound the difference tuned - base (95 %)."""
+
+    name: str
+    before: float | None = None
+    after: float | None = None
+    quantised: float | None = None
+    low: float | None = None
+    high: float | None = None
+    rows: int | None = None
+    verdict: str = ""  # better, worse, cannot tell from N rows
+
+    def left(self) -> dict[str, object]:
+        """As a stage leaves it in status.json: of what could not be compared only the figures."""
+        means = {"before": self.before, "after": self.after, "quantised": self.quantised}
+        bounds = {"low": self.low, "high": self.high} if self.low is not None else {}
+        decided = {"verdict": self.verdict} if bounds or self.verdict else {}
+        return {"name": self.name, **means, "rows": self.rows, **bounds, **decided}
 
 
 @dataclass(frozen=True)
@@ -133,8 +154,8 @@ def compared(
     after: Sequence[float],
     quantised: Sequence[float] | None = None,
     weights: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """One line of the evaluation (the fields of record.Score): paired figures of the same rows in the same order.
+) -> Score:
+    """One line of the evaluation: paired figures of the same rows in the same order.
 
     A figure that is not a finite number is None; the tuned model is worse then, where the base's is one.
     """
@@ -144,18 +165,18 @@ def compared(
         found = sum(v * w for v, w in zip(values, by, strict=True)) / sum(by) if values else math.nan
         return found if math.isfinite(found) else None
 
-    row = {"name": name, "before": mean(before), "after": mean(after), "quantised": mean(quantised), "rows": len(after)}
-    if row["before"] is None or not before:
-        return row
-    if row["after"] is None:
-        return row | {"verdict": "worse"}
+    score = Score(name, before=mean(before), after=mean(after), quantised=mean(quantised), rows=len(after))
+    if score.before is None or not before:
+        return score
+    if score.after is None:
+        return replace(score, verdict="worse")
     low, high = interval([b - a for a, b in zip(before, after, strict=True)], by)
-    return row | {"low": low, "high": high, "verdict": verdict(low, high, good, len(after))}
+    return replace(score, low=low, high=high, verdict=verdict(low, high, good, len(after)))
 
 
 def answer_scores(
     before: Sequence[Marks] | None, after: Sequence[Marks], quantised: Sequence[Marks] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Score]:
     """The evaluation of answers: one line for each of MEASURES."""
 
     def column(found: Sequence[Marks] | None, field: str) -> list[float] | None:
@@ -168,11 +189,11 @@ def answer_scores(
     ]
 
 
-def conclusion(scores: Sequence[dict[str, Any]]) -> str:
+def conclusion(scores: Sequence[Score]) -> str:
     """The verdict of the whole, in one sentence: the losses decide where they were taken, for they count every token."""
-    judged = [score for score in scores if score.get("verdict")]
+    judged = [score for score in scores if score.verdict]
     if not judged:
         return "nothing was compared"
     first = judged[0]
-    others = [f"{score['name']} {score['verdict']}" for score in judged[1:]]
-    return f"{first['verdict']} by {first['name']}" + (f" ({', '.join(others)})" if others else "")
+    others = [f"{score.name} {score.verdict}" for score in judged[1:]]
+    return f"{first.verdict} by {first.name}" + (f" ({', '.join(others)})" if others else "")

@@ -55,12 +55,12 @@ class Target:
         handover = Handover.of_run(path)
         gguf = handover.quantised(handover.settings.quantization.quantization_method[0])
         return cls(
-            base=Path(handover.facts["base"]["path"]),
+            base=handover.facts.base.path,
             adapter=path / runs.ADAPTER,
             gguf=gguf if gguf.is_file() else None,
-            template=None if handover.facts["plain"] else handover.template,
-            end_ids=handover.facts["end_ids"],
-            longest=handover.facts["num_ctx"],
+            template=handover.template,
+            end_ids=handover.facts.end_ids,
+            longest=handover.facts.num_ctx,
             settings=handover.settings,
         )
 

@@ -114,6 +114,14 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     return shifted
 
 
+def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL(reference || other) in nats, row by row, of log-probabilities as log_softmax gives them."""
+    import numpy as np
+
+    found: np.ndarray = (np.exp(reference) * (reference - other)).sum(axis=-1)
+    return found
+
+
 def answer(
     gguf: Path,
     prompts: Sequence[str | Sequence[int]],

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from training.errors import UserError
 from training.ollama.go_template import PLAIN, go_template
@@ -45,6 +44,31 @@ class Chat:
     system: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TemplateCheck:
+    """Whether a Modelfile holds what its chat template says, and by what it was proved.
+
+    `conversations` were rendered both ways, `exceptions` are what may differ all the same. `requires`: what the file needs
+    where TEMPLATE is left out. `note` says it in words, and what is wrong.
+    """
+
+    passed: bool = False
+    conversations: int = 0
+    exceptions: tuple[str, ...] = ()
+    requires: str = ""
+    note: str
+
+    def figures(self) -> dict[str, object]:
+        """All of it for the report but whether it passed."""
+        needed = {"requires": self.requires} if self.requires else {}
+        return {
+            "conversations": self.conversations,
+            "exceptions": list(self.exceptions),
+            **needed,
+            "note": self.note,
+        }
+
+
 def compose(
     gguf: str,
     chat: Chat | None,
@@ -68,8 +92,8 @@ def write(path: Path, text: str) -> None:
     files.write_text(path, text, shared=True)
 
 
-def verify(path: Path, chat: Chat | None, stops: Sequence[str] = ()) -> dict[str, Any]:
-    """The check "modelfile_template" for the report: the TEMPLATE on the disk renders what the chat template renders.
+def verify(path: Path, chat: Chat | None, stops: Sequence[str] = ()) -> TemplateCheck:
+    """The TEMPLATE on the disk renders what the chat template renders.
 
     The chat template is taken apart and proved anew, and what the file holds is compared with that; `stops` are texts
     that must be stop texts. A TEMPLATE left out because it cannot be proved passes, and the record says what it needs.
@@ -77,22 +101,21 @@ def verify(path: Path, chat: Chat | None, stops: Sequence[str] = ()) -> dict[str
     commands = read(path)
     held = dict(commands)
     parts = _parts(chat, held.get("from") if "adapter" in held else None)
-    record = {"check": "modelfile_template", "passed": False, **parts.record}
     missing = [stop for stop in stops if ("stop", stop) not in commands]
     if held.get("template") != parts.template:
-        record["note"] = f"TEMPLATE is not the chat template: {_compared(parts.template, held.get('template'))}"
+        wrong = f"TEMPLATE is not the chat template: {_compared(parts.template, held.get('template'))}"
     elif (held.get("system") or None) != parts.system:
-        record["note"] = f"SYSTEM is not the SYSTEM_PROMPT: {_compared(parts.system, held.get('system'))}"
+        wrong = f"SYSTEM is not the SYSTEM_PROMPT: {_compared(parts.system, held.get('system'))}"
     elif missing:
-        record["note"] = f"PARAMETER stop is missing for {', '.join(map(repr, missing))}"
+        wrong = f"PARAMETER stop is missing for {', '.join(map(repr, missing))}"
     else:
-        record["passed"] = True
-    return record
+        return replace(parts.check, passed=True)
+    return replace(parts.check, note=wrong)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What follows from the chat template: two values, comments for the file, and what the report is told.
+    """What follows from the chat template: two values, comments for the file, and the check of a file that holds them.
 
     `trained`: a comment that export_ollama.sh reads, to know which template a server may use beside TEMPLATE.
     """
@@ -100,20 +123,19 @@ class _Parts:
     template: str | None
     system: str | None
     comments: tuple[str, ...]
-    record: dict[str, object]
+    check: TemplateCheck
     trained: str = "Takes plain text: a chat template would be wrong."
 
 
 def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
-    record: dict[str, object] = {"conversations": 0, "exceptions": []}
     if chat is None:
-        return _Parts(PLAIN, None, (), record | {"note": "plain text: the prompt as it is"})
+        return _Parts(PLAIN, None, (), TemplateCheck(note="plain text: the prompt as it is"))
     trained = f"Chats by the chat template of SHA-256 {fingerprint(chat.jinja)}."
     pieces = derive(chat.render, bos=chat.bos, eos=chat.eos, jinja=chat.jinja)
     if isinstance(pieces, Refusal):
         note = left_out(pieces, adapter_of)
-        requires = {} if adapter_of is not None else {"requires": f"Ollama {NATIVE}"}
-        return _Parts(None, chat.system or None, (note,), record | requires | {"note": note}, trained)
+        check = TemplateCheck(note=note, requires="" if adapter_of is not None else f"Ollama {NATIVE}")
+        return _Parts(None, chat.system or None, (note,), check, trained)
     comments = [f"TEMPLATE is equal to the chat template in {pieces.conversations} conversations."]
     if pieces.exceptions:
         comments.append(f"It may differ in: {', '.join(pieces.exceptions)}.")
@@ -121,9 +143,11 @@ def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
         comments.append(f"Ollama {NATIVE} and later use the chat template in the GGUF, which knows tools or thinking.")
     if pieces.system == "none":
         comments.append("The chat template has no place for a system message: one that is sent is left out.")
-    record |= {"conversations": pieces.conversations, "exceptions": list(pieces.exceptions), "note": " ".join(comments)}
+    check = TemplateCheck(
+        conversations=pieces.conversations, exceptions=tuple(pieces.exceptions), note=" ".join(comments)
+    )
     pieces, system = place_system(pieces, chat.system, chat.jinja)
-    return _Parts(go_template(pieces, write_bos=not chat.adds_bos), system, tuple(comments), record, trained)
+    return _Parts(go_template(pieces, write_bos=not chat.adds_bos), system, tuple(comments), check, trained)
 
 
 def fingerprint(jinja: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,24 +12,25 @@ from typing import Any
 from loguru import logger
 
 from training import llama, ollama, runs
+from training.base_model import generation
 from training.checks import all_checks
 from training.errors import FinetuneError, RunError
 from training.ollama import modelfile
 from training.report import gathering
-from training.runs import Run
+from training.runs import Run, Stage
 from training.settings.names import NEED_IMPORTANCE_MATRIX
-from training.system import files
+from training.system import files, records
 from training.system.events import Events
 from training.to_gguf import Job, conversion, importance, merging, reader_metadata
 from training.to_gguf.importance import Importance
-from training.to_gguf.job import what_is_safe
+from training.to_gguf.job import FileRow, what_is_safe
 
 
 class Told(RunError):
     """A failure that the export's own process has told already."""
 
 
-def export(job: Job, only: str | None = None, tell: Callable[[str, float], None] | None = None) -> None:
+def export(job: Job, only: Stage | None = None, tell: Callable[[Stage, float], None] | None = None) -> None:
     """Do every stage that is not done yet (or the one named by `only`). Raises RunError naming the stage.
 
     `tell` hears of each stage that was done, and its seconds.
@@ -44,7 +43,7 @@ def export(job: Job, only: str | None = None, tell: Callable[[str, float], None]
     job.run.update(stage=None)
 
 
-def _stages(job: Job, only: str | None, first: Sequence[str], tell: Callable[[str, float], None] | None) -> None:
+def _stages(job: Job, only: Stage | None, first: Sequence[Stage], tell: Callable[[Stage, float], None] | None) -> None:
     """The stages in their order: those that are not done, or `only` with those in `first` before it."""
     for name, (done, work) in STAGES.items():
         if only is None and job.run.stage(name) is not None and done(job):
@@ -68,15 +67,16 @@ def _stages(job: Job, only: str | None, first: Sequence[str], tell: Callable[[st
             tell(name, seconds)
 
 
-def _gone(job: Job, only: str) -> tuple[str, ...]:
+def _gone(job: Job, only: Stage) -> list[Stage]:
     """The stages whose files were not kept (KEEP_MERGED, KEEP_F16) and that `only` works on: they are made again."""
     f16 = only in ("quantise", "check") and not job.f16.is_file()
     run = only == "quantise" and any(m in NEED_IMPORTANCE_MATRIX for m in job.settings.quantization.quantization_method)
     merged = (only in ("convert", "check") or f16 or run) and not job.merged.is_dir()
-    return ("merge",) * merged + ("convert",) * f16
+    gone: list[tuple[Stage, bool]] = [("merge", merged), ("convert", f16)]
+    return [stage for stage, missing in gone if missing]
 
 
-def _forget_later(job: Job, name: str) -> None:
+def _forget_later(job: Job, name: Stage) -> None:
     """What follows from a stage that was done anew has to be done anew."""
     names = list(STAGES)
     later = names[names.index(name) + 1 :]
@@ -85,14 +85,14 @@ def _forget_later(job: Job, name: str) -> None:
 
 
 def _merge(job: Job) -> dict[str, Any]:
-    template = job.trained_template
-    record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template and template.exported)
-    return {"merge": dataclasses.asdict(record)}
+    template = job.template.exported if job.template else None
+    record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template)
+    return {"merge": records.plain(record)}
 
 
 def _convert(job: Job) -> dict[str, Any]:
-    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.trained_template)
-    with merging.without_template(job.merged) if job.facts["plain"] else nullcontext(job.merged) as folder:
+    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.template)
+    with merging.without_template(job.merged) if job.facts.plain else nullcontext(job.merged) as folder:
         conversion.to_gguf(folder, job.f16, pairs=pairs)
     return {"bytes": job.f16.stat().st_size}
 
@@ -105,13 +105,13 @@ def _quantise(job: Job) -> dict[str, Any]:
         table = [_quantised(job, method, matrix) for method in methods]
     finally:
         matrix.unlink(missing_ok=True)
-    return {"quantised": table} | ({"importance": measured.as_dict()} if measured else {})
+    return {"quantised": table} | ({"importance": records.plain(measured)} if measured else {})
 
 
 def _measure(job: Job, out: Path) -> Importance:
     """The importance matrix of the merged model, from the rows that training left for it."""
     try:
-        measured = importance.write(job.merged, job.f16, job.facts.get("calibration", ()), out)
+        measured = importance.write(job.merged, job.f16, job.facts.calibration, out)
     except RunError as error:
         needing = [m for m in job.settings.quantization.quantization_method if m in NEED_IMPORTANCE_MATRIX]
         raise RunError("quantise", f"the importance matrix for {', '.join(needing)}: {error.message}") from error
@@ -120,7 +120,7 @@ def _measure(job: Job, out: Path) -> Importance:
     return measured
 
 
-def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
+def _quantised(job: Job, method: str, matrix: Path) -> FileRow:
     """Make one file; its row of the report's table."""
     if method == "f16":
         return {"file": job.f16.name, "method": "f16", "bytes": job.f16.stat().st_size}
@@ -130,38 +130,41 @@ def _quantised(job: Job, method: str, matrix: Path) -> dict[str, Any]:
     fallback = f"{made.fell_back} of {made.tensors} tensors: {kinds}" if made.fell_back else None
     if fallback:
         logger.info("{}: rows do not fit the type for {}", method, fallback)
-    row = {"file": made.path.name, "method": method, "bytes": made.size, "fallback": fallback}
-    return row | ({"importance": True} if needs else {})
+    row: FileRow = {"file": made.path.name, "method": method, "bytes": made.size, "fallback": fallback}
+    if needs:
+        row["importance"] = True
+    return row
 
 
 def _modelfile(job: Job) -> dict[str, Any]:
     path = write_modelfile(job, job.run.path / "Modelfile")
-    held = ollama.verify(path, job.chat(job.adds_bos), job.facts["stops"])
-    if not held["passed"]:
-        raise RunError("modelfile", held["note"])
-    logger.info("Modelfile: {}", held["note"])
-    return {"modelfile": held}
+    held = ollama.verify(path, job.chat(job.adds_bos), job.facts.stops)
+    if not held.passed:
+        raise RunError("modelfile", held.note)
+    logger.info("Modelfile: {}", held.note)
+    return {"modelfile": {"check": "modelfile_template", "passed": True, **held.figures()}}
 
 
 def write_modelfile(job: Job, path: Path) -> Path:
     """Write a Modelfile for the run's first quantised file to `path`, which must be in the run directory."""
-    generation = job.merged / "generation_config.json"
-    if not generation.is_file():
-        generation = job.base / "generation_config.json"
-    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     text = ollama.compose(
         job.quantised(job.settings.quantization.quantization_method[0]).name,
         job.chat(job.adds_bos),
-        stops=job.facts["stops"],
-        num_ctx=job.facts["num_ctx"],
-        sampling=modelfile.sampling(values),
+        stops=job.facts.stops,
+        num_ctx=job.facts.num_ctx,
+        sampling=modelfile.sampling(_generation(job)),
     )
     ollama.write(path, text)
     return path
 
 
+def _generation(job: Job) -> dict[str, Any]:
+    """The merged model's generation_config.json, else the base's, which is asked for only then: it may be gone."""
+    return generation.config(job.merged) if (job.merged / generation.FILE).is_file() else generation.config(job.base)
+
+
 def _check(job: Job) -> dict[str, Any]:
-    return all_checks.run(job)
+    return records.plain(all_checks.run(job))
 
 
 def finish(job: Job) -> None:
@@ -211,7 +214,8 @@ def _finished(job: Job) -> bool:
     return _all_quantised(job) and job.run.stage("check") is not None
 
 
-STAGES: dict[str, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {  # is its result there; do it
+# Is its result there; do it.
+STAGES: dict[Stage, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {
     "merge": (lambda job: job.merged.is_dir() or _finished(job), _merge),
     "convert": (lambda job: job.f16.is_file() or _finished(job), _convert),
     "quantise": (_all_quantised, _quantise),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
@@ -23,16 +21,25 @@ from training.pipeline import export_stages
 from training.plan import Plan
 from training.plan import plan as reader_view
 from training.report import gathering
-from training.runs import FACTS, Run, checkpoint
-from training.system import files, forkserver, paths
+from training.runs import Facts, Run, checkpoint
+from training.runs.handover import BaseOfRun, Prompt, Sequence
+from training.settings import Settings
+from training.system import forkserver, paths, records
 from training.system.events import Events
+from training.system.privacy import redact
 from training.system.signals import Signals
-from training.system.wording import short
+from training.system.wording import shorten
 from training.to_gguf import importance
-from training.train import Session, Watch, adapter_files, loop, team
+from training.train import Loaded, Session, Watch, adapter_files, loop, team
 
-QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
-MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
+if TYPE_CHECKING:
+    import datasets
+
+# For samples and checks; tokens a sequence at most.
+QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512
+# Held-out rows whose loss is taken, and those that are asked: what a short run can afford.
+MEASURED, ASKED = 32, 8
+LOGGED = 200  # characters of a question or an answer in the log
 CALIBRATED = 1024  # training rows that are looked at for importance.MOST tokens
 
 
@@ -47,7 +54,7 @@ class Rows:
 
 def train_stage(
     plan: Plan,
-    loaded: Any,
+    loaded: Loaded,
     rows: Rows,
     run: Run,
     events: Events,
@@ -58,8 +65,7 @@ def train_stage(
     began = time.perf_counter()
     run.update(stage="train")
     end_ids = ends(plan)
-    kept = held_out_sequences(plan)
-    keep_facts(run, plan, trained_prompts(plan), kept, rows, end_ids, calibration(plan))
+    facts(plan, rows, end_ids).write(run.path)
     watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
     watch.fast = plan.settings.hardware.fast_cpu is True
     questions = held_out.asked(rows.asked, QUESTIONS)
@@ -74,7 +80,7 @@ def train_stage(
     seconds = round(time.perf_counter() - began, 1)
     fingerprint = checkpoint.kept(marks(plan))
     run.finish_stage(
-        "train", {**dataclasses.asdict(result), "seconds": seconds, "trainable": trainable, "fingerprint": fingerprint}
+        "train", {**records.plain(result), "seconds": seconds, "trainable": trainable, "fingerprint": fingerprint}
     )
     logger.info("adapter saved in {}", run.path / runs.ADAPTER)
     events.emit("stage", name="train", seconds=seconds)
@@ -83,7 +89,7 @@ def train_stage(
         raise Interrupted(signals.stop, words)
 
 
-def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events) -> None:
+def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Events) -> None:
     """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
     began = time.perf_counter()
     run.update(stage="evaluate")
@@ -96,10 +102,8 @@ def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events
         loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable
     )
     for sample in found.samples[:QUESTIONS]:
-        logger.info(
-            "asked: {}\n  before: {}\n  after:  {}",
-            *map(short, (sample.question, sample.before or "not asked", sample.after)),
-        )
+        texts = sample.question, sample.before or "not asked", sample.after
+        logger.info("asked: {}\n  before: {}\n  after:  {}", *(shorten(redact(text), LOGGED) for text in texts))
     if found.scores:
         logger.info("evaluation on rows that were not trained on: {}", scoring.conclusion(found.scores))
     seconds = round(time.perf_counter() - began, 1)
@@ -107,15 +111,15 @@ def evaluate_stage(plan: Plan, loaded: Any, rows: Rows, run: Run, events: Events
         "evaluate",
         {
             "seconds": seconds,
-            "samples": [sample.as_dict() for sample in found.samples],
-            "scores": found.scores,
-            "general": found.general,
+            "samples": [records.plain(sample) for sample in found.samples],
+            "scores": [score.left() for score in found.scores],
+            "general": [score.left() for score in found.general],
         },
     )
     events.emit("stage", name="evaluate", seconds=seconds)
 
 
-def judge(settings: Any, run: Run, events: Events) -> None:
+def judge(settings: Settings, run: Run, events: Events) -> None:
     """Say so when the tuned model is worse than the base; FAIL_IF_WORSE makes it a failure."""
     words = gathering.worse(run, best=bool(settings.training.early_stopping_patience))
     if not words:
@@ -171,21 +175,21 @@ def held_out_rows(plan: Plan) -> Rows:
     return Rows([] if kept is None else found, held_out.asked(found, ASKED))
 
 
-def trained_prompts(plan: Plan) -> list[dict[str, Any]]:
+def trained_prompts(plan: Plan) -> list[Prompt]:
     """A few prompts that were trained on: the checks of the export see whether their answers stop."""
     found = _items(plan, plan.data.train, TRAINED_PROMPTS)
-    return [{"ids": item.prompt, "most": item.most} for item in found if item.prompt]
+    return [Prompt(ids=item.prompt, most=item.most) for item in found if item.prompt]
 
 
-def _items(plan: Plan, rows: Any, most: int) -> list[Item]:
+def _items(plan: Plan, rows: datasets.Dataset, most: int) -> list[Item]:
     return held_out.items(plan.template, plan.tokenizer, rows, most, plan.settings.model.max_seq_length)
 
 
-def held_out_sequences(plan: Plan) -> list[dict[str, Any]]:
-    """Tokenised rows on which the exported files are compared: ids, and the first position that is an answer's."""
+def held_out_sequences(plan: Plan) -> list[Sequence]:
+    """Tokenised rows on which the exported files are compared."""
     rows = plan.validation if plan.validation is not None else plan.train
     chosen = rows.select(held_out.spread(len(rows), HELD_OUT))
-    return [{"ids": row["input_ids"][:LONGEST], "first": min(row["prompt_length"], LONGEST - 1)} for row in chosen]
+    return [Sequence(ids=row["input_ids"][:LONGEST], first=min(row["prompt_length"], LONGEST - 1)) for row in chosen]
 
 
 def calibration(plan: Plan) -> list[int]:
@@ -194,45 +198,21 @@ def calibration(plan: Plan) -> list[int]:
     return importance.joined([ids[:LONGEST] for ids in chosen["input_ids"]])
 
 
-def keep_facts(
-    run: Run,
-    plan: Any,
-    questions: Sequence[dict],
-    sequences: Sequence[dict],
-    rows: Any,
-    end_ids: Sequence[int],
-    calibration: Sequence[int] = (),
-) -> None:
-    """Write down what the export needs, so that it can be done later, again, and without the data file.
-
-    questions, sequences: for the checks (stages.py). `rows` (stages.Rows): what base and tuned model are measured on, and
-    the quantised one, too. calibration: tokens of training rows, for an importance matrix.
-    """
-    template = dataclasses.asdict(plan.template)
-    # SYSTEM_PROMPT may hold what is nobody's business, and stands in the run's config.ini.
-    del template["system"]
-    template["today"] = plan.template.today and plan.template.today.isoformat()
-    stops = modelfile.stop_texts(
-        plan.template.eos, plan.template.end_tokens, (plan.tokenizer.decode([i]) for i in end_ids)
-    )
-    files.write_json(
-        run.path / runs.CHECKPOINTS / FACTS,
-        {
-            "v": 1,
-            "base": {
-                **{"name": plan.base.name, "path": str(plan.base.path), "kind": plan.base.kind},
-                "files": base_files.of(plan.base),
-            },
-            "template": template,
-            "plain": plan.data.plain,
-            "stops": stops,
-            "end_ids": list(end_ids),
-            "num_ctx": plan.settings.model.max_seq_length,
-            "questions": list(questions),
-            "sequences": list(sequences),
-            "measured": [item.as_dict() for item in rows.measured],
-            "asked": [item.as_dict() for item in rows.asked],
-            "calibration": list(calibration),
-            "row_texts": reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets().as_dict(),
-        },
+def facts(plan: Plan, rows: Rows, end_ids: list[int]) -> Facts:
+    """What the export needs of a plan. `rows`: what base and tuned model are measured on, and the quantised one, too."""
+    decoded = (plan.tokenizer.decode([number]) for number in end_ids)
+    base = plan.base
+    return Facts(
+        base=BaseOfRun(name=base.name, path=base.path, kind=base.kind, files=base_files.of(base)),
+        template=plan.template,
+        plain=plan.data.plain,
+        stops=modelfile.stop_texts(plan.template.eos, plan.template.end_tokens, decoded),
+        end_ids=end_ids,
+        num_ctx=plan.settings.model.max_seq_length,
+        questions=trained_prompts(plan),
+        sequences=held_out_sequences(plan),
+        measured=rows.measured,
+        asked=rows.asked,
+        calibration=calibration(plan),
+        row_texts=reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets(),
     )

@@ -166,10 +166,8 @@ def lines(plan: Plan) -> list[str]:
         if not _automatic(settings, name)
     ]
     out += [f"{name} = {value}: {reason}" for name, value, reason in settings.choices]
-    held_out = f", {counts['validation']:,} to validate" if plan.validation is not None else ", no validation"
-    out.append(
-        f"rows: {counts['train']:,} to train{held_out}" + (f", {counts['test']:,} to test" if counts["test"] else "")
-    )
+    held_out = f", {counts.validation:,} to validate" if plan.validation is not None else ", no validation"
+    out.append(f"rows: {counts.train:,} to train{held_out}" + (f", {counts.test:,} to test" if counts.test else ""))
     out += plan.summary.lines()
     epochs = plan.steps / plan.steps_per_epoch
     why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"

@@ -6,10 +6,9 @@ import base64
 import hashlib
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from training.report import charts, contents
-from training.report.blocks import Answers, Commands, Details, Pictures, Table, Text
+from training.report.blocks import Answers, Block, Commands, Details, Pictures, Table, Text
 from training.report.curves import Chart
 from training.report.schema import Report, Sample
 from training.system import wording
@@ -71,7 +70,7 @@ def text(value: str) -> str:
     return escape(shown(value), quote=True)
 
 
-def render(block: Any) -> str:
+def render(block: Block) -> str:
     """One block as HTML."""
     if isinstance(block, Text):
         return f'<p class="{block.tone}">{text(block.text)}</p>' if block.tone else f"<p>{text(block.text)}</p>"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from training.report import charts, contents
-from training.report.blocks import Answers, Commands, Pictures, Table, Text
+from training.report.blocks import Answers, Block, Commands, Pictures, Table, Text
 from training.report.schema import Report, Sample
 from training.system import wording
 from training.system.privacy import redact, shown
@@ -36,7 +35,7 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render(block: Any) -> str:
+def render(block: Block) -> str:
     """One block as Markdown; folded details are left to report.html."""
     if isinstance(block, Text):
         return ("- " if block.tone == "warn" else "") + paragraph(block.text)
@@ -54,9 +53,9 @@ def render(block: Any) -> str:
 
 
 def _answers(sample: Sample) -> str:
-    lines = [f"### {inline(short(sample.question, 200))}", ""]
+    lines = [f"### {inline(beginning(sample.question, 200))}", ""]
     if sample.expected:
-        lines += [f"expected: {inline(short(sample.expected, 400))}", ""]
+        lines += [f"expected: {inline(beginning(sample.expected, 400))}", ""]
     if sample.before is not None:
         lines += ["before:", "", fence(wrapped(sample.before), "text"), ""]
     ending = " (cut off: it did not stop by itself)" if sample.stopped is False else ""
@@ -65,7 +64,7 @@ def _answers(sample: Sample) -> str:
     return "\n".join(lines).rstrip()
 
 
-def short(text: str, most: int) -> str:
+def beginning(text: str, most: int) -> str:
     """At most `most` characters of the text, saying how many are missing."""
     text = redact(text)
     return text if len(text) <= most else f"{text[:most]}\u2026 ({len(text) - most:,} more characters)"
@@ -74,7 +73,7 @@ def short(text: str, most: int) -> str:
 def wrapped(text: str) -> str:
     """An answer as lines of at most 100 columns, so that a viewer need not scroll sideways."""
     lines: list[str] = []
-    for line in short(shown(text), LONGEST_ANSWER).split("\n"):
+    for line in beginning(shown(text), LONGEST_ANSWER).split("\n"):
         lines += fold(line) or [""]
     return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from training.report.curves import Chart
 from training.report.schema import Sample
@@ -54,7 +53,7 @@ class Details:
     """Blocks that only who asks wants to see: folded in the page, left out of report.md."""
 
     title: str
-    blocks: tuple[Any, ...]
+    blocks: tuple[Block, ...]
     printed: bool = True  # on paper, where nothing unfolds
 
 
@@ -63,4 +62,7 @@ class Section:
     """A heading and what stands under it."""
 
     title: str
-    blocks: tuple[Any, ...]
+    blocks: tuple[Block, ...]
+
+
+Block = Text | Commands | Table | Pictures | Answers | Details

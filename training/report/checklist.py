@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from training.evaluation import GENERAL_LOSS, LOSS
-from training.report.schema import Point, Report, Score
+from training.evaluation import GENERAL_LOSS, LOSS, Score
+from training.report.schema import Point, Report
 from training.system import wording
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from training import runs, settings
 from training.errors import UserError
-from training.evaluation import GENERAL_LOSS
+from training.evaluation import GENERAL_LOSS, Score
 from training.report import as_html, checklist, writing
 from training.report.blocks import Pictures, Section, Table, Text
 from training.report.curves import MOST_POINTS, Chart, Series, thin
-from training.report.schema import BaseFacts, Report, RunFacts, Score
+from training.report.schema import BaseFacts, Evaluation, Report, RunFacts, Step
 from training.runs import Run, directory
-from training.system import files, wording
+from training.system import files, records, wording
 
 FILE = "compare.html"
 COLOURS = 6  # page.css has run1 to run6
@@ -39,7 +39,7 @@ def read(run: Run) -> Report:
         RunFacts(run.path.name, str(run.path), directory.state(run), status.get("started"), status.get("updated")),
         BaseFacts(given.model.base_model_name),
         settings=given.as_dict(),
-        scores=tuple(Score(**score) for score in status.get("stages", {}).get("evaluate", {}).get("scores", [])),
+        scores=tuple(records.build(score, Score) for score in (run.stage("evaluate") or {}).get("scores", [])),
     )
     return writing.with_curves(run.path, made)
 
@@ -132,7 +132,8 @@ def _charts(reports: Sequence[Report]) -> list[Chart]:
         for number, one in enumerate(reports):
             if one.training is None:
                 continue
-            points = one.training.evaluations if title == "Validation loss" else one.training.losses
+            validation = title == "Validation loss"
+            points: Sequence[Evaluation | Step] = one.training.evaluations if validation else one.training.losses
             if points:
                 curve = tuple((point.step, point.loss) for point in thin(points, MOST_POINTS))
                 series.append(Series(name(one), curve, f"run{number % COLOURS + 1}"))

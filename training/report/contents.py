@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import PurePosixPath
-from typing import Any
 
-from training.evaluation import LOSS
+from training.evaluation import LOSS, Score
 from training.report import checklist, curves
-from training.report.blocks import Answers, Commands, Details, Pictures, Section, Table, Text
-from training.report.schema import Report, Score
+from training.report.blocks import Answers, Block, Commands, Details, Pictures, Section, Table, Text
+from training.report.schema import Report
 from training.system import wording
 
 CLEAR = 0.01  # of the validation loss: a smaller change is not called one
@@ -113,7 +112,7 @@ def sections(report: Report) -> list[Section]:
     return [section for section in made if section.blocks]
 
 
-def _next(report: Report) -> tuple[Any, ...]:
+def _next(report: Report) -> tuple[Block, ...]:
     run = shlex.quote(report.run.directory)
     commands = report.next_commands
     if not commands and report.run.state == "interrupted":
@@ -124,11 +123,11 @@ def _next(report: Report) -> tuple[Any, ...]:
     return (*safe, *((Commands(commands),) if commands else ()))
 
 
-def _losses(report: Report) -> tuple[Any, ...]:
+def _losses(report: Report) -> tuple[Block, ...]:
     training = report.training
     if training is None:
         return ()
-    blocks: list[Any] = []
+    blocks: list[Block] = []
     charts = curves.charts(training.losses, training.evaluations, training.total)
     if charts:
         blocks.append(Pictures(tuple(charts)))
@@ -177,8 +176,8 @@ def _steps(report: Report) -> Details:
     return Details(title, (Table(headers, rows, tuple(range(6))),), printed=False)
 
 
-def _evaluation(report: Report) -> tuple[Any, ...]:
-    blocks: list[Any] = []
+def _evaluation(report: Report) -> tuple[Block, ...]:
+    blocks: list[Block] = []
     if report.scores:
         words = (
             "Rows that were not trained on. The interval is that of tuned minus base, by bootstrap over the rows; where it "
@@ -191,7 +190,7 @@ def _evaluation(report: Report) -> tuple[Any, ...]:
     return tuple(blocks)
 
 
-def _checklist(report: Report) -> tuple[Any, ...]:
+def _checklist(report: Report) -> tuple[Block, ...]:
     rows = tuple(
         (point.part, {True: "yes", False: "NO", None: "look"}[point.done], point.text, point.why)
         for point in checklist.points(report)
@@ -216,7 +215,7 @@ def _scores(scores: tuple[Score, ...]) -> Table:
     return Table(headers, rows, numbers=(1, 2, 3, 4, 5), marks=6)
 
 
-def _checks(report: Report) -> tuple[Any, ...]:
+def _checks(report: Report) -> tuple[Block, ...]:
     rows = tuple(
         (
             check.name,
@@ -236,7 +235,7 @@ def _checks(report: Report) -> tuple[Any, ...]:
     return (Table(headers, rows, numbers=(4,), marks=1), details) if rows else ()
 
 
-def _quantised(report: Report) -> tuple[Any, ...]:
+def _quantised(report: Report) -> tuple[Block, ...]:
     rows = tuple(
         (
             item.file,
@@ -259,7 +258,7 @@ def change(share: float | None) -> str:
     return "" if share is None else f" ({share * 100:+.1f} %)"
 
 
-def _files(report: Report) -> tuple[Any, ...]:
+def _files(report: Report) -> tuple[Block, ...]:
     """Folders as one line each, and every file with its hash for who asks."""
     if not report.artefacts:
         return ()
@@ -280,7 +279,7 @@ def _files(report: Report) -> tuple[Any, ...]:
     )
 
 
-def _data(report: Report) -> tuple[Any, ...]:
+def _data(report: Report) -> tuple[Block, ...]:
     data = report.data
     if data is None:
         return ()
@@ -307,7 +306,7 @@ def _data(report: Report) -> tuple[Any, ...]:
     files = tuple(
         (file.path, file.role, "" if file.rows is None else f"{file.rows:,}", file.sha256) for file in data.files
     )
-    blocks: list[Any] = [Table(("", ""), tuple(facts))]
+    blocks: list[Block] = [Table(("", ""), tuple(facts))]
     if files:
         blocks.append(
             Details("Files and their SHA-256", (Table(("file", "used for", "rows", "SHA-256"), files, (2,), (0, 3)),))
@@ -315,8 +314,8 @@ def _data(report: Report) -> tuple[Any, ...]:
     return tuple(blocks)
 
 
-def _settings(report: Report) -> tuple[Any, ...]:
-    blocks: list[Any] = []
+def _settings(report: Report) -> tuple[Block, ...]:
+    blocks: list[Block] = []
     if report.differences:
         rows = tuple(tuple(wording.value_text(item) for item in row) for row in report.differences)
         blocks.append(Table(("not the default", "value", "default", "set by"), rows, code=(0, 1, 2)))
@@ -333,20 +332,20 @@ def _settings(report: Report) -> tuple[Any, ...]:
     return tuple(blocks)
 
 
-def _machine(report: Report) -> tuple[Any, ...]:
+def _machine(report: Report) -> tuple[Block, ...]:
     run, rows = report.run, []
     rows += [(name, wording.value_text(value)) for name, value in report.machine.items()]
     rows += [(name, wording.value_text(value)) for name, value in report.versions.items()]
     if report.base.revision:
         rows.append(("base model revision", report.base.revision))
-    blocks: list[Any] = [Table(("", ""), tuple(rows))] if rows else []
+    blocks: list[Block] = [Table(("", ""), tuple(rows))] if rows else []
     if run.stages:
         stages = tuple((name, wording.duration(seconds)) for name, seconds in run.stages.items())
         blocks.append(Table(("stage", "time"), stages, numbers=(1,)))
     return tuple(blocks)
 
 
-def _again(report: Report) -> tuple[Any, ...]:
+def _again(report: Report) -> tuple[Block, ...]:
     if not report.settings:
         return ()
     config = str(PurePosixPath(report.run.directory) / "config.ini")

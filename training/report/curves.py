@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from training.report.schema import Evaluation, Step
 from training.system import events, privacy
@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[tuple[Step, ...], tuple[Evaluation, ...], int]:
     return tuple(steps.values()), tuple(evaluations[at] for at in sorted(evaluations)), int(total)
 
 
-def finite(value: Any) -> float | None:
+def finite(value: object) -> float | None:
     """`value` as a finite number, or None. The text "nan", as some writers put it, is None too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

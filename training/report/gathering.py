@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from training import evaluation, runs
-from training.data import dataset, held_out
+from training.checks import Outcome
+from training.checks.all_checks import Measured
+from training.data import held_out
+from training.data.dataset import as_row
+from training.errors import FinetuneError, RunError
+from training.evaluation import Score
+from training.plan import Plan
 from training.report import schema, writing
+from training.report.left import Left, Trained, Validation
 from training.report.schema import (
     BaseFacts,
-    Check,
     DataFacts,
     DataFile,
     Quantised,
     Report,
     RunFacts,
     Sample,
-    Score,
     TrainingFacts,
 )
-from training.runs import Run
-from training.system import files
+from training.runs import Run, State
+from training.system import files, records
+
+if TYPE_CHECKING:
+    import datasets
 
 PERCENTILES = ("50", "90", "99", "100")
 PROFILED = 1000  # rows
 PLANNED = "report.json"  # in checkpoints/: what the plan gives to the report, for whichever process writes it
 
 
-def keep(plan: Any, run: Run) -> None:
+def keep(plan: Plan, run: Run) -> None:
     """Write down what only the plan knows: a run may be finished by another process, without its data file."""
     planned = Report(
         name=plan.settings.model.new_model_name,
@@ -54,7 +62,7 @@ def keep(plan: Any, run: Run) -> None:
     files.write_json(run.path / runs.CHECKPOINTS / PLANNED, schema.plain(planned))
 
 
-def write(run: Run, state: str, error: Any = None) -> None:
+def write(run: Run, state: State, error: FinetuneError | None = None) -> None:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
     writing.write(run.path, gather(run, state, error))
 
@@ -65,118 +73,112 @@ def complete(run: Run) -> None:
     run.update(state="completed", stage=None, progress=100, eta=None, error=None)
 
 
-def gather(run: Run, state: str, error: Any = None) -> Report:
+def gather(run: Run, state: State, error: FinetuneError | None = None) -> Report:
     """The whole report. Stages that did not run leave their part out."""
     planned = writing.read(run.path / runs.CHECKPOINTS / PLANNED)
-    stages = run.status.get("stages", {})
-    trained = stages.get("train")
+    left = Left.by(run)
     return dataclasses.replace(
         planned,
-        run=_run(run, state, error, stages),
-        base=dataclasses.replace(planned.base, trainable=(trained or {}).get("trainable")),
-        training=_training(planned, trained) if trained else None,
-        samples=tuple(
-            Sample(s["question"], s["before"], s["after"], s["stopped"], s["expected"])
-            for s in stages.get("evaluate", {}).get("samples", [])
-        ),
-        scores=_scores(stages),
-        general=tuple(Score(**score) for score in stages.get("evaluate", {}).get("general", [])),
-        quantised=_quantised(run, stages),
-        checks=tuple(Check(**c) for c in run.status.get("checks", [])),
+        run=_run(run, state, error, left.seconds),
+        base=dataclasses.replace(planned.base, trainable=left.train.trainable if left.train else None),
+        training=_training(planned, left.train) if left.train else None,
+        samples=tuple(Sample(**records.plain(sample)) for sample in left.evaluate.samples),
+        scores=_scores(left),
+        general=tuple(left.evaluate.general),
+        quantised=_quantised(run, left.check.quantised),
+        checks=tuple(records.build(row, Outcome) for row in run.status.get("checks", [])),
         artefacts=writing.artefacts(run.path),
         warnings=(*planned.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
     )
 
 
-def _scores(stages: dict[str, Any]) -> tuple[Score, ...]:
+def _scores(left: Left) -> tuple[Score, ...]:
     """The lines of the evaluation, with the quantised file's figures put beside those of base and tuned model."""
-    quantised = stages.get("check", {}).get("quantised", {}).get("scores", {})
-    found = (Score(**score) for score in stages.get("evaluate", {}).get("scores", []))
-    return tuple(dataclasses.replace(score, quantised=quantised.get(score.name)) for score in found)
+    quantised = left.check.quantised.scores
+    return tuple(dataclasses.replace(score, quantised=quantised.get(score.name)) for score in left.evaluate.scores)
 
 
-def _quantised(run: Run, stages: dict[str, Any]) -> tuple[Quantised, ...]:
-    speeds = stages.get("check", {}).get("quantised", {}).get("speeds", {})
-    found = (Quantised(**row) for row in run.status.get("quantised", []))
-    return tuple(dataclasses.replace(row, tokens_per_second=speeds.get(row.file)) for row in found)
+def _quantised(run: Run, measured: Measured) -> tuple[Quantised, ...]:
+    files = (records.build(row, Quantised) for row in run.status.get("quantised", []))
+    return tuple(dataclasses.replace(file, tokens_per_second=measured.speeds.get(file.file)) for file in files)
 
 
 def worse(run: Run, best: bool) -> str:
     """In which way the tuned model is worse than the base: by the validation loss, or by that on the test rows."""
-    validation = run.stage("train")["validation"]
-    before, after = validation["before"], validation["best" if best else "after"]
+    left = Left.by(run)
+    validation = left.train.validation if left.train else Validation()
+    before, after = validation.before, validation.best if best else validation.after
     if before is not None and after is not None and after > before:
         return f"the tuned model is worse than the base: validation loss {before:.4f} before, {after:.4f} after"
-    for score in (run.stage("evaluate") or {}).get("scores", []):
-        if score["name"] == evaluation.LOSS and score.get("verdict") == "worse":
-            after = "no finite number" if score["after"] is None else f"{score['after']:.4f}"
-            return (
-                f"the tuned model is worse than the base: {score['name']} {score['before']:.4f} before, {after} after"
-            )
+    for score in left.evaluate.scores:
+        if score.name == evaluation.LOSS and score.verdict == "worse":
+            tuned = "no finite number" if score.after is None else f"{score.after:.4f}"
+            return f"the tuned model is worse than the base: {score.name} {score.before:.4f} before, {tuned} after"
     return ""
 
 
-def _run(run: Run, state: str, error: Any, stages: dict[str, Any]) -> RunFacts:
+def _run(run: Run, state: State, error: FinetuneError | None, stages: dict[str, float]) -> RunFacts:
+    told = error if isinstance(error, RunError) else None
     return RunFacts(
         id=run.path.name,
         directory=str(run.path),
         state=state,
         started=run.status.get("started"),
         finished=time.time(),
-        stages={name: stage["seconds"] for name, stage in stages.items() if "seconds" in stage},
-        failed_stage=getattr(error, "stage", "") if error else "",
-        error=getattr(error, "message", str(error)) if error else "",
-        safe=getattr(error, "safe", "") if error else "",
+        stages=stages,
+        failed_stage=told.stage if told else "",
+        error=told.message if told else str(error) if error else "",
+        safe=told.safe if told else "",
     )
 
 
-def _data(plan: Any) -> DataFacts:
-    chosen, counts, summary = plan.settings.dataset, plan.data.counts, plan.summary
+def _data(plan: Plan) -> DataFacts:
+    dataset, counts, summary = plan.settings.dataset, plan.data.counts, plan.summary
     roles = [
-        (chosen.dataset_file, "training", counts["train"]),
-        (chosen.validation_file, "validation", counts["validation"]),
+        (dataset.dataset_file, "training", counts.train),
+        (dataset.validation_file, "validation", counts.validation),
     ]
     files = tuple(
         DataFile(str(path), role, plan.data.sha256[str(path)], path.stat().st_size if path.exists() else None, rows)
         for path, role, rows in roles
         if path
     )
-    names = {"train": "training", "validation": "validation", "test": "test"}
+    rows = {"training": counts.train, "validation": counts.validation, "test": counts.test}
     return DataFacts(
         files=files,
-        rows={name: counts[key] for key, name in names.items() if counts[key]},
+        rows={role: count for role, count in rows.items() if count},
         tokens=summary.tokens,
         trained_tokens=summary.trained_tokens,
         percentiles=dict(zip(PERCENTILES, summary.total, strict=True)),
         prompts=dict(zip(PERCENTILES, summary.prompt, strict=True)),
         answers=dict(zip(PERCENTILES, summary.answer, strict=True)),
-        turns=counts["turns"],
+        turns=counts.turns,
         **_profile(plan.data.train),
         cut=summary.cut,
         rejected=len(plan.rejected),
     )
 
 
-def _profile(rows: Any) -> dict[str, float]:
+def _profile(rows: datasets.Dataset) -> dict[str, float]:
     """What the answers of the training rows are like, from at most PROFILED of them."""
-    seen = [dataset.as_row(rows[at]) for at in held_out.spread(len(rows), PROFILED)]
+    seen = [as_row(rows[at]) for at in held_out.spread(len(rows), PROFILED)]
     answers = [row.messages[-1].content if row.messages else row.text or "" for row in seen]
     chinese = sum(any("\u4e00" <= character <= "\u9fff" for character in answer) for answer in answers)
     return {"chinese": chinese / len(answers), "distinct": len(set(answers)) / len(answers)}
 
 
-def _training(planned: Report, trained: dict[str, Any]) -> TrainingFacts:
-    found = trained["validation"]
-    kept_best = planned.settings["Training"]["EARLY_STOPPING_PATIENCE"] and found["best"] is not None
+def _training(planned: Report, trained: Trained) -> TrainingFacts:
+    losses = trained.validation
+    kept_best = planned.settings["Training"]["EARLY_STOPPING_PATIENCE"] and losses.best is not None
     return TrainingFacts(
-        steps=trained["steps"],
-        total=planned.training.total,
-        epochs=trained["epochs"],
-        before=found["before"],
-        after=found["best" if kept_best else "after"],
-        best=found["best"],
-        best_step=trained["best_step"],
-        stopped_early=trained["stopped_early"],
-        tokens_per_second=trained["tokens_per_second"],
-        peak_memory=trained["peak_memory"],
+        steps=trained.steps,
+        total=planned.training.total if planned.training else 0,
+        epochs=trained.epochs,
+        before=losses.before,
+        after=losses.best if kept_best else losses.after,
+        best=losses.best,
+        best_step=trained.best_step,
+        stopped_early=trained.stopped_early,
+        tokens_per_second=trained.tokens_per_second,
+        peak_memory=trained.peak_memory,
     )

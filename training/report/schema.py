@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.system import privacy
+from training.checks import Outcome
+from training.evaluation import Score
+from training.runs import State
+from training.system import privacy, records
 
 VERSION = 1  # of report.json; goes up when a field changes its meaning
 
@@ -22,7 +22,7 @@ class RunFacts:
 
     id: str
     directory: str  # absolute
-    state: str = "completed"  # completed, interrupted, failed
+    state: State = "completed"
     started: float | None = None
     finished: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
@@ -66,9 +66,8 @@ class DataFacts:
     prompts: dict[str, int] = field(default_factory=dict)  # percentiles of tokens a prompt
     answers: dict[str, int] = field(default_factory=dict)  # percentiles of trained tokens a row
     turns: int | None = None  # rows that are conversations; the others are plain text
-    chinese: float | None = (
-        None  # share of the training rows (of at most 1,000 of them) whose answer has Chinese characters
-    )
+    # Share of the training rows (of at most 1,000 of them) whose answer has Chinese characters.
+    chinese: float | None = None
     distinct: float | None = None  # share of different answers among them
     cut: int = 0  # rows cut by MAX_SEQ_LENGTH
     rejected: int = 0  # rows that ON_BAD_ROW = skip left out
@@ -123,20 +122,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Score:
-    """One figure of the evaluation; `low` and `high` bound the difference tuned - base (95 %)."""
-
-    name: str
-    before: float | None = None
-    after: float | None = None
-    quantised: float | None = None
-    low: float | None = None
-    high: float | None = None
-    rows: int | None = None
-    verdict: str = ""  # better, worse, cannot tell from N rows
-
-
-@dataclass(frozen=True)
 class Quantised:
     """One GGUF file: kl is its mean divergence from f16 in nats a token, top1 the share of equal next tokens (0-1)."""
 
@@ -150,18 +135,6 @@ class Quantised:
     tokens_per_second: float | None = None  # of answering on this machine
     importance: bool = False  # made with an importance matrix
     perplexity_change: float | None = None  # against the f16 file's: 0.012 is 1.2 % more
-
-
-@dataclass(frozen=True)
-class Check:
-    """One proof. `passed` None: not run, and `why` says the reason."""
-
-    name: str
-    passed: bool | None
-    figures: dict[str, Any] = field(default_factory=dict)
-    threshold: Any = None
-    why: str = ""
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -202,35 +175,19 @@ class Report:
     scores: tuple[Score, ...] = ()
     general: tuple[Score, ...] = ()  # on the shipped general questions: what the tuning cost elsewhere
     quantised: tuple[Quantised, ...] = ()
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Outcome, ...] = ()
     artefacts: tuple[Artefact, ...] = ()
     warnings: tuple[str, ...] = ()
     next_commands: tuple[str, ...] = ()  # empty: what the state of the run asks for
     v: int = VERSION
 
 
-def build(value: Any, kind: Any = Report) -> Any:
-    """A record from plain data such as a parsed report.json; records pass. An unknown field raises ValueError."""
-    if dataclasses.is_dataclass(kind):
-        if isinstance(value, kind):
-            return value
-        hints = _hints(kind)
-        if unknown := sorted(set(value) - set(hints)):
-            raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
-        return kind(**{key: build(item, hints[key]) for key, item in value.items()})
-    if isinstance(kind, types.UnionType):
-        return None if value is None else build(value, typing.get_args(kind)[0])
-    if typing.get_origin(kind) is tuple:
-        return tuple(build(item, typing.get_args(kind)[0]) for item in value)
-    return value
+def build(record: object) -> Report:
+    """A report from plain data such as a parsed report.json; a report passes. An unknown field raises ValueError."""
+    return records.build(record, Report, strict=True)
 
 
-@functools.cache  # a long run has a record for every step
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def plain(value: Any, name: str = "") -> Any:
+def plain(value: object, name: str = "") -> Any:
     """`value` as JSON can hold it, and as anybody may read it: NaN and infinity become None, secrets are hidden."""
     if dataclasses.is_dataclass(value):
         return {item.name: plain(getattr(value, item.name), item.name) for item in dataclasses.fields(value)}

@@ -19,7 +19,7 @@ JSON, MARKDOWN, HTML = runs.REPORT, "report.md", "report.html"
 LEFT_OUT = (JSON, MARKDOWN, HTML, runs.STATUS, runs.EVENTS, runs.LOG, runs.CHECKPOINTS)
 
 
-def write(run: Path, record: Report | Mapping[str, Any]) -> Report:
+def write(run: Path, record: Report | Mapping[str, object]) -> Report:
     """Write report.md and report.html into `run` and, of a completed run, report.json as the last; returns what they say.
 
     report.json there means done: a run that was interrupted or failed gets the two for people only, and one that an
@@ -60,7 +60,8 @@ def thinned(report: Report) -> dict[str, Any]:
     if report.training:
         losses = tuple(curves.thin(report.training.losses, MOST_STEPS))
         report = dataclasses.replace(report, training=dataclasses.replace(report.training, losses=losses))
-    return plain(report)
+    record: dict[str, Any] = plain(report)
+    return record
 
 
 def artefacts(run: Path) -> tuple[Artefact, ...]:

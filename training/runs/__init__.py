@@ -12,12 +12,14 @@ from training.runs.directory import (
     STATUS,
     TENSORBOARD,
     Run,
+    Stage,
+    State,
     create,
     find,
     history,
     open_run,
 )
-from training.runs.handover import F16, FACTS, Handover
+from training.runs.handover import F16, FACTS, Facts, Handover
 
 __all__ = [
     "ADAPTER",
@@ -26,6 +28,7 @@ __all__ = [
     "EVENTS",
     "F16",
     "FACTS",
+    "Facts",
     "Handover",
     "LOG",
     "MERGED",
@@ -33,6 +36,8 @@ __all__ = [
     "REPORT",
     "Run",
     "STATUS",
+    "Stage",
+    "State",
     "TENSORBOARD",
     "create",
     "find",

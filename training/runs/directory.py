@@ -6,11 +6,10 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from training.errors import MachineError, UserError
 from training.system import files, privacy
@@ -18,6 +17,9 @@ from training.system import files, privacy
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
 REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
+
+Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
+State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
 
 
 @dataclass
@@ -44,11 +46,11 @@ class Run:
         """Read status.json again, after another process has worked on the run."""
         self.status = open_run(self.path).status
 
-    def finish_stage(self, name: str, record: Mapping[str, object]) -> None:
+    def finish_stage(self, name: Stage, record: dict[str, Any]) -> None:
         """Remember that a stage is done, with its figures; a resumed run does not do it again."""
         self.update(stages={**self.status.get("stages", {}), name: record})
 
-    def stage(self, name: str) -> dict[str, Any] | None:
+    def stage(self, name: Stage) -> dict[str, Any] | None:
         """The figures of a finished stage, or None when it has still to run."""
         stages: dict[str, dict[str, Any]] = self.status.get("stages", {})
         return stages.get(name)
@@ -175,9 +177,9 @@ def alive(run: Run) -> bool:
     return pid is not None and since is not None and started(int(pid)) == since
 
 
-def state(run: Run) -> str:
+def state(run: Run) -> State:
     """The run's state as it is now: a run that says `running` but whose process is gone has been killed."""
-    stored: str = run.status.get("state", "failed")
+    stored: State = run.status.get("state", "failed")
     if stored in ("running", "queued") and not alive(run):
         return "killed"
     return stored

@@ -145,10 +145,10 @@ def _raise_all(problems: Sequence[str], config: Path) -> None:
     shown = list(problems[:MOST_SHOWN])
     if len(problems) > MOST_SHOWN:
         shown.append(f"... and {len(problems) - MOST_SHOWN} more")
-    raise UserError(shown, title=f"{_short(config)}: {count}")
+    raise UserError(shown, title=f"{_from_here(config)}: {count}")
 
 
-def _short(path: Path) -> str:
+def _from_here(path: Path) -> str:
     """The path from the current folder when it lies below it."""
     try:
         return ini_file.shown(path.relative_to(Path.cwd()))
@@ -171,7 +171,7 @@ def clamp(settings: Settings, total_steps: int) -> Settings:
     """
     problems = [message for _, message in contradictions.too_long(settings, total_steps)]
     if problems:
-        raise UserError(problems, title=f"{_short(settings.config)}: the run has {total_steps} steps")
+        raise UserError(problems, title=f"{_from_here(settings.config)}: the run has {total_steps} steps")
     for key in contradictions.STEP_SETTINGS:
         value = settings.get(key)
         if key == "Training.WARMUP_STEPS" and not settings.written(key) and value >= total_steps:

@@ -6,8 +6,6 @@ import textwrap
 import time
 import unicodedata
 
-from training.system import privacy
-
 
 def number(value: float | None, form: str = ".4g") -> str:
     """A figure, or `-` where there is none."""
@@ -80,12 +78,6 @@ def shorten(text: str, length: int = 40) -> str:
     """`text` on one line, cut to `length` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def short(text: str, most: int = 200) -> str:
-    """One line of the log for a text of any length."""
-    line = " ".join(privacy.redact(text).split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def fold(line: str, most: int = 100) -> list[str]:

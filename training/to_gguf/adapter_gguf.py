@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from loguru import logger
 
 from training import ollama
-from training.base_model import load_tokenizer, lora_adapter, safetensors_file
+from training.base_model import generation, load_tokenizer, lora_adapter, safetensors_file
 from training.base_model.lora_adapter import Change
 from training.data import chat_template
 from training.errors import MachineError, RunError, UserError
@@ -23,13 +22,14 @@ from training.ollama import modelfile
 from training.ollama.modelfile_syntax import model_name_problems
 from training.system import files
 from training.to_gguf import conversion
+from training.to_gguf.job import Job
 
 STAGE = "adapter"
 CONVERTER = conversion.CONVERTER.with_name("convert_lora_to_gguf.py")
 
 
-def export(job: Any, base_in_ollama: str, path: Path | None = None) -> Path:
-    """Write NAME.adapter.gguf and a Modelfile for it (default Modelfile.adapter) into a run (export.Job); gives the latter.
+def export(job: Job, base_in_ollama: str, path: Path | None = None) -> Path:
+    """Write NAME.adapter.gguf and a Modelfile for it (default Modelfile.adapter) into a run; gives the latter.
 
     Needs nothing of the run but its adapter. UserError when the adapter or the name of the base cannot be used so.
     """
@@ -39,25 +39,21 @@ def export(job: Any, base_in_ollama: str, path: Path | None = None) -> Path:
     gguf = job.run.path / f"{job.settings.name}.adapter.gguf"
     # BOS is put in front by the base model in Ollama, whose tokenizer is the one that was trained with.
     chatting = job.chat(_adds_bos(job.base))
-    generation = job.base / "generation_config.json"
-    values = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     text = ollama.compose(
         gguf.name,
         chatting,
-        stops=job.facts["stops"],
-        num_ctx=job.facts["num_ctx"],
-        sampling=modelfile.sampling(values),
+        stops=job.facts.stops,
+        num_ctx=job.facts.num_ctx,
+        sampling=modelfile.sampling(generation.config(job.base)),
         adapter_of=base_in_ollama,
     )
     count = write(job.base, job.run.path / "adapter", gguf)
     ollama.write(path, text)
-    held = ollama.verify(path, chatting, job.facts["stops"])
-    if not held["passed"]:
-        raise RunError("modelfile", held["note"])
+    held = ollama.verify(path, chatting, job.facts.stops)
+    if not held.passed:
+        raise RunError("modelfile", held.note)
     logger.info("{}: {} adapted tensors, {:,} bytes", gguf.name, count, gguf.stat().st_size)
-    logger.info(
-        "{}: the model in Ollama must be {} in another form: {}", path.name, job.facts["base"]["name"], held["note"]
-    )
+    logger.info("{}: the model in Ollama must be {} in another form: {}", path.name, job.facts.base.name, held.note)
     return path
 
 
@@ -73,14 +69,8 @@ def write(base: Path, adapter: Path, out: Path) -> int:
         safetensors_file.tensors(base, STAGE), adapter, bool(config.get("tie_word_embeddings"))
     )
     _refuse(changes)
-    need = sum(
-        4
-        * (
-            change.a.size // safetensors_file.SIZES[change.a.dtype]
-            + change.b.size // safetensors_file.SIZES[change.b.dtype]
-        )
-        for change in changes
-    )
+    factors = [factor for change in changes for factor in (change.a, change.b) if factor is not None]
+    need = sum(4 * (factor.size // safetensors_file.SIZES[factor.dtype]) for factor in factors)
     with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as name, files.whole_file(out, shared=True) as partial:
         _one_scale(changes, adapter, Path(name))
         arguments = ["--base", base.absolute(), "--outfile", partial.absolute(), "--outtype", "f32", name]

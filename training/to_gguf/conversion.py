@@ -16,9 +16,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import cast
 
 from training.errors import MachineError, RunError
 from training.settings.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
@@ -28,8 +29,9 @@ from training.to_gguf import converter_traceback
 METHODS = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX)
 CONVERTER = Path(sys.prefix) / "llama.cpp" / "convert_hf_to_gguf.py"
 WORKER = Path(__file__).with_name("conversion_worker.py")
-OUTTYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}  # what the converter writes -> bytes a weight
-# the methods whose smallest tensors are of another type than their name says (src/llama-quant.cpp)
+# What the converter writes -> bytes a weight.
+OUTTYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+# The methods whose smallest tensors are of another type than their name says (src/llama-quant.cpp)
 SMALLEST = {"iq3_m": "IQ3_S", "iq3_xs": "IQ3_XXS", "iq3_xxs": "IQ2_S", "iq2_m": "IQ2_S", "iq2_s": "IQ2_XS"}
 SCRATCH = 1 << 24  # less free than this after a failure means that the disk was full
 
@@ -50,10 +52,6 @@ class Quantised:
     fell_back: int
     fallbacks: dict[str, int]
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON-able values, for the report."""
-        return asdict(self) | {"path": str(self.path)}
 
 
 def to_gguf(
@@ -183,13 +181,14 @@ def _check_room(stage: str, out: Path, need: int) -> None:
 # ---- the worker --------------------------------------------------------------------------------------------------
 
 
-def work(stage: str, out: Path, need: int, arguments: Sequence[Any], progress: Progress | None) -> list[str]:
+def work(stage: str, out: Path, need: int, arguments: Sequence[object], progress: Progress | None) -> list[str]:
     """Run conversion_worker.py; gives the lines it printed. RunError when it fails, whatever it died of."""
     process = forkserver.popen(WORKER, arguments)
     printed: list[str] = []
     with process:
         try:
-            for line in _lines(process.stdout):
+            # Of either kind of process it is a buffered pipe.
+            for line in _lines(cast(BufferedReader, process.stdout)):
                 printed.append(line)
                 share = _share(line)
                 if progress and share is not None:
@@ -206,7 +205,7 @@ def work(stage: str, out: Path, need: int, arguments: Sequence[Any], progress: P
     return printed
 
 
-def _lines(stream: IO[bytes]) -> Iterator[str]:
+def _lines(stream: BufferedReader) -> Iterator[str]:
     """Lines as they come; a carriage return ends one too, so that a progress bar is heard of while it moves."""
     rest = b""
     while block := stream.read1(1 << 16):
@@ -273,16 +272,8 @@ def reason(printed: Sequence[str], code: int) -> str:
         return "it was killed, most likely because memory ran out"
     if code == -signal.SIGILL:
         return "llama.cpp was built for another CPU (x86 needs AVX2): remove .venv and its kept build, run ./setup.sh"
-    noise = (
-        " ",
-        "Traceback",
-        "#",
-        "[Inferior",
-        "[New LWP",
-        "[Thread",
-        "warning:",
-        "ptrace:",
-    )  # the last ones are gdb's
+    of_gdb = ("#", "[Inferior", "[New LWP", "[Thread", "warning:", "ptrace:")
+    noise = (" ", "Traceback", *of_gdb)
     told = [line.strip() for line in printed if not line.startswith(noise) and _share(line) is None]
     last = told[-1] if told else "it printed nothing"
     how = f"signal {-code}" if code < 0 else f"code {code}"

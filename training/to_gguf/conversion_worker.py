@@ -11,14 +11,19 @@ import json
 import os
 import runpy
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.system import foreign_code, this_machine
 from training.system.parent_watch import end_with_parent
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def convert(script: str, *arguments: str) -> None:
@@ -60,10 +65,11 @@ def quantise(source: str, out: str, method: str, importance: str = "") -> int:
     if rows:
         params.imatrix = _matrix(llama_cpp, rows)
         params.kv_overrides = _noted(llama_cpp, len(rows))
-    return llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params))
+    code: int = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params))
+    return code
 
 
-def importance_rows(path: str) -> dict[str, Any]:
+def importance_rows(path: str) -> dict[str, np.ndarray]:
     """The float32 vectors of an importance matrix by tensor, the experts of a tensor one after the other."""
     import numpy as np
 
@@ -71,7 +77,7 @@ def importance_rows(path: str) -> dict[str, Any]:
         return {name: np.ascontiguousarray(found[name], np.float32).reshape(-1) for name in found}
 
 
-def _matrix(llama_cpp: Any, rows: dict[str, Any]) -> Any:
+def _matrix(llama_cpp: ModuleType, rows: Mapping[str, np.ndarray]) -> object:
     """A C array of llama_model_imatrix_data that ends in an entry without a name (tools/quantize/quantize.cpp)."""
     entry = llama_cpp.llama_model_imatrix_data
     filled = [
@@ -81,7 +87,7 @@ def _matrix(llama_cpp: Any, rows: dict[str, Any]) -> Any:
     return (entry * (len(filled) + 1))(*filled)
 
 
-def _noted(llama_cpp: Any, count: int) -> Any:
+def _noted(llama_cpp: ModuleType, count: int) -> object:
     """What llama.cpp's own tool writes into a file that was made with an importance matrix; ends in an empty key."""
     pair = llama_cpp.llama_model_kv_override
     number, text = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
@@ -91,14 +97,19 @@ def _noted(llama_cpp: Any, count: int) -> Any:
     return pairs
 
 
-def file_type(llama_cpp: Any, method: str) -> int:
+def file_type(llama_cpp: ModuleType, method: str) -> int:
     """llama.cpp's number for a method such as q4_k_m (enum llama_ftype)."""
     name = "LLAMA_FTYPE_ALL_F32" if method == "f32" else f"LLAMA_FTYPE_MOSTLY_{method.upper()}"
-    return getattr(llama_cpp, name)
+    number: int = getattr(llama_cpp, name)
+    return number
 
 
 if __name__ == "__main__":
     foreign_code.keep_out()
     end_with_parent()
-    commands = {"convert": convert, "convert_with": convert_with, "quantise": quantise}
+    commands: dict[str, Callable[..., int | None]] = {
+        "convert": convert,
+        "convert_with": convert_with,
+        "quantise": quantise,
+    }
     sys.exit(commands[sys.argv[1]](*sys.argv[2:]))

@@ -7,10 +7,11 @@ matrix have none: llama.cpp keeps them in types that need none.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from training.llama.gguf_file import Tensor
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from transformers import PreTrainedModel
 
 STAGE = "importance matrix"
 CHUNK = 512  # tokens run at once; rows are joined and cut, as llama.cpp's tool does with its text
@@ -43,10 +45,6 @@ class Importance:
     idle: int
     dtype: str
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        return asdict(self)
 
 
 def write(folder: Path, f16: Path, ids: Sequence[int], out: Path) -> Importance:
@@ -72,7 +70,7 @@ def write(folder: Path, f16: Path, ids: Sequence[int], out: Path) -> Importance:
         dtype = model.dtype
     rows = {name: _rows(*seen[parameter]) for parameter, names in named.items() for name in names}
     with out.open("wb") as file:  # a path would be given the ending .npz
-        np.savez(file, **rows)
+        np.savez(file, **rows)  # type: ignore[arg-type]  # its stub fears that a tensor is named allow_pickle
     idle = sum(int((counts == 0).sum()) for _, counts in seen.values())
     return Importance(len(ids), len(rows), idle, dtype, round(time.monotonic() - started, 1))
 
@@ -91,14 +89,13 @@ def joined(rows: Sequence[Sequence[int]], most: int = MOST) -> list[int]:
 # ---- what a matrix is multiplied with -----------------------------------------------------------------------------
 
 
-def _observed(model: Any, ids: Sequence[int]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _observed(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """For every parameter that inputs are multiplied with: sums of squares [experts, inputs], and tokens [experts]."""
     import torch
 
     if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation(
-            "eager"
-        )  # one linear() an expert; the fused ways show no single expert's inputs
+        # One linear() an expert; the fused ways show no single expert's inputs.
+        model.set_experts_implementation("eager")
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     places: dict[int, tuple[str, int]] = {}
     for name, parameter in model.named_parameters():
@@ -135,11 +132,15 @@ def _listening(tell: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[N
 
     class Listener(TorchFunctionMode):
         def __torch_function__(
-            self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-        ) -> Any:
+            self,
+            function: Callable[..., object],
+            types: object,
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
+        ) -> object:
             if function is torch.nn.functional.linear:
-                given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
-                tell(given["input"], given["weight"])
+                named: dict[str, Any] = {**dict(zip(("input", "weight"), args, strict=False)), **(kwargs or {})}
+                tell(named["input"], named["weight"])
             return function(*args, **(kwargs or {}))
 
     with Listener():
@@ -149,7 +150,7 @@ def _listening(tell: Callable[[torch.Tensor, torch.Tensor], None]) -> Iterator[N
 # ---- whose it is in the GGUF file -----------------------------------------------------------------------------------
 
 
-def _named(gguf: GGUF, seen: dict[str, Any]) -> dict[str, list[str]]:
+def _named(gguf: GGUF, seen: Iterable[str]) -> dict[str, list[str]]:
     """For each observed parameter the tensors of the GGUF file that it became. RunError when one is left without."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -180,7 +181,7 @@ def _is_matrix(name: str, tensor: Tensor) -> bool:
     return len(tensor.shape) > 1 and tensor.kind_name in ("F16", "BF16") and name not in EMBEDDINGS
 
 
-def _prove(gguf: GGUF, named: dict[str, list[str]], parameters: dict[str, Any]) -> None:
+def _prove(gguf: GGUF, named: dict[str, list[str]], parameters: Mapping[str, torch.Tensor]) -> None:
     """RunError unless the tensors have the columns of their parameter, in its order: rows the converter may permute."""
     import numpy as np
 
@@ -188,7 +189,7 @@ def _prove(gguf: GGUF, named: dict[str, list[str]], parameters: dict[str, Any]) 
         weight = parameters[parameter].detach()
         weight = weight if weight.dim() == 3 else weight[None]
         ours = np.stack([_squares(part.float().numpy()) for part in weight])
-        theirs = sum(_columns(gguf, gguf.tensors[name], len(weight)) for name in names)
+        theirs = functools.reduce(np.add, (_columns(gguf, gguf.tensors[name], len(weight)) for name in names))
         if ours.shape != theirs.shape or np.abs(theirs - ours).max() > MOST_APART * max(ours.mean(), 1e-12):
             raise RunError(
                 STAGE,
@@ -204,13 +205,15 @@ def _columns(gguf: GGUF, tensor: Tensor, experts: int) -> np.ndarray:
     if experts > 1:
         return np.stack([_squares(gguf.values(tensor, expert, 1)[0]) for expert in range(experts)])
     step = max(1, BLOCK // tensor.shape[-1])
-    return sum(_squares(gguf.values(tensor, low, step)) for low in range(0, tensor.shape[0], step))[None]
+    blocks = (_squares(gguf.values(tensor, low, step)) for low in range(0, tensor.shape[0], step))
+    return functools.reduce(np.add, blocks)[None]
 
 
 def _squares(rows: np.ndarray) -> np.ndarray:
     import numpy as np
 
-    return np.square(rows, dtype=np.float64).sum(axis=0)
+    sums: np.ndarray = np.square(rows, dtype=np.float64).sum(axis=0)
+    return sums
 
 
 def _rows(sums: torch.Tensor, counts: torch.Tensor) -> np.ndarray:
@@ -218,4 +221,5 @@ def _rows(sums: torch.Tensor, counts: torch.Tensor) -> np.ndarray:
     means = sums / counts.clamp_min(1)[:, None]
     means[counts == 0] = 1.0
     means = means.clamp_min(FLOOR * float(means.mean()) or FLOOR)
-    return means.float().numpy()
+    found: np.ndarray = means.float().numpy()
+    return found

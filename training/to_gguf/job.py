@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from training import llama, runs
 from training.base_model import base_files
-from training.data.row_texts import RowTexts
 from training.errors import RunError
 from training.ollama import Chat
 from training.runs import Handover
 from training.to_gguf.chat import chat_of
 
 
-@dataclass(frozen=True)
+class _Made(TypedDict):
+    file: str
+    method: str
+    bytes: int
+
+
+class FileRow(_Made, total=False):
+    """A GGUF file in status.json: what quantising says of it, and, once it is checked, what quantising cost.
+
+    See report.schema.Quantised for what the figures are.
+    """
+
+    fallback: str | None
+    importance: bool
+    kl: float | None
+    top1: float | None
+    perplexity: float | None
+    perplexity_change: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job(Handover):
-    """One run to export: its directory, its own settings, and the facts that training left for the export."""
+    """One run to export."""
 
     @property
     def merged(self) -> Path:
@@ -25,19 +46,18 @@ class Job(Handover):
     @property
     def base(self) -> Path:
         """The base model's folder. RunError when it has gone since the training, or is another one."""
-        known = self.facts["base"]
-        path = Path(known["path"])
+        path = self.facts.base.path
         if not (path / "config.json").is_file():
             raise RunError(
                 "merge", f"the base model is no longer at {path}; put it back, or train again", what_is_safe(self)
             )
         # Runs from before they were kept have none; a model of the Hub has its commit.
-        if before := known.get("files"):
-            self._require_same(path, before, known["kind"])
+        if before := self.facts.base.files:
+            self._require_same(path, before)
         return path
 
-    def _require_same(self, path: Path, before: dict[str, str], kind: str) -> None:
-        if changed := base_files.changed(before, base_files.digests(path, kind)):
+    def _require_same(self, path: Path, before: Mapping[str, str]) -> None:
+        if changed := base_files.changed(before, base_files.digests(path, self.facts.base.kind)):
             what = f"{', '.join(changed)} of the base model in {path} {'is' if len(changed) == 1 else 'are'} not what was trained on"
             raise RunError("merge", f"{what}; put it back as it was, or train again", what_is_safe(self))
 
@@ -47,19 +67,9 @@ class Job(Handover):
         first = self.quantised(self.settings.quantization.quantization_method[0])
         return bool(llama.metadata(first)["vocab"]["add_bos"])
 
-    @property
-    def trained_template(self) -> chat.ChatTemplate | None:
-        """The chat template that was trained with; None for plain text."""
-        return None if self.facts["plain"] else self.template
-
-    @property
-    def row_texts(self) -> RowTexts:
-        """Texts of the rows that were trained; none in a run of an older version."""
-        return RowTexts.of(self.facts.get("row_texts"))
-
     def chat(self, adds_bos: bool) -> Chat | None:
         """How the model was trained to chat; None for plain text."""
-        return None if self.facts["plain"] else chat_of(self.template, adds_bos)
+        return chat_of(self.template, adds_bos) if self.template else None
 
 
 def what_is_safe(job: Job) -> str:

@@ -11,7 +11,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,13 +141,13 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise RunError("merge", _disk(out, needed, 0) if full else f"{out} cannot be written: {error}", safe) from error
-    outputs = planned.outputs.values()
+    written = planned.outputs.values()
     return MergeRecord(
         path=str(out),
         base_dtype=planned.base_dtype,
         dtype=planned.dtype,
-        tensors=len(outputs),
-        targeted=sum(bool(output.changes) for output in outputs),
+        tensors=len(written),
+        targeted=sum(bool(output.changes) for output in written),
         shards=len(planned.shards),
         untied=planned.untied,
         template=template,
@@ -165,17 +165,23 @@ def merge_bytes(base: Path) -> int:
     return size + headers + sum(file.stat().st_size for file in kept_files.kept(base))
 
 
-def merged_rows(output: Output, start: int, stop: int, factors: list[tuple]) -> torch.Tensor:
-    """Rows `start` to `stop` of a merged tensor, in float32 before rounding; `factors` are (change, B, A) in float32."""
+def merged_rows(
+    output: Output, start: int, stop: int, factors: Sequence[tuple[torch.Tensor, torch.Tensor] | None]
+) -> torch.Tensor:
+    """Rows `start` to `stop` of a merged tensor, in float32 before rounding.
+
+    factors: B and A of each of its changes in float32; None of one that is replaced.
+    """
     rows = safetensors_file.read_rows(output.source, start, stop).float()
-    for change, b, a in factors:
+    for change, pair in zip(output.changes, factors, strict=True):
         low, high = max(start, change.start), min(stop, change.stop)
         if low >= high:
             continue
         part, own = rows[low - start : high - start], slice(low - change.start, high - change.start)
-        if change.kind == "replaced":
+        if pair is None:
             part.copy_(safetensors_file.read_rows(change.b, own.start, own.stop))
             continue
+        b, a = pair
         part.addmm_(b[own], a, alpha=change.scaling)
         if change.magnitude is not None:  # DoRA: each output's weights are scaled to its trained length
             length = safetensors_file.read_rows(change.magnitude)[0, own].float()
@@ -207,19 +213,20 @@ def _blocks(output: Output) -> Iterator[memoryview]:
     """The bytes of a merged tensor, rounded once to its dtype, a block of rows at a time."""
     import torch
 
-    factors = []
+    factors: list[tuple[torch.Tensor, torch.Tensor] | None] = []
     for change in output.changes:
         if change.kind == "replaced":
-            factors.append((change, None, None))
+            factors.append(None)
         else:
-            factors.append((change, *(factor.float() for factor in lora_adapter.factors(change))))
+            b, a = lora_adapter.factors(change)
+            factors.append((b.float(), a.float()))
     step = max(1, BLOCK // max(1, output.source.width))
     for start in range(0, output.source.rows, step):
         rows = merged_rows(output, start, min(start + step, output.source.rows), factors)
         rounded = rows.to(getattr(torch, safetensors_file.FLOATS[output.dtype]))
         if not torch.isfinite(rounded).all():
             raise RunError("merge", f"{output.name} would hold values that are not finite in {output.dtype}")
-        yield memoryview(rounded.contiguous().view(torch.uint8).numpy()).cast("B")
+        yield rounded.contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
 def _copy_bytes(reader: BinaryIO, writer: BinaryIO, tensor: Tensor) -> None:
@@ -359,7 +366,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _write_json(file: Path, value: dict[str, Any]) -> None:
+def _write_json(file: Path, value: Mapping[str, object]) -> None:
     file.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 

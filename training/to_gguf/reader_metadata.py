@@ -48,6 +48,7 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None)
 
 def end_id(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> int | None:
     """The token that ends a trained answer."""
-    if template is None or template.eos_follows or not template.turn_end:
-        return tokenizer.eos_token_id
-    return tokeniser(tokenizer)([template.turn_end])[0][-1]
+    end: int | None = tokenizer.eos_token_id
+    if template is not None and template.turn_end and not template.eos_follows:
+        end = tokeniser(tokenizer)([template.turn_end])[0][-1]
+    return end

@@ -23,7 +23,7 @@ from training.to_gguf.conversion import quantise, to_gguf, vocabulary
 
 
 def ready(
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, object] | None = None,
     tokenizer: Path | None = None,
     method: str = "q4_k_m",
     keep: Path | None = None,
@@ -61,7 +61,7 @@ def ready(
 
 
 def _trial(
-    config: Mapping[str, Any] | None, tokenizer: Path | None, method: str, keep: Path | None = None
+    config: Mapping[str, object] | None, tokenizer: Path | None, method: str, keep: Path | None = None
 ) -> dict[str, Any]:
     from training.to_gguf import importance, trial_model
 
@@ -93,7 +93,7 @@ def _trial(
 
 @contextmanager
 def trial(
-    config: Mapping[str, Any], tokenizer: Path, methods: Sequence[str] = ()
+    config: Mapping[str, object], tokenizer: Path, methods: Sequence[str] = ()
 ) -> Iterator[Callable[[], dict[str, Any]]]:
     """`ready` in a process of its own, while the caller goes on; gives the function that waits for its figures.
 
@@ -114,7 +114,8 @@ def trial(
             if code := child.wait():
                 kind = UserError if code == UserError.exit_code else MachineError
                 raise kind((printed or ["a trial of llama.cpp's converter failed"])[-1])
-            return json.loads(printed[-1]) | {"vocabulary": kept if kept.is_file() else None}
+            figures: dict[str, Any] = json.loads(printed[-1])
+            return figures | {"vocabulary": kept if kept.is_file() else None}
 
         try:
             yield result

@@ -11,7 +11,7 @@ from training.system import foreign_code
 
 LAYERS, HIDDEN, HEADS = 2, 256, 4  # K-quants want rows of 256
 # Keys of a config.json that say how large a model is -> the trial's value. What is not in the config is not added.
-SMALL: dict[str, Any] = {
+SMALL: dict[str, int] = {
     "num_hidden_layers": LAYERS,
     "n_layer": LAYERS,
     "num_layers": LAYERS,
@@ -37,8 +37,8 @@ AT_MOST: dict[str, int] = {
 }
 
 
-def make(folder: Path, config: Mapping[str, Any] | None, tokenizer: Path | None) -> str:
-    """Write the model to `folder`; gives its architecture. See convert.ready for what it looks like."""
+def make(folder: Path, config: Mapping[str, object] | None, tokenizer: Path | None) -> str:
+    """Write the model to `folder`; gives its architecture. See trial.ready for what it looks like."""
     import torch
     from safetensors.torch import save_model
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -73,10 +73,10 @@ LLAMA = {
 }
 
 
-def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
+def shrunk(config: Mapping[str, object]) -> dict[str, Any]:
     """The same architecture in small. The vocabulary stays: the converter compares it with the tokenizer."""
-    small = {key: value for key, value in config.items() if key not in ("transformers_version", "quantization_config")}
-    small = foreign_code.without(small)
+    left_out = ("transformers_version", "quantization_config")
+    small: dict[str, Any] = foreign_code.without({key: part for key, part in config.items() if key not in left_out})
     for key, value in SMALL.items():
         if key in small and small[key] is not None:
             small[key] = value
