@@ -11,6 +11,7 @@ import pytest
 
 from training import settings
 from training.errors import MachineError
+from training.fast_cpu import policy
 from training.plan import choices, disk_space, memory, memory_fit, plan
 from training.system import this_machine
 from training.system.this_machine import Gpu, Machine
@@ -203,6 +204,15 @@ def test_a_trained_output_layer_keeps_the_logits_of_all_tokens(tmp_path, monkeyp
     head = given.with_choice("LoRA.TARGET_MODULES", ["q_proj", "lm_head"], "")
     assert memory.estimate(head, SMALL, 1024)["logits"] == 2 * 1024 * SMALL.vocabulary * 24
     assert memory.estimate(head, SMALL, 1024)["logits"] > memory.estimate(given, SMALL, 1024)["logits"]
+
+
+def test_each_way_to_the_loss_is_reckoned_with_the_tokens_that_it_takes_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "TRL_CHUNK", 0)  # without what each is held against
+    given = decided(tmp_path, monkeypatch, machine(), CPU).with_choice("Hardware.FAST_CPU", True, "")
+    by_hand, plain = (memory.Shape(**{**vars(SMALL), "model_type": kind}) for kind in ("llama", "phi3"))
+    rows = given.training.per_device_train_batch_size * 1024
+    assert memory.estimate(given, by_hand, 1024)["logits"] == min(rows, policy.HEAD_CHUNK) * SMALL.vocabulary * 2
+    assert memory.estimate(given, plain, 1024)["logits"] == min(rows, policy.LOSS_CHUNK) * SMALL.vocabulary * 16
 
 
 def test_the_adapter_is_counted_from_the_config_as_from_the_weights(tmp_path, monkeypatch, embedded):

@@ -9,9 +9,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from training.fast_cpu import kernels
-
-HEAD_CHUNK = 512  # trained tokens whose logits are held at once
+from training.fast_cpu import kernels, policy
 
 
 class LoraLinear(Function):
@@ -98,12 +96,14 @@ class HeadLoss(Function):
     def forward(ctx: Any, hidden: torch.Tensor, weight: Any, bias: Any, targets: torch.Tensor) -> torch.Tensor:
         total = 0.0
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(targets), HEAD_CHUNK):
-            part, wanted = hidden[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK].contiguous()
+        for start in range(0, len(targets), policy.HEAD_CHUNK):
+            chunk = slice(start, start + policy.HEAD_CHUNK)
+            part, wanted = hidden[chunk], targets[chunk].contiguous()
             logits = functional.linear(part, weight, bias)
             total += kernels.call("cross_entropy", logits, logits, wanted, *logits.shape)
             if gradient is not None:
-                torch.mm(logits, weight, out=gradient[start : start + HEAD_CHUNK])
+                torch.mm(logits, weight, out=gradient[chunk])
+            del logits  # before the next chunk's are there
         ctx.save_for_backward(gradient)
         return torch.tensor(total, dtype=sums(hidden))
 

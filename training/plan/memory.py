@@ -206,7 +206,7 @@ def _logits(given: Any, model: Shape, tokens: int) -> int:
     if given.hardware.engine == "unsloth" and given.hardware.device != "cpu":
         return min(tokens * a_token, FUSED)
     if policy.by_hand(given, model.model_type):  # in place; the plain way, that it is held against, takes a chunk
-        return max(min(tokens, policy.LOSS_CHUNK) * model.vocabulary * _width(given), min(tokens, TRL_CHUNK) * a_token)
+        return max(min(tokens, policy.HEAD_CHUNK) * model.vocabulary * _width(given), min(tokens, TRL_CHUNK) * a_token)
     if given.hardware.fast_cpu is True:
         return min(tokens, policy.LOSS_CHUNK) * a_token
     if "lm_head" in given.lora.target_modules:
