@@ -32,8 +32,9 @@ from training.plan import choices, memory, memory_fit, plan
 from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
-from training.train import Order, Place, meeting, team
+from training.train import Order, Place, Watch, machines, meeting, team
 from training.train.meeting import Key
+from training.train.team import Alone
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
 CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
@@ -208,10 +209,42 @@ def test_the_ranks_of_one_machine_talk_over_the_loopback():
 def test_machines_that_would_train_something_else_are_named_with_the_field():
     marks = {"data SHA-256": "a", "LoRA.R": 8, "Hardware.NUM_THREADS": 2}
     other = {"data SHA-256": "b", "LoRA.R": 8, "Hardware.NUM_THREADS": 4}
-    assert team._differences([marks, marks, other, other], local_size=2) == [
-        "data SHA-256 = 'a' on machine 0, 'b' on machine 1"
-    ]
-    assert team._differences([marks, {**marks, "Hardware.NUM_THREADS": 9}], local_size=1) == []
+    with pytest.raises(RunError) as refused:
+        machines.refuse_mismatch(heard_from(marks, marks, other, other, local_size=2))
+    assert refused.value.message == "the machines do not agree: data SHA-256 = 'a' on machine 0, 'b' on machine 1"
+    machines.refuse_mismatch(heard_from(marks, {**marks, "Hardware.NUM_THREADS": 9}, local_size=1))
+    with pytest.raises(RunError, match="what another process sends are no settings"):
+        machines.refuse_mismatch(heard_from(marks, "marks", local_size=1))
+
+
+def heard_from(*fingerprints: object, local_size: int) -> Watch:
+    """What rank 0 knows when it has heard these fingerprints."""
+
+    class Heard(Alone):
+        place = Place(0, 0, len(fingerprints), local_size)
+
+        def __init__(self) -> None:
+            self.rank = 0
+
+        def gather(self, value: object) -> list[object]:
+            return list(fingerprints)
+
+    return Watch(Path("checkpoints"), {"fingerprint": fingerprints[0]}, 1, team=Heard())
+
+
+def test_one_process_is_a_team_of_one_that_says_and_hears_itself():
+    alone = Alone()
+    assert (alone.rank, alone.size, alone.place.machines) == (0, 1, 1)
+    assert (alone.round(7), alone.round(True), alone.first(lambda: "a"), alone.gather({1: 2})) == (
+        [7], [1], "a", [{1: 2}],
+    )  # fmt: skip
+    assert alone.sums([0.5, 3]) == [0.5, 3]
+    rows = {"input_ids": object()}
+    assert alone.own(rows, rows=5, micro=4) == (rows, 4)
+    with pytest.raises(team.Trouble, match="process 0 has no finite loss"):
+        alone.round(team.NOT_FINITE)
+    with team.joined(team.ALONE, settings.load(ROOT / "config.ini")) as joined:
+        assert isinstance(joined, Alone)
 
 
 class Store(dict):
@@ -307,9 +340,9 @@ def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting
 @pytest.mark.parametrize(("rank", "other"), [(0, "another machine"), (1, "machine 0, or to another one,")])
 def test_a_connection_that_closes_is_told_from_other_errors(rank, other, tmp_path):
     watch = SimpleNamespace(team=SimpleNamespace(place=Place(rank, 0, 2, 1, 1)), folder=tmp_path)
-    found = team.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
+    found = machines.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
     assert f"a process on {other} has ended, or the connection to it is lost; its log says more" in str(found)
-    assert team.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
+    assert machines.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
 
 
 def ended(fault: str, *arguments: str | Path) -> subprocess.CompletedProcess:

@@ -11,8 +11,7 @@ from loguru import logger
 
 from training.errors import Interrupted, RunError
 from training.runs import Run
-from training.train import team
-from training.train.team import lost
+from training.train import machines, team
 
 
 def follow(plan: Any, marks: dict[str, Any], signals: Any, give_up: Callable[[RunError], None]) -> None:
@@ -48,5 +47,5 @@ def _train(loaded: Any, plan: Any, session: Any) -> None:
     except RunError as error:
         raise RunError(error.stage, error.message, "the run is on machine 0") from None
     except RuntimeError as error:
-        found = session.crew.lost(within=loop.LOST) or lost(error, session.watch)
+        found = session.crew.lost(within=loop.LOST) or machines.lost(error, session.watch)
         raise found or RunError("training", str(error).splitlines()[0], "the run is on machine 0") from error

@@ -67,7 +67,7 @@ def train_stage(
     if others is not None:
         others.wait()
         session.crew = others
-    where = (others.place, plan.settings, others.server, others.late) if others else (None, plan.settings)
+    where = (others.place, plan.settings, others.server, others.late) if others else (team.ALONE, plan.settings)
     with team.joined(*where) as watch.team:
         result = loop.train(loaded, plan, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)

@@ -51,8 +51,7 @@ def callback(session: Session) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             session.watch.in_step = False
             took = time.perf_counter() - session.watch.began
-            if session.watch.team is not None:
-                session.watch.tokens = sum(session.watch.team.round(session.watch.tokens))
+            session.watch.tokens = sum(session.watch.team.round(session.watch.tokens))
             session.seconds += took
             session.tokens += session.watch.tokens
             session.watch.tokens_per_second = session.watch.tokens / took

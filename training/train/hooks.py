@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import shutil
 from collections.abc import Iterator
@@ -44,17 +43,8 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
 
     class Trainer(trainer_class):
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            watch.in_step = True
-            if watch.team is not None:
-                return self._step_of_team(model, inputs, *args, **kwargs)
-            watch.tokens += _tokens(inputs)
-            loss = super().training_step(model, inputs, *args, **kwargs)
-            if not torch.isfinite(loss):
-                raise not_finite("loss", self.state.global_step + 1, watch)
-            return loss
-
-        def _step_of_team(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             """A micro-step that every rank takes, and fails, at the same time; the step's last adds the gradients up."""
+            watch.in_step = True
             said, loss = 0, torch.zeros((), device=self.args.device)
             try:
                 if inputs is not self._filling:
@@ -64,7 +54,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 else:
                     self._idle(model, inputs)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if watch.team.size == 1 or not is_out_of_memory(error):
                     raise
                 said = team.NO_MEMORY
             except Trouble as heard:
@@ -96,30 +86,24 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
 
         def create_accelerator_and_postprocess(self) -> None:
             super().create_accelerator_and_postprocess()
-            if watch.team is not None:
-                one = self.accelerator
-                # No DistributedDataParallel around the model (team.py says why), and no figures of TRL's own that the
-                # ranks would have to wait for within a step: one of them may be out of memory by then.
-                one.prepare_model = functools.partial(one.prepare_model, evaluation_mode=True)
-                one.gather_for_metrics = self.gather_function = lambda value, *args, **kwargs: value
+            watch.team.lead(self)
 
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-            if watch.team is not None and self._measuring:
+            if watch.team.size > 1 and self._measuring:
                 return None  # the mean over the batch's own tokens, and nobody to wait for
-            if watch.team is not None and batch_samples and self.accelerator.gradient_state.end_of_dataloader:
+            if batch_samples and self.accelerator.gradient_state.end_of_dataloader:
                 batch_samples[-1] = self._own(batch_samples[-1], self.train_dataset, self.args.train_batch_size)
             return super()._get_num_items_in_batch(batch_samples, device)
 
         def _own(self, inputs: dict[str, Any], rows: Any, micro: int) -> dict[str, Any]:
             """An epoch's last batch without the rows that only fill it up; `_filling`, with no label, where none is left."""
-            own = team.own_rows(len(rows), micro, watch.team.rank, watch.team.size)
-            kept = team.without_filling(inputs, max(1, own))
+            kept, own = watch.team.own(inputs, len(rows), micro)
             if not own:
                 kept = self._filling = {**kept, "labels": torch.full_like(kept["labels"], -100)}
             return kept
 
         def store_flos(self) -> None:
-            if watch.team is None:  # nobody reads them, and the ranks would wait for each other
+            if watch.team.size == 1:  # nobody else reads them, and the ranks would wait for each other
                 super().store_flos()
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -139,7 +123,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             if not watch.fast:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, self._layers)
-            if watch.team is not None and num_items_in_batch is not None:  # as the plain way does: see mean_gradients
+            if num_items_in_batch is not None:  # as the plain way does: see mean_gradients
                 value = value * watch.team.size
             return (value, {"loss": value}) if return_outputs else value
 
@@ -179,10 +163,10 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
 
         def _for_every_rank(self, here: bool) -> bool:
-            return here if watch.team is None else all(watch.team.round(here))
+            return all(watch.team.round(here))
 
         def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            if watch.team is not None and self.accelerator.gradient_state.end_of_dataloader:
+            if self.accelerator.gradient_state.end_of_dataloader:
                 inputs = self._own(inputs, self.eval_dataset, self.args.eval_batch_size)
                 if inputs is self._filling:
                     self._idle(model, inputs)
@@ -201,8 +185,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                 output = super().evaluation_loop(*args, **kwargs)
             finally:
                 self._measuring = False
-            if watch.team is not None:
-                self._loss_sum, self._loss_count = watch.team.sums([self._loss_sum, self._loss_count])
+            self._loss_sum, self._loss_count = watch.team.sums([self._loss_sum, self._loss_count])
             output.metrics["eval_loss"] = self._loss_sum / max(1, self._loss_count)
             return output
 
@@ -226,10 +209,9 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             step = self.state.global_step
-            if watch.team is not None:
-                self._states = watch.team.gather(told_random_state(self._state_to_resume_from()))
-                if watch.team.rank:  # rank 0 writes for all
-                    return
+            self._states = watch.team.gather(told_random_state(self._state_to_resume_from()))
+            if watch.team.rank:  # rank 0 writes for all
+                return
             manifest = {**watch.manifest, "carried": watch.carried}
             with checkpoint.writing(watch.folder, step, manifest) as partial:
                 target = partial.with_name(partial.name.replace(".partial", ".files.partial"))
@@ -249,7 +231,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             return getattr(self, "_run_folder", None) or super()._get_output_dir(trial)
 
         def _save_rng_state(self, output_dir: str) -> None:
-            if watch.team is not None:  # under the names that the trainer looks for
+            if watch.team.size > 1:  # under the names that the trainer looks for
                 for rank, told in enumerate(self._states):
                     state = heard_random_state(told)
                     named = {"cpu" if name == "torch" else name: value for name, value in state.items()}

@@ -13,7 +13,7 @@ from training import runs
 from training.errors import FinetuneError, Interrupted, RunError
 from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
-from training.train import callback, hooks, team, updates
+from training.train import callback, hooks, machines, updates
 from training.train.adapter_files import WEIGHTS, disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
 from training.train.hooks import OutOfMemory, StopNow
@@ -62,7 +62,7 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
     except FinetuneError:
         raise
     except Exception as error:  # a RuntimeError of torch's, a bare Exception of the tokenizers library's
-        if session.crew is not None and (lost := session.crew.lost(within=LOST) or team.lost(error, session.watch)):
+        if session.crew is not None and (lost := session.crew.lost(within=LOST) or machines.lost(error, session.watch)):
             raise lost from error  # a connection that closed was the first to be noticed of it
         if any(words in str(error) for words in WRITE_FAILED):
             raise disk_error(error, session.watch.folder, loaded.model) from error
@@ -78,16 +78,16 @@ def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
     """The training alone, as every rank of it does: no adapter is saved. Gives the rows a micro-batch and the micro-batches
     a step that it came to."""
     chosen, watch = plan.settings.training, session.watch
-    micro, accumulation = session.first_of(
+    micro, accumulation = watch.team.first(
         lambda: (chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps)
     )
     shrunk: tuple[int, int] | None = None
-    team.refuse_mismatch(watch)
+    machines.refuse_mismatch(watch)
     while True:
         found = _newest(session)
         if found is not None:
             checkpoint.refuse_mismatch(found.manifest["fingerprint"], watch.manifest["fingerprint"])
-            found = team.fetched(found, watch)
+            found = machines.fetched(found, watch)
             micro, accumulation = shrunk or found.manifest["micro_batch"]
             watch.carried = dict(found.manifest["carried"])
             session.first_step = found.step
@@ -98,7 +98,7 @@ def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
             _run(session, found)
             break
         except OutOfMemory as error:
-            if watch.team is not None and not error.together:  # the other ranks are elsewhere, and wait for this one
+            if watch.team.size > 1 and not error.together:  # the other ranks are elsewhere, and wait for this one
                 raise RunError("training", f"{error}; {SMALLER}", checkpoint.where(watch.folder)) from error
             shrunk = micro, accumulation = _smaller(session, micro, accumulation, str(error))
     return micro, accumulation
@@ -107,8 +107,6 @@ def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
 def _newest(session: Session) -> Checkpoint | None:
     """The checkpoint to go on from: rank 0's, for all."""
     watch = session.watch
-    if watch.team is None:
-        return checkpoint.newest(watch.folder)
     return checkpoint.heard(watch.team.first(lambda: checkpoint.told(checkpoint.newest(watch.folder))))
 
 
@@ -127,7 +125,7 @@ def _run(session: Session, found: Checkpoint | None) -> None:
         pass
     step = one.state.global_step
     manifest = watch.folder / f"checkpoint-{step}" / checkpoint.MANIFEST
-    if one.optimizer is not None and not session.first_of(manifest.is_file):
+    if one.optimizer is not None and not watch.team.first(manifest.is_file):
         one._save_checkpoint(one.model, None)
     unfinished = (step < session.total and not session.stopped_early) or _unmeasured(session)
     stop, _ = session.asked()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from training.runs import Run
 from training.system.events import Events
 from training.system.signals import Signals
 from training.train.order import Order
-from training.train.team import Team
+from training.train.team import Alone, Team
 
 SAVE = 1000  # beyond every signal's number
 
@@ -47,26 +47,19 @@ class Session:
     @property
     def first(self) -> bool:
         """Whether this is rank 0, or the only process: the one that writes and tells."""
-        return self.watch.team is None or self.watch.team.rank == 0
+        return self.watch.team.rank == 0
 
     def asked(self) -> tuple[int | None, bool]:
         """The signal that shall end the training, and whether a checkpoint is asked for: the same in all ranks."""
-        stop, save = self.signals.stop, self.signals.save
-        if self.watch.team is not None:
-            said = self.watch.team.round((stop or 0) + (SAVE if save else 0))
-            stop = next((one % SAVE for one in said if one % SAVE), None)
-            save = any(one >= SAVE for one in said)
-        return stop, save
-
-    def first_of(self, ask: Callable[[], Any]) -> Any:
-        """What only rank 0 can know, in all ranks."""
-        return ask() if self.watch.team is None else self.watch.team.first(ask)
+        asked = self.watch.team.round((self.signals.stop or 0) + (SAVE if self.signals.save else 0))
+        stop = next((one % SAVE for one in asked if one % SAVE), None)
+        return stop, any(one >= SAVE for one in asked)
 
 
-def session(loaded: Any, order: Order, ranks: Team, signals: Signals) -> Session:
+def session(loaded: Any, order: Order, team: Team, signals: Signals) -> Session:
     """The session of a rank that tells and writes nothing."""
     keep, folder = order.settings.training.save_total_limit, order.run / runs.CHECKPOINTS
-    watch = Watch(folder, {"fingerprint": order.marks}, keep, fast=order.settings.hardware.fast_cpu is True, team=ranks)
+    watch = Watch(folder, {"fingerprint": order.marks}, keep, fast=order.settings.hardware.fast_cpu is True, team=team)
     run, silent = Run(order.run), Events(Path(os.devnull))
     return Session(order.settings, run, silent, signals, watch, loaded.tokenizer, (), (), order.steps)
 
@@ -89,4 +82,4 @@ class Watch:
     on_base: bool = False  # the evaluation that is under way is the base model's
     updating: bool = False  # the optimizer is at work: a failure now leaves some weights changed and others not
     untrained: dict[str, Any] | None = None  # the adapter before the very first update: name -> tensor on the CPU
-    team: team.Team | None = None  # the ranks that train together; None: one process trains alone
+    team: Team = field(default_factory=Alone)  # the ranks that train together
