@@ -277,7 +277,7 @@ class Bare:
 @pytest.mark.tiny
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 def test_a_gradient_that_is_no_number_stops_the_run_but_for_fp16_whose_scaler_expects_it(norm, tmp_path):
-    hooked = hooks.hooked(Bare, Watch(tmp_path, {}, 1))
+    hooked = hooks.hooked(Bare, Watch(folder=tmp_path, fingerprint={}, keep=1))
     with pytest.raises(RunError, match="training: the gradient of step 6 is not a finite number; lower LEARNING_RATE"):
         hooked(fp16=False)._get_grad_norm(None, norm)
     assert hooked(fp16=True)._get_grad_norm(None, float("inf")) == float("inf")
@@ -295,7 +295,7 @@ def test_a_flag_that_trl_puts_beside_the_rows_of_an_evaluation_is_not_taken_for_
 
     taken = []
     monkeypatch.setattr(fast_loss, "loss", lambda model, inputs, *others: taken.append(inputs))
-    one = hooks.hooked(Trainer, Watch(tmp_path, {}, 1, fast=True))()
+    one = hooks.hooked(Trainer, Watch(folder=tmp_path, fingerprint={}, keep=1, fast=True))()
     one._fast_is_proved = True
     rows = {"input_ids": torch.ones(1, 2, dtype=torch.long)}
     one.compute_loss(SimpleNamespace(get_base_model=lambda: None), {**rows, "_prediction_loss_only": True})

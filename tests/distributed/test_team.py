@@ -229,7 +229,7 @@ def heard_from(*fingerprints: object, local_size: int) -> Watch:
         def gather(self, value: object) -> list[object]:
             return list(fingerprints)
 
-    return Watch(Path("checkpoints"), {"fingerprint": fingerprints[0]}, 1, team=Heard())
+    return Watch(folder=Path("checkpoints"), fingerprint={}, keep=1, team=Heard())
 
 
 def test_one_process_is_a_team_of_one_that_says_and_hears_itself():

@@ -106,7 +106,7 @@ engine.start(given)
 import datasets, torch
 loaded = engine.load(SimpleNamespace(path=Path(model), name="tiny"), given, longest=24)
 data = datasets.Dataset.from_list(json.loads(rows))
-watch = Watch(Path(out), {}, 1)
+watch = Watch(folder=Path(out), fingerprint={}, keep=1)
 one = hooks.hooked(loaded.trainer_class, watch)(
     model=loaded.model, args=loaded.config_class(**arguments.arguments(given, Path(out), 2, 4, False, False)),
     train_dataset=data, processing_class=loaded.tokenizer,
@@ -204,7 +204,7 @@ def configured(**options):
 
 import datasets
 rows = datasets.Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, 2]}])
-session = SimpleNamespace(run=SimpleNamespace(path=Path(out)), watch=Watch(Path(out), {"micro_batch": [2, 4]}, 1), total=6)
+session = SimpleNamespace(run=SimpleNamespace(path=Path(out)), watch=Watch(folder=Path(out), fingerprint={}, keep=1, micro_batch=(2, 4)), total=6)
 plan = SimpleNamespace(settings=given, train=rows, validation=rows)
 made = loop._build(Loaded(network, loaded.tokenizer, Recorded, configured), plan, session, 2, 4)
 found["full eval"] = [made.args.bf16_full_eval, made.args.fp16_full_eval]

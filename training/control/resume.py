@@ -86,8 +86,10 @@ def refuse_mismatch(run: Run, marks: dict[str, Any]) -> None:
     """Raise UserError, before anything is touched, where a run's newest checkpoint and its plan of today do not agree."""
     trained = run.stage("train")
     found = checkpoint.newest(run.path / runs.CHECKPOINTS) if trained is None else None
-    if trained is not None or found is not None:
-        checkpoint.refuse_mismatch(trained["fingerprint"] if trained else found.manifest["fingerprint"], marks)
+    if trained is not None:
+        checkpoint.refuse_mismatch(trained["fingerprint"], marks)
+    elif found is not None:
+        checkpoint.refuse_mismatch(found.manifest.fingerprint, marks)
 
 
 def reopen(run: Run, plan: Any, stdout: IO[str] | None) -> tuple[Run, Events]:

@@ -60,8 +60,12 @@ def train_stage(
     end_ids = ends(plan)
     kept = held_out_sequences(plan)
     keep_facts(run, plan, trained_prompts(plan), kept, rows, end_ids, calibration(plan))
-    watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
-    watch.fast = plan.settings.hardware.fast_cpu is True
+    watch = Watch(
+        folder=run.path / runs.CHECKPOINTS,
+        fingerprint=marks(plan),
+        keep=plan.settings.training.save_total_limit,
+        fast=plan.settings.hardware.fast_cpu is True,
+    )
     questions = held_out.asked(rows.asked, QUESTIONS)
     session = Session(plan.settings, run, events, signals, watch, loaded.tokenizer, questions, end_ids, plan.steps)
     if others is not None:

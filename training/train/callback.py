@@ -108,7 +108,7 @@ def _catch_up(session: Session, step: int) -> None:
     """An evaluation that a signal cut off is made up for, so that a resumed run has the curve of an undisturbed one."""
     every = session.settings.training.eval_steps
     due = step == session.first_step > 0 and every and step % every == 0
-    if due and session.trainer.eval_dataset is not None and session.watch.carried.get("evaluated_at") != step:
+    if due and session.trainer.eval_dataset is not None and session.watch.carried.evaluated_at != step:
         session.trainer.evaluate()
 
 
@@ -142,13 +142,14 @@ def _report_evaluation(session: Session, step: int, loss: float, control: Any, m
     if not math.isfinite(loss):
         raise hooks.not_finite("validation loss", step, session.watch)
     carried = session.watch.carried
-    carried.setdefault("before", loss)
-    carried.update(after=loss, evaluated_at=step)
-    better = step > 0 and loss < carried.get("best_loss", math.inf)  # the base itself is no adapter to keep
+    carried.before = loss if carried.before is None else carried.before
+    carried.after, carried.evaluated_at = loss, step
+    # The base itself is no adapter to keep.
+    better = step > 0 and (carried.best_loss is None or loss < carried.best_loss)
     if better:
-        carried.update(best_loss=loss, best_step=step, worse=0)
+        carried.best_loss, carried.best_step, carried.worse = loss, step, 0
     elif step > 0:
-        carried["worse"] = carried.get("worse", 0) + 1
+        carried.worse += 1
     session.events.emit("evaluation", at_step=step, loss=loss, best=better)
     words = " (the base model)" if step == 0 else ", the best so far" if better else ""
     logger.info("step {}: validation loss {:.4f}{}", step, loss, words)
@@ -156,13 +157,13 @@ def _report_evaluation(session: Session, step: int, loss: float, control: Any, m
     if patience and better and session.first:
         with files.whole_folder(session.watch.folder / BEST) as partial:
             model.save_pretrained(str(partial), safe_serialization=True)
-    if patience and carried.get("worse", 0) >= patience:
-        session.stopped_early = carried["stopped_early"] = True
+    if patience and carried.worse >= patience:
+        carried.stopped_early = True
         control.should_training_stop = control.should_save = True
         logger.info(
             "stopping early: {} evaluations without a better validation loss; the best was at step {}",
             patience,
-            carried["best_step"],
+            carried.best_step,
         )
 
 

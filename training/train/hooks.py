@@ -14,11 +14,10 @@ from loguru import logger
 from training.errors import RunError
 from training.fast_cpu import fast_loss
 from training.runs import checkpoint
-from training.system import wire
-from training.train import team
+from training.train import random_state, team
+from training.train.random_state import RandomState
 from training.train.state import Watch
 from training.train.team import Trouble
-from training.train.updates import set_random_state, take_random_state
 
 # The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
 NOT_KEPT = ("README.md", "training_args.bin", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -137,7 +136,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             """
             self._fast_is_proved = True
             causal_lm, plain = bare.get_base_model(), super().compute_loss
-            if (found := watch.carried.get("fast_path")) is not None:
+            if (found := watch.carried.fast_path) is not None:
                 watch.fast = found != "none"
                 self._layers = fast_loss.layers(causal_lm) if found == "layers" else None
                 return
@@ -158,7 +157,7 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
                     self._layers = None
                 if watch.fast and self._layers is None:
                     watch.fast = self._for_every_rank(equal(None))
-            watch.carried["fast_path"] = "none" if not watch.fast else "head" if self._layers is None else "layers"
+            watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"
             if not watch.fast:
                 logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
 
@@ -190,13 +189,13 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
             return output
 
         def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-            state = take_random_state()  # so that evaluating more or less often does not change the training
+            state = random_state.take()  # so that evaluating more or less often does not change the training
             try:
-                if "before" not in watch.carried and self.state.global_step > 0:
+                if watch.carried.before is None and self.state.global_step > 0:
                     self._evaluate_base(*args, **kwargs)
                 return super().evaluate(*args, **kwargs)
             finally:
-                set_random_state(state)
+                random_state.put_back(state)
 
         def _evaluate_base(self, *args: Any, **kwargs: Any) -> None:
             """The base's figure comes with the first one of the adapter, which is left out for it: training starts at once."""
@@ -209,11 +208,10 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             step = self.state.global_step
-            self._states = watch.team.gather(told_random_state(self._state_to_resume_from()))
+            self._states = watch.team.gather(random_state.told(self._state_to_resume_from()))
             if watch.team.rank:  # rank 0 writes for all
                 return
-            manifest = {**watch.manifest, "carried": watch.carried}
-            with checkpoint.writing(watch.folder, step, manifest) as partial:
+            with checkpoint.writing(watch.folder, watch.manifest(step)) as partial:
                 target = partial.with_name(partial.name.replace(".partial", ".files.partial"))
                 self._run_folder = str(target)
                 try:
@@ -233,23 +231,22 @@ def hooked(trainer_class: Any, watch: Watch) -> Any:
         def _save_rng_state(self, output_dir: str) -> None:
             if watch.team.size > 1:  # under the names that the trainer looks for
                 for rank, told in enumerate(self._states):
-                    state = heard_random_state(told)
-                    named = {"cpu" if name == "torch" else name: value for name, value in state.items()}
+                    state = random_state.heard(told)
+                    named = {"python": state.python, "numpy": state.numpy, "cpu": state.torch, "cuda": state.cuda}
                     torch.save(named, Path(output_dir) / f"rng_state_{rank}.pth")
                 return
-            now = take_random_state()
-            set_random_state(self._state_to_resume_from())
+            now = random_state.take()
+            random_state.put_back(self._state_to_resume_from())
             super()._save_rng_state(output_dir)
-            set_random_state(now)
+            random_state.put_back(now)
 
-        def _state_to_resume_from(self) -> dict[str, Any]:
+        def _state_to_resume_from(self) -> RandomState:
             """A partial accumulation is thrown away on resume, and with it the randomness that it used up."""
-            begun = watch.in_step and watch.random_state is not None
-            return watch.random_state if begun else take_random_state()
+            return (watch.random_state if watch.in_step else None) or random_state.take()
 
         def _load_rng_state(self, checkpoint: str | None) -> None:
             super()._load_rng_state(checkpoint)
-            watch.random_state = take_random_state()
+            watch.random_state = random_state.take()
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """No model card: report.md says what was trained."""
@@ -274,36 +271,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
-
-
-def told_random_state(state: dict[str, Any]) -> dict[str, Any]:
-    """What `take_random_state` returned, as ranks may tell it to each other."""
-    name, numbers, *rest = state["numpy"]
-    return {
-        "python": state["python"],
-        "numpy": [name, numbers.tolist(), *rest],
-        "torch": state["torch"].numpy().tobytes(),
-        "cuda": None if state["cuda"] is None else [one.numpy().tobytes() for one in state["cuda"]],
-    }
-
-
-def heard_random_state(told: Any) -> dict[str, Any]:
-    """What `told_random_state` was made from. Raises RunError where it is nothing of the kind."""
-    import numpy
-    import torch
-
-    try:
-        version, numbers, gauss = told["python"]
-        name, vector, *rest = told["numpy"]
-        cuda = told["cuda"]
-        return {
-            "python": (version, tuple(numbers), gauss),
-            "numpy": (name, numpy.array(vector, dtype=numpy.uint32), *rest),
-            "torch": torch.frombuffer(bytearray(told["torch"]), dtype=torch.uint8),
-            "cuda": None if cuda is None else [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in cuda],
-        }
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise wire.refused("what another process sends is no random state") from None
 
 
 def _tokens(inputs: dict[str, Any]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loguru import logger
@@ -86,13 +86,13 @@ def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
     while True:
         found = _newest(session)
         if found is not None:
-            checkpoint.refuse_mismatch(found.manifest["fingerprint"], watch.manifest["fingerprint"])
+            checkpoint.refuse_mismatch(found.manifest.fingerprint, watch.fingerprint)
             found = machines.fetched(found, watch)
-            micro, accumulation = shrunk or found.manifest["micro_batch"]
-            watch.carried = dict(found.manifest["carried"])
+            micro, accumulation = shrunk or found.manifest.micro_batch
+            watch.carried = replace(found.manifest.carried)
             session.first_step = found.step
             logger.info("going on from the checkpoint of step {}", found.step)
-        watch.manifest["micro_batch"] = [micro, accumulation]
+        watch.micro_batch = micro, accumulation
         session.trainer = _build(loaded, plan, session, micro, accumulation)
         try:
             _run(session, found)
@@ -115,7 +115,7 @@ def _run(session: Session, found: Checkpoint | None) -> None:
     one, watch = session.trainer, session.watch
     try:
         with hooks.memory_watched():
-            if found and (found.step >= session.total or watch.carried.get("stopped_early")):
+            if found and (found.step >= session.total or watch.carried.stopped_early):
                 _take_up_the_end(one, found)
             else:
                 one.train(resume_from_checkpoint=str(found.path) if found else None)
@@ -127,7 +127,7 @@ def _run(session: Session, found: Checkpoint | None) -> None:
     manifest = watch.folder / f"checkpoint-{step}" / checkpoint.MANIFEST
     if one.optimizer is not None and not watch.team.first(manifest.is_file):
         one._save_checkpoint(one.model, None)
-    unfinished = (step < session.total and not session.stopped_early) or _unmeasured(session)
+    unfinished = (step < session.total and not watch.carried.stopped_early) or _unmeasured(session)
     stop, _ = session.asked()
     if stop is not None and unfinished:
         where = checkpoint.where(watch.folder)
@@ -137,7 +137,7 @@ def _run(session: Session, found: Checkpoint | None) -> None:
 def _unmeasured(session: Session) -> bool:
     """Whether the model as it stands has still to be measured on the validation rows."""
     one = session.trainer
-    return one.eval_dataset is not None and session.watch.carried.get("evaluated_at") != one.state.global_step
+    return one.eval_dataset is not None and session.watch.carried.evaluated_at != one.state.global_step
 
 
 def _take_up_the_end(one: Any, found: Checkpoint) -> None:
@@ -157,7 +157,7 @@ def _smaller(session: Session, micro: int, accumulation: int, error: str) -> tup
     one, watch = session.trainer, session.watch
     step = one.state.global_step
     smaller = max((size for size in range(1, micro // 2 + 1) if micro % size == 0), default=1)
-    watch.manifest["micro_batch"] = [smaller, accumulation * micro // smaller]
+    watch.micro_batch = smaller, accumulation * micro // smaller
     if watch.updating and watch.untrained is None:
         found = checkpoint.newest(watch.folder)
         if found is None:
@@ -166,7 +166,7 @@ def _smaller(session: Session, micro: int, accumulation: int, error: str) -> tup
         step = found.step
     elif one.optimizer is not None:  # it is None where only the last evaluation was left to do
         if watch.updating:
-            updates.take_back_update(watch, one)
+            updates.take_back_update(watch, one.model, one.optimizer)
         one._save_checkpoint(one.model, None)
     updates.end_update(watch)
     if micro == 1:
@@ -195,7 +195,7 @@ def _build(loaded: Any, plan: Any, session: Session, micro: int, accumulation: i
 
     tell_tracker(plan.settings.training, session.run.path)
     columns = ["input_ids", "labels"]
-    fresh = "before" not in session.watch.carried
+    fresh = session.watch.carried.before is None
     options = arguments(plan.settings, session.run.path, micro, accumulation, plan.validation is not None, fresh)
     one = hooks.hooked(loaded.trainer_class, session.watch)(
         model=loaded.model,
@@ -217,9 +217,7 @@ def _keep_best(model: Any, session: Session) -> None:
     best, carried = session.watch.folder / callback.BEST, session.watch.carried
     if session.settings.training.early_stopping_patience and (best / WEIGHTS).is_file():
         load_adapter(model, best)
-        logger.info(
-            "keeping the adapter of step {}: validation loss {:.4f}", carried["best_step"], carried["best_loss"]
-        )
+        logger.info("keeping the adapter of step {}: validation loss {:.4f}", carried.best_step, carried.best_loss)
 
 
 def _result(session: Session, micro: int, accumulation: int) -> Result:
@@ -229,9 +227,9 @@ def _result(session: Session, micro: int, accumulation: int) -> Result:
         steps=one.state.global_step or session.first_step,
         epochs=round(one.state.epoch or 0, 4),
         loss=losses[-1] if losses else None,
-        validation={"before": carried.get("before"), "after": carried.get("after"), "best": carried.get("best_loss")},
-        best_step=carried.get("best_step"),
-        stopped_early=bool(carried.get("stopped_early")),
+        validation={"before": carried.before, "after": carried.after, "best": carried.best_loss},
+        best_step=carried.best_step,
+        stopped_early=carried.stopped_early,
         train_seconds=round(time.perf_counter() - session.started, 2),
         tokens=session.tokens,
         tokens_per_second=round(session.tokens / session.seconds, 1) if session.seconds else 0.0,

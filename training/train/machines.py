@@ -31,7 +31,7 @@ def refuse_mismatch(watch: Watch) -> None:
     """Raise RunError, on every machine, where one of them would train something else than machine 0."""
     if watch.team.place.machines == 1:
         return
-    every = watch.team.gather(watch.manifest["fingerprint"])
+    every = watch.team.gather(watch.fingerprint)
     if problems := watch.team.first(lambda: _differences(every, watch.team.place.local_size)):
         raise RunError("training", f"the machines do not agree: {'; '.join(problems)}")
 
@@ -54,7 +54,7 @@ def fetched(found: Checkpoint, watch: Watch) -> Checkpoint:
     if watch.team.place.machines == 1:
         return found
     place, own = watch.team.place, watch.folder / f"checkpoint-{found.step}"
-    for name in [*found.manifest["files"], checkpoint.MANIFEST]:
+    for name in [*found.manifest.files, checkpoint.MANIFEST]:
         pieces = _pieces(found.path / name, watch.team)
         if place.machine > 0 and place.local_rank == 0:
             own.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def fetched(found: Checkpoint, watch: Watch) -> Checkpoint:
                 for piece in pieces:
                     file.write(piece)
             # The manifest stands for the others, and for itself nothing does.
-            digest = found.manifest["files"].get(name)
+            digest = found.manifest.files.get(name)
             if digest is not None and files.sha256(own / name) != digest:
                 raise wire.refused(f"{name} of the checkpoint of step {found.step} did not arrive as it was")
         else:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training import runs
 from training.data import Item
 from training.runs import Run
+from training.runs.checkpoint import Carried, Manifest
 from training.system.events import Events
 from training.system.signals import Signals
 from training.train.order import Order
+from training.train.random_state import RandomState
 from training.train.team import Alone, Team
+
+if TYPE_CHECKING:
+    import torch
 
 SAVE = 1000  # beyond every signal's number
 
@@ -39,7 +44,6 @@ class Session:
     tokens: int = 0
     seconds: float = 0.0  # spent in optimizer steps
     recent: list[float] = field(default_factory=list)  # losses since the last line of the log
-    stopped_early: bool = False
     trainer: Any = None
     bar: Any = None
     crew: Any = None  # in rank 0: the processes of the others
@@ -59,27 +63,36 @@ class Session:
 def session(loaded: Any, order: Order, team: Team, signals: Signals) -> Session:
     """The session of a rank that tells and writes nothing."""
     keep, folder = order.settings.training.save_total_limit, order.run / runs.CHECKPOINTS
-    watch = Watch(folder, {"fingerprint": order.marks}, keep, fast=order.settings.hardware.fast_cpu is True, team=team)
+    watch = Watch(
+        folder=folder, fingerprint=order.marks, keep=keep, fast=order.settings.hardware.fast_cpu is True, team=team
+    )
     run, silent = Run(order.run), Events(Path(os.devnull))
     return Session(order.settings, run, silent, signals, watch, loaded.tokenizer, (), (), order.steps)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Watch:
     """What the hooks of one training run share, and what a checkpoint carries over to a resumed one."""
 
     folder: Path  # where checkpoints go
-    manifest: dict[str, Any]  # what each checkpoint's manifest says beside its files
+    fingerprint: Mapping[str, object]  # of the run
     keep: int  # SAVE_TOTAL_LIMIT
-    carried: dict[str, Any] = field(default_factory=dict)  # best loss, patience: stored with each checkpoint
+    micro_batch: tuple[int, int] = (1, 1)  # rows a micro-batch, micro-batches a step
+    carried: Carried = field(default_factory=Carried)
     fast: bool = False  # take the fast path of a CPU, once it has proved equal
     tokens: int = 0  # real tokens since the start of the step
     tokens_per_second: float = 0.0  # of the last whole step
     began: float = 0.0  # when the step began
-    random_state: dict[str, Any] | None = None  # from which the step can be done again
+    random_state: RandomState | None = None  # from which the step can be done again
     epoch_begins: bool = False  # the next step is the first of an epoch
     in_step: bool = False  # some micro-batches of the step are done, its update is not
     on_base: bool = False  # the evaluation that is under way is the base model's
     updating: bool = False  # the optimizer is at work: a failure now leaves some weights changed and others not
-    untrained: dict[str, Any] | None = None  # the adapter before the very first update: name -> tensor on the CPU
+    untrained: dict[str, torch.Tensor] | None = None  # the adapter before the very first update, on the CPU
     team: Team = field(default_factory=Alone)  # the ranks that train together
+
+    def manifest(self, step: int) -> Manifest:
+        """What a checkpoint of now says of itself, but for its files."""
+        return Manifest(
+            step=step, files={}, fingerprint=self.fingerprint, micro_batch=self.micro_batch, carried=self.carried
+        )
