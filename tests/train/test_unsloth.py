@@ -208,9 +208,9 @@ session = SimpleNamespace(run=SimpleNamespace(path=Path(out)), watch=Watch(folde
 plan = SimpleNamespace(settings=given, train=rows, validation=rows)
 made = loop._build(Loaded(network, loaded.tokenizer, Recorded, configured), plan, session, 2, 4)
 found["full eval"] = [made.args.bf16_full_eval, made.args.fp16_full_eval]
-ours = [n for n, value in vars(hooks.hooked(Recorded, session.watch)).items() if inspect.isfunction(value)]
-source = inspect.getsource(hooks)
-found["hooks"] = ["create_model_card", *(n for n in ours if f"super().{n}(" in source)]  # the others are helpers of ours
+parts = [part for part in hooks.hooked(Recorded, session.watch).__mro__ if part.__module__.startswith("training.train.")]
+ours = {n: inspect.getsource(f) for part in parts for n, f in vars(part).items() if inspect.isfunction(f)}
+found["hooks"] = ["create_model_card", *(n for n, code in ours.items() if f"super().{n}(" in code)]  # the others are ours
 found["hooks not there"] = [n for n in found["hooks"] if not hasattr(generated, n)]
 inspect.signature(generated.compute_loss).bind(None, None, {}, False, None)
 inspect.signature(generated.prediction_step).bind(None, None, {}, True, ignore_keys=None)

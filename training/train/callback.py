@@ -13,9 +13,9 @@ from loguru import logger
 from training import evaluation, runs
 from training.system import files, privacy
 from training.system.wording import clock
-from training.train import hooks, updates
-from training.train.hooks import StopNow
+from training.train import updates
 from training.train.state import Session
+from training.train.trouble import StopNow, not_finite
 
 BEST = "best"  # in checkpoints/: the adapter of the best validation loss, for early stopping
 
@@ -140,7 +140,7 @@ def _report_step(session: Session, state: Any, logs: dict[str, Any]) -> None:
 
 def _report_evaluation(session: Session, step: int, loss: float, control: Any, model: Any) -> None:
     if not math.isfinite(loss):
-        raise hooks.not_finite("validation loss", step, session.watch)
+        raise not_finite("validation loss", step, session.watch)
     carried = session.watch.carried
     carried.before = loss if carried.before is None else carried.before
     carried.after, carried.evaluated_at = loss, step

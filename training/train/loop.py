@@ -16,8 +16,8 @@ from training.runs.checkpoint import Checkpoint
 from training.train import callback, hooks, machines, updates
 from training.train.adapter_files import WEIGHTS, disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
-from training.train.hooks import OutOfMemory, StopNow
 from training.train.state import Session
+from training.train.trouble import OutOfMemory, StopNow, is_out_of_memory, memory_watched
 
 # What torch, safetensors and tokenizers say when a write fails, in words of their own instead of an OSError.
 SMALLER = "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true"
@@ -68,7 +68,7 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
             raise disk_error(error, session.watch.folder, loaded.model) from error
         if not isinstance(error, RuntimeError):
             raise
-        advice = f"; {SMALLER}" if hooks.is_out_of_memory(error) else ""
+        advice = f"; {SMALLER}" if is_out_of_memory(error) else ""
         raise RunError(
             "training", f"{str(error).splitlines()[0]}{advice}", checkpoint.where(session.watch.folder)
         ) from error
@@ -114,7 +114,7 @@ def _run(session: Session, found: Checkpoint | None) -> None:
     """Let the trainer train; a noted signal becomes Interrupted once the checkpoint is on the disk."""
     one, watch = session.trainer, session.watch
     try:
-        with hooks.memory_watched():
+        with memory_watched():
             if found and (found.step >= session.total or watch.carried.stopped_early):
                 _take_up_the_end(one, found)
             else:
