@@ -108,7 +108,7 @@ loaded = engine.load(SimpleNamespace(path=Path(model), name="tiny"), given, long
 data = datasets.Dataset.from_list(json.loads(rows))
 watch = Watch(folder=Path(out), fingerprint={}, keep=1)
 one = hooks.hooked(loaded.trainer_class, watch)(
-    model=loaded.model, args=loaded.config_class(**arguments.arguments(given, Path(out), 2, 4, False, False)),
+    model=loaded.model, args=loaded.config_class(**arguments.arguments(given, Path(out), (2, 4), False, False)),
     train_dataset=data, processing_class=loaded.tokenizer,
 )
 seen = [[sorted(batch), *(batch[name].tolist() for name in sorted(batch))] for batch in one.get_train_dataloader()]
@@ -146,12 +146,9 @@ from pathlib import Path
 from types import SimpleNamespace
 _, root, config, model, out = sys.argv
 sys.path.insert(0, root)
-from training import settings
-from training.train import Loaded
-from training.train import Watch
-from training.train import engine
-from training.train import hooks
-from training.train import loop
+from training import runs, settings
+from training.base_model import BaseModel
+from training.train import Loaded, Order, Watch, engine, hooks, loop, team
 given = settings.load(Path(config))
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # Unsloth's own switch for tests: the GPU classes, on a machine without a GPU
 engine.start(given)
@@ -204,9 +201,14 @@ def configured(**options):
 
 import datasets
 rows = datasets.Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, 2]}])
-session = SimpleNamespace(run=SimpleNamespace(path=Path(out)), watch=Watch(folder=Path(out), fingerprint={}, keep=1, micro_batch=(2, 4)), total=6)
-plan = SimpleNamespace(settings=given, train=rows, validation=rows)
-made = loop._build(Loaded(network, loaded.tokenizer, Recorded, configured), plan, session, 2, 4)
+session = SimpleNamespace(run=runs.Run(Path(out)), watch=Watch(folder=Path(out), fingerprint={}, keep=1, micro_batch=(2, 4)), total=6)
+base = BaseModel("a model", Path(model), "folder", None, {}, 1, None)
+order = Order(
+    place=team.ALONE, settings=given, base=base, train=rows, validation=rows, longest=2, steps=6, fingerprint={},
+    run=Path(out),
+)
+fake = Loaded(model=network, tokenizer=loaded.tokenizer, trainer_class=Recorded, config_class=configured)
+made = loop.build(fake, order, session)
 found["full eval"] = [made.args.bf16_full_eval, made.args.fp16_full_eval]
 parts = [part for part in hooks.hooked(Recorded, session.watch).__mro__ if part.__module__.startswith("training.train.")]
 ours = {n: inspect.getsource(f) for part in parts for n, f in vars(part).items() if inspect.isfunction(f)}

@@ -15,7 +15,7 @@ from training import evaluation, runs
 from training.base_model import base_files
 from training.data import Item, held_out
 from training.data.encoding import end_ids
-from training.distributed import Crew
+from training.distributed import Crew, launcher
 from training.errors import Interrupted, RunError
 from training.evaluation import scoring
 from training.ollama import modelfile
@@ -29,7 +29,7 @@ from training.system.events import Events
 from training.system.signals import Signals
 from training.system.wording import short
 from training.to_gguf import importance
-from training.train import Session, Watch, adapter_files, loop, team
+from training.train import Loaded, Session, adapter_files, loop, state, team
 
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512  # for samples and checks; tokens a sequence at most
 MEASURED, ASKED = 32, 8  # held-out rows whose loss is taken, and those that are asked: what a short run can afford
@@ -47,7 +47,7 @@ class Rows:
 
 def train_stage(
     plan: Plan,
-    loaded: Any,
+    loaded: Loaded,
     rows: Rows,
     run: Run,
     events: Events,
@@ -60,20 +60,24 @@ def train_stage(
     end_ids = ends(plan)
     kept = held_out_sequences(plan)
     keep_facts(run, plan, trained_prompts(plan), kept, rows, end_ids, calibration(plan))
-    watch = Watch(
-        folder=run.path / runs.CHECKPOINTS,
-        fingerprint=marks(plan),
-        keep=plan.settings.training.save_total_limit,
-        fast=plan.settings.hardware.fast_cpu is True,
-    )
-    questions = held_out.asked(rows.asked, QUESTIONS)
-    session = Session(plan.settings, run, events, signals, watch, loaded.tokenizer, questions, end_ids, plan.steps)
-    if others is not None:
+    order = others.order if others else launcher.order_of(plan, marks(plan), run.path)
+    if others:
         others.wait()
-        session.crew = others
-    where = (others.place, plan.settings, others.server, others.late) if others else (team.ALONE, plan.settings)
-    with team.joined(*where) as watch.team:
-        result = loop.train(loaded, plan, session)
+    with others.joined() if others else team.joined(order.place, order.settings) as joined:
+        session = Session(
+            settings=plan.settings,
+            run=run,
+            events=events,
+            signals=signals,
+            watch=state.watch(order, joined),
+            tokenizer=loaded.tokenizer,
+            total=plan.steps,
+            validates=plan.validation is not None,
+            questions=held_out.asked(rows.asked, QUESTIONS),
+            end_ids=end_ids,
+            crew=others,
+        )
+        result = loop.train(loaded, order, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
     seconds = round(time.perf_counter() - began, 1)
     fingerprint = checkpoint.kept(marks(plan))

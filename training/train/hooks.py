@@ -8,7 +8,7 @@ from training.train.checkpoints import Checkpoints
 from training.train.fast_path import FastPath
 from training.train.measured import Measured
 from training.train.ranks import Ranks
-from training.train.state import Watch
+from training.train.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import Trainer

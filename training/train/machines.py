@@ -19,7 +19,7 @@ from training.system import files, wire
 from training.train.team import Team
 
 if TYPE_CHECKING:
-    from training.train.state import Watch
+    from training.train.watch import Watch
 
 # Fields of the fingerprint in which machines may differ.
 OWN = {"Hardware.NUM_THREADS"}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Trainer
 
-    from training.train.state import Watch
+    from training.train.watch import Watch
 
     class Mixin(Trainer):
         """The trainer as its parts see it."""

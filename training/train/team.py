@@ -72,6 +72,13 @@ class Place:
         """How many machines there are."""
         return self.size // self.local_size
 
+    @property
+    def proof(self) -> Key:
+        """What it proves itself with to other machines."""
+        if self.key is None:
+            raise LookupError("the ranks of one machine need no key")
+        return self.key
+
     def environment(self, threads: int) -> dict[str, str]:
         """The variables that torchrun sets (docs.pytorch.org/docs/stable/elastic/run.html, "Environment Variables").
 
@@ -283,7 +290,7 @@ def _store(place: Place) -> Store:
     if place.file is not None:
         return dist.FileStore(str(place.file), place.size)
     server = dist.TCPStore(place.address, place.port, is_master=False, timeout=PATIENCE)
-    return meeting.admitted(server, place.key, place.machine)
+    return meeting.admitted(server, place.proof, place.machine)
 
 
 @contextmanager
@@ -320,7 +327,7 @@ def joined(
     # accelerate would say cpu:0, to which torch.load puts nothing back.
     if settings.hardware.device == "cpu":
         way["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    with this_machine.variables({**place.environment(settings.hardware.num_threads), **way}):
+    with this_machine.variables({**place.environment(int(settings.hardware.num_threads)), **way}):
         with _in_time(late):
             store = server or _store(place)
             dist.init_process_group(

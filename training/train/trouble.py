@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from training.errors import RunError
 from training.runs import checkpoint
-from training.train.state import Watch
+from training.train.watch import Watch
 
 
 class OutOfMemory(Exception):

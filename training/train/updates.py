@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from training.train import random_state
-from training.train.state import Watch
+from training.train.watch import Watch
 
 if TYPE_CHECKING:
     import torch
