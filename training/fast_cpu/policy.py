@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from training.settings import Choice
+from training.settings import Choice, Settings
 
 ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
 MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake of memory
@@ -16,10 +14,10 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of e
 BLOCK = 512
 
 
-def wanted(settings: Any) -> Choice:
+def wanted(settings: Settings) -> Choice:
     """Whether the fast path is taken, before it is tried."""
-    chosen, hardware = settings.hardware.fast_cpu, settings.hardware
-    if chosen is False:
+    hardware = settings.hardware
+    if hardware.fast_cpu is False:
         return Choice(False, "FAST_CPU")
     if hardware.device != "cpu" or hardware.engine != "transformers":
         return Choice(False, "it is for training with transformers on a CPU")
@@ -41,7 +39,7 @@ def regrouped(micro: int, accumulation: int, longest: int, mean: float) -> tuple
     return together, step // together
 
 
-def by_hand(settings: Any, model_type: str) -> bool:
+def by_hand(settings: Settings, model_type: str) -> bool:
     """Whether the hand-written layers are for such a run (decoder.unsupported looks at the model itself later)."""
     lora = settings.lora
     plain_lora = not lora.use_dora and lora.lora_dropout == 0 and lora.bias == "none"

@@ -42,7 +42,7 @@ class Hooks(TrainerCallback):
     session: Session
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         from transformers import set_seed
 
@@ -53,12 +53,12 @@ class Hooks(TrainerCallback):
             set_seed(session.settings.training.seed + session.watch.team.rank)
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         updates.begin_epoch(self.session.watch)
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         _catch_up(self.session, state.global_step)
         self.session.signals.begin()
@@ -66,7 +66,7 @@ class Hooks(TrainerCallback):
         updates.begin_step(self.session.watch)
 
     def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         _obey(self.session, control)
 
@@ -76,7 +76,7 @@ class Hooks(TrainerCallback):
         updates.begin_update(self.session.watch, kwargs["model"], state.global_step)
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         updates.end_update(self.session.watch)
 
@@ -94,7 +94,7 @@ class Hooks(TrainerCallback):
         _obey(session, control)
 
     def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self.session.asked()[0] is not None:
             raise StopNow
@@ -108,13 +108,13 @@ class Hooks(TrainerCallback):
             step = 0 if self.session.watch.on_base else state.global_step
             _report_evaluation(self.session, step, kwargs["metrics"]["eval_loss"], control, kwargs["model"])
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         # Of all ranks; rank 0's events go to the file.
         where = f"{runs.CHECKPOINTS}/checkpoint-{state.global_step}"
         self.session.events.emit("checkpoint", at_step=state.global_step, path=where)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self.session.close_bar()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
@@ -12,6 +12,7 @@ from training.train.mixin import Mixin
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from training.fast_cpu.decoder import Decoder
     from training.train.team import Batch
@@ -53,7 +54,8 @@ class FastPath(Mixin):
         import torch
 
         watch, self._fast_is_proved = self.watch, True
-        causal_lm = bare.get_base_model()
+        # A causal language model it is, which PEFT does not say.
+        causal_lm = cast("PreTrainedModel", bare.get_base_model())
         if (taken := watch.carried.fast_path) is not None:
             watch.fast = taken != "none"
             self._layers = fast_loss.layers(causal_lm) if taken == "layers" else None
@@ -66,7 +68,7 @@ class FastPath(Mixin):
                 watch.team.round(
                     fast_loss.agrees(
                         bare,
-                        lambda: plain(model, dict(few), False, None),
+                        lambda: cast("torch.Tensor", plain(model, dict(few), False, None)),
                         lambda: fast_loss.loss(causal_lm, few, None, layers),
                     )
                 )
