@@ -93,7 +93,8 @@ def _attention_backward(
         tensors = (query, key, value, outer, for_query, for_key, for_value)
         kernels.call("attention_backward", query, *tensors, *split.texts(), float(scale))
         return for_query, for_key, for_value
-    sums: dict[int, list[torch.Tensor]] = {}  # of rows of several blocks; in float, for bf16 would lose the small
+    # Of rows of several blocks; in float, for bf16 would lose the small.
+    sums: dict[int, list[torch.Tensor]] = {}
     for block in split.rows.blocks:
         probabilities = _probabilities(split, query, key, block, scale)
         incoming, asked = split.queries(outer, block), split.queries(query, block)

@@ -9,7 +9,8 @@ MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake o
 # Trained tokens whose logits are computed at once: under the model's own layers (1024 x 49k x 4 bytes = 200 MB), and by
 # hand (functions.HeadLoss).
 LOSS_CHUNK, HEAD_CHUNK = 1024, 512
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of exactly the parts of decoder.py
+# Whose layers are built of exactly the parts of decoder.py.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied.
 BLOCK = 512
 

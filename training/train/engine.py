@@ -73,7 +73,8 @@ def _start_unsloth(on_cpu: bool) -> None:
     compiled = tempfile.mkdtemp(prefix="finetune-unsloth-")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled  # else a folder where the caller stands
-    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else a Hub download that can hang for two minutes
+    # Else a Hub download that can hang for two minutes.
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     os.environ["UNSLOTH_AUTO_INSTALL"] = "0"  # else saving may answer "yes" to apt-get and pip
     # On its own it trains on the CPU where it finds no accelerator: never unasked.
     os.environ["UNSLOTH_FORCE_CPU" if on_cpu else "UNSLOTH_DISABLE_CPU_FALLBACK"] = "1"
@@ -151,10 +152,30 @@ def lora(settings: Settings) -> dict[str, Any]:
 
 
 def _load_transformers(base: BaseModel, settings: Settings, longest: int, tokenizer: PreTrainedTokenizerBase) -> Loaded:
-    import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
+
+    model = _base_model(base, settings, longest)
+    # As Unsloth does: the same first values of the adapter on both engines.
+    set_seed(settings.training.seed)
+    # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
+    with lora_adapter.tying_known():
+        config = LoraConfig(task_type="CAUSAL_LM", **lora(settings))
+        # A PeftMixedModel it is only where that is asked for.
+        adapted = cast("PeftModel", get_peft_model(model, config, autocast_adapter_dtype=True))
+    if settings.lora.use_dora:
+        _require_lengths(adapted)
+    # PEFT would write the whole matrix of a targeted head or embedding beside what is trained, in every checkpoint.
+    save = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.save_pretrained = save  # type: ignore[method-assign]  # for this model alone
+    return Loaded(model=adapted, tokenizer=tokenizer, trainer_class=SFTTrainer, config_class=SFTConfig)
+
+
+def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrainedModel:
+    """The frozen model, by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
 
     on_cpu = settings.hardware.device == "cpu"
     options: dict[str, Any] = {"attn_implementation": "eager" if on_cpu and longest <= EAGER_UP_TO else "sdpa"}
@@ -190,18 +211,7 @@ def _load_transformers(base: BaseModel, settings: Settings, longest: int, tokeni
     weights_fit.require(info, base.path)
     _name(model, base, folder)
     model.config.use_cache = False
-    set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
-    # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
-    with lora_adapter.tying_known():
-        config = LoraConfig(task_type="CAUSAL_LM", **lora(settings))
-        # A PeftMixedModel it is only where that is asked for.
-        adapted = cast("PeftModel", get_peft_model(model, config, autocast_adapter_dtype=True))
-    if settings.lora.use_dora:
-        _require_lengths(adapted)
-    # PEFT would write the whole matrix of a targeted head or embedding beside what is trained, in every checkpoint.
-    save = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
-    adapted.save_pretrained = save  # type: ignore[method-assign]  # for this model alone
-    return Loaded(model=adapted, tokenizer=tokenizer, trainer_class=SFTTrainer, config_class=SFTConfig)
+    return model
 
 
 def _require_lengths(model: PeftModel) -> None:

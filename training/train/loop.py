@@ -60,7 +60,8 @@ def train(loaded: Loaded, order: Order, session: Session) -> Result:
     from safetensors import SafetensorError
 
     try:
-        with session.signals.gentle():  # a first signal is noted, and what is being written is written whole
+        # A first signal is noted, and what is being written is written whole.
+        with session.signals.gentle():
             follow(loaded, order, session)
             _keep_best(loaded.model, session)
             save_adapter(loaded.model, session.run.path / runs.ADAPTER)
@@ -69,7 +70,8 @@ def train(loaded: Loaded, order: Order, session: Session) -> Result:
         raise disk_error(error, session.watch.folder, loaded.model) from error
     except FinetuneError:
         raise
-    except Exception as error:  # a RuntimeError of torch's, a bare Exception of the tokenizers library's
+    # A RuntimeError of torch's, a bare Exception of the tokenizers library's.
+    except Exception as error:
         # A connection that closed may be the first to be noticed of the end of another rank.
         if lost := session.lost(within=LOST) or machines.lost(error, session.watch):
             raise lost from error

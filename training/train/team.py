@@ -118,7 +118,8 @@ class Team:
         import torch.distributed as dist
 
         self.place, self.rank, self.size = place, place.rank, place.size
-        self._talk = dist.new_group(backend="gloo", timeout=PATIENCE)  # small things, never on a card
+        # For small things, never on a card.
+        self._talk = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def round(self, value: int) -> list[int]:
         """Every rank says a number, and hears those of all, by rank. Raises Trouble where one of them says NO_MEMORY
