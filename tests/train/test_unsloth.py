@@ -20,6 +20,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.session import locked
+from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
 from training import settings
 from training.errors import MachineError, UserError
@@ -298,8 +299,10 @@ def test_an_unsloth_that_cannot_be_imported_ends_with_the_reason_and_the_two_way
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("COMPILE_LOCATION", "DISABLE_STATISTICS", "AUTO_INSTALL", "DISABLE_CPU_FALLBACK"):
         monkeypatch.setenv(f"UNSLOTH_{name}", "")
+    for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "1")
     with pytest.raises(MachineError) as caught:
-        engine._start_unsloth(on_cpu=False)
+        engine.start(a_settings(DEVICE="cuda", ENGINE="unsloth"))
     assert caught.value.exit_code == 3
     assert str(caught.value) == (
         "Unsloth cannot be imported (ImportError: libcudart.so.13: cannot open). Repair it: remove .venv and run "
