@@ -131,7 +131,8 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     if args.way == "ours":
         lengths = [len(row["input_ids"]) for row in data]
         micro, accumulation = policy.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths))
-        trainer_class = hooks.hooked(SFTTrainer, Watch(Path(folder), {}, 1, fast=True))
+        watch = Watch(folder=Path(folder), fingerprint={}, keep=1, fast=True)
+        trainer_class = hooks.hooked(SFTTrainer, watch)
     elif args.way == "trl":
         options = {}
     elif args.way == "float32":

@@ -42,9 +42,10 @@ from training import runs
 from training.errors import RunError
 from training.fast_cpu import fast_loss
 from training.runs import checkpoint, directory
+from training.runs.checkpoint import Carried
 from training.system import events
-from training.train import Watch, hooks
-from training.train.hooks import OutOfMemory
+from training.train import Watch, hooks, trouble
+from training.train.trouble import OutOfMemory
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 STAGES = ("train", "merge", "convert", "quantise")  # those in which runs are killed
@@ -277,7 +278,7 @@ class Bare:
 @pytest.mark.tiny
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 def test_a_gradient_that_is_no_number_stops_the_run_but_for_fp16_whose_scaler_expects_it(norm, tmp_path):
-    hooked = hooks.hooked(Bare, Watch(tmp_path, {}, 1))
+    hooked = hooks.hooked(Bare, Watch(folder=tmp_path, fingerprint={}, keep=1))
     with pytest.raises(RunError, match="training: the gradient of step 6 is not a finite number; lower LEARNING_RATE"):
         hooked(fp16=False)._get_grad_norm(None, norm)
     assert hooked(fp16=True)._get_grad_norm(None, float("inf")) == float("inf")
@@ -295,8 +296,8 @@ def test_a_flag_that_trl_puts_beside_the_rows_of_an_evaluation_is_not_taken_for_
 
     taken = []
     monkeypatch.setattr(fast_loss, "loss", lambda model, inputs, *others: taken.append(inputs))
-    one = hooks.hooked(Trainer, Watch(tmp_path, {}, 1, fast=True))()
-    one._fast_is_proved = True
+    proved = Carried(fast_path="head")
+    one = hooks.hooked(Trainer, Watch(folder=tmp_path, fingerprint={}, keep=1, carried=proved, fast=True))()
     rows = {"input_ids": torch.ones(1, 2, dtype=torch.long)}
     one.compute_loss(SimpleNamespace(get_base_model=lambda: None), {**rows, "_prediction_loss_only": True})
     assert taken == [rows]
@@ -309,9 +310,9 @@ def test_the_words_of_a_gpu_and_of_a_cpu_that_have_no_memory_are_known_and_other
     gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
     cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
     for error in (gpu, cpu, MemoryError()):
-        with pytest.raises(OutOfMemory), hooks.memory_watched():
+        with pytest.raises(OutOfMemory), trouble.memory_watched():
             raise error
-    with pytest.raises(RuntimeError, match="size mismatch"), hooks.memory_watched():
+    with pytest.raises(RuntimeError, match="size mismatch"), trouble.memory_watched():
         raise RuntimeError("size mismatch")
 
 

@@ -28,7 +28,7 @@ before_torch.settle()
 from loguru import logger
 
 from training import evaluation
-from training.data import Item, dataset, held_out
+from training.data import ChatTemplate, Item, dataset, held_out
 from training.errors import FinetuneError, MachineError, UserError
 from training.evaluation import Answer, Score, models, scoring
 from training.evaluation.models import Speaker
@@ -109,7 +109,8 @@ def table(lines: Sequence[Score]) -> list[str]:
     for line in lines:
         between = "" if line.low is None or line.high is None else f"{line.low:+.3g} to {line.high:+.3g}"
         means = (wording.number(mean) for mean in (line.before, line.after, line.quantised))
-        rows.append((line.name, *means, between, str(line.rows), line.verdict))
+        before, after, small = means
+        rows.append((line.name, before, after, small, between, str(line.rows), line.verdict))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return [
         "  ".join(
@@ -154,7 +155,15 @@ def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
         raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
     target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
     rows = rows_of(target, arguments.test_data)
-    items = held_out.items(target.template, target.tokenizer(), rows, arguments.max_rows, target.longest)
+    template = target.template
+    if template is None:
+        if any(messages is not None for messages in rows["messages"]):
+            raise UserError(
+                "the model was trained on plain text, and these rows are conversations: name rows with a text each, "
+                "--test-data FILE"
+            )
+        template = ChatTemplate("", "plain text")  # no row asks for it
+    items = held_out.items(template, target.tokenizer(), rows, arguments.max_rows, target.longest)
     if not items:
         raise UserError("none of the rows has an answer to measure")
     logger.info("{} of {} rows", len(items), len(rows))

@@ -43,7 +43,7 @@ from training.pipeline import stages
 from training.pipeline.export_stages import Told
 from training.plan import Plan, lines, prepare, time_estimate
 from training.report import gathering
-from training.runs import Run, checkpoint, directory
+from training.runs import Run, State, checkpoint, directory
 from training.settings import command_line, load
 from training.settings.command_line import Arguments
 from training.system import files, foreign_code, forkserver, launchers, log, paths, records, this_machine

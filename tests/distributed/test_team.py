@@ -6,14 +6,15 @@ import io
 import json
 import os
 import pickle
+import queue
 import re
 import signal
 import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given as for_all
@@ -23,17 +24,21 @@ from tests.support.paths import ROOT
 from tests.support.programs import start, wait_for_step
 from tests.support.ranks import TWO, gone, other_process, program, slowly
 from tests.support.runs import RUN_FILES, files_of, losses
+from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
 from training import settings
+from training.base_model import BaseModel
 from training.distributed import Crew, launcher, rendezvous
 from training.distributed.launcher import Worker
 from training.errors import MachineError, RunError, UserError
 from training.plan import choices, memory, memory_fit
+from training.runs import Run
 from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
-from training.train import Order, Place, meeting, team
+from training.train import Order, Place, Watch, machines, meeting, team
 from training.train.meeting import Key
+from training.train.team import Alone
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
 CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
@@ -140,9 +145,15 @@ def test_on_a_cpu_each_process_has_the_whole_model_and_one_process_is_advised_wh
     assert advice.startswith("set NUM_PROCESSES = 1 with GRADIENT_ACCUMULATION_STEPS = 12")
 
 
+def an_order(run: Path, rank: int, **more: object) -> Order:
+    """The order of one of two ranks, without a model and rows."""
+    parts = {"train": None, "validation": None, "longest": 64, "steps": 10, "fingerprint": {"a": 1}, **more}
+    base = BaseModel("a model", Path("/a model"), "folder", None, {}, 1000, None)
+    return Order(place=Place(rank, rank, 2, 2, 1), settings=a_settings(DEVICE="cpu"), base=base, run=run, **parts)
+
+
 def test_an_order_arrives_whole_and_a_closed_pipe_is_told_from_one():
-    place = Place(1, 1, 2, 2, 29500)
-    order = Order(place, None, None, list(range(300_000)), None, 64, 10, {"a": 1}, Path("/a run"))
+    order = an_order(Path("/a run"), 1, train=list(range(300_000)))
     pipe = io.BytesIO()
     launcher.send(order, pipe)
     pipe.seek(0)
@@ -150,33 +161,57 @@ def test_an_order_arrives_whole_and_a_closed_pipe_is_told_from_one():
     assert launcher.receive(io.BytesIO(b"")) is None
 
 
+@pytest.fixture
+def dying(tmp_path, monkeypatch) -> Callable[[str], None]:
+    """Let the other ranks be programs that end in some way."""
+
+    def die(how: str) -> None:
+        script = tmp_path / "worker.py"
+        script.write_text(f"import os, signal, sys\nprint(*'abcd', sep='\\n', flush=True)\n{how}\n", encoding="utf-8")
+        monkeypatch.setattr(launcher, "WORKER", script)
+
+    return die
+
+
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("how", "said"),
     [
-        (-9, "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL"),
-        (1, "process 1 of 2 (NUM_PROCESSES) ended with exit code 1; its last words:\n  b\n  c\n  d"),
+        (KILLED, "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL"),
+        ("sys.exit(1)", "process 1 of 2 (NUM_PROCESSES) ended with exit code 1; its last words:\n  b\n  c\n  d"),
     ],
 )
-def test_a_process_that_ended_is_named_with_how_and_its_last_words(code, said):
-    worker = Worker.__new__(Worker)
-    worker.rank, worker.size, worker.code = 1, 2, code
-    worker._last = launcher.deque(["a", "b", "c", "d"], maxlen=launcher.LAST)
+def test_a_process_that_ended_is_named_with_how_and_its_last_words(how, said, tmp_path, dying):
+    dying(how)
+    ended = threading.Event()
+    worker = Worker(an_order(tmp_path, 1), lambda _: ended.set())
+    assert ended.wait(60)
+    worker.end()
     assert worker.words() == said
 
 
-def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tmp_path, dying):
+    dying(KILLED)
+    errors: queue.Queue[RunError] = queue.Queue()
+
+    def crew() -> Crew:
+        return Crew([an_order(tmp_path, 0), an_order(tmp_path, 1)], None, Run(tmp_path), errors.put)
+
+    noticed = crew()
+    assert "was killed by SIGKILL" in str(noticed.lost(within=60))
+    noticed.end()
+    assert errors.empty()
     monkeypatch.setattr(launcher, "STUCK", 0.05)
-    order = Order(Place(0, 0, 2, 2, 1), None, None, None, None, 64, 10, {}, tmp_path)
-    dead = SimpleNamespace(code=-9, words=lambda: "process 1 was killed")
-    errors: list[RunError] = []
-    Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)._on_end(dead)
-    assert str(errors[0]).startswith("training: process 1 was killed\nno checkpoint was written yet")
-    noticed = Crew([order], None, SimpleNamespace(path=tmp_path), errors.append)
-    noticed._ended.set()
-    noticed._on_end(dead)
-    assert len(errors) == 1
-    noticed.late()
-    assert "the processes have met, and do not reach each other within 300 s" in str(errors[1])
+    hanging = crew()
+    words = "training: process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL\nno checkpoint was written yet"
+    assert str(errors.get(timeout=60)).startswith(words)
+    hanging.late()
+    assert "the processes have met, and do not reach each other within 300 s" in str(errors.get(timeout=60))
+    hanging.end()
 
 
 @pytest.mark.parametrize(
@@ -208,10 +243,42 @@ def test_the_ranks_of_one_machine_talk_over_the_loopback():
 def test_machines_that_would_train_something_else_are_named_with_the_field():
     marks = {"data SHA-256": "a", "LoRA.R": 8, "Hardware.NUM_THREADS": 2}
     other = {"data SHA-256": "b", "LoRA.R": 8, "Hardware.NUM_THREADS": 4}
-    assert team._differences([marks, marks, other, other], local_size=2) == [
-        "data SHA-256 = 'a' on machine 0, 'b' on machine 1"
-    ]
-    assert team._differences([marks, {**marks, "Hardware.NUM_THREADS": 9}], local_size=1) == []
+    with pytest.raises(RunError) as refused:
+        machines.refuse_mismatch(heard_from(marks, marks, other, other, local_size=2))
+    assert refused.value.message == "the machines do not agree: data SHA-256 = 'a' on machine 0, 'b' on machine 1"
+    machines.refuse_mismatch(heard_from(marks, {**marks, "Hardware.NUM_THREADS": 9}, local_size=1))
+    with pytest.raises(RunError, match="what another process sends are no settings"):
+        machines.refuse_mismatch(heard_from(marks, "marks", local_size=1))
+
+
+def heard_from(*fingerprints: object, local_size: int) -> Watch:
+    """What rank 0 knows when it has heard these fingerprints."""
+
+    class Heard(Alone):
+        place = Place(0, 0, len(fingerprints), local_size)
+
+        def __init__(self) -> None:
+            """Nothing is started."""
+
+        def gather(self, value: object) -> list[object]:
+            return list(fingerprints)
+
+    return Watch(folder=Path("checkpoints"), fingerprint={}, keep=1, team=Heard())
+
+
+def test_one_process_is_a_team_of_one_that_says_and_hears_itself():
+    alone = Alone()
+    assert (alone.rank, alone.size, alone.place.machines) == (0, 1, 1)
+    assert (alone.round(7), alone.round(True), alone.first(lambda: "a"), alone.gather({1: 2})) == (
+        [7], [1], "a", [{1: 2}],
+    )  # fmt: skip
+    assert alone.sums([0.5, 3]) == [0.5, 3]
+    rows = {"input_ids": object()}
+    assert alone.own(rows, rows=5, micro=4) == (rows, 4)
+    with pytest.raises(team.Trouble, match="process 0 has no finite loss"):
+        alone.round(team.NOT_FINITE)
+    with team.joined(team.ALONE, settings.load(ROOT / "config.ini")) as joined:
+        assert isinstance(joined, Alone)
 
 
 class Store(dict):
@@ -306,10 +373,16 @@ def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting
 
 @pytest.mark.parametrize(("rank", "other"), [(0, "another machine"), (1, "machine 0, or to another one,")])
 def test_a_connection_that_closes_is_told_from_other_errors(rank, other, tmp_path):
-    watch = SimpleNamespace(team=SimpleNamespace(place=Place(rank, 0, 2, 1, 1)), folder=tmp_path)
-    found = team.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
+    class OfTwo(Alone):
+        place = Place(rank, 0, 2, 1, 1)
+
+        def __init__(self) -> None:
+            """Nothing is started."""
+
+    watch = Watch(folder=tmp_path, fingerprint={}, keep=1, team=OfTwo())
+    found = machines.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
     assert f"a process on {other} has ended, or the connection to it is lost; its log says more" in str(found)
-    assert team.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
+    assert machines.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
 
 
 def ended(fault: str, *arguments: str | Path) -> subprocess.CompletedProcess:
@@ -495,7 +568,7 @@ def build(*_):
     store.set_timeout(datetime.timedelta(hours=1))
     store.get("a key that never comes")
 from loguru import logger
-loop._build = build
+loop.build = build
 """
 # A line that the run says when it has loaded its model.
 SAYS = """

@@ -295,9 +295,9 @@ def test_a_number_that_is_not_one_stays_not_one():
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_with_the_reason(change, why):
-    from training.fast_cpu import decoder as fast_layers
+    from training.fast_cpu import decoder
 
-    assert why in fast_layers.unsupported(adapted(**change).get_base_model())
+    assert why in decoder.unsupported(adapted(**change).get_base_model())
 
 
 @pytest.mark.parametrize(
@@ -312,11 +312,11 @@ def test_an_adapter_that_does_not_fit_is_refused_with_the_reason(lora, why):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from training.fast_cpu import decoder as fast_layers
+    from training.fast_cpu import decoder
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **SHAPE))
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **lora))
-    assert why in fast_layers.unsupported(peft.get_base_model())
+    assert why in decoder.unsupported(peft.get_base_model())
 
 
 def test_without_a_compiler_training_goes_on_without_them_and_says_why(monkeypatch, tmp_path):

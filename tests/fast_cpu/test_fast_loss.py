@@ -147,11 +147,11 @@ def test_a_model_that_changes_its_logits_takes_the_plain_path(model):
 @pytest.mark.parametrize(
     ("carried", "equal", "taken", "kept"),
     [
-        ({}, True, "layers", "layers"),
-        ({}, False, "plain", "none"),
-        ({"fast_path": "layers"}, None, "layers", "layers"),
-        ({"fast_path": "head"}, None, "head", "head"),
-        ({"fast_path": "none"}, None, "plain", "none"),
+        (None, True, "layers", "layers"),
+        (None, False, "plain", "none"),
+        ("layers", None, "layers", "layers"),
+        ("head", None, "head", "head"),
+        ("none", None, "plain", "none"),
     ],
 )
 def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
@@ -160,6 +160,7 @@ def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
     from types import SimpleNamespace
 
     from training.fast_cpu import fast_loss
+    from training.runs.checkpoint import Carried
     from training.train import Watch, hooks
 
     class Plain:
@@ -177,7 +178,7 @@ def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
     monkeypatch.setattr(fast_loss, "sample", lambda inputs: inputs)
     monkeypatch.setattr(fast_loss, "layers", lambda causal_lm: "layers")
     monkeypatch.setattr(fast_loss, "loss", lambda causal_lm, inputs, num_items, layers: layers or "head")
-    watch = Watch(tmp_path, {}, 1, carried=dict(carried), fast=True)
+    watch = Watch(folder=tmp_path, fingerprint={}, keep=1, carried=Carried(fast_path=carried), fast=True)
     model = SimpleNamespace(get_base_model=lambda: None)
     assert hooks.hooked(Plain, watch)().compute_loss(model, {}) == taken
-    assert watch.carried["fast_path"] == kept
+    assert watch.carried.fast_path == kept

@@ -11,6 +11,7 @@ from tests.support.plans import a_base_model, a_summary
 from training import base_model, settings
 from training.base_model import Peek
 from training.errors import MachineError
+from training.fast_cpu import policy
 from training.plan import choices, disk_space, memory, memory_fit
 from training.settings import Settings
 from training.system import this_machine
@@ -199,6 +200,15 @@ def test_a_trained_output_layer_keeps_the_logits_of_all_tokens(tmp_path, monkeyp
     head = asked.with_choice("LoRA.TARGET_MODULES", ["q_proj", "lm_head"], "")
     assert memory.estimate(head, SMALL, 1024)["logits"] == 2 * 1024 * SMALL.vocabulary * 24
     assert memory.estimate(head, SMALL, 1024)["logits"] > memory.estimate(asked, SMALL, 1024)["logits"]
+
+
+def test_each_way_to_the_loss_is_reckoned_with_the_tokens_that_it_takes_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "TRL_CHUNK", 0)  # without what each is held against
+    asked = decided(tmp_path, monkeypatch, machine(), CPU).with_choice("Hardware.FAST_CPU", True, "")
+    by_hand, plain = (memory.Shape(**{**vars(SMALL), "model_type": kind}) for kind in ("llama", "phi3"))
+    rows = asked.training.per_device_train_batch_size * 1024
+    assert memory.estimate(asked, by_hand, 1024)["logits"] == min(rows, policy.HEAD_CHUNK) * SMALL.vocabulary * 2
+    assert memory.estimate(asked, plain, 1024)["logits"] == min(rows, policy.LOSS_CHUNK) * SMALL.vocabulary * 16
 
 
 def test_the_adapter_is_counted_from_the_config_as_from_the_weights(tmp_path, monkeypatch, embedded):

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.runs import a_manifest
 from training import runs
 from training.control import commands
 from training.errors import MachineError, UserError
 from training.runs import Run, checkpoint, directory
+from training.runs.checkpoint import Carried, Manifest
 from training.settings import command_line
 from training.system import events, files, this_machine
 from training.system.events import Events
@@ -260,7 +262,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):
 
 def test_of_two_checkpoints_a_damaged_newer_one_is_passed_over(tmp_path):
     for step in (2, 4):
-        with checkpoint.writing(tmp_path, step, {"fingerprint": {}}) as partial:
+        with checkpoint.writing(tmp_path, a_manifest(step)) as partial:
             (partial / "adapter_model.safetensors").write_bytes(b"x" * 100)
     assert checkpoint.newest(tmp_path).step == 4
     (tmp_path / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"x" * 50)
@@ -270,7 +272,7 @@ def test_of_two_checkpoints_a_damaged_newer_one_is_passed_over(tmp_path):
 
 
 def test_a_checkpoint_is_hashed_once_however_often_it_is_looked_at_and_again_when_it_has_changed(tmp_path, monkeypatch):
-    with checkpoint.writing(tmp_path, 2, {}) as partial:
+    with checkpoint.writing(tmp_path, a_manifest(2)) as partial:
         (partial / "adapter_model.safetensors").write_bytes(b"x" * 100)
     hashed, real = [], files.sha256
     monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path.name) or real(path))
@@ -280,9 +282,85 @@ def test_a_checkpoint_is_hashed_once_however_often_it_is_looked_at_and_again_whe
     assert checkpoint.newest(tmp_path) is None
 
 
+# As it lay on the disk when the manifest was a dict, and must lie there still: runs are resumed by older and newer versions.
+ON_DISK = """{
+  "v": 1,
+  "step": 4,
+  "files": {
+    "adapter_model.safetensors": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+  },
+  "fingerprint": {
+    "LoRA.R": 16,
+    "base model revision": null
+  },
+  "micro_batch": [
+    4,
+    1
+  ],
+  "carried": {
+    "fast_path": "layers",
+    "before": 10.75,
+    "after": 10.5,
+    "evaluated_at": 3,
+    "best_loss": 10.5,
+    "best_step": 3,
+    "worse": 0
+  }
+}
+"""
+BEST = Carried(fast_path="layers", before=10.75, after=10.5, evaluated_at=3, best_loss=10.5, best_step=3)
+
+
+def test_a_manifest_is_on_the_disk_what_it_always_was(tmp_path):
+    marks = {"LoRA.R": 16, "base model revision": None}
+    with checkpoint.writing(
+        tmp_path, Manifest(step=4, files={}, fingerprint=marks, micro_batch=(4, 1), carried=BEST)
+    ) as partial:
+        (partial / "adapter_model.safetensors").write_bytes(b"abc")
+    assert (tmp_path / "checkpoint-4" / "checkpoint.json").read_text(encoding="utf-8") == ON_DISK
+    manifest = checkpoint.newest(tmp_path).manifest
+    assert (manifest.step, manifest.micro_batch, manifest.fingerprint, manifest.carried) == (4, (4, 1), marks, BEST)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {},
+        {"fast_path": "none"},
+        {"before": 2.5, "after": 2.5, "evaluated_at": 0},
+        {
+            "before": 2.5,
+            "after": 2.0,
+            "evaluated_at": 9,
+            "best_loss": 1.5,
+            "best_step": 6,
+            "worse": 1,
+            "stopped_early": True,
+        },
+    ],
+)
+def test_what_a_checkpoint_carries_is_written_as_far_as_it_is_known(known):
+    assert Carried.read(known).as_dict() == known
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"carried": {"worse": "2"}}, "worse is no int"),
+        ({"carried": 7}, "what it carries is no table"),
+        ({"fingerprint": []}, "fingerprint is no table"),
+        ({"micro_batch": [4]}, "step or micro_batch is no number"),
+        ({"files": {"../a": ""}}, "its files are no files of one folder"),
+    ],
+)
+def test_a_manifest_that_is_none_is_damage(damage, words):
+    with pytest.raises(ValueError, match=words):
+        Manifest.read({**json.loads(ON_DISK), **damage})
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for step in (2, 4, 10):
-        with checkpoint.writing(tmp_path, step, {}):
+        with checkpoint.writing(tmp_path, a_manifest(step)):
             pass
     checkpoint.rotate(tmp_path, 2, newest=10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-4"]
@@ -291,7 +369,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 def test_a_checkpoint_of_a_later_step_than_the_one_just_written_is_not_kept_in_its_place(tmp_path):
     # resumed from the start because checkpoint-60 was damaged: counted as the newest it would push out every good one
     for step in (60, 20):
-        with checkpoint.writing(tmp_path, step, {}):
+        with checkpoint.writing(tmp_path, a_manifest(step)):
             pass
     checkpoint.rotate(tmp_path, 1, newest=20)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]

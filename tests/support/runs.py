@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from training.runs.checkpoint import Carried, Manifest
 from training.system import events
 
 RUN_FILES = {
@@ -12,6 +13,12 @@ RUN_FILES = {
     "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "report.html", "report.json",
     "report.md", "status.json", "tiny.Q4_K_M.gguf",
 }  # fmt: skip
+
+
+def a_manifest(step: int, **known: object) -> Manifest:
+    """The manifest of a checkpoint that is to be written."""
+    some = {"files": {}, "fingerprint": {}, "micro_batch": (1, 1), "carried": Carried()}
+    return Manifest(step=step, **{**some, **known})
 
 
 def files_of(run: Path) -> set[str]:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
+from tests.support.runs import a_manifest
 from tests.support.tiny import write_tiny_config
 from training import control
 from training.base_model import sources, unpacking
@@ -280,18 +281,18 @@ def test_the_name_of_a_folder_is_told_to_programs_as_it_is_and_to_a_terminal_as_
 
 def test_a_fingerprint_keeps_no_secret_and_still_tells_two_of_them_apart(tmp_path, monkeypatch):
     marks = {"Model.SYSTEM_PROMPT": f"Say {HOSTILE}", "Training.SEED": 1}
-    with checkpoint.writing(tmp_path, 3, {"fingerprint": marks}):
+    with checkpoint.writing(tmp_path, a_manifest(3, fingerprint=marks)):
         pass
     found = checkpoint.newest(tmp_path)
     assert found is not None
     text = (found.path / checkpoint.MANIFEST).read_text(encoding="utf-8")
     assert TOKEN not in text and "PLANTED" not in text
-    checkpoint.refuse_mismatch(found.manifest["fingerprint"], marks)
+    checkpoint.refuse_mismatch(found.manifest.fingerprint, marks)
     checkpoint.refuse_mismatch(marks, marks)  # of an older version, which hid nothing
     with pytest.raises(
         UserError, match=r"SYSTEM_PROMPT = .*\(SHA-256 \w{8}\)' in the run, .*\(SHA-256 \w{8}\)' now"
     ) as refused:
-        checkpoint.refuse_mismatch(found.manifest["fingerprint"], {**marks, "Model.SYSTEM_PROMPT": f"Say {HOSTILE}x"})
+        checkpoint.refuse_mismatch(found.manifest.fingerprint, {**marks, "Model.SYSTEM_PROMPT": f"Say {HOSTILE}x"})
     assert TOKEN not in str(refused.value) and "PLANTED" not in str(refused.value)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from training.errors import RunError
 from training.runs import checkpoint
-from training.runs.checkpoint import Checkpoint
+from training.runs.checkpoint import Checkpoint, Manifest
 from training.system import wire
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
@@ -97,7 +97,8 @@ MANIFEST = {
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    found = Checkpoint(tmp_path / "checkpoint-4", 4, MANIFEST)
+    found = Checkpoint(tmp_path / "checkpoint-4", Manifest.read(MANIFEST))
+    assert (found.step, found.manifest.as_dict()) == (4, MANIFEST)
     assert checkpoint.heard(wire.decode(wire.encode(checkpoint.told(found)))) == found
     assert checkpoint.heard(checkpoint.told(None)) is None
 
@@ -115,6 +116,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
         ["/run", {**MANIFEST, "files": {"..": "ab"}}],
         ["/run", {**MANIFEST, "step": "../x"}],
         ["/run", {**MANIFEST, "micro_batch": [1, "2"]}],
+        ["/run", {**MANIFEST, "carried": {"best_step": "../x"}}],
     ],
 )
 def test_what_is_no_checkpoint_is_refused_above_all_names_that_lead_elsewhere(said):
@@ -127,28 +129,28 @@ def test_a_random_state_that_was_told_goes_on_as_the_one_it_was_made_from():
     import numpy
     import torch
 
-    from training.train import hooks, updates
+    from training.train import random_state
 
     def draw() -> list[float]:
         return [random.random(), random.gauss(0, 1), numpy.random.randn(), float(torch.rand(()))]
 
-    before = updates.take_random_state()
+    before = random_state.take()
     try:
         draw()  # a gauss that waits for its second number is part of the state
-        state = updates.take_random_state()
-        heard = hooks.heard_random_state(wire.decode(wire.encode(hooks.told_random_state(state))))
+        state = random_state.take()
+        heard = random_state.heard(wire.decode(wire.encode(random_state.told(state))))
         expected = draw()
-        updates.set_random_state(heard)
+        random_state.put_back(heard)
         assert draw() == expected
-        assert heard["python"] == state["python"] and heard["numpy"][1].dtype == state["numpy"][1].dtype
+        assert heard.python == state.python and heard.numpy[1].dtype == state.numpy[1].dtype
     finally:
-        updates.set_random_state(before)
+        random_state.put_back(before)
     for wrong in (
         None,
         7,
         {},
-        {**hooks.told_random_state(state), "numpy": 3},
+        {**random_state.told(state), "numpy": 3},
         {"python": [1, [2], None], "numpy": []},
     ):
         with pytest.raises(RunError, match="what another process sends is no random state"):
-            hooks.heard_random_state(wrong)
+            random_state.heard(wrong)

@@ -351,10 +351,10 @@ def test_ranks_that_met_and_do_not_reach_each_other_are_not_waited_for(tmp_path)
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from types import SimpleNamespace
 from training.train import team
 team.JOINING = 1.0
-settings = SimpleNamespace(hardware=SimpleNamespace(device="cpu", num_threads=1))
+from tests.support.settings import a_settings
+settings = a_settings(DEVICE="cpu", NUM_THREADS="1")
 def late():
     print("late", flush=True)
     os._exit(5)

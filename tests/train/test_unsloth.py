@@ -20,6 +20,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.session import locked
+from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
 from training import settings
 from training.errors import MachineError, UserError
@@ -106,9 +107,9 @@ engine.start(given)
 import datasets, torch
 loaded = engine.load(SimpleNamespace(path=Path(model), name="tiny"), given, longest=24)
 data = datasets.Dataset.from_list(json.loads(rows))
-watch = Watch(Path(out), {}, 1)
+watch = Watch(folder=Path(out), fingerprint={}, keep=1)
 one = hooks.hooked(loaded.trainer_class, watch)(
-    model=loaded.model, args=loaded.config_class(**arguments.arguments(given, Path(out), 2, 4, False, False)),
+    model=loaded.model, args=loaded.config_class(**arguments.arguments(given, Path(out), (2, 4), False, False)),
     train_dataset=data, processing_class=loaded.tokenizer,
 )
 seen = [[sorted(batch), *(batch[name].tolist() for name in sorted(batch))] for batch in one.get_train_dataloader()]
@@ -146,12 +147,9 @@ from pathlib import Path
 from types import SimpleNamespace
 _, root, config, model, out = sys.argv
 sys.path.insert(0, root)
-from training import settings
-from training.train import Loaded
-from training.train import Watch
-from training.train import engine
-from training.train import hooks
-from training.train import loop
+from training import runs, settings
+from training.base_model import BaseModel
+from training.train import Loaded, Order, Watch, engine, hooks, loop, team
 given = settings.load(Path(config))
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # Unsloth's own switch for tests: the GPU classes, on a machine without a GPU
 engine.start(given)
@@ -204,13 +202,18 @@ def configured(**options):
 
 import datasets
 rows = datasets.Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, 2]}])
-session = SimpleNamespace(run=SimpleNamespace(path=Path(out)), watch=Watch(Path(out), {"micro_batch": [2, 4]}, 1), total=6)
-plan = SimpleNamespace(settings=given, train=rows, validation=rows)
-made = loop._build(Loaded(network, loaded.tokenizer, Recorded, configured), plan, session, 2, 4)
+session = SimpleNamespace(run=runs.Run(Path(out)), watch=Watch(folder=Path(out), fingerprint={}, keep=1, micro_batch=(2, 4)), total=6)
+base = BaseModel("a model", Path(model), "folder", None, {}, 1, None)
+order = Order(
+    place=team.ALONE, settings=given, base=base, train=rows, validation=rows, longest=2, steps=6, fingerprint={},
+    run=Path(out),
+)
+fake = Loaded(model=network, tokenizer=loaded.tokenizer, trainer_class=Recorded, config_class=configured)
+made = loop.build(fake, order, session)
 found["full eval"] = [made.args.bf16_full_eval, made.args.fp16_full_eval]
-ours = [n for n, value in vars(hooks.hooked(Recorded, session.watch)).items() if inspect.isfunction(value)]
-source = inspect.getsource(hooks)
-found["hooks"] = ["create_model_card", *(n for n in ours if f"super().{n}(" in source)]  # the others are helpers of ours
+parts = [part for part in hooks.hooked(Recorded, session.watch).__mro__ if part.__module__.startswith("training.train.")]
+ours = {n: inspect.getsource(f) for part in parts for n, f in vars(part).items() if inspect.isfunction(f)}
+found["hooks"] = ["create_model_card", *(n for n, code in ours.items() if f"super().{n}(" in code)]  # the others are ours
 found["hooks not there"] = [n for n in found["hooks"] if not hasattr(generated, n)]
 inspect.signature(generated.compute_loss).bind(None, None, {}, False, None)
 inspect.signature(generated.prediction_step).bind(None, None, {}, True, ignore_keys=None)
@@ -296,8 +299,10 @@ def test_an_unsloth_that_cannot_be_imported_ends_with_the_reason_and_the_two_way
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("COMPILE_LOCATION", "DISABLE_STATISTICS", "AUTO_INSTALL", "DISABLE_CPU_FALLBACK"):
         monkeypatch.setenv(f"UNSLOTH_{name}", "")
+    for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "1")
     with pytest.raises(MachineError) as caught:
-        engine._start_unsloth(on_cpu=False)
+        engine.start(a_settings(DEVICE="cuda", ENGINE="unsloth"))
     assert caught.value.exit_code == 3
     assert str(caught.value) == (
         "Unsloth cannot be imported (ImportError: libcudart.so.13: cannot open). Repair it: remove .venv and run "

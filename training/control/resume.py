@@ -92,10 +92,11 @@ def offer_resume(folder: Path) -> None:
 def refuse_changed(run: Run, marks: dict[str, object]) -> None:
     """Raise UserError, before anything is touched, where a run's newest checkpoint and its plan of today do not agree."""
     trained = run.stage("train")
+    newest = checkpoint.newest(run.path / runs.CHECKPOINTS) if trained is None else None
     if trained is not None:
         checkpoint.refuse_mismatch(trained["fingerprint"], marks)
-    elif (newest := checkpoint.newest(run.path / runs.CHECKPOINTS)) is not None:
-        checkpoint.refuse_mismatch(newest.manifest["fingerprint"], marks)
+    elif newest is not None:
+        checkpoint.refuse_mismatch(newest.manifest.fingerprint, marks)
 
 
 def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:

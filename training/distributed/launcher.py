@@ -14,33 +14,36 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from loguru import logger
 
 from training import runs
 from training.distributed import rendezvous
 from training.errors import RunError
+from training.plan import Plan
 from training.runs import Run, checkpoint
+from training.settings.table import Hardware
 from training.system import forkserver, shared_secret, this_machine
-from training.train import Order, Place, meeting
+from training.train import Order, Place, Team, meeting, team
 from training.train.meeting import Key
 from training.train.team import JOINING
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-    from training.settings.table import Hardware
-
 WORKER = Path(__file__).with_name("worker.py")
 READY = b"@ready\n"  # a worker's line: its model is loaded
-LAST = 3  # lines of a worker's last words that a message has
-ENDING = 10.0  # seconds in which a worker ends by itself after the training
-STUCK = 60.0  # seconds after a worker's end in which rank 0 must have noticed
+# Lines of a worker's last words that a message has.
+LAST = 3
+# Seconds in which a worker ends by itself after the training.
+ENDING = 10.0
+# Seconds after a worker's end in which rank 0 must have noticed.
+STUCK = 60.0
 
 
 def send(order: Order, stream: IO[bytes]) -> None:
@@ -56,7 +59,8 @@ def receive(stream: IO[bytes]) -> Order | None:
     """Read it there; None when rank 0 has gone."""
     head = stream.read(8)
     data = stream.read(struct.unpack("!Q", head)[0]) if len(head) == 8 else b""
-    return pickle.loads(data) if data else None
+    order: Order | None = pickle.loads(data) if data else None
+    return order
 
 
 class Worker:
@@ -69,7 +73,7 @@ class Worker:
         self.code: int | None = None
         self._last: deque[str] = deque(maxlen=LAST)
         on_cpu = order.settings.hardware.device == "cpu"
-        # What is used of a card must not have been touched before a fork; no more must its variables.
+        # Neither a card nor its environment variables may be touched before a fork.
         card = {} if on_cpu else this_machine.card(order.place.local_rank)
         self.process = forkserver.popen(WORKER, [], card, fork=on_cpu)
         self._thread = threading.Thread(target=self._attend, args=(order, on_end), daemon=True)
@@ -105,17 +109,18 @@ class Worker:
         who = f"process {self.rank} of {self.size} (NUM_PROCESSES)"
         if self.code is not None and self.code < 0:
             return f"{who} was killed by {signal.Signals(-self.code).name}"
-        said = "\n  ".join(self._last)
-        return f"{who} ended with exit code {self.code}" + (f"; its last words:\n  {said}" if said else "")
+        last = "\n  ".join(self._last)
+        return f"{who} ended with exit code {self.code}" + (f"; its last words:\n  {last}" if last else "")
 
 
 class Crew:
-    """All of them, and the place of the process that started them."""
+    """All of them, and the order of the process that started them."""
 
-    def __init__(self, orders: list[Order], server: Any, run: Run, give_up: Callable[[RunError], None]) -> None:
+    def __init__(
+        self, orders: list[Order], server: Store | None, run: Run, give_up: Callable[[RunError], None]
+    ) -> None:
         self.order = orders[0]
-        self.place = orders[0].place
-        self.server = server
+        self._server = server
         self._run = run
         self._give_up = give_up
         self._kills = this_machine.oom_kills()
@@ -129,8 +134,12 @@ class Crew:
             while not worker.ready.wait(0.05):
                 if lost := self.lost():
                     raise lost
-        if self.place.machines > 1:
-            self.server = rendezvous.meet(self.place, self.server, self.lost)
+        if self.order.place.machines > 1:
+            self._server = rendezvous.meet(self.order.place, self._server, self.lost)
+
+    def joined(self) -> AbstractContextManager[Team]:
+        """This process as one of the ranks, once `wait` has returned."""
+        return team.joined(self.order.place, self.order.settings, self._server, self.late)
 
     def lost(self, within: float = 0.0) -> RunError | None:
         """The error for a worker that has ended before its time, which may become known in so many seconds."""
@@ -140,7 +149,7 @@ class Crew:
         if self._lost is None:
             return None
         self._ended.set()
-        return self._error()
+        return self._error(self._lost)
 
     def late(self) -> None:
         """The ranks have met, and do not reach each other: end this process, which waits for them in a library."""
@@ -153,10 +162,10 @@ class Crew:
         for worker in self.workers:
             worker.end()
 
-    def _error(self) -> RunError:
-        words = self._lost.words()
+    def _error(self, worker: Worker) -> RunError:
+        words = worker.words()
         kills = this_machine.oom_kills()
-        if self._lost.code == -signal.SIGKILL and kills is not None and self._kills is not None and kills > self._kills:
+        if worker.code == -signal.SIGKILL and kills is not None and self._kills is not None and kills > self._kills:
             words += (
                 ": the kernel took its memory; set NUM_PROCESSES, MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE lower"
             )
@@ -168,28 +177,44 @@ class Crew:
             return
         self._lost = worker
         if not self._ended.wait(STUCK):
-            self._give_up(self._error())
+            self._give_up(self._error(worker))
 
 
-@contextmanager
-def started(plan: Any, marks: dict[str, Any], run: Run, give_up: Callable[[RunError], None]) -> Iterator[Crew | None]:
+def order_of(plan: Plan, fingerprint: Mapping[str, object], run: Path, place: Place = team.ALONE) -> Order:
+    """What the rank in a place must know of a plan to train."""
+    return Order(
+        place=place,
+        settings=plan.settings,
+        base=plan.base,
+        train=plan.train,
+        validation=plan.validation,
+        longest=plan.summary.total.longest,
+        steps=plan.steps,
+        fingerprint=fingerprint,
+        run=run,
+    )
+
+
+def started(
+    plan: Plan, fingerprint: Mapping[str, object], run: Run, give_up: Callable[[RunError], None]
+) -> AbstractContextManager[Crew | None]:
     """The other ranks of a training on this machine, loading their models; None where it has one process only, or is done.
 
     `give_up` ends this process with an error, where it hangs in a library.
     """
-    hardware, size = plan.settings.hardware, plan.settings.processes
-    if size == 1 or run.stage("train") is not None:
-        yield None
-        return
-    with _first_place(hardware, size) as (first, server):
-        orders = [
-            Order(
-                replace(first, rank=first.rank + local, local_rank=local),
-                plan.settings, plan.base, plan.train, plan.validation, plan.summary.total.longest, plan.steps, marks, run.path,
-            )
-            for local in range(first.local_size)
-        ]  # fmt: skip
-        crew = Crew(orders, server, run, give_up)
+    if plan.settings.processes == 1 or run.stage("train") is not None:
+        return nullcontext()
+    return several(plan, fingerprint, run, give_up)
+
+
+@contextmanager
+def several(
+    plan: Plan, fingerprint: Mapping[str, object], run: Run, give_up: Callable[[RunError], None]
+) -> Iterator[Crew]:
+    """The same of a training that has more processes than this one."""
+    with _first_place(plan.settings.hardware, plan.settings.processes) as (first, server):
+        places = [replace(first, rank=first.rank + n, local_rank=n) for n in range(first.local_size)]
+        crew = Crew([order_of(plan, fingerprint, run.path, place) for place in places], server, run, give_up)
         try:
             yield crew
         finally:
@@ -202,9 +227,10 @@ def _first_place(hardware: Hardware, size: int) -> Iterator[tuple[Place, Store |
     here = hardware.num_processes
     if hardware.num_machines == 1:
         with meeting.private_file() as file:
-            yield Place(0, 0, size, here, file=file), None
+            yield Place(rank=0, local_rank=0, size=size, local_size=here, file=file), None
         return
-    address, port = rendezvous.address(hardware.main_process_address)
-    key = Key(shared_secret.secret())
+    # Without the address the settings refuse several machines.
+    address, port = rendezvous.address(hardware.main_process_address or "")
     server = rendezvous.serve(address, port, size) if hardware.machine_rank == 0 else None
-    yield Place(hardware.machine_rank * here, 0, size, here, port, address, key=key), server
+    key, rank = Key(shared_secret.secret()), hardware.machine_rank * here
+    yield Place(rank=rank, local_rank=0, size=size, local_size=here, port=port, address=address, key=key), server

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 PORT = 29500  # torchrun's
-TRY = timedelta(seconds=5)  # for one attempt to reach machine 0
+# For one attempt to reach machine 0.
+TRY = timedelta(seconds=5)
 # Seconds that the other machines have to hear why nothing comes of the training.
 HEARD = 5.0
 
@@ -48,7 +49,8 @@ def serve(host: str, port: int, size: int) -> Store:
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
-                listening.bind(("", port))  # the address is that of a gateway, which passes on to this machine
+                # The address is that of a gateway, which passes on to this machine.
+                listening.bind(("", port))
             listening.listen()
             from torch.distributed import TCPStore
 
@@ -63,7 +65,7 @@ def serve(host: str, port: int, size: int) -> Store:
         ) from None
 
 
-def meet(place: Place, server: Store | None, lost: Callable[[], RunError | None]) -> Any:
+def meet(place: Place, server: Store | None, lost: Callable[[], RunError | None]) -> Store:
     """Wait until the processes of every machine are ready to join; gives the store.
 
     `server`: machine 0's, where this is it. `lost` gives an error where a process of this machine has ended. Raises
@@ -75,31 +77,31 @@ def meet(place: Place, server: Store | None, lost: Callable[[], RunError | None]
             _welcome(place, store, lost)
         else:
             _introduce(place, store, lost)
-        return meeting.admitted(store, place.key, place.machine)
+        return meeting.admitted(store, place.proof, place.machine)
     except RuntimeError as error:
         logger.debug("{}", error)
         raise RunError("training", "machine 0 has ended, or the connection to it is lost; its log says more") from None
     finally:
         with suppress(RuntimeError):
-            store.set(f"machine {place.machine} has heard", b"")
+            meeting.put(store, f"machine {place.machine} has heard", b"")
 
 
 def _welcome(place: Place, store: Store, lost: Callable[[], RunError | None]) -> None:
     """Machine 0: hear every machine, and tell all whether they go together."""
-    own = {"nonce": place.key.nonce, "shape": _shape(place)}
-    store.set("machine 0", place.key.sealed("machine 0", own))
-    nonces, wrong = [place.key.nonce], []
+    own = {"nonce": place.proof.nonce, "shape": _shape(place)}
+    meeting.put(store, "machine 0", place.proof.sealed("machine 0", own))
+    nonces, wrong = [place.proof.nonce], []
     for number in range(1, place.machines):
         name = f"machine {number}"
         _await(store, name, name, lost)
-        told = place.key.opened(name, store.get(name))
-        if told is None or told["to"] != place.key.nonce:
+        told = place.proof.opened(name, store.get(name))
+        if told is None or told["to"] != place.proof.nonce:
             wrong.append(f"{name} {meeting.OTHER_SECRET}")
         elif told["shape"] != _shape(place):
             same = "NUM_MACHINES and NUM_PROCESSES must be the same on all"
             wrong.append(f"{name} is set to {told['shape']}, machine 0 to {_shape(place)}: {same}")
         nonces.append(told["nonce"] if told else "")
-    store.set("go", place.key.sealed("go", {"nonces": nonces, "wrong": "; ".join(wrong)}))
+    meeting.put(store, "go", place.proof.sealed("go", {"nonces": nonces, "wrong": "; ".join(wrong)}))
     if wrong:
         _until_heard(place, store)
 
@@ -108,9 +110,9 @@ def _introduce(place: Place, store: Store, lost: Callable[[], RunError | None]) 
     """Another machine: answer machine 0, and wait until it has heard all."""
     name = f"machine {place.machine}"
     _await(store, "machine 0", "machine 0", lost)
-    told = place.key.opened("machine 0", store.get("machine 0"))
-    answer = {"nonce": place.key.nonce, "shape": _shape(place), "to": told and told["nonce"]}
-    store.set(name, place.key.sealed(name, answer))
+    told = place.proof.opened("machine 0", store.get("machine 0"))
+    answer = {"nonce": place.proof.nonce, "shape": _shape(place), "to": told and told["nonce"]}
+    meeting.put(store, name, place.proof.sealed(name, answer))
     if told is None:
         raise RunError("training", f"machine 0 {meeting.OTHER_SECRET}")
     _await(store, "go", "the other machines", lost)
@@ -135,17 +137,17 @@ def _shape(place: Place) -> str:
     return f"{place.machines} machines with {place.local_size} processes each"
 
 
-def _reach(place: Place, lost: Callable[[], RunError | None]) -> Any:
+def _reach(place: Place, lost: Callable[[], RunError | None]) -> Store:
     from torch.distributed import DistError, TCPStore
 
-    said = False
+    waiting = False
     while True:
         try:
             store = TCPStore(place.address, place.port, is_master=False, timeout=TRY)
         except DistError:
-            if not said:
+            if not waiting:
                 logger.info("waiting for machine 0 at {}:{}", place.address, place.port)
-            said = True
+            waiting = True
             _pause(lost)
         else:
             store.set_timeout(team.PATIENCE)

@@ -26,13 +26,13 @@ from training.train.state import session
 
 
 def work(order: Order) -> None:
-    """Load the model, tell rank 0, and train with the others. Raises what `train.follow` raises."""
+    """Load the model, tell rank 0, and train with the others. Raises what `loop.follow` raises."""
     foreign_code.trust(order.settings.model.trust_remote_code)
     engine.start(order.settings)
     loaded = engine.load(order.base, order.settings, order.longest)
     print(launcher.READY.decode(), end="", flush=True)
-    with team.joined(order.place, order.settings) as ranks:
-        loop.follow(loaded, order, session(loaded, order, ranks, Signals()))
+    with team.joined(order.place, order.settings) as joined:
+        loop.follow(loaded, order, session(loaded, order, joined, Signals()))
 
 
 def leave(order: Order) -> None:
@@ -43,8 +43,9 @@ def leave(order: Order) -> None:
 
 def main() -> int:
     """The exit code: 0 when the training ended, or was stopped, for all."""
+    # Rank 0 gets them too, and says what follows.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # rank 0 gets them too, and says what follows
+        signal.signal(number, signal.SIG_IGN)
     logger.remove()
     logger.add(sys.stderr, format="{message}", level="INFO", backtrace=False, diagnose=False)
     order = launcher.receive(sys.stdin.buffer)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from training.base_model import leftovers, load_tokenizer, lora_adapter, safetensors_file, weights_fit
 from training.errors import RunError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from training.base_model.weights_fit import LoadingInfo
     from training.evaluation.generate import Answer
 
 ROOM = 1 << 30  # bytes beside the weights: activations, a block of logits, the libraries
@@ -146,7 +147,7 @@ def opened(
         with leftovers.kept_out(folder) as seen:
             # With output_loading_info it gives a pair, which its type does not say.
             model, info = cast(
-                "tuple[PreTrainedModel | PeftModel, Mapping[str, Any]]",
+                "tuple[PreTrainedModel | PeftModel, LoadingInfo]",
                 AutoModelForCausalLM.from_pretrained(
                     seen, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
                 ),

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from training.fast_cpu import kernels, policy
-from training.fast_cpu.functions import sums
+from training.fast_cpu.functions import Gradients, sums
+
+if TYPE_CHECKING:
+    from training.fast_cpu import functions
+
+    class Context(functions.Context):
+        """What is kept besides tensors."""
+
+        split: _Split
+        scale: float
+        normed: tuple[bool, bool]
 
 
 class Attention(Function):
@@ -26,8 +36,8 @@ class Attention(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Any, cosine: Any, sine: Any, rows: Rows, heads: int, groups: int, scale: float,
-        query_norm: Any, key_norm: Any, eps: float,
+        ctx: Context, qkv: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, rows: Rows, heads: int, groups: int,
+        scale: float, query_norm: torch.Tensor | None, key_norm: torch.Tensor | None, eps: float,
     ) -> torch.Tensor:  # fmt: skip
         split = _Split(qkv.shape, heads, groups, rows)
         parts = qkv.split(split.sizes, dim=1)
@@ -36,32 +46,33 @@ class Attention(Function):
         key = split.to_heads(normed[1].result, 1, cosine, sine)
         value = split.to_heads(parts[2], 2)
         result = _attention(split, query, key, value, scale)
-        norms = (query_norm, key_norm, *normed[0].kept, *normed[1].kept)
-        ctx.save_for_backward(query, key, value, cosine, sine, *norms)
-        ctx.split, ctx.scale = split, scale
+        ctx.save_for_backward(query, key, value, cosine, sine, *normed[0].kept, *normed[1].kept)
+        ctx.split, ctx.scale, ctx.normed = split, scale, (bool(normed[0].kept), bool(normed[1].kept))
         return split.from_heads(result, 0, qkv.new_empty(split.tokens, split.sizes[0]))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        query, key, value, cosine, sine, query_norm, key_norm, *kept = ctx.saved_tensors
+    def backward(ctx: Context, gradient: torch.Tensor) -> Gradients:
+        query, key, value, cosine, sine, *kept = ctx.saved_tensors
         split, scale = ctx.split, ctx.scale
-        norms = [(w, kept.pop(0), kept.pop(0)) if w is not None else None for w in (query_norm, key_norm)]
         outer = split.to_heads(gradient.contiguous(), 0)
         for_query, for_key, for_value = _attention_backward(split, query, key, value, outer, scale)
         result = torch.empty(split.tokens, split.width, dtype=query.dtype)
         into = result.split(split.sizes, dim=1)
         split.from_heads(for_value, 2, into[2])
-        for number, found in enumerate((for_query, for_key)):
-            if norms[number] is None:
-                split.from_heads(found, number, into[number], cosine, sine)
-            else:
-                flat = split.from_heads(found, number, torch.empty_like(into[number]), cosine, sine)
-                into[number].copy_(_head_norm_backward(flat, *norms[number]).view(flat.shape))
+        for number, turned in enumerate((for_query, for_key)):
+            if not ctx.normed[number]:
+                split.from_heads(turned, number, into[number], cosine, sine)
+                continue
+            flat = split.from_heads(turned, number, torch.empty_like(into[number]), cosine, sine)
+            weight, part, inverse, *kept = kept
+            into[number].copy_(_head_norm_backward(flat, weight, part, inverse).view(flat.shape))
         return result, *(None,) * 9
 
 
-def _attention(split: _Split, query: Any, key: Any, value: Any, scale: float) -> torch.Tensor:
+def _attention(
+    split: _Split, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
     """The attention of rows of heads, in the form of `query`."""
     result = torch.empty_like(query)
     if split.by_vectors(query):
@@ -74,7 +85,7 @@ def _attention(split: _Split, query: Any, key: Any, value: Any, scale: float) ->
 
 
 def _attention_backward(
-    split: _Split, query: Any, key: Any, value: Any, outer: Any, scale: float
+    split: _Split, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, outer: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients for `query`, `key` and `value`, from that of the attention, `outer`."""
     for_query, for_key, for_value = map(torch.empty_like, (query, key, value))
@@ -82,7 +93,8 @@ def _attention_backward(
         tensors = (query, key, value, outer, for_query, for_key, for_value)
         kernels.call("attention_backward", query, *tensors, *split.texts(), float(scale))
         return for_query, for_key, for_value
-    sums: dict[int, list[torch.Tensor]] = {}  # of rows of several blocks; in float, for bf16 would lose the small
+    # Of rows of several blocks; in float, for bf16 would lose the small.
+    sums: dict[int, list[torch.Tensor]] = {}
     for block in split.rows.blocks:
         probabilities = _probabilities(split, query, key, block, scale)
         incoming, asked = split.queries(outer, block), split.queries(query, block)
@@ -139,7 +151,8 @@ class Rows:
         self.lengths = self.counts.repeat_interleave(self.counts)  # [N], of each token's row
         self.starts = self.firsts.repeat_interleave(self.counts)
         self.positions = torch.arange(len(self.starts)) - self.starts
-        self.blocks, start = [], 0
+        self.blocks: list[_Block] = []
+        start = 0
         for length in lengths:
             self.blocks += [
                 _Block(start, at, min(policy.BLOCK, length - at), length) for at in range(0, length, policy.BLOCK)
@@ -156,14 +169,23 @@ class _Split:
         self.groups, self.group, self.rows = groups, heads // groups, rows
         self.sizes = (heads * self.dim, groups * self.dim, groups * self.dim)
 
-    def to_heads(self, part: torch.Tensor, number: int, cosine: Any = None, sine: Any = None) -> torch.Tensor:
+    def to_heads(
+        self, part: torch.Tensor, number: int, cosine: torch.Tensor | None = None, sine: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """A part [N, its size], whose rows may lie apart, as a flat tensor of rows."""
         result = part.new_empty(self.tokens * self.sizes[number])
         places = (self.rows.starts, self.rows.lengths)
         kernels.call("to_heads", part, part, part.stride(0), cosine, sine, *places, result, *self._shape(number))
         return result
 
-    def from_heads(self, flat: Any, number: int, into: Any, cosine: Any = None, sine: Any = None) -> torch.Tensor:
+    def from_heads(
+        self,
+        flat: torch.Tensor,
+        number: int,
+        into: torch.Tensor,
+        cosine: torch.Tensor | None = None,
+        sine: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The way back; fills and gives `into`, whose rows may lie apart."""
         places = (self.rows.starts, self.rows.lengths)
         kernels.call("from_heads", flat, flat, into.stride(0), cosine, sine, *places, into, *self._shape(number))
@@ -177,7 +199,7 @@ class _Split:
         enough = len(self.rows.counts) * self.groups >= torch.get_num_threads()
         return like.dtype == torch.bfloat16 and self.dim % 16 == 0 and enough and kernels.attends()
 
-    def texts(self) -> tuple[Any, ...]:
+    def texts(self) -> tuple[torch.Tensor | int, ...]:
         """What attention.c is told of the rows: room to work in, where each begins, how long each is, and the shape."""
         rows = self.rows
         room = kernels.scratch(rows.longest, self.dim)
@@ -207,7 +229,7 @@ class _Split:
         return self.groups * a_head, block.end, a_head, self.group, block.first
 
 
-def _probabilities(split: _Split, query: Any, key: Any, block: _Block, scale: float) -> torch.Tensor:
+def _probabilities(split: _Split, query: torch.Tensor, key: torch.Tensor, block: _Block, scale: float) -> torch.Tensor:
     """The attention of a block's queries to the keys before them, [KV, count x G, end]."""
     scores = torch.bmm(split.queries(query, block), split.keys(key, block).transpose(1, 2))
     kernels.call("softmax", query, scores, *split.scores(block), float(scale))
@@ -219,7 +241,7 @@ class _Normed:
     """A part after its norm, and what the backward pass needs of it."""
 
     result: torch.Tensor
-    kept: tuple[torch.Tensor, ...]
+    kept: tuple[torch.Tensor, ...]  # weight, what was normed, and the inverses of its lengths
 
 
 def _head_norm(part: torch.Tensor, weight: torch.Tensor | None, eps: float) -> _Normed:
@@ -228,10 +250,12 @@ def _head_norm(part: torch.Tensor, weight: torch.Tensor | None, eps: float) -> _
     flat = part.reshape(-1, weight.shape[0])  # a copy: the rows of qkv lie apart
     result, inverse = torch.empty_like(flat), torch.empty(len(flat), dtype=sums(flat))
     kernels.call("rms_norm", flat, flat, None, weight, None, result, inverse, *flat.shape, float(eps))
-    return _Normed(result.view(part.shape), (flat, inverse))
+    return _Normed(result.view(part.shape), (weight, flat, inverse))
 
 
-def _head_norm_backward(gradient: Any, weight: Any, flat: Any, inverse: Any) -> torch.Tensor:
+def _head_norm_backward(
+    gradient: torch.Tensor, weight: torch.Tensor, flat: torch.Tensor, inverse: torch.Tensor
+) -> torch.Tensor:
     result = torch.empty_like(flat)
     kernels.call("rms_norm_backward", flat, gradient, None, flat, weight, inverse, result, *flat.shape)
     return result

@@ -15,42 +15,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from training.fast_cpu import kernels, policy
 from training.fast_cpu.attention import Attention, Rows
 from training.fast_cpu.functions import AddNorm, LoraLinear, SwiGLU
+from training.fast_cpu.model_parts import (
+    DecoderLayer,
+    DecoderStack,
+    Norm,
+    Projection,
+    SelfAttention,
+    base_of,
+    is_adapted,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Group:
     """Projections of the same input as one: `weight` [sum of outputs, inputs] and `bias` are frozen and joined."""
 
-    modules: tuple[Any, ...]
+    modules: tuple[Projection, ...]
     weight: torch.Tensor
     bias: torch.Tensor | None
 
     def adapters(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """A [ranks, inputs] and B [outputs, ranks] (scaled) of all of them, in the dtype of the weight."""
-        adapted = [(m.lora_A, m.lora_B, m.scaling, m.active_adapters[0]) if _adapted(m) else None for m in self.modules]
-        if not any(adapted):
+        down, up, dtype = [], [], self.weight.dtype
+        for module in self.modules:
+            if is_adapted(module) and not module.disable_adapters:
+                name = module.active_adapters[0]
+                down.append(module.lora_A[name].weight)
+                up.append(module.lora_B[name].weight * module.scaling[name])
+            else:
+                up.append(self.weight.new_zeros(base_of(module).out_features, 0))
+        if not down:
             return None, None
-        down = [one[0][one[3]].weight for one in adapted if one]
-        up = [
-            one[1][one[3]].weight * one[2][one[3]] if one else self.weight.new_zeros(_base(m).out_features, 0)
-            for one, m in zip(adapted, self.modules, strict=True)
-        ]
-        dtype = self.weight.dtype
-        return torch.cat(down).to(dtype), torch.block_diag(*[b.to(dtype) for b in up])
+        return torch.cat(down).to(dtype), torch.block_diag(*(part.to(dtype) for part in up))
 
 
 @dataclass(frozen=True)
 class Layer:
     """One decoder layer."""
 
-    own: Any  # the model's
+    own: DecoderLayer  # the model's
     qkv: Group
     out: Group
     gate_up: Group
@@ -60,11 +73,11 @@ class Layer:
 class Decoder:
     """The hidden states of a causal language model with LoRA, for training. Made once; holds the joined weights."""
 
-    def __init__(self, causal_lm: Any) -> None:
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
         if why := unsupported(causal_lm):
             raise ValueError(why)
-        self.model = causal_lm.get_decoder()
-        self.head = causal_lm.get_output_embeddings()
+        self.model = _stack(causal_lm)
+        self.head = cast("torch.nn.Linear", causal_lm.get_output_embeddings())
         config = causal_lm.config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.window = getattr(config, "sliding_window", None) if _slides(config) else None
@@ -85,14 +98,24 @@ class Decoder:
                 states, pending = torch.utils.checkpoint.checkpoint(self._layer, *arguments, use_reentrant=False)
             else:
                 states, pending = self._layer(*arguments)
-        return AddNorm.apply(states, pending, self.model.norm.weight, self.model.norm.variance_epsilon)[1]
+        norm = self.model.norm
+        last: torch.Tensor = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)[1]
+        return last
 
-    def _layer(self, layer: Layer, states: Any, pending: Any, cosine: Any, sine: Any, rows: Rows) -> Any:
+    def _layer(
+        self,
+        layer: Layer,
+        states: torch.Tensor,
+        pending: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        rows: Rows,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         own, attention = layer.own, layer.own.self_attn
         norm = own.input_layernorm
         states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
         inner = project(layer.qkv, inner)
-        head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        head_norms: list[Norm | None] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         inner = Attention.apply(
             inner, cosine, sine, rows, self.heads, self.groups, attention.scaling,
             *(norm.weight if norm is not None else None for norm in head_norms),
@@ -103,14 +126,19 @@ class Decoder:
         return states, project(layer.down, SwiGLU.apply(project(layer.gate_up, inner)))
 
 
-def unsupported(causal_lm: Any) -> str:
+def _stack(causal_lm: PreTrainedModel) -> DecoderStack:
+    """The decoder of a model that `unsupported` has nothing against."""
+    return cast("DecoderStack", causal_lm.get_decoder())
+
+
+def unsupported(causal_lm: PreTrainedModel) -> str:
     """Why this model's layers are not to be computed here; empty when they are."""
     config = causal_lm.config
     if config.model_type not in policy.FAMILIES or config.hidden_act != "silu":
         return f"no hand-written layers for {config.model_type}"
     if getattr(config, "attention_dropout", 0):
         return "the model has dropout in its attention"
-    for layer in causal_lm.get_decoder().layers:
+    for layer in _stack(causal_lm).layers:
         attention, mlp = layer.self_attn, layer.mlp
         for module in (*_qkv(attention), attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
             if why := _unsupported(module):
@@ -118,8 +146,8 @@ def unsupported(causal_lm: Any) -> str:
     return ""
 
 
-def _unsupported(module: Any) -> str:
-    base = _base(module)
+def _unsupported(module: Projection) -> str:
+    base = base_of(module)
     weight = base.weight
     if (
         not isinstance(base, torch.nn.Linear)
@@ -129,7 +157,7 @@ def _unsupported(module: Any) -> str:
         return f"a {type(base).__name__} of {weight.dtype} on {weight.device}"
     if any(parameter.requires_grad for parameter in base.parameters()):
         return "more than adapters is trained"
-    if base is module:
+    if not is_adapted(module):
         return ""
     if len(module.active_adapters) != 1 or module.merged:
         return "more than one adapter"
@@ -141,33 +169,24 @@ def _unsupported(module: Any) -> str:
     return ""
 
 
-def _slides(config: Any) -> bool:
+def _slides(config: PretrainedConfig) -> bool:
     kinds = getattr(config, "layer_types", None)
     return "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
 
 
-def _qkv(attention: Any) -> tuple[Any, Any, Any]:
+def _qkv(attention: SelfAttention) -> tuple[Projection, Projection, Projection]:
     return attention.q_proj, attention.k_proj, attention.v_proj
 
 
-def _base(module: Any) -> Any:
-    """The frozen projection itself."""
-    return module.base_layer if hasattr(module, "lora_A") else module
-
-
-def _adapted(module: Any) -> bool:
-    return hasattr(module, "lora_A") and not module.disable_adapters
-
-
-def _joined_layer(layer: Any) -> Layer:
+def _joined_layer(layer: DecoderLayer) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     groups = (_qkv(attention), (attention.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,))
     return Layer(layer, *map(_joined, groups))
 
 
-def _joined(modules: tuple[Any, ...]) -> Group:
+def _joined(modules: tuple[Projection, ...]) -> Group:
     """One weight for several projections, of which theirs become views: no second copy in memory."""
-    bases = [_base(module) for module in modules]
+    bases = [base_of(module) for module in modules]
     if len(bases) == 1:
         return Group(modules, bases[0].weight.data, None if bases[0].bias is None else bases[0].bias.data)
     weight = torch.cat([base.weight.data for base in bases])
@@ -182,4 +201,5 @@ def _joined(modules: tuple[Any, ...]) -> Group:
 
 def project(group: Group, inputs: torch.Tensor) -> torch.Tensor:
     """The projections of `inputs` [N, inputs] side by side, [N, outputs], adapters included."""
-    return LoraLinear.apply(inputs, group.weight, group.bias, *group.adapters())
+    outputs: torch.Tensor = LoraLinear.apply(inputs, group.weight, group.bias, *group.adapters())
+    return outputs

@@ -14,17 +14,28 @@ The trainer stays TRL's. At the start the loss and the gradients of one micro-ba
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from training.fast_cpu import policy
 
-PROVED = 256  # tokens of a row on which the fast path is compared with the plain one
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from training.fast_cpu.decoder import Decoder
+
+    Batch = dict[str, torch.Tensor]
+
+# Tokens of a row on which the fast path is compared with the plain one.
+PROVED = 256
 # How far the fast path may be from the plain one, relative: of the loss, and of the gradients taken together. bf16 keeps 8
 # bits: on SmolLM2-135M both ways are 6 % off the gradients in float32, in other directions (7 % off each other).
 TOLERANCES = {"torch.bfloat16": (2e-2, 0.3)}
-EXACT = (1e-3, 1e-2)  # in float32, where only the order of the sums differs
+# In float32, where only the order of the sums differs.
+EXACT = (1e-3, 1e-2)
 
 
 def built() -> str:
@@ -39,11 +50,12 @@ def built() -> str:
     return ""
 
 
-def layers(causal_lm: Any) -> Any:
-    """The hand-written layers of a model (fast_layers.Decoder), or None where they do not fit; the log says why."""
+def layers(causal_lm: PreTrainedModel) -> Decoder | None:
+    """The hand-written layers of a model, or None where they do not fit; the log says why."""
     from training.fast_cpu.decoder import Decoder
 
-    if built():  # said before training
+    # Where they cannot be, that was said before training.
+    if built():
         return None
     try:
         return Decoder(causal_lm)
@@ -52,7 +64,9 @@ def layers(causal_lm: Any) -> Any:
         return None
 
 
-def loss(causal_lm: Any, inputs: dict[str, Any], num_items: Any, decoder: Any = None) -> Any:
+def loss(
+    causal_lm: PreTrainedModel, inputs: Batch, num_items: torch.Tensor | int | None, decoder: Decoder | None = None
+) -> torch.Tensor:
     """Cross-entropy over the trained tokens of a micro-batch: their sum over `num_items`, or their mean where it is None.
 
     `inputs`: input_ids and labels [rows, tokens], with attention_mask, or with position_ids that begin again at each of
@@ -67,10 +81,10 @@ def loss(causal_lm: Any, inputs: dict[str, Any], num_items: Any, decoder: Any = 
                 total, count = _loss_by_hand(decoder, ids, labels, lengths)
             return total / (count if num_items is None else num_items)
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    hidden = causal_lm.get_decoder()(**rest, use_cache=False).last_hidden_state
+    hidden: torch.Tensor = causal_lm.get_decoder()(**rest, use_cache=False).last_hidden_state
     labels = inputs["labels"][:, 1:]
-    chosen = labels != -100
-    states, targets = hidden[:, :-1][chosen], labels[chosen]
+    trained = labels != -100
+    states, targets = hidden[:, :-1][trained], labels[trained]
     head = causal_lm.get_output_embeddings()
     total = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, len(targets), policy.LOSS_CHUNK):
@@ -81,19 +95,22 @@ def loss(causal_lm: Any, inputs: dict[str, Any], num_items: Any, decoder: Any = 
     return total / (len(targets) if num_items is None else num_items)
 
 
-def _loss_by_hand(decoder: Any, ids: Any, labels: Any, lengths: list[int]) -> tuple[Any, int]:
+def _loss_by_hand(
+    decoder: Decoder, ids: torch.Tensor, labels: torch.Tensor, lengths: list[int]
+) -> tuple[torch.Tensor, int]:
     """The sum over the trained tokens, and how many they are."""
     from training.fast_cpu.functions import HeadLoss
 
     states = decoder.hidden(ids, lengths)
-    wanted = labels.roll(-1)  # what stands after each token; nothing after the last of a row
+    # What stands after each token; nothing after the last of a row.
+    wanted = labels.roll(-1)
     wanted[[end - 1 for end in itertools.accumulate(lengths)]] = -100
-    chosen = (wanted != -100).nonzero().squeeze(1)
+    trained = (wanted != -100).nonzero().squeeze(1)
     head = decoder.head
-    return HeadLoss.apply(states[chosen], head.weight, head.bias, wanted[chosen]), len(chosen)
+    return HeadLoss.apply(states[trained], head.weight, head.bias, wanted[trained]), len(trained)
 
 
-def joined(inputs: dict[str, Any]) -> tuple[Any, Any, list[int]]:
+def joined(inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """The real tokens of a micro-batch and their labels, row after row, [N], and how many tokens each row has."""
     ids, labels, mask = inputs["input_ids"], inputs["labels"], inputs.get("attention_mask")
     if mask is not None:
@@ -108,14 +125,14 @@ def joined(inputs: dict[str, Any]) -> tuple[Any, Any, list[int]]:
     return ids.flatten(), labels.flatten(), [end - start for start, end in zip(starts, ends, strict=True)]
 
 
-def plain_head(causal_lm: Any) -> bool:
+def plain_head(causal_lm: PreTrainedModel) -> bool:
     """Whether the logits are nothing but the output layer's: no soft cap, no scale, no expert loss beside them."""
     config = causal_lm.config.get_text_config()
     extras = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_router_logits")
     return not any(getattr(config, name, None) for name in extras)
 
 
-def sample(inputs: dict[str, Any]) -> dict[str, Any]:
+def sample(inputs: Batch) -> Batch:
     """Two rows of a micro-batch, PROVED tokens of each, with every token trained: enough to tell two ways apart.
 
     All of the micro-batch would take a large model's time and, the plain way keeping more, its memory.
@@ -127,7 +144,7 @@ def sample(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**few, "labels": labels}
 
 
-def agrees(model: Any, plain: Any, fast: Any) -> bool:
+def agrees(model: torch.nn.Module, plain: Callable[[], torch.Tensor], fast: Callable[[], torch.Tensor]) -> bool:
     """Compare two ways to the loss of one micro-batch: value and gradients. Leaves no gradient behind.
 
     `plain` and `fast` return a loss; both start from the same random state, so that dropout is the same.
@@ -135,17 +152,17 @@ def agrees(model: Any, plain: Any, fast: Any) -> bool:
     import torch
 
     state = torch.get_rng_state()
-    found = []
+    measured = []
     for way in (plain, fast):
         model.zero_grad(set_to_none=True)
         torch.set_rng_state(state)
-        value = way()
-        value.backward()
+        loss = way()
+        loss.backward()
         gradients = [p.grad.detach().float().flatten() for p in model.parameters() if p.grad is not None]
-        found.append((float(value.detach()), torch.cat(gradients)))
+        measured.append((float(loss.detach()), torch.cat(gradients)))
         model.zero_grad(set_to_none=True)
     torch.set_rng_state(state)
-    (value, gradient), (fast_value, fast_gradient) = found
+    (value, gradient), (fast_value, fast_gradient) = measured
     off = abs(fast_value - value) / max(abs(value), 1e-6)
     turned = float((fast_gradient - gradient).norm() / gradient.norm().clamp(min=1e-12))
     logger.debug("fast path: loss off by {:.2g}, gradients by {:.2g} of the plain path's", off, turned)

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from training.fast_cpu import kernels
+from training.fast_cpu import kernels, policy
 
-HEAD_CHUNK = 512  # trained tokens whose logits are held at once
+# Of all that a function took; None for what gets none.
+Gradients = tuple[torch.Tensor | None, ...]
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
+
+    class Context(FunctionCtx):
+        """What a function keeps for its backward pass. torch's own class does not say all of it."""
+
+        saved_tensors: tuple[torch.Tensor, ...]
+        needs_input_grad: tuple[bool, ...]
 
 
 class LoraLinear(Function):
     """x W^T + bias + (x A^T) B^T with a frozen W: gradients for x, A and B alone. A and B may be None."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any) -> torch.Tensor:
+    def forward(
+        ctx: Context,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor | None,
+        up: torch.Tensor | None,
+    ) -> torch.Tensor:
         result = functional.linear(x, weight, bias)
-        if down is None:
+        if down is None or up is None:
             ctx.save_for_backward(weight)
             return result
         inner = x @ down.t()
@@ -29,7 +46,7 @@ class LoraLinear(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Context, gradient: torch.Tensor) -> Gradients:
         weight, *adapter = ctx.saved_tensors
         for_x = gradient @ weight if ctx.needs_input_grad[0] else None
         if not adapter:
@@ -45,7 +62,9 @@ class AddNorm(Function):
     """(x + added, RMS norm of that): the residual stream and what the next part reads."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, added: Any, weight: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        ctx: Context, x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         total, normed = torch.empty_like(x), torch.empty_like(x)
         rows, width = x.shape
         inverse = torch.empty(rows, dtype=sums(x))
@@ -55,7 +74,7 @@ class AddNorm(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, for_total: Any, for_normed: Any) -> tuple[Any, ...]:
+    def backward(ctx: Context, for_total: torch.Tensor, for_normed: torch.Tensor) -> Gradients:
         total, weight, inverse = ctx.saved_tensors
         result = torch.empty_like(total)
         gradients = for_normed.contiguous(), for_total.contiguous()
@@ -67,7 +86,7 @@ class SwiGLU(Function):
     """silu(gate) * up of gate and up side by side, [N, 2 x width]."""
 
     @staticmethod
-    def forward(ctx: Any, both: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, both: torch.Tensor) -> torch.Tensor:
         rows, width = both.shape[0], both.shape[1] // 2
         result = both.new_empty(rows, width)
         kernels.call("swiglu", both, both, result, rows, width)
@@ -76,7 +95,7 @@ class SwiGLU(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Context, gradient: torch.Tensor) -> torch.Tensor:
         (both,) = ctx.saved_tensors
         result = torch.empty_like(both)
         kernels.call("swiglu_backward", both, gradient.contiguous(), both, result, both.shape[0], both.shape[1] // 2)
@@ -95,20 +114,26 @@ class HeadLoss(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: Any, bias: Any, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Context, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
         total = 0.0
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(targets), HEAD_CHUNK):
-            part, wanted = hidden[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK].contiguous()
+        for start in range(0, len(targets), policy.HEAD_CHUNK):
+            chunk = slice(start, start + policy.HEAD_CHUNK)
+            part, wanted = hidden[chunk], targets[chunk].contiguous()
             logits = functional.linear(part, weight, bias)
             total += kernels.call("cross_entropy", logits, logits, wanted, *logits.shape)
             if gradient is not None:
-                torch.mm(logits, weight, out=gradient[start : start + HEAD_CHUNK])
-        ctx.save_for_backward(gradient)
+                torch.mm(logits, weight, out=gradient[chunk])
+            # Before the next chunk's are there.
+            del logits
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
         return torch.tensor(total, dtype=sums(hidden))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: torch.Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Context, outer: torch.Tensor) -> Gradients:
         (gradient,) = ctx.saved_tensors
         return gradient * outer.to(gradient.dtype), None, None, None

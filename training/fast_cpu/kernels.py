@@ -14,9 +14,12 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from training.system import paths
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c"))
 HEADER = Path(__file__).with_name("bf16.h")
@@ -59,7 +62,7 @@ def attends() -> bool:
     return hasattr(load(), "attention_bf16") and b"amx_bf16" not in _cpu()
 
 
-def scratch(longest: int, dim: int) -> Any:
+def scratch(longest: int, dim: int) -> torch.Tensor:
     """Memory for the functions of attention.c, for rows of up to `longest` tokens and heads of `dim` dimensions."""
     import torch
 
@@ -93,18 +96,20 @@ def _cpu() -> bytes:
         return platform.processor().encode()
 
 
-def call(name: str, like: Any, *arguments: Any) -> Any:
-    """Call a kernel for the type of the tensor `like`. Tensors are passed as pointers, None as a null pointer.
+def call(name: str, like: torch.Tensor, *arguments: torch.Tensor | float | None) -> float:
+    """Call a kernel for the type of the tensor `like`, and give its sum if it has one. Tensors are passed as pointers, None
+    as a null pointer.
 
     The last argument that every kernel takes, the number of threads, is torch's own and is added here.
     """
     import torch
 
     function = getattr(load(), f"{name}_{SUFFIXES[str(like.dtype)]}")
-    return function(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
+    result: float = function(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
+    return result
 
 
-def _as_c(value: Any) -> Any:
+def _as_c(value: torch.Tensor | float | None) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_double:
     if value is None:
         return ctypes.c_void_p(None)
     if isinstance(value, int):

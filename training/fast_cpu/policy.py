@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from training.settings import Choice
+from training.settings import Choice, Settings
 
 ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
 MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake of memory
-LOSS_CHUNK = 1024  # trained tokens whose logits are held at once: 1024 x 49k x 4 bytes = 200 MB
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # whose layers are built of exactly the parts of fast_layers.py
+# Trained tokens whose logits are computed at once: under the model's own layers (1024 x 49k x 4 bytes = 200 MB), and by
+# hand (functions.HeadLoss).
+LOSS_CHUNK, HEAD_CHUNK = 1024, 512
+# Whose layers are built of exactly the parts of decoder.py.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied.
 BLOCK = 512
 
 
-def wanted(settings: Any) -> Choice:
+def wanted(settings: Settings) -> Choice:
     """Whether the fast path is taken, before it is tried."""
-    chosen, hardware = settings.hardware.fast_cpu, settings.hardware
-    if chosen is False:
+    hardware = settings.hardware
+    if hardware.fast_cpu is False:
         return Choice(False, "FAST_CPU")
     if hardware.device != "cpu" or hardware.engine != "transformers":
         return Choice(False, "it is for training with transformers on a CPU")
@@ -39,8 +40,8 @@ def regrouped(micro: int, accumulation: int, longest: int, mean: float) -> tuple
     return together, step // together
 
 
-def by_hand(settings: Any, model_type: str) -> bool:
-    """Whether the hand-written layers are for such a run (fast_layers.unsupported looks at the model itself later)."""
+def by_hand(settings: Settings, model_type: str) -> bool:
+    """Whether the hand-written layers are for such a run (decoder.unsupported looks at the model itself later)."""
     lora = settings.lora
     plain_lora = not lora.use_dora and lora.lora_dropout == 0 and lora.bias == "none"
     return settings.hardware.fast_cpu is True and model_type in FAMILIES and plain_lora

@@ -13,7 +13,7 @@ from training import evaluation, runs
 from training.base_model import base_files
 from training.data import Item, held_out
 from training.data.encoding import end_ids
-from training.distributed import Crew
+from training.distributed import Crew, launcher
 from training.errors import Interrupted, RunError
 from training.evaluation import scoring
 from training.ollama import modelfile
@@ -30,7 +30,7 @@ from training.system.privacy import redact
 from training.system.signals import Signals
 from training.system.wording import shorten
 from training.to_gguf import importance
-from training.train import Loaded, Session, Watch, adapter_files, loop, team
+from training.train import Loaded, Session, adapter_files, loop, state, team
 
 if TYPE_CHECKING:
     import datasets
@@ -66,16 +66,24 @@ def train_stage(
     run.update(stage="train")
     end_ids = ends(plan)
     facts(plan, rows, end_ids).write(run.path)
-    watch = Watch(run.path / runs.CHECKPOINTS, {"fingerprint": marks(plan)}, plan.settings.training.save_total_limit)
-    watch.fast = plan.settings.hardware.fast_cpu is True
-    questions = held_out.asked(rows.asked, QUESTIONS)
-    session = Session(plan.settings, run, events, signals, watch, loaded.tokenizer, questions, end_ids, plan.steps)
-    if others is not None:
+    order = others.order if others else launcher.order_of(plan, marks(plan), run.path)
+    if others:
         others.wait()
-        session.crew = others
-    where = (others.place, plan.settings, others.server, others.late) if others else (None, plan.settings)
-    with team.joined(*where) as watch.team:
-        result = loop.train(loaded, plan, session)
+    with others.joined() if others else team.joined(order.place, order.settings) as joined:
+        session = Session(
+            settings=plan.settings,
+            run=run,
+            events=events,
+            signals=signals,
+            watch=state.watch(order, joined),
+            tokenizer=loaded.tokenizer,
+            total=plan.steps,
+            validates=plan.validation is not None,
+            questions=held_out.asked(rows.asked, QUESTIONS),
+            end_ids=end_ids,
+            crew=others,
+        )
+        result = loop.train(loaded, order, session)
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
     seconds = round(time.perf_counter() - began, 1)
     fingerprint = checkpoint.kept(marks(plan))
@@ -200,7 +208,7 @@ def calibration(plan: Plan) -> list[int]:
 
 def facts(plan: Plan, rows: Rows, end_ids: list[int]) -> Facts:
     """What the export needs of a plan. `rows`: what base and tuned model are measured on, and the quantised one, too."""
-    decoded = (plan.tokenizer.decode([number]) for number in end_ids)
+    decoded = [str(plan.tokenizer.decode([number])) for number in end_ids]
     base = plan.base
     return Facts(
         base=BaseOfRun(name=base.name, path=base.path, kind=base.kind, files=base_files.of(base)),

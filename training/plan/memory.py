@@ -225,7 +225,7 @@ def _logits(settings: Settings, model: Shape, tokens: int) -> int:
     if policy.by_hand(settings, model.model_type):
         # It works in place. The plain way, which it is compared with at first, takes a chunk.
         return max(
-            min(tokens, policy.LOSS_CHUNK) * model.vocabulary * _width(settings), min(tokens, TRL_CHUNK) * a_token
+            min(tokens, policy.HEAD_CHUNK) * model.vocabulary * _width(settings), min(tokens, TRL_CHUNK) * a_token
         )
     if settings.hardware.fast_cpu is True:
         return min(tokens, policy.LOSS_CHUNK) * a_token

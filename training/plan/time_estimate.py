@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
@@ -24,6 +24,7 @@ from training.train import engine
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 FEW, MORE = 1, 3  # layers of the two small models
 ENOUGH = 3.0  # seconds after which one measurement is enough
@@ -103,7 +104,7 @@ def usual_batch(plan: Plan, rows: int) -> dict[str, torch.Tensor]:
 def timed_pass(plan: Plan, layers: int, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Seconds by the clock and of the processor for a forward and backward pass of the model with so many layers."""
     model = _shallow(plan, layers)
-    bare = model.get_base_model()
+    bare = cast("PreTrainedModel", model.get_base_model())
     fast = plan.settings.hardware.fast_cpu is True and fast_loss.plain_head(bare)
     decoder = fast_loss.layers(bare) if fast else None
     taken = []

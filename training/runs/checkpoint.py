@@ -10,21 +10,22 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from loguru import logger
 
-from training.base_model import base_files
+from training.base_model import BaseModel, base_files
 from training.errors import UserError
+from training.settings import Settings
 from training.system import files, privacy, wire
 
-MANIFEST = "checkpoint.json"
+MANIFEST, VERSION = "checkpoint.json", 1
 BASE = "base model file "  # the beginning of a field of the fingerprint, before the file's name
-NOT_COMPARED = {  # settings that change neither the losses nor the adapter
+# Settings that change neither the losses nor the adapter.
+NOT_COMPARED = {
     "Model.NEW_MODEL_NAME",
     "Training.OUTPUT_DIR",
     "Training.LOGGING_STEPS",
@@ -44,24 +45,108 @@ NOT_COMPARED = {  # settings that change neither the losses nor the adapter
 }
 
 
+@dataclass(kw_only=True)
+class Carried:
+    """What the training has found out, and goes on with when it is resumed. None: not yet known."""
+
+    # The way to the loss on a CPU that has proved equal: "layers", "head" or "none".
+    fast_path: str | None = None
+    # Validation losses: of the base model, and of the last evaluation, which was at this step.
+    before: float | None = None
+    after: float | None = None
+    evaluated_at: int | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse: int = 0  # evaluations since the best one
+    stopped_early: bool = False
+
+    def as_dict(self) -> dict[str, object]:
+        """What is known, as JSON has it."""
+        known = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+        if self.best_loss is None:
+            del known["worse"]
+        return known
+
+    @classmethod
+    def read(cls, value: object) -> Carried:
+        """What `as_dict` gave. Raises ValueError where it is nothing of the kind."""
+        if not isinstance(value, Mapping):
+            raise ValueError("what it carries is no table")
+        known = {field.name: value[field.name] for field in fields(cls) if field.name in value}
+        for name, one in known.items():
+            if type(one) not in _KINDS[name]:
+                raise ValueError(f"{name} is no {_KINDS[name][0].__name__}")
+        return cls(**known)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "fast_path": (str,),
+    **dict.fromkeys(("before", "after", "best_loss"), (float, int)),
+    **dict.fromkeys(("evaluated_at", "best_step", "worse"), (int,)),
+    "stopped_early": (bool,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint's folder says of itself: its files, and what the trainer itself does not keep."""
+
+    step: int
+    files: Mapping[str, str]  # name -> SHA-256
+    fingerprint: Mapping[str, object]  # as it is `kept`
+    micro_batch: tuple[int, int]  # rows a micro-batch, micro-batches a step
+    carried: Carried
+
+    def as_dict(self) -> dict[str, object]:
+        """The manifest as JSON has it."""
+        return {
+            "v": VERSION,
+            "step": self.step,
+            "files": dict(self.files),
+            "fingerprint": dict(self.fingerprint),
+            "micro_batch": list(self.micro_batch),
+            "carried": self.carried.as_dict(),
+        }
+
+    @classmethod
+    def read(cls, value: object) -> Manifest:
+        """What `as_dict` gave. Raises ValueError or TypeError where it is nothing of the kind: its files' names become
+        paths."""
+        if not isinstance(value, Mapping) or (missing := {field.name for field in fields(cls)} - value.keys()):
+            raise ValueError("it is no table" if not isinstance(value, Mapping) else f"{min(missing)} is missing")
+        names, fingerprint = value["files"], value["fingerprint"]
+        if not isinstance(names, Mapping) or any(Path(name).name != name or name in ("", "..") for name in names):
+            raise ValueError("its files are no files of one folder")
+        if not isinstance(fingerprint, Mapping):
+            raise ValueError("fingerprint is no table")
+        numbers = [value["step"], *value["micro_batch"]]
+        if len(numbers) != 3 or any(type(number) is not int for number in numbers):
+            raise ValueError("step or micro_batch is no number")
+        step, *micro_batch = numbers
+        carried = Carried.read(value["carried"])
+        return cls(step=step, files=names, fingerprint=fingerprint, micro_batch=tuple(micro_batch), carried=carried)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its folder, its optimizer step, and the manifest."""
+    """A whole checkpoint: its folder, and the manifest."""
 
     path: Path
-    step: int
-    manifest: dict[str, Any]
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """The optimizer step after which it was written."""
+        return self.manifest.step
 
 
-def fingerprint(settings: Any, data_sha256: str, base: Any, template: str) -> dict[str, Any]:
+def fingerprint(settings: Settings, data_sha256: str, base: BaseModel, template: str) -> dict[str, object]:
     """What must be equal for a resumed run to give the losses of an undisturbed one, field by field."""
     every = {f"{section}.{key}": value for section, keys in settings.as_dict().items() for key, value in keys.items()}
     kept = {
         key: value
         for key, value in every.items()
-        if key not in NOT_COMPARED
-        and not key.startswith("Quantization.QUANTIZATION")
-        and not key.startswith("Quantization.KEEP")
+        if key not in NOT_COMPARED and not key.startswith(("Quantization.QUANTIZATION", "Quantization.KEEP"))
     }
     return kept | {
         "effective batch": settings.rows_a_step,
@@ -72,29 +157,34 @@ def fingerprint(settings: Any, data_sha256: str, base: Any, template: str) -> di
     }
 
 
-def kept(marks: dict[str, Any]) -> dict[str, Any]:
+def kept(marks: Mapping[str, object]) -> dict[str, object]:
     """A fingerprint as it is written down: of a text with a secret in it, what can be shown and a digest of all of it."""
-    return {field: _kept(value) for field, value in json.loads(json.dumps(marks, default=str)).items()}
+    return {field: _kept(value) for field, value in _plain(marks).items()}
 
 
-def _kept(value: Any) -> Any:
-    shown = privacy.hidden(value)
+def _plain(marks: Mapping[str, object]) -> dict[str, object]:
+    """A fingerprint as it would come back from a file."""
+    plain: dict[str, object] = json.loads(json.dumps(marks, default=str))
+    return plain
+
+
+def _kept(value: object) -> object:
+    shown: object = privacy.hidden(value)
     return value if shown == value else f"{shown}{_digest_of(value)}"
 
 
-def _digest_of(value: Any) -> str:
+def _digest_of(value: object) -> str:
     return f" (SHA-256 {hashlib.sha256(str(value).encode('utf-8', 'replace')).hexdigest()[:8]})"
 
 
-def _equal(stored: Any, current: Any) -> bool:
+def _equal(stored: object, current: object) -> bool:
     """Whether a field of a fingerprint is what was written down; another environment may have had other secrets."""
     return stored == current or (isinstance(stored, str) and stored.endswith(_digest_of(current)))
 
 
-def refuse_mismatch(stored: dict[str, Any], current: dict[str, Any]) -> None:
+def refuse_mismatch(stored: Mapping[str, object], current: Mapping[str, object]) -> None:
     """Raise UserError naming every field in which a run (`kept`) and the attempt to resume it differ."""
-    stored = json.loads(json.dumps(stored, default=str))
-    current = json.loads(json.dumps(current, default=str))
+    stored, current = _plain(stored), _plain(current)
     if not any(field.startswith(BASE) for field in stored):  # a run from before they were kept
         current = {field: value for field, value in current.items() if not field.startswith(BASE)}
     problems = [
@@ -108,7 +198,7 @@ def refuse_mismatch(stored: dict[str, Any], current: dict[str, Any]) -> None:
         )
 
 
-def _difference(field: str, before: Any, now: Any) -> str:
+def _difference(field: str, before: object, now: object) -> str:
     if not field.startswith(BASE):
         return f"{field} = {_kept(before)!r} in the run, {_kept(now)!r} now"
     how = "has gone" if now is None else "has come" if before is None else "has changed"
@@ -116,53 +206,49 @@ def _difference(field: str, before: Any, now: Any) -> str:
 
 
 @contextmanager
-def writing(folder: Path, step: int, manifest: dict[str, Any]) -> Iterator[Path]:
-    """Give a folder to write a checkpoint's files to; it becomes `checkpoint-<step>` when the block ends well."""
-    with files.whole_folder(folder / f"checkpoint-{step}") as partial:
+def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """Give a folder to write a checkpoint's files to; it becomes `checkpoint-<step>` when the block ends well. The manifest
+    gets the files' names, and its fingerprint is written as it may be kept."""
+    with files.whole_folder(folder / f"checkpoint-{manifest.step}") as partial:
         yield partial
         written = {p.name: files.sha256(p) for p in sorted(partial.iterdir()) if p.is_file()}
-        manifest = {name: kept(value) if name == "fingerprint" else value for name, value in manifest.items()}
-        files.write_json(partial / MANIFEST, {"v": 1, "step": step, "files": written, **manifest})
+        whole = replace(manifest, files=written, fingerprint=kept(manifest.fingerprint))
+        files.write_json(partial / MANIFEST, whole.as_dict())
 
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are named in the log and passed over."""
     numbered = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
     for path in sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
-        damage = _damage(path)
-        if damage is None:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            return Checkpoint(path, int(manifest["step"]), manifest)
-        logger.warning("{} is damaged ({}); the one before it is used", path.name, damage)
+        try:
+            return Checkpoint(path, _proved(path))
+        except (OSError, ValueError) as damage:
+            logger.warning("{} is damaged ({}); the one before it is used", path.name, damage)
     return None
 
 
-def told(found: Checkpoint | None) -> list[Any] | None:
+def told(checkpoint: Checkpoint | None) -> list[object] | None:
     """A checkpoint as ranks may tell it to each other."""
-    return None if found is None else [str(found.path), found.manifest]
+    return None if checkpoint is None else [str(checkpoint.path), checkpoint.manifest.as_dict()]
 
 
-def heard(said: Any) -> Checkpoint | None:
-    """What `told` was given. Raises RunError where it is nothing of the kind: its files' names become paths."""
-    if said is None:
-        return None
+def heard(said: object) -> Checkpoint | None:
+    """What `told` was given. Raises RunError where it is nothing of the kind."""
     try:
-        path, manifest = said
-        plain = all(Path(name).name == name and name not in ("", "..") for name in manifest["files"])
-        if not plain or type(manifest["step"]) is not int or not isinstance(manifest["carried"], dict):
-            raise ValueError
-        micro, accumulation = manifest["micro_batch"]
-        if not isinstance(manifest["fingerprint"], dict) or type(micro) is not int or type(accumulation) is not int:
-            raise ValueError
-        return Checkpoint(Path(path), manifest["step"], manifest)
-    except (KeyError, TypeError, ValueError):
-        raise wire.refused("what another process sends is no checkpoint") from None
+        match said:
+            case None:
+                return None
+            case [str(path), manifest]:
+                return Checkpoint(Path(path), Manifest.read(manifest))
+    except (TypeError, ValueError):
+        pass
+    raise wire.refused("what another process sends is no checkpoint")
 
 
 def _digest(path: Path) -> str:
     """The SHA-256 of a file; hashed once as long as nobody writes to it, for a checkpoint is looked at several times."""
-    found = path.stat()
-    return _hashed(path, found.st_ino, found.st_size, found.st_mtime_ns)
+    now = path.stat()
+    return _hashed(path, now.st_ino, now.st_size, now.st_mtime_ns)
 
 
 @functools.cache
@@ -170,17 +256,18 @@ def _hashed(path: Path, *_identity: int) -> str:
     return files.sha256(path)
 
 
-def _damage(path: Path) -> str | None:
+def _proved(path: Path) -> Manifest:
+    """The manifest of a checkpoint. Raises OSError or ValueError, with the reason, where it is not whole."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        for name, digest in manifest["files"].items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if _digest(path / name) != digest:
-                return f"{name} has changed or is cut short"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST}: {error}"
-    return None
+        manifest = Manifest.read(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{MANIFEST}: {error}") from error
+    for name, digest in manifest.files.items():
+        if not (path / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _digest(path / name) != digest:
+            raise ValueError(f"{name} has changed or is cut short")
+    return manifest
 
 
 def rotate(folder: Path, keep: int, newest: int) -> None:
@@ -202,7 +289,7 @@ def rotate(folder: Path, keep: int, newest: int) -> None:
 
 def where(folder: Path) -> str:
     """What is safe, in words, for the end of an error message."""
-    found = newest(folder)
-    if found is None:
+    last = newest(folder)
+    if last is None:
         return "no checkpoint was written yet; nothing else was changed"
-    return f"the checkpoint of step {found.step} is safe in {found.path}; `./run.sh --resume {folder.parent}` goes on from it"
+    return f"the checkpoint of step {last.step} is safe in {last.path}; `./run.sh --resume {folder.parent}` goes on from it"

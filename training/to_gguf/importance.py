@@ -24,6 +24,7 @@ from training.llama.gguf_file import Tensor
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 STAGE = "importance matrix"
@@ -89,7 +90,7 @@ def joined(rows: Sequence[Sequence[int]], most: int = MOST) -> list[int]:
 # ---- what a matrix is multiplied with -----------------------------------------------------------------------------
 
 
-def _observed(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _observed(model: PreTrainedModel | PeftModel, ids: Sequence[int]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """For every parameter that inputs are multiplied with: sums of squares [experts, inputs], and tokens [experts]."""
     import torch
 

@@ -6,17 +6,20 @@ import errno
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from training import runs
 from training.errors import RunError
 from training.runs import checkpoint
 from training.system import files
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 WEIGHTS = "adapter_model.safetensors"
 
 
-def load_adapter(model: Any, path: Path) -> None:
+def load_adapter(model: PeftModel, path: Path) -> None:
     """Put a saved adapter's weights into a model that was made with the same settings."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -24,12 +27,13 @@ def load_adapter(model: Any, path: Path) -> None:
     set_peft_model_state_dict(model, load_file(path / WEIGHTS))
 
 
-def save_adapter(model: Any, path: Path) -> None:
+def save_adapter(model: PeftModel, path: Path) -> None:
     """Write the adapter as PEFT does (safetensors), whole or not at all."""
     try:
         with files.whole_folder(path) as partial:
             model.save_pretrained(str(partial), safe_serialization=True)
-            (partial / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form nobody filled in
+            # PEFT's model card, a form nobody filled in.
+            (partial / "README.md").unlink(missing_ok=True)
             _sort_modules(partial / "adapter_config.json")
     except OSError as error:
         raise disk_error(error, path.parent / runs.CHECKPOINTS, model) from error
@@ -43,7 +47,7 @@ def _sort_modules(config: Path) -> None:
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def disk_error(error: Exception, folder: Path, model: Any) -> RunError:
+def disk_error(error: Exception, folder: Path, model: PeftModel) -> RunError:
     """A write that failed, with the room that a checkpoint needs, what there is of it, and what is safe."""
     free = shutil.disk_usage(folder).free
     full = getattr(error, "errno", errno.ENOSPC) in (errno.ENOSPC, errno.EDQUOT, None)

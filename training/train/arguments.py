@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from training import runs
+from training.settings import Settings
+from training.settings.table import Training
 from training.system import files
 
 
-def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate: bool, fresh: bool) -> dict[str, Any]:
+def arguments(
+    settings: Settings, run: Path, micro_batch: tuple[int, int], validate: bool, fresh: bool
+) -> dict[str, object]:
     """Every hyper-parameter for TRL's SFTConfig, said explicitly: Unsloth's version has other defaults.
 
-    `fresh`: the base model's validation loss has still to be measured. That is done first only where the adapter cannot be
+    `micro_batch`: rows a micro-batch, micro-batches a step. `fresh`: the base model's validation loss has still to be measured. That is done first only where the adapter cannot be
     switched off later, for biases are trained with it.
     """
     t, hardware = settings.training, settings.hardware
     return {
         "output_dir": str(run / runs.CHECKPOINTS),
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": micro_batch[0],
+        "per_device_eval_batch_size": micro_batch[0],
+        "gradient_accumulation_steps": micro_batch[1],
         "learning_rate": t.learning_rate,
         "max_steps": t.max_steps if t.max_steps > 0 else -1,
         "num_train_epochs": t.num_train_epochs,
@@ -46,7 +49,8 @@ def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate:
         "use_cpu": hardware.device == "cpu",
         "gradient_checkpointing": t.gradient_checkpointing is True,
         "logging_strategy": "steps",
-        "logging_steps": 1,  # every step is an event; LOGGING_STEPS says how often a line is printed
+        # Every step is an event; LOGGING_STEPS says how often a line is printed.
+        "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "steps" if t.save_steps else "no",
         "save_steps": t.save_steps or 500,
@@ -57,7 +61,8 @@ def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate:
         "prediction_loss_only": True,
         "report_to": t.report_to,
         "run_name": t.report_name or run.name,
-        "project": t.report_project or "huggingface",  # Trackio's; the others read it from the environment
+        # Trackio's; the others read it from the environment.
+        "project": t.report_project or "huggingface",
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "max_length": None,  # rows are cut already, with their end tokens right
@@ -69,16 +74,16 @@ def arguments(settings: Any, run: Path, micro: int, accumulation: int, validate:
     }
 
 
-def _loss_type(settings: Any) -> str:
+def _loss_type(settings: Settings) -> str:
     """TRL computes the output layer in chunks, past the module: not where it is trained, nor where Unsloth has its own way."""
     own = settings.hardware.engine == "unsloth" or "lm_head" in settings.lora.target_modules
     return "nll" if own else "chunked_nll"
 
 
-def tell_tracker(chosen: Any, run: Path) -> None:
+def tell_tracker(training: Training, run: Path) -> None:
     """Where TensorBoard's files go, and Weights & Biases' project: the trainer takes both from the environment."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run / runs.TENSORBOARD))
-    if "tensorboard" in chosen.report_to:
+    if "tensorboard" in training.report_to:
         files.private_folder(Path(os.environ["TENSORBOARD_LOGGING_DIR"]))
-    if chosen.report_project:
-        os.environ["WANDB_PROJECT"] = chosen.report_project
+    if training.report_project:
+        os.environ["WANDB_PROJECT"] = training.report_project

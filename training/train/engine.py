@@ -12,46 +12,58 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
-from training.base_model import leftovers, load_tokenizer, lora_adapter, weights_fit
+from training.base_model import BaseModel, leftovers, load_tokenizer, lora_adapter, weights_fit
 from training.errors import Interrupted, MachineError, RunError, UserError
+from training.settings import Settings
 
-EAGER_UP_TO = 512  # tokens; below, SDPA's bf16 backward on a CPU is slower than plain matrix products
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+    from training.base_model.weights_fit import LoadingInfo
+
+# Tokens; below, SDPA's bf16 backward on a CPU is slower than plain matrix products.
+EAGER_UP_TO = 512
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A model ready to train: its tokenizer, and the trainer classes that fit the engine."""
 
-    model: Any  # peft.PeftModel
-    tokenizer: Any
-    trainer_class: Any  # trl.SFTTrainer, or Unsloth's version of it
-    config_class: Any  # trl.SFTConfig, likewise
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    trainer_class: type[Trainer]  # trl.SFTTrainer, or Unsloth's version of it
+    config_class: Callable[..., TrainingArguments]  # trl.SFTConfig, likewise
 
 
-def start(settings: Any) -> None:
+def start(settings: Settings) -> None:
     """Prepare the process for the engine that was chosen: environment variables, threads, then its import."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer's threads and the data loader's fork do not mix
+    # A tokenizer's threads and the data loader's fork do not mix.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the base model is on the disk by now: nothing may ask the Hub again
+    # The base model is on the disk by now: nothing may ask the Hub again.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     if settings.hardware.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if settings.hardware.engine == "unsloth":
         _start_unsloth(on_cpu=settings.hardware.device == "cpu")
     import torch
 
-    torch.set_num_threads(settings.hardware.num_threads)
+    torch.set_num_threads(int(settings.hardware.num_threads))
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("trl").setLevel(logging.ERROR)  # its advice is about settings that are made here on purpose
+    # Its advice is about settings that are made here on purpose.
+    logging.getLogger("trl").setLevel(logging.ERROR)
 
 
 def _start_unsloth(on_cpu: bool) -> None:
@@ -63,7 +75,8 @@ def _start_unsloth(on_cpu: bool) -> None:
     compiled = tempfile.mkdtemp(prefix="finetune-unsloth-")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled  # else a folder where the caller stands
-    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else a Hub download that can hang for two minutes
+    # Else a Hub download that can hang for two minutes.
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     os.environ["UNSLOTH_AUTO_INSTALL"] = "0"  # else saving may answer "yes" to apt-get and pip
     # On its own it trains on the CPU where it finds no accelerator: never unasked.
     os.environ["UNSLOTH_FORCE_CPU" if on_cpu else "UNSLOTH_DISABLE_CPU_FALLBACK"] = "1"
@@ -71,7 +84,8 @@ def _start_unsloth(on_cpu: bool) -> None:
         import unsloth  # noqa: F401
     except Interrupted:
         raise
-    except (Exception, SystemExit) as error:  # its import runs code that fails in many ways: all mean the same here
+    # Its import runs code that fails in many ways: all mean the same here.
+    except (Exception, SystemExit) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise MachineError(
             f"Unsloth cannot be imported ({type(error).__name__}: {reason}). Repair it: remove .venv and run "
@@ -79,31 +93,32 @@ def _start_unsloth(on_cpu: bool) -> None:
         ) from error
 
 
-def tokenizer(base: Any, settings: Any) -> Any:
+def tokenizer(base: BaseModel, settings: Settings) -> PreTrainedTokenizerBase:
     """The base model's own tokenizer, from its local folder."""
     found = load_tokenizer(base.path)
     _keeps_spaces(found, base)
     return found
 
 
-def _keeps_spaces(words: Any, base: Any) -> None:
+def _keeps_spaces(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> None:
     """UserError for a tokenizer that transformers reads as another kind than it is: it gives all text without spaces."""
     text = "This is how a text comes back."
-    back = words.decode(words.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     if " " in back.strip() or "".join(back.split()) != text.replace(" ", ""):
         return
     file = base.path / "tokenizer_config.json"
-    named = type(words).__name__
+    named = type(tokenizer).__name__
     raise UserError(
         f"{base.name}: its tokenizer loses the spaces: {text!r} comes back as {back!r}. transformers has taken it for a "
         f"{named}: tokenizer_class in {file} is wrong for this tokenizer.json; set it to PreTrainedTokenizerFast"
     )
 
 
-def load(base: Any, settings: Any, longest: int, words: Any = None) -> Loaded:
+def load(base: BaseModel, settings: Settings, longest: int, own: PreTrainedTokenizerBase | None = None) -> Loaded:
     """Load the base model and put a fresh LoRA adapter on it, seeded.
 
-    `longest` is the longest row in tokens; it decides the attention on a CPU. `words`: the model's own tokenizer, where
+    `longest` is the longest row in tokens; it decides the attention on a CPU. `own`: the model's own tokenizer, where
     it is loaded already; both engines keep it, for the rows were made with it. Raises RunError when the weights
     cannot be read or no module fits TARGET_MODULES.
     """
@@ -111,34 +126,54 @@ def load(base: Any, settings: Any, longest: int, words: Any = None) -> Loaded:
 
     set_seed(settings.training.seed)
     try:
-        words = words or tokenizer(base, settings)
+        own = own or tokenizer(base, settings)
         if settings.hardware.engine == "unsloth":
-            return _load_unsloth(base, settings, words)
-        return _load_transformers(base, settings, longest, words)
+            return _load_unsloth(base, settings, own)
+        return _load_transformers(base, settings, longest, own)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise RunError("model", f"{base.name} cannot be loaded for training: {error}") from error
 
 
-def lora(settings: Any) -> dict[str, Any]:
+def lora(settings: Settings) -> dict[str, Any]:
     """The adapter's parameters, under the names that PEFT and Unsloth share."""
-    chosen = settings.lora
-    modules = list(chosen.target_modules)
+    adapter = settings.lora
+    modules = list(adapter.target_modules)
     return {
-        "r": chosen.r,
-        "lora_alpha": chosen.lora_alpha,
-        "lora_dropout": chosen.lora_dropout,
-        "bias": chosen.bias,
+        "r": adapter.r,
+        "lora_alpha": adapter.lora_alpha,
+        "lora_dropout": adapter.lora_dropout,
+        "bias": adapter.bias,
         "target_modules": modules[0] if modules == ["all-linear"] else modules,
-        "use_rslora": chosen.use_rslora,
-        "use_dora": chosen.use_dora,
+        "use_rslora": adapter.use_rslora,
+        "use_dora": adapter.use_dora,
     }
 
 
-def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Loaded:
-    import torch
+def _load_transformers(base: BaseModel, settings: Settings, longest: int, tokenizer: PreTrainedTokenizerBase) -> Loaded:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
+
+    model = _base_model(base, settings, longest)
+    # As Unsloth does: the same first values of the adapter on both engines.
+    set_seed(settings.training.seed)
+    # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
+    with lora_adapter.tying_known():
+        config = LoraConfig(task_type="CAUSAL_LM", **lora(settings))
+        # A PeftMixedModel it is only where that is asked for.
+        adapted = cast("PeftModel", get_peft_model(model, config, autocast_adapter_dtype=True))
+    if settings.lora.use_dora:
+        _require_lengths(adapted)
+    # PEFT would write the whole matrix of a targeted head or embedding beside what is trained, in every checkpoint.
+    save = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.save_pretrained = save  # type: ignore[method-assign]  # for this model alone
+    return Loaded(model=adapted, tokenizer=tokenizer, trainer_class=SFTTrainer, config_class=SFTConfig)
+
+
+def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrainedModel:
+    """The frozen model, by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
 
     on_cpu = settings.hardware.device == "cpu"
     options: dict[str, Any] = {"attn_implementation": "eager" if on_cpu and longest <= EAGER_UP_TO else "sdpa"}
@@ -158,7 +193,7 @@ def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Lo
         else getattr(torch, DTYPES[settings.hardware.precision])
     )
     with leftovers.kept_out(base.path) as folder:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -169,21 +204,15 @@ def _load_transformers(base: Any, settings: Any, longest: int, words: Any) -> Lo
             device_map=None if on_cpu else {"": settings.hardware.device.partition(":")[0]},
             **options,
         )
+    # Two things, because of output_loading_info.
+    model, info = cast("tuple[PreTrainedModel, LoadingInfo]", loaded)
     weights_fit.require(info, base.path)
     _name(model, base, folder)
     model.config.use_cache = False
-    set_seed(settings.training.seed)  # as Unsloth does: the same first values of the adapter on both engines
-    # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
-    with lora_adapter.tying_known():
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora(settings)), autocast_adapter_dtype=True)
-    if settings.lora.use_dora:
-        _require_lengths(model)
-    # PEFT would write the whole matrix of a targeted head or embedding beside what is trained, in every checkpoint.
-    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
-    return Loaded(model, words, SFTTrainer, SFTConfig)
+    return model
 
 
-def _require_lengths(model: Any) -> None:
+def _require_lengths(model: PeftModel) -> None:
     """DoRA divides by the length of each row of a weight: RunError for one of zeros, whose loss would be no number."""
     for name, length in model.named_parameters():
         if ".lora_magnitude_vector." in name and not length.detach().all():
@@ -192,7 +221,7 @@ def _require_lengths(model: Any) -> None:
             raise RunError("model", f"{reason}; leave it out of TARGET_MODULES, or set USE_DORA = false")
 
 
-def _load_unsloth(base: Any, settings: Any, words: Any) -> Loaded:
+def _load_unsloth(base: BaseModel, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Loaded:
     from unsloth import FastLanguageModel  # isort: skip  first, for it patches the others
 
     from trl import SFTConfig, SFTTrainer
@@ -203,16 +232,17 @@ def _load_unsloth(base: Any, settings: Any, words: Any) -> Loaded:
     if settings.quantization.load_in_4bit and not getattr(model, "is_loaded_in_4bit", False):
         logger.warning("Unsloth has loaded the model in 16 bit: bitsandbytes does not work on this machine")
     model = FastLanguageModel.get_peft_model(model, **_unsloth_adapter(settings))
-    return Loaded(model, words, SFTTrainer, SFTConfig)  # Unsloth may change the padding token of its own tokenizer
+    # Unsloth may change the padding token of its own tokenizer: ours stays.
+    return Loaded(model=model, tokenizer=tokenizer, trainer_class=SFTTrainer, config_class=SFTConfig)
 
 
-def _name(model: Any, base: Any, folder: Path) -> None:
+def _name(model: PreTrainedModel, base: BaseModel, folder: Path) -> None:
     """A model read through links to its folder is called by the folder itself, which the adapter names as its base."""
     if folder != base.path:
         model.name_or_path = model.config.name_or_path = str(base.path)
 
 
-def _unsloth_model(folder: Path, settings: Any) -> dict[str, Any]:
+def _unsloth_model(folder: Path, settings: Settings) -> dict[str, object]:
     """What FastLanguageModel.from_pretrained is told. Its GPU classes have other defaults than its CPU ones."""
     import torch
 
@@ -223,7 +253,8 @@ def _unsloth_model(folder: Path, settings: Any) -> dict[str, Any]:
         "load_in_4bit": settings.quantization.load_in_4bit,
         "load_in_8bit": False,
         "full_finetuning": False,
-        "fix_tokenizer": False,  # it may look for a repaired one on the Hub, and none of its tokenizers is used
+        # It may look for a repaired one on the Hub, and none of its tokenizers is used.
+        "fix_tokenizer": False,
         "trust_remote_code": settings.model.trust_remote_code,
         "use_gradient_checkpointing": _unsloth_checkpointing(settings),
         "use_exact_model_name": True,  # else it swaps in a 4-bit mirror of its own
@@ -233,7 +264,7 @@ def _unsloth_model(folder: Path, settings: Any) -> dict[str, Any]:
     }
 
 
-def _unsloth_adapter(settings: Any) -> dict[str, Any]:
+def _unsloth_adapter(settings: Settings) -> dict[str, object]:
     """What FastLanguageModel.get_peft_model is told; use_dora goes on to PEFT's LoraConfig."""
     return {
         **lora(settings),
@@ -244,6 +275,6 @@ def _unsloth_adapter(settings: Any) -> dict[str, Any]:
     }
 
 
-def _unsloth_checkpointing(settings: Any) -> str | bool:
+def _unsloth_checkpointing(settings: Settings) -> str | bool:
     """Its own way keeps the layers' inputs in the machine's memory; below 512 tokens it takes the plain one by itself."""
     return False if settings.training.gradient_checkpointing is False else "unsloth"

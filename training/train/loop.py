@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
@@ -13,19 +13,27 @@ from training import runs
 from training.errors import FinetuneError, Interrupted, RunError
 from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
-from training.train import callback, hooks, team, updates
+from training.train import callback, hooks, machines, updates
 from training.train.adapter_files import WEIGHTS, disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
-from training.train.hooks import OutOfMemory, StopNow
+from training.train.engine import Loaded
+from training.train.order import Order
 from training.train.state import Session
+from training.train.trouble import OutOfMemory, StopNow, is_out_of_memory, memory_watched
 
-# What torch, safetensors and tokenizers say when a write fails, in words of their own instead of an OSError.
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from training.train.mixin import Mixin
+
 SMALLER = "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true"
-LOST = 5.0  # seconds in which the end of another rank is known, after the connection to it has closed
+# Seconds in which the end of another rank is known, after the connection to it has closed.
+LOST = 5.0
+# What torch, safetensors and tokenizers say when a write fails, in words of their own instead of an OSError.
 WRITE_FAILED = ("No space left", "file write failed", "unexpected pos", "PytorchStreamWriter failed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What training gave. Losses are mean cross-entropies over the trained tokens, in nats; memory is bytes."""
 
@@ -43,8 +51,8 @@ class Result:
     accumulation: int
 
 
-def train(loaded: Any, plan: Any, session: Session) -> Result:
-    """Train on the plan's tokenised rows, and save the adapter to <run>/adapter.
+def train(loaded: Loaded, order: Order, session: Session) -> Result:
+    """Train on the order's tokenised rows, and save the adapter to <run>/adapter.
 
     `session.watch` says where checkpoints go and what they are marked with. Raises RunError, Interrupted after a full
     checkpoint, or UserError where the run's checkpoint and its settings do not agree.
@@ -52,84 +60,84 @@ def train(loaded: Any, plan: Any, session: Session) -> Result:
     from safetensors import SafetensorError
 
     try:
-        with session.signals.gentle():  # a first signal is noted, and what is being written is written whole
-            micro, accumulation = follow(loaded, plan, session)
+        # A first signal is noted, and what is being written is written whole.
+        with session.signals.gentle():
+            follow(loaded, order, session)
             _keep_best(loaded.model, session)
             save_adapter(loaded.model, session.run.path / runs.ADAPTER)
-            return _result(session, micro, accumulation)
+            return _result(session)
     except (OSError, SafetensorError) as error:
         raise disk_error(error, session.watch.folder, loaded.model) from error
     except FinetuneError:
         raise
-    except Exception as error:  # a RuntimeError of torch's, a bare Exception of the tokenizers library's
-        if session.crew is not None and (lost := session.crew.lost(within=LOST) or team.lost(error, session.watch)):
-            raise lost from error  # a connection that closed was the first to be noticed of it
+    # A RuntimeError of torch's, a bare Exception of the tokenizers library's.
+    except Exception as error:
+        # A connection that closed may be the first to be noticed of the end of another rank.
+        if lost := session.lost(within=LOST) or machines.lost(error, session.watch):
+            raise lost from error
         if any(words in str(error) for words in WRITE_FAILED):
             raise disk_error(error, session.watch.folder, loaded.model) from error
         if not isinstance(error, RuntimeError):
             raise
-        advice = f"; {SMALLER}" if hooks.is_out_of_memory(error) else ""
+        advice = f"; {SMALLER}" if is_out_of_memory(error) else ""
         raise RunError(
             "training", f"{str(error).splitlines()[0]}{advice}", checkpoint.where(session.watch.folder)
         ) from error
 
 
-def follow(loaded: Any, plan: Any, session: Session) -> tuple[int, int]:
-    """The training alone, as every rank of it does: no adapter is saved. Gives the rows a micro-batch and the micro-batches
-    a step that it came to."""
-    chosen, watch = plan.settings.training, session.watch
-    micro, accumulation = session.first_of(
-        lambda: (chosen.per_device_train_batch_size, chosen.gradient_accumulation_steps)
+def follow(loaded: Loaded, order: Order, session: Session) -> None:
+    """The training alone, as every rank of it does: no adapter is saved."""
+    training, watch = order.settings.training, session.watch
+    micro, accumulation = watch.team.first(
+        lambda: (training.per_device_train_batch_size, training.gradient_accumulation_steps)
     )
-    shrunk: tuple[int, int] | None = None
-    team.refuse_mismatch(watch)
+    watch.micro_batch, shrunk = (micro, accumulation), False
+    machines.refuse_mismatch(watch)
     while True:
         found = _newest(session)
         if found is not None:
-            checkpoint.refuse_mismatch(found.manifest["fingerprint"], watch.manifest["fingerprint"])
-            found = team.fetched(found, watch)
-            micro, accumulation = shrunk or found.manifest["micro_batch"]
-            watch.carried = dict(found.manifest["carried"])
+            checkpoint.refuse_mismatch(found.manifest.fingerprint, watch.fingerprint)
+            found = machines.fetched(found, watch)
+            watch.micro_batch = watch.micro_batch if shrunk else found.manifest.micro_batch
+            watch.carried = replace(found.manifest.carried)
             session.first_step = found.step
             logger.info("going on from the checkpoint of step {}", found.step)
-        watch.manifest["micro_batch"] = [micro, accumulation]
-        session.trainer = _build(loaded, plan, session, micro, accumulation)
+        session.trainer = build(loaded, order, session)
         try:
             _run(session, found)
-            break
+            return
         except OutOfMemory as error:
-            if watch.team is not None and not error.together:  # the other ranks are elsewhere, and wait for this one
+            # Where it is one rank's alone the others are elsewhere, and wait for it.
+            if watch.team.size > 1 and not error.together:
                 raise RunError("training", f"{error}; {SMALLER}", checkpoint.where(watch.folder)) from error
-            shrunk = micro, accumulation = _smaller(session, micro, accumulation, str(error))
-    return micro, accumulation
+            _shrink(session, str(error))
+            shrunk = True
 
 
 def _newest(session: Session) -> Checkpoint | None:
     """The checkpoint to go on from: rank 0's, for all."""
     watch = session.watch
-    if watch.team is None:
-        return checkpoint.newest(watch.folder)
     return checkpoint.heard(watch.team.first(lambda: checkpoint.told(checkpoint.newest(watch.folder))))
 
 
 def _run(session: Session, found: Checkpoint | None) -> None:
     """Let the trainer train; a noted signal becomes Interrupted once the checkpoint is on the disk."""
-    one, watch = session.trainer, session.watch
+    trainer, watch = session.trainer, session.watch
     try:
-        with hooks.memory_watched():
-            if found and (found.step >= session.total or watch.carried.get("stopped_early")):
-                _take_up_the_end(one, found)
+        with memory_watched():
+            if found and (found.step >= session.total or watch.carried.stopped_early):
+                _take_up_the_end(trainer, found)
             else:
-                one.train(resume_from_checkpoint=str(found.path) if found else None)
+                trainer.train(resume_from_checkpoint=str(found.path) if found else None)
             if _unmeasured(session) and session.asked()[0] is None:
-                one.evaluate()
+                trainer.evaluate()
     except StopNow:
         pass
-    step = one.state.global_step
+    step = trainer.state.global_step
     manifest = watch.folder / f"checkpoint-{step}" / checkpoint.MANIFEST
-    if one.optimizer is not None and not session.first_of(manifest.is_file):
-        one._save_checkpoint(one.model, None)
-    unfinished = (step < session.total and not session.stopped_early) or _unmeasured(session)
+    if trainer.optimizer is not None and not watch.team.first(manifest.is_file):
+        trainer._save_checkpoint(trainer.model, None)
+    unfinished = (step < session.total and not watch.carried.stopped_early) or _unmeasured(session)
     stop, _ = session.asked()
     if stop is not None and unfinished:
         where = checkpoint.where(watch.folder)
@@ -138,102 +146,100 @@ def _run(session: Session, found: Checkpoint | None) -> None:
 
 def _unmeasured(session: Session) -> bool:
     """Whether the model as it stands has still to be measured on the validation rows."""
-    one = session.trainer
-    return one.eval_dataset is not None and session.watch.carried.get("evaluated_at") != one.state.global_step
+    return session.validates and session.watch.carried.evaluated_at != session.trainer.state.global_step
 
 
-def _take_up_the_end(one: Any, found: Checkpoint) -> None:
+def _take_up_the_end(trainer: Mixin, found: Checkpoint) -> None:
     """The run was stopped between its last step and the adapter: nothing is left to train."""
     from transformers import TrainerState
 
-    load_adapter(one.model, found.path)
-    one.state = TrainerState.load_from_json(str(found.path / "trainer_state.json"))
+    load_adapter(trainer.model, found.path)
+    trainer.state = TrainerState.load_from_json(str(found.path / "trainer_state.json"))
 
 
-def _smaller(session: Session, micro: int, accumulation: int, error: str) -> tuple[int, int]:
-    """After running out of memory: save where we are, and give the next smaller batch of equal product.
+def _shrink(session: Session, error: str) -> None:
+    """After running out of memory: save where we are, and take the next smaller batch of equal product.
 
     An update that failed half-way is taken back where it was the first one; else the newest checkpoint counts, and
     without one the run ends.
     """
-    one, watch = session.trainer, session.watch
-    step = one.state.global_step
-    smaller = max((size for size in range(1, micro // 2 + 1) if micro % size == 0), default=1)
-    watch.manifest["micro_batch"] = [smaller, accumulation * micro // smaller]
+    trainer, watch = session.trainer, session.watch
+    step, (before, accumulation) = trainer.state.global_step, watch.micro_batch
+    micro = max((size for size in range(1, before // 2 + 1) if before % size == 0), default=1)
+    watch.micro_batch = micro, accumulation * before // micro
     if watch.updating and watch.untrained is None:
         found = checkpoint.newest(watch.folder)
         if found is None:
             words = f"out of memory while the optimizer updated the weights ({error}); {SMALLER}"
             raise RunError("training", words, checkpoint.where(watch.folder))
         step = found.step
-    elif one.optimizer is not None:  # it is None where only the last evaluation was left to do
+    # It is None where only the last evaluation was left to do.
+    elif trainer.optimizer is not None:
         if watch.updating:
-            updates.take_back_update(watch, one)
-        one._save_checkpoint(one.model, None)
+            updates.take_back_update(watch, trainer.model, trainer.optimizer)
+        trainer._save_checkpoint(trainer.model, None)
     updates.end_update(watch)
-    if micro == 1:
+    if before == 1:
         raise RunError(
             "training",
             f"out of memory at a batch of one row ({error}); {SMALLER}",
             checkpoint.where(watch.folder),
         )
-    accumulation = accumulation * micro // smaller
+    micro, accumulation = watch.micro_batch
     logger.warning(
         "out of memory: PER_DEVICE_TRAIN_BATCH_SIZE is now {}, GRADIENT_ACCUMULATION_STEPS {}; going on from step {}",
-        smaller, accumulation, step,
+        micro, accumulation, step,
     )  # fmt: skip
-    session.events.emit(
-        "warning", at_step=step, message="out of memory", micro_batch=smaller, accumulation=accumulation
-    )
-    session.trainer, session.first_began = None, None
-    if session.bar is not None:
-        session.bar.close()
+    session.events.emit("warning", at_step=step, message="out of memory", micro_batch=micro, accumulation=accumulation)
+    session.first_began = None
+    session.close_bar()
+    # Its memory must be free before the next one is built.
+    del trainer, session.trainer
     gc.collect()
-    return smaller, accumulation
 
 
-def _build(loaded: Any, plan: Any, session: Session, micro: int, accumulation: int) -> Any:
+def build(loaded: Loaded, order: Order, session: Session) -> Mixin:
+    """The trainer of an order, with micro-batches as the watch says."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    tell_tracker(plan.settings.training, session.run.path)
-    columns = ["input_ids", "labels"]
-    fresh = "before" not in session.watch.carried
-    options = arguments(plan.settings, session.run.path, micro, accumulation, plan.validation is not None, fresh)
-    one = hooks.hooked(loaded.trainer_class, session.watch)(
+    tell_tracker(order.settings.training, session.run.path)
+    columns, validation = ["input_ids", "labels"], order.validation
+    fresh = session.watch.carried.before is None
+    options = arguments(order.settings, session.run.path, session.watch.micro_batch, validation is not None, fresh)
+    trainer = hooks.hooked(loaded.trainer_class, session.watch)(
         model=loaded.model,
         args=loaded.config_class(**options),
-        train_dataset=plan.train.select_columns(columns),
-        eval_dataset=plan.validation.select_columns(columns) if plan.validation is not None else None,
+        train_dataset=order.train.select_columns(columns),
+        eval_dataset=validation.select_columns(columns) if validation is not None else None,
         processing_class=loaded.tokenizer,
         callbacks=[callback.callback(session)],
     )
     # Unsloth turns these on, and a validation after the last step would then round the adapter to 16 bit.
-    one.args.bf16_full_eval = one.args.fp16_full_eval = False
-    one.remove_callback(PrinterCallback)
-    one.remove_callback(ProgressCallback)
-    return one
+    trainer.args.bf16_full_eval = trainer.args.fp16_full_eval = False
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
 
 
-def _keep_best(model: Any, session: Session) -> None:
+def _keep_best(model: PeftModel, session: Session) -> None:
     """With early stopping on, the adapter of the best validation loss is the one that is kept."""
     best, carried = session.watch.folder / callback.BEST, session.watch.carried
     if session.settings.training.early_stopping_patience and (best / WEIGHTS).is_file():
         load_adapter(model, best)
-        logger.info(
-            "keeping the adapter of step {}: validation loss {:.4f}", carried["best_step"], carried["best_loss"]
-        )
+        logger.info("keeping the adapter of step {}: validation loss {:.4f}", carried.best_step, carried.best_loss)
 
 
-def _result(session: Session, micro: int, accumulation: int) -> Result:
-    one, carried = session.trainer, session.watch.carried
-    losses = [entry["loss"] for entry in one.state.log_history if "loss" in entry]
+def _result(session: Session) -> Result:
+    state, carried = session.trainer.state, session.watch.carried
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    micro, accumulation = session.watch.micro_batch
     return Result(
-        steps=one.state.global_step or session.first_step,
-        epochs=round(one.state.epoch or 0, 4),
+        steps=state.global_step or session.first_step,
+        epochs=round(state.epoch or 0, 4),
         loss=losses[-1] if losses else None,
-        validation={"before": carried.get("before"), "after": carried.get("after"), "best": carried.get("best_loss")},
-        best_step=carried.get("best_step"),
-        stopped_early=bool(carried.get("stopped_early")),
+        validation={"before": carried.before, "after": carried.after, "best": carried.best_loss},
+        best_step=carried.best_step,
+        stopped_early=carried.stopped_early,
         train_seconds=round(time.perf_counter() - session.started, 2),
         tokens=session.tokens,
         tokens_per_second=round(session.tokens / session.seconds, 1) if session.seconds else 0.0,

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,8 @@ class Key:
     def opened(self, name: str, content: bytes) -> dict[str, Any] | None:
         """What one of the machines wrote there; None where it was somebody else."""
         value = opened(self.secret, name, content)
-        return None if value is None else json.loads(value)
+        told: dict[str, Any] | None = None if value is None else json.loads(value)
+        return told
 
 
 def seal(key: bytes, name: str, value: bytes) -> bytes:
@@ -86,6 +88,11 @@ def opened(key: bytes, name: str, sealed: bytes) -> bytes | None:
     """The value; None where the seal is not its own."""
     value = sealed[SEAL:]
     return value if hmac.compare_digest(seal(key, name, value), sealed) else None
+
+
+def put(store: Store, name: str, value: bytes) -> None:
+    """Write a value to a store."""
+    store.set(name, value)  # type: ignore[arg-type]  # torch takes bytes too, and does not say so
 
 
 def admitted(store: Store, key: Key, machine: int) -> Store:
@@ -106,7 +113,7 @@ def sealed(store: Store, key: bytes) -> Store:
 
     class Sealed(dist.Store):
         def set(self, name: str, value: str | bytes) -> None:
-            store.set(name, seal(key, name, value.encode() if isinstance(value, str) else value))
+            put(store, name, seal(key, name, value.encode() if isinstance(value, str) else value))
 
         def get(self, name: str) -> bytes:
             value = opened(key, name, store.get(name))
@@ -114,7 +121,7 @@ def sealed(store: Store, key: bytes) -> Store:
                 raise RunError("training", f"where the machines meet, somebody else has written to {name!r}")
             return value
 
-        def wait(self, names: list[str], *timeout: Any) -> None:
+        def wait(self, names: list[str], *timeout: timedelta) -> None:
             store.wait(names, *timeout)
 
         def check(self, names: list[str]) -> bool:

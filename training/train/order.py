@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from training.base_model import BaseModel
+from training.settings import Settings
 from training.train.team import Place
 
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """What a rank must know to train: the part of the plan that it needs, and where it stands."""
 
     place: Place
-    settings: Any
-    base: Any  # base_model.BaseModel
-    train: Any  # datasets.Dataset, as in the plan; its rows are read from the same cached file
-    validation: Any
+    settings: Settings
+    base: BaseModel
+    # The plan's tokenised rows; in another rank they are read from the same cached file.
+    train: Dataset
+    validation: Dataset | None
     longest: int  # tokens of the longest training row
     steps: int
-    marks: dict[str, Any]  # the run's fingerprint
+    fingerprint: Mapping[str, object]  # of the run
     run: Path

@@ -3,90 +3,119 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from training import runs
 from training.data import Item
+from training.errors import RunError
 from training.runs import Run
+from training.settings import Settings
 from training.system.events import Events
 from training.system.signals import Signals
+from training.train.engine import Loaded
 from training.train.order import Order
 from training.train.team import Team
+from training.train.watch import Watch
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+    from transformers import PreTrainedTokenizerBase
+
+    from training.train.mixin import Mixin
 
 SAVE = 1000  # beyond every signal's number
 
 
-@dataclass
+class Others(Protocol):
+    """The processes of the other ranks on this machine, for the one that has started them (distributed.Crew)."""
+
+    def lost(self, within: float = 0.0) -> RunError | None:
+        """The error for one that has ended before its time, which may become known in so many seconds."""
+
+
+@dataclass(kw_only=True)
 class Session:
     """One process training one run: what its hooks need, and what they count."""
 
-    settings: Any
+    settings: Settings
     run: Run
-    events: Any
-    signals: Any
+    events: Events
+    signals: Signals
     watch: Watch
-    tokenizer: Any
-    questions: Sequence[Item]  # asked every SAMPLE_STEPS steps
-    end_ids: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase
     total: int  # optimizer steps of the run
+    validates: bool  # there are validation rows
+    questions: Sequence[Item] = ()  # asked every SAMPLE_STEPS steps
+    end_ids: Sequence[int] = ()
+    crew: Others | None = None
     first_step: int = 0  # where this process took the run up
     started: float = field(default_factory=time.perf_counter)
     first_began: float | None = None  # when the first step of this process began
     tokens: int = 0
     seconds: float = 0.0  # spent in optimizer steps
     recent: list[float] = field(default_factory=list)  # losses since the last line of the log
-    stopped_early: bool = False
-    trainer: Any = None
-    bar: Any = None
-    crew: Any = None  # in rank 0: the processes of the others
+    trainer: Mixin = field(init=False, repr=False)  # from when it is built
+    bar: tqdm | None = None
 
     @property
     def first(self) -> bool:
         """Whether this is rank 0, or the only process: the one that writes and tells."""
-        return self.watch.team is None or self.watch.team.rank == 0
+        return self.watch.team.rank == 0
 
     def asked(self) -> tuple[int | None, bool]:
         """The signal that shall end the training, and whether a checkpoint is asked for: the same in all ranks."""
-        stop, save = self.signals.stop, self.signals.save
-        if self.watch.team is not None:
-            said = self.watch.team.round((stop or 0) + (SAVE if save else 0))
-            stop = next((one % SAVE for one in said if one % SAVE), None)
-            save = any(one >= SAVE for one in said)
-        return stop, save
+        asked = self.watch.team.round((self.signals.stop or 0) + (SAVE if self.signals.save else 0))
+        stop = next((one % SAVE for one in asked if one % SAVE), None)
+        return stop, any(one >= SAVE for one in asked)
 
-    def first_of(self, ask: Callable[[], Any]) -> Any:
-        """What only rank 0 can know, in all ranks."""
-        return ask() if self.watch.team is None else self.watch.team.first(ask)
+    def lost(self, within: float) -> RunError | None:
+        """The error for another rank on this machine that has ended, which may become known in so many seconds."""
+        return None if self.crew is None else self.crew.lost(within)
+
+    def show_bar(self) -> None:
+        """A progress bar on a terminal; nothing elsewhere."""
+        from tqdm import tqdm
+
+        hidden = not (sys.stderr.isatty() and self.first)
+        self.bar = tqdm(
+            total=self.total, initial=self.first_step, unit="step", leave=False, disable=hidden, file=sys.stderr
+        )
+
+    def advance_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def close_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
-def session(loaded: Any, order: Order, ranks: Team, signals: Signals) -> Session:
+def session(loaded: Loaded, order: Order, team: Team, signals: Signals, crew: Others | None = None) -> Session:
     """The session of a rank that tells and writes nothing."""
-    keep, folder = order.settings.training.save_total_limit, order.run / runs.CHECKPOINTS
-    watch = Watch(folder, {"fingerprint": order.marks}, keep, fast=order.settings.hardware.fast_cpu is True, team=ranks)
-    run, silent = Run(order.run), Events(Path(os.devnull))
-    return Session(order.settings, run, silent, signals, watch, loaded.tokenizer, (), (), order.steps)
+    return Session(
+        settings=order.settings,
+        run=Run(order.run),
+        events=Events(Path(os.devnull)),
+        signals=signals,
+        watch=watch(order, team),
+        tokenizer=loaded.tokenizer,
+        total=order.steps,
+        validates=order.validation is not None,
+        crew=crew,
+    )
 
 
-@dataclass
-class Watch:
-    """What the hooks of one training run share, and what a checkpoint carries over to a resumed one."""
-
-    folder: Path  # where checkpoints go
-    manifest: dict[str, Any]  # what each checkpoint's manifest says beside its files
-    keep: int  # SAVE_TOTAL_LIMIT
-    carried: dict[str, Any] = field(default_factory=dict)  # best loss, patience: stored with each checkpoint
-    fast: bool = False  # take the fast path of a CPU, once it has proved equal
-    tokens: int = 0  # real tokens since the start of the step
-    tokens_per_second: float = 0.0  # of the last whole step
-    began: float = 0.0  # when the step began
-    random_state: dict[str, Any] | None = None  # from which the step can be done again
-    epoch_begins: bool = False  # the next step is the first of an epoch
-    in_step: bool = False  # some micro-batches of the step are done, its update is not
-    on_base: bool = False  # the evaluation that is under way is the base model's
-    updating: bool = False  # the optimizer is at work: a failure now leaves some weights changed and others not
-    untrained: dict[str, Any] | None = None  # the adapter before the very first update: name -> tensor on the CPU
-    team: team.Team | None = None  # the ranks that train together; None: one process trains alone
+def watch(order: Order, team: Team) -> Watch:
+    """What the hooks of a rank share when it begins."""
+    return Watch(
+        folder=order.run / runs.CHECKPOINTS,
+        fingerprint=order.fingerprint,
+        keep=order.settings.training.save_total_limit,
+        fast=order.settings.hardware.fast_cpu is True,
+        team=team,
+    )

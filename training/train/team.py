@@ -11,37 +11,41 @@ And trouble of one is told to all before anybody waits for its gradients: see `r
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from loguru import logger
-
-from training.errors import RunError
-from training.runs import checkpoint
-from training.runs.checkpoint import Checkpoint
-from training.system import files, this_machine, wire
+from training.settings import Settings
+from training.system import this_machine, wire
 from training.train import meeting
 from training.train.meeting import Key
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed import Store
+    from transformers import Trainer
+
+    Batch = dict[str, torch.Tensor]
 
 LOOPBACK = "127.0.0.1"
 # A rank may be alone at work for a long time (rank 0 asks sample questions, or writes to a slow disk), and one that dies
-# is noticed by other means (distributed/launcher.py, and the connection that closes): so long until a rank that does neither is given up.
+# is noticed by other means (distributed/launcher.py, and the connection that closes): so long until a rank that does
+# neither is given up.
 PATIENCE = timedelta(hours=2)
 # Seconds in which ranks that are all ready have connected to each other.
 JOINING = 300.0
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
-NO_MEMORY, NOT_FINITE = -1, -2  # said in a round instead of a value
+# Said in a round instead of a value.
+NO_MEMORY, NOT_FINITE = -1, -2
+
+# What one rank tells the others.
+Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,13 @@ class Place:
         """How many machines there are."""
         return self.size // self.local_size
 
+    @property
+    def proof(self) -> Key:
+        """What it proves itself with to other machines."""
+        if self.key is None:
+            raise LookupError("the ranks of one machine need no key")
+        return self.key
+
     def environment(self, threads: int) -> dict[str, str]:
         """The variables that torchrun sets (docs.pytorch.org/docs/stable/elastic/run.html, "Environment Variables").
 
@@ -84,6 +95,10 @@ class Place:
         }
 
 
+# Of the process that trains by itself.
+ALONE = Place(rank=0, local_rank=0, size=1, local_size=1)
+
+
 class Trouble(Exception):
     """A rank has said in a round that it cannot go on; every rank raises this. `code`: NO_MEMORY or NOT_FINITE."""
 
@@ -95,11 +110,16 @@ class Trouble(Exception):
 class Team:
     """The ranks that train together, as one of them sees it. Every method must be called by all of them, in one order."""
 
+    place: Place
+    rank: int
+    size: int
+
     def __init__(self, place: Place) -> None:
         import torch.distributed as dist
 
         self.place, self.rank, self.size = place, place.rank, place.size
-        self._talk = dist.new_group(backend="gloo", timeout=PATIENCE)  # small things, never on a card
+        # For small things, never on a card.
+        self._talk = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def round(self, value: int) -> list[int]:
         """Every rank says a number, and hears those of all, by rank. Raises Trouble where one of them says NO_MEMORY
@@ -107,7 +127,8 @@ class Team:
         import torch
         import torch.distributed as dist
 
-        mine = torch.tensor([value], dtype=torch.int64)  # also of a bool: all say as many bytes
+        # Also of a bool: all say as many bytes.
+        mine = torch.tensor([value], dtype=torch.int64)
         heard = [torch.zeros_like(mine) for _ in range(self.size)]
         dist.all_gather(heard, mine, group=self._talk)
         values = [int(one) for one in heard]
@@ -115,17 +136,18 @@ class Team:
             raise Trouble(min(values), values.index(min(values)))
         return values
 
-    def first(self, ask: Callable[[], Any]) -> Any:
+    def first(self, ask: Callable[[], Told]) -> Told:
         """What `ask` returns in rank 0, where alone it is called: what wire.encode takes."""
         import torch.distributed as dist
 
         message = wire.encode(ask()) if self.rank == 0 else b""
         told = _tensor(message, wire.length(self.round(len(message))[0]))
         dist.broadcast(told, src=0, group=self._talk)
-        return wire.decode(_bytes(told))
+        answer: Told = wire.decode(_bytes(told))
+        return answer
 
-    def gather(self, value: Any) -> list[Any] | None:
-        """In rank 0 the values of all ranks, each what wire.encode takes; None in the others."""
+    def gather(self, value: object) -> list[object]:
+        """In rank 0 the values of all ranks, each what wire.encode takes; nothing in the others."""
         import torch
         import torch.distributed as dist
 
@@ -135,7 +157,7 @@ class Team:
         heard = [torch.zeros_like(mine) for _ in range(self.size)] if self.rank == 0 else None
         dist.gather(mine, heard, dst=0, group=self._talk)
         if heard is None:
-            return None
+            return []
         return [wire.decode(_bytes(one[:length])) for one, length in zip(heard, lengths, strict=True)]
 
     def sums(self, values: Sequence[float]) -> list[float]:
@@ -145,9 +167,9 @@ class Team:
 
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._talk)
-        return total.tolist()
+        return [float(one) for one in total]
 
-    def mean_gradients(self, parameters: Iterable[Any]) -> None:
+    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Put the mean over the ranks into the gradient of each trained parameter.
 
         A rank where one has no gradient (an expert that no token of its rows went to) counts as zero; where none has
@@ -167,6 +189,50 @@ class Team:
             if ranks:
                 mean = (mean / self.size).view_as(parameter)
                 parameter.grad = mean.to(parameter.dtype) if parameter.grad is None else parameter.grad.copy_(mean)
+
+    def own(self, inputs: Batch, rows: int, micro: int) -> tuple[Batch, int]:
+        """An epoch's last batch of `rows` rows without those that only fill it up, and how many are left; one stays in
+        any case."""
+        own = own_rows(rows, micro, self.rank, self.size)
+        return without_filling(inputs, max(1, own)), own
+
+    def lead(self, trainer: Trainer) -> None:
+        """Take from the trainer what it does itself where there are several processes."""
+        accelerator = trainer.accelerator
+        # No DistributedDataParallel around the model, and no figures of TRL's own that the ranks would have to wait for
+        # within a step: one of them may be out of memory by then.
+        accelerator.prepare_model = functools.partial(accelerator.prepare_model, evaluation_mode=True)
+        accelerator.gather_for_metrics = trainer.gather_function = lambda value, *args, **kwargs: value
+
+
+class Alone(Team):
+    """A team of one: the process that trains by itself. Nothing is started for it, and it waits for nobody."""
+
+    def __init__(self) -> None:
+        self.place, self.rank, self.size = ALONE, 0, 1
+
+    def round(self, value: int) -> list[int]:
+        if value < 0:
+            raise Trouble(value, 0)
+        return [int(value)]
+
+    def first(self, ask: Callable[[], Told]) -> Told:
+        return ask()
+
+    def gather(self, value: object) -> list[object]:
+        return [value]
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """They are the mean."""
+
+    def own(self, inputs: Batch, rows: int, micro: int) -> tuple[Batch, int]:
+        return inputs, micro
+
+    def lead(self, trainer: Trainer) -> None:
+        """The trainer knows how one process trains."""
 
 
 def _tensor(message: bytes, size: int) -> torch.Tensor:
@@ -189,7 +255,7 @@ def own_rows(rows: int, micro: int, rank: int, size: int) -> int:
     return min(micro, max(0, rows - before - rank * micro))
 
 
-def without_filling(inputs: dict[str, Any], own: int) -> dict[str, Any]:
+def without_filling(inputs: Batch, own: int) -> Batch:
     """A micro-batch with its first `own` rows (at least 1): padded rows, or rows joined in one with position_ids."""
     if "attention_mask" in inputs:
         return {name: value[:own] for name, value in inputs.items()}
@@ -214,8 +280,8 @@ def interface(address: str) -> str:
 
 def family(address: str) -> socket.AddressFamily:
     """IPv4, or IPv6 where the host has no other."""
-    found = [one[0] for one in socket.getaddrinfo(address, None)]
-    return socket.AF_INET if socket.AF_INET in found else found[0]
+    families = [one[0] for one in socket.getaddrinfo(address, None)]
+    return socket.AF_INET if socket.AF_INET in families else families[0]
 
 
 def _store(place: Place) -> Store:
@@ -225,7 +291,7 @@ def _store(place: Place) -> Store:
     if place.file is not None:
         return dist.FileStore(str(place.file), place.size)
     server = dist.TCPStore(place.address, place.port, is_master=False, timeout=PATIENCE)
-    return meeting.admitted(server, place.key, place.machine)
+    return meeting.admitted(server, place.proof, place.machine)
 
 
 @contextmanager
@@ -242,15 +308,15 @@ def _in_time(late: Callable[[], None] | None) -> Iterator[None]:
 
 @contextmanager
 def joined(
-    place: Place | None, settings: Any, server: Any = None, late: Callable[[], None] | None = None
-) -> Iterator[Team | None]:
-    """This process as one of the ranks, all of which must get here; None where there is no place, for it trains alone.
+    place: Place, settings: Settings, server: Store | None = None, late: Callable[[], None] | None = None
+) -> Iterator[Team]:
+    """This process as one of the ranks, all of which must get here.
 
     `server`: the store of several machines, where this process has it already. `late` is called where the others, who are
     ready, do not come within JOINING.
     """
-    if place is None:
-        yield None
+    if place.size == 1:
+        yield Alone()
         return
     import torch.distributed as dist
     from accelerate.state import AcceleratorState
@@ -259,87 +325,19 @@ def joined(
     way = {"ACCELERATE_DEBUG_MODE": "false"}
     # On one machine nobody outside is to connect.
     way["GLOO_SOCKET_IFNAME"] = interface(place.address)
-    if settings.hardware.device == "cpu":  # accelerate would say cpu:0, to which torch.load puts nothing back
+    # accelerate would say cpu:0, to which torch.load puts nothing back.
+    if settings.hardware.device == "cpu":
         way["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    with this_machine.variables({**place.environment(settings.hardware.num_threads), **way}):
+    with this_machine.variables({**place.environment(int(settings.hardware.num_threads)), **way}):
         with _in_time(late):
             store = server or _store(place)
             dist.init_process_group(
                 BACKENDS[settings.hardware.device.partition(":")[0]],
                 store=store, rank=place.rank, world_size=place.size, timeout=PATIENCE,
             )  # fmt: skip
-            ranks = Team(place)
+            team = Team(place)
         try:
-            yield ranks
+            yield team
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             dist.destroy_process_group()
-
-
-OWN = {"Hardware.NUM_THREADS"}  # in which machines may differ
-CLOSED = ("onnection", "onnect", "ocket")  # in what gloo and NCCL say when the other side has gone
-
-
-def refuse_mismatch(watch: Any) -> None:
-    """Raise RunError, on every machine, where one of them would train something else than machine 0."""
-    if watch.team is None or watch.team.place.machines == 1:
-        return
-    every = watch.team.gather(watch.manifest["fingerprint"])
-    if every is not None and not all(isinstance(one, dict) for one in every):
-        raise wire.refused("what another process sends are no settings")
-    if problems := watch.team.first(lambda: _differences(every, watch.team.place.local_size)):
-        raise RunError("training", f"the machines do not agree: {'; '.join(problems)}")
-
-
-def _differences(marks: list[dict[str, Any]], local_size: int) -> list[str]:
-    """What the first rank of each machine has otherwise than rank 0."""
-    return [
-        f"{field} = {marks[0].get(field)!r} on machine 0, {other.get(field)!r} on machine {machine}"
-        for machine, other in enumerate(marks[::local_size])
-        for field in sorted({*marks[0], *other} - OWN)
-        if marks[0].get(field) != other.get(field)
-    ]
-
-
-def fetched(found: Checkpoint, watch: Any) -> Checkpoint:
-    """Machine 0's checkpoint where this machine can read it: the same, or a copy in this machine's own folder."""
-    if watch.team is None or watch.team.place.machines == 1:
-        return found
-    place, own = watch.team.place, watch.folder / f"checkpoint-{found.step}"
-    for name in [*found.manifest["files"], checkpoint.MANIFEST]:
-        pieces = _pieces(found.path / name, watch.team)
-        if place.machine > 0 and place.local_rank == 0:
-            own.mkdir(parents=True, exist_ok=True)
-            with files.whole_file(own / name) as partial, partial.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-            # The manifest stands for the others, and for itself nothing does.
-            digest = found.manifest["files"].get(name)
-            if digest is not None and files.sha256(own / name) != digest:
-                raise wire.refused(f"{name} of the checkpoint of step {found.step} did not arrive as it was")
-        else:
-            deque(pieces, maxlen=0)
-    watch.team.round(0)  # until all are written
-    return found if place.machine == 0 else replace(found, path=own)
-
-
-def _pieces(path: Path, ranks: Team) -> Iterator[bytes]:
-    """A file of machine 0's, piece by piece, in every rank; all of them must take every piece."""
-    with path.open("rb") if ranks.rank == 0 else nullcontext() as file:
-        while True:
-            piece = ranks.first(lambda: file.read(wire.PIECE))
-            if not isinstance(piece, bytes):
-                raise wire.refused("what another process sends is no piece of a file")
-            if not piece:
-                return
-            yield piece
-
-
-def lost(error: Exception, watch: Any) -> RunError | None:
-    """The error for a connection to another machine that has closed, if `error` says that."""
-    if watch.team is None or watch.team.place.machines == 1 or not any(word in str(error) for word in CLOSED):
-        return None
-    logger.debug("{}", error)
-    other = "another machine" if watch.team.place.machine == 0 else "machine 0, or to another one,"
-    words = f"a process on {other} has ended, or the connection to it is lost; its log says more"
-    return RunError("training", words, checkpoint.where(watch.folder) if watch.team.place.machine == 0 else "")

@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import random
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
-from training.train.state import Watch
+from training.train import random_state
+from training.train.watch import Watch
 
-
-def take_random_state() -> dict[str, Any]:
-    """Every random state that training draws from: Python's, NumPy's, torch's, and each GPU's."""
-    import numpy
+if TYPE_CHECKING:
     import torch
-
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    return {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `take_random_state` returned."""
-    import numpy
-    import torch
-
-    random.setstate(state["python"])
-    numpy.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None:
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def begin_epoch(watch: Watch) -> None:
     """Called when an epoch begins. Its data loader draws a seed, so the first step is done again from before that."""
-    watch.random_state, watch.epoch_begins = take_random_state(), True
+    watch.random_state, watch.epoch_begins = random_state.take(), True
 
 
 def begin_step(watch: Watch) -> None:
     """Called when an optimizer step begins, before its first micro-batch."""
     watch.tokens, watch.began, watch.in_step = 0, time.perf_counter(), False
     if not watch.epoch_begins:
-        watch.random_state = take_random_state()
+        watch.random_state = random_state.take()
     watch.epoch_begins = False
 
 
-def begin_update(watch: Watch, model: Any, step: int) -> None:
+def begin_update(watch: Watch, model: torch.nn.Module, step: int) -> None:
     """Called before the optimizer updates the weights. Before the first update there may be no checkpoint to go back to."""
     if step == 0:
         watch.untrained = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -60,13 +37,14 @@ def end_update(watch: Watch) -> None:
     watch.updating, watch.untrained = False, None
 
 
-def take_back_update(watch: Watch, one: Any) -> None:
+def take_back_update(watch: Watch, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """After a failed first update: the adapter as it was, and an optimizer that has seen nothing."""
     import torch
 
+    untrained = watch.untrained or {}
     with torch.no_grad():
-        for name, parameter in one.model.named_parameters():
-            if name in watch.untrained:
-                parameter.copy_(watch.untrained[name])
-    one.optimizer.state.clear()
+        for name, parameter in model.named_parameters():
+            if name in untrained:
+                parameter.copy_(untrained[name])
+    optimizer.state.clear()
     end_update(watch)

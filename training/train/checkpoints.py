@@ -1,0 +1,76 @@
+"""The trainer's part that writes whole checkpoints, from which a run goes on bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.runs import checkpoint
+from training.train import random_state
+from training.train.mixin import Mixin
+from training.train.random_state import RandomState
+
+if TYPE_CHECKING:
+    import torch
+
+# The trainer's files that nothing reads again: PEFT's empty model card, a pickle, the base's own tokenizer.
+NOT_KEPT = ("README.md", "training_args.bin", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class Checkpoints(Mixin):
+    """Checkpoints with a manifest, written by rank 0 with the random states of all ranks."""
+
+    # Where the trainer writes its files just now.
+    _run_folder: str | None = None
+    # In rank 0: what the ranks have told of their random states.
+    _states: list[object]
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        watch, step = self.watch, self.state.global_step
+        self._states = watch.team.gather(random_state.told(self._state_to_resume_from()))
+        # Rank 0 writes for all.
+        if watch.team.rank:
+            return
+        with checkpoint.writing(watch.folder, watch.manifest(step)) as partial:
+            target = partial.with_name(partial.name.replace(".partial", ".files.partial"))
+            self._run_folder = str(target)
+            try:
+                super()._save_checkpoint(model, trial)
+                for file in sorted((target / f"checkpoint-{step}").iterdir()):
+                    file.replace(partial / file.name)
+            finally:
+                self._run_folder = None
+                shutil.rmtree(target, ignore_errors=True)
+            for name in NOT_KEPT:
+                (partial / name).unlink(missing_ok=True)
+        checkpoint.rotate(watch.folder, watch.keep, step)
+
+    def _get_output_dir(self, trial: object) -> str:
+        return self._run_folder or super()._get_output_dir(trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        import torch
+
+        if self.watch.team.size == 1:
+            now = random_state.take()
+            random_state.put_back(self._state_to_resume_from())
+            super()._save_rng_state(output_dir)
+            random_state.put_back(now)
+            return
+        for rank, told in enumerate(self._states):
+            state = random_state.heard(told)
+            # Under the names that the trainer looks for.
+            named = {"python": state.python, "numpy": state.numpy, "cpu": state.torch, "cuda": state.cuda}
+            torch.save(named, Path(output_dir) / f"rng_state_{rank}.pth")
+
+    def _state_to_resume_from(self) -> RandomState:
+        """A partial accumulation is thrown away on resume, and with it the randomness that it used up."""
+        return (self.watch.random_state if self.watch.in_step else None) or random_state.take()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        self.watch.random_state = random_state.take()
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """No model card: report.md says what was trained."""

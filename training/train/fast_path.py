@@ -1,0 +1,87 @@
+"""The trainer's part that takes the fast path of a CPU to the loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from loguru import logger
+
+from training.fast_cpu import fast_loss
+from training.train.mixin import Mixin
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from training.fast_cpu.decoder import Decoder
+    from training.train.team import Batch
+
+
+class FastPath(Mixin):
+    """The loss of a micro-batch: by the fast path, once that has proved equal to the trainer's own."""
+
+    _fast_is_proved = False
+    _layers: Decoder | None = None
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        import torch
+
+        bare = self.accelerator.unwrap_model(model)
+        # TRL may put a flag beside the rows.
+        tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
+        if self.watch.fast and not self._fast_is_proved:
+            self._prove_fast(model, bare, tensors)
+        if not self.watch.fast:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, self._layers)
+        # As the plain way does: the gradients' mean over the ranks follows (Team.mean_gradients).
+        if num_items_in_batch is not None:
+            value = value * self.watch.team.size
+        return (value, {"loss": value}) if return_outputs else value
+
+    def _prove_fast(self, model: torch.nn.Module, bare: PeftModel, inputs: Batch) -> None:
+        """Compare the fast path with the plain one on some rows of a first micro-batch; leave off what differs.
+
+        What comes of it goes with the checkpoints: a resumed run takes the path that it took, whatever its first batch.
+        """
+        import torch
+
+        watch, self._fast_is_proved = self.watch, True
+        # A causal language model it is, which PEFT does not say.
+        causal_lm = cast("PreTrainedModel", bare.get_base_model())
+        if (taken := watch.carried.fast_path) is not None:
+            watch.fast = taken != "none"
+            self._layers = fast_loss.layers(causal_lm) if taken == "layers" else None
+            return
+        few, plain = fast_loss.sample(inputs), super().compute_loss
+
+        def equal(layers: Decoder | None) -> bool:
+            """In all ranks."""
+            return all(
+                watch.team.round(
+                    fast_loss.agrees(
+                        bare,
+                        lambda: cast("torch.Tensor", plain(model, dict(few), False, None)),
+                        lambda: fast_loss.loss(causal_lm, few, None, layers),
+                    )
+                )
+            )
+
+        with torch.enable_grad():
+            watch.fast = fast_loss.plain_head(causal_lm)
+            self._layers = fast_loss.layers(causal_lm) if watch.fast else None
+            if self._layers is not None and not equal(self._layers):
+                logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
+                self._layers = None
+            if watch.fast and self._layers is None:
+                watch.fast = equal(None)
+        watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"
+        if not watch.fast:
+            logger.warning("the fast path for CPUs gives another loss for this model; going on without it")

@@ -1,0 +1,102 @@
+"""The trainer's part that keeps the ranks of a training together."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import TYPE_CHECKING
+
+from training.train import team
+from training.train.fast_path import FastPath
+from training.train.team import Trouble
+from training.train.trouble import OutOfMemory, is_out_of_memory, not_finite
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.train.team import Batch
+
+
+class Ranks(FastPath):
+    """A step that every rank takes at the same time, or none; with one process it is a team of one."""
+
+    # An evaluation is under way.
+    _measuring = False
+    # The micro-batch that is there only because other ranks have one.
+    _filling: Batch | None = None
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """A micro-step that every rank takes, and fails, at the same time; the step's last adds the gradients up."""
+        import torch
+
+        watch = self.watch
+        watch.in_step = True
+        code, loss = 0, torch.zeros((), device=self.args.device)
+        try:
+            if inputs is not self._filling:
+                watch.tokens += _tokens(inputs)
+                loss = super().training_step(model, inputs, num_items_in_batch)
+                code = 0 if torch.isfinite(loss) else team.NOT_FINITE
+            else:
+                self._idle(model, inputs)
+        except (RuntimeError, MemoryError) as error:
+            if watch.team.size == 1 or not is_out_of_memory(error):
+                raise
+            code = team.NO_MEMORY
+        except Trouble as trouble:
+            raise self._for_all(trouble) from None
+        try:
+            watch.team.round(code)
+        except Trouble as trouble:
+            raise self._for_all(trouble) from None
+        if self.accelerator.sync_gradients:
+            watch.team.mean_gradients(self.model.parameters())
+        return loss
+
+    def _idle(self, model: torch.nn.Module, inputs: Batch) -> None:
+        """What the other ranks do in a micro-step besides training."""
+        import torch
+
+        if self.watch.fast and not self._fast_is_proved:
+            self._prove_fast(model, self.accelerator.unwrap_model(model), inputs)
+        # With fp16 the scaler begins with its first use, which may be its unscaling.
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.scale(torch.zeros((), device=self.args.device))
+
+    def _for_all(self, trouble: Trouble) -> Exception:
+        if trouble.code == team.NOT_FINITE:
+            return not_finite("loss", self.state.global_step + 1, self.watch)
+        return OutOfMemory(str(trouble), together=True)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.watch.team.lead(self)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | int | None:
+        # Several ranks measure with the mean over the batch's own tokens, and wait for nobody.
+        if self.watch.team.size > 1 and self._measuring:
+            return None
+        if batch_samples and self.accelerator.gradient_state.end_of_dataloader:
+            batch_samples[-1] = self._own(batch_samples[-1], self.train_dataset, self.args.train_batch_size)
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def _own(self, inputs: Batch, rows: Sized, micro: int) -> Batch:
+        """An epoch's last batch without the rows that only fill it up; `_filling`, with no label, where none is left."""
+        import torch
+
+        inputs, own = self.watch.team.own(inputs, len(rows), micro)
+        if not own:
+            inputs = self._filling = {**inputs, "labels": torch.full_like(inputs["labels"], -100)}
+        return inputs
+
+    def store_flos(self) -> None:
+        # Nobody reads them, and several ranks would wait for each other.
+        if self.watch.team.size == 1:
+            super().store_flos()
+
+
+def _tokens(inputs: Batch) -> int:
+    """Real tokens of a micro-batch: without padding, and all of them where rows are joined without padding."""
+    mask = inputs.get("attention_mask")
+    return int(mask.sum()) if mask is not None else int(inputs["input_ids"].numel())
