@@ -59,7 +59,6 @@ def test_settings_tokenizer_and_template_are_looked_at_whole(name: str, folder: 
 def test_weights_are_looked_at_in_every_tensor(whole: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not whole:
         monkeypatch.setattr(base_files, "HASHED_WHOLE", 0)
-    base_files._reckoned.cache_clear()
     file = folder / safetensors_file.WHOLE
     size, tensors = file.stat().st_size, safetensors_file.header(file)[0]
     first, second = (tensors[name] for name in BASE)
@@ -75,7 +74,6 @@ def test_weights_are_looked_at_in_every_tensor(whole: bool, folder: Path, monkey
 
 def test_another_precision_of_the_same_size_is_another_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_files, "HASHED_WHOLE", 0)
-    base_files._reckoned.cache_clear()
     before = base_files.digests(folder, "folder")
     content = (folder / safetensors_file.WHOLE).read_bytes()
     (folder / safetensors_file.WHOLE).write_bytes(content.replace(b'"BF16"', b'"F16" ', 1))

@@ -306,7 +306,7 @@ def test_the_embedded_tokenizer_equals_llama_cpps(unpacked: Path) -> None:
         [{"role": "user", "content": "½ 😀 你好 def f(): return 12345"}], tokenize=False, add_generation_prompt=True
     )
     texts = [*hard_texts.HARD_TEXTS, chat, "a<|im_end|>\n<|im_start|> b<|endoftext|><repo_name>x"]
-    expected = process.tokenise(sources._embedded_file(), texts)
+    expected = process.tokenise(sources.embedded_file(), texts)
     assert [tokenizer(text, add_special_tokens=False).input_ids for text in texts] == expected
     assert tokenizer("Hello").input_ids == tokenizer("Hello", add_special_tokens=False).input_ids  # no BOS
 
@@ -329,7 +329,7 @@ def test_the_embedded_models_log_probabilities_agree_with_llama_cpp_on_the_origi
     import torch
     from transformers import AutoModelForCausalLM
 
-    gguf = sources._embedded_file()
+    gguf = sources.embedded_file()
     texts = [unpacking.SAMPLE, "def add(a, b):\n    return a + b\n\nprint(add(1, 2))", "今天天氣很好，我們去公園。"]
     sequences = process.tokenise(gguf, texts)
     model = AutoModelForCausalLM.from_pretrained(unpacked, dtype=torch.float32)

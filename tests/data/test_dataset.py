@@ -21,6 +21,7 @@ from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_r
 from training.data.dataset import Counts
 from training.data.oddities import Seen
 from training.errors import MachineError, UserError
+from training.system import pool
 
 Load = Callable[..., Data]
 
@@ -285,7 +286,8 @@ def test_a_long_file_read_by_several_processes_says_the_same(
     assert len(alone[0]) >= 50
     assert alone[1][-1].fatal == (ending not in (".jsonl", ".txt", ".jsonl.gz", ".txt.gz"))
     assert len(alone[2].lines) > 10 or "json" not in ending
-    monkeypatch.setattr(parallel_reading, "_processes", lambda path: 3)
+    monkeypatch.setattr(parallel_reading, "LONG", 0)
+    monkeypatch.setattr(pool, "cores", lambda: 3)
     for block in (64, 1000, 7000):
         monkeypatch.setattr(parallel_reading, "BLOCK", block)
         assert read() == alone
@@ -298,8 +300,9 @@ def test_a_process_that_is_ended_while_it_reads_is_the_machines_fault(
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(_row(1)) + "\n", "utf-8")
-    monkeypatch.setattr(parallel_reading, "_processes", lambda path: 2)
-    monkeypatch.setattr(parallel_reading, "_part", lambda found, size: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(parallel_reading, "LONG", 0)
+    monkeypatch.setattr(pool, "cores", lambda: 2)
+    monkeypatch.setattr(oddities, "remember", lambda row, seen: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(MachineError, match=r"reading .*a.jsonl: a process was ended from outside; too little memory"):
         list(parallel_reading.parts(path, "auto", None))
 

@@ -642,8 +642,7 @@ def test_several_processes_give_the_same_as_one(
     words, template = families["smollm2"]
     alone, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "1")
     monkeypatch.setattr(tokenising, "ROWS_A_WORKER", 1)
-    monkeypatch.setattr(tokenising, "_workers", lambda rows, wanted: 2)
-    both, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "2")
+    both, _ = tokenising.tokenise(rows, template, words, 2000, "all", "completion", tmp_path / "2", processes=2)
     assert both.to_list() == alone.to_list()
 
 

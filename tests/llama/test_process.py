@@ -24,7 +24,7 @@ PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start
 @pytest.fixture(scope="module")
 def gguf() -> Path:
     """The embedded model as it comes in its package."""
-    return sources._embedded_file()
+    return sources.embedded_file()
 
 
 @pytest.mark.embedded

@@ -91,7 +91,7 @@ def download(
 def plan(
     name: str, revision: str | None, trust_remote_code: bool, say: Callable[[str], None]
 ) -> tuple[Remote, Path] | None:
-    """What a plan needs of a model that is not here yet: all but its weights is downloaded, into the folder that is given.
+    """What a plan needs of a model that is not here yet, and the folder with all of it that was downloaded: not the weights.
 
     None when the model is here.
 

@@ -114,7 +114,7 @@ def door(name: str) -> str:
 def _gguf(name: str, kind: str) -> tuple[Path, Path]:
     """The GGUF file behind a name, and the folder that it is unpacked to: its name and the start of its SHA-256."""
     if kind == "embedded":
-        return _embedded_file(), MODELS / EMBEDDED.rpartition("/")[2]
+        return embedded_file(), MODELS / EMBEDDED.rpartition("/")[2]
     if kind == "ollama":
         stored = ollama_store.find(name)
         label = re.sub(r"[^\w.\-]+", "-", name.removeprefix(ollama_store.PREFIX))
@@ -128,7 +128,7 @@ def _gguf(name: str, kind: str) -> tuple[Path, Path]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _embedded_file() -> Path:
+def embedded_file() -> Path:
     """The GGUF file of the shipped model, in the package it comes in (found, not imported: that would want `llm`)."""
     from importlib.util import find_spec
 

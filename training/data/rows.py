@@ -112,7 +112,7 @@ def _unused(fields: Mapping[str, object], format: str, template: PromptTemplate 
     return tuple(dict.fromkeys(unused))
 
 
-NOTHING: tuple[object, ...] = (None, "", [], {})  # values of a field whose loss is none
+NOTHING: tuple[object, ...] = (None, "", [], {})  # empty values: dropping them loses nothing
 
 
 def _interpret(

@@ -38,8 +38,8 @@ PART = 10_000  # rows looked at together, for warnings
 KEPT_DAYS = 30  # since a cached file was last asked for
 KEPT_PARTIAL_DAYS = 2  # what a process that was killed left behind; one that lives writes on
 BATCH, BATCH_BYTES = 500, 4 << 20  # rows tokenised in one call, or fewer where they are long
-ROWS_A_WORKER = 500  # starting a process costs about as much as tokenising this many rows,
-ROWS_A_NEW_WORKER = 20_000  # or this many, where it is no copy of this one
+# Starting a process costs about as much as tokenising this many rows: with fork, and with spawn.
+ROWS_A_WORKER, ROWS_A_NEW_WORKER = 500, 20_000
 # Each process has a core of its own; forked processes must not share the tokenizer's pool of threads.
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}
 TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example

@@ -1,4 +1,7 @@
-"""Tokenise texts word by word, each word once, for the tokenizers that never look across the border of two words.
+"""Tokenise texts word by word, each word once: a third of the time that is left where words come again, as in English.
+
+For the tokenizers that never look across the border of two words. Measured as in fast_tokenising.py, on top of it: rows
+of one question took 0.16 and 0.22 s in place of 0.53 and 0.60 s, rows of four 0.64 and 0.42 s in place of 0.85 and 0.74 s.
 
 Most of the time of tokenising goes into cutting the text, and most words come again and again: a word that was seen is
 looked up. A border lies in front of each single space that stands between two other characters. That no token reaches
@@ -17,7 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MOST = 100_000  # words that are remembered, about 20 MB; then it begins anew, for the text may be another one by now
+# Words that are remembered, about 20 MB; then the memory is emptied, for later text may use other words.
+MOST = 100_000
 TOGETHER = 500  # words that are tokenised as one text
 LONGEST = 32  # characters of a word that is remembered; longer ones (a Chinese sentence) seldom come again
 
