@@ -40,6 +40,7 @@ layer() {
 part "set-up" "$BASH" "$root/setup.sh" --tests
 part "ruff check" "$bin/python" -m ruff check --quiet "$root"
 part "ruff format" "$bin/python" -m ruff format --quiet --check "$root"
+part "mypy" "$bin/python" -m mypy --config-file "$root/pyproject.toml" --cache-dir "$root/.mypy_cache" "$root/training"
 part "shellcheck" "$bin/shellcheck" "$root"/*.sh "$tests"/*.sh "$root/.ci/run"
 layer "quick tests" "not slow and not tiny and not embedded" -n auto --dist worksteal "$@"
 layer "tests of programs and on a tiny model" "(slow or tiny) and not embedded" -n auto --dist worksteal "$@"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -20,6 +18,7 @@ from training.data.chat_template import ChatTemplate
 from training.data.dataset import as_row
 from training.data.encoding import IGNORED, Encoded, NothingToTrain, Plan, assemble, plan_row
 from training.data.fast_tokenising import quick_tokeniser
+from training.data.fingerprint import Options, fingerprint
 from training.data.oddities import SHOWN, warning
 from training.data.record import BadRow
 from training.data.rows import Row
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 5  # of the encoding; raise it when the same rows would give other tokens, or other columns
 PART = 10_000  # rows looked at together, for warnings
 KEPT_DAYS = 30  # since a cached file was last asked for
 KEPT_PARTIAL_DAYS = 2  # what a process that was killed left behind; one that lives writes on
@@ -44,7 +42,6 @@ ROWS_A_WORKER, ROWS_A_NEW_WORKER = 500, 20_000
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}
 TRAINED = ("⟦", "⟧")  # marks around what is trained, in the example
 
-Options = tuple[int, str, str]  # MAX_SEQ_LENGTH, TRAIN_TURNS, TRAIN_ON
 Ways = tuple[ChatTemplate, "PreTrainedTokenizerBase", Options]
 
 
@@ -205,35 +202,6 @@ def marked(input_ids: Sequence[int], labels: Sequence[int], tokenizer: PreTraine
         text += f"{TRAINED[0]}{piece}{TRAINED[1]}" if trained else piece
         start = end
     return text
-
-
-def fingerprint(
-    data: datasets.Dataset, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, options: Options
-) -> str:
-    """A name for the result of tokenising, from all that goes into it. Rows count by content, not by file name or time."""
-    digest = hashlib.sha256()
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    about = {name: value for name, value in asdict(template).items() if name not in ("special", "source", "today")}
-    if "strftime_now" in template.jinja:
-        about["today"] = str(template.today)
-    digest.update(json.dumps([VERSION, about, sorted(template.special.items()), list(options)]).encode())
-    digest.update(words.encode("utf-8", "surrogatepass"))
-    for batch in data.with_format("arrow").iter(batch_size=BATCH):
-        _digest_rows(digest, batch)
-    return digest.hexdigest()[:24]
-
-
-def _digest_rows(digest: hashlib._Hash, batch: pa.Table) -> None:
-    """Take in the rows' content: written out by Arrow, which is quicker than rows in Python and does not depend on how
-    they lie in a file."""
-    import pyarrow as pa
-
-    plain = batch.combine_chunks().replace_schema_metadata(None)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, plain.schema) as writer:
-        writer.write_table(plain)
-    digest.update(sink.getvalue())
 
 
 def _workers(rows: int, wanted: int | None) -> int:
