@@ -25,7 +25,6 @@ from loguru import logger
 from training import runs
 from training.distributed import rendezvous
 from training.errors import RunError
-from training.plan import Plan
 from training.runs import Run, checkpoint
 from training.settings.table import Hardware
 from training.system import forkserver, shared_secret, this_machine
@@ -35,6 +34,9 @@ from training.train.team import JOINING
 
 if TYPE_CHECKING:
     from torch.distributed import Store
+
+    # The other processes have no use for all that makes a plan.
+    from training.plan import Plan
 
 WORKER = Path(__file__).with_name("worker.py")
 READY = b"@ready\n"  # a worker's line: its model is loaded
