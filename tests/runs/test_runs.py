@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from tests.support.runs import a_manifest
 from training import runs
@@ -271,6 +273,27 @@ def test_of_two_checkpoints_a_damaged_newer_one_is_passed_over(tmp_path):
     assert checkpoint.newest(tmp_path) is None
 
 
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What is logged while a test runs, a message a line."""
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message).rstrip("\n")), format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
+def test_of_a_damaged_checkpoint_it_is_said_what_is_used_instead(tmp_path, logged):
+    for step in (2, 4):
+        with checkpoint.writing(tmp_path, a_manifest(step)) as partial:
+            (partial / "x").write_bytes(b"x")
+        (tmp_path / f"checkpoint-{step}" / "x").unlink()
+    assert checkpoint.newest(tmp_path) is None
+    assert logged == [
+        "checkpoint-4 is damaged (x is missing); the one before it is used",
+        "checkpoint-2 is damaged (x is missing); there is none before it: back to the start",
+    ]
+
+
 def test_a_checkpoint_is_hashed_once_however_often_it_is_looked_at_and_again_when_it_has_changed(tmp_path, monkeypatch):
     with checkpoint.writing(tmp_path, a_manifest(2)) as partial:
         (partial / "adapter_model.safetensors").write_bytes(b"x" * 100)
@@ -380,3 +403,10 @@ def test_a_mismatch_names_the_field_the_old_and_the_new_value():
         checkpoint.refuse_mismatch({"LoRA.R": 16, "Training.SEED": 1}, {"LoRA.R": 8, "Training.SEED": 1})
     assert caught.value.problems[0] == "LoRA.R = 16 in the run, 8 now"
     assert "--fresh" in caught.value.problems[1]
+
+
+def test_a_setting_that_came_after_a_run_was_made_counts_as_its_default():
+    """Else every new setting would end the runs of those who take a newer version."""
+    checkpoint.refuse_mismatch({"LoRA.R": 16}, {"LoRA.R": 16, "Training.SEED": 3407, "Dataset.TRAIN_ON": "completion"})
+    with pytest.raises(UserError, match="Training.SEED = 3407 in the run, 1 now"):
+        checkpoint.refuse_mismatch({"LoRA.R": 16}, {"LoRA.R": 16, "Training.SEED": 1})

@@ -20,6 +20,7 @@ from loguru import logger
 from training.base_model import BaseModel, base_files
 from training.errors import UserError
 from training.settings import Settings
+from training.settings.table import TABLE
 from training.system import files, privacy, wire
 
 MANIFEST, VERSION = "checkpoint.json", 1
@@ -183,8 +184,13 @@ def _equal(stored: object, current: object) -> bool:
 
 
 def refuse_mismatch(stored: Mapping[str, object], current: Mapping[str, object]) -> None:
-    """Raise UserError naming every field in which a run (`kept`) and the attempt to resume it differ."""
+    """Raise UserError naming every field in which a run (`kept`) and the attempt to resume it differ.
+
+    A setting that came after the run was made had no other value than its default.
+    """
     stored, current = _plain(stored), _plain(current)
+    later = {name: item.rule.default for name, item in TABLE.items() if name in current and name not in stored}
+    stored |= _plain(later)
     if not any(field.startswith(BASE) for field in stored):  # a run from before they were kept
         current = {field: value for field, value in current.items() if not field.startswith(BASE)}
     problems = [
@@ -218,12 +224,15 @@ def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are named in the log and passed over."""
-    numbered = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(numbered, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    for step in steps:
+        path = folder / f"checkpoint-{step}"
         try:
             return Checkpoint(path, _proved(path))
         except (OSError, ValueError) as damage:
-            logger.warning("{} is damaged ({}); the one before it is used", path.name, damage)
+            instead = "the one before it is used" if step > steps[-1] else "there is none before it: back to the start"
+            logger.warning("{} is damaged ({}); {}", path.name, damage, instead)
     return None
 
 
