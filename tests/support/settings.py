@@ -20,7 +20,7 @@ def a_settings(folder: Path | None = None, **values: object) -> Settings:
     for name, value in values.items():
         (key,) = [key for key in TABLE if name in (key, key.split(".")[1])]
         section, setting = key.split(".")
-        text = {True: "true", False: "false", None: ""}.get(value, str(value)) if not isinstance(value, str) else value
+        text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         overrides.append(Override(section, setting, text, "a test"))
     with tempfile.TemporaryDirectory() as empty:
         config = Path(folder or empty, "config.ini")
