@@ -62,24 +62,28 @@ def test_a_stopped_run_of_an_older_version_is_resumed_to_the_losses_of_the_undis
     assert (ended.run / "tiny.Q4_K_M.gguf").is_file()
 
 
-def test_a_finished_run_of_an_older_version_is_exported_and_its_report_keeps_what_was_trained(older: Path) -> None:
+def test_a_trained_run_of_an_older_version_is_exported_and_told_of_in_a_report(older: Path) -> None:
     run = older / FINISHED
     before = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    (run / "report.json").unlink()
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    trained = {name: status["stages"][name] for name in ("train", "evaluate")}
+    (run / "status.json").write_text(json.dumps(status | {"state": "interrupted", "stages": trained}), encoding="utf-8")
     ended = export(run)
     assert ended.returncode == 0, ended.stderr
-    after = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    for part in ("training", "evaluation", "samples", "data"):
-        assert after[part] == before[part]
-    assert all(check["passed"] for check in after["checks"])
     assert (run / "tiny.Q4_K_M.gguf").is_file() and (run / "report.html").is_file()
+    after = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    for part in ("training", "scores", "general", "data"):
+        assert after[part] == before[part]
+    assert after["checks"] and all(check["passed"] for check in after["checks"])
 
 
 def test_runs_of_an_older_version_are_listed_compared_and_asked_for_their_status(older: Path) -> None:
     config = older.parent / "config.ini"
     listed = finetune("--config", config, "--history")
     assert listed.code == 0, listed.stderr
-    assert "interrupted" in listed.stdout and "done" in listed.stdout
+    assert "interrupted" in listed.stdout and "completed" in listed.stdout
     compared = finetune("--config", config, "--compare", older / STOPPED, older / FINISHED)
     assert compared.code == 0, compared.stderr
-    status = finetune("--config", config, "--status", older / STOPPED)
+    status = finetune("--config", config, "--json", "--status", older / STOPPED)
     assert json.loads(status.stdout)["state"] == "interrupted"
