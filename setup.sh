@@ -95,12 +95,10 @@ is_ready() {
 
 # The folder that keeps the builds of llama.cpp: one for each version, machine, C library and set of flags.
 wheel_folder() {
-    local base=${XDG_CACHE_HOME:-} libc version
+    local base=${XDG_CACHE_HOME:-} home='import pathlib; print(pathlib.Path.home() / ".cache")' libc version
     [ -n "$base" ] || base=${HOME:+$HOME/.cache}
-    if [ -z "$base" ]; then # no HOME either: the home folder that the system knows
-        base=$("${python:-python3}" -c 'import pathlib; print(pathlib.Path.home() / ".cache")' 2>/dev/null) ||
-            base=${TMPDIR:-/tmp}
-    fi
+    # Without HOME, the folder that the system knows.
+    [ -n "$base" ] || base=$("${python:-python3}" -c "$home" 2>/dev/null) || base=${TMPDIR:-/tmp}
     libc=$(getconf GNU_LIBC_VERSION 2>/dev/null | tr ' ' '-') || libc=libc
     version=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' "$requirements/llama.txt")
     printf '%s/finetune-to-ollama/wheels/llama-cpp-python-%s-%s-%s-%s-%s' "$base" \
