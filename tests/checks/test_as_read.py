@@ -263,12 +263,12 @@ def test_a_row_that_the_finished_file_reads_otherwise_fails_the_check_with_its_p
 def test_a_tokenizer_that_loses_all_spaces_is_refused_with_what_would_do(folder: Path) -> None:
     from training.train import engine
 
-    base, settings = base_at(folder), a_settings()
+    base = base_at(folder)
     edit(folder / "tokenizer_config.json", lambda content: content.update(tokenizer_class="LlamaTokenizerFast"))
     with pytest.raises(UserError, match="loses the spaces: .* set it to PreTrainedTokenizerFast"):
-        engine.tokenizer(base, settings)
+        engine.tokenizer(base)
     edit(folder / "tokenizer_config.json", lambda content: content.update(tokenizer_class="PreTrainedTokenizerFast"))
-    words = engine.tokenizer(base, settings)
+    words = engine.tokenizer(base)
     assert words.decode(words.encode("mended as it says")) == "mended as it says"
 
 

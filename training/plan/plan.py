@@ -114,7 +114,7 @@ def prepare(settings: Settings, today: date | None = None, on_disk: int = 0, wei
 
 def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: date | None, on_disk: int) -> Plan:
     """The part of the plan that follows from the rows."""
-    tokenizer = engine.tokenizer(base, settings)
+    tokenizer = engine.tokenizer(base)
     template = chat_template.choose(base, settings, tokenizer, today)
     logger.info("chat template: {}", template.source)
     data = dataset.load(settings, CACHE, say=logger.info)

@@ -93,7 +93,7 @@ def _start_unsloth(on_cpu: bool) -> None:
         ) from error
 
 
-def tokenizer(base: BaseModel, settings: Settings) -> PreTrainedTokenizerBase:
+def tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     """The base model's own tokenizer, from its local folder."""
     found = load_tokenizer(base.path)
     _keeps_spaces(found, base)
@@ -126,7 +126,7 @@ def load(base: BaseModel, settings: Settings, longest: int, own: PreTrainedToken
 
     set_seed(settings.training.seed)
     try:
-        own = own or tokenizer(base, settings)
+        own = own or tokenizer(base)
         if settings.hardware.engine == "unsloth":
             return _load_unsloth(base, settings, own)
         return _load_transformers(base, settings, longest, own)
