@@ -119,6 +119,7 @@ def test_a_program_that_reads_its_modules_ends_at_once_with_the_signals_exit_cod
     """Ctrl-C in the first second had a traceback, and SIGTERM no exit code of its own."""
     code = f"""
 import runpy, sys, os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who started the tests may ignore it
 class Slow:
     def find_spec(self, name, *_):
         if name == "training.system.before_torch":
