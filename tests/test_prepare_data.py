@@ -340,6 +340,19 @@ def test_a_broken_file_is_refused_and_leaves_older_results_alone(prepare, sample
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
+def test_a_file_in_another_encoding_is_refused_whole_and_leaves_older_results_alone(prepare, samples: Path, tmp_path):
+    before = written(prepare(samples / "sample_data.json", "alpaca").paths)
+    source = tmp_path / "a.csv"
+    source.write_bytes("input,output\n学习,学校\n今天天气怎么样,我不知道\nWhy?,So.\n".encode("gb18030"))
+    done = prepare(source, "qa")
+    assert done.code == 2
+    assert done.said == [
+        f"{source}:3: not UTF-8 (byte 0xbd), so none of the file is read; most likely it is GB18030 (GBK: Chinese Windows "
+        f"and Excel): iconv -f GB18030 -t UTF-8 {source} > {tmp_path / 'a.utf8.csv'}"
+    ]
+    assert written([tmp_path / "out" / f"my_{part}.jsonl" for part in prepare_data.PARTS]) == before
+
+
 def test_an_empty_and_a_missing_file_are_refused(prepare, tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     assert prepare(tmp_path / "a.txt", "text").said[0] == f"{tmp_path / 'a.txt'}: no rows: the file is empty"

@@ -89,6 +89,17 @@ def test_a_broken_file_is_never_skipped(load: Load, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("given", [{}, {"on_bad_row": "skip"}, {"max_rows": 1}])
+def test_a_file_in_another_encoding_is_never_skipped_nor_believed_in_part(
+    load: Load, tmp_path: Path, given: dict
+) -> None:
+    source = tmp_path / "a.csv"
+    source.write_bytes("input,output\nWhy?,So.\n学习,学校\n今天天气怎么样,我不知道\n".encode("gb18030"))
+    with pytest.raises(UserError, match="a.csv:4: not UTF-8 .* iconv -f GB18030 -t UTF-8 ") as refused:
+        load([], dataset_file=source, **given)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_a_file_without_a_good_row_is_refused(load: Load, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^{tmp_path / 'a.jsonl'}: no rows: the file is empty$"):
         load([])
