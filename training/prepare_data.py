@@ -22,6 +22,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
+from training.data.record import grouped
 from training.errors import FinetuneError, MachineError, UserError
 from training.system import files, privacy
 from training.system.signals import Signals
@@ -39,10 +40,9 @@ SEED = 3407  # the default of [Training] SEED
 
 @dataclass
 class Tally:
-    """What was met on the way through a file. `bad` holds the first dataset.NAMED bad rows, `bad_count` counts all."""
+    """What was met on the way through a file. `bad` holds the bad rows."""
 
     rows: int = 0
-    bad_count: int = 0
     doubles: int = 0
     bad: list[BadRow] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
@@ -51,9 +51,11 @@ class Tally:
         """Count a bad row. UserError when nothing can be read after it."""
         if bad.fatal:
             raise UserError(str(bad), "the file is broken; what follows this cannot be read")
-        self.bad_count += 1
-        if len(self.bad) < dataset.NAMED:
-            self.bad.append(bad)
+        self.bad.append(bad)
+
+    @property
+    def bad_count(self) -> int:
+        return len(self.bad)
 
     def lines(self, path: Path) -> Iterator[str]:
         """What to tell the user."""
@@ -63,9 +65,8 @@ class Tally:
             yield f"fields that are not taken over: {', '.join(sorted(map(shorten, self.unused)))}"
 
     def named(self) -> list[str]:
-        """The bad rows with their lines, up to the limit, and how many more there are."""
-        more = self.bad_count - len(self.bad)
-        return [*map(str, self.bad), *([f"and {more:,} more"] if more else [])]
+        """The bad rows by their reasons, up to the limit, and how many more there are."""
+        return grouped(self.bad, dataset.NAMED)
 
 
 def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Iterator[tuple[dict[str, object], int]]:

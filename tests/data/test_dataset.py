@@ -61,14 +61,47 @@ def test_rows_keep_their_turns_file_and_line(load: Load, tmp_path: Path) -> None
     }
 
 
-def test_bad_rows_are_named_up_to_a_limit_and_the_rest_counted(load: Load, tmp_path: Path) -> None:
+def test_bad_rows_with_one_reason_are_one_line_with_the_first_places_and_their_count(
+    load: Load, tmp_path: Path
+) -> None:
     with pytest.raises(UserError) as caught:
         load([_row(1), *['{"text": 1}'] * 1234])
     lines = str(caught.value).splitlines()
     assert lines[0] == "1,234 bad rows (ON_BAD_ROW = skip goes on without them)"
-    assert lines[1] == f"  {tmp_path / 'a.jsonl'}:2: text is a number (1), not text; write it in quotes"
-    assert lines[-1] == "  and 1,214 more"
-    assert len(lines) == 22
+    reason = "text is a number (1), not text; write it in quotes"
+    assert lines[1:] == [f"  {tmp_path / 'a.jsonl'}:2: {reason}; 1,234 such rows: lines 2, 3, 4, 5, 6 and 1,229 more"]
+
+
+def test_bad_rows_whose_reasons_differ_in_a_number_or_a_quoted_word_are_one_line(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load(['{"text": 1}', "{'a", '{"text": 23}', '{"a": 1, "a": 2}', '{"bc": 1, "bc": 2}', '{"text": "a" 1}'])
+    assert [line.partition("; 2 such rows: ")[2] for line in str(caught.value).splitlines()[1:]] == [
+        "lines 1, 3",
+        "",
+        "lines 4, 5",
+        "",
+    ]
+
+
+def test_reasons_are_named_up_to_a_limit_and_the_rest_counted(load: Load) -> None:
+    with pytest.raises(UserError) as caught:
+        load([json.dumps({"x" + chr(97 + number): 1}) for number in range(25)])
+    lines = str(caught.value).splitlines()
+    assert (len(lines), lines[-1]) == (22, "  and 5 more")
+
+
+def test_rows_of_a_list_on_one_line_are_told_by_their_numbers(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([_row(1), {"text": 1}, _row(1), {"text": 2}]), "utf-8")
+    with pytest.raises(UserError) as caught:
+        load([], dataset_file=path)
+    reason = "text is a number (1), not text; write it in quotes"
+    assert str(caught.value).splitlines()[1:] == [f"  {path}, row 2: {reason}; 2 such rows: rows 2, 4"]
+    data = load([], dataset_file=path, on_bad_row="skip")
+    assert data.warnings == [f"{path}, row 3: 1 row the same as an earlier one"]
+    dataset.write_rejected(tmp_path / "rejected.jsonl", data.rejected)
+    written = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text("utf-8").splitlines()]
+    assert [(row["line"], row["row"]) for row in written] == [(1, 2), (1, 4)]
 
 
 def test_skipped_rows_are_counted_and_written_down(load: Load, tmp_path: Path) -> None:
@@ -87,6 +120,17 @@ def test_a_broken_file_is_never_skipped(load: Load, tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"the file is broken; this cannot be skipped\n  {tmp_path / 'a.json'}:2: the list is not closed: ] is missing"
     )
+
+
+@pytest.mark.parametrize("given", [{}, {"on_bad_row": "skip"}, {"max_rows": 1}])
+def test_a_file_in_another_encoding_is_never_skipped_nor_believed_in_part(
+    load: Load, tmp_path: Path, given: dict
+) -> None:
+    source = tmp_path / "a.csv"
+    source.write_bytes("input,output\nWhy?,So.\n学习,学校\n今天天气怎么样,我不知道\n".encode("gb18030"))
+    with pytest.raises(UserError, match="a.csv:4: not UTF-8 .* iconv -f GB18030 -t UTF-8 ") as refused:
+        load([], dataset_file=source, **given)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_file_without_a_good_row_is_refused(load: Load, tmp_path: Path) -> None:

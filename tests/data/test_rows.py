@@ -8,14 +8,16 @@ import io
 import json
 import os
 import string
+import subprocess
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.data import BadRow, Row, Turn, raw_lines, rows
+from training.data import BadRow, Row, Turn, json_list, raw_lines, rows, text_encoding
 from training.errors import UserError
 from training.settings import prompt_template, table
 
@@ -46,9 +48,13 @@ WRONG = [
     (
         "a.jsonl",
         '{"prompt": "你好", "completion": "b"}\n'.encode("gbk"),
-        "a.jsonl:1: not UTF-8: byte 0xc4 at position 13; it may be GBK: save the file as UTF-8",
+        "a.jsonl:1: not UTF-8 (byte 0xc4), so none of the file is read; most likely it is GB18030 (GBK: Chinese Windows and Excel): iconv -f GB18030 -t UTF-8 a.jsonl > a.utf8.jsonl",
     ),
-    ("a.jsonl", b'{"prompt": "caf\xe9", "completion": "b"}\n', "a.jsonl:1: not UTF-8: byte 0xe9 at position 16"),
+    (
+        "a.jsonl",
+        b'{"prompt": "caf\xe9", "completion": "b"}\n',
+        "a.jsonl:1: not UTF-8 (byte 0xe9), so none of the file is read; most likely it is CP1252 (Western Windows and Excel): iconv -f CP1252 -t UTF-8 a.jsonl > a.utf8.jsonl",
+    ),
     (
         "a.jsonl",
         b'{"text": "a"}\n["a"]\n',
@@ -193,7 +199,11 @@ WRONG = [
     ("a.json", b'[{"text": "a"},\n,{"text": "a"}]', "a.json:2: not JSON: a comma without a row"),
     ("a.json", b'[{"text": "a"}]\n\nmore', "a.json:3: not JSON: text after the end of the list"),
     ("a.json", b"[1,\n2]", 'a.json:1: is a number (1), not an object like {"prompt": ..., "completion": ...}'),
-    ("a.json", b'[{"text": "a"},\n{"text": "\xff\xfe"}]', "a.json:2: not UTF-8: byte 0xff at position 11"),
+    (
+        "a.json",
+        '[{"text": "你好你好"},\n{"text": "'.encode() + b'\xff\xfe"}]',
+        "a.json:2: not UTF-8 (byte 0xff), so none of the file is read; it is in no encoding that is known here: it is damaged, or joined from files in several encodings. Save it as UTF-8, or mend this line and look again",
+    ),
     (
         "a.json",
         b'[\n{"text": "' + b"a" * (17 << 20) + b'"}\n, {"text": 1}\n]',
@@ -208,8 +218,16 @@ WRONG = [
     ("a.csv", b'prompt,completion\n"a\nb",""\n', "a.csv:2: the answer is empty: completion holds no text"),
     ("a.csv", b'prompt,completion\na,"b\nc,d\n', "a.csv:2: not CSV: a quotation mark is opened here and never closed"),
     ("a.csv", b'prompt,completion\na,"b"c\nd,e\n', "a.csv:2: not CSV: ',' expected after '\"'"),
-    ("a.csv", b"prompt,completion\na,caf\xe9\n", "a.csv:2: completion is not UTF-8: byte 0xe9; save the file as UTF-8"),
-    ("a.txt", b"ok\ncaf\xe9\n", "a.txt:2: text is not UTF-8: byte 0xe9; save the file as UTF-8"),
+    (
+        "a.csv",
+        b"prompt,completion\na,caf\xe9\n",
+        "a.csv:2: not UTF-8 (byte 0xe9), so none of the file is read; most likely it is CP1252 (Western Windows and Excel): iconv -f CP1252 -t UTF-8 a.csv > a.utf8.csv",
+    ),
+    (
+        "a.txt",
+        b"ok\ncaf\xe9\n",
+        "a.txt:2: not UTF-8 (byte 0xe9), so none of the file is read; most likely it is CP1252 (Western Windows and Excel): iconv -f CP1252 -t UTF-8 a.txt > a.utf8.txt",
+    ),
     ("a.txt", b"ok\na\x00b\n", "a.txt:2: text holds a NUL character"),
     (
         "a.jsonl.gz",
@@ -265,7 +283,7 @@ WRONG = [
     (
         "a.csv",
         "prompt,completion\n你好,世界\n".encode("gbk"),
-        "a.csv:2: prompt is not UTF-8: byte 0xc4; save the file as UTF-8 (it may be GBK)",
+        "a.csv:2: not UTF-8 (byte 0xc4), so none of the file is read; most likely it is GB18030 (GBK: Chinese Windows and Excel): iconv -f GB18030 -t UTF-8 a.csv > a.utf8.csv",
     ),
     (
         "a.jsonl",
@@ -316,6 +334,11 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)  # so that the messages above can name the files without a path
 
 
+def _file(name: str, content: bytes) -> Path:
+    Path(name).write_bytes(content)
+    return Path(name)
+
+
 def _read(name: str, content: bytes | str, format: str = "auto", template: str | None = None) -> list[Row | BadRow]:
     path = Path(name)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -364,7 +387,7 @@ def test_rows_after_a_bad_one_are_read_all_the_same() -> None:
         ("a.jsonl", '{"text": "a"}\nrubbish\n{"text": "b"}\n'),
         ("a.json", '[{"text": "a"},\n{"text": },\n{"text": "b"}]'),
         ("a.csv", 'text,x\na,1\n"a"b,1\nb,1\n'),
-        ("a.txt", b"a\n\xff\nb\n"),
+        ("a.txt", b"a\n\0\nb\n"),
     ):
         found = _read(name, content)
         assert [row.text if isinstance(row, Row) else "bad" for row in found] == ["a", "bad", "b"], name
@@ -534,6 +557,92 @@ def test_braces_written_twice_are_text() -> None:
     assert (found.prefix, found.middle, found.suffix) == ('{"q": "', '"} ', " {}")
 
 
+SAID = {
+    "GB18030": "今天天气怎么样,我不知道，请看天气预报。",
+    "BIG5": "今天天氣怎麼樣,我不知道，請看天氣預報。",
+    "EUC-JP": "今日の天気はどうですか,晴れです。",
+    "CP932": "今日の天気はどうですか,晴れです。",
+    "CP949": "오늘 날씨는 어때요,맑습니다",
+    "CP1251": "Какая сегодня погода,Солнечно",
+    "CP1252": "Où est le café,Près de l’église",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", SAID)
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl", "a.txt", "a.csv.gz"])
+def test_a_file_in_another_encoding_is_refused_whole_and_the_named_command_converts_it(
+    encoding: str, name: str
+) -> None:
+    asked, answer = SAID[encoding].split(",")
+    row = json.dumps({"prompt": asked, "completion": answer}, ensure_ascii=False)
+    text = {".csv": f"prompt,completion\n{asked},{answer}\n", ".json": f"[{row}]", ".jsonl": row, ".txt": asked}
+    content = text[Path(name.removesuffix(".gz")).suffix].encode(encoding)
+    with pytest.raises(UserError, match=f"most likely it is {encoding} ") as refused:
+        _read(name, gzip.compress(content) if name.endswith(".gz") else content)
+    subprocess.run(str(refused.value).rpartition("): ")[2], shell=True, check=True)
+    (row,) = rows.read(Path(name.removesuffix(".gz")).with_stem("a.utf8"))
+    assert asked in (row.text, row.messages[0].content if row.messages else "")
+
+
+@pytest.mark.parametrize("bad", ["first", "last"])
+def test_one_cell_that_is_not_utf8_is_enough_wherever_it_stands(bad: str) -> None:
+    by_chance = "学习,学校\n" * 50_000
+    other = "今天天气怎么样,我不知道\n"
+    lines = other + by_chance if bad == "first" else by_chance + other
+    with pytest.raises(UserError, match=f"a.csv:{2 if bad == 'first' else 50_002}: not UTF-8"):
+        next(rows.read(_file("a.csv", f"input,output\n{lines}".encode("gb18030"))))
+
+
+def test_a_file_that_is_utf8_by_chance_alone_is_refused() -> None:
+    text = "input,output\n学习,学校\n一,元\n站,院\n药,雪\n"
+    with pytest.raises(UserError, match="a.csv:2: is UTF-8 by chance only, .* 'ѧϰ' is '学习' in GB18030"):
+        _read("a.csv", text.encode("gb18030"))
+    meant = text.encode("gb18030").decode()
+    (first, *_) = _read("a.csv", "\ufeff" + meant)  # the mark of UTF-8 says that it is meant so
+    assert first.messages == _chat("ѧϰ", "ѧУ")
+
+
+@pytest.mark.parametrize("text", ["é,α\nя,б", "ä,ö", "Привет,мир", "שלום,עולם", "αβγ,δ", "مرحبا,ب", "Æ,Ø"])
+def test_short_texts_in_other_alphabets_are_utf8(text: str) -> None:
+    assert all(isinstance(row, Row) for row in _read("a.csv", f"prompt,completion\n{text}\n"))
+
+
+class _Looked(bytes):
+    """Bytes that count how many of them are looked at for white space."""
+
+    looked = 0
+
+    def lstrip(self, *given: object) -> _Looked:
+        _Looked.looked += len(self)
+        return _Looked(super().lstrip())
+
+    def __getitem__(self, index: object) -> object:
+        found = super().__getitem__(index)
+        return _Looked(found) if isinstance(found, bytes) else found
+
+
+@pytest.mark.parametrize("start", [b"{", b"[", b"", b'{"'])
+@pytest.mark.parametrize("space", [b"\n", b"\r", b" "])
+def test_white_space_is_looked_through_a_few_times_and_not_once_for_each_of_its_bytes(
+    start: bytes, space: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = _Looked(start + space * (raw_lines.CHUNK - len(start)))
+    file = SimpleNamespace(tell=lambda: 0, seek=lambda place: None, read=lambda size: head)
+    monkeypatch.setattr(json_list, "re", None)  # a pattern's steps cannot be counted: none is used here
+    _Looked.looked = 0
+    assert json_list.is_list(file, Path("a.json")) == (start == b"[")
+    assert len(head) <= _Looked.looked <= 4 * len(head)
+
+
+def test_a_character_on_the_border_of_two_chunks_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in range(1, 9):
+        monkeypatch.setattr(text_encoding, "CHUNK", size)
+        assert _read("a.txt", "aé你😀b\n")[0].text == "aé你😀b"
+        with pytest.raises(UserError, match=r"a.txt:2: not UTF-8 \(byte 0xe4\)"):
+            _read("a.txt", "é\n你".encode()[:-1])
+
+
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 SAMPLES = [
     {"instruction": "Q", "output": "A"},
@@ -590,7 +699,7 @@ def test_a_bomb_of_brackets_is_a_bad_row(name: str, inner: bytes) -> None:
     bomb = b'{"text": ' + inner * 200_000
     content = bomb + b'\n{"text": "good"}\n' if name == "a.jsonl" else b"[" + bomb
     bad, *rest = _read(name, content)
-    assert isinstance(bad, BadRow) and bad.line == 1
+    assert isinstance(bad, BadRow) and bad.line == (1 if name == "a.jsonl" else -1)
     assert [row.text for row in rest] == (["good"] if name == "a.jsonl" else [])
 
 
@@ -614,7 +723,7 @@ def test_no_bytes_whatever_bring_a_traceback(content: bytes, name: str) -> None:
             found = _read(name, prefix + content)
         except UserError:
             continue
-        assert all(isinstance(row, (Row, BadRow)) and row.line >= 1 for row in found)
+        assert all(isinstance(row, (Row, BadRow)) and row.line for row in found)
 
 
 @pytest.mark.slow

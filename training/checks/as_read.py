@@ -18,6 +18,7 @@ from training.checks import check as checks
 from training.checks.check import Check
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.fast_tokenising import tokeniser
+from training.data.record import place
 from training.data.row_texts import RowText, RowTexts
 from training.llama import process
 from training.to_gguf.reader_metadata import TEMPLATE, end_id, tokenizer
@@ -53,8 +54,8 @@ def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, tex
         figures = {"prompts": len(chats), "rows": texts.rows, "of_rows": texts.total, "different": len(wrong), **flags}
         failure = ""
         if wrong:
-            place = f"{wrong[0].row.file}:{wrong[0].row.line}" if wrong[0].row.line else wrong[0].row.file
-            failure = f"{len(wrong)} texts are read as other tokens than were trained; {place}: {why_different(wrong[0], known)}"
+            where = place(wrong[0].row.file, wrong[0].row.line) if wrong[0].row.line else wrong[0].row.file
+            failure = f"{len(wrong)} texts are read as other tokens than were trained; {where}: {why_different(wrong[0], known)}"
         elif template and said.get(TEMPLATE) != template.exported:
             failure = "the chat template in the GGUF is not the one that was trained with"
         elif end is not None and end not in said["vocab"]["end"]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.base_model import BaseModel
+from training.data import template_trial
 from training.data.rows import Turn
 from training.errors import UserError
 from training.settings import Settings, prompt_template
-from training.system import paths
+from training.system import paths, privacy
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # A model that has no template of its own has never seen one; ChatML is what most tools and servers know.
 FOR_BASE_MODELS = "chatml"
+# What a rendering may have: characters of the template's own (tools and rules are some thousands), copies of the chat.
+MOST_WRITTEN, MOST_COPIES = 4_000_000, 4
+MOST_WORDS = 500  # characters of a template's own words that are told
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,20 @@ def choose(
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     system = settings.model.system_prompt or None
     today = today or datetime.date.today()
+    if source != "PROMPT_TEMPLATE" and settings.model.chat_template not in names():
+        template_trial.check(source, lambda: _first_renderings(jinja, special, today))
     if header := _missing_header(jinja, special, today):
         jinja += "{%- if add_generation_prompt %}{{- " + json.dumps(header, ensure_ascii=False) + " }}{%- endif %}"
         source += f", with the generation prompt that it lacks, {header!r}"
     return _tried(jinja, source, special, system, tokenizer, today)
+
+
+def _first_renderings(jinja: str, special: Mapping[str, str], today: datetime.date) -> None:
+    """Render what `_tried` will render, and a longer chat."""
+    asked = [Turn("user", QUESTION), Turn("assistant", ANSWER)]
+    for turns, add in ((asked[:1], True), (asked, False), ([Turn("system", SYSTEM), *asked * 3], False)):
+        with suppress(UserError):
+            _render(jinja, special, turns, add, today)
 
 
 def _missing_header(jinja: str, special: Mapping[str, str], today: datetime.date) -> str:
@@ -216,9 +230,37 @@ def _render(
         compiled, known = _compiled(jinja)
         names = {**known, **special, **dated, **(handed or {}), "messages": chat}
         names["add_generation_prompt"] = add_generation_prompt
-        return "".join(compiled.root_render_func(compiled.new_context(names, shared=True)))
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(f"the chat template refuses: {error}") from None
+        text = _joined(compiled.root_render_func(compiled.new_context(names, shared=True)), chat)
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever a template does, it is the template's refusal, in words that a terminal may see
+        words = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"the chat template refuses: {privacy.visible(words[:MOST_WORDS])}") from None
+    if "\0" in text or not (text.isascii() or _is_sound(text)):
+        raise UserError("the chat template writes a NUL character or half a character, which no tokenizer takes")
+    return text
+
+
+def _joined(parts: Iterable[str], chat: Sequence[Mapping[str, str]]) -> str:
+    """The whole of a rendering. ValueError where it is too long for what it is made of."""
+    most = MOST_WRITTEN + MOST_COPIES * sum(len(str(turn.get("content", ""))) for turn in chat)
+    found, size = [], 0
+    for part in parts:
+        found.append(part)
+        size += len(part)
+        if size > most:
+            raise ValueError(f"it writes more than {most:,} characters")
+    return "".join(found)
+
+
+def _is_sound(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=8)

@@ -58,7 +58,7 @@ def _header(values: list[str], path: Path, line: int) -> list[str]:
 
 
 def _lines(file: io.BufferedIOBase, path: Path, bad: list[BadRow]) -> Iterator[str]:
-    """Lines as text; bytes that are not UTF-8 become lone surrogates, so that their row can be named later."""
+    """Lines as text; an opened file is UTF-8, unless it is damaged or was changed since."""
     for item in numbered(file, path):
         if isinstance(item, BadRow):  # a row may go over several lines, so the reader has lost its place
             bad.append(BadRow(item.file, item.line, item.reason, fatal=True))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data import oddities, parallel_reading, row_files
 from training.data.oddities import Seen, count_rows
-from training.data.record import BadRow
+from training.data.record import BadRow, grouped
 from training.data.rows import Row, Turn
 from training.errors import UserError
 from training.settings import Settings, prompt_template
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-NAMED = 20  # bad rows that a message names; the rest is counted
+NAMED = 20  # reasons of bad rows that a message names; the rest is counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +123,18 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
 def write_rejected(path: Path, rejected: Sequence[BadRow]) -> None:
     """Write the rows that were left out, one JSON object a line: file, line, reason."""
     lines = (
-        privacy.as_json(privacy.hidden({"file": bad.file, "line": bad.line, "reason": bad.reason})) for bad in rejected
+        privacy.as_json(privacy.hidden({"file": bad.file, **_place(bad), "reason": bad.reason})) for bad in rejected
     )
     files.write_text(path, "".join(line + "\n" for line in lines))
 
 
+def _place(bad: BadRow) -> dict[str, int]:
+    return {"line": bad.line} if bad.line >= 0 else {"line": 1, "row": -bad.line}
+
+
 def bad_rows_error(rejected: Sequence[BadRow], title: str = "") -> UserError:
-    """The error that names the first NAMED bad rows and counts the rest."""
-    named = [str(bad) for bad in rejected[:NAMED]]
-    if len(rejected) > NAMED:
-        named.append(f"and {len(rejected) - NAMED:,} more")
+    """The error that names the first NAMED reasons, each with its first rows, and counts the rest."""
+    named = grouped(rejected, NAMED)
     count = f"{len(rejected):,} bad row{'s' * (len(rejected) != 1)}"
     return UserError(named, title or f"{count} (ON_BAD_ROW = skip goes on without them)")
 

@@ -149,11 +149,19 @@ def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> Piece:
         raise UserError("the chat template does not end this answer as it ends others")
     end = len(whole) - len(template.tail)
     content = messages[-1].content
-    if template.opens_think and "</think>" not in whole[len(prompt) : end]:
-        return Piece(prompt, _thought(content) + template.turn_end)
+    said = content.rpartition(THOUGHT)[2].strip()
+    if template.opens_think and whole[len(prompt) : end].count(THOUGHT) != 1:
+        # Not closed; or closed by the template, and again by the row's own thoughts.
+        answer = _thought(content)
+        if answer.count(THOUGHT) > 1:
+            raise UserError(f"the answer closes its thoughts twice: {THOUGHT} stands in it more than once")
+        return Piece(prompt, answer + template.turn_end)
+    if prompt.endswith(CLOSED_THOUGHTS) and THOUGHT in content and whole[:end].rstrip().endswith(said):
+        return Piece(
+            prompt, said + template.turn_end
+        )  # the prompt has closed the thoughts: there is no room for others
     if whole.startswith(prompt) and end >= len(prompt):
         return Piece(prompt, whole[len(prompt) : end] + template.turn_end)
-    said = content.rpartition("</think>")[2].strip()
     if prompt.endswith(CLOSED_THOUGHTS) and whole[:end].rstrip().endswith(said):
         return Piece(prompt, said + template.turn_end)  # inference puts an empty thought in front, training data do not
     raise UserError("the chat template's prompt for an answer is not how the answer's turn begins")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from training.data.opening import is_gbk
 from training.data.raw_lines import numbered
 from training.data.record import BadRow, Record, describe
 from training.system.wording import shorten
@@ -35,8 +34,8 @@ def parse(raw: bytes, path: Path, line: int) -> Record | BadRow:
         value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_object_without_doubles, parse_constant=_refuse_constant
         )
-    except UnicodeDecodeError as error:
-        return BadRow(str(path), line, _not_utf8(raw, error))
+    except UnicodeDecodeError:  # an opened file is UTF-8, unless it is a damaged gzip file, or was changed since
+        return BadRow(str(path), line, "not UTF-8", fatal=True)
     except json.JSONDecodeError as error:
         return BadRow(str(path), line, _not_json(raw, error, line))
     except _NotJSON as error:
@@ -64,11 +63,6 @@ def _object_without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _NotJSON(f"not JSON: {name} is not a JSON value")
-
-
-def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> str:
-    reason = f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
-    return f"{reason}; it may be GBK: save the file as UTF-8" if is_gbk(raw) else reason
 
 
 def _not_json(raw: bytes, error: json.JSONDecodeError, line: int) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.data.record import SHOWN, place, places
 from training.data.rows import WRITTEN_TURN, Row
 from training.system.wording import shorten
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SHOWN = 5  # lines that a warning names
 MOST_COLUMNS = 20  # unused columns that are told of: a broken file may have a new one in every row
 SHORT_ANSWER, LONG_ROW = 2, 100_000  # characters: a row outside of these is worth a look
 # UTF-8 that was read as Latin-1 or cp1252 ("Ã©", "â€™", "ä½\xa0"), or what a decoder puts where it gave up.
@@ -142,9 +142,8 @@ def warnings(path: Path, seen: Seen, rows: datasets.Dataset) -> list[str]:
 
 def warning(path: Path | str, lines: Sequence[int], count: int, what: str) -> str:
     """`path:4: 7 rows <what>; lines 4, 9, 12, 15, 16 and 2 more`. `lines`: those of the first rows."""
-    more = f" and {count - len(lines):,} more" if count > len(lines) else ""
-    named = f"; lines {', '.join(map(str, lines))}{more}" if count > 1 else ""
-    return f"{path}:{lines[0]}: {count_rows(count)} {what}{named}"
+    named = f"; {places(lines, count)}" if count > 1 else ""
+    return f"{place(path, lines[0])}: {count_rows(count)} {what}{named}"
 
 
 def _repeated(numbers: array[int]) -> NDArray[np.int64]:

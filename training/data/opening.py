@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+from training.data import text_encoding
 from training.errors import UserError
 
 # What reading a gzip file raises that is cut short or changed.
@@ -54,17 +55,8 @@ def damaged(error: Exception) -> str:
     return f"the gzip file is damaged or cut short here ({error})"
 
 
-def is_gbk(raw: bytes) -> bool:
-    """Whether bytes that are not UTF-8 may be GBK, in which Chinese Windows writes."""
-    try:
-        raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _open(path: Path) -> io.BufferedIOBase:
-    """The file's bytes, unpacked when it is gzip (told by its first bytes, not by its name), after the BOM."""
+    """The file's bytes, unpacked when it is gzip (told by its first bytes, not by its name), after the BOM. All UTF-8."""
     if not path.exists():
         raise UserError(f"{path}: there is no such file")
     if path.is_dir():
@@ -77,10 +69,12 @@ def _open(path: Path) -> io.BufferedIOBase:
         file.close()
         file = gzip.open(path, "rb")  # noqa: SIM115 (the caller closes it)
         head = _head_of_gzip(file)
-    if problem := _unfit(head):
+    begin = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
+    unfit = _unfit(head)
+    if problem := f"{path}: {unfit}" if unfit else _not_utf8(file, path, begin):
         file.close()
-        raise UserError(f"{path}: {problem}")
-    file.seek(len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0)
+        raise UserError(problem)
+    file.seek(begin)
     return file
 
 
@@ -89,6 +83,15 @@ def _head_of_gzip(file: io.BufferedIOBase) -> bytes:
         return file.read(HEAD)
     except DAMAGE:  # reported with its line when it is read
         return b""
+
+
+def _not_utf8(file: io.BufferedIOBase, path: Path, begin: int) -> str:
+    """Why the file is not to be read as UTF-8; "" where it is, as far as it can be read."""
+    file.seek(0)
+    try:
+        return text_encoding.problem(file, path, marked=begin > 0)
+    except DAMAGE:  # reported with its line when it is read
+        return ""
 
 
 def _unfit(head: bytes) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.data.opening import is_gbk
 from training.data.record import BadRow, Record, describe
 from training.data.row_files import records
 from training.errors import UserError
@@ -255,10 +254,8 @@ def _sound(value: object, name: str) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             code = ord(value[error.start])
-            if 0xDC80 <= code <= 0xDCFF:  # how the readers hand on a byte of a CSV or TXT file that is not UTF-8
-                raw = value.encode("utf-8", "surrogateescape")
-                maybe = " (it may be GBK)" if is_gbk(raw) else ""
-                raise _Bad(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x}; save the file as UTF-8{maybe}") from None
+            if 0xDC80 <= code <= 0xDCFF:  # how the readers hand on a byte that is not UTF-8
+                raise _Bad(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x}") from None
             raise _Bad(f"{name} holds half a character (a lone surrogate, \\u{code:04x})") from None
     return value
 

@@ -11,7 +11,7 @@ from training.data.record import BadRow, Record
 
 
 def lines(file: io.BufferedIOBase, path: Path, before: int = 0) -> Iterator[Record | BadRow]:
-    """Each line as {text}. Bytes that are not UTF-8 become lone surrogates, so that their row can be named later."""
+    """Each line as {text}. An opened file is UTF-8, unless it is damaged or was changed since."""
     for item in numbered(file, path, before):
         if isinstance(item, BadRow):
             yield item

@@ -19,8 +19,8 @@ from training.data.dataset import as_row
 from training.data.encoding import IGNORED, Encoded, NothingToTrain, Plan, assemble, plan_row
 from training.data.fast_tokenising import quick_tokeniser
 from training.data.fingerprint import Options, fingerprint
-from training.data.oddities import SHOWN, warning
-from training.data.record import BadRow
+from training.data.oddities import warning
+from training.data.record import SHOWN, BadRow
 from training.data.rows import Row
 from training.system import files, pool, this_machine
 from training.system.progress_bar import gauge
@@ -184,10 +184,11 @@ def warnings(data: datasets.Dataset, max_length: int) -> list[str]:
         found = columns.filter(chosen)
         for file in pc.unique(found["file"]).to_pylist():
             own = found.filter(pc.equal(found["file"], file))
-            lines = np.unique(own["line"].to_numpy())  # a row may have given several sequences
+            # A row may have given several sequences. Numbers of rows, which are negative, are told by their size.
+            lines = sorted(np.unique(own["line"].to_numpy()).tolist(), key=abs)
             token = own["special"][0].as_py()
             note = f" ({token})" if "special token" in what else ""
-            told.append(warning(file, lines[:SHOWN].tolist(), len(lines), what + note))
+            told.append(warning(file, lines[:SHOWN], len(lines), what + note))
     return told
 
 

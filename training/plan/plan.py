@@ -18,7 +18,7 @@ from training.base_model import BaseModel, leftovers, weights_fit
 from training.checks import gguf_files
 from training.checks.as_read import Difference, differences, read_when_composed, why_different
 from training.data import BadRow, ChatTemplate, Data, chat_template, dataset, serving, tokenising
-from training.data.oddities import SHOWN
+from training.data.record import SHOWN, place
 from training.data.row_texts import RowTexts, row_texts
 from training.data.tokenising import Summary
 from training.errors import UserError
@@ -272,7 +272,7 @@ def hold(vocabulary: Path | None, plan: Plan) -> None:
     if other := [one for one in different if one.row not in composed]:
         raise UserError(_refused(other, plan.tokenizer), _title(other, texts))
     if composed:
-        named = ", ".join(dict.fromkeys(f"{row.file}:{row.line}" for row in composed[:SHOWN]))
+        named = ", ".join(dict.fromkeys(place(row.file, row.line) for row in composed[:SHOWN]))
         logger.warning(
             "{}{}: text outside Unicode NFC is trained as its NFC form; Ollama reads the NFC form as the same tokens, and "
             "other forms as others",
@@ -293,5 +293,7 @@ def _refused(different: Sequence[Difference], tokenizer: PreTrainedTokenizerBase
     first: dict[tuple[str, int], Difference] = {}
     for one in different:
         first.setdefault((one.row.file, one.row.line), one)
-    named = [f"{one.row.file}:{one.row.line}: {why_different(one, tokenizer)}" for one in list(first.values())[:SHOWN]]
+    named = [
+        f"{place(one.row.file, one.row.line)}: {why_different(one, tokenizer)}" for one in list(first.values())[:SHOWN]
+    ]
     return named + ([f"and {len(first) - SHOWN:,} more"] if len(first) > SHOWN else [])
