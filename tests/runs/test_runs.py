@@ -464,3 +464,19 @@ def test_a_run_directory_that_cannot_be_filled_is_told_and_not_left(tmp_path, mo
     ):
         runs.create(tmp_path)
     assert list(tmp_path.glob("finetune_*")) == []
+
+
+def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_model(tmp_path, monkeypatch):
+    from training.report import gathering
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "report.html"))
+
+    monkeypatch.setattr(gathering, "write", refuse)
+    run, said = runs.create(tmp_path), []
+    sink = logger.add(said.append, format="{message}")
+    gathering.complete(run)
+    logger.remove(sink)
+    assert runs.open_run(run.path).status["state"] == "completed"
+    assert "report.html: the disk is full" in said[0]
+    assert f"export_ollama.sh --modelfile-only {run.path}` writes its report" in said[0]
