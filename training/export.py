@@ -22,7 +22,7 @@ from training import runs
 from training.errors import FinetuneError, RunError, UserError
 from training.pipeline.export_stages import STAGES, export, finish, write_modelfile
 from training.runs import Run, Stage, directory
-from training.system import files, forkserver, launchers, log
+from training.system import files, forkserver, io_errors, launchers, log
 from training.system.parent_watch import end_with_parent
 from training.system.signals import Signals
 from training.to_gguf import Job, adapter_gguf
@@ -64,8 +64,11 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
     except Exception as error:  # our own mistake, or a library's: told in one line, the traceback is in the log
         logger.opt(exception=True).debug("unexpected")
-        words = f"{type(error).__name__}: {error}"
-        logger.error("export: {}; the traceback is in {}", words, log.SHARED_LOG)
+        if io_errors.is_one(error):
+            words, more = io_errors.told(error, arguments.run), f"\nthe run in {arguments.run} is as safe as it was"
+        else:
+            words, more = f"{type(error).__name__}: {error}", f"; the traceback is in {log.SHARED_LOG}"
+        logger.error("export: {}{}", words, more)
         if not alone:
             say(stage="export", message=words, safe=what_is_safe(job))
         return 1

@@ -46,7 +46,7 @@ from training.report import gathering
 from training.runs import Run, State, checkpoint, directory
 from training.settings import command_line, load
 from training.settings.command_line import Arguments
-from training.system import files, foreign_code, forkserver, launchers, log, paths, records, this_machine
+from training.system import files, foreign_code, forkserver, io_errors, launchers, log, paths, records, this_machine
 from training.system.events import Events
 from training.system.signals import Signals
 from training.train import engine
@@ -111,7 +111,8 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     except FinetuneError as error:
         return ending.failed(error)
     except Exception as error:
-        return ending.failed(unexpected(error, ending.run))
+        refused = io_errors.is_one(error)
+        return ending.failed((not_written if refused else unexpected)(error, ending.run))
     return ending.done(plan, run, events)
 
 
@@ -187,7 +188,10 @@ class Ending:
             return error.exit_code
         self.run.update(state=state, error=str(error), eta=None)
         try:
-            gathering.write(self.run, state, error)
+            if gathering.has_plan(self.run):
+                gathering.write(self.run, state, error)
+        except OSError as problem:
+            logger.warning("no report: {}", io_errors.told(problem, self.run.path))
         except Exception as problem:
             # The run has failed already: that, and where it is, must still be told.
             logger.warning("no report: {}", problem)
@@ -208,6 +212,27 @@ def unexpected(error: Exception, run: Run | None) -> RunError:
     safe = checkpoint.where(run.path / runs.CHECKPOINTS) if run else ""
     words = f"{type(error).__name__}: {error}; the traceback is in {log.SHARED_LOG}"
     return RunError("unexpected", words, safe)
+
+
+def not_written(error: Exception, run: Run | None) -> FinetuneError:
+    """A file that could not be written or read: the stage, the file, what is safe and how to go on."""
+    logger.opt(exception=error).debug("not written")
+    words = io_errors.told(error, run.path if run else None)
+    if run is None:
+        return MachineError(f"{words}; nothing was begun")
+    last = "report" if run.stage("check") else "start"
+    return RunError(run.status.get("stage") or last, words, what_is_safe(run))
+
+
+def what_is_safe(run: Run) -> str:
+    """What a run that ends has on the disk, and how it goes on."""
+    if not directory.begun(run):
+        return "nothing was trained yet; ./run.sh starts a new run"
+    if run.stage("train") is not None:
+        return f"the adapter is safe in {run.path / runs.ADAPTER}; `./run.sh --resume {run.path}` does the rest"
+    if checkpoint.newest(run.path / runs.CHECKPOINTS) is None:
+        return f"nothing was trained yet; `./run.sh --resume {run.path}` begins again"
+    return checkpoint.where(run.path / runs.CHECKPOINTS)
 
 
 def check(arguments: Arguments, stdout: IO[str]) -> int:

@@ -93,6 +93,7 @@ def test_a_run_that_another_process_works_on_is_refused_with_the_command_that_te
 @pytest.mark.slow
 def test_a_run_killed_by_the_kernel_is_reported_as_out_of_memory(tmp_path):
     run = runs.create(tmp_path)
+    (run.path / runs.CONFIG).write_text("", encoding="utf-8")
     run.update(state="running", pid_started=1, oom_kills=this_machine.oom_kills())
     assert "its process is gone; ./run.sh --resume goes on" in status(run)
     if not out_of_memory():
@@ -410,3 +411,72 @@ def test_a_setting_that_came_after_a_run_was_made_counts_as_its_default():
     checkpoint.refuse_mismatch({"LoRA.R": 16}, {"LoRA.R": 16, "Training.SEED": 3407, "Dataset.TRAIN_ON": "completion"})
     with pytest.raises(UserError, match="Training.SEED = 3407 in the run, 1 now"):
         checkpoint.refuse_mismatch({"LoRA.R": 16}, {"LoRA.R": 16, "Training.SEED": 1})
+
+
+def test_the_last_word_of_a_run_is_tried_again_where_the_disk_refuses_it_once(tmp_path, monkeypatch):
+    run, real, refused = runs.create(tmp_path), files.write_json, []
+
+    def once(path: Path, value: object) -> None:
+        if not refused:
+            refused.append(path)
+            raise OSError(5, "Input/output error", str(path))
+        real(path, value)
+
+    monkeypatch.setattr(files, "write_json", once)
+    monkeypatch.setattr(directory, "WAITS", (0.0,))
+    run.update(state="completed")
+    assert refused and runs.open_run(run.path).status["state"] == "completed"
+
+
+def test_a_run_whose_report_is_there_is_completed_though_status_json_could_not_say_so(tmp_path):
+    run = runs.create(tmp_path)
+    run.update(state="running", pid=None, stages={"check": {}})
+    assert directory.state(run) == "killed"
+    (run.path / runs.REPORT).write_text("{}", encoding="utf-8")
+    assert directory.state(run) == "completed"
+
+
+def test_a_run_that_ended_before_its_settings_were_written_says_so_and_leaves_older_ones_to_be_resumed(tmp_path):
+    from training.control import resume
+
+    older, newer = runs.create(tmp_path), runs.create(tmp_path)
+    (older.path / "config.ini").write_text("", encoding="utf-8")
+    for run in (older, newer):
+        run.update(state="running", pid=None)
+    assert commands.killed_by(newer) == resume.NEVER_BEGAN
+    assert "--resume goes on" in commands.killed_by(older)
+    options = ["--resume", "--output", str(tmp_path)]
+    assert resume.to_resume(command_line.parse(options)).path == older.path
+    with pytest.raises(UserError, match="ended before it began: it has no config.ini, and nothing was trained"):
+        resume.to_resume(command_line.parse(["--resume", str(newer.path), "--output", str(tmp_path)]))
+    with pytest.raises(UserError, match="no run .* waits to be resumed"):
+        (older.path / "config.ini").unlink()
+        resume.to_resume(command_line.parse(options))
+
+
+def test_a_run_directory_that_cannot_be_filled_is_told_and_not_left(tmp_path, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files, "private_folder", refuse)
+    with pytest.raises(
+        MachineError, match="OUTPUT_DIR .* cannot be written: Read-only file system; choose another one"
+    ):
+        runs.create(tmp_path)
+    assert list(tmp_path.glob("finetune_*")) == []
+
+
+def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_model(tmp_path, monkeypatch):
+    from training.report import gathering
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "report.html"))
+
+    monkeypatch.setattr(gathering, "write", refuse)
+    run, said = runs.create(tmp_path), []
+    sink = logger.add(said.append, format="{message}")
+    gathering.complete(run)
+    logger.remove(sink)
+    assert runs.open_run(run.path).status["state"] == "completed"
+    assert "report.html: the disk is full" in said[0]
+    assert f"export_ollama.sh --modelfile-only {run.path}` writes its report" in said[0]

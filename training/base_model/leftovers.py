@@ -8,13 +8,13 @@ converted is what `weights.shards` names, and nothing else.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from training.base_model import safetensors_file
 from training.errors import RunError
+from training.system import temporary
 
 SAFE, PICKLED = ".safetensors", (".bin", ".pt", ".pth")
 
@@ -70,9 +70,9 @@ def kept_out(folder: Path) -> Iterator[Path]:
 @contextmanager
 def linked(folder: Path, without: Collection[str]) -> Iterator[Path]:
     """A folder of links to all that lies in a model folder but for the names `without`; gone after the block."""
-    with tempfile.TemporaryDirectory(prefix="finetune-base-") as room:
+    with temporary.folder("base") as room:
         # Of the same name: the converter writes the folder's into the file.
-        seen = Path(room) / folder.name
+        seen = room / folder.name
         seen.mkdir()
         for entry in folder.iterdir():
             if entry.name not in without:

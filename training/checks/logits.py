@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from training.checks.gguf_files import MOST_KL
 from training.evaluation import divergence, reference
 from training.evaluation.divergence import Agreement
 from training.evaluation.reference import Reference, TooLarge
+from training.system import temporary
 
 # Merged against base + adapter, as a share of the KL of the training on the same rows: the merge rounds every targeted
 # weight to 16 bits, and of a short training most changes are less than half a step. Measured in float32 (SmolLM2-135M,
@@ -89,8 +89,8 @@ def _compared(
     The merged one is opened when base + adapter has been freed, so that the two are in memory one after the other. The
     first one's logits wait on the disk.
     """
-    with tempfile.TemporaryDirectory(prefix="finetune-logits-") as folder, ExitStack() as stack:
-        kept = Path(folder) / "kept"
+    with temporary.folder("logits") as folder, ExitStack() as stack:
+        kept = folder / "kept"
         with reference.opened(base, memory, adapter) as model:
             if isinstance(model, TooLarge):
                 return f"base + adapter was not run: {model.reason}"

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import IO, Any
 
 from training import runs
-from training.control.resume import output_dir
+from training.control.resume import NEVER_BEGAN, output_dir
 from training.errors import MachineError, UserError
 from training.runs import Run, directory
 from training.settings.command_line import Arguments
@@ -51,6 +51,8 @@ def status(arguments: Arguments, stdout: IO[str]) -> int:
 
 def killed_by(run: Run) -> str:
     """Why a process is gone without a word: out of memory where the kernel counts a kill since the run began."""
+    if not directory.begun(run):
+        return NEVER_BEGAN
     before = run.status.get("oom_kills")
     now = oom_kills()
     if before is not None and now is not None and now > before:

@@ -18,6 +18,9 @@ from training.system import files, log
 from training.system.events import Events
 from training.system.this_machine import oom_kills
 
+# Of a run that ended before its settings were written.
+NEVER_BEGAN = f"ended before it began: it has no {runs.CONFIG}, and nothing was trained; ./run.sh starts a new run"
+
 
 def output_dir(arguments: Arguments) -> Path:
     """OUTPUT_DIR of the settings that the command line names."""
@@ -42,7 +45,7 @@ def to_resume(arguments: Arguments) -> Run | None:
         every = [
             run
             for run in runs.history(output_dir(arguments))
-            if directory.state(run) in ("interrupted", "failed", "killed")
+            if directory.state(run) in ("interrupted", "failed", "killed") and directory.begun(run)
         ]
         if not every:
             raise UserError(f"no run under {output_dir(arguments)} waits to be resumed; ./run.sh starts a new one")
@@ -52,6 +55,8 @@ def to_resume(arguments: Arguments) -> Run | None:
         raise UserError(f"{run.path} is running (process {run.status['pid']}); ./run.sh --follow {run.path} shows it")
     if state == "completed":
         raise UserError(f"{run.path} is done already; ./run.sh starts a new run")
+    if not directory.begun(run):
+        raise UserError(f"{run.path} {NEVER_BEGAN}")
     return run
 
 
@@ -80,7 +85,7 @@ def began_on(run: Run | None) -> date | None:
 
 def offer_resume(folder: Path) -> None:
     """Say how a stopped run could go on, before a new one starts."""
-    every = runs.history(folder)
+    every = [run for run in runs.history(folder) if directory.begun(run)]
     if every and directory.state(every[-1]) in ("interrupted", "killed"):
         last = every[-1]
         logger.info(
@@ -107,6 +112,7 @@ def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
     files.private(run.path / runs.CONFIG)
     log.join_run(run.path / runs.LOG)
     files.remove_partial(run.path)
+    events = Events(run.path / runs.EVENTS, stdout)
     done = run.stage("train") is not None
     run.update(
         state="running",
@@ -117,4 +123,4 @@ def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
         **directory.identity(),
     )
     logger.info("resuming {}", run.path)
-    return run, Events(run.path / runs.EVENTS, stdout)
+    return run, events

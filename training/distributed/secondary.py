@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from loguru import logger
 
@@ -12,6 +10,7 @@ from training.distributed import launcher
 from training.errors import Interrupted, RunError
 from training.plan import Plan
 from training.runs import Run
+from training.system import temporary
 from training.system.signals import Signals
 from training.train import Loaded, Order, Session, engine, loop, machines, state
 
@@ -24,8 +23,8 @@ def follow(
     Raises RunError, or Interrupted when the run was stopped (from any of the machines).
     """
     with (
-        tempfile.TemporaryDirectory(prefix="finetune-") as folder,
-        launcher.several(plan, fingerprint, Run(Path(folder)), give_up) as crew,
+        temporary.folder("second") as folder,
+        launcher.several(plan, fingerprint, Run(folder), give_up) as crew,
     ):
         loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
         crew.wait()

@@ -19,7 +19,7 @@ from training.ollama import modelfile
 from training.report import gathering
 from training.runs import Run, Stage
 from training.settings.names import NEED_IMPORTANCE_MATRIX
-from training.system import files, records
+from training.system import files, io_errors, records
 from training.system.events import Events
 from training.to_gguf import Job, conversion, importance, merging, reader_metadata
 from training.to_gguf.importance import Importance
@@ -55,7 +55,7 @@ def _stages(job: Job, only: Stage | None, first: Sequence[Stage], tell: Callable
         try:
             record = work(job)
         except OSError as error:
-            raise RunError(name, str(error), what_is_safe(job)) from error
+            raise RunError(name, io_errors.told(error, job.run.path), what_is_safe(job)) from error
         except RunError as error:
             raise RunError(error.stage, error.message, error.safe or what_is_safe(job)) from error
         seconds = round(time.perf_counter() - began, 1)
@@ -104,7 +104,7 @@ def _quantise(job: Job) -> dict[str, Any]:
         measured = _measure(job, matrix) if any(method in NEED_IMPORTANCE_MATRIX for method in methods) else None
         table = [_quantised(job, method, matrix) for method in methods]
     finally:
-        matrix.unlink(missing_ok=True)
+        files.remove(matrix)
     return {"quantised": table} | ({"importance": records.plain(measured)} if measured else {})
 
 
@@ -173,10 +173,10 @@ def finish(job: Job) -> None:
     Not so where FAIL_IF_WORSE had ended it: that is a failure, exported or not.
     """
     run = job.run
-    planned = (run.path / runs.CHECKPOINTS / gathering.PLANNED).is_file()
     chosen = job.settings.training
     failed = chosen.fail_if_worse and gathering.worse(run, best=bool(chosen.early_stopping_patience))
-    if run.status.get("state") == "completed" or run.stage("train") is None or failed or not planned:
+    done = run.status.get("state") == "completed" and (run.path / runs.REPORT).is_file()
+    if done or run.stage("train") is None or failed or not gathering.has_plan(run):
         return
     gathering.complete(run)
     Events(run.path / runs.EVENTS).emit("done", run=str(run.path), exit_code=0)
@@ -202,7 +202,7 @@ def tidy(job: Job) -> None:
     if not job.settings.quantization.keep_merged:
         shutil.rmtree(job.merged, ignore_errors=True)
     if job.f16.parent != job.run.path:
-        job.f16.unlink(missing_ok=True)
+        files.remove(job.f16)
 
 
 def _all_quantised(job: Job) -> bool:

@@ -6,6 +6,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
+from loguru import logger
+
 from training import evaluation, runs
 from training.checks import Outcome
 from training.checks.all_checks import Measured
@@ -27,7 +29,7 @@ from training.report.schema import (
     TrainingFacts,
 )
 from training.runs import Run, State
-from training.system import files, records
+from training.system import files, io_errors, paths, records
 
 if TYPE_CHECKING:
     import datasets
@@ -62,14 +64,28 @@ def keep(plan: Plan, run: Run) -> None:
     files.write_json(run.path / runs.CHECKPOINTS / PLANNED, schema.plain(planned))
 
 
+def has_plan(run: Run) -> bool:
+    """Whether there is what `keep` wrote down: a run that ended before has nothing to report."""
+    return (run.path / runs.CHECKPOINTS / PLANNED).is_file()
+
+
 def write(run: Run, state: State, error: FinetuneError | None = None) -> None:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
     writing.write(run.path, gather(run, state, error))
 
 
 def complete(run: Run) -> None:
-    """The end of a run that is done: its report, and the state that says so."""
-    write(run, "completed")
+    """The end of a run that is done: its report, and the state that says so.
+
+    The model is finished and checked: a report that the disk does not take makes no failure of it.
+    """
+    try:
+        write(run, "completed")
+    except OSError as error:
+        logger.warning(
+            "no report: {}. The model is finished; `{}/export_ollama.sh --modelfile-only {}` writes its report",
+            io_errors.told(error, run.path), paths.ROOT, run.path,
+        )  # fmt: skip
     run.update(state="completed", stage=None, progress=100, eta=None, error=None)
 
 

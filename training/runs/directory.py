@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.errors import MachineError, UserError
-from training.system import files, privacy
+from training.system import files, io_errors, privacy
 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
@@ -20,6 +21,8 @@ REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
 
 Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
+# The seconds after which the end of a run is tried to be written again: programs wait for it.
+WAITS = (0.1, 0.5, 2.0)
 
 
 @dataclass
@@ -32,15 +35,24 @@ class Run:
     held: int | None = field(default=None, repr=False)
 
     def update(self, **changes: object) -> None:
-        """Change fields of status.json, which holds no secrets. One that cannot be written (full disk) stops nothing."""
+        """Change fields of status.json, which holds no secrets. One that cannot be written (full disk) stops nothing.
+
+        The state in which a run ends is the last that is written of it: it is tried again.
+        """
         self.status.update(changes)
         self.status["updated"] = round(time.time(), 3)
-        try:
-            files.write_json(self.path / STATUS, privacy.hidden(self.status))
-        except OSError as error:
-            from loguru import logger
+        ends = changes.get("state") in ("completed", "interrupted", "failed")
+        for wait in (*WAITS, None) if ends else (None,):
+            try:
+                files.write_json(self.path / STATUS, privacy.hidden(self.status))
+                return
+            except OSError as error:
+                if wait is not None:
+                    time.sleep(wait)
+                    continue
+                from loguru import logger
 
-            logger.warning("cannot write {}: {}", self.path / STATUS, error.strerror)
+                logger.warning("cannot write {}", io_errors.told(error, self.path / STATUS))
 
     def reload(self) -> None:
         """Read status.json again, after another process has worked on the run."""
@@ -60,15 +72,19 @@ def create(output_dir: Path) -> Run:
     """Make the next run directory and point `latest` at it. Raises MachineError when OUTPUT_DIR cannot be written."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        path = _new_directory(output_dir)
+        run = Run(_new_directory(output_dir))
+        try:
+            lock(run)
+            files.private_folder(run.path / CHECKPOINTS)
+        except OSError:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
     except OSError as error:
         raise MachineError(
             f"OUTPUT_DIR {output_dir} cannot be written: {error.strerror}; "
             "choose another one (OUTPUT_DIR in config.ini, or --output DIR)"
         ) from None
-    run = Run(path)
-    lock(run)
-    files.private_folder(path / CHECKPOINTS)
+    path = run.path
     run.update(v=1, run=path.name, state="queued", step=0, total=0, progress=0, eta=None, **identity())
     point_latest(path)
     return run
@@ -110,7 +126,7 @@ def point_latest(path: Path) -> None:
         partial.symlink_to(path.name)
         partial.replace(link)
     except OSError:
-        partial.unlink(missing_ok=True)
+        files.remove(partial)
 
 
 def open_run(path: Path) -> Run:
@@ -181,8 +197,14 @@ def state(run: Run) -> State:
     """The run's state as it is now: a run that says `running` but whose process is gone has been killed."""
     stored: State = run.status.get("state", "failed")
     if stored in ("running", "queued") and not alive(run):
-        return "killed"
+        # The report is the last but one that is written: then it was the word "completed" that the disk did not take.
+        return "completed" if (run.path / REPORT).is_file() and run.stage("check") is not None else "killed"
     return stored
+
+
+def begun(run: Run) -> bool:
+    """Whether a run got as far as its own settings, without which nothing was trained and nothing can go on."""
+    return (run.path / CONFIG).is_file()
 
 
 def size(run: Run | None) -> int:

@@ -33,7 +33,7 @@ def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
         partial.replace(path)
         sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
 
 
 @contextmanager
@@ -145,13 +145,19 @@ def append_whole(handle: int, content: bytes) -> None:
         raise
 
 
+def remove(path: Path) -> None:
+    """Remove a file that is of no use any more; one that cannot be removed is left, and spoils nothing that is done."""
+    with suppress(OSError):
+        path.unlink()
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what a killed process left half-written under a folder that nobody else is writing to."""
     for leftover in [*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*/*{PARTIAL}")]:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            remove(leftover)
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,6 @@ what else PEFT can do is worked into the factors where that is possible, and ref
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 from loguru import logger
@@ -20,7 +19,7 @@ from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.ollama import modelfile
 from training.ollama.modelfile_syntax import model_name_problems
-from training.system import files
+from training.system import files, temporary
 from training.to_gguf import conversion
 from training.to_gguf.job import Job
 
@@ -71,8 +70,8 @@ def write(base: Path, adapter: Path, out: Path) -> int:
     _refuse(changes)
     factors = [factor for change in changes for factor in (change.a, change.b) if factor is not None]
     need = sum(4 * (factor.size // safetensors_file.SIZES[factor.dtype]) for factor in factors)
-    with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as name, files.whole_file(out, shared=True) as partial:
-        _one_scale(changes, adapter, Path(name))
+    with temporary.folder("adapter") as name, files.whole_file(out, shared=True) as partial:
+        _one_scale(changes, adapter, name)
         arguments = ["--base", base.absolute(), "--outfile", partial.absolute(), "--outtype", "f32", name]
         conversion.work(STAGE, out, need, ["convert", CONVERTER, *arguments], None)
         conversion.check_written(STAGE, partial)

@@ -6,13 +6,13 @@ memory they took is given back. Nothing is downloaded. A file appears whole or n
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from typing import cast
 
 from training.errors import MachineError, RunError
 from training.settings.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
-from training.system import files, forkserver
+from training.system import files, forkserver, io_errors, temporary
 from training.to_gguf import converter_traceback
 
 METHODS = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX)
@@ -88,8 +88,8 @@ def _convert(
     pairs: Pairs | None,
     progress: Progress | None,
 ) -> None:
-    with files.whole_file(out, shared=True) as partial, tempfile.TemporaryDirectory(prefix="finetune-pairs-") as beside:
-        wanted = Path(beside) / "pairs.json"
+    with files.whole_file(out, shared=True) as partial, temporary.folder("pairs") as beside:
+        wanted = beside / "pairs.json"
         wanted.write_text(json.dumps(dict(pairs or {})), encoding="utf-8")
         arguments = [folder.absolute(), "--outfile", partial.absolute(), *options, *_model_name(folder)]
         work(stage, out, need, ["convert_with", wanted, CONVERTER, *arguments], progress)
@@ -200,6 +200,8 @@ def work(stage: str, out: Path, need: int, arguments: Sequence[object], progress
     if code:
         free = shutil.disk_usage(out.parent).free
         if free < SCRATCH or any("No space left on device" in line for line in printed):
+            if io_errors.out_of_inodes(out.parent):
+                raise RunError(stage, io_errors.told(OSError(errno.ENOSPC, ""), out))
             raise RunError(stage, f"the disk is full: {out} needs {need:,} bytes, {free:,} are free")
         raise RunError(stage, reason(printed, code))
     return printed

@@ -23,7 +23,7 @@ from training.base_model import kept_files, leftovers, lora_adapter, safetensors
 from training.base_model.lora_adapter import Change
 from training.base_model.safetensors_file import Tensor
 from training.errors import RunError
-from training.system import foreign_code
+from training.system import foreign_code, io_errors
 from training.system.files import whole_folder
 
 if TYPE_CHECKING:
@@ -139,8 +139,9 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
             _write_index(base, folder, planned)
         size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise RunError("merge", _disk(out, needed, 0) if full else f"{out} cannot be written: {error}", safe) from error
+        full = error.errno == errno.ENOSPC and not io_errors.out_of_inodes(out)
+        words = _disk(out, needed, 0) if full else f"{out} cannot be written: {io_errors.told(error, out)}"
+        raise RunError("merge", words, safe) from error
     written = planned.outputs.values()
     return MergeRecord(
         path=str(out),

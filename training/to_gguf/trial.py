@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training.errors import MachineError, RunError, UserError
 from training.settings.names import NEED_IMPORTANCE_MATRIX
-from training.system import foreign_code, forkserver
+from training.system import foreign_code, forkserver, temporary
 from training.system.parent_watch import end_with_parent
 from training.to_gguf.conversion import quantise, to_gguf, vocabulary
 
@@ -66,8 +65,7 @@ def _trial(
     from training.to_gguf import importance, trial_model
 
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="finetune-ready-") as name:
-        folder = Path(name)
+    with temporary.folder("ready") as folder:
         architecture = trial_model.make(folder / "model", config, tokenizer)
         made = time.monotonic()
         f16 = to_gguf(folder / "model", folder / "trial.f16.gguf")
@@ -102,12 +100,12 @@ def trial(
 
     The process is ended when the block is left, so that whoever finds a mistake meanwhile need not wait for it.
     """
-    with tempfile.TemporaryDirectory(prefix="finetune-trial-", ignore_cleanup_errors=True) as folder:
-        described = Path(folder) / "config.json"
+    with temporary.folder("trial") as folder:
+        described = folder / "config.json"
         described.write_text(json.dumps(config), encoding="utf-8")
         method = next((name for name in methods if name in NEED_IMPORTANCE_MATRIX), "q4_k_m")
-        kept = Path(folder) / "vocabulary.gguf"
-        child = forkserver.popen(Path(__file__), [described, tokenizer, method, kept], {"TMPDIR": folder})
+        kept = folder / "vocabulary.gguf"
+        child = forkserver.popen(Path(__file__), [described, tokenizer, method, kept], {"TMPDIR": str(folder)})
 
         def result() -> dict[str, Any]:
             printed = child.stdout.read().decode("utf-8", "replace").strip().splitlines()

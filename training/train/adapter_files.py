@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from training import runs
 from training.errors import RunError
 from training.runs import checkpoint
-from training.system import files
+from training.system import files, io_errors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,10 +49,11 @@ def _sort_modules(config: Path) -> None:
 
 def disk_error(error: Exception, folder: Path, model: PeftModel) -> RunError:
     """A write that failed, with the room that a checkpoint needs, what there is of it, and what is safe."""
-    free = shutil.disk_usage(folder).free
-    full = getattr(error, "errno", errno.ENOSPC) in (errno.ENOSPC, errno.EDQUOT, None)
+    free = shutil.disk_usage(io_errors.nearest(folder)).free
+    # torch says that a write failed, and not why.
+    full = io_errors.number(error) in (errno.ENOSPC, None) and not io_errors.out_of_inodes(folder)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     needed = 3 * trained  # with the two moments of Adam
     room = f"a checkpoint under {folder} needs about {needed:,} bytes, {free:,} are free"
-    what = f"the disk is full: {room}; make room first" if full else str(error)
+    what = f"the disk is full: {room}; make room first" if full else io_errors.told(error, folder)
     return RunError("checkpoint", what, checkpoint.where(folder))

@@ -7,11 +7,10 @@ process, and names bound earlier stay unpatched. So one process has one engine, 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from loguru import logger
 from training.base_model import BaseModel, leftovers, load_tokenizer, lora_adapter, weights_fit
 from training.errors import Interrupted, MachineError, RunError, UserError
 from training.settings import Settings
+from training.system import temporary
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -72,8 +72,9 @@ def _start_unsloth(on_cpu: bool) -> None:
     It writes code at import, when no run directory is there yet (and `--check` makes none): into a folder of this
     process's own, which goes with it; two runs at once do not write into each other's.
     """
-    compiled = tempfile.mkdtemp(prefix="finetune-unsloth-")
-    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    kept = contextlib.ExitStack()
+    atexit.register(kept.close)
+    compiled = str(kept.enter_context(temporary.folder("unsloth")))
     os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled  # else a folder where the caller stands
     # Else a Hub download that can hang for two minutes.
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"

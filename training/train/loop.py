@@ -13,6 +13,7 @@ from training import runs
 from training.errors import FinetuneError, Interrupted, RunError
 from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
+from training.system import io_errors
 from training.train import callback, hooks, machines, updates
 from training.train.adapter_files import WEIGHTS, disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 SMALLER = "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true"
 # Seconds in which the end of another rank is known, after the connection to it has closed.
 LOST = 5.0
-# What torch, safetensors and tokenizers say when a write fails, in words of their own instead of an OSError.
-WRITE_FAILED = ("No space left", "file write failed", "unexpected pos", "PytorchStreamWriter failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ def train(loaded: Loaded, order: Order, session: Session) -> Result:
         # A connection that closed may be the first to be noticed of the end of another rank.
         if lost := session.lost(within=LOST) or machines.lost(error, session.watch):
             raise lost from error
-        if any(words in str(error) for words in WRITE_FAILED):
+        if io_errors.is_one(error):
             raise disk_error(error, session.watch.folder, loaded.model) from error
         if not isinstance(error, RuntimeError):
             raise

@@ -1,0 +1,80 @@
+"""A read or a write that the system refused, in words: the file, what happened, and what would do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+# What would do. Of other numbers the system's own words are told alone.
+REMEDIES = {
+    errno.EIO: "the drive, or the network that it hangs on, fails: `dmesg` tells more",
+    errno.EDQUOT: "your quota is used up: make room first",
+    errno.EROFS: "it can only be read: a drive that fails is made so by the system, `dmesg` tells more",
+    errno.ENOENT: "another program has removed it",
+    errno.ESTALE: "the network drive has forgotten it: mount it again",
+    errno.EACCES: "give yourself the right to it",
+    errno.EPERM: "give yourself the right to it",
+    errno.EMFILE: "raise the limit of open files: `ulimit -n 4096`",
+    errno.EFBIG: "raise the limit of a file's size: `ulimit -f unlimited`",
+}
+# What libraries say of it when they do not say it with an OSError: safetensors and tokenizers (Rust), torch.
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+_WRITE_FAILED = ("file write failed", "unexpected pos", "PytorchStreamWriter failed")
+
+# OSErrors that are about no file.
+_OF_PROCESSES = (ConnectionError, BrokenPipeError, ChildProcessError, ProcessLookupError, BlockingIOError)
+
+
+def number(error: BaseException) -> int | None:
+    """The errno of a read or write that failed, as far as it can be known; None of anything else."""
+    if isinstance(error, OSError):
+        return error.errno
+    if (found := _NUMBER.search(str(error))) and (code := int(found[1] or found[2])) in (*REMEDIES, errno.ENOSPC):
+        return code
+    return errno.ENOSPC if "No space left" in str(error) else None
+
+
+def is_one(error: BaseException) -> bool:
+    """Whether an error is a read or write that the system refused, and no mistake of ours or a library's."""
+    if isinstance(error, _OF_PROCESSES):
+        return False
+    return number(error) is not None or any(words in str(error) for words in _WRITE_FAILED)
+
+
+def told(error: BaseException, beside: Path | None = None) -> str:
+    """FILE: what happened; what would do. `beside`: a folder on the same disk, for an error that names no file."""
+    code, name = number(error), getattr(error, "filename", None)
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else beside
+    if code == errno.ENOSPC:
+        return _no_room(path)
+    if code is None:
+        return (
+            f"a file under {beside} could not be written ({str(error).splitlines()[0]}): look whether the disk is full"
+        )
+    words = f"{path}: {os.strerror(code)}" if path else os.strerror(code)
+    return f"{words}; {REMEDIES[code]}" if code in REMEDIES else words
+
+
+def out_of_inodes(folder: Path) -> bool:
+    """Whether a file system has room for bytes, but for no more files."""
+    found = os.statvfs(nearest(folder))
+    return found.f_files > 0 and found.f_favail == 0
+
+
+def nearest(path: Path) -> Path:
+    """The path, or the first folder above it that is there."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
+def _no_room(path: Path | None) -> str:
+    if path is None:
+        return "the disk is full: make room first"
+    try:
+        if out_of_inodes(path):
+            return f"{path}: no more files fit on this disk (no inodes are left, `df -i`): remove files first"
+        found = os.statvfs(nearest(path))
+    except OSError:
+        return f"{path}: the disk is full; make room first"
+    return f"{path}: the disk is full, {found.f_bavail * found.f_frsize:,} bytes are free; make room first"
