@@ -172,13 +172,13 @@ def test_a_checkpoint_with_broken_files_is_damaged_and_the_one_before_it_is_used
     assert re.search(words, line)
 
 
-def test_whatever_stands_in_the_state_files_ends_in_words(config: Path) -> None:
-    """Fields and values at random, from a seed: no exception but ours leaves the commands."""
+def test_whatever_stands_in_the_state_files_ends_in_words(config: Path, pytestconfig: pytest.Config) -> None:
+    """Fields and values at random, from a seed: no exception but ours leaves the commands. --fuzz N for more."""
     chance = random.Random(7)
     values: list[object] = [None, True, -1, 0, 1e300, "x", [], {}, [1], {"a": 1}, [{}], "\ud800", 10**30, "running"]
     run = config.parent / "out" / "finetune_20260103_000000"
     (run / "config.ini").write_text("[Model]\n", encoding="utf-8")
-    for _ in range(150):
+    for _ in range(pytestconfig.getoption("--fuzz")):
         status = {key: chance.choice(values) for key in chance.sample(sorted(directory.KINDS), 3)}
         (run / "status.json").write_text(json.dumps(status))
         event = {key: chance.choice(values) for key in ("event", "step", "loss", "at_step", "total")}
