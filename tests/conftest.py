@@ -47,8 +47,9 @@ def kept_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """tests/run.sh tests --faults 500: a longer campaign. tests/run.sh tests/test_golden.py --golden: take what users see now."""
+    """tests/run.sh tests --faults 500: a longer campaign; --fuzz 20000: more random files. tests/run.sh tests/test_golden.py --golden: take what users see now."""
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
+    parser.addoption("--fuzz", type=int, default=150, help="how many random files of each kind are read")
     parser.addoption(
         "--golden", action="store_true", help="write tests/golden/ anew: a change of what users see is wanted"
     )

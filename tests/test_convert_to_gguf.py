@@ -121,6 +121,10 @@ def test_a_method_that_needs_an_importance_matrix_asks_for_a_text(tmp_path: Path
     assert "text.txt: a text of 200 words at least is wanted" in refused(*flags)
     text.write_bytes(b"\xff\xfe")
     assert "text.txt: not UTF-8 text (byte 0)" in refused(*flags)
+    for endless in ("/dev/zero", tmp_path / "pipe"):
+        if endless != "/dev/zero":
+            os.mkfifo(endless)
+        assert f"--calibration {endless}: is no file; a text is wanted" in refused(*flags[:-1], endless)
 
 
 # ---- done, and proved -----------------------------------------------------------------------------------------------

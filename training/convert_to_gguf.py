@@ -34,7 +34,7 @@ from training.llama import process as llama
 from training.ollama import Chat, modelfile
 from training.settings import Settings, names
 from training.settings.table import Dataset, Hardware, LoRA, Model, Quantization, Training
-from training.system import files, foreign_code, launchers, log
+from training.system import files, foreign_code, last_net, launchers, log
 from training.system.signals import Signals
 from training.to_gguf import conversion, importance, reader_metadata
 from training.to_gguf.chat import chat_of
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 F16 = "f16"
 LONGEST = 4096  # tokens of num_ctx at most: Ollama reserves memory for all of them, and models name 131072 and more
+MOST_CALIBRATION = 4_000_000  # characters
 FEWEST_WORDS = 200  # of a text for an importance matrix
 SAMPLE = (
     "The Danube rises in the Black Forest and flows through ten countries to the sea. In 1856 a treaty opened it to the "
@@ -182,10 +183,7 @@ def compose(base: BaseModel, gguf: str) -> tuple[str, Chat | None, list[str]]:
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return base_model.load_tokenizer(folder)
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise UserError(f"{folder}: its tokenizer cannot be read: {error}") from error
+    return base_model.load_tokenizer(folder)
 
 
 def _length(base: BaseModel) -> int | None:
@@ -215,6 +213,10 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         logger.error("{}", error)
         return MachineError.exit_code
+    except Exception as error:
+        told = last_net.caught(error)
+        logger.error("{}", told)
+        return told.exit_code
 
 
 def run(arguments: argparse.Namespace) -> list[Path]:
@@ -283,8 +285,13 @@ def _calibration(written: str | None, methods: Sequence[str]) -> str:
             f"--quantization {needing[0]}: it needs an importance matrix, and that a text like those the model is for: name "
             "one (--calibration FILE), or take q3_k_m or q2_k, which need none"
         )
+    file = Path(written).expanduser()
+    if file.exists() and not file.is_file():
+        raise UserError(f"--calibration {written}: is no file; a text is wanted")
     try:
-        text = Path(written).expanduser().read_text(encoding="utf-8-sig")
+        with file.open(encoding="utf-8-sig") as stream:
+            # 10,000 words are enough: what follows so many characters would only take memory.
+            text = stream.read(MOST_CALIBRATION)
     except UnicodeDecodeError as error:
         raise UserError(f"--calibration {written}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:

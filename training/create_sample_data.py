@@ -17,7 +17,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import FinetuneError, MachineError, UserError
-from training.system import files, privacy
+from training.system import files, last_net, privacy
 
 # Facts that stay true, and answers as one wants them from an assistant: the point first, in whole sentences.
 INSTRUCTIONS = [
@@ -143,6 +143,10 @@ def main(argv: Sequence[str]) -> int:
     except FinetuneError as error:
         privacy.tell(error)
         return error.exit_code
+    except Exception as error:
+        told = last_net.caught(error)
+        privacy.tell(told)
+        return told.exit_code
     return 0
 
 

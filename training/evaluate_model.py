@@ -34,7 +34,7 @@ from training.evaluation import Answer, Score, models, scoring
 from training.evaluation.models import Speaker
 from training.evaluation.scoring import Marks
 from training.evaluation.target import Target
-from training.system import files, foreign_code, launchers, log, paths, wording
+from training.system import files, foreign_code, last_net, launchers, log, paths, wording
 
 if TYPE_CHECKING:
     import datasets
@@ -230,6 +230,10 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        told = last_net.caught(error)
+        logger.error("{}", told)
+        return told.exit_code
     return 0
 
 

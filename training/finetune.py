@@ -46,7 +46,18 @@ from training.report import gathering
 from training.runs import Run, State, checkpoint, directory
 from training.settings import command_line, load
 from training.settings.command_line import Arguments
-from training.system import files, foreign_code, forkserver, io_errors, launchers, log, paths, records, this_machine
+from training.system import (
+    files,
+    foreign_code,
+    forkserver,
+    io_errors,
+    last_net,
+    launchers,
+    log,
+    paths,
+    records,
+    this_machine,
+)  # fmt: skip
 from training.system.events import Events
 from training.system.signals import Signals
 from training.train import engine
@@ -274,6 +285,10 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        told = last_net.caught(error)
+        logger.error("{}", told)
+        return told.exit_code
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
 from training.data.record import grouped
 from training.errors import FinetuneError, MachineError, UserError
-from training.system import files, privacy
+from training.system import files, last_net, privacy
 from training.system.signals import Signals
 from training.system.wording import shorten
 
@@ -229,6 +229,10 @@ def main(argv: Sequence[str]) -> int:
     except FinetuneError as error:
         privacy.tell(error)
         return error.exit_code
+    except Exception as error:
+        told = last_net.caught(error)
+        privacy.tell(told)
+        return told.exit_code
     return 0
 
 

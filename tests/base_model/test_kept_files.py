@@ -163,7 +163,8 @@ def test_a_tokenizer_is_taken_from_the_folder_and_from_no_other(tmp_path: Path) 
         locate(model)
     for wrong in ("[]", "{", '{"fast_tokenizer_files": 1}', '{"fast_tokenizer_files": [1]}'):
         names_of.write_text(wrong)
-        locate(model)
+        with pytest.raises(UserError, match="tokenizer_config.json"):
+            locate(model)
 
 
 def test_a_folder_of_links_to_a_shared_store_is_a_model(tmp_path: Path) -> None:

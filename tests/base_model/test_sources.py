@@ -356,6 +356,20 @@ def test_each_refusal_says_what_to_do(name: str, token: str, code: int, said: st
 
 
 @pytest.mark.tiny
+@pytest.mark.parametrize(
+    "page",
+    [b"<html><form>Log in</form></html>", b"[]", b"", b"7", b"null", b'{"id": 7, "sha": [], "siblings": 7}',
+     b'{"id": "org/good", "sha": "a", "siblings": [7]}'],
+)  # fmt: skip
+def test_an_answer_that_is_not_the_hubs_is_said_to_be_a_proxys(page: bytes, hub: Hub, tmp_path: Path) -> None:
+    hub.page = page
+    done = ask(hub, tmp_path / "home", "org/good")
+    assert done.code == 3
+    said = f"the Hub ({hub.address}) answers with something else than its API: a proxy or a login page?"
+    assert said in done.said
+
+
+@pytest.mark.tiny
 def test_a_cut_download_is_no_model_and_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     hub.cut = 15_000_000  # huggingface_hub writes blocks of 10 MB
     done = ask(hub, tmp_path / "home", "org/large")

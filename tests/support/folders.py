@@ -47,6 +47,8 @@ class Hub:
         self.models, self.gated, self.cut = models, gated, 0
         self.commits = {"main": "a" * 40, "v2": "b" * 40}
         self.requests: list[str] = []
+        # What is sent for every request, where a proxy stands between.
+        self.page: bytes | None = None
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -68,6 +70,8 @@ class Hub:
 
     def answer(self, to: BaseHTTPRequestHandler, body: bool) -> None:
         self.requests.append(f"{to.command} {to.path} {to.headers.get('Range', '')}".strip())
+        if self.page is not None:
+            return self.send(to, 200, self.page, body=body)
         path = to.path.partition("?")[0]
         found = re.match(r"/api/models/([\w.-]+/[\w.-]+)(?:/revision/([^/]+))?(/tree/([^/]+))?", path)
         if found:

@@ -44,7 +44,7 @@ def good(run: Path, **changes: Any) -> Report:
             tokens=9211,
             percentiles={"50": 61, "100": 131},
         ),
-        training=TrainingFacts(60, 60, 3.3, 3.18, 1.01, 1.01, 60, 412.3, 2_140_000_000),
+        training=TrainingFacts(60, 60, 3.3, 3.18, 1.01, 1.01, 60, False, 412.3, 2_140_000_000),
         samples=(Sample("Who are you?", "I am SmolLM.", "我是 my-assistant。", True),),
         scores=(Score("chrF", 12.1, 61.2, 60.4, 44.0, 54.1, 24, "better"),),
         quantised=(Quantised("my-assistant.Q4_K_M.gguf", "q4_k_m", 105_454_432, 0.02, 0.943, 12.4, "30 tensors q5_0"),),

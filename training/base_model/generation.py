@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from training.base_model import model_json
 
 if TYPE_CHECKING:
     from training.base_model.sources import BaseModel
@@ -15,8 +16,7 @@ FILE = "generation_config.json"
 def config(folder: Path) -> dict[str, Any]:
     """The generation_config.json of a model folder; nothing where it has none."""
     file = folder / FILE
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
+    return model_json.read(file) if file.is_file() else {}
 
 
 def generation_eos(base: BaseModel) -> list[int]:

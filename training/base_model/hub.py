@@ -6,7 +6,6 @@ become messages that say what to do. They never repeat what a library says: it m
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from training.base_model import model_folder
+from training.base_model import model_folder, model_json
 from training.errors import MachineError, UserError
 from training.system import privacy
 
@@ -42,7 +41,14 @@ def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
     _endpoint()
     with _explained(name, revision):
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    sizes = {file.rfilename: file.size for file in info.siblings or ()}
+        sizes = {file.rfilename: file.size for file in info.siblings or ()}
+        fits = isinstance(info.sha, str) and all(
+            isinstance(file, str) and (size is None or (isinstance(size, int) and size >= 0))
+            for file, size in sizes.items()
+        )
+        parameters = info.safetensors.total if info.safetensors else None
+    if not fits or not (parameters is None or isinstance(parameters, int)):
+        raise _strange()
     if acting := [file for file in sizes if privacy.visible(file) != file]:  # a progress bar would print it
         raise UserError(f"{name} has a file whose name holds control characters: {privacy.shown(acting[0])}")
     allowed, ignored = _patterns(trust_remote_code)
@@ -50,11 +56,12 @@ def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
     if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in wanted):
         raise UserError(f"{name}{_hint(sizes)}")
     with _explained(name, revision):
-        config = json.loads(Path(hf_hub_download(name, "config.json", revision=info.sha)).read_text("utf-8"))
+        config = model_json.parse(
+            Path(hf_hub_download(name, "config.json", revision=info.sha)).read_bytes(), f"{name}: config.json"
+        )
     if problems := model_folder.config_problems(config, trust_remote_code):
         raise UserError([f"{name}: {problem}" for problem in problems])
     known = [size for file in wanted if (size := sizes[file]) is not None]
-    parameters = info.safetensors.total if info.safetensors else None
     return Remote(info.sha, config, sum(known) if len(known) == len(wanted) else None, parameters)
 
 
@@ -159,13 +166,23 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         raise _Unreachable(_unreachable(name)) from None
     except httpx.HTTPError:
         raise _Unreachable(_unreachable(name)) from None
-    except (httpx.InvalidURL, ValueError, ImportError) as error:  # the address of a proxy, before anything is asked
-        if not isinstance(error, httpx.InvalidURL) and "proxy" not in str(error).lower():
-            raise
+    except (httpx.InvalidURL, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+        # The address of a proxy, before anything is asked; else the library made nothing of the answer.
+        if isinstance(error, (TypeError, KeyError, AttributeError)) or (
+            not isinstance(error, httpx.InvalidURL) and "proxy" not in str(error).lower()
+        ):
+            raise _strange() from None
         raise _Unreachable(
             "the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: it is written http://HOST:PORT, or "
             f"http://USER:PASSWORD@HOST:PORT ({privacy.shown(str(error)).rstrip('.')})"
         ) from None
+
+
+def _strange() -> _Unreachable:
+    return _Unreachable(
+        f"the Hub ({_endpoint()}) answers with something else than its API: a proxy or a login page? Check the network, "
+        "the proxy and HF_ENDPOINT, or name a local folder"
+    )
 
 
 def _unreachable(name: str) -> str:

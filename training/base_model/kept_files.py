@@ -152,7 +152,8 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name.lower(), pattern) for pattern in patterns)
+    # ._NAME is what macOS leaves beside NAME.
+    return not name.startswith("._") and any(fnmatchcase(name.lower(), pattern) for pattern in patterns)
 
 
 def _of_the_page(name: str) -> bool:

@@ -6,7 +6,6 @@ not fit its shape is an error. A merge that leaves something out trains for noth
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import warnings
@@ -17,9 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
-from training.base_model import safetensors_file
+from training.base_model import model_json, safetensors_file
 from training.base_model.safetensors_file import Tensor
 from training.errors import RunError
+from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
     import torch
@@ -159,9 +159,9 @@ def tying_known() -> Iterator[None]:
 def _config(adapter: Path) -> Config:
     """adapter_config.json; RunError when it is missing or asks for something that is not base + scaling * B A."""
     try:
-        config: dict[str, object] = json.loads((adapter / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError("merge", f"{adapter} is no PEFT adapter: {CONFIG} cannot be read ({error})") from None
+        config: dict[str, object] = model_json.read(adapter / CONFIG)
+    except Damaged as damage:
+        raise RunError("merge", f"{adapter} is no PEFT adapter: {str(damage).replace(f'{adapter}/', '')}") from None
     if not (adapter / WEIGHTS).is_file():
         raise RunError("merge", f"{adapter} is no PEFT adapter: {WEIGHTS} is missing")
     if config.get("peft_type") != "LORA":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import runpy
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from training.base_model import kept_files, safetensors_file
+from training.base_model import kept_files, model_json, safetensors_file
 from training.errors import MachineError, RunError, UserError
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -32,9 +31,10 @@ def find(path: Path) -> Path:
             return path / "merged"
         raise UserError(f"{path} is a run without a merged model (not finished, or KEEP_MERGED = false)")
     if (path / "adapter_config.json").is_file():
-        base = _json(path / "adapter_config.json").get("base_model_name_or_path", "its base model")
+        base = model_json.read(path / "adapter_config.json").get("base_model_name_or_path", "its base model")
         raise UserError(f"{path} is a LoRA adapter, no model: name the folder where it was merged, or {base}")
-    if ggufs := sorted(path.glob("*.gguf")):
+    # Not macOS's litter, ._x.gguf.
+    if ggufs := sorted(file for file in path.glob("*.gguf") if not file.name.startswith(".")):
         raise UserError(f"{path} holds no config.json, but {ggufs[0].name}: name that file")
     raise UserError(f"{path} is no model folder: it holds no config.json")
 
@@ -43,7 +43,9 @@ def check(path: Path, trust_remote_code: bool = False) -> tuple[dict[str, Any], 
     """config.json and the number of parameters of a folder. UserError with everything that is wrong with it."""
     if unread := kept_files.problems(path):  # nothing is opened before
         raise UserError([f"{path}: {problem}" for problem in unread])
-    config = _json(path / "config.json")
+    if broken := model_json.problems(path):
+        raise UserError(broken)
+    config = model_json.read(path / "config.json")
     problems = [f"{path}: {problem}" for problem in config_problems(config, trust_remote_code)]
     if not any((path / name).is_file() for name in TOKENIZERS):
         problems.append(f"{path}: it has no tokenizer (none of {', '.join(TOKENIZERS)})")
@@ -67,7 +69,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Weight -> shape: from the headers of the files; of a model whose weights are not here yet, from its config.json."""
     if safetensors_file.source(path) is not None:
         return {name: tensor.shape for name, tensor in safetensors_file.tensors(path, "model").items()}
-    return laid_out(_json(path / "config.json"))
+    return laid_out(model_json.read(path / "config.json"))
 
 
 def laid_out(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
@@ -81,8 +83,12 @@ def laid_out(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(str(config["model_type"]), **values))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(str(config["model_type"]), **values))
+    except Exception as error:  # whatever the architecture's own code makes of wrong values
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"transformers makes no model that continues a text of its config.json: {first}") from error
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
 
 
@@ -134,16 +140,6 @@ def _architectures() -> frozenset[str]:
     from transformers.models.auto import configuration_auto
 
     return frozenset(configuration_auto.CONFIG_MAPPING_NAMES)  # type: ignore[attr-defined]  # handed on there, not listed
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return found
 
 
 def _alike(path: Path) -> str:

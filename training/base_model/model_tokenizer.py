@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.errors import FinetuneError, UserError
 from training.system import foreign_code
 
 if TYPE_CHECKING:
@@ -14,11 +15,20 @@ if TYPE_CHECKING:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder. Code that comes with it runs where TRUST_REMOTE_CODE allows that.
 
-    Raises whatever transformers and the tokenizers library raise for files that are missing or damaged.
+    UserError, with the folder and the library's reason, where its files are missing or damaged.
     """
     from transformers import AutoTokenizer
 
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=foreign_code.trusted()
-    )
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=foreign_code.trusted()
+        )
+    except FinetuneError:
+        raise
+    except BaseException as error:
+        # transformers and tokenizers raise nothing narrower; a panic of the latter's Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: its tokenizer cannot be read: {reason}") from error
     return found

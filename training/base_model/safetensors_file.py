@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.errors import RunError
+from training.system import foreign_json
+from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
     import torch
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_"  # how the files of an adapter of PEFT's begin
+MOST_HEADER = 100_000_000  # bytes, as the library itself has it
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what can be merged: safetensors' name -> torch's
 
@@ -65,8 +68,8 @@ def shards(folder: Path, stage: str = "merge") -> list[Path]:
     if found.name == WHOLE:
         return [found]
     try:
-        names = sorted(set(json.loads(found.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(foreign_json.read(found)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, Damaged) as error:
         raise RunError(stage, f"{found} is not a safetensors index ({error}); download the model again") from None
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
@@ -97,12 +100,12 @@ def header(file: Path, stage: str = "merge") -> tuple[dict[str, Tensor], dict[st
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         try:
-            if length > size:
+            if length > min(size, MOST_HEADER):
                 raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
-            entries = json.loads(stream.read(length))
+            entries = foreign_json.parse(stream.read(length), "its header")
             metadata = entries.pop("__metadata__", {})
             tensors = [_tensor(file, name, 8 + length, entry) for name, entry in entries.items()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, Damaged) as error:
             raise RunError(stage, f"{file} is not a whole safetensors file: {error}") from None
     for tensor in tensors:
         if tensor.start + tensor.size > size:

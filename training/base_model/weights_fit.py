@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from loguru import logger
 
-from training.base_model import model_folder, safetensors_file
+from training.base_model import generation, model_folder, safetensors_file
 from training.base_model.safetensors_file import Tensor
 from training.errors import RunError, UserError
 
@@ -64,6 +64,7 @@ def check(folder: Path, config: Mapping[str, object], trusted: bool = False) -> 
         raise UserError(error.message) from None
     if quantised := _stored_otherwise(folder, tensors):
         raise UserError(quantised)
+    _generation(folder)
     found = _load(folder, tensors)
     if problems := [f"{folder}: {problem}" for problem in _problems(found, tensors)]:
         raise UserError(problems)
@@ -136,11 +137,25 @@ def _load(folder: Path, tensors: Mapping[str, Tensor]) -> Loaded:
             f"{folder}: its tensors cannot be put together as its config.json says: one of a group (experts, projections "
             f"that are joined) is missing or has another shape; {REMEDY}"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, IndexError) as error:
-        first = str(error).strip().partition("\n")[0]
+    except Exception as error:  # whatever the architecture's own code makes of wrong values
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: transformers makes no model that continues a text of it: {first}") from error
     mismatched = sorted((name, tuple(found), tuple(asked)) for name, found, asked in info["mismatched_keys"])
     return Loaded(model, _sorted(info["missing_keys"]), _sorted(info["unexpected_keys"]), tuple(mismatched))
+
+
+def _generation(folder: Path) -> None:
+    """UserError where transformers, which reads generation_config.json with the weights, would fail over it."""
+    from transformers import GenerationConfig
+
+    if not (folder / generation.FILE).is_file():
+        return
+    try:
+        with _quiet():
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder / generation.FILE}: transformers cannot read it: {first}") from error
 
 
 def _config(folder: Path) -> PreTrainedConfig:

@@ -6,8 +6,12 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import IO, Any
+
+from loguru import logger
 
 from training import runs
 from training.control.resume import NEVER_BEGAN, output_dir
@@ -16,6 +20,7 @@ from training.runs import Run, directory
 from training.settings.command_line import Arguments
 from training.system import log
 from training.system.events import read as read_events
+from training.system.foreign_json import Damaged
 from training.system.this_machine import oom_kills
 from training.system.wording import clock
 
@@ -78,18 +83,20 @@ def history(arguments: Arguments, stdout: IO[str]) -> int:
 
 
 def _described(run: Run) -> dict[str, Any]:
+    from training.report import curves
+
     loss = validation = None
     for event in read_events(run.path / runs.EVENTS):
         if event.get("event") == "step":
-            loss = event.get("loss")
+            loss = curves.finite(event.get("loss"))
         elif event.get("event") == "evaluation":
-            validation = event.get("loss")
+            validation = curves.finite(event.get("loss"))
     started = run.status.get("started")
     return {
         "run": run.path.name,
         "state": directory.state(run),
         "started": started,
-        "seconds": run.status["updated"] - started if started else None,
+        "seconds": run.status.get("updated", started) - started if started else None,
         "loss": loss,
         "validation_loss": validation,
         "model": run.status.get("model", ""),
@@ -100,6 +107,8 @@ def follow(arguments: Arguments, stdout: IO[str]) -> int:
     """Show the log of a run (or, with --events, its events) as it grows, until the run ends. Ctrl-C leaves the run alone."""
     run = asked_for(arguments)
     path = run.path / (runs.EVENTS if arguments.events else runs.LOG)
+    if not path.is_file():
+        raise UserError(f"{run.path} has no {path.name} that could be followed")
     say = _say_event if arguments.events else log.say
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         while True:
@@ -152,8 +161,24 @@ def compare(arguments: Arguments, stdout: IO[str]) -> int:
     from training.report import comparison
 
     folder = output_dir(arguments)
-    log.say_path(stdout, comparison.compare([runs.find(folder, run) for run in arguments.runs], folder))
+    log.say_path(stdout, comparison.compare(_whole(folder, arguments.runs), folder))
     return 0
+
+
+def _whole(folder: Path, names: Sequence[Path]) -> list[Run]:
+    """The runs of these names; damaged ones are named in the log and left out, as long as two are left."""
+    found, damages = [], []
+    for name in names:
+        try:
+            found.append(runs.find(folder, name))
+        except Damaged as damage:
+            damages.append(damage)
+            logger.warning("{}; this run is left out", damage)
+    if len(found) < 2:
+        raise UserError(
+            [problem for damage in damages for problem in damage.problems], "too few runs to compare are whole"
+        )
+    return found
 
 
 COMMANDS = {"status": status, "history": history, "follow": follow, "stop": stop, "chat": chat, "compare": compare}

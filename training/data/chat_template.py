@@ -16,7 +16,8 @@ from training.data import template_trial
 from training.data.rows import Turn
 from training.errors import UserError
 from training.settings import Settings, prompt_template
-from training.system import paths, privacy
+from training.system import foreign_json, paths, privacy
+from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -173,10 +174,10 @@ def _own(base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> str | No
 def _old_template(file: Path) -> str | None:
     """The text in a chat_template.json, where older models have it; transformers reads that for processors alone."""
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}; repair it, or set [Model] CHAT_TEMPLATE") from None
-    template = held.get("chat_template") if isinstance(held, Mapping) else None
+        held = foreign_json.read(file)
+    except Damaged as error:
+        raise UserError(f"{error}; repair it, or set [Model] CHAT_TEMPLATE") from None
+    template = held.get("chat_template")
     return template if isinstance(template, str) else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from training import base_model, runs
-from training.base_model import BaseModel, kept_files
+from training.base_model import BaseModel, kept_files, model_json
 from training.data import ChatTemplate, chat_template
 from training.data.encoding import end_ids
 from training.errors import RunError, UserError
@@ -98,7 +97,7 @@ def _of_lora_model(lora_model: str, base: str | None, config: Path) -> Target:
     file = path / "adapter_config.json"
     if not file.is_file():
         raise UserError(f"--lora-model {lora_model}: is neither a run's folder, nor an adapter, nor a .gguf file")
-    named = base or json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    named = base or model_json.read(file).get("base_model_name_or_path")
     if not named:
         raise UserError(f"{file} names no base model: name it with --base-model")
     return replace(_of_base(named, config), adapter=path)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS, _DEEPEST = 4, 2  # what ggml knows; an array of arrays is not written by anybody
 _MOST = 1 << 28  # entries of an array, pairs of a file: beyond that a length is damage, not data
 
 
@@ -96,13 +97,20 @@ def _parse(path: Path, content: mmap.mmap) -> GGUF:
     for _ in range(pair_count):
         key = cursor.text()
         fields[key] = cursor.value(cursor.scalar("I"))
-    fields["general.architecture"]  # KeyError: there is no model without it
+    # KeyError: there is no model without it.
+    if not isinstance(fields["general.architecture"], str):
+        raise ValueError(f"general.architecture is {fields['general.architecture']!r:.40}; a text is wanted")
     places = []
     for _ in range(tensor_count):
         name = cursor.text()
-        shape = tuple(cursor.scalar("Q") for _ in range(cursor.scalar("I")))
+        dimensions = cursor.scalar("I")
+        if not 1 <= dimensions <= _MOST_DIMENSIONS:
+            raise ValueError(f"{name} has {dimensions:,} dimensions; from 1 to {_MOST_DIMENSIONS} can be read")
+        shape = tuple(cursor.scalar("Q") for _ in range(dimensions))
         places.append((name, shape[::-1], cursor.scalar("I"), cursor.scalar("Q")))
     alignment = fields.get("general.alignment", 32)
+    if not isinstance(alignment, int) or isinstance(alignment, bool) or not 1 <= alignment <= len(content):
+        raise ValueError(f"general.alignment is {alignment!r:.40}; a whole number from 1 on is wanted")
     start = -(-cursor.at // alignment) * alignment
     tensors = {place[0]: _tensor(*place, start, len(content)) for place in places}
     return GGUF(path, fields, tensors)
@@ -151,13 +159,21 @@ class _Cursor:
         self.at += length
         return raw.decode("utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
             inner, count = self.scalar("I"), self.count()
+            if depth == _DEEPEST:
+                raise ValueError(f"arrays nested more than {_DEEPEST} deep at byte {self.at}")
+            # Before anything is made: each entry takes at least so many bytes of the file.
+            least = {_STRING: 8, _ARRAY: 12}.get(inner) or struct.calcsize(_letter(inner))
+            if count * least > len(self.content) - self.at:
+                raise ValueError(
+                    f"an array of {count:,} entries at byte {self.at}, where the file does not hold as many"
+                )
             if inner in (_STRING, _ARRAY):
-                return [self.value(inner) for _ in range(count)]
+                return [self.value(inner, depth + 1) for _ in range(count)]
             layout = f"<{count}{_letter(inner)}"
             values = struct.unpack_from(layout, self.content, self.at)
             self.at += struct.calcsize(layout)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from loguru import logger
+
 from training import runs, settings
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS, Score
@@ -14,17 +16,32 @@ from training.report.curves import MOST_POINTS, Chart, Series, thin
 from training.report.schema import BaseFacts, Evaluation, Report, RunFacts, Step
 from training.runs import Run, directory
 from training.system import files, records, wording
+from training.system.foreign_json import Damaged
 
 FILE = "compare.html"
 COLOURS = 6  # page.css has run1 to run6
 
 
 def compare(found: Sequence[Run], folder: Path) -> Path:
-    """Write the page of these runs into `folder`; its path. UserError where a run is named twice or is no run."""
+    """Write the page of these runs into `folder`; its path. UserError where a run is named twice or is no run.
+
+    A damaged run is named in the log and left out, as long as two are left.
+    """
     if len({run.path.resolve() for run in found}) < len(found):
         raise UserError("--compare: a run is named twice")
+    reports, damages = [], []
+    for run in found:
+        try:
+            reports.append(read(run))
+        except Damaged as damage:
+            damages.append(damage)
+            logger.warning("{}; this run is left out", damage)
+    if len(reports) < min(len(found), 2):
+        raise UserError(
+            [problem for damage in damages for problem in damage.problems], "too few runs to compare are whole"
+        )
     path = folder / FILE
-    files.write_text(path, html([read(run) for run in found]))
+    files.write_text(path, html(reports))
     return path
 
 
@@ -34,12 +51,16 @@ def read(run: Run) -> Report:
         return writing.read(run.path / runs.REPORT)
     given = settings.load(run.path / runs.CONFIG, check_files=False)
     status = run.status
+    try:
+        scores = tuple(records.read(score, Score) for score in (run.stage("evaluate") or {}).get("scores", []))
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"{run.path / runs.STATUS}: stages.evaluate.scores: {error}") from None
     made = Report(
         given.model.new_model_name,
         RunFacts(run.path.name, str(run.path), directory.state(run), status.get("started"), status.get("updated")),
         BaseFacts(given.model.base_model_name),
         settings=given.as_dict(),
-        scores=tuple(records.build(score, Score) for score in (run.stage("evaluate") or {}).get("scores", [])),
+        scores=scores,
     )
     return writing.with_curves(run.path, made)
 

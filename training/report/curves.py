@@ -70,7 +70,10 @@ def finite(value: object) -> float | None:
     """`value` as a finite number, or None. The text "nan", as some writers put it, is None too."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return privacy.finite(float(value))
+    try:
+        return privacy.finite(float(value))
+    except OverflowError:
+        return None
 
 
 def thin(items: Sequence[T], most: int) -> list[T]:

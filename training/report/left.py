@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from training.checks.all_checks import Checked
 from training.evaluation import Evaluated
-from training.runs import Run
+from training.runs import STATUS, Run
 from training.system import records
+from training.system.foreign_json import Damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,10 @@ class Left:
 
     @classmethod
     def by(cls, run: Run) -> Left:
-        """What the stages of this run left."""
+        """What the stages of this run left. Damaged where that is not what they leave."""
         stages = run.status.get("stages", {})
         seconds = {name: stage["seconds"] for name, stage in stages.items() if "seconds" in stage}
-        return records.build({**stages, "seconds": seconds}, cls)
+        try:
+            return records.build({**stages, "seconds": seconds}, cls)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Damaged(f"{run.path / STATUS}: stages: {error}") from None

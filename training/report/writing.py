@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from training import runs
 from training.report import as_html, as_markdown, curves
 from training.report.schema import Artefact, Report, TrainingFacts, build, plain
-from training.system import files
+from training.system import files, foreign_json, records
+from training.system.foreign_json import Damaged
 
 MOST_STEPS = 2000  # in report.json, evenly spread; every one stands in events.jsonl
 JSON, MARKDOWN, HTML = runs.REPORT, "report.md", "report.html"
@@ -36,8 +36,11 @@ def write(run: Path, record: Report | Mapping[str, object]) -> Report:
 
 
 def read(path: Path) -> Report:
-    """The report in a report.json."""
-    return build(json.loads(path.read_text(encoding="utf-8")))
+    """The report in a report.json. Damaged where it is none."""
+    try:
+        return records.read(foreign_json.read(path), Report, strict=True)
+    except ValueError as error:
+        raise Damaged(f"{path}: {error}") from None
 
 
 def with_curves(run: Path, report: Report) -> Report:

@@ -21,9 +21,18 @@ from training.base_model import BaseModel, base_files
 from training.errors import UserError
 from training.settings import Settings
 from training.settings.table import TABLE
-from training.system import files, privacy, wire
+from training.system import files, foreign_json, privacy, wire
+from training.system.foreign_json import COUNT, NUMBER, OBJECT, OBJECTS, Damaged
 
 MANIFEST, VERSION = "checkpoint.json", 1
+TRAINER_STATE = "trainer_state.json"
+TRAINER_KINDS = {
+    **dict.fromkeys(("global_step", "max_steps", "num_train_epochs"), COUNT),
+    "train_batch_size": COUNT.or_none(),
+    **dict.fromkeys(("epoch", "total_flos"), NUMBER.or_none()),
+    "log_history": OBJECTS,
+    "stateful_callbacks": OBJECT,
+}
 BASE = "base model file "  # the beginning of a field of the fingerprint, before the file's name
 # Settings that change neither the losses nor the adapter.
 NOT_COMPARED = {
@@ -268,15 +277,30 @@ def _hashed(path: Path, *_identity: int) -> str:
 def _proved(path: Path) -> Manifest:
     """The manifest of a checkpoint. Raises OSError or ValueError, with the reason, where it is not whole."""
     try:
-        manifest = Manifest.read(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        manifest = Manifest.read(foreign_json.read(path / MANIFEST))
+    except Damaged as damage:
+        raise ValueError(str(damage).replace(f"{path / MANIFEST}", MANIFEST)) from None
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{MANIFEST}: {error}") from error
     for name, digest in manifest.files.items():
         if not (path / name).is_file():
             raise ValueError(f"{name} is missing")
         if _digest(path / name) != digest:
             raise ValueError(f"{name} has changed or is cut short")
+    _prove_trainer_state(path / TRAINER_STATE, manifest.step)
     return manifest
+
+
+def _prove_trainer_state(file: Path, step: int) -> None:
+    """Raise ValueError where the trainer could not go on from its own file."""
+    if not file.exists():
+        return
+    try:
+        found = foreign_json.read(file, TRAINER_KINDS)
+    except Damaged as damage:
+        raise ValueError(str(damage).replace(str(file), file.name)) from None
+    if found.get("global_step") != step:
+        raise ValueError(f"{file.name}: global_step = {found.get('global_step')}, and it is the checkpoint of {step}")
 
 
 def rotate(folder: Path, keep: int, newest: int) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import json
+import functools
 import os
 import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from training.errors import MachineError, UserError
-from training.system import files, io_errors, privacy
+from training.system import files, foreign_json, io_errors, privacy
+from training.system.foreign_json import COUNT, MOMENT, NUMBER, OBJECTS, TABLE, TEXT, TEXTS, TRUTH, Damaged, Kind
 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
@@ -23,6 +24,21 @@ Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile"
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
 WAITS = (0.1, 0.5, 2.0)
+# Of status.json: what everybody who opens a run relies on.
+KINDS: dict[str, Kind] = {
+    "state": foreign_json.one_of(get_args(State)),
+    **dict.fromkeys(("run", "model"), TEXT),
+    **dict.fromkeys(("stage", "error", "reason"), TEXT.or_none()),
+    **dict.fromkeys(("v", "step", "total"), COUNT),
+    **dict.fromkeys(("pid", "pid_started", "oom_kills"), COUNT.or_none()),
+    "updated": MOMENT,
+    **dict.fromkeys(("started", "eta"), MOMENT.or_none()),
+    "progress": NUMBER,
+    "resumed_after_training": TRUTH,
+    "stages": TABLE,
+    **dict.fromkeys(("checks", "quantised"), OBJECTS),
+    **dict.fromkeys(("warnings", "check_warnings"), TEXTS),
+}
 
 
 @dataclass
@@ -130,14 +146,11 @@ def point_latest(path: Path) -> None:
 
 
 def open_run(path: Path) -> Run:
-    """Read a run directory. Raises UserError when it is not one."""
+    """Read a run directory. Raises UserError when it is not one: Damaged where its status.json is not what it should be."""
     status = path / STATUS
-    if not status.is_file():
+    if not status.exists():
         raise UserError(f"{path} is not a run directory: it has no {STATUS}")
-    try:
-        return Run(path, json.loads(status.read_text(encoding="utf-8")))
-    except ValueError:
-        raise UserError(f"{status} cannot be read as JSON") from None
+    return Run(path, foreign_json.read(status, KINDS))
 
 
 def find(output_dir: Path, wanted: Path | str | None) -> Run:
@@ -157,14 +170,23 @@ def find(output_dir: Path, wanted: Path | str | None) -> Run:
 
 
 def history(output_dir: Path) -> list[Run]:
-    """All runs under OUTPUT_DIR, oldest first; folders that are no runs are left out."""
+    """All runs under OUTPUT_DIR, oldest first; folders that are no runs are left out, and damaged runs named, once each."""
     every = []
     for path in sorted(output_dir.glob("finetune_*"), key=_age) if output_dir.is_dir() else []:
         try:
             every.append(open_run(path))
+        except Damaged as damage:
+            _left_out(str(damage))
         except (UserError, OSError):
             continue
     return every
+
+
+@functools.cache
+def _left_out(damage: str) -> None:
+    from loguru import logger
+
+    logger.warning("{}; this run is left out", damage)
 
 
 def _age(path: Path) -> tuple[str, int]:

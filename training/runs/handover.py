@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from training.errors import UserError
 from training.runs import directory
 from training.runs.directory import Run
 from training.settings import Settings
-from training.system import files, foreign_code, records
+from training.system import files, foreign_code, foreign_json, records
+from training.system.foreign_json import Damaged
 
 FACTS = "export.json"  # in checkpoints/
 F16 = "F16"
@@ -82,9 +82,14 @@ class Facts:
 
     @classmethod
     def read(cls, path: Path) -> Facts:
-        """The facts in the run directory `path`."""
-        text = (path / directory.CHECKPOINTS / FACTS).read_text(encoding="utf-8")
-        return records.build(json.loads(text), cls)
+        """The facts in the run directory `path`. Damaged where the file is not what `write` writes."""
+        file = path / directory.CHECKPOINTS / FACTS
+        try:
+            return records.read(foreign_json.read(file), cls)
+        except ValueError as error:
+            raise Damaged(
+                f"{file}: {error}; without it the run cannot be exported or asked, only trained anew"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,23 @@ dataset, model, step, evaluation, sample, checkpoint, warning, stage, done, fail
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from training.system import files, privacy
+from training.system import files, foreign_json, privacy
+from training.system.foreign_json import COUNT, NUMBER, TEXT, Damaged
 
 VERSION = 1
+MOST_LINE = 1 << 24  # bytes
+# Of the fields of all events: what the commands and the report take for granted.
+KINDS = {
+    "event": TEXT,
+    **dict.fromkeys(("step", "at_step", "total"), COUNT.or_none()),
+    "time": NUMBER.or_none(),
+}
 
 
 class Events:
@@ -49,21 +56,29 @@ def as_line(event: str, **fields: object) -> str:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run in order; a torn last line (the machine stopped while writing) is left out."""
-    if not path.exists():
+    """The events of a run in order; a torn last line (the machine stopped while writing) is left out.
+
+    So are lines that are no events; how many is said, with the first of them and what is wrong with it.
+    """
+    if not path.is_file():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+    first, count = "", 0
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), b""), 1):
             try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
+                yield foreign_json.parse(line, f"{path}:{number}", KINDS)
+            except Damaged as damage:
+                if line.endswith(b"\n"):
+                    first, count = first or str(damage), count + 1
+    if count:
+        from loguru import logger
+
+        others = f" (and {count - 1:,} lines more)" if count > 1 else ""
+        logger.warning("{}{}; left out", first, others)
 
 
 def _drop_torn_line(path: Path) -> None:
-    if not path.exists():
+    if not path.is_file():
         return
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):

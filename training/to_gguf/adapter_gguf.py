@@ -6,13 +6,12 @@ what else PEFT can do is worked into the factors where that is possible, and ref
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from loguru import logger
 
 from training import ollama
-from training.base_model import generation, load_tokenizer, lora_adapter, safetensors_file
+from training.base_model import generation, load_tokenizer, lora_adapter, model_json, safetensors_file
 from training.base_model.lora_adapter import Change
 from training.data import chat_template
 from training.errors import MachineError, RunError, UserError
@@ -63,7 +62,7 @@ def write(base: Path, adapter: Path, out: Path) -> int:
     """
     if not CONVERTER.is_file():
         raise MachineError(f"llama.cpp's converter is not there ({CONVERTER}): run ./setup.sh")
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = model_json.read(base / "config.json")
     changes = lora_adapter.changes(
         safetensors_file.tensors(base, STAGE), adapter, bool(config.get("tie_word_embeddings"))
     )
@@ -106,7 +105,7 @@ def _one_scale(changes: list[Change], adapter: Path, folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(adapter / lora_adapter.WEIGHTS)
-    config = json.loads((adapter / lora_adapter.CONFIG).read_text(encoding="utf-8"))
+    config = model_json.read(adapter / lora_adapter.CONFIG)
     for change in changes:
         tensors[change.b.name] = tensors[change.b.name].float() * (change.scaling * change.rank / config["lora_alpha"])
     save_file(tensors, folder / lora_adapter.WEIGHTS)

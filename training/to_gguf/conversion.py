@@ -21,9 +21,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import cast
 
-from training.errors import MachineError, RunError
+from training.errors import MachineError, RunError, UserError
 from training.settings.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
-from training.system import files, forkserver, io_errors, temporary
+from training.system import files, foreign_json, forkserver, io_errors, temporary
 from training.to_gguf import converter_traceback
 
 METHODS = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX)
@@ -96,6 +96,10 @@ def _convert(
         check_written(stage, partial)
 
 
+# The files that _model_name looks into.
+_NAMED_BY = {"config.json": {}, "tokenizer.json": {"added_tokens": foreign_json.OBJECTS}}
+
+
 def _model_name(folder: Path) -> tuple[str, ...]:
     """The converter's option for the name in the file, which matters for Phi-3: its markers take the white space after them.
 
@@ -103,10 +107,8 @@ def _model_name(folder: Path) -> tuple[str, ...]:
     trained, one or two more after each marker.
     """
     try:
-        config, tokenizer = (
-            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "tokenizer.json")
-        )
-    except (OSError, ValueError):  # no tokenizer.json: the converter says what it thinks of that
+        config, tokenizer = (foreign_json.read(folder / name, kinds) for name, kinds in _NAMED_BY.items())
+    except UserError:  # no tokenizer.json: the converter says what it thinks of that
         return ()
     takes = any(token.get("special") and token.get("rstrip") for token in tokenizer.get("added_tokens", ()))
     return ("--model-name", "Phi-3") if takes and config.get("model_type") == "phi3" else ()

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from loguru import logger
 
-from training.base_model import kept_files, leftovers, lora_adapter, safetensors_file
+from training.base_model import kept_files, leftovers, lora_adapter, model_json, safetensors_file
 from training.base_model.lora_adapter import Change
 from training.base_model.safetensors_file import Tensor
 from training.errors import RunError
 from training.system import foreign_code, io_errors
 from training.system.files import whole_folder
+from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
     import torch
@@ -361,10 +362,9 @@ def _bytes_of(tensors: dict[str, Tensor], dtype: str) -> int:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise RunError("merge", f"{file} is not JSON: {error}") from None
-    return value if isinstance(value, dict) else {}
+        return model_json.read(file) if file.is_file() else {}
+    except Damaged as damage:
+        raise RunError("merge", str(damage)) from None
 
 
 def _write_json(file: Path, value: Mapping[str, object]) -> None:
