@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 from training.data import ChatTemplate, Row, Turn, chat_template, encoding, template_trial
 from training.data.encoding import NothingToTrain
-from training.errors import UserError
+from training.errors import Interrupted, UserError
 
 HELLO = [Turn("user", "Hello")]
 
@@ -34,6 +35,18 @@ def test_whatever_a_template_does_is_its_refusal_in_words_that_a_terminal_may_se
     with pytest.raises(UserError) as refused:
         chat_template.render(ChatTemplate(jinja=jinja, source=""), HELLO)
     assert str(refused.value).startswith(words)
+
+
+def test_a_signal_that_arrives_while_a_template_renders_is_no_refusal_of_the_template() -> None:
+    class Content(str):
+        def __len__(self) -> int:
+            raise Interrupted(signal.SIGTERM, "stopped by SIGTERM")
+
+        def __str__(self) -> str:
+            return self
+
+    with pytest.raises(Interrupted):
+        chat_template.render(ChatTemplate(jinja="{{ messages[0].content }}", source=""), [Turn("user", Content("x"))])
 
 
 @pytest.mark.slow

@@ -13,7 +13,19 @@ from typing import Any
 
 from training.base_model import safetensors_file
 from training.system import foreign_json
-from training.system.foreign_json import NUMBER, OBJECT, TABLE, TEXT, TEXTS, TRUTH, WHOLE, Damaged, Kind
+from training.system.foreign_json import (
+    NUMBER,
+    OBJECT,
+    OBJECTS,
+    TABLE,
+    TEXT,
+    TEXTS,
+    TRUTH,
+    WHOLE,
+    Damaged,
+    Kind,
+    is_whole,
+)
 
 CONFIG, GENERATION, TOKENIZER, ADAPTER = (
     "config.json",
@@ -25,10 +37,7 @@ DTYPE = re.compile(r"(torch\.)?(auto|half|float|double|b?float\d+(_\w+)?)")
 
 
 def _up_to(most: int) -> Kind:
-    def fits(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-    return Kind(f"whole number from 1 to {most:,}", fits)
+    return Kind(f"whole number from 1 to {most:,}", lambda value: is_whole(value) and 1 <= value <= most)
 
 
 def _ids(value: object) -> bool:
@@ -71,7 +80,9 @@ TOKENIZER_KINDS: dict[str, Kind] = {
     "tokenizer_class": TEXT.or_none(),
     "fast_tokenizer_files": TEXTS.or_none(),
     "added_tokens_decoder": TABLE.or_none(),
-    "chat_template": Kind("template", lambda value: value is None or isinstance(value, (str, dict)) or _named(value)),
+    "chat_template": Kind(
+        "template", lambda value: value is None or isinstance(value, (str, dict)) or OBJECTS.fits(value)
+    ),
 }
 ADAPTER_KINDS: dict[str, Kind] = {
     "r": _up_to(1 << 20),
@@ -82,10 +93,6 @@ ADAPTER_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out"), TRUTH.or_none()),
     "modules_to_save": TEXTS.or_none(),
 }
-
-
-def _named(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 INDEX_KINDS: dict[str, Kind] = {

@@ -11,8 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from loguru import logger
-
 from training import runs
 from training.control.resume import NEVER_BEGAN, output_dir
 from training.errors import MachineError, UserError
@@ -173,7 +171,7 @@ def _whole(folder: Path, names: Sequence[Path]) -> list[Run]:
             found.append(runs.find(folder, name))
         except Damaged as damage:
             damages.append(damage)
-            logger.warning("{}; this run is left out", damage)
+            directory.left_out(str(damage))
     if len(found) < 2:
         raise UserError(
             [problem for damage in damages for problem in damage.problems], "too few runs to compare are whole"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from training.base_model import BaseModel
 from training.data import template_trial
 from training.data.rows import Turn
-from training.errors import UserError
+from training.errors import FinetuneError, UserError
 from training.settings import Settings, prompt_template
 from training.system import foreign_json, paths, privacy
 from training.system.foreign_json import Damaged
@@ -232,11 +232,11 @@ def _render(
         names = {**known, **special, **dated, **(handed or {}), "messages": chat}
         names["add_generation_prompt"] = add_generation_prompt
         text = _joined(compiled.root_render_func(compiled.new_context(names, shared=True)), chat)
-    except MemoryError:
+    except (MemoryError, FinetuneError):
+        # What has come from outside, such as a signal's Interrupted, is none of the template's doing.
         raise
-    except (
-        Exception
-    ) as error:  # whatever a template does, it is the template's refusal, in words that a terminal may see
+    except Exception as error:
+        # Whatever a template does is the template's refusal, in words that a terminal may see.
         words = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
         raise UserError(f"the chat template refuses: {privacy.visible(words[:MOST_WORDS])}") from None
     if "\0" in text or not (text.isascii() or _is_sound(text)):

@@ -233,14 +233,13 @@ def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are named in the log and passed over."""
-    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
-    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-    for step in steps:
+    steps = _steps(folder)
+    for step in reversed(steps):
         path = folder / f"checkpoint-{step}"
         try:
             return Checkpoint(path, _proved(path))
         except (OSError, ValueError) as damage:
-            instead = "the one before it is used" if step > steps[-1] else "there is none before it: back to the start"
+            instead = "the one before it is used" if step > steps[0] else "there is none before it: back to the start"
             logger.warning("{} is damaged ({}); {}", path.name, damage, instead)
     return None
 
@@ -310,14 +309,17 @@ def rotate(folder: Path, keep: int, newest: int) -> None:
     """
     for leftover in folder.glob(f"checkpoint-*{files.PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
-    numbered = sorted(
-        (p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()),
-        key=lambda p: int(p.name.removeprefix("checkpoint-")),
-    )
-    later = [path for path in numbered if int(path.name.removeprefix("checkpoint-")) > newest]
-    kept = [path for path in numbered if path not in later]
-    for path in [*later, *(kept[:-keep] if keep else [])]:
-        shutil.rmtree(path, ignore_errors=True)
+    steps = _steps(folder)
+    kept = [step for step in steps if step <= newest]
+    later = steps[len(kept) :]
+    for step in [*later, *(kept[:-keep] if keep else [])]:
+        shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of which there is a checkpoint, whole or not, the first one first."""
+    names = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def where(folder: Path) -> str:

@@ -176,14 +176,15 @@ def history(output_dir: Path) -> list[Run]:
         try:
             every.append(open_run(path))
         except Damaged as damage:
-            _left_out(str(damage))
+            left_out(str(damage))
         except (UserError, OSError):
             continue
     return every
 
 
 @functools.cache
-def _left_out(damage: str) -> None:
+def left_out(damage: str) -> None:
+    """Name a damaged run in the log, once, and that the others are gone on with."""
     from loguru import logger
 
     logger.warning("{}; this run is left out", damage)

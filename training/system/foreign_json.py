@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from training.errors import UserError
 
@@ -37,7 +37,8 @@ class Kind:
         return Kind(self.words, lambda value: value is None or self.fits(value))
 
 
-def _whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, which true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -45,12 +46,12 @@ def _number(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     # A longer one cannot become a float.
-    return isinstance(value, int) and _whole(value) and value.bit_length() < 1000
+    return is_whole(value) and value.bit_length() < 1000
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
-WHOLE = Kind("whole number", _whole)
-COUNT = Kind("whole number from 0 on", lambda value: isinstance(value, int) and _whole(value) and 0 <= value < 1 << 63)
+WHOLE = Kind("whole number", is_whole)
+COUNT = Kind("whole number from 0 on", lambda value: is_whole(value) and 0 <= value < 1 << 63)
 NUMBER = Kind("finite number", _number)
 MOMENT = Kind(
     "moment in seconds", lambda value: isinstance(value, (int, float)) and _number(value) and 0 <= value < LAST_MOMENT

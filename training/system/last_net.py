@@ -10,7 +10,7 @@ from datetime import datetime
 from training.errors import FinetuneError, MachineError
 from training.system import files, paths, privacy
 
-LOG = paths.TRAINING / "finetune.log"
+LOG = paths.SHARED_LOG
 
 
 def caught(error: Exception) -> FinetuneError:

@@ -23,7 +23,7 @@ from training.system import files, paths, privacy
 if TYPE_CHECKING:
     from loguru import Record
 
-SHARED_LOG = paths.TRAINING / "finetune.log"
+SHARED_LOG = paths.SHARED_LOG
 ROTATE_AT = 10 * 1024 * 1024  # bytes; the older half of two files is kept as finetune.log.1
 FILE_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} {level:<7} {message}"
 

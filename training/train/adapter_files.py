@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training import runs
+from training.base_model.lora_adapter import CONFIG, WEIGHTS
 from training.errors import RunError
 from training.runs import checkpoint
 from training.system import files, io_errors
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def load_adapter(model: PeftModel, path: Path) -> None:
@@ -34,7 +33,7 @@ def save_adapter(model: PeftModel, path: Path) -> None:
             model.save_pretrained(str(partial), safe_serialization=True)
             # PEFT's model card, a form nobody filled in.
             (partial / "README.md").unlink(missing_ok=True)
-            _sort_modules(partial / "adapter_config.json")
+            _sort_modules(partial / CONFIG)
     except OSError as error:
         raise disk_error(error, path.parent / runs.CHECKPOINTS, model) from error
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from training import runs
+from training.base_model.lora_adapter import WEIGHTS
 from training.errors import FinetuneError, Interrupted, RunError
 from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
 from training.system import io_errors
 from training.train import callback, hooks, machines, updates
-from training.train.adapter_files import WEIGHTS, disk_error, load_adapter, save_adapter
+from training.train.adapter_files import disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
 from training.train.engine import Loaded
 from training.train.order import Order
