@@ -13,6 +13,7 @@ from typing import Any
 
 from training.base_model import kept_files, model_json, safetensors_file
 from training.errors import MachineError, RunError, UserError
+from training.system.wording import first_line
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # Gemma 3's larger models see pictures too
@@ -87,7 +88,7 @@ def laid_out(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(str(config["model_type"]), **values))
     except Exception as error:  # whatever the architecture's own code makes of wrong values
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UserError(f"transformers makes no model that continues a text of its config.json: {first}") from error
     return {name: tuple(value.shape) for name, value in model.named_parameters()}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from training.errors import FinetuneError, UserError
 from training.system import foreign_code
+from training.system.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         # transformers and tokenizers raise nothing narrower; a panic of the latter's Rust is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{folder}: its tokenizer cannot be read: {reason}") from error
     return found

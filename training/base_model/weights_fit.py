@@ -19,6 +19,7 @@ from loguru import logger
 from training.base_model import generation, model_folder, safetensors_file
 from training.base_model.safetensors_file import Tensor
 from training.errors import RunError, UserError
+from training.system.wording import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -138,7 +139,7 @@ def _load(folder: Path, tensors: Mapping[str, Tensor]) -> Loaded:
             f"that are joined) is missing or has another shape; {REMEDY}"
         ) from error
     except Exception as error:  # whatever the architecture's own code makes of wrong values
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UserError(f"{folder}: transformers makes no model that continues a text of it: {first}") from error
     mismatched = sorted((name, tuple(found), tuple(asked)) for name, found, asked in info["mismatched_keys"])
     return Loaded(model, _sorted(info["missing_keys"]), _sorted(info["unexpected_keys"]), tuple(mismatched))
@@ -154,7 +155,7 @@ def _generation(folder: Path) -> None:
         with _quiet():
             GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UserError(f"{folder / generation.FILE}: transformers cannot read it: {first}") from error
 
 

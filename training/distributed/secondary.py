@@ -12,6 +12,7 @@ from training.plan import Plan
 from training.runs import Run
 from training.system import temporary
 from training.system.signals import Signals
+from training.system.wording import first_line
 from training.train import Loaded, Order, Session, engine, loop, machines, state
 
 
@@ -45,4 +46,4 @@ def _train(loaded: Loaded, order: Order, session: Session) -> None:
         raise RunError(error.stage, error.message, "the run is on machine 0") from None
     except RuntimeError as error:
         lost = session.lost(within=loop.LOST) or machines.lost(error, session.watch)
-        raise lost or RunError("training", str(error).splitlines()[0], "the run is on machine 0") from error
+        raise lost or RunError("training", first_line(error), "the run is on machine 0") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from training.base_model import leftovers, load_tokenizer, lora_adapter, safetensors_file, weights_fit
 from training.errors import RunError
 from training.evaluation import divergence
+from training.system.wording import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +166,7 @@ def opened(
             with lora_adapter.tying_known():
                 model = PeftModel.from_pretrained(model, adapter)
         except (RuntimeError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+            first = first_line(error)
             raise RunError("model", f"the adapter in {adapter} does not fit {folder}: {first}") from error
     try:
         yield Reference(model=model.eval(), tokenizer_if_any=tokenizer, dtype=dtype, keep=keep)

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from training.system.wording import first_line
+
 # What would do. Of other numbers the system's own words are told alone.
 REMEDIES = {
     errno.EIO: "the drive, or the network that it hangs on, fails: `dmesg` tells more",
@@ -50,9 +52,7 @@ def told(error: BaseException, beside: Path | None = None) -> str:
     if code == errno.ENOSPC:
         return _no_room(path)
     if code is None:
-        return (
-            f"a file under {beside} could not be written ({str(error).splitlines()[0]}): look whether the disk is full"
-        )
+        return f"a file under {beside} could not be written ({first_line(error)}): look whether the disk is full"
     words = f"{path}: {os.strerror(code)}" if path else os.strerror(code)
     return f"{words}; {REMEDIES[code]}" if code in REMEDIES else words
 

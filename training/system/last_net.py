@@ -9,6 +9,7 @@ from datetime import datetime
 
 from training.errors import FinetuneError, MachineError
 from training.system import files, paths, privacy
+from training.system.wording import first_line
 
 LOG = paths.SHARED_LOG
 
@@ -21,7 +22,7 @@ def caught(error: Exception) -> FinetuneError:
     _keep(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return MachineError(f"{error.filename}: {error.strerror}")
-    first = (str(error).strip().splitlines() or ["no reason given"])[0]
+    first = first_line(error, "no reason given")
     return FinetuneError(f"unexpected: {type(error).__name__}: {first}; the traceback is in {LOG}")
 
 

@@ -80,6 +80,11 @@ def shorten(text: str, length: int = 40) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def first_line(error: BaseException, otherwise: str = "") -> str:
+    """The first line of what an error says; where it says nothing, `otherwise`, or the name of its kind."""
+    return next(iter(str(error).strip().splitlines()), otherwise or type(error).__name__)
+
+
 def fold(line: str, most: int = 100) -> list[str]:
     """One line as several: at white space, and anywhere in Chinese, whose characters are two columns wide."""
     if columns(line) <= most:

@@ -22,6 +22,7 @@ from training.base_model import BaseModel, leftovers, load_tokenizer, lora_adapt
 from training.errors import Interrupted, MachineError, RunError, UserError
 from training.settings import Settings
 from training.system import temporary
+from training.system.wording import first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -87,7 +88,7 @@ def _start_unsloth(on_cpu: bool) -> None:
         raise
     # Its import runs code that fails in many ways: all mean the same here.
     except (Exception, SystemExit) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = first_line(error, "no reason given")
         raise MachineError(
             f"Unsloth cannot be imported ({type(error).__name__}: {reason}). Repair it: remove .venv and run "
             "`ENGINE=unsloth ./setup.sh`; or set ENGINE = transformers in [Hardware] (slower)"

@@ -15,6 +15,7 @@ from training.errors import FinetuneError, Interrupted, RunError
 from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
 from training.system import io_errors
+from training.system.wording import first_line
 from training.train import callback, hooks, machines, updates
 from training.train.adapter_files import disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
@@ -80,9 +81,7 @@ def train(loaded: Loaded, order: Order, session: Session) -> Result:
         if not isinstance(error, RuntimeError):
             raise
         advice = f"; {SMALLER}" if is_out_of_memory(error) else ""
-        raise RunError(
-            "training", f"{str(error).splitlines()[0]}{advice}", checkpoint.where(session.watch.folder)
-        ) from error
+        raise RunError("training", f"{first_line(error)}{advice}", checkpoint.where(session.watch.folder)) from error
 
 
 def follow(loaded: Loaded, order: Order, session: Session) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from training.errors import RunError
 from training.runs import checkpoint
+from training.system.wording import first_line
 from training.train.watch import Watch
 
 
@@ -32,7 +33,7 @@ def memory_watched() -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise OutOfMemory((str(error).splitlines() or ["no memory"])[0]) from None
+            raise OutOfMemory(first_line(error, "no memory")) from None
         raise
 
 
