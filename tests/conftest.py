@@ -46,6 +46,17 @@ def kept_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     assert loaded or "torch" not in sys.modules, "a test without a marker loads torch: mark it as tiny"
 
 
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What is logged while a test runs, a message a line."""
+    from loguru import logger
+
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(str(message).rstrip("\n")), format="{message}")
+    yield lines
+    logger.remove(sink)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """tests/run.sh tests --faults 500: a longer campaign; --fuzz 20000: more random files. tests/run.sh tests/test_golden.py --golden: take what users see now."""
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")

@@ -6,11 +6,9 @@ import io
 import json
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loguru import logger
 
 from tests.support.runs import a_manifest
 from training import runs
@@ -29,15 +27,6 @@ GARBAGE = (
     '{"stages": []}', '{"stages": {"train": 7}}', '{"step": {}}', '{"model": 7}', '{"eta": "soon", "state": "running"}',
     '{"error": {}}', '{"oom_kills": "a"}', '{"warnings": 7}', '{"pid": -1, "pid_started": 1, "state": "running"}',
 )  # fmt: skip
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    """What is logged while a test runs."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(str(message).rstrip("\n")), format="{message}")
-    yield lines
-    logger.remove(sink)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -272,15 +271,6 @@ def test_of_two_checkpoints_a_damaged_newer_one_is_passed_over(tmp_path):
     assert checkpoint.newest(tmp_path).step == 2
     (tmp_path / "checkpoint-2" / "checkpoint.json").write_text("{", encoding="utf-8")
     assert checkpoint.newest(tmp_path) is None
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    """What is logged while a test runs, a message a line."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(str(message).rstrip("\n")), format="{message}")
-    yield lines
-    logger.remove(sink)
 
 
 def test_of_a_damaged_checkpoint_it_is_said_what_is_used_instead(tmp_path, logged):
