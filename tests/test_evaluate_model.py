@@ -13,10 +13,13 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
+from tests.support.settings import a_settings
 from training import evaluate_model, runs
 from training.data import Item, held_out
 from training.data.encoding import IGNORED
+from training.errors import UserError
 from training.evaluation import LOSS, Answer, scoring
+from training.evaluation.target import Target
 
 FORMULAS = ('=HYPERLINK("http://x")', "+1", "-2 degrees", "@SUM(A1)", "\tx")
 
@@ -55,6 +58,21 @@ def test_each_row_has_both_answers_their_scores_and_an_empty_rating() -> None:
     found = dict(zip(header, row, strict=True))
     assert (found["base_exact"], found["tuned_exact"], found["quantised_exact"], found["rating"]) == ("0", "1", "1", "")
     assert found["tuned_loss"] == "1.5" and header[-1] == "rating"
+
+
+def test_a_model_of_plain_text_is_not_measured_on_conversations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "q?", "output": "yes"}\n', encoding="utf-8")
+    plain = Target(base=tmp_path, template=None, end_ids=[], longest=64, settings=a_settings(tmp_path))
+    monkeypatch.setattr(Target, "named", lambda *_: plain)
+    monkeypatch.setattr(evaluate_model, "CACHE", tmp_path / "cache")
+    arguments = evaluate_model.parser().parse_args(["--lora-model", "run", "--test-data", str(rows)])
+    with pytest.raises(
+        UserError, match="was trained on plain text, and these rows are conversations: .*--test-data FILE"
+    ):
+        evaluate_model.evaluate(arguments, io.StringIO())
 
 
 def test_a_plain_text_row_has_a_loss_and_no_answer_and_moves_none_of_the_others() -> None:
