@@ -6,9 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import IO, Any
 
 from training import runs
@@ -18,7 +16,6 @@ from training.runs import Run, directory
 from training.settings.command_line import Arguments
 from training.system import log
 from training.system.events import read as read_events
-from training.system.foreign_json import Damaged
 from training.system.this_machine import oom_kills
 from training.system.wording import clock
 
@@ -159,24 +156,9 @@ def compare(arguments: Arguments, stdout: IO[str]) -> int:
     from training.report import comparison
 
     folder = output_dir(arguments)
-    log.say_path(stdout, comparison.compare(_whole(folder, arguments.runs), folder))
+    wanted = directory.to_compare(arguments.runs, lambda name: runs.find(folder, name))
+    log.say_path(stdout, comparison.compare(wanted, folder))
     return 0
-
-
-def _whole(folder: Path, names: Sequence[Path]) -> list[Run]:
-    """The runs of these names; damaged ones are named in the log and left out, as long as two are left."""
-    found, damages = [], []
-    for name in names:
-        try:
-            found.append(runs.find(folder, name))
-        except Damaged as damage:
-            damages.append(damage)
-            directory.left_out(str(damage))
-    if len(found) < 2:
-        raise UserError(
-            [problem for damage in damages for problem in damage.problems], "too few runs to compare are whole"
-        )
-    return found
 
 
 COMMANDS = {"status": status, "history": history, "follow": follow, "stop": stop, "chat": chat, "compare": compare}

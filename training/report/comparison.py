@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from loguru import logger
-
 from training import runs, settings
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS, Score
@@ -29,17 +27,7 @@ def compare(found: Sequence[Run], folder: Path) -> Path:
     """
     if len({run.path.resolve() for run in found}) < len(found):
         raise UserError("--compare: a run is named twice")
-    reports, damages = [], []
-    for run in found:
-        try:
-            reports.append(read(run))
-        except Damaged as damage:
-            damages.append(damage)
-            logger.warning("{}; this run is left out", damage)
-    if len(reports) < min(len(found), 2):
-        raise UserError(
-            [problem for damage in damages for problem in damage.problems], "too few runs to compare are whole"
-        )
+    reports = directory.to_compare(found, read)
     path = folder / FILE
     files.write_text(path, html(reports))
     return path

@@ -7,10 +7,11 @@ import functools
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from training.errors import MachineError, UserError
 from training.system import files, foreign_json, io_errors, privacy
@@ -20,6 +21,8 @@ CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "sta
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
 REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
 
+Named = TypeVar("Named")
+Read = TypeVar("Read")
 Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
@@ -176,15 +179,28 @@ def history(output_dir: Path) -> list[Run]:
         try:
             every.append(open_run(path))
         except Damaged as damage:
-            left_out(str(damage))
+            _left_out(str(damage))
         except (UserError, OSError):
             continue
     return every
 
 
+def to_compare(every: Sequence[Named], read: Callable[[Named], Read]) -> list[Read]:
+    """What `read` makes of each; a damaged run is named in the log and left out, as long as two are left."""
+    whole, problems = [], []
+    for one in every:
+        try:
+            whole.append(read(one))
+        except Damaged as damage:
+            problems += damage.problems
+            _left_out(str(damage))
+    if len(whole) < min(len(every), 2):
+        raise UserError(problems, "too few runs to compare are whole")
+    return whole
+
+
 @functools.cache
-def left_out(damage: str) -> None:
-    """Name a damaged run in the log, once, and that the others are gone on with."""
+def _left_out(damage: str) -> None:
     from loguru import logger
 
     logger.warning("{}; this run is left out", damage)
