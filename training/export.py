@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         arguments = parse(argv)
+        log.start()  # else a traceback that is for the log alone would be on the terminal
         job = Job.of_run(arguments.run)
         alone = _alone(job.run)
         log.start(job.run.path / runs.LOG)

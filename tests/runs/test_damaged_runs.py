@@ -68,6 +68,11 @@ def test_a_broken_status_is_named_and_the_other_runs_are_told_of(content: str, c
             resume.to_resume(arguments) if command == "--resume" else commands.asked_for(arguments)
 
 
+def test_a_run_without_a_log_is_not_followed_and_that_is_told(config: Path) -> None:
+    with pytest.raises(UserError, match="finetune_20260103_000000 has no finetune.log that could be followed"):
+        said("--config", config, "--follow")
+
+
 @pytest.mark.parametrize(
     "line", ["[]", "7", "{", "[" * 5000, '{"event": 7}', '{"event": "step", "loss": 0.1, "step": -1}',
              '{"event": "step", "step": []}', '{"event": "step", "step": 2, "total": "many"}']

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.paths import ROOT
 from training.system import files, io_errors, temporary
 
 
@@ -53,6 +56,28 @@ def test_an_end_of_a_connection_is_no_error_of_a_disk_and_a_write_of_torch_witho
     failed = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nstack")
     assert io_errors.is_one(failed)
     assert "look whether the disk is full" in io_errors.told(failed, Path("/runs"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "ends", "words"),
+    [
+        ("from training import finetune; raise SystemExit(str(finetune.not_written({error}, None)))", 1, "; nothing was begun"),
+        (
+            "from training import export\ndef fail(path): raise {error}\nexport.Job.of_run = fail\n"
+            "raise SystemExit(export.main([{run!r}]))",
+            1,
+            "\nthe run in {run} is as safe as it was",
+        ),
+    ],
+)  # fmt: skip
+def test_where_a_drive_fails_before_a_run_is_open_it_is_told_what_is_safe(tmp_path, code, ends, words):
+    run, error = str(tmp_path), f"OSError({errno.EIO}, 'x', '/a/file')"
+    command = [sys.executable, "-c", code.format(error=error, run=run)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (ends, "")
+    said = f"/a/file: {os.strerror(errno.EIO)}; {io_errors.REMEDIES[errno.EIO]}{words.format(run=run)}"
+    assert said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_file_that_is_in_its_place_is_no_failure_when_the_half_written_one_cannot_be_removed(tmp_path, monkeypatch):
