@@ -108,3 +108,52 @@ def test_what_is_left_of_a_score_says_nothing_of_what_was_not_compared() -> None
     whole = scoring.compared("length", 0, [1.0, 1.0], [1.0, 1.0]).left()
     assert list(whole) == ["name", "before", "after", "quantised", "rows", "low", "high", "verdict"]
     assert whole["verdict"] == ""
+
+
+CALLED = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("answer", "parses", "matches"),
+    [
+        (CALLED, 1.0, 1.0),
+        ('[{"name": "weather", "arguments": {"days": 2, "city": "Oslo"}, "id": "x"}]', 1.0, 1.0),
+        ('{"name": "weather", "parameters": {"city": "Oslo", "days": 2}}', 1.0, 1.0),
+        ('{"name": "weather", "arguments": "{\\"city\\": \\"Oslo\\", \\"days\\": 2}"}', 1.0, 1.0),
+        (CALLED.replace("Oslo", "Rome"), 1.0, 0.0),
+        (CALLED + CALLED, 1.0, 0.0),
+        ('{"name": "weather", "arguments": {"city": ', 0.0, 0.0),
+        ("It rains.", 0.0, 0.0),
+        ("{" * 100_000, 0.0, 0.0),
+    ],
+)
+def test_calls_that_parse_and_match_are_counted_where_calls_are_expected(
+    answer: str, parses: float, matches: float
+) -> None:
+    found = scoring.marks(answer, CALLED, True)
+    assert (found.calls_parse, found.calls_match) == (parses, matches)
+
+
+def test_the_lines_on_calls_stand_beside_rows_with_calls_alone() -> None:
+    called, plain = scoring.marks(CALLED, CALLED, True), scoring.marks("Yes.", "Yes.", True)
+    assert (plain.calls_parse, plain.calls_match) == (None, None)
+    lines = {score.name: score for score in scoring.answer_scores([plain, called], [plain, called])}
+    assert (lines["tool calls that match"].after, lines["tool calls that match"].rows) == (1.0, 1)
+    assert not any("tool calls" in score.name for score in scoring.answer_scores(None, [plain]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "thinks"),
+    [
+        ("<think>\nHm.\n</think>\n\n4", True),
+        ("Hm.\n</think>\n\n4", True),
+        ("<think>\nHm, that is", True),
+        ("<think>\n\n</think>\n\n4", False),
+        ("4", False),
+    ],
+)
+def test_answers_that_begin_with_thoughts_are_counted_where_there_are_any(answer: str, thinks: bool) -> None:
+    mark = scoring.marks(answer, "4", True)
+    assert mark.thinks is thinks
+    names = {score.name: score.after for score in scoring.answer_scores(None, [mark])}
+    assert names.get("begins with thoughts") == (1.0 if thinks else None)

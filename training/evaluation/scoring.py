@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from training.evaluation.calls import calls_in
+
 SAMPLES, SEED = 2000, 3407  # bootstrap resamples, and what makes them the same every time
 # With five rows that all point one way chance alone does as much in 1 of 16 cases (sign test, both sides); with six in 1 of 32.
 FEWEST = 6
@@ -24,7 +26,10 @@ _UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What one answer is worth. `length` is in characters, `repetition` the share of its 4-grams that were there before."""
+    """What one answer is worth. `length` is in characters, `repetition` the share of its 4-grams that were there before.
+
+    thinks: whether it begins with thoughts that hold something. calls_parse, calls_match: of an answer that is expected to call tools, whether it does, and whether as expected.
+    """
 
     exact: float
     chrf: float
@@ -32,6 +37,9 @@ class Marks:
     length: int
     repetition: float
     stopped: bool
+    thinks: bool = False
+    calls_parse: float | None = None
+    calls_match: float | None = None
 
     def figure(self, name: str) -> float:
         """A field as a number."""
@@ -78,12 +86,22 @@ MEASURES = (
 )
 
 
+THINKS = Measure("thinks", "begins with thoughts", 0)
+# Of the answers alone that are expected to call tools.
+CALLS = (
+    Measure("calls_parse", "tool calls that parse", 1),
+    Measure("calls_match", "tool calls that match", 1),
+)
+
+
 def marks(answer: str, expected: str, stopped: bool) -> Marks:
     """Score one answer against the expected one. White space at the ends, its kind, and Unicode forms do not count."""
     from rapidfuzz.distance import Indel
 
     ours, theirs = normal(answer), normal(expected)
     similar = Indel.normalized_similarity(ours, theirs) if ours and theirs else float(ours == theirs)
+    wanted = calls_in(expected)
+    called = calls_in(answer) if wanted else []
     return Marks(
         exact=float(ours == theirs),
         chrf=_chrf(ours, theirs),
@@ -91,7 +109,17 @@ def marks(answer: str, expected: str, stopped: bool) -> Marks:
         length=len(answer.strip()),
         repetition=repetition(answer),
         stopped=stopped,
+        thinks=_thinks(answer),
+        calls_parse=float(bool(called)) if wanted else None,
+        calls_match=float(called == wanted) if wanted else None,
     )
+
+
+def _thinks(answer: str) -> bool:
+    """Whether an answer begins with thoughts; the mark that opens them may stand in its prompt."""
+    begin, closed, _ = answer.partition("</think>")
+    opened = begin.lstrip().startswith("<think>")
+    return bool((closed or opened) and begin.strip().removeprefix("<think>").strip())
 
 
 def _chrf(ours: str, theirs: str) -> float:
@@ -177,14 +205,19 @@ def compared(
 def answer_scores(
     before: Sequence[Marks] | None, after: Sequence[Marks], quantised: Sequence[Marks] | None = None
 ) -> list[Score]:
-    """The evaluation of answers: one line for each of MEASURES."""
+    """The evaluation of answers: one line for each of MEASURES, for THINKS where one thinks, and for each of CALLS where
+    tools are to be called."""
+    thinking = any(one.thinks for found in (before, after, quantised) for one in found or ())
+    calling = [number for number, one in enumerate(after) if one.calls_parse is not None]
 
-    def column(found: Sequence[Marks] | None, field: str) -> list[float] | None:
-        return [one.figure(field) for one in found] if found else None
+    def column(found: Sequence[Marks] | None, m: Measure) -> list[float] | None:
+        if not found:
+            return None
+        return [found[number].figure(m.field) for number in (calling if m in CALLS else range(len(found)))]
 
     return [
-        compared(m.name, m.good, column(before, m.field), column(after, m.field) or [], column(quantised, m.field))
-        for m in MEASURES
+        compared(m.name, m.good, column(before, m), column(after, m) or [], column(quantised, m))
+        for m in (*MEASURES, *((THINKS,) if thinking else ()), *(CALLS if calling else ()))
         if after
     ]
 
