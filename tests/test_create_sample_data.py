@@ -13,6 +13,8 @@ import pytest
 from tests.support.paths import ROOT
 from training import create_sample_data
 from training.data import BadRow, Row, rows
+from training.data.reading import Reading
+from training.settings import table
 
 SCRIPT = ROOT / "training" / "create_sample_data.py"
 
@@ -51,9 +53,11 @@ def test_every_sample_is_read_without_a_bad_row(name: str, tmp_path: Path) -> No
 
 def test_the_samples_show_every_format_of_the_reader(tmp_path: Path) -> None:
     create_sample_data.write(tmp_path)
-    for form in rows.FORMATS:
+    for form in table.FORMATS:
         good = [
-            name for name in create_sample_data.samples() if isinstance(next(rows.read(tmp_path / name, form)), Row)
+            name
+            for name in create_sample_data.samples()
+            if isinstance(next(rows.read(tmp_path / name, Reading(form))), Row)
         ]
         assert good, form
 

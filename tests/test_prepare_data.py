@@ -19,6 +19,7 @@ from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from training import create_sample_data, prepare_data
 from training.data import BadRow, Record, Row, oddities, rows
+from training.data.reading import Reading
 from training.system import files
 from training.system.signals import Signals
 
@@ -107,7 +108,7 @@ def test_samples_come_back_from_three_files_as_the_rows_they_were(name: str, kin
     done = prepare(samples / name, kind)
     assert done.code == 0
     assert [path.name for path in done.paths] == ["my_train.jsonl", "my_validation.jsonl", "my_test.jsonl"]
-    parts = [list(rows.read(path, FORMAT_OF[kind])) for path in done.paths]
+    parts = [list(rows.read(path, Reading(FORMAT_OF[kind]))) for path in done.paths]
     assert all(parts)  # no file is empty
     found = [row for part in parts for row in part]
     assert [row for row in found if isinstance(row, BadRow)] == []
@@ -219,8 +220,9 @@ def test_question_and_answer_are_taken(prepare, tmp_path: Path) -> None:
     source.write_text("question,answer,id\nWho?,Me.,1\nWhy?,,2\n", "utf-8")
     done = prepare(source, "qa", "--no-split")
     assert written(done.paths) == [{"input": "Who?", "output": "Me."}]
-    assert done.said[1:3] == [
-        f"  {source}:3: the answer is empty: output holds no text (question and answer are read as input and output)",
+    assert done.said[1:4] == [
+        f"  {source}:3: the answer is empty: output holds no text (of the columns question, answer, taken as instruction, output)",
+        "1 row of the columns question, answer, taken as instruction, output",
         "fields that are not taken over: id",
     ]
 
@@ -279,7 +281,7 @@ def test_what_is_written_is_read_back_as_the_row_that_was_kept(fields: dict, kin
         assert made.reason
         return
     row, shaped = made
-    again = rows.interpret(Record(1, json.loads(json.dumps(shaped))), Path("a.jsonl"), FORMAT_OF[kind])
+    again = rows.interpret(Record(1, json.loads(json.dumps(shaped))), Path("a.jsonl"), Reading(FORMAT_OF[kind]))
     assert again == rows.interpret(Record(1, shaped), Path("a.jsonl"))  # told without FORMAT as well
     assert isinstance(again, Row)
     assert oddities.numbers(again)[1:] == oddities.numbers(row)[1:]
@@ -351,7 +353,8 @@ def test_a_file_in_another_encoding_is_refused_whole_and_leaves_older_results_al
     assert done.code == 2
     assert done.said == [
         f"{source}:3: not UTF-8 (byte 0xbd), so none of the file is read; most likely it is GB18030 (GBK: Chinese Windows "
-        f"and Excel): iconv -f GB18030 -t UTF-8 {source} > {tmp_path / 'a.utf8.csv'}"
+        "and Excel): ENCODING = gb18030 reads it so, and this makes a file of UTF-8: "
+        f"iconv -f GB18030 -t UTF-8 {source} > {tmp_path / 'a.utf8.csv'}"
     ]
     assert written([tmp_path / "out" / f"my_{part}.jsonl" for part in prepare_data.PARTS]) == before
 
@@ -446,3 +449,31 @@ def test_without_numpy_the_split_is_refused_and_no_split_works(samples: Path, tm
     assert done.stderr.startswith("numpy, which deals the rows out, is not installed in this Python: ./setup.sh")
     done = script(*words, "--no-split", python=("-S",))
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'o' / 'a.jsonl'}\n"), done.stderr
+
+
+def test_the_options_on_reading_are_those_of_the_settings(prepare, tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_bytes("Frage,Antwort\n今天天气怎么样,不知道\nWho?,NaN\n".encode("gbk"))
+    columns = ("--columns", "instruction: Frage, output: Antwort")
+    done = prepare(source, "qa", "--no-split", *columns, "--encoding", "gbk", "--null-words", "keep")
+    assert [row["output"] for row in written(done.paths)] == ["不知道", "NaN"]
+    done = prepare(source, "qa", "--no-split", "--encoding", "klingon")
+    assert (done.code, done.said[0]) == (2, "--encoding klingon: is no encoding that is known; auto, utf-8, utf-16, gbk, big5, shift_jis, euc-kr, cp1251, cp1252 and others are")  # fmt: skip
+
+
+def test_weights_tools_and_thoughts_come_through_chat_and_fit_nothing_else(prepare, tmp_path: Path) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages = [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "1", "tool_call_id": "a"},
+        {"role": "assistant", "content": "Me.", "weight": 0},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "So.", "reasoning_content": "Hm."},
+    ]
+    source = jsonl(tmp_path / "a.jsonl", [{"messages": messages, "tools": [{"name": "f", "parameters": {}}]}])
+    done = prepare(source, "chat", "--no-split")
+    (before,), (after,) = rows.read(source), rows.read(done.paths[0])
+    assert (after.messages, after.tools) == (before.messages, before.tools)
+    done = prepare(source, "qa", "--no-split")
+    assert "qa has no place for tools, thoughts, or turns that are not learned" in "".join(done.said)

@@ -14,16 +14,19 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
+from training.data import BadRow, Record, Row, Turn, columns, dataset, oddities, row_files, rows
+from training.data.reading import PLAIN, Reading
 from training.data.record import grouped
 from training.errors import FinetuneError, MachineError, UserError
+from training.settings import column_names, rules
+from training.settings.table import TABLE
 from training.system import files, last_net, privacy
 from training.system.signals import Signals
 from training.system.wording import shorten
@@ -46,6 +49,7 @@ class Tally:
     doubles: int = 0
     bad: list[BadRow] = field(default_factory=list)
     unused: set[str] = field(default_factory=set)
+    read_as: dict[str, int] = field(default_factory=dict)
 
     def reject(self, bad: BadRow) -> None:
         """Count a bad row. UserError when nothing can be read after it."""
@@ -61,6 +65,8 @@ class Tally:
         """What to tell the user."""
         yield f"{path}: {self.rows:,} rows read, {self.bad_count:,} bad, {self.doubles:,} duplicates"
         yield from (f"  {line}" for line in self.named())
+        for said, count in list(self.read_as.items())[: oddities.MOST_COLUMNS]:
+            yield f"{oddities.count_rows(count)} {said}"
         if self.unused:
             yield f"fields that are not taken over: {', '.join(sorted(map(shorten, self.unused)))}"
 
@@ -69,23 +75,27 @@ class Tally:
         return grouped(self.bad, dataset.NAMED)
 
 
-def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Iterator[tuple[dict[str, object], int]]:
+def cleaned(
+    path: Path, kind: str | None, format_type: str, tally: Tally, reading: Reading = PLAIN
+) -> Iterator[tuple[dict[str, object], int]]:
     """The rows worth keeping, as the fields to write, each with the number of its prompt (see dataset.numbers).
 
     Raises UserError when the file cannot be read, or not to its end.
     """
     seen: set[int] = set()
-    for record in row_files.records(path, kind):
+    for record in row_files.records(path, kind, reading.encoding):
         tally.rows += 1
         if isinstance(record, BadRow):
             tally.reject(record)
             continue
-        made = _clean(record, path, format_type)
+        made = _clean(record, path, format_type, reading)
         if isinstance(made, BadRow):
             tally.reject(made)
             continue
         row, fields = made
-        tally.unused |= record.fields.keys() - USED
+        tally.unused |= set(row.unused)
+        for said in row.read_as:
+            tally.read_as[said] = tally.read_as.get(said, 0) + 1
         _, alike, prompt = oddities.numbers(row)
         if alike in seen:
             tally.doubles += 1
@@ -94,48 +104,64 @@ def cleaned(path: Path, kind: str | None, format_type: str, tally: Tally) -> Ite
         yield fields, prompt
 
 
-USED = rows.KNOWN | {"system", "question", "answer"}
-
-
-def _clean(record: Record, path: Path, format_type: str) -> tuple[Row, dict[str, object]] | BadRow:
+def _clean(
+    record: Record, path: Path, format_type: str, reading: Reading = PLAIN
+) -> tuple[Row, dict[str, object]] | BadRow:
     """The row without outer white space, and its fields in the shape of `format_type`."""
-    asked = {"question", "answer"} <= record.fields.keys() and rows.KNOWN.isdisjoint(record.fields)
-    if asked:
-        names = {"question": "input", "answer": "output"}
-        record = Record(record.line, {names.get(name, name): value for name, value in record.fields.items()})
-    row = rows.interpret(record, path)
+    row = rows.interpret(record, path, reading)
     if isinstance(row, BadRow):
-        said = " (question and answer are read as input and output)" if asked else ""
-        return BadRow(row.file, row.line, row.reason + said)
+        return row
     fields = _shaped(record, row, path, format_type)
     if isinstance(fields, str):
         return BadRow(row.file, row.line, fields)
     if row.messages is None:
-        return Row(None, (row.text or "").strip(), row.file, row.line), fields
-    turns = tuple(Turn(turn.role, turn.content.strip()) for turn in row.messages)
-    return Row(turns, None, row.file, row.line), fields
+        return replace(row, text=(row.text or "").strip()), fields
+    return replace(row, messages=tuple(replace(turn, content=turn.content.strip()) for turn in row.messages)), fields
 
 
 def _shaped(record: Record, row: Row, path: Path, format_type: str) -> dict[str, object] | str:
     """The fields of a row of `format_type` that trains what `row` trains; or why there is none."""
     if format_type == "text":
-        if rows.interpret(record, path, "text") == row:  # plain, or written as turns: the reader tells it again
-            return {"text": str(record.fields["text"]).strip()}
+        if (
+            rows.interpret(record, path, Reading("text")) == row
+        ):  # plain, or written as turns: the reader tells it again
+            name = next(name for name in record.fields if columns.usual((name,), "text").fields or name == "text")
+            return {"text": str(record.fields[name]).strip()}
         return "turns are no text row; --format-type chat takes them"
     if row.messages is None:
         return "plain text has no question; --format-type text takes it"
     if format_type == "chat":
-        return {"messages": [{"role": turn.role, "content": turn.content.strip()} for turn in row.messages]}
+        tools = {"tools": json.loads(row.tools)} if row.tools else {}
+        return {"messages": [_message(turn) for turn in row.messages], **tools}
+    if row.tools or any(turn.thoughts or turn.more or not turn.trained for turn in row.messages):
+        return f"{format_type} has no place for tools, thoughts, or turns that are not learned; --format-type chat has"
     *system, question, answer = (turn.content.strip() for turn in row.messages)
-    if len(row.messages) > 2 + (row.messages[0].role == "system"):
+    if len(row.messages) != 2 + (row.messages[0].role == "system"):
         return f"{format_type} takes one question and one answer; --format-type chat takes a longer conversation"
     above: dict[str, object] = {"system": system[0]} if system else {}
     if format_type == "qa":
         return {**above, "input": question, "output": answer}
     fields = {"instruction": question, "input": "", "output": answer}
-    if "instruction" in record.fields and rows.interpret(record, path, "alpaca") == row:  # its input stays apart
+    if "instruction" in record.fields and rows.interpret(_plain(record), path, Reading("alpaca")) == row:
+        # Its input stays apart.
         fields |= {name: str(record.fields.get(name) or "").strip() for name in ("instruction", "input")}
     return {**above, **fields}
+
+
+def _plain(record: Record) -> Record:
+    """The record's own instruction and input, and what answers them."""
+    names = ("instruction", "input", "output", "response", "system")
+    return Record(record.line, {name: record.fields[name] for name in names if name in record.fields})
+
+
+def _message(turn: Turn) -> dict[str, object]:
+    """A turn as a message that is read again as the same turn."""
+    message: dict[str, object] = {"role": turn.role, "content": turn.content.strip()}
+    if turn.thoughts:
+        message["reasoning_content"] = turn.thoughts
+    if turn.more:
+        message |= json.loads(turn.more)
+    return message if turn.trained else {**message, "weight": 0}
 
 
 # ---- the split ---------------------------------------------------------------------------------------------------
@@ -169,7 +195,8 @@ def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Call
     """Write the files; gives their paths. They appear when all are whole. UserError when no row is left."""
     tally, prompts = Tally(), array("Q")
     with tempfile.TemporaryFile(dir=folder) as kept:  # on the disk, so that memory does not grow with the text
-        for fields, prompt in cleaned(source, KINDS.get(arguments.input_format), arguments.format_type, tally):
+        kind = KINDS.get(arguments.input_format)
+        for fields, prompt in cleaned(source, kind, arguments.format_type, tally, reading_of(arguments)):
             kept.write(json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n")
             prompts.append(prompt)
         if not prompts:
@@ -193,6 +220,36 @@ def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Call
     counts = ", ".join(f"{owner.count(number):,} {path.name}" for number, path in targets.items())
     say(f"rows written: {counts}")
     return list(targets.values())
+
+
+def reading_of(arguments: argparse.Namespace) -> Reading:
+    """How the rows are to be read. UserError where an option has no such value."""
+
+    def value(name: str) -> Any:
+        item, text = TABLE[f"Dataset.{name.upper()}"], getattr(arguments, name)
+        if text is None:
+            return item.rule.default
+        try:
+            return rules.read(rules.Given(text, Path.cwd()), item.rule, item.kind)
+        except ValueError as error:
+            raise UserError(f"--{name.replace('_', '-')} {text}: {error}") from None
+
+    written = value("columns")
+    return Reading(
+        columns=column_names.parse(written) if written else None,
+        encoding=value("encoding"),
+        join_turns=value("join_turns"),
+        null_words=value("null_words"),
+    )
+
+
+# The options of [Dataset] that say how rows are read.
+READING = {
+    "--columns": "columns",
+    "--encoding": "encoding",
+    "--join-turns": "join_turns",
+    "--null-words": "null_words",
+}
 
 
 def _why_left_out(path: Path, arguments: argparse.Namespace, count: int, different: int) -> str:
@@ -243,6 +300,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     problems = _problems(arguments)
     if problems:
         raise UserError(problems)
+    reading_of(arguments)
     if not arguments.no_split:
         try:
             import numpy  # noqa: F401
@@ -299,6 +357,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-split", action="store_true", help="one file, NAME.jsonl")
     parser.add_argument("--validation-split", type=float, default=0.05, metavar="SHARE", help="default: 0.05")
     parser.add_argument("--test-split", type=float, default=0.05, metavar="SHARE", help="default: 0.05")
+    for flag, name in READING.items():
+        parser.add_argument(flag, metavar="VALUE", help=f"as [Dataset] {name.upper()} in config.ini")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help=f"of the split; default: {SEED}")
     return parser
 

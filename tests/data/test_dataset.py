@@ -20,6 +20,7 @@ from tests.support.settings import a_settings
 from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, raw_lines
 from training.data.dataset import Counts
 from training.data.oddities import Seen
+from training.data.reading import PLAIN
 from training.errors import MachineError, UserError
 from training.system import pool
 
@@ -185,10 +186,8 @@ def test_columns_that_are_not_used_are_warned_of(load: Load, tmp_path: Path) -> 
     path = tmp_path / "a.jsonl"
     assert [told for told in load(rows).warnings if "not used" in told] == [
         f"{path}:1: 2 rows with 'category', which is not used; lines 1, 5",
-        f"{path}:2: 1 row with 'history', which is not used",
         f"{path}:4: 1 row with 'id', which is not used",
         f"{path}:4: 1 row with 'messages: name', which is not used",
-        f"{path}:4: 1 row with 'messages: reasoning_content', which is not used",
         f"{path}:6: 1 row with 'system', which is not used",
         f"{path}:7: 1 row with 'prompt', which is not used",
     ]
@@ -319,7 +318,7 @@ def test_a_long_file_read_by_several_processes_says_the_same(
 
     def read() -> tuple:
         seen, bad, good = Seen(), [], []
-        for part in parallel_reading.parts(path, "auto", None):
+        for part in parallel_reading.parts(path, PLAIN):
             seen.add(part.seen)
             bad += part.bad
             good += part.batch.to_pylist()
@@ -348,7 +347,7 @@ def test_a_process_that_is_ended_while_it_reads_is_the_machines_fault(
     monkeypatch.setattr(pool, "cores", lambda: 2)
     monkeypatch.setattr(oddities, "remember", lambda row, seen: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(MachineError, match=r"reading .*a.jsonl: a process was ended from outside; too little memory"):
-        list(parallel_reading.parts(path, "auto", None))
+        list(parallel_reading.parts(path, PLAIN))
 
 
 def test_rejected_rows_say_where_they_are() -> None:

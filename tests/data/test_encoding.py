@@ -296,8 +296,6 @@ def test_a_think_block_that_the_prompt_opens_is_closed_by_the_answer(families: d
         ("qwen-3", "<think>\n2 and 2\n</think>\n\n4<|im_end|>"),
         ("smollm3", "<think>\n2 and 2\n</think>\n\n4<|im_end|>"),
         ("deepseek-r1", "2 and 2\n</think>\n\n4<｜end▁of▁sentence｜>"),  # the prompt ends in "<think>\n"
-        ("qwq", "4<|im_end|>"),  # the prompt ends in a closed thought: what follows it is the answer alone
-        ("deepseek-r1-not-thinking", "4<｜end▁of▁sentence｜>"),
     ],
 )
 def test_thoughts_are_trained_where_the_prompt_leaves_room_for_them(name: str, trained: str, families: dict) -> None:
@@ -534,17 +532,11 @@ def vars_of(turn: Turn) -> dict[str, str]:
     return {"role": turn.role, "content": turn.content}
 
 
-@pytest.mark.parametrize(("name", "left"), [("qwen-3", 0), ("deepseek-r1", 0), ("smollm3", 0), ("qwq", 1)])
-def test_rows_with_thoughts_keep_the_switch_and_what_does_not_fit_is_said(name: str, left: int, families: dict) -> None:
+@pytest.mark.parametrize("name", ["qwen-3", "deepseek-r1", "smollm3"])
+def test_rows_with_thoughts_keep_the_switch(name: str, families: dict) -> None:
     words, template = families[name]
     closed, said, told = serving.close(template, words, thoughts=True)
-    assert (closed.served, closed.opening, said) == ("", "", [])
-    assert len(told) == left
-    if left:
-        assert told[0].startswith(
-            "Ollama 0.30 and later, asked as usual, writes another prompt than the rows were trained"
-        )
-        assert "the rows have '</think>', the server writes nothing more" in told[0]
+    assert (closed.served, closed.opening, said, told) == ("", "", [], [])
 
 
 def test_a_line_break_that_would_be_another_token_than_was_trained_is_left_to_the_model(families: dict) -> None:
@@ -677,7 +669,7 @@ def test_rows_that_were_cut_or_hold_special_tokens_are_named_with_their_lines(fa
 
 
 @pytest.mark.parametrize(("name", "told"), [("qwq", [2]), ("qwen-3", []), ("deepseek-r1-not-thinking", [2])])
-def test_thoughts_that_are_not_trained_are_told_of_with_their_lines(
+def test_thoughts_that_a_template_has_no_room_for_are_refused_with_their_lines(
     name: str, told: list[int], families: dict, tmp_path: Path
 ) -> None:
     import datasets
@@ -686,14 +678,147 @@ def test_thoughts_that_are_not_trained_are_told_of_with_their_lines(
     texts = ("It is 4.", "<think>\n2 and 2\n</think>\n\n4")
     turns = [[{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in texts]
     records = [{"messages": one, "text": None, "file": "a.jsonl", "line": i} for i, one in enumerate(turns, 1)]
-    data, _ = tokenising.tokenise(
+    _, bad = tokenising.tokenise(
         datasets.Dataset.from_list(records), template, words, 99, "all", "completion", tmp_path
     )
-    assert tokenising.warnings(data, 99) == [
-        f"a.jsonl:{line}: 1 row with a <think> block that is not trained: the chat template leaves no room for thoughts in "
-        "an answer; another template (CHAT_TEMPLATE) would"
+    assert list(map(str, bad)) == [
+        f"a.jsonl:{line}: the answer has thoughts, and the chat template leaves no room for them behind its prompt: "
+        "THINKING = off leaves them out, and another template (CHAT_TEMPLATE) would take them"
         for line in told
     ]
+
+
+# ---- what of a row is learned: turns that are not, tools, thoughts, joined turns ---------------------------------
+
+FOUR = ("qwen-3", "llama-3.1", "mistral-nemo", "smollm2")
+END = {name: FAMILIES[name][3] for name in FOUR}
+
+
+def _learned(name: str, turns: tuple[Turn, ...], families: dict, thinking: str = "auto", tools: str = "") -> list[str]:
+    """What is trained of a row, sequence by sequence."""
+    words, template = families[name]
+    template = dataclasses.replace(template, thinking=thinking)
+    row = dataclasses.replace(_row(turns), tools=tools)
+    return [_trained(one, words) for one in encoding.encode(template, words, row, 4096)]
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_an_answer_that_is_not_to_be_learned_is_in_the_context_and_not_in_the_loss(name: str, families: dict) -> None:
+    words, template = families[name]
+    first = dataclasses.replace(TWO[1], trained=False)
+    (one,) = encoding.encode(template, words, _row((TWO[0], first, *TWO[2:])), 4096)
+    *_, whole = encoding.encode(template, words, _row(TWO), 4096)
+    assert one.input_ids == whole.input_ids and "It is 4." in words.decode(one.input_ids)
+    empty = "<think>\n\n</think>\n\n" if name == "qwen-3" else ""
+    space = " " if name == "mistral-nemo" else ""
+    assert _trained(one, words).strip() == (empty + space + TWO[3].content + END[name]).strip()
+    with pytest.raises(NothingToTrain, match="its last answer is not to be learned, and TRAIN_TURNS = last"):
+        last = (*TWO[:3], dataclasses.replace(TWO[3], trained=False))
+        encoding.encode(template, words, _row(last), 4096, train_turns="last")
+    with pytest.raises(NothingToTrain, match="TRAIN_ON = all learns every text"):
+        encoding.encode(template, words, _row((TWO[0], first, *TWO[2:])), 4096, train_on="all")
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_turns_of_one_speaker_that_are_kept_apart_are_each_learned_or_refused_by_the_template(
+    name: str, families: dict
+) -> None:
+    turns = (ONE[0], Turn("user", "Say."), ONE[1], Turn("assistant", "Four."))
+    joined = (Turn("user", "What is 2+2?\n\nSay."), Turn("assistant", "It is 4.\n\nFour."))
+    assert "It is 4.\n\nFour." in _learned(name, joined, families)[0]
+    if name in ("mistral-nemo", "qwen-3"):  # Qwen 3 writes an answer otherwise when another follows it
+        refused = "the chat template refuses: .*alternate|is not how the answer's turn begins"
+        with pytest.raises(NothingToTrain, match=refused):
+            _learned(name, turns, families)
+        return
+    text = "".join(_learned(name, turns, families))
+    assert text.count(END[name]) == 2 and "It is 4." in text and "Four." in text
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_a_greeting_is_context_where_the_template_takes_one(name: str, families: dict) -> None:
+    turns = (Turn("assistant", "Welcome!", trained=False), *ONE)
+    if name == "mistral-nemo":
+        with pytest.raises(NothingToTrain, match="the chat template refuses"):
+            _learned(name, turns, families)
+        return
+    (text,) = _learned(name, turns, families)
+    assert "Welcome!" not in text and "It is 4." in text
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_a_later_system_text_is_written_by_the_template_or_refused_by_name(name: str, families: dict) -> None:
+    turns = (*ONE, Turn("system", "Be brief."), *TWO[2:])
+    if name == "mistral-nemo":
+        with pytest.raises(NothingToTrain, match="refuses|leaves out a system text"):
+            _learned(name, turns, families)
+        return
+    assert "Be brief." not in "".join(_learned(name, turns, families))
+
+
+TOOLS = json.dumps([{"type": "function", "function": {"name": "weather", "description": "It.", "parameters": {}}}])
+CALL = {"id": "abc123def", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALLED = (
+    Turn("user", "Weather in Oslo?"),
+    Turn("assistant", "", more=json.dumps({"tool_calls": [CALL]})),
+    Turn("tool", "rain", more=json.dumps({"tool_call_id": "abc123def"})),
+    Turn("assistant", "It rains."),
+)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_a_call_and_the_answer_after_its_result_are_learned_as_the_template_writes_them(
+    name: str, families: dict
+) -> None:
+    if name == "smollm2":
+        with pytest.raises(NothingToTrain, match="tools are offered in the row, and the chat template writes none"):
+            _learned(name, CALLED, families, tools=TOOLS)
+        with pytest.raises(NothingToTrain, match="a tool is called in the row, and the chat template writes none"):
+            _learned(name, CALLED[:2], families)
+        return
+    text = "".join(_learned(name, CALLED, families, tools=TOOLS))
+    assert text.count("Oslo") == 1 and "weather" in text and "rain\n" not in text and "Weather in" not in text
+    assert "It rains." in text and text.count(END[name]) == 2
+    words, template = families[name]
+    prompt = words.decode(encoding.prompt_ids(template, words, CALLED[:1], TOOLS))
+    assert '"weather"' in prompt and "Weather in Oslo?" in prompt
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_thoughts_in_a_field_are_learned_where_the_template_has_a_place_for_them(name: str, families: dict) -> None:
+    turns = (ONE[0], dataclasses.replace(ONE[1], thoughts="2 and 2"))
+    if name == "qwen-3":
+        assert _learned(name, turns, families) == ["<think>\n2 and 2\n</think>\n\nIt is 4.<|im_end|>"]
+    else:
+        with pytest.raises(NothingToTrain, match="has no place for thoughts: THINKING = off leaves them out"):
+            _learned(name, turns, families)
+    within = (ONE[0], Turn("assistant", "<think>\n2 and 2\n</think>\n\nIt is 4."))
+    for one in (turns, within):
+        (text,) = _learned(name, one, families, "off")
+        assert text.strip() == "It is 4." + END[name]
+
+
+def test_thinking_keep_learns_no_empty_thoughts_and_leaves_the_switch_to_the_server(families: dict) -> None:
+    words, template = families["qwen-3"]
+    assert _learned("qwen-3", ONE, families) == ["<think>\n\n</think>\n\nIt is 4.<|im_end|>"]
+    assert _learned("qwen-3", ONE, families, "keep") == ["It is 4.<|im_end|>"]
+    assert _learned("deepseek-r1", ONE, families, "keep") == ["It is 4.<｜end▁of▁sentence｜>"]
+    kept = dataclasses.replace(template, thinking="keep")
+    closed, _, left = serving.close(kept, words, False)
+    assert (closed.served, closed.opening, left) == ("", "", [])
+    (one,) = encoding.encode(kept, words, _row(), 4096)
+    assert words.decode(one.input_ids[: one.prompt_length]).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_thinking_off_trains_and_serves_answers_without_thoughts(families: dict) -> None:
+    words, template = families["qwen-3"]
+    off = dataclasses.replace(template, thinking="off")
+    (one,) = encoding.encode(off, words, _row(), 4096)
+    assert encoding.prompt_ids(off, words, ONE[:1]) == one.input_ids[: one.prompt_length]
+    closed, notes, left = serving.close(off, words, False)
+    assert closed.exported.startswith("{%- set enable_thinking = false %}") and left == []
+    text = chat_template.as_served(closed, ONE[:1], closed.exported, {"enable_thinking": True})
+    assert text == chat_template.render(off, ONE[:1], True)
 
 
 def test_rows_as_people_and_programs_write_them_train_their_answers(families: dict, tmp_path: Path) -> None:

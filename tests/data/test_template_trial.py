@@ -99,7 +99,9 @@ def test_thoughts_are_closed_once_in_what_is_trained(start: str) -> None:
     thought = start + "Adding gives 0.\n</think>\n\nIt is 0."
     assert _answer(OPENS, thought) == "<think>\nAdding gives 0.\n</think>\n\nIt is 0.<|im_end|>"
     assert _answer(OPENS, "It is 0.") == "<think>\n</think>\n\nIt is 0.<|im_end|>"
-    assert _answer(CLOSES, thought) == "<think>\n</think>\n\nIt is 0.<|im_end|>"
+    with pytest.raises(NothingToTrain, match="leaves no room for them behind its prompt: THINKING = off"):
+        _answer(CLOSES, thought)
+    assert _answer(CLOSES, "It is 0.") == "<think>\n</think>\n\nIt is 0.<|im_end|>"
 
 
 @pytest.mark.slow

@@ -44,7 +44,8 @@ WHOLE = """\
       "eos_token": "</s>"
     },
     "served": "",
-    "opening": ""
+    "opening": "",
+    "thinking": "auto"
   },
   "plain": false,
   "stops": [
@@ -140,7 +141,12 @@ def test_a_file_of_an_older_version_reads_without_what_it_lacks(run: Path) -> No
     record = json.loads(WHOLE)
     for key in ("measured", "asked", "calibration", "row_texts"):
         del record[key]
-    del record["base"]["files"], record["template"]["served"], record["template"]["opening"]
+    del (
+        record["base"]["files"],
+        record["template"]["served"],
+        record["template"]["opening"],
+        record["template"]["thinking"],
+    )
     (run / runs.CHECKPOINTS / runs.FACTS).write_text(json.dumps(record), encoding="utf-8")
     old = Facts.read(run)
     assert (old.base.files, old.measured, old.asked, old.calibration, old.row_texts) == ({}, [], [], [], RowTexts())

@@ -62,7 +62,7 @@ def test_every_flag_sets_its_key_in_every_form(flag, key, form):
 
 def test_the_flags_are_those_that_are_promised():
     assert set(SETTING_FLAGS) == {
-        "--data", "--output", "--model", "--epochs", "--batch-size", "--learning-rate", "--max-length", "--lora-r", "--name",
+        "--data", "--columns", "--output", "--model", "--epochs", "--batch-size", "--learning-rate", "--max-length", "--lora-r", "--name",
     }  # fmt: skip
     assert set(SETTING_FLAGS.values()) <= set(TABLE)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.support.paths import ROOT
 from training import settings
 from training.errors import UserError
-from training.settings import Override, contradictions, ini_file, names, rules, table
+from training.settings import Override, column_names, contradictions, ini_file, names, rules, table
 from training.settings.table import TABLE
 from training.system import paths
 
@@ -279,7 +279,8 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
             "TARGET_MODULES": ["q_proj", "k_proj", "v_proj", "o_proj"], "USE_RSLORA": False, "USE_DORA": False,
         },
         "Dataset": {
-            "DATASET_FILE": str(tmp_path / "train_data.jsonl"), "FORMAT": "auto", "VALIDATION_FILE": None,
+            "DATASET_FILE": str(tmp_path / "train_data.jsonl"), "FORMAT": "auto", "COLUMNS": None,
+            "ENCODING": "auto", "JOIN_TURNS": "auto", "THINKING": "auto", "NULL_WORDS": "stop", "VALIDATION_FILE": None,
             "VALIDATION_SPLIT": 0.1, "TEST_SPLIT": 0, "TRAIN_ON": "completion", "TRAIN_TURNS": "all",
             "PROMPT_TEMPLATE": None, "ON_BAD_ROW": "stop", "MAX_ROWS": 0,
         },
@@ -480,6 +481,8 @@ def legal(item):
         "PROMPT_TEMPLATE": st.none() | any_text().map(lambda t: f" {re.sub('[{}]', '', t)}{{q}}\n{{response}} "),
         "QUANTIZATION_METHOD": st.lists(st.sampled_from((*names.QUANTISATIONS, *names.NEED_IMPORTANCE_MATRIX)), min_size=1, unique=True).map(tuple),
         "TARGET_MODULES": st.just(("all-linear",)) | st.lists(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), min_size=1, unique=True).map(tuple),
+        "COLUMNS": st.none() | st.sampled_from(["instruction: Frage, output: Antwort", '"text: a, b"']),
+        "ENCODING": st.sampled_from(["auto", "gbk", "utf-8", "cp1252"]),
         "MAIN_PROCESS_ADDRESS": st.none() | st.sampled_from(["10.0.0.5:29500", "host", "[::1]:80"]),
     }  # fmt: skip
     if key in special:
@@ -578,8 +581,9 @@ def test_the_reference_has_a_row_for_every_setting():
 
 
 def test_formats_are_those_of_the_rows():
-    rows = pytest.importorskip("training.data.rows")
-    assert TABLE["Dataset.FORMAT"].rule.one_of == tuple(rows.FORMATS)
+    columns = pytest.importorskip("training.data.columns")
+    assert TABLE["Dataset.FORMAT"].rule.one_of == ("auto", "messages", "conversations", *columns.PAIRS, "text")
+    assert set(column_names.FIELDS) == columns.KNOWN | {"system", "context", "history", "tools", "reasoning_content"}
 
 
 def test_optimizers_and_schedulers_are_known_to_transformers():

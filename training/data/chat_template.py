@@ -6,14 +6,14 @@ import datetime
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.base_model import BaseModel
 from training.data import template_trial
-from training.data.rows import Turn
+from training.data.turns import THOUGHTS, Turn
 from training.errors import FinetuneError, UserError
 from training.settings import Settings, prompt_template
 from training.system import foreign_json, paths, privacy
@@ -41,6 +41,7 @@ class ChatTemplate:
     that ends an answer, for Ollama's stop parameters. `opens_think`: the prompt for an answer ends in an open <think>.
     `takes_system`: a system message shows in the rendering. `today`: the date that some templates write into the system
     text (Llama 3.2), so that a run that is resumed tomorrow sees the same tokens. `served`, `opening`: see serving.py.
+    `thinking`: THINKING, which decides whether thoughts are written, and which are learned.
     """
 
     jinja: str = field(repr=False)
@@ -58,6 +59,7 @@ class ChatTemplate:
     special: Mapping[str, str] = field(default_factory=dict, compare=False)
     served: str = field(default="", repr=False)
     opening: str = ""
+    thinking: str = "auto"
 
     @property
     def exported(self) -> str:
@@ -87,7 +89,8 @@ def choose(
     if header := _missing_header(jinja, special, today):
         jinja += "{%- if add_generation_prompt %}{{- " + json.dumps(header, ensure_ascii=False) + " }}{%- endif %}"
         source += f", with the generation prompt that it lacks, {header!r}"
-    return _tried(jinja, source, special, system, tokenizer, today)
+    thinking = settings.dataset.thinking
+    return replace(_tried(jinja, source, special, system, tokenizer, today, thinking), thinking=thinking)
 
 
 def _first_renderings(jinja: str, special: Mapping[str, str], today: datetime.date) -> None:
@@ -193,13 +196,28 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def render(
-    template: ChatTemplate, messages: Iterable[Turn | Mapping[str, str]], add_generation_prompt: bool = False
+    template: ChatTemplate,
+    messages: Iterable[Turn | Mapping[str, str]],
+    add_generation_prompt: bool = False,
+    tools: str = "",
 ) -> str:
     """The text of a conversation, rendered by transformers' own Jinja environment. SYSTEM_PROMPT is not added here.
 
-    Raises UserError with the template's own words when it refuses the messages.
+    tools: the functions that it offers, as the JSON text of a list. Raises UserError with the template's own words when it
+    refuses the messages.
     """
-    return _render(template.jinja, template.special, messages, add_generation_prompt, template.today)
+    handed = _handed(template.thinking)
+    if tools:
+        handed = {**handed, "tools": json.loads(tools)}
+    return _render(template.jinja, template.special, messages, add_generation_prompt, template.today, handed)
+
+
+SWITCH = "enable_thinking"  # by which templates are told whether the model is to think
+
+
+def _handed(thinking: str) -> dict[str, object]:
+    """What a template is handed besides the messages."""
+    return {SWITCH: False} if thinking == "off" else {}
 
 
 def prompt_served(template: ChatTemplate, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool) -> str:
@@ -226,7 +244,7 @@ def _render(
     import jinja2
 
     dated = {"strftime_now": today.strftime} if today else {}
-    chat = [{"role": m.role, "content": m.content} if isinstance(m, Turn) else dict(m) for m in messages]
+    chat = [_message(one) if isinstance(one, Turn) else dict(one) for one in messages]
     try:
         compiled, known = _compiled(jinja)
         names = {**known, **special, **dated, **(handed or {}), "messages": chat}
@@ -244,9 +262,17 @@ def _render(
     return text
 
 
-def _joined(parts: Iterable[str], chat: Sequence[Mapping[str, str]]) -> str:
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as templates take it."""
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.thoughts:
+        message |= dict.fromkeys(THOUGHTS, turn.thoughts)
+    return {**message, **json.loads(turn.more)} if turn.more else message
+
+
+def _joined(parts: Iterable[str], chat: Sequence[Mapping[str, Any]]) -> str:
     """The whole of a rendering. ValueError where it is too long for what it is made of."""
-    most = MOST_WRITTEN + MOST_COPIES * sum(len(str(turn.get("content", ""))) for turn in chat)
+    most = MOST_WRITTEN + MOST_COPIES * sum(len(str(turn[name])) for turn in chat for name in turn if name != "role")
     found, size = [], 0
     for part in parts:
         found.append(part)
@@ -305,11 +331,12 @@ def _tried(
     system: str | None,
     tokenizer: PreTrainedTokenizerBase,
     today: datetime.date,
+    thinking: str,
 ) -> ChatTemplate:
     """Render probes, and learn from them how an answer ends. Raises UserError for a template that cannot serve."""
 
     def rendered(messages: list[Turn], add_generation_prompt: bool = False) -> str:
-        return _render(jinja, special, messages, add_generation_prompt, today)
+        return _render(jinja, special, messages, add_generation_prompt, today, _handed(thinking))
 
     try:
         asked = [Turn("user", QUESTION)]

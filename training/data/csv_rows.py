@@ -4,34 +4,55 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from training.data import raw_lines
+from training.data import columns, raw_lines, tables
+from training.data.opening import DAMAGE
 from training.data.raw_lines import TOO_LONG, numbered
 from training.data.record import BadRow, Record
-from training.errors import UserError
 
-DELIMITERS = ",;\t"
+DELIMITERS = ",;\t|"
 UNCLOSED = "unexpected end of data"  # in the error of Python's reader
+EXCEL = re.compile(r"sep=(.)\Z")  # the first line with which Excel is told the delimiter
+ESCAPED = '\\"'
+BLANKS = "of a table with blanks in front of quotation marks, which are left out"
+
+
+def is_header(line: str) -> bool:
+    """Whether a line names columns that are known here."""
+    delimiter = _delimiter(line)
+    names = tuple(name.strip(' "') for name in line.rstrip("\r").split(delimiter))
+    found = columns.usual(names)
+    return delimiter in line and bool(found.fields or found.refused or columns.is_whole(names))
 
 
 def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     """Each row by the names in the header. The delimiter is the one of DELIMITERS that the header holds most often."""
     csv.field_size_limit(raw_lines.MAX_ROW_BYTES)
+    sample = _sample(file)
     bad_lines: list[BadRow] = []
-    lines = _lines(file, path, bad_lines)
+    last = [""]
+    lines = _lines(file, path, bad_lines, last)
     first = next(lines, "")
-    delimiter = max(DELIMITERS, key=first.count)
-    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    before = 0
+    if told := EXCEL.match(first.rstrip("\r\n")):
+        delimiter, first, before = told[1], next(lines, ""), 1
+    else:
+        delimiter = _delimiter(first)
+    blanks = _has_blanks(sample, delimiter)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=blanks)
+    names: list[str] | None = None
+    said = (BLANKS,) if blanks else ()
+    behind: tuple[str, ...] = ()
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
         try:
             values = next(reader, None)
         except csv.Error as error:
-            yield _bad(error, path, line)
+            yield _bad(error, path, line, last[0])
             if UNCLOSED in str(error):
                 return
             continue
@@ -40,35 +61,80 @@ def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
             return
         if values is None:
             return
-        if not values:
+        if not any(values):  # an empty line, or a row of empty cells as Excel writes it
+            behind = (tables.EMPTY,) if values else behind
             continue
-        if header is None:
-            header = _header(values, path, line)
-        elif len(values) != len(header):
-            yield BadRow(str(path), line, f"{len(values)} in the row, {len(header)} fields in the header")
+        if names is None:
+            names = tables.header(values, f"{path}:{line}")
         else:
-            yield Record(line, dict(zip(header, values, strict=True)))
+            yield _row(names, values, path, line, (*said, *behind))
+            behind = ()
 
 
-def _header(values: list[str], path: Path, line: int) -> list[str]:
-    names = [name.strip() for name in values]
-    if len(set(names)) != len(names):
-        raise UserError(f"{path}:{line}: a column name stands twice in the header: {', '.join(names)}")
-    return names
+def _row(names: list[str], values: list[str], path: Path, line: int, said: tuple[str, ...]) -> Record | BadRow:
+    if len(values) == len(names) and all(names):
+        return Record(line, dict(zip(names, values, strict=True)), said)
+    fields, extra = tables.named(names, values)
+    if len(values) < len(names) or (extra and len(values) > len(names)):
+        return BadRow(str(path), line, f"{len(values)} in the row, {len(names)} fields in the header")
+    if extra:
+        return BadRow(str(path), line, "holds a value in a column without a name")
+    return Record(line, fields, said)
 
 
-def _lines(file: io.BufferedIOBase, path: Path, bad: list[BadRow]) -> Iterator[str]:
-    """Lines as text; an opened file is UTF-8, unless it is damaged or was changed since."""
+def _delimiter(first: str) -> str:
+    return max(DELIMITERS, key=first.count)
+
+
+def _sample(file: io.BufferedIOBase) -> str:
+    start = file.tell()
+    try:
+        head = file.read(raw_lines.CHUNK)
+    except DAMAGE:  # told when it is read
+        head = b""
+    file.seek(start)
+    return head.decode("utf-8", "replace")
+
+
+def _has_blanks(sample: str, delimiter: str) -> bool:
+    """Whether blanks stand between delimiters and quotation marks: more rows have as many cells as the header without."""
+    if not re.search(re.escape(delimiter) + ' +"', sample):
+        return False
+    lines = sample.splitlines(keepends=True)
+    lines = lines[:-1] if len(lines) > 1 and len(sample.encode()) >= raw_lines.CHUNK else lines
+    return _whole_rows(lines, delimiter, True) > _whole_rows(lines, delimiter, False)
+
+
+def _whole_rows(lines: Iterable[str], delimiter: str, blanks: bool) -> int:
+    """How many rows have as many cells as the header, less those that have not."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)
+    sizes: list[int] = []
+    while True:
+        try:
+            values = next(reader, None)
+        except csv.Error:
+            sizes.append(-1)
+            continue
+        if values is None:
+            break
+        sizes += [len(values)] if values else []
+    return sum(1 if size == sizes[0] else -1 for size in sizes)
+
+
+def _lines(file: io.BufferedIOBase, path: Path, bad: list[BadRow], last: list[str]) -> Iterator[str]:
+    """Lines as text, the last of them also in `last`; an opened file is UTF-8, unless it is damaged or was changed since."""
     for item in numbered(file, path):
         if isinstance(item, BadRow):  # a row may go over several lines, so the reader has lost its place
             bad.append(BadRow(item.file, item.line, item.reason, fatal=True))
             return
-        yield item[1].decode("utf-8", "surrogateescape") + "\n"
+        last[0] = item[1].decode("utf-8", "surrogateescape") + "\n"
+        yield last[0]
 
 
-def _bad(error: csv.Error, path: Path, line: int) -> BadRow:
+def _bad(error: csv.Error, path: Path, line: int, text: str) -> BadRow:
     if UNCLOSED in str(error):
         return BadRow(str(path), line, "not CSV: a quotation mark is opened here and never closed", fatal=True)
     if "field larger" in str(error):
         return BadRow(str(path), line, f"{TOO_LONG}: is a quotation mark not closed?")
-    return BadRow(str(path), line, f"not CSV: {error}")
+    escaped = '; a quotation mark within quotes is written twice in CSV ("") and not with a backslash (\\")'
+    return BadRow(str(path), line, f"not CSV: {error}{escaped if ESCAPED in text else ''}")

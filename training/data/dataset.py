@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from training.data import oddities, parallel_reading, row_files
 from training.data.oddities import Seen, count_rows
+from training.data.reading import Reading
+from training.data.reading import of_settings as reading_of
 from training.data.record import BadRow, grouped
-from training.data.rows import Row, Turn
+from training.data.rows import Row
 from training.errors import UserError
-from training.settings import Settings, prompt_template
-from training.settings.prompt_template import PromptTemplate
+from training.settings import Settings
 from training.system import files, privacy
 from training.system.progress_bar import gauge
 
@@ -42,10 +43,10 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The rows of a run. Each dataset has the columns messages (list of role, content; or None), text (or None), file, line.
+    """The rows of a run. Each dataset has the columns of parallel_reading.schema.
 
     `sha256`: data file -> hexadecimal digest. `plain`: all rows are {text} without turns, so that the finished model takes
-    the bare prompt.
+    the bare prompt. `tools`: rows that offer or call tools.
     """
 
     train: datasets.Dataset
@@ -57,6 +58,7 @@ class Data:
     sha256: dict[str, str]
     counts: Counts
     plain: bool
+    tools: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +77,11 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     Raises UserError naming the bad rows by file and line (ON_BAD_ROW = stop), or when no row is left to train on.
     """
     section = settings.dataset
-    template = prompt_template.parse(section.prompt_template) if section.prompt_template else None
+    reading = reading_of(settings)
     files.private_folder(cache_dir)
     digests = {str(path): _sha256(path) for path in (section.dataset_file, section.validation_file) if path}
-    own = _read(section.dataset_file, section.format, template, cache_dir, say, section.max_rows)
-    held = _read(section.validation_file, section.format, template, cache_dir, say) if section.validation_file else None
+    own = _read(section.dataset_file, reading, cache_dir, say, section.max_rows)
+    held = _read(section.validation_file, reading, cache_dir, say) if section.validation_file else None
     every = [own, held] if held else [own]
     rejected = [bad for file in every for bad in file.rejected]
     _stop_for(rejected, section.on_bad_row)
@@ -113,10 +115,11 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
         test=test,
         rejected=rejected,
         warnings=warnings,
-        notes=notes,
+        notes=[line for file in every for line in oddities.read_as(file.path, file.seen)] + notes,
         sha256=digests,
         counts=counts,
         plain=counts.turns == 0,
+        tools=sum(file.seen.counts["tools"] for file in every),
     )
 
 
@@ -192,14 +195,7 @@ def _stop_for(rejected: list[BadRow], on_bad_row: str) -> None:
         raise bad_rows_error(rejected)
 
 
-def _read(
-    path: Path,
-    format: str,
-    template: PromptTemplate | None,
-    cache_dir: Path,
-    say: Callable[[str], None],
-    limit: int = 0,
-) -> _File:
+def _read(path: Path, reading: Reading, cache_dir: Path, say: Callable[[str], None], limit: int = 0) -> _File:
     """One file: its good rows go to the disk as Arrow (written once through, part by part)."""
     import datasets
     import pyarrow as pa
@@ -212,7 +208,7 @@ def _read(
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_stream(sink, parallel_reading.schema()) as writer,
     ):
-        for part in parallel_reading.parts(path, format, template, limit):
+        for part in parallel_reading.parts(path, reading, limit):
             writer.write_batch(part.batch)
             seen.add(part.seen)
             rejected += part.bad
@@ -223,9 +219,7 @@ def _read(
 
 def as_row(record: Mapping[str, Any]) -> Row:
     """A Row again from a record of a dataset."""
-    messages = record["messages"]
-    turns = tuple(Turn(turn["role"], turn["content"]) for turn in messages) if messages is not None else None
-    return Row(turns, record["text"], record["file"], record["line"])
+    return parallel_reading.row_of(record)
 
 
 def _shared_prompts(train: array[int], held: array[int], path: Path) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from training.base_model import BaseModel
 from training.base_model.generation import generation_eos
+from training.data import tool_room
 from training.data.chat_template import ChatTemplate, adds_bos, conversation, render
 from training.data.fast_tokenising import Tokenise, tokeniser
-from training.data.rows import Row, Turn
+from training.data.rows import Row
+from training.data.turns import THOUGHTS, Turn
 from training.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -59,14 +62,13 @@ class Piece:
 class Plan:
     """What is to be tokenised for one row: pieces in order; `joined`: each piece's text begins the next one's prompt.
 
-    `thought`: an answer came with thoughts. `unthought`: the chat template leaves no room for them, and they are not trained.
+    `thought`: an answer came with thoughts.
     """
 
     pieces: tuple[Piece, ...]
     joined: bool
     text: str | None = None
     thought: bool = False
-    unthought: bool = False
 
     def texts(self) -> list[str]:
         if self.text is not None:
@@ -94,9 +96,12 @@ def encode(
     return assemble(template, tokenizer, plan, tokenise(plan.texts()), tokenise, max_length, train_on)
 
 
-def prompt_ids(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn]) -> list[int]:
+def prompt_ids(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn], tools: str = ""
+) -> list[int]:
     """The tokens of the prompt for an answer to `messages`, SYSTEM_PROMPT put in front; the same that training uses."""
-    text = render(template, conversation(template, messages), add_generation_prompt=True)
+    messages = [in_room(template, turn) for turn in messages]
+    text = render(template, conversation(template, messages), True, tools)
     return with_bos(tokeniser(tokenizer)([text])[0], tokenizer)
 
 
@@ -123,28 +128,102 @@ def plan_row(template: ChatTemplate, row: Row, train_turns: str, train_on: str) 
     """Render the row: every prompt that an answer is trained after, and that answer. Raises NothingToTrain."""
     if row.messages is None:
         return Plan((), True, row.text)
-    messages = conversation(template, row.messages)
-    if messages[0].role == "system" and not template.takes_system:
-        raise NothingToTrain("the row has a system message, and the chat template takes none")
-    answers = [i for i, turn in enumerate(messages) if turn.role == "assistant"]
-    if train_turns == "last" or train_on == "all":
-        answers = answers[-1:]
     try:
-        pieces = tuple(_piece(template, messages[: i + 1]) for i in answers)
+        messages = conversation(template, [in_room(template, turn) for turn in row.messages])
+        pieces, thought = _pieces(template, messages, row.tools, train_turns, train_on)
     except UserError as error:
         raise NothingToTrain(str(error)) from None
     joined = not template.eos_follows and all(
         later.prompt.startswith(piece.prompt + piece.answer) for piece, later in zip(pieces, pieces[1:], strict=False)
     )
-    thought = [piece for i, piece in zip(answers, pieces, strict=True) if THOUGHT in messages[i].content]
-    unthought = any(THOUGHT not in piece.answer for piece in thought)
-    return Plan(pieces, joined or len(pieces) == 1, thought=bool(thought), unthought=unthought)
+    return Plan(pieces, joined or len(pieces) == 1, thought=thought)
 
 
-def _piece(template: ChatTemplate, messages: Sequence[Turn]) -> Piece:
+def _pieces(
+    template: ChatTemplate, messages: Sequence[Turn], tools: str, train_turns: str, train_on: str
+) -> tuple[tuple[Piece, ...], bool]:
+    """Each answer that is learned, with its prompt; and whether one came with thoughts. UserError where it cannot be."""
+    if messages[0].role == "system" and not template.takes_system:
+        raise UserError("the row has a system message, and the chat template takes none")
+    answers = [i for i, turn in enumerate(messages) if turn.role == "assistant"]
+    if train_on == "all" and not all(turn.trained for turn in messages):
+        raise UserError("TRAIN_ON = all learns every text, and some turns of the row are not to be learned")
+    if train_turns == "last" or train_on == "all":
+        answers = answers[-1:]
+    answers = [i for i in answers if messages[i].trained]
+    if not answers:
+        raise UserError("its last answer is not to be learned, and TRAIN_TURNS = last learns no other")
+    if tools or any(turn.more for turn in messages):
+        tool_room.check(template, messages, tools)
+    pieces = tuple(_piece(template, messages[: i + 1], tools) for i in answers)
+    _check_systems(messages[: answers[-1] + 1], pieces[-1])
+    thoughts = [piece for i, piece in zip(answers, pieces, strict=True) if _has_thoughts(messages[i])]
+    if not all(THOUGHT in piece.answer or _is_written(piece, messages) for piece in thoughts):
+        raise UserError(
+            f"the answer has thoughts, and the chat template leaves no room for them behind its prompt: {NO_ROOM}"
+        )
+    return pieces, bool(thoughts)
+
+
+NO_ROOM = "THINKING = off leaves them out, and another template (CHAT_TEMPLATE) would take them"
+THINK_BLOCK = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*", re.DOTALL)
+EMPTY_THOUGHT = re.compile(r"\s*(?:<think>)?\s*</think>\s*")
+
+
+def in_room(template: ChatTemplate, turn: Turn) -> Turn:
+    """A turn with its thoughts where the template reads them. UserError where it reads none.
+
+    With THINKING = off without them.
+    """
+    if turn.role != "assistant" or (not turn.thoughts and (template.thinking != "off" or THOUGHT not in turn.content)):
+        return turn
+    if template.thinking == "off":
+        # Text about the mark is none: the block begins the answer, but for its opening where the prompt writes that.
+        begins = template.opens_think or turn.content.lstrip().startswith("<think>")
+        found = THINK_BLOCK.match(turn.content) if begins else None
+        return replace(turn, thoughts="", content=turn.content[found.end() :] if found else turn.content)
+    if THOUGHT in template.jinja and THOUGHT not in turn.content:
+        # Templates that write this block take it apart from the content themselves, and each answer's as it is asked for.
+        return replace(turn, thoughts="", content=f"<think>\n{turn.thoughts.strip()}\n{THOUGHT}\n\n{turn.content}")
+    if any(name in template.jinja for name in THOUGHTS):
+        return turn
+    raise UserError(
+        f"the answer has thoughts in a field of their own, and the chat template has no place for thoughts: {NO_ROOM}"
+    )
+
+
+def _has_thoughts(turn: Turn) -> bool:
+    return bool(turn.thoughts) or THOUGHT in turn.content
+
+
+def _is_written(piece: Piece, messages: Sequence[Turn]) -> bool:
+    """Whether an answer holds the thoughts of its message in other marks than <think>."""
+    return any(turn.thoughts and turn.thoughts.strip() in piece.answer for turn in messages)
+
+
+def _check_systems(messages: Sequence[Turn], last: Piece) -> None:
+    """A system text that is not the first message: some templates leave it out without a word."""
+    for number, turn in enumerate(messages):
+        if turn.role == "system" and number and turn.content.strip() not in last.prompt:
+            raise UserError("the chat template leaves out a system text that is not the first message of the row")
+
+
+def _piece(template: ChatTemplate, messages: Sequence[Turn], tools: str) -> Piece:
     """The prompt for the last of `messages`, which is an answer, and the text of that answer up to its turn end."""
-    prompt = render(template, messages[:-1], add_generation_prompt=True)
-    whole = render(template, messages)
+    piece = _as_written(template, messages, tools)
+    if template.thinking == "keep" and not _has_thoughts(messages[-1]):
+        opened = piece.prompt.rstrip().endswith("<think>")
+        block = EMPTY_THOUGHT.match(piece.answer)
+        if block and ("<think>" in block[0]) != opened:
+            # The empty thought stays in the context: the model is not taught to think nothing.
+            return Piece(piece.prompt + block[0], piece.answer[block.end() :])
+    return piece
+
+
+def _as_written(template: ChatTemplate, messages: Sequence[Turn], tools: str) -> Piece:
+    """Prompt and answer as the template writes them."""
+    prompt = render(template, messages[:-1], True, tools)
+    whole = render(template, messages, False, tools)
     if not whole.endswith(template.tail):
         raise UserError("the chat template does not end this answer as it ends others")
     end = len(whole) - len(template.tail)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from training.data import dataset, encoding
 from training.data.chat_template import ChatTemplate
 from training.data.encoding import IGNORED, NothingToTrain
-from training.data.rows import Row, Turn
+from training.data.rows import Row
+from training.data.turns import Turn
 from training.system import privacy
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _item(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row: Row, 
     asked = turns[:-1] if turns and turns[-1].role == "assistant" else ()
     try:
         encoded = encoding.encode(template, tokenizer, row, longest, train_turns="last")[-1]
-        prompt = encoding.prompt_ids(template, tokenizer, asked) if asked else []
+        prompt = encoding.prompt_ids(template, tokenizer, asked, row.tools) if asked else []
     except NothingToTrain:
         return None
     ids, labels = encoded.input_ids, encoded.labels
@@ -88,9 +89,17 @@ def _item(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row: Row, 
         return None
     if not asked or len(prompt) >= longest:
         return Item(ids, labels, "", "", [], 0)
-    question, expected = asked[-1].content, turns[-1].content
+    question = next((turn.content for turn in reversed(asked) if turn.role == "user"), asked[-1].content)
+    expected = turns[-1].content if not turns[-1].more else _as_answered(template, tokenizer, row)
     most = most_tokens(tokenizer, expected)
     return Item(ids, labels, privacy.redact(question), privacy.redact(expected), prompt, most)
+
+
+def _as_answered(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
+    """An answer that calls tools, as the template writes it and an answer of the model's is decoded."""
+    answer = encoding.plan_row(template, row, "last", "completion").pieces[-1].answer
+    ids = tokenizer(answer.removesuffix(template.turn_end), add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def most_tokens(tokenizer: PreTrainedTokenizerBase, expected: str) -> int:

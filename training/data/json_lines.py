@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -25,7 +26,37 @@ def lines(file: io.BufferedIOBase, path: Path, before: int = 0) -> Iterator[Reco
             continue
         line, raw = item
         if raw.strip():
-            yield parse(raw, path, line)
+            found = parse(raw, path, line)
+            if isinstance(found, BadRow) and EXTRA in found.reason:
+                yield from glued(raw, path, line, found)
+            else:
+                yield found
+
+
+EXTRA = "not JSON: Extra data"
+GLUED = "that stand on one line with another, each an object of its own"
+COMMA = "with a comma behind them"
+BARE = "that are a bare list of messages"
+
+
+def glued(raw: bytes, path: Path, line: int, whole: BadRow) -> Iterator[Record | BadRow]:
+    """The objects on one line, with or without commas between them and behind the last; else `whole`, why it is no row."""
+    text = raw.decode("utf-8").strip()
+    values: list[dict[str, object]] = []
+    place = 0
+    try:
+        while place < len(text):
+            value, place = DECODER.raw_decode(text, place)
+            if not isinstance(value, dict):
+                raise ValueError
+            values.append(value)
+            between = BETWEEN.match(text, place)
+            place = between.end() if between else place
+    except (ValueError, RecursionError):
+        yield whole
+        return
+    for value in values:
+        yield Record(line, value, (COMMA if len(values) == 1 else GLUED,))
 
 
 def parse(raw: bytes, path: Path, line: int) -> Record | BadRow:
@@ -44,9 +75,16 @@ def parse(raw: bytes, path: Path, line: int) -> Record | BadRow:
         return BadRow(str(path), line, "nested too deep: a row is one object with text in it")
     except ValueError:  # an integer of more than 4,300 digits
         return BadRow(str(path), line, "not JSON: a number with too many digits")
+    if isinstance(value, list) and value and all(map(is_message, value)):
+        return Record(line, {"messages": value}, (BARE,))
     if not isinstance(value, dict):
         return BadRow(str(path), line, f'is {describe(value)}, not an object like {{"prompt": ..., "completion": ...}}')
     return Record(line, value)
+
+
+def is_message(value: object) -> bool:
+    """Whether a value is one message of a conversation."""
+    return isinstance(value, dict) and (("role" in value and len(value) > 1) or ("from" in value and "value" in value))
 
 
 def _object_without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -63,6 +101,11 @@ def _object_without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _NotJSON(f"not JSON: {name} is not a JSON value")
+
+
+# Between two objects on a line, or behind one: white space, one comma.
+BETWEEN = re.compile(r"\s*,?\s*")
+DECODER = json.JSONDecoder(object_pairs_hook=_object_without_doubles, parse_constant=_refuse_constant)
 
 
 def _not_json(raw: bytes, error: json.JSONDecodeError, line: int) -> str:
@@ -89,8 +132,6 @@ def _hint(raw: bytes, error: json.JSONDecodeError) -> str:
 
 def _after_a_row(rest: str, more: str) -> str:
     """What may be meant by text behind a row, for a message."""
-    if rest.lstrip(" ").startswith("\r") or "\r" in rest[: len(rest) - len(rest.lstrip())]:
-        return "; the lines end in CR alone: save the file with LF"
     if more.startswith(","):
         return "; no comma stands behind a row where rows are lines"
     return "; a comma or a line break is missing in front of it" if more.startswith("{") else ""

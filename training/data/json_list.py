@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from training.data import raw_lines
-from training.data.json_lines import parse
+from training.data.json_lines import is_message, parse
+from training.data.json_shapes import Shape
 from training.data.opening import DAMAGE, damaged
 from training.data.raw_lines import TOO_LONG
 from training.data.record import BadRow, Record
-from training.errors import UserError
 
 # A string with its closing mark, where it is whole, or one of the other marks. The closing mark may be missing, so that
 # each attempt matches: to insist on it would backtrack.
+MOST_MESSAGES = 10_000  # of a file that is one conversation
+NOT_CLOSED = "the list is not closed: ] is missing"
 TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{},]', re.DOTALL)
-
-
-def is_list(file: io.BufferedIOBase, path: Path) -> bool:
-    """Whether one list is to come, and no lines. Leaves the file where it stands. UserError where it can be neither."""
-    start = file.tell()
-    try:
-        head = file.read(raw_lines.CHUNK).lstrip()
-    except DAMAGE:
-        head = b""
-    file.seek(start)
-    # By hand: a pattern with one kind of white space in two places looks at each byte as often as there are bytes.
-    after = head[1:].lstrip()
-    between = head[1 : len(head) - len(after)]
-    if head.startswith(b"{") and after.startswith(b'"') and (b"\n" in between or b"\r" in between):
-        raise UserError(
-            f"{path}: begins with an object over several lines; rows are whole objects, one a line, or a list of them in [ ]"
-        )
-    return head.startswith(b"[") and not after.startswith(b"[") and not _is_line_of_list(head)
-
-
-def _is_line_of_list(head: bytes) -> bool:
-    """True when the first line is a complete list and further lines follow: JSON lines with a bad first row."""
-    first, _, rest = head.strip().partition(b"\n")
-    return first.rstrip().endswith(b"]") and rest.lstrip().startswith((b"{", b"["))
 
 
 class JsonList:
@@ -49,14 +30,14 @@ class JsonList:
     So a row that is not JSON is named by its line, and the next one is read all the same.
     """
 
-    def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
-        self._file, self._path = file, path
+    def __init__(self, file: io.BufferedIOBase, path: Path, shape: Shape) -> None:
+        self._file, self._path, self._wrapper = file, path, shape.wrapper
         self._buffer = file.read(raw_lines.CHUNK)
         # Where the next row begins in the buffer, and on which line; and how far the buffer is looked through.
-        self._start = self._position = self._buffer.index(b"[") + 1
+        self._start = self._position = shape.begin + (shape.kind == "list")
         self._line = 1 + self._buffer.count(b"\n", 0, self._start)
         self._depth = 0  # of open brackets within the row
-        self._first, self._closed = True, False
+        self._closed = False
         # No line break as far as can be seen: rows are told by their numbers.
         self._row_number = 0 if b"\n" in self._buffer.strip() else 1
 
@@ -72,7 +53,7 @@ class JsonList:
             line = self._place(self._line + self._buffer.count(b"\n"))
             return BadRow(str(self._path), line, damaged(error), fatal=True)
         if not more:
-            return self._broken("the list is not closed: ] is missing")
+            return self._broken(NOT_CLOSED)
         self._buffer += more
         return None
 
@@ -112,16 +93,25 @@ class JsonList:
         if len(row) > raw_lines.MAX_ROW_BYTES:
             yield BadRow(str(self._path), line, TOO_LONG)
         elif row.strip():
-            yield parse(row.strip(), self._path, line)
-        elif not (self._closed and self._first):
+            yield self._parsed(row.strip(), line)
+        elif not self._closed:  # one comma behind the last row is what many programs write
             yield BadRow(str(self._path), line, "not JSON: a comma without a row")
         self._line += self._buffer.count(b"\n", self._start, next_start)
-        self._start, self._first = next_start, False
+        self._start = next_start
         self._row_number += self._row_number > 0
 
+    def _parsed(self, row: bytes, line: int) -> Record | BadRow:
+        found = parse(row, self._path, line)
+        if self._wrapper and isinstance(found, Record):
+            return replace(found, read_as=(*found.read_as, f"that stand in a list named {self._wrapper}"))
+        return found
+
     def _rest(self) -> Iterator[BadRow]:
-        """Nothing but white space may follow the list."""
+        """Nothing but white space may follow the list; behind one in an object, what the object holds besides."""
         rest = self._buffer[self._start :]
+        if self._wrapper:
+            yield from self._rest_of_object(rest)
+            return
         while True:
             if rest.strip():
                 line = _first_line(rest, self._line)
@@ -136,12 +126,81 @@ class JsonList:
             if not rest:
                 return
 
+    def _rest_of_object(self, rest: bytes) -> Iterator[BadRow]:
+        try:
+            rest += self._file.read(raw_lines.MAX_ROW_BYTES)
+            held = json.loads(b'{"":0' + rest)
+        except DAMAGE as error:
+            yield BadRow(str(self._path), self._place(self._line), damaged(error), fatal=True)
+            return
+        except (ValueError, RecursionError):
+            yield self._broken(f"not JSON: text after the end of the list {self._wrapper}")
+            return
+        others = [name for name, value in held.items() if isinstance(value, (list, dict)) and value and name]
+        if lists := [name for name in others if isinstance(held[name], list) and isinstance(held[name][0], dict)]:
+            yield self._broken(
+                f"the object holds several lists of rows, {', '.join([self._wrapper, *lists])}: write each into a file of its own"
+            )
+
     def _broken(self, reason: str) -> BadRow:
         return BadRow(str(self._path), self._place(_first_line(self._buffer, self._line)), reason, fatal=True)
 
     def _place(self, line: int) -> int:
         """What a row on this line has as its Record's `line`."""
         return -self._row_number if self._row_number else line
+
+
+class JsonObjects(JsonList):
+    """Cuts objects that stand one after the other, each over any number of lines, with or without commas between them."""
+
+    def _in_buffer(self) -> Iterator[Record | BadRow]:
+        depth = self._depth
+        for token in TOKEN.finditer(self._buffer, self._position):
+            mark, closing = token.group(0, 1)
+            if closing is not None:
+                if not closing:  # the string is not whole yet
+                    self._depth, self._position = depth, token.start()
+                    return
+            elif mark in b"{[":
+                depth += 1
+            elif depth and mark in b"}]":
+                depth -= 1
+                if not depth:
+                    yield from self._row(token.end(), token.end())
+            elif not depth and mark == b"," and not self._buffer[self._start : token.start()].strip():
+                self._line += self._buffer.count(b"\n", self._start, token.end())
+                self._start = token.end()
+        self._depth, self._position = depth, len(self._buffer)
+
+    def fill(self) -> BadRow | None:
+        """Read on; at the end of the file nothing may be left over."""
+        found = super().fill()
+        if found is not None and found.reason == NOT_CLOSED:
+            self._closed = True
+            return (
+                None if not self._buffer.strip() else self._broken("not JSON: the object is not closed: } is missing")
+            )
+        return found
+
+
+def conversation(found: Iterator[Record | BadRow], path: Path) -> Iterator[Record | BadRow]:
+    """The rows of a list; a list of messages is one row."""
+    first = next(found, None)
+    if first is None or isinstance(first, BadRow) or not is_message(first.fields):
+        yield from chain([first] if first is not None else [], found)
+        return
+    messages: list[object] = []
+    for one in chain([first], found):
+        if isinstance(one, BadRow):
+            yield one
+            return
+        messages.append(one.fields)
+        if len(messages) > MOST_MESSAGES:
+            yield BadRow(
+                str(path), first.line, f"a list of messages is one row, and has {MOST_MESSAGES:,} at most", fatal=True
+            )
+            return
+    yield Record(first.line, {"messages": messages}, ("that are a bare list of messages",))
 
 
 def _first_line(text: bytes, line: int) -> int:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.data.markup import WRITTEN_TURN
 from training.data.record import SHOWN, place, places
-from training.data.rows import WRITTEN_TURN, Row
+from training.data.rows import Row
 from training.system.wording import shorten
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ SHORT_ANSWER, LONG_ROW = 2, 100_000  # characters: a row outside of these is wor
 MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€[\u0080-\u00bf™œ\u201c\u201d¦]|[äåæçèé][\u0080-\u00bf]{2}|锟斤拷")
 GARBLED = re.compile("[\ufffdÃâäåæçèé锟]")  # what each alternative begins with: it is found many times faster
 UNUSED = "unused "  # begins the kind of a note on a column
+READ_AS = "read as "  # begins the kind of a note on how rows were read
 
 
 @dataclass
@@ -43,14 +45,14 @@ class Seen:
         for name in ("prompts", "exact", "normalised"):
             getattr(self, name).extend(getattr(later, name))
         for kind, lines in later.lines.items():
-            if kind in self.lines or not kind.startswith(UNUSED) or self._room():
+            if kind in self.lines or not kind.startswith((UNUSED, READ_AS)) or self._room():
                 self.counts[kind] += later.counts[kind]
                 own = self.lines.setdefault(kind, [])
                 own += lines[: SHOWN - len(own)]
-        self.counts.update({kind: later.counts[kind] for kind in ("turns", "text")})
+        self.counts.update({kind: later.counts[kind] for kind in ("turns", "text", "tools")})
 
     def _room(self) -> bool:
-        return sum(kind.startswith(UNUSED) for kind in self.lines) < MOST_COLUMNS
+        return sum(kind.startswith((UNUSED, READ_AS)) for kind in self.lines) < MOST_COLUMNS
 
     def note(self, kind: str, line: int) -> None:
         self.counts[kind] += 1
@@ -72,12 +74,14 @@ def numbers(row: Row) -> tuple[int, int, int]:
     """
     texts = _texts(row)
     alike = [" ".join(text.split()) for text in texts]
-    exact = _number(*texts)
-    normalised = exact if alike == texts else _number(*alike)
+    aside = _aside(row)
+    exact = _number(*texts, *aside)
+    normalised = exact if alike == texts else _number(*alike, *aside)
     if row.messages is None:
         return exact, normalised, normalised
-    first_answer = next(i for i, turn in enumerate(row.messages) if turn.role == "assistant")
-    asked = (i for i, turn in enumerate(row.messages[:first_answer]) if turn.role == "user")
+    roles = [turn.role for turn in row.messages]
+    first_answer = roles.index("assistant", roles.index("user"))  # a greeting may stand in front of both
+    asked = (i for i, role in enumerate(roles[:first_answer]) if role == "user")
     return exact, normalised, _number(*(alike[2 * i + 1] for i in asked))
 
 
@@ -85,6 +89,13 @@ def _texts(row: Row) -> list[str]:
     if row.messages is None:
         return [row.text or ""]
     return [part for turn in row.messages for part in (turn.role, turn.content)]
+
+
+def _aside(row: Row) -> list[str]:
+    """What rows may differ in besides: tools, calls, thoughts, what is learned."""
+    if not row.has_aside():
+        return []
+    return [row.tools, *(f"{turn.trained} {turn.thoughts} {turn.more}" for turn in row.messages or ())]
 
 
 def remember(row: Row, seen: Seen) -> None:
@@ -95,7 +106,9 @@ def remember(row: Row, seen: Seen) -> None:
             seen.note("half", row.line)
     else:
         seen.counts["turns"] += 1
-        if any(turn.role == "assistant" and len(turn.content.strip()) < SHORT_ANSWER for turn in row.messages):
+        if row.has_aside() and (row.tools or any(turn.more for turn in row.messages)):
+            seen.counts["tools"] += 1
+        if any(t.role == "assistant" and not t.more and len(t.content.strip()) < SHORT_ANSWER for t in row.messages):
             seen.note("short", row.line)
     if sum(map(len, texts)) > LONG_ROW:
         seen.note("long", row.line)
@@ -103,6 +116,8 @@ def remember(row: Row, seen: Seen) -> None:
         seen.note("mojibake", row.line)
     for name in row.unused:
         seen.note(UNUSED + name, row.line)
+    for said in row.read_as:
+        seen.note(READ_AS + said, row.line)
     exact, normalised, prompt = numbers(row)
     seen.exact.append(exact)
     seen.normalised.append(normalised)
@@ -138,6 +153,15 @@ def warnings(path: Path, seen: Seen, rows: datasets.Dataset) -> list[str]:
         if seen.counts[kind]:
             told.append(warning(path, seen.lines[kind], seen.counts[kind], what))
     return told
+
+
+def read_as(path: Path, seen: Seen) -> list[str]:
+    """How rows were read that are not written as training writes them, once for each way."""
+    return [
+        warning(path, lines, seen.counts[kind], kind.removeprefix(READ_AS))
+        for kind, lines in seen.lines.items()
+        if kind.startswith(READ_AS)
+    ]
 
 
 def warning(path: Path | str, lines: Sequence[int], count: int, what: str) -> str:

@@ -30,11 +30,12 @@ class Record:
     """The fields of one row as the file has them, and the line it starts on.
 
     In a list that stands on one line, each row would be on line 1: there, here and in all that is made of it, `line` is
-    the row's number, negative, for `place` to tell.
+    the row's number, negative, for `place` to tell. `read_as`: what its file's reader has to say of how it was found.
     """
 
     line: int
     fields: dict[str, object]
+    read_as: tuple[str, ...] = ()
 
 
 def place(file: str | Path, line: int) -> str:

@@ -1,6 +1,6 @@
-"""Read the rows of a data file one by one, with the line each one starts on: JSONL, JSON list, CSV, TXT, each also gzipped.
+"""Read the rows of a data file one by one, with the line each one starts on: JSON, CSV, TXT, each also packed; Parquet, XLSX.
 
-Standard library only. Memory holds one row, however large the file is. What a row *means* is the business of `rows.py`.
+Standard library only, but for what reads Parquet, XLSX and zstd. Memory holds one row, however large the file is. What a row *means* is the business of `rows.py`.
 A further form of files is a reader in a module of its own, and an entry in FORMS.
 """
 
@@ -11,16 +11,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data import csv_rows, json_lines, text_rows
-from training.data.json_list import JsonList, is_list
-from training.data.opening import opened
+from training.data import csv_rows, json_lines, json_list, json_shapes, raw_lines, tables, text_rows
+from training.data.json_list import JsonList, JsonObjects
+from training.data.opening import DAMAGE, opened
 from training.data.record import BadRow, Record
 from training.errors import UserError
 
 
 def _json(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
-    """JSON lines, or one list: people give either name to either, so the first bytes decide."""
-    yield from JsonList(file, path).values() if is_list(file, path) else json_lines.lines(file, path)
+    """JSON lines, one list, or objects over several lines: people give any name to any, so the first bytes decide."""
+    shape = json_shapes.shape(file)
+    if shape.kind == "lines":
+        yield from json_lines.lines(file, path)
+    elif shape.kind == "list":
+        yield from json_list.conversation(JsonList(file, path, shape).values(), path)
+    else:
+        found = JsonObjects(file, path, shape).values()
+        yield from json_shapes.spread(found, path) if shape.kind == "columns" else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +49,24 @@ FORMS = {
         suffixes=(".jsonl", ".ndjson", ".json"),
         rows=_json,
         lines=json_lines.lines,
-        is_lined=lambda file, path: not is_list(file, path),
+        is_lined=lambda file, path: json_shapes.shape(file).kind == "lines",
     ),
     "csv": Form(suffixes=(".csv", ".tsv"), rows=csv_rows.rows),
     "txt": Form(suffixes=(".txt",), rows=text_rows.lines, lines=text_rows.lines),
+    "parquet": Form(suffixes=(".parquet", ".pq"), rows=tables.parquet),
+    "xlsx": Form(suffixes=(".xlsx", ".xlsm"), rows=tables.xlsx),
 }
 KINDS = {suffix: kind for kind, form in FORMS.items() for suffix in form.suffixes}
 
 
-def records(path: Path, kind: str | None = None) -> Iterator[Record | BadRow]:
+def records(path: Path, kind: str | None = None, encoding: str = "auto") -> Iterator[Record | BadRow]:
     """Yield every row of `path` in order, good or bad. Blank lines are no rows.
 
-    `kind` is one of FORMS; None takes it from the file's name.
-    Raises UserError when the file as a whole is unfit: missing, a folder, not permitted, of an unknown kind, UTF-16.
+    `kind` is one of FORMS; None takes it from the file's name, or from its content. encoding: ENCODING.
+    Raises UserError when the file as a whole is unfit: missing, a folder, not permitted, of an unknown kind or encoding.
     """
-    kind = kind or kind_of(path)
-    with opened(path) as file:
-        yield from records_from(file, path, kind)
+    with opened(path, encoding) as file:
+        yield from records_from(file, path, kind_of(path, file, kind))
 
 
 def records_from(file: io.BufferedIOBase, path: Path, kind: str) -> Iterator[Record | BadRow]:
@@ -80,15 +88,43 @@ def is_lined(file: io.BufferedIOBase, path: Path, kind: str) -> bool:
     return form.lines is not None and form.is_lined(file, path)
 
 
-def kind_of(path: Path) -> str:
-    """The kind of a file, one of FORMS, from its name. Lines or a list of JSON have one kind: the content tells."""
+PACKED = (".gz", ".zst")
+
+
+def kind_of(path: Path, file: io.BufferedIOBase, given: str | None = None) -> str:
+    """The kind of an `opened` file, one of FORMS: what its content leaves no doubt of, else as given, else by its name.
+
+    Lines or a list of JSON have one kind: the content tells. Leaves the file where it stands.
+    """
+    start = file.tell()
+    try:
+        head = file.read(raw_lines.CHUNK)
+    except DAMAGE:  # told when it is read
+        head = b""
+    file.seek(start)
+    if table := tables.kind_of(path, head):
+        return table
+    if given:
+        return given
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] == ".gz":
+    if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ""
-    if suffix not in KINDS:
-        raise UserError(f"{path}: unknown kind of file {suffix!r}; known are {', '.join(KINDS)}, each also with .gz")
-    return KINDS[suffix]
+    kind = KINDS.get(suffix) or _by_content(head)
+    if kind is None:
+        raise UserError(
+            f"{path}: unknown kind of file {suffix!r}, and its content does not tell; known are {', '.join(KINDS)}, "
+            "each also with .gz or .zst"
+        )
+    return kind
+
+
+def _by_content(head: bytes) -> str | None:
+    """The kind of a text whose name does not tell it; None where it may be a table or lines of text."""
+    if head.lstrip().startswith((b"{", b"[")):
+        return "json"
+    first = head.decode("utf-8", "ignore").lstrip().partition("\n")[0]
+    return "csv" if csv_rows.is_header(first) else None
 
 
 def nothing(path: Path) -> str:

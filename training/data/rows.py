@@ -2,155 +2,103 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from training.data.record import BadRow, Record, describe
+from training.data import columns, markup, pairs, tool_calls, turns
+from training.data.columns import KNOWN, PAIRS
+from training.data.reading import PLAIN, Reading
+from training.data.record import BadRow, Record
 from training.data.row_files import records
-from training.errors import UserError
+from training.data.turns import Turn
+from training.data.values import NOTHING, Bad, is_blank, sound
 from training.settings.prompt_template import PromptTemplate
+from training.settings.table import FORMATS
 from training.system.wording import shorten
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message: `role` is system, user or assistant."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True)
 class Row:
     """One sample: `messages` (system?, then user and assistant in turn, an assistant last), or plain `text`.
 
-    `unused`: fields of the row that hold something and are not trained.
+    `tools`: the functions that it offers, as the JSON text of OpenAI's list; "" for none. `unused`: fields of the row that
+    hold something and are not trained. `read_as`: how it was read, where that is worth saying.
     """
 
     messages: tuple[Turn, ...] | None
     text: str | None
     file: str
     line: int
+    tools: str = ""
     unused: tuple[str, ...] = field(default=(), compare=False)
+    read_as: tuple[str, ...] = field(default=(), compare=False)
+
+    def has_aside(self) -> bool:
+        """Whether the row has anything besides texts that are learned as they stand: few rows do."""
+        return bool(self.tools) or any(turn.thoughts or turn.more or not turn.trained for turn in self.messages or ())
 
 
-# FORMAT -> the fields that make a row one of it; the first whose fields are all there wins.
-PAIRS = {
-    "alpaca": (("instruction", "output"), ("instruction", "response")),
-    "prompt": (("prompt", "completion"),),
-    "input": (("input", "output"),),
-}
-FORMATS = ("auto", "messages", "conversations", *PAIRS, "text")
 WOULD_DO = (
     "messages; conversations; instruction + output (or response), with input if need be; prompt + completion; "
     "input + output; or text"
 )
-ROLES = {
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
-    "system": "system",
-}
-ROLE_IN_FRONT = re.compile(r"(?:用户|助手)(?:: |：)")
-WRITTEN_TURN = re.compile(r"^(系统|System|用户|User|Human|助手|Assistant)[:：][ \t]?", re.MULTILINE)
-WRITTEN_ROLES = {"系统": "system", "System": "system", "助手": "assistant", "Assistant": "assistant"}
-OPTIONAL = ("input", "system")  # null is the same as absent: pandas and Arrow write it for a missing value
 
 
-class _Bad(Exception):
-    """Why this row cannot be trained on."""
-
-
-def read(path: Path, format: str = "auto", prompt_template: PromptTemplate | None = None) -> Iterator[Row | BadRow]:
+def read(path: Path, reading: Reading = PLAIN) -> Iterator[Row | BadRow]:
     """Yield every row of `path` in order, or why it is bad, with its line. Never raises for a bad row.
 
-    `format` is one of FORMATS. With a `prompt_template` the user's turn is what the template makes of the row's columns.
+    With a PROMPT_TEMPLATE the user's turn is what the template makes of the row's columns.
     Raises UserError when the file as a whole cannot be read.
     """
-    if format not in FORMATS:
-        raise UserError(f"[Dataset] FORMAT = {format}: must be one of {', '.join(FORMATS)}")
-    for record in records(path):
-        yield record if isinstance(record, BadRow) else interpret(record, path, format, prompt_template)
+    for record in records(path, encoding=reading.encoding):
+        yield record if isinstance(record, BadRow) else interpret(record, path, reading)
 
 
-def interpret(
-    record: Record, path: Path, format: str = "auto", prompt_template: PromptTemplate | None = None
-) -> Row | BadRow:
+def interpret(record: Record, path: Path, reading: Reading = PLAIN) -> Row | BadRow:
     """What one record of the file `path` means, or why it is bad. Never raises for a bad row."""
+    said = list(record.read_as)
     try:
-        messages, text = _interpret(record.fields, format, prompt_template)
-    except _Bad as bad:
+        fields = _named(record.fields, reading, said)
+        found = _format(fields, reading)
+        messages, text = _meaning(fields, found, reading, said)
+        tools = tool_calls.offered(fields["tools"]) if messages and tool_calls.is_offer(fields.get("tools")) else ""
+    except Bad as bad:
         header = "; the first line of a CSV file must name the columns" if _is_unnamed_table(bad, path) else ""
-        return BadRow(str(path), record.line, f"{bad}{header}")
-    return Row(messages, text, str(path), record.line, _unused(record.fields, format, prompt_template))
+        named = "".join(f" ({one})" for one in said if one.startswith(columns.TAKEN))
+        return BadRow(str(path), record.line, f"{bad}{header}{named}")
+    unused = _unused(fields, found, reading.template)
+    return Row(messages, text, str(path), record.line, tools, unused, tuple(dict.fromkeys(said)) if said else ())
 
 
-def _is_unnamed_table(bad: _Bad, path: Path) -> bool:
+def _is_unnamed_table(bad: Bad, path: Path) -> bool:
     """Whether a CSV file seems to begin with a row, and not with the names of its columns."""
-    return str(bad).endswith(WOULD_DO) and not {".csv", ".tsv"}.isdisjoint(map(str.lower, path.suffixes))
+    return str(bad).startswith("no known fields") and not {".csv", ".tsv"}.isdisjoint(map(str.lower, path.suffixes))
 
 
-def _unused(fields: Mapping[str, object], format: str, template: PromptTemplate | None) -> tuple[str, ...]:
-    """The fields of a good row that hold something and are left out; of a turn as "messages: name"."""
-    found = _format(fields, format, template)
-    if not isinstance(found, str):
-        question, answer = found
-        used = {question, answer, "system", *(("input",) if question == "instruction" else ())}
-        used |= {name for _, name in template.columns} if template else set()
-        return tuple(name for name in fields if name not in used and fields[name] not in NOTHING)
-    unused = [name for name in fields if name not in (found, "system") and fields[name] not in NOTHING]
-    if found != "text":
-        turns = fields[found]
-        for turn in turns if isinstance(turns, list) else ():
-            if len(turn) > 2:
-                keys = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-                unused += [f"{found}: {name}" for name in turn if name not in keys and turn[name] not in NOTHING]
-    elif fields.get("system") not in NOTHING:
-        unused.append("system")
-    return tuple(dict.fromkeys(unused))
+def _named(fields: Mapping[str, object], reading: Reading, said: list[str]) -> Mapping[str, object]:
+    """The row's fields under the names that are known here."""
+    if reading.columns:
+        fields = columns.by_setting(fields, reading.columns)
+        if not columns.KNOWN.isdisjoint(reading.columns):
+            return fields
+    if fields.keys() <= columns.EXACT:
+        return fields
+    own = {name for _, name in reading.template.columns} if reading.template else set()
+    names = tuple(name for name, value in fields.items() if value is not None and name not in own)
+    found = columns.usual(names, reading.format)
+    if found.refused:
+        raise Bad(found.refused)
+    if not found.fields:
+        return fields
+    said.append(found.said)
+    renamed = {found.fields.get(name, name): value for name, value in fields.items() if name in found.fields}
+    return {**{name: value for name, value in fields.items() if name not in found.fields}, **renamed}
 
 
-NOTHING: tuple[object, ...] = (None, "", [], {})  # empty values: dropping them loses nothing
-
-
-def _interpret(
-    fields: Mapping[str, object], format: str, template: PromptTemplate | None
-) -> tuple[tuple[Turn, ...] | None, str | None]:
-    found = _format(fields, format, template)
-    if not isinstance(found, str):
-        return _pair(fields, found, template), None
-    if found != "text":
-        return _turns(fields, found, template), None
-    text = _text(fields, "text")
-    if _is_blank(text):
-        raise _Bad("text is empty")
-    turns = _written_turns(text)
-    return (_checked(turns), None) if turns else (None, text)
-
-
-def _pair(fields: Mapping[str, object], names: tuple[str, str], template: PromptTemplate | None) -> tuple[Turn, ...]:
-    """The turns of a question and its answer, in the fields of these names."""
-    question, answer = names
-    if template:
-        user = template.user(_columns(fields, question, template))
-    elif question == "instruction":
-        user = "\n\n".join(part for part in (_text(fields, "instruction"), _text(fields, "input")) if part.strip())
-    else:
-        user = _text(fields, question)
-    reply = _text(fields, answer)
-    if question == "prompt":  # the Go host writes each with its role in front
-        user, reply = _without_role(user), _without_role(reply)
-    if _is_blank(user):
-        raise _Bad(f"{question} is empty")
-    if _is_blank(reply):
-        raise _Bad(f"the answer is empty: {answer} holds no text")
-    system = _text(fields, "system")
-    return (*((Turn("system", system),) if system.strip() else ()), Turn("user", user), Turn("assistant", reply))
-
-
-def _format(fields: Mapping[str, object], format: str, template: PromptTemplate | None) -> str | tuple[str, str]:
+def _format(fields: Mapping[str, object], reading: Reading) -> str | tuple[str, str]:
     """The row's format: "messages", "conversations" or "text", or the names of its (question, answer) fields."""
+    format, template = reading.format, reading.template
     there = {name for name, value in fields.items() if value is not None}
     for name in ("messages", "conversations"):
         if format in ("auto", name) and name in there:
@@ -161,18 +109,106 @@ def _format(fields: Mapping[str, object], format: str, template: PromptTemplate 
             question = next((name for name in ("instruction", "prompt", "input") if name in there), "")
             if question or not any(name == "instruction" for _, name in template.columns):
                 return question, answer
-    if template and not there.isdisjoint(name for pairs in PAIRS.values() for pair in pairs for name in pair):
-        raise _Bad(_no_known_fields(fields, format, template))
-    for name, pairs in PAIRS.items():
-        for pair in pairs:
-            if format in ("auto", name) and there.issuperset(pair):
-                return pair
+    if template and not there.isdisjoint(name for known in PAIRS.values() for one in known for name in one):
+        raise Bad(_no_known_fields(fields, reading))
+    for name, known in PAIRS.items():
+        for one in known:
+            if format in ("auto", name) and there.issuperset(one):
+                return one
     if format in ("auto", "text") and "text" in there:
         return "text"
-    raise _Bad(_no_known_fields(fields, format, template))
+    raise Bad(_no_known_fields(fields, reading))
 
 
-def _no_known_fields(fields: Mapping[str, object], format: str, template: PromptTemplate | None) -> str:
+def _meaning(
+    fields: Mapping[str, object], found: str | tuple[str, str], reading: Reading, said: list[str]
+) -> tuple[tuple[Turn, ...] | None, str | None]:
+    """The turns of a row, or its plain text."""
+    if not isinstance(found, str):
+        if found == ("prompt", "completion") and isinstance(fields["prompt"], list):
+            return _prompt_and_completion(fields, reading, said), None
+        return turns.checked(pairs.pair(fields, found, reading, said), reading.join_turns, said), None
+    if found != "text":
+        return _conversation(fields, found, reading, said), None
+    text = sound(fields["text"], "text")
+    if is_blank(text):
+        raise Bad("text is empty")
+    written = markup.written_turns(text)
+    if not written and reading.format == "auto" and (marked := markup.in_markup(text)):
+        said.append(f"with text in the chat markup of {marked[0]}, read as conversations; FORMAT = text keeps it plain")
+        written = marked[1]
+    return (turns.checked(written, reading.join_turns, said), None) if written else (None, text)
+
+
+def _conversation(fields: Mapping[str, object], name: str, reading: Reading, said: list[str]) -> tuple[Turn, ...]:
+    """The turns of {messages: [{role, content}]} or {conversations: [{from, value}]}; either spelling in either field."""
+    wanted = (
+        [one for _, one in reading.template.columns if one not in ("instruction", "input")] if reading.template else []
+    )
+    if wanted:
+        raise Bad(f"PROMPT_TEMPLATE wants the column {wanted[0]}, which a row of turns does not have")
+    return turns.checked([*_system(fields), *turns.read(fields[name], name, said)], reading.join_turns, said)
+
+
+def _system(fields: Mapping[str, object]) -> list[Turn]:
+    """The system text in a field of its own; null and blank are none."""
+    value = fields.get("system")
+    text = "" if value is None else sound(value, "system")
+    return [Turn("system", text)] if text.strip() else []
+
+
+def _prompt_and_completion(fields: Mapping[str, object], reading: Reading, said: list[str]) -> tuple[Turn, ...]:
+    """TRL's {prompt: [messages], completion: [messages]}: of the answers, those in the completion are learned."""
+    asked = turns.read(fields["prompt"], "prompt", said)
+    asked = [replace(turn, trained=False) if turn.role == "assistant" else turn for turn in asked]
+    value = fields["completion"]
+    answer = [Turn("assistant", sound(value, "completion"))] if isinstance(value, str) else None
+    answered = turns.read(value, "completion", said) if answer is None else answer
+    if not answered:
+        raise Bad("the answer is empty: completion holds no turns")
+    return turns.checked([*_system(fields), *asked, *answered], reading.join_turns, said)
+
+
+# ---- what is not used, and what is missing -----------------------------------------------------------------------
+
+
+def _unused(
+    fields: Mapping[str, object], found: str | tuple[str, str], template: PromptTemplate | None
+) -> tuple[str, ...]:
+    """The fields of a good row that hold something and are left out; of a turn as "messages: name"."""
+    if isinstance(found, str):
+        used = {found, "system"} if found != "text" else {found}
+    else:
+        question, answer = found
+        used = {question, answer, "system", *(name for name in turns.THOUGHTS if turns.is_thought(fields.get(name)))}
+        used |= {"input"} if question == "instruction" else set()
+        used |= {"context"} if pairs.is_context(fields.get("context")) else set()
+        used = used - {"context"} | {name for _, name in template.columns} if template else used
+        used |= {"history"} if pairs.is_history(fields.get("history")) else set()
+    if len(fields) <= len(used) and fields.keys() <= used and found not in ("messages", "conversations"):
+        return ()
+    used |= {"tools"} if found != "text" and tool_calls.is_offer(fields.get("tools")) else set()
+    unused = [name for name in fields if name not in used and fields[name] not in NOTHING]
+    held = fields[found] if found in ("messages", "conversations") else None
+    for turn in held if isinstance(held, list) else ():
+        if len(turn) > 2:
+            unused += [f"{found}: {name}" for name in _unused_of_turn(turn)]
+    return tuple(dict.fromkeys(unused))
+
+
+def _unused_of_turn(turn: Mapping[str, object]) -> Iterator[str]:
+    used = {"from", "value"} if "from" in turn and "role" not in turn else {"role", "content"}
+    if not isinstance(turn.get("role"), str) or turns.ROLES.get(str(turn["role"]).casefold()) == "tool":
+        used |= {"tool_call_id", "name"}
+    for name, value in turn.items():
+        if name in used or name in turns.KNOWN or value in NOTHING:
+            continue
+        if not (name in turns.THOUGHTS and turns.is_thought(value)):
+            yield name
+
+
+def _no_known_fields(fields: Mapping[str, object], reading: Reading) -> str:
+    format, template = reading.format, reading.template
     found = ", ".join(shorten(str(name)) for name in list(fields)[:8]) + (", …" if len(fields) > 8 else "")
     nulls = [name for name, value in fields.items() if value is None and name in KNOWN]
     if nulls:
@@ -185,8 +221,8 @@ def _no_known_fields(fields: Mapping[str, object], format: str, template: Prompt
             f"fields found: {found}; PROMPT_TEMPLATE wants {wanted}, and output, response or completion for the answer"
         )
     if format != "auto":
-        pairs = PAIRS.get(format)
-        wanted = " or ".join(" + ".join(pair) for pair in pairs) if pairs else format
+        known = PAIRS.get(format)
+        wanted = " or ".join(" + ".join(one) for one in known) if known else format
         return f"fields found: {found}; FORMAT = {format} wants {wanted}"
     return f"no known fields (found: {found}); what would do: {WOULD_DO}{_meant(fields)}"
 
@@ -195,135 +231,14 @@ def _meant(fields: Mapping[str, object]) -> str:
     """What the one who wrote fields that are not known may have had in mind, for a message."""
     if {"chosen", "rejected"} <= fields.keys():
         return "; preference pairs are not trained here, but chosen may be renamed to completion"
-    if {"question", "answer"} <= fields.keys():
-        return "; training/prepare_data.py turns question + answer into rows"
-    if small := [name for name in fields if name not in KNOWN and name.strip().lower() in KNOWN]:
-        return f"; {shorten(small[0])!r} is written {small[0].strip().lower()!r}"
     for name, value in fields.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            return f"; {shorten(name)} holds a list of objects: if these are the rows, the file must be that list alone"
+            turned = not {"role", "from"}.isdisjoint(value[0])
+            what = f"messages: {shorten(name)}" if turned else ""
+            return f"; {shorten(name)} holds a list of objects: " + (
+                f"COLUMNS = {what} takes it" if turned else "if these are the rows, the file must be that list alone"
+            )
+    if len(fields) > 1:
+        first, second = list(fields)[:2]
+        return f"; or COLUMNS says what they hold, as in COLUMNS = instruction: {shorten(first)}, output: {shorten(second)}"
     return ""
-
-
-KNOWN = {"messages", "conversations", "text", *(name for pairs in PAIRS.values() for pair in pairs for name in pair)}
-
-
-def _columns(fields: Mapping[str, object], question: str, template: PromptTemplate) -> dict[str, str]:
-    """The values of the template's columns. {instruction} is whatever asks; {input} only comes beside an instruction."""
-    values = {}
-    for _, name in template.columns:
-        if name == "instruction":
-            values[name] = _text(fields, question)
-        elif name == "input":
-            values[name] = _text(fields, "input") if question == "instruction" or question == "" else ""
-        else:
-            values[name] = _text(fields, name)
-        if question == "prompt":
-            values[name] = _without_role(values[name])
-    return values
-
-
-def _text(fields: Mapping[str, object], name: str) -> str:
-    """The text of a field; an optional one that is absent is ""."""
-    value = fields.get(name)
-    if value is None and name in OPTIONAL:
-        return ""
-    return _sound(value, name)
-
-
-INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"  # zero-width characters, which web pages leave behind
-
-
-def _is_blank(text: str) -> bool:
-    """Whether nothing of the text can be seen."""
-    bare = text.strip()
-    return not bare or (bare[0] in INVISIBLE and not bare.translate(dict.fromkeys(map(ord, INVISIBLE))).strip())
-
-
-def _sound(value: object, name: str) -> str:
-    """`value` when it is text that a tokenizer can take."""
-    if not isinstance(value, str):
-        quotes = "; write it in quotes" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
-        parts = isinstance(value, list) and value and isinstance(value[0], dict) and "type" in value[0]
-        only = "; a turn is one text here: pictures and other parts are not trained" if parts else ""
-        raise _Bad(f"{name} is {describe(value)}, not text{quotes}{only}")
-    if "\0" in value:
-        raise _Bad(f"{name} holds a NUL character")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            code = ord(value[error.start])
-            if 0xDC80 <= code <= 0xDCFF:  # how the readers hand on a byte that is not UTF-8
-                raise _Bad(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x}") from None
-            raise _Bad(f"{name} holds half a character (a lone surrogate, \\u{code:04x})") from None
-    return value
-
-
-def _without_role(text: str) -> str:
-    """`text` without a role in front: at the start only, and only once; anywhere else it is the user's own text."""
-    found = ROLE_IN_FRONT.match(text)
-    return text[found.end() :] if found else text
-
-
-def _turns(fields: Mapping[str, object], name: str, template: PromptTemplate | None) -> tuple[Turn, ...]:
-    """The turns of {messages: [{role, content}]} or {conversations: [{from, value}]}; either spelling in either field."""
-    turns = fields[name]
-    if not isinstance(turns, list):
-        inside = "; it is JSON inside of a text: write the list itself" if str(turns).lstrip().startswith("[") else ""
-        raise _Bad(f"{name} is {describe(turns)}, not a list of turns{inside}")
-    columns = [column for _, column in template.columns if column not in ("instruction", "input")] if template else []
-    if columns:
-        raise _Bad(f"PROMPT_TEMPLATE wants the column {columns[0]}, which a row of turns does not have")
-    result = []
-    system = _text(fields, "system")
-    if system.strip():
-        result.append(Turn("system", system))
-    for number, turn in enumerate(turns, 1):
-        where = f"{name}, turn {number}"
-        if not isinstance(turn, dict):
-            raise _Bad(f"{where} is {describe(turn)}, not an object with role and content")
-        keys = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-        for key in keys:
-            if key not in turn:
-                raise _Bad(f"{where} has no {key} (found: {', '.join(map(shorten, turn)) or 'nothing'})")
-        if turn.get("tool_calls"):
-            raise _Bad(f"{where} holds tool calls, which are not trained here")
-        role = _sound(turn[keys[0]], f"{where}: {keys[0]}")
-        if role not in ROLES:
-            raise _Bad(f"{where}: role {shorten(role)!r} is not known; system, user and assistant are")
-        result.append(Turn(ROLES[role], _sound(turn[keys[1]], f"{where}: {keys[1]}")))
-    return _checked(result)
-
-
-def _checked(turns: list[Turn]) -> tuple[Turn, ...]:
-    """The turns as a model must see them. An empty system text is the same as none."""
-    if turns and turns[0].role == "system" and not turns[0].content.strip():
-        turns = turns[1:]
-    talk = turns[1:] if turns and turns[0].role == "system" else turns
-    if not talk:
-        raise _Bad("there are no turns")
-    for number, turn in enumerate(talk):
-        expected = "assistant" if number % 2 else "user"
-        if turn.role != expected:
-            after = f"after {talk[number - 1].role}" if number else "first"
-            raise _Bad(f"roles do not alternate: {turn.role} comes {after}, {expected} was expected")
-        if _is_blank(turn.content):
-            raise _Bad("the answer is empty" if turn.role == "assistant" else "the user's turn is empty")
-    if talk[-1].role == "user":
-        raise _Bad("the last turn is the user's: the answer is missing")
-    return tuple(turns)
-
-
-def _written_turns(text: str) -> list[Turn] | None:
-    """The turns of a text written as `User: ...` / `Assistant: ...` (or 用户 / 助手); None for any other text.
-
-    Only a text that starts with a role and holds an answer counts: prose may well have a line that begins with "User:".
-    """
-    text = text.strip()
-    marks = list(WRITTEN_TURN.finditer(text))
-    roles = [WRITTEN_ROLES.get(mark[1], "user") for mark in marks]
-    if not marks or marks[0].start() != 0 or "assistant" not in roles or "user" not in roles:
-        return None
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return [Turn(role, text[mark.end() : end].strip()) for role, mark, end in zip(roles, marks, ends, strict=True)]

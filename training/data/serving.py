@@ -15,17 +15,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from training.data import chat_template, encoding
-from training.data.chat_template import ChatTemplate, as_served
+from training.data.chat_template import SWITCH, ChatTemplate, as_served
 from training.data.encoding import NothingToTrain
 from training.data.fast_tokenising import Tokenise, tokeniser
-from training.data.rows import Row, Turn
+from training.data.rows import Row
+from training.data.turns import Turn
 from training.errors import UserError
 from training.ollama.template_parts import difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SWITCH, DATES = "enable_thinking", ("date_string", "datetime")
+DATES = "date_string", "datetime"
 DAY = "01 Feb 2003"  # stands for the day on which a server is asked
 ON, OFF = "as usual", "with thinking off"
 # Beginnings of answers: a token that would run across the border of TEMPLATE and answer shows itself.
@@ -48,9 +49,10 @@ def close(
 ) -> tuple[ChatTemplate, list[str], list[str]]:
     """The template with `served` and `opening` filled in, what to say of it, and what could not be made right.
 
-    thoughts: some of the rows' answers came with thoughts; then the switch must go on to work, and what a server writes
-    with thinking off is not held against them.
+    thoughts: some of the rows' answers came with thoughts, or THINKING = keep: then the switch must go on to work, and what
+    a server writes with thinking off is not held against them.
     """
+    thoughts = (thoughts or template.thinking == "keep") and template.thinking != "off"
     trained = list(_trained(template, THOUGHT if thoughts else ""))
     ways = {ON: True} if thoughts else {ON: True, OFF: False}
     tokenise = tokeniser(tokenizer)

@@ -96,6 +96,28 @@ def problem(file: io.BufferedIOBase, path: Path, marked: bool) -> str:
     return _refused(file, path, pending, lines, 0) if pending else ""
 
 
+def not_meant(file: io.BufferedIOBase, path: Path, encoding: str) -> str:
+    """Why a file is not to be read in another encoding than UTF-8: all of it is UTF-8, which would be garbled; else ""."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    foreign = 0
+    try:
+        while chunk := file.read(CHUNK):
+            text = decoder.decode(chunk)
+            if foreign < ENOUGH and not text.isascii():
+                if not foreign and len(chunk) < CHUNK and _is_chance(text):
+                    return ""
+                foreign += sum(not letter.isascii() for letter in text)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return ""
+    if foreign < ENOUGH:
+        return ""
+    return f"{path}: is UTF-8, and would be garbled by ENCODING = {encoding}: ENCODING = auto reads it"
+
+
+ENOUGH = 8  # characters other than ASCII that are not UTF-8 by chance
+
+
 def _refused(file: io.BufferedIOBase, path: Path, chunk: bytes, before: int, place: int) -> str:
     """What to say of a file whose first byte that is not UTF-8 stands at `place` of `chunk`, which begins on `before`."""
     line = before + chunk.count(b"\n", 0, place)
@@ -107,7 +129,10 @@ def _refused(file: io.BufferedIOBase, path: Path, chunk: bytes, before: int, pla
             f"{said}; it is in no encoding that is known here: it is damaged, or joined from files in several encodings. "
             "Save it as UTF-8, or mend this line and look again"
         )
-    return f"{said}; most likely it is {found.iconv} ({found.what}): {command(path, found.iconv)}"
+    return (
+        f"{said}; most likely it is {found.iconv} ({found.what}): ENCODING = {found.iconv.lower()} reads it so, "
+        f"and this makes a file of UTF-8: {command(path, found.iconv)}"
+    )
 
 
 def _sample(file: io.BufferedIOBase) -> Iterator[bytes]:
@@ -158,8 +183,8 @@ def _by_chance(path: Path, text: str) -> str:
     shown = next(word for word in re.findall(r"[^\x00-\x7f]+", text))
     return (
         f"{path}:{line}: is UTF-8 by chance only, so none of the file is read: {shown[:8]!r} is "
-        f"{shown[:8].encode().decode('gb2312')!r} in GB18030 (GBK: Chinese Windows and Excel): {command(path, 'GB18030')}; "
-        "if it is UTF-8 after all, save it with the mark of UTF-8 (BOM)"
+        f"{shown[:8].encode().decode('gb2312')!r} in GB18030 (GBK: Chinese Windows and Excel): ENCODING = gb18030 reads it "
+        f"so, ENCODING = utf-8 as it stands, and this makes a file of UTF-8: {command(path, 'GB18030')}"
     )
 
 

@@ -94,8 +94,8 @@ def tokenise(
     """Sequences for the trainer, and the rows of which nothing can be trained. None when no sequence is left.
 
     Columns: input_ids, labels (int32 lists of equal length, at most `max_length`), prompt_length, answer_length (tokens),
-    cut (bool), file, line, special (a special token that the row's own text holds, or None), unthought (bool: thoughts that the
-    template has no room for were left out), thought (bool: an answer came with thoughts), odd (bool: text that tokenizers
+    cut (bool), file, line, special (a special token that the row's own text holds, or None), thought (bool: an answer
+    came with thoughts), odd (bool: text that tokenizers
     may disagree on, see _odd_text). A row gives several sequences where the template asks for it (see chat.encode).
     The result is kept in `cache_dir` under a name made from the rows, the template, the tokenizer and the options.
     """
@@ -170,16 +170,14 @@ def warnings(data: datasets.Dataset, max_length: int) -> list[str]:
     import pyarrow.compute as pc
 
     told = []
-    columns = data.with_format("arrow").select_columns(["cut", "special", "unthought", "file", "line"])
+    columns = data.with_format("arrow").select_columns(["cut", "special", "file", "line"])
     noted = [  # part by part: a million rows have as many file names
-        part.filter(pc.or_(pc.or_(part["cut"], part["unthought"]), pc.is_valid(part["special"])))
-        for part in columns.iter(batch_size=PART)
+        part.filter(pc.or_(part["cut"], pc.is_valid(part["special"]))) for part in columns.iter(batch_size=PART)
     ]
     columns = pa.concat_tables(noted)
     for chosen, what in (
         (columns["cut"], f"longer than MAX_SEQ_LENGTH = {max_length:,} tokens: their end is cut off"),
         (pc.is_valid(columns["special"]), "with a special token in the text, which is read as that token and no text"),
-        (columns["unthought"], UNTHOUGHT),
     ):
         found = columns.filter(chosen)
         for file in pc.unique(found["file"]).to_pylist():
@@ -224,7 +222,6 @@ def _schema() -> pa.Schema:
             ("file", pa.string()),
             ("line", pa.int64()),
             ("special", pa.string()),
-            ("unthought", pa.bool_()),
             ("thought", pa.bool_()),
             ("odd", pa.bool_()),
             ("reason", pa.string()),
@@ -275,10 +272,6 @@ def _encode_batch(
     return _table(made, _special_tokens(tokenizer), _odd_text(tokenizer))
 
 
-UNTHOUGHT = (
-    "with a <think> block that is not trained: the chat template leaves no room for thoughts in an answer; "
-    "another template (CHAT_TEMPLATE) would"
-)
 NOTHING = Encoded([], [], False)
 _quick = lru_cache(maxsize=2)(quick_tokeniser)  # kept from batch to batch for what it remembers
 
@@ -318,7 +311,10 @@ def _finder(tokens: Iterable[str]) -> Callable[[Row], str | None]:
 
 
 def _contents(row: Row) -> list[str]:
-    return [turn.content for turn in row.messages] if row.messages is not None else [row.text or ""]
+    if row.messages is None:
+        return [row.text or ""]
+    aside = [text for turn in row.messages if turn.thoughts or turn.more for text in (turn.thoughts, turn.more)]
+    return [turn.content for turn in row.messages] + aside + [row.tools]
 
 
 _Made = tuple[Row, "Plan | None", Encoded, "str | None"]  # a row, its plan, one of its sequences, and why it has none
@@ -345,7 +341,6 @@ def _table(made: list[_Made], find: Callable[[Row], str | None], odd: Callable[[
         "file": [row.file for row, _, _, _ in made],
         "line": [row.line for row, _, _, _ in made],
         "special": [find(row) for row, _, _, _ in made],
-        "unthought": [plan is not None and plan.unthought for _, plan, _, _ in made],
         "thought": [plan is not None and plan.thought for _, plan, _, _ in made],
         "odd": [odd(row) for row, _, _, _ in made],
         "reason": [reason for _, _, _, reason in made],

@@ -44,6 +44,12 @@ SECRET_SHIPPED = (
 )
 
 
+NO_TOOLS = (
+    "{:,} rows offer or call tools: the chat template in merged/ and in the GGUF file writes them as they are trained, for Ollama "
+    "0.30 and later and all that run that; the Modelfile's TEMPLATE, by which older Ollama writes prompts, knows none"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A run that can start: all choices made, all rows read and tokenised."""
@@ -124,6 +130,8 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
         logger.info(note)
     sequences = _tokenise(data, template, tokenizer, settings)
     choices.check_rows(len(sequences.train), settings)
+    if data.tools:
+        logger.warning(NO_TOOLS, data.tools)
     if not data.plain:
         template = _as_served(template, tokenizer, sequences.train)
     summary = tokenising.summary(sequences.train, tokenizer)

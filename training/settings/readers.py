@@ -5,11 +5,12 @@ Each takes what was given and the setting's rule, and raises ValueError with wha
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
 from training.errors import UserError
-from training.settings import ini_file, names, rules
+from training.settings import column_names, ini_file, names, rules
 from training.settings.rules import Given, Rule
 from training.system import paths
 
@@ -69,6 +70,37 @@ def prompt_template(given: Given, rule: Rule) -> str | None:
     except UserError as error:
         raise ValueError(str(error).removeprefix(f"{prompt_template.WHERE}: ")) from None
     return text
+
+
+def columns(given: Given, rule: Rule) -> str | None:
+    """[Dataset] COLUMNS: `field: column` with commas between; a column's name with a comma in it stands in quotes."""
+    text = rules.optional_text(given, rule)
+    if text is not None:
+        try:
+            column_names.parse(text)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+    return text
+
+
+def encoding(given: Given, rule: Rule) -> str:
+    """[Dataset] ENCODING: auto, or an encoding of text that Python knows, by any of its names."""
+    word = given.text.strip().lower()
+    if word in ("", "auto"):
+        return "auto"
+    try:
+        known = codecs.lookup(word)
+    except (LookupError, UnicodeError):
+        raise ValueError(
+            "is no encoding that is known; auto, utf-8, utf-16, gbk, big5, shift_jis, euc-kr, cp1251, cp1252 and others are"
+        ) from None
+    # Python's own mark for what turns text into text or bytes into bytes (rot13, zip).
+    if not getattr(known, "_is_text_encoding", True) or word in NO_FILES:
+        raise ValueError("is no encoding of text files")
+    return word
+
+
+NO_FILES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem")
 
 
 def model_name(given: Given, rule: Rule) -> str:

@@ -75,8 +75,16 @@ class LoRA:
 class Dataset:
     """[Dataset]: the rows, and what of them is learned."""
 
-    dataset_file: Path = setting("train_data.jsonl", is_a="file", help="training rows: JSONL, JSON, CSV or TXT")
+    dataset_file: Path = setting(
+        "train_data.jsonl", is_a="file", help="training rows: JSONL, JSON, CSV, TXT, Parquet or XLSX"
+    )
     format: str = setting("auto", one_of=FORMATS, help="what the rows hold; auto tells them apart row by row")
+    columns: str | None = setting(
+        None, read=readers.columns, help="which column holds what, as in instruction: Frage, output: Antwort"
+    )
+    encoding: str = setting(
+        "auto", read=readers.encoding, help="auto is UTF-8 (and UTF-16 with its mark); or gbk, big5, cp1252 and others"
+    )
     validation_file: Path | None = setting(None, is_a="file", help="rows to validate on; beats VALIDATION_SPLIT")
     validation_split: float = setting(
         0.1, at_least=0, below=1, help="share of the rows kept for validation; 0 for none"
@@ -86,6 +94,17 @@ class Dataset:
     )
     train_on: str = setting("completion", one_of=("completion", "all"), help="learn the answers only, or all the text")
     train_turns: str = setting("all", one_of=("all", "last"), help="learn every answer of a conversation, or the last")
+    join_turns: bool | Auto = setting(
+        "auto", help="neighbouring turns of one speaker: true joins, false keeps them apart, auto refuses the row"
+    )
+    thinking: str = setting(
+        "auto",
+        one_of=("auto", "keep", "off"),
+        help="thoughts: as the chat template has them; keep learns no empty ones; off learns and serves none",
+    )
+    null_words: str = setting(
+        "stop", one_of=("stop", "keep"), help="an answer that is NaN, None or NULL: a bad row, or learned as it stands"
+    )
     prompt_template: str | None = setting(
         None,
         read=readers.prompt_template,

@@ -10,6 +10,7 @@ from training.settings.table import SECTIONS, TABLE
 # Flags that set something: the setting and what to write for its value. --epochs sets MAX_STEPS to 0 as well.
 SETTING_FLAGS = {
     "--data": "Dataset.DATASET_FILE",
+    "--columns": "Dataset.COLUMNS",
     "--output": "Training.OUTPUT_DIR",
     "--model": "Model.BASE_MODEL_NAME",
     "--epochs": "Training.NUM_TRAIN_EPOCHS",

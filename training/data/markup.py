@@ -1,0 +1,157 @@
+"""Texts in which a conversation is written out: as `User: ...`, or in the chat markup of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from training.data.turns import Turn
+
+WRITTEN_TURN = re.compile(r"^(系统|System|用户|User|Human|助手|Assistant)[:：][ \t]?", re.MULTILINE)
+WRITTEN_ROLES = {"系统": "system", "System": "system", "助手": "assistant", "Assistant": "assistant"}
+
+
+def written_turns(text: str) -> list[Turn] | None:
+    """The turns of a text written as `User: ...` / `Assistant: ...` (or 用户 / 助手); None for any other text.
+
+    Only a text that starts with a role and holds an answer counts: prose may well have a line that begins with "User:".
+    """
+    text = text.strip()
+    marks = list(WRITTEN_TURN.finditer(text))
+    roles = [WRITTEN_ROLES.get(mark[1], "user") for mark in marks]
+    if not marks or marks[0].start() != 0 or "assistant" not in roles or "user" not in roles:
+        return None
+    return _between(text, marks, roles)
+
+
+def _between(text: str, marks: list[re.Match[str]], roles: list[str]) -> list[Turn]:
+    """The turns whose beginnings are marked."""
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    return [Turn(role, text[mark.end() : end].strip()) for role, mark, end in zip(roles, marks, ends, strict=True)]
+
+
+class Markup(NamedTuple):
+    """The markup of a family of models: its name, a text that it always holds, and what reads its turns."""
+
+    name: str
+    sign: str
+    turns: Callable[[str], list[Turn] | None]
+
+
+def marked(begin: str, ends: tuple[str, ...], around: tuple[str, ...] = ()) -> Callable[[str], list[Turn] | None]:
+    """A reader of turns that each begin with a mark. begin: its pattern, whose group is the role; ends: texts one of which
+    may close a turn; around: those that may stand in front of the first or behind the last."""
+    mark = re.compile(begin)
+
+    def read(text: str) -> list[Turn] | None:
+        text = _without(text, around)
+        marks = list(mark.finditer(text))
+        found = [ROLES.get(one[1].casefold(), "") for one in marks]
+        if not marks or marks[0].start() != 0 or not all(found):
+            return None
+        turns = [Turn(one.role, _without(one.content, ends, front=False)) for one in _between(text, marks, found)]
+        if turns[-1].role == "assistant" and not turns[-1].content:
+            turns.pop()  # the prompt for an answer that is not there
+        return turns
+
+    return read
+
+
+def _without(text: str, marks: tuple[str, ...], front: bool = True) -> str:
+    """`text` without white space and any of the marks at its end, and in front where asked for."""
+    text = text.strip()
+    for mark in marks * 2:  # two of them may stand there, in either order
+        text = text.removesuffix(mark).rstrip()
+        text = text.removeprefix(mark).lstrip() if front else text
+    return text
+
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "model": "assistant",
+         "gpt": "assistant", "bot": "assistant", "ai": "assistant"}  # fmt: skip
+ALPACA = re.compile(r"^###\s*(Instruction|Input|Response|Question|Answer|指令|输入|回答)\s*[:：][ \t]*", re.MULTILINE)
+ALPACA_PARTS = {"instruction": "user", "question": "user", "指令": "user", "input": "input", "输入": "input",
+                "response": "assistant", "answer": "assistant", "回答": "assistant"}  # fmt: skip
+ALPACA_PREFACE = re.compile(r"\ABelow is an instruction that describes a task[^#]*\Z")
+LLAMA_2 = re.compile(r"(\[/?INST\])")
+BEGIN_SYSTEM, END_SYSTEM = "<<SYS>>", "<</SYS>>"
+
+
+def _alpaca(text: str) -> list[Turn] | None:
+    """Alpaca's headings: an instruction, its input where there is one, and the response; once or several times."""
+    text = _without(text, ("<s>", "</s>", "<|endoftext|>"))
+    marks = list(ALPACA.finditer(text))
+    kinds = [ALPACA_PARTS[mark[1].casefold()] for mark in marks]
+    if not marks or kinds[0] != "user" or kinds[-1] != "assistant":
+        return None
+    preface = text[: marks[0].start()].strip()
+    turns: list[Turn] = []
+    if preface and not ALPACA_PREFACE.match(preface):
+        turns.append(Turn("system", preface))
+    for part in _between(text, marks, kinds):
+        if part.role == "input" and turns and turns[-1].role == "user":
+            turns[-1] = Turn("user", "\n\n".join(filter(None, (turns[-1].content, part.content))))
+        elif part.role == "input":
+            return None
+        else:
+            turns.append(part)
+    return turns
+
+
+def _llama_2(text: str) -> list[Turn] | None:
+    """Llama 2's and Mistral's instructions in [INST], with a system text in the first where there is one."""
+    before, *pieces = LLAMA_2.split(_without(text, ("<s>", "</s>")))
+    marks = pieces[0::2]
+    if before or not marks or marks != ["[INST]", "[/INST]"] * (len(marks) // 2):
+        return None
+    turns: list[Turn] = []
+    for number, content in enumerate(pieces[1::2]):
+        content = _without(content, ("<s>", "</s>"))
+        if not number and content.startswith(BEGIN_SYSTEM) and END_SYSTEM in content:
+            system, _, content = content.removeprefix(BEGIN_SYSTEM).partition(END_SYSTEM)
+            turns.append(Turn("system", system.strip()))
+        turns.append(Turn("assistant" if number % 2 else "user", content.strip()))
+    return turns if turns[-1].content else turns[:-1]
+
+
+TEXT_END = "<|endoftext|>"
+HUMAN = r"###\s*(System|Human|User|Assistant|Bot)\s*[:：][ \t]*"
+MARKUPS = (
+    Markup("ChatML", "<|im_start|>", marked(r"<\|im_start\|>[ \t]*(\w+)[ \t]*\n?", ("<|im_end|>",), (TEXT_END,))),
+    Markup(
+        "Llama 3",
+        "<|start_header_id|>",
+        marked(
+            r"<\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*",
+            ("<|eot_id|>",),
+            ("<|begin_of_text|>", "<|end_of_text|>"),
+        ),
+    ),
+    Markup(
+        "Gemma",
+        "<start_of_turn>",
+        marked(r"<start_of_turn>\s*(\w+)[ \t]*\n?", ("<end_of_turn>",), ("<bos>", "<eos>")),
+    ),
+    Markup("Llama 2 and Mistral", "[INST]", _llama_2),
+    Markup(
+        "Zephyr and Phi-3",
+        "<|user|>",
+        marked(r"<\|(system|user|assistant)\|>[ \t]*\n?", ("</s>", "<|end|>"), ("<s>", TEXT_END)),
+    ),
+    Markup("### Human", "### ", marked(rf"(?:(?<=\n)|\A){HUMAN}", ("###", "</s>"), ("<s>", "</s>", TEXT_END))),
+    Markup("### Human on one line", "### ", marked(HUMAN, ("###", "</s>"), ("<s>", "</s>", TEXT_END))),
+    Markup("Alpaca", "###", _alpaca),
+)
+
+
+def in_markup(text: str) -> tuple[str, list[Turn]] | None:
+    """The name of the chat markup that all of a text is written in, and its turns; None for any other text.
+
+    Only what begins in it and holds a question and an answer counts: a text about markup may quote some.
+    """
+    for one in MARKUPS:
+        if one.sign in text and (turns := one.turns(text)):
+            roles = {turn.role for turn in turns}
+            if {"user", "assistant"} <= roles:
+                return one.name, turns
+    return None

@@ -1,0 +1,124 @@
+"""Rows of a question and its answer in fields of their own, and what may stand beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from training.data import markup, turns
+from training.data.reading import Reading
+from training.data.record import describe
+from training.data.turns import Turn
+from training.data.values import Bad, is_blank, sound, written_list
+from training.settings.prompt_template import PromptTemplate
+
+ROLE_IN_FRONT = re.compile(r"(?:用户|助手)(?:: |：)")
+OPTIONAL = ("input", "context", "system")  # null is the same as absent: pandas and Arrow write it for a missing value
+# What pandas, SQL and spreadsheets write where there is no value.
+NULL_WORDS = frozenset(("nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nil", "nat", "\\n"))
+
+
+def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading, said: list[str]) -> list[Turn]:
+    """The turns of a question and its answer, in the fields of these names, after those of the row's history."""
+    question, answer = names
+    user = _question(fields, question, reading.template)
+    reply = sound(fields[answer], answer)
+    if question == "prompt":  # the Go host writes each with its role in front
+        user, reply = _without_role(user), _without_role(reply)
+    if is_blank(user):
+        raise Bad(f"{question} is empty")
+    if is_blank(reply):
+        raise Bad(f"the answer is empty: {answer} holds no text")
+    if len(reply) < 12 and reading.null_words != "keep" and reply.strip().casefold() in NULL_WORDS:
+        raise Bad(
+            f"the answer is {reply.strip()!r}, as pandas and databases write a missing value; "
+            "NULL_WORDS = keep learns it as it stands"
+        )
+    system = _text(fields, "system")
+    above = [Turn("system", system)] if system.strip() else []
+    history = _history(fields["history"], said) if is_history(fields.get("history")) else []
+    thoughts = turns.thoughts_in(fields, "", reply) if len(fields) > 2 else ""
+    return [*above, *history, Turn("user", user), Turn("assistant", reply, thoughts=thoughts)]
+
+
+def _question(fields: Mapping[str, object], question: str, template: PromptTemplate | None) -> str:
+    """What the user says: the question, and what it is about."""
+    if template:
+        return template.user(_columns(fields, question, template))
+    parts = [_text(fields, question)]
+    if question == "instruction":
+        parts.append(_text(fields, "input"))
+    if is_context(fields.get("context")):
+        parts.append(_context(fields))
+        if question == "instruction" and parts[1].strip() and parts[2].strip():
+            raise Bad(
+                "input and context both hold text: COLUMNS says which of them is the input, "
+                "as in COLUMNS = instruction: instruction, input: context, output: output"
+            )
+    return "\n\n".join(part for part in parts if part.strip()) if len(parts) > 1 else parts[0]
+
+
+def is_context(value: object) -> bool:
+    """Whether the field of that name holds what a question is about, as text or as passages that were found."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
+def _context(fields: Mapping[str, object]) -> str:
+    value = fields["context"]
+    if isinstance(value, list):
+        return "\n\n".join(sound(one, "context") for one in value)
+    return sound(value, "context")
+
+
+def _columns(fields: Mapping[str, object], question: str, template: PromptTemplate) -> dict[str, str]:
+    """The values of the template's columns. {instruction} is whatever asks; {input} only comes beside an instruction."""
+    values = {}
+    for _, name in template.columns:
+        if name == "instruction":
+            values[name] = _text(fields, question)
+        elif name == "input":
+            values[name] = _text(fields, "input") if question == "instruction" or question == "" else ""
+        else:
+            values[name] = _text(fields, name)
+        if question == "prompt":
+            values[name] = _without_role(values[name])
+    return values
+
+
+def _text(fields: Mapping[str, object], name: str) -> str:
+    """The text of a field; an optional one that is absent is ""."""
+    value = fields.get(name)
+    if value is None and name in OPTIONAL:
+        return ""
+    return sound(value, name)
+
+
+def _without_role(text: str) -> str:
+    """`text` without a role in front: at the start only, and only once; anywhere else it is the user's own text."""
+    found = ROLE_IN_FRONT.match(text)
+    return text[found.end() :] if found else text
+
+
+def is_history(value: object) -> bool:
+    """Whether the field of that name holds turns: in other tables it is about a past of another kind."""
+    if isinstance(value, str):
+        return value.lstrip().startswith("[") or markup.written_turns(value) is not None
+    return isinstance(value, list) and bool(value)
+
+
+def _history(value: object, said: list[str]) -> list[Turn]:
+    """The earlier turns: LLaMA-Factory's [[question, answer], ...], a list of messages, or turns that are written out."""
+    value = written_list(value, "history")
+    if isinstance(value, str):
+        return markup.written_turns(sound(value, "history")) or []
+    if not isinstance(value, list):
+        raise Bad(f"history is {describe(value)}, not a list of [question, answer]")
+    if value and isinstance(value[0], dict):
+        return turns.read(value, "history", said)
+    earlier: list[Turn] = []
+    for number, one in enumerate(value, 1):
+        if not isinstance(one, list) or len(one) != 2:
+            raise Bad(f"history, turn {number} is {describe(one)}, not [question, answer]")
+        earlier.append(Turn("user", sound(one[0], f"history, turn {number}")))
+        earlier.append(Turn("assistant", sound(one[1], f"history, turn {number}")))
+    return earlier

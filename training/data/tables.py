@@ -1,0 +1,134 @@
+"""Tables that are no text: the rows of Parquet and Excel files."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from training.data.record import BadRow, Record
+from training.errors import MachineError, UserError
+
+BATCH = 1000  # rows of a Parquet file that are in memory together
+PARQUET, ZIP = b"PAR1", b"PK\x03\x04"
+# Unpacked bytes of an Excel file, and how many times as long as the file: more is no table of texts.
+MOST_BYTES, MOST_TIMES = 4 << 30, 200
+EMPTY = "behind an empty row, which is left out"
+WITH_OPENPYXL = ".venv/bin/pip install -r requirements/tables.txt installs it, or save the sheet as CSV UTF-8"
+
+
+def kind_of(path: Path, head: bytes) -> str:
+    """parquet or xlsx, where a file's first bytes are those of one; "" for all others."""
+    if head.startswith(PARQUET):
+        return "parquet"
+    if head.startswith(ZIP):
+        try:
+            with zipfile.ZipFile(path) as held:
+                return "xlsx" if "xl/workbook.xml" in held.namelist() else ""
+        except (OSError, zipfile.BadZipFile, ValueError):
+            return ""
+    return ""
+
+
+def parquet(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
+    """Each row by its columns, numbered from 1. UserError where the file is damaged."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise MachineError(
+            "pyarrow, which reads Parquet, is not installed in this Python: ./setup.sh makes .venv, and .venv/bin/python has it"
+        ) from None
+    number = 0
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Record(-number, fields)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        said = (str(error).splitlines() or ["unreadable"])[0]
+        raise UserError(f"{path}: is no whole Parquet file, behind row {number} ({said})") from None
+
+
+def xlsx(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
+    """Each row of the only sheet that holds any, by the names in its first row. UserError where there are several."""
+    try:
+        import openpyxl
+    except ModuleNotFoundError:
+        raise MachineError(f"{path}: openpyxl, which reads Excel files, is not installed: {WITH_OPENPYXL}") from None
+    _check_size(path)
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile, SyntaxError) as error:
+        raise UserError(f"{path}: is no whole Excel file ({error})") from None
+    try:
+        sheets = [
+            sheet for sheet in book.worksheets if any(any(row) for row in sheet.iter_rows(max_row=2, values_only=True))
+        ]
+        if len(sheets) > 1:
+            names = ", ".join(sheet.title for sheet in sheets)
+            raise UserError(f"{path}: holds several sheets ({names}): save the one to learn as a file of its own")
+        for sheet in sheets:
+            yield from _sheet(sheet.iter_rows(values_only=True), path)
+    except (KeyError, zipfile.BadZipFile, SyntaxError) as error:
+        raise UserError(f"{path}: is damaged ({error})") from None
+    finally:
+        book.close()
+
+
+def _sheet(rows: Iterator[Sequence[object]], path: Path) -> Iterator[Record | BadRow]:
+    names: list[str] | None = None
+    behind: tuple[str, ...] = ()
+    for number, values in enumerate(rows, 1):
+        if all(value is None or value == "" for value in values):
+            behind = (EMPTY,) if names else ()
+            continue
+        if names is None:
+            names = header([("" if value is None else str(value)) for value in values], f"{path}, row {number}")
+            continue
+        fields, extra = named(names, values)
+        if extra:
+            yield BadRow(str(path), -number, "holds a value in a column without a name")
+        else:
+            yield Record(-number, {name: _text(value) for name, value in fields.items()}, behind)
+            behind = ()
+
+
+def _text(value: object) -> object:
+    """A cell as text: a sheet has numbers and dates where a table of texts has what they look like."""
+    if value is None or isinstance(value, (str, bool)):
+        return "" if value is None else value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _check_size(path: Path) -> None:
+    """UserError where what is packed in the file would fill the memory."""
+    with zipfile.ZipFile(path) as held:
+        whole = sum(one.file_size for one in held.infolist())
+    if whole > MOST_BYTES or whole > MOST_TIMES * max(path.stat().st_size, 1 << 20):
+        raise UserError(f"{path}: unpacks to {whole:,} bytes, which no table of texts does; save it as CSV UTF-8")
+
+
+def header(values: Sequence[str], where: str) -> list[str]:
+    """The names of the columns. Those without a name behind the last that has one are left out. UserError for doubles."""
+    names = [name.strip() for name in values]
+    while len(names) > 1 and not names[-1]:
+        names.pop()
+    named_twice = [name for name in names if name and names.count(name) > 1]
+    if named_twice:
+        raise UserError(f"{where}: a column name stands twice in the header: {', '.join(names)}")
+    return names
+
+
+def named(names: Sequence[str], values: Sequence[object]) -> tuple[dict[str, object], bool]:
+    """A row by the names of its columns, without those that have none; whether one of those holds something.
+
+    One column without a name in front is the number that pandas writes.
+    """
+    fields = {name: value for at, (name, value) in enumerate(zip(names, values)) if name or not at}  # noqa: B905 (a row may be shorter)
+    beyond = values[len(names) :]
+    unnamed = [value for name, value in zip(names[1:], values[1:]) if not name]  # noqa: B905
+    return fields, any(value not in (None, "") for value in (*beyond, *unnamed))
