@@ -26,7 +26,6 @@ from training.system import before_torch
 
 before_torch.settle()
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ from training.system import (
 )  # fmt: skip
 from training.system.events import Events
 from training.system.signals import Signals
-from training.train import engine
+from training.train import engine, trouble
 
 
 def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]) -> None:
@@ -76,7 +75,7 @@ def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Ca
                 pipeline.train_stage(plan, loaded, rows, run, events, signals, others)
         pipeline.evaluate_stage(plan, loaded, rows, run, events)
         del loaded
-        gc.collect()
+        trouble.free_memory()
     pipeline.judge(plan.settings, run, events)
     pipeline.export_stage(run, events)
     gathering.complete(run)
