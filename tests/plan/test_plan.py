@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from training.errors import MachineError, UserError
 from training.fast_cpu import policy
 from training.plan import Plan, choices, disk_space, time_estimate
 from training.settings import Override, Settings
+from training.system.this_machine import Gpu
 
 ON_CPU = {"DEVICE": "cpu", "ENGINE": "transformers"}
 
@@ -77,6 +79,15 @@ def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_size
     choice = disk_space.checkpointing(asked, model(600_000_000), a_summary(4096), CPU)
     assert choice.value is True
     assert re.fullmatch(r"about \d+\.\d GB needed without, 12.0 GB are free", choice.reason)
+
+
+def test_on_a_card_too_checkpointing_is_chosen_only_where_activations_do_not_fit():
+    asked = a_settings(DEVICE="cuda", ENGINE="transformers", PRECISION="bf16", LOAD_IN_4BIT=False, FAST_CPU=False)
+    card = replace(CPU, gpus=(Gpu("a card", 24 * 10**9, (8, 9), 20 * 10**9),), backend="cuda")
+    assert disk_space.checkpointing(asked, model(600_000_000), a_summary(100), card).value is False
+    choice = disk_space.checkpointing(asked, model(600_000_000), a_summary(8192), card)
+    assert choice.value is True
+    assert re.fullmatch(r"about \d+\.\d GB needed without, 20.0 GB are free", choice.reason)
 
 
 def llama_8b(monkeypatch, vocabulary: int = 128_256) -> BaseModel:

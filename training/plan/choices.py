@@ -85,7 +85,7 @@ def decide(settings: Settings, machine: Machine) -> Settings:
         processes = settings.hardware.num_processes
         reason = "physical cores" if processes == 1 else f"{machine.cores} physical cores for {processes} processes"
         settings = settings.with_choice("Hardware.NUM_THREADS", max(1, machine.cores // processes), reason)
-    if settings.quantization.load_in_4bit and where.value == "cpu":
+    if settings.quantization.load_in_4bit and not where.value.startswith("cuda"):
         settings = settings.with_choice("Quantization.LOAD_IN_4BIT", False, "no CUDA device")
     if settings.training.optim == "auto":
         small = which.value == "unsloth" and where.value != "cpu"
