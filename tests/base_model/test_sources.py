@@ -416,11 +416,11 @@ def unpack_in(models: Path, wait: float = 0.0) -> subprocess.Popen[str]:
     """locate() of the embedded model into another folder, in a process of its own; a stand-in unpacks (the real one is
     tested in test_unpacking.py), slowly enough for two to meet."""
     code = (
-        "import sys, time, pathlib\nfrom training.settings.table import Model as N\nfrom training.base_model import sources; from training.base_model import unpacking\n"
+        "import sys, time, pathlib\nfrom training.settings.table import Model as N\nfrom training.base_model import sources, unpacking_process\n"
         "sys.path.insert(0, 'tests')\nfrom tests.support.folders import folder\n"
         "sources.MODELS = pathlib.Path(sys.argv[1])\n"
         "def unpack(gguf, to, say):\n    folder(to)\n    time.sleep(float(sys.argv[2]))\n    print('unpacked')\n"
-        "unpacking.unpack = unpack\n"
+        "unpacking_process.unpack = unpack\n"
         "print(sources.locate(N(base_model_name=sources.EMBEDDED, revision=None, trust_remote_code=False)).path)"
     )
     return subprocess.Popen([sys.executable, "-c", code, models, str(wait)], cwd=ROOT, stdout=-1, stderr=-1, text=True)

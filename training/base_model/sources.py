@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.base_model import model_folder, ollama_store
+from training.base_model import model_folder, ollama_store, unpacking_process
 from training.errors import MachineError, UserError
 from training.system import files, foreign_code, paths
 
@@ -159,10 +159,8 @@ def _unpacked(gguf: Path, folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def _unpack(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:
-    from training.base_model import unpacking
-
     with files.whole_folder(folder, shared=True) as partial:
-        unpacking.unpack(gguf, partial, say)
+        unpacking_process.unpack(gguf, partial, say)
         files.write_json(partial / SOURCE, _source(gguf))
         files.level(partial)
 
