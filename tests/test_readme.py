@@ -438,7 +438,9 @@ def test_what_is_said_to_be_not_built_is_refused(end):
     title = "## Not built yet\n" if end == ".md" else "## 尚未实现\n"
     said = code(document("settings", end).split(title)[1].split("\n#")[0])
     flags = [word for word in said if word in usage.COMMANDS]
-    assert flags == [flag for flag in usage.COMMANDS if flag not in ("--resume", "--check") and not known_command(flag)]
+    assert flags == [
+        flag for flag in usage.COMMANDS if flag not in ("--resume", "--check", "--prove") and not known_command(flag)
+    ]
     values = {"NUM_PROCESSES": "2", "NUM_MACHINES": "2", "MAIN_PROCESS_ADDRESS": "10.0.0.5", "SHARDING": "fsdp"}
     several = [Override("Hardware", key, value, key) for key, value in values.items()]
     with pytest.raises(errors.UserError) as refused:

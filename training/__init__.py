@@ -25,6 +25,7 @@ its face, the `__init__.py`, or a module named:
   11  distributed  several cards, several machines
   12  pipeline  the stages of a run, one after the other
   12  control  --status, --follow, --stop, --chat, --resume, --detach
+  13  proving  --prove: both engines side by side, and which to take
   13  export  a script: from the adapter to files that Ollama runs
   14  finetune  a script: the whole of it
 

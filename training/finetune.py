@@ -33,7 +33,7 @@ from typing import IO
 
 from loguru import logger
 
-from training import control, distributed, pipeline, runs
+from training import control, distributed, pipeline, proving, runs
 from training.control import background, resume
 from training.data import dataset
 from training.distributed import secondary
@@ -256,9 +256,9 @@ def check(arguments: Arguments, stdout: IO[str]) -> int:
     return 0
 
 
-COMMANDS = {"run": run_or_resume, "resume": run_or_resume, "check": check, **control.COMMANDS}
+COMMANDS = {"run": run_or_resume, "resume": run_or_resume, "check": check, "prove": proving.prove, **control.COMMANDS}
 # The commands that load libraries which read the variables of launchers such as torchrun.
-LOADING = ("run", "resume", "check", "chat")
+LOADING = ("run", "resume", "check", "prove", "chat")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -182,7 +182,7 @@ def _check_together(parser: _Parser) -> None:
             parser.problems.append(f"{switch} does not go with {'a run' if command == 'run' else '--' + command}")
     if {"--detach", "--events"} <= parser.switches:
         parser.problems.append("--detach and --events exclude each other: follow with --follow --events")
-    if command not in (*TRAINS, "check") and any(parser.positions):
+    if command not in (*TRAINS, "check", "prove") and any(parser.positions):
         parser.problems.append(f"--{command} takes {COMMANDS['--' + command][0] or 'no further argument'}")
 
 
@@ -217,7 +217,7 @@ def main(argv: Sequence[str], check_packages: bool = False) -> int:
     """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
     try:
         arguments = parse(argv)
-        if arguments.command in ("run", "check"):
+        if arguments.command in ("run", "check", "prove"):
             loading.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
         return refuse(error, argv)

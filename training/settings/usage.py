@@ -28,6 +28,10 @@ POSITIONS = (
 # Flags that say what to do, instead of a run: whether a RUN, or several, may follow, and the help.
 COMMANDS = {
     "--check": ("", "check settings, data, machine and disk; print the plan; train nothing"),
+    "--prove": (
+        "",
+        "five steps by each engine on the same batches: do they agree, which is the fastest, does memory do",
+    ),
     "--resume": ("[RUN]", "go on with an interrupted run"),
     "--status": ("[RUN]", "what state a run is in"),
     "--follow": ("[RUN]", "show the log of a run as it grows"),
