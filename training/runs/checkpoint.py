@@ -19,6 +19,7 @@ from loguru import logger
 
 from training.base_model import BaseModel, base_files
 from training.errors import UserError
+from training.runs import pickled
 from training.settings import Settings
 from training.settings.table import TABLE
 from training.system import files, foreign_json, privacy, wire
@@ -286,6 +287,8 @@ def _proved(path: Path) -> Manifest:
             raise ValueError(f"{name} is missing")
         if _digest(path / name) != digest:
             raise ValueError(f"{name} has changed or is cut short")
+        if name.endswith(pickled.ENDS):
+            pickled.prove(path / name)
     _prove_trainer_state(path / TRAINER_STATE, manifest.step)
     return manifest
 
