@@ -257,6 +257,55 @@ def test_a_damaged_store_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ollama_store.find("b:1")
 
 
+MODEL_LAYER = {"mediaType": ollama_store.MODEL, "digest": "sha256:00", "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[" * 100_000, "nested more than"),
+        ("[]", r"is not a JSON object: it holds \[\]"),
+        ("{}", ""),
+        ('{"layers": 7}', "layers = 7 is no list of objects"),
+        ('{"layers": [7]}', r"layers = \[7\] is no list of objects"),
+        ('{"layers": [{}]}', ""),
+        *(
+            (json.dumps({"layers": [MODEL_LAYER | {field: value}]}), f"{field} = .* is no (text|digest|whole number)")
+            for field, value in (("digest", 7), ("digest", "sha256:../../x"), ("size", "1"), ("mediaType", []))
+        ),
+    ],
+)
+def test_a_manifest_that_is_none_is_told_with_the_field(
+    content: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    manifest = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "a" / "1"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(content)
+    with pytest.raises(
+        UserError, match=rf"^a:1: {manifest} is no manifest of a model.*{why}.*: `ollama pull` it again$"
+    ):
+        ollama_store.find("a:1")
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "[]", "7", '{"version": []}', "\xff"])
+def test_an_unpacked_folder_whose_mark_is_something_else_is_not_taken(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.gguf import byte_vocabulary, model_pairs, model_tensors, write_gguf
+
+    vocabulary = byte_vocabulary("qwen2")
+    gguf = write_gguf(tmp_path / "own.gguf", model_pairs(vocabulary), model_tensors(vocabulary))
+    monkeypatch.setattr(sources, "MODELS", tmp_path / "models")
+    unpacked = folder(tmp_path / "models" / f"own-{files.sha256(gguf)[:12]}")
+    mark = {"version": sources.VERSION, "file": gguf.name, "bytes": gguf.stat().st_size}
+    (unpacked / sources.SOURCE).write_text(json.dumps(mark))
+    assert sources.peek(settings(gguf)).size == 0
+    (unpacked / sources.SOURCE).write_text(content, encoding="latin-1")
+    assert sources.peek(settings(gguf)).size > 0
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     good = folder(tmp_path / "served")
