@@ -327,7 +327,10 @@ def _steps(folder: Path) -> list[int]:
 
 def where(folder: Path) -> str:
     """What is safe, in words, for the end of an error message."""
-    last = newest(folder)
+    try:
+        last = newest(folder)
+    except OSError:  # the drive that failed before
+        return f"what is safe there cannot be read now; `./run.sh --resume {folder.parent}` goes on from it"
     if last is None:
-        return "no checkpoint was written yet; nothing else was changed"
+        return f"no checkpoint was written yet; `./run.sh --resume {folder.parent}` begins again"
     return f"the checkpoint of step {last.step} is safe in {last.path}; `./run.sh --resume {folder.parent}` goes on from it"
