@@ -222,6 +222,23 @@ def test_the_users_store_is_found_without_a_setting(tmp_path: Path, monkeypatch:
     assert ollama_store.find("qwen3:0.6b").blob == blob
 
 
+def test_without_a_home_folder_a_tag_is_looked_for_where_else_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expanduser(path: Path) -> Path:
+        if path.parts[:1] == ("~",):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    blob = store(tmp_path, "registry.ollama.ai/library/qwen3/0.6b", b"GGUF....")
+    assert ollama_store.find("qwen3:0.6b").blob == blob
+    monkeypatch.delenv("OLLAMA_MODELS")
+    with pytest.raises(UserError, match="is not in the Ollama store"):
+        ollama_store.find("qwen3:0.6b")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

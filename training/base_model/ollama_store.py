@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import MachineError, UserError
-from training.system import foreign_json
+from training.system import foreign_json, paths
 from training.system.foreign_json import COUNT, TEXT, Damaged, Kind
 
 MODEL, ADAPTER, PROJECTOR = (f"application/vnd.ollama.image.{kind}" for kind in ("model", "adapter", "projector"))
@@ -86,9 +87,10 @@ def find(name: str) -> Stored:
 
 def stores() -> list[Path]:
     """Where Ollama keeps models on this machine: OLLAMA_MODELS, the user's, the service's; those that exist."""
-    places = [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
-    if own := os.environ.get("OLLAMA_MODELS"):
-        places.insert(0, Path(own).expanduser())
+    places = [Path("/usr/share/ollama/.ollama/models")]
+    for written in (str(Path("~", ".ollama", "models")), os.environ.get("OLLAMA_MODELS")):
+        with suppress(UserError):  # a container may know no home folder
+            places = [paths.expanded(written), *places] if written else places
     found = []
     for place in places:
         try:

@@ -144,7 +144,7 @@ def _named(wanted: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         return _with_bos(
             (paths.CHAT_TEMPLATES / f"{wanted}.jinja").read_text(encoding="utf-8").strip(), tokenizer
         ), source
-    path = Path(wanted).expanduser()
+    path = paths.expanded(wanted)
     if not path.is_file():
         raise UserError(
             f"[Model] CHAT_TEMPLATE = {wanted}: neither a file nor a known name (auto, {', '.join(names())})"
