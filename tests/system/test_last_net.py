@@ -49,7 +49,7 @@ def test_a_mistake_of_ours_is_one_line_and_its_traceback_is_in_the_log(
     [
         (
             "prepare_data",
-            [*["--input", "~nobody-here/x", "--format-type", "alpaca", "--output-dir", "x", "--output-name", "x"]],
+            ["--input", "~nobody-here/x", "--format-type", "alpaca", "--output-dir", "x", "--output-name", "x"],
         ),
         ("create_sample_data", ["--output-dir", "~nobody-here/x"]),
         ("evaluate_model", ["--lora-model", "~nobody-here/x"]),
