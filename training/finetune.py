@@ -119,7 +119,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
         run, events = started(plan, old, ending)
         finetune(plan, run, events, signals, ending.give_up)
     except FinetuneError as error:
-        return ending.failed(error)
+        return ending.failed(in_full(error, ending.run))
     except Exception as error:
         refused = io_errors.is_one(error)
         return ending.failed((not_written if refused else unexpected)(error, ending.run))
@@ -224,18 +224,39 @@ def unexpected(error: Exception, run: Run | None) -> RunError:
     return RunError("unexpected", words, safe)
 
 
-def not_written(error: Exception, run: Run | None) -> FinetuneError:
+def not_written(error: BaseException, run: Run | None) -> FinetuneError:
     """A file that could not be written or read: the stage, the file, what is safe and how to go on."""
     logger.opt(exception=error).debug("not written")
-    words = io_errors.told(error, run.path if run else None)
+    return of_drive(io_errors.told(error, run.path if run else None), run)
+
+
+def of_drive(words: str, run: Run | None) -> FinetuneError:
+    """What a drive does, in words, with what is safe."""
     if run is None:
         return MachineError(f"{words}; nothing was begun")
     last = "report" if run.stage("check") else "start"
     return RunError(run.status.get("stage") or last, words, what_is_safe(run))
 
 
+def in_full(error: FinetuneError, run: Run | None) -> FinetuneError:
+    """An error with all that belongs to it: that of a drive is nobody's mistake, and of a run it is told what is safe."""
+    words = io_errors.instead(error.message if isinstance(error, RunError) else str(error), error)
+    if isinstance(error, UserError) and io_errors.behind(error):
+        return of_drive(words, run)
+    if type(error) is RunError:
+        return RunError(error.stage, words, error.safe or (what_is_safe(run) if run else ""))
+    return error
+
+
 def what_is_safe(run: Run) -> str:
     """What a run that ends has on the disk, and how it goes on."""
+    try:
+        return _looked_at(run)
+    except OSError:  # the drive that failed before
+        return f"what is safe there cannot be read now; `./run.sh --resume {run.path}` goes on from it"
+
+
+def _looked_at(run: Run) -> str:
     if not directory.begun(run):
         return "nothing was trained yet; ./run.sh starts a new run"
     if run.stage("train") is not None:

@@ -222,6 +222,23 @@ def test_the_users_store_is_found_without_a_setting(tmp_path: Path, monkeypatch:
     assert ollama_store.find("qwen3:0.6b").blob == blob
 
 
+def test_without_a_home_folder_a_tag_is_looked_for_where_else_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expanduser(path: Path) -> Path:
+        if path.parts[:1] == ("~",):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    blob = store(tmp_path, "registry.ollama.ai/library/qwen3/0.6b", b"GGUF....")
+    assert ollama_store.find("qwen3:0.6b").blob == blob
+    monkeypatch.delenv("OLLAMA_MODELS")
+    with pytest.raises(UserError, match="is not in the Ollama store"):
+        ollama_store.find("qwen3:0.6b")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -255,6 +272,55 @@ def test_a_damaged_store_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store(tmp_path, "registry.ollama.ai/library/b/1", b"GGUF....", "application/other")
     with pytest.raises(UserError, match="is no manifest of a model"):
         ollama_store.find("b:1")
+
+
+MODEL_LAYER = {"mediaType": ollama_store.MODEL, "digest": "sha256:00", "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[" * 100_000, "nested more than"),
+        ("[]", r"is not a JSON object: it holds \[\]"),
+        ("{}", ""),
+        ('{"layers": 7}', "layers = 7 is no list of objects"),
+        ('{"layers": [7]}', r"layers = \[7\] is no list of objects"),
+        ('{"layers": [{}]}', ""),
+        *(
+            (json.dumps({"layers": [MODEL_LAYER | {field: value}]}), f"{field} = .* is no (text|digest|whole number)")
+            for field, value in (("digest", 7), ("digest", "sha256:../../x"), ("size", "1"), ("mediaType", []))
+        ),
+    ],
+)
+def test_a_manifest_that_is_none_is_told_with_the_field(
+    content: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    manifest = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "a" / "1"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(content)
+    with pytest.raises(
+        UserError, match=rf"^a:1: {manifest} is no manifest of a model.*{why}.*: `ollama pull` it again$"
+    ):
+        ollama_store.find("a:1")
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "[]", "7", '{"version": []}', "\xff"])
+def test_an_unpacked_folder_whose_mark_is_something_else_is_not_taken(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.gguf import byte_vocabulary, model_pairs, model_tensors, write_gguf
+
+    vocabulary = byte_vocabulary("qwen2")
+    gguf = write_gguf(tmp_path / "own.gguf", model_pairs(vocabulary), model_tensors(vocabulary))
+    monkeypatch.setattr(sources, "MODELS", tmp_path / "models")
+    unpacked = folder(tmp_path / "models" / f"own-{files.sha256(gguf)[:12]}")
+    mark = {"version": sources.VERSION, "file": gguf.name, "bytes": gguf.stat().st_size}
+    (unpacked / sources.SOURCE).write_text(json.dumps(mark))
+    assert sources.peek(settings(gguf)).size == 0
+    (unpacked / sources.SOURCE).write_text(content, encoding="latin-1")
+    assert sources.peek(settings(gguf)).size > 0
 
 
 @pytest.fixture

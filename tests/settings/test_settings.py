@@ -360,6 +360,19 @@ def test_a_model_folder_beside_the_file_is_taken_before_the_hub(tmp_path):
     assert found.model.base_model_name == str(tmp_path / "Qwen" / "Qwen3-0.6B")
 
 
+def test_the_newest_run_as_base_is_the_run_that_it_is_now(tmp_path):
+    first, second = tmp_path / "out" / "finetune_1", tmp_path / "out" / "finetune_2"
+    for run in (first, second):
+        (run / "merged").mkdir(parents=True)
+    link = tmp_path / "out" / "latest"
+    link.symlink_to("finetune_1")
+    for name, found in (("out/latest", first), ("./out/latest/merged", first / "merged"), (str(link), first)):
+        assert load(tmp_path, f"[Model]\nBASE_MODEL_NAME = {name}").model.base_model_name == str(found)
+    # A link of the user's own is his own business.
+    (tmp_path / "mine").symlink_to(first)
+    assert load(tmp_path, "[Model]\nBASE_MODEL_NAME = ./mine").model.base_model_name == str(tmp_path / "mine")
+
+
 def test_paths_of_the_file_start_at_the_file_and_those_of_flags_at_the_caller(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import shutil
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from training.base_model import model_folder, ollama_store, unpacking_process
 from training.errors import MachineError, UserError
-from training.system import files, foreign_code, paths
+from training.system import files, foreign_code, foreign_json, paths
+from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
     from training.settings.table import Model
@@ -175,10 +175,10 @@ def _is_current(folder: Path, gguf: Path) -> bool:
     from training.errors import RunError
 
     try:
-        if json.loads((folder / SOURCE).read_text("utf-8")) != _source(gguf):
+        if foreign_json.read(folder / SOURCE) != _source(gguf):
             return False
         return bool(safetensors_file.tensors(folder)) and (folder / "tokenizer.json").is_file()
-    except (OSError, ValueError, RunError):
+    except (OSError, ValueError, RunError, Damaged):
         return False
 
 

@@ -16,6 +16,7 @@ from training.errors import RunError, UserError
 from training.runs import Handover
 from training.settings import Settings, load
 from training.settings.table import Model
+from training.system import paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +78,7 @@ class Target:
 
 def _of_lora_model(lora_model: str, base: str | None, config: Path) -> Target:
     """A run's folder, a file of it, an adapter or a GGUF file; with `base` named for it, or the one that it names itself."""
-    path = Path(lora_model).expanduser().absolute()
+    path = paths.expanded(lora_model).absolute()
     if not path.exists():
         raise UserError(f"--lora-model {lora_model}: no such file or folder")
     if pipes := kept_files.pipes(path):
@@ -118,6 +119,6 @@ def _of_base(name: str, config: Path) -> Target:
 
 
 def _locate(name: str) -> BaseModel:
-    path = Path(name).expanduser()
+    path = paths.expanded(name)
     wanted = Model(base_model_name=str(path.absolute()) if path.exists() else name)
     return base_model.locate(wanted, say=logger.info)

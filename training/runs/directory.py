@@ -25,6 +25,7 @@ Named = TypeVar("Named")
 Read = TypeVar("Read")
 Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
+PROCESSES = Path("/proc")
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
 WAITS = (0.1, 0.5, 2.0)
 # Of status.json: what everybody who opens a run relies on.
@@ -180,8 +181,10 @@ def history(output_dir: Path) -> list[Run]:
             every.append(open_run(path))
         except Damaged as damage:
             _left_out(str(damage))
-        except (UserError, OSError):
+        except UserError:
             continue
+        except OSError as error:
+            _left_out(io_errors.told(error, path / STATUS))
     return every
 
 
@@ -219,17 +222,30 @@ def identity() -> dict[str, Any]:
 def started(pid: int) -> int | None:
     """The start time of a process in clock ticks since boot (/proc/PID/stat, field 22), or None if there is none."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        stat = (PROCESSES / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat.rpartition(")")[2].split()
+        return None if fields[0] == "Z" else int(fields[19])
+    except (OSError, ValueError, IndexError):
         return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def alive(run: Run) -> bool:
     """Whether the process that works on the run is still the one that wrote status.json."""
     pid, since = run.status.get("pid"), run.status.get("pid_started")
-    return pid is not None and since is not None and started(int(pid)) == since
+    if pid is None or since is not None:
+        return pid is not None and started(int(pid)) == since
+    # Written, and looked at, where /proc tells nothing: then the pid must do.
+    return started(os.getpid()) is None and _is_there(int(pid))
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return pid > 0
 
 
 def state(run: Run) -> State:
