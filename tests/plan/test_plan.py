@@ -73,6 +73,17 @@ def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken():
     assert policy.wanted(off) == (False, "FAST_CPU")
 
 
+def test_the_reasons_of_automatic_choices_outlive_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.system.this_machine.versions", dict)
+    first = choices.decide(in_file(tmp_path, "[Hardware]\nENGINE = transformers\n"), CPU)
+    assert first.origin("Hardware.ENGINE") == "config.ini:2", "what somebody set is no choice of ours"
+    (tmp_path / "config.ini").write_text(first.to_ini(), encoding="utf-8")
+    resumed = choices.decide(settings.of_run(tmp_path / "config.ini", check_files=False), CPU)
+    assert sorted(resumed.choices) == sorted(first.choices)
+    assert resumed.origin("Hardware.DEVICE") == "automatic: no CUDA, ROCm or XPU device"
+    assert resumed.origin("Quantization.LOAD_IN_4BIT") == "automatic: no CUDA device"
+
+
 def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes():
     asked = a_settings(**ON_CPU)
     assert disk_space.checkpointing(asked, model(600_000_000), a_summary(100), CPU).value is False

@@ -573,6 +573,50 @@ def test_the_effective_settings_say_where_each_value_came_from(tmp_path):
     assert again == load(tmp_path, "[LoRA]\nR = 4")
 
 
+def test_a_runs_own_file_still_knows_who_chose_each_value(tmp_path):
+    asked = load(
+        tmp_path,
+        '[Model]\nSYSTEM_PROMPT = "a # b"\n[LoRA]\nR = 4\n[Training]\nEVAL_STEPS = 20\n',
+        [Override("Training", "MAX_STEPS", "9", "--set Training.MAX_STEPS")],
+    )
+    asked = asked.with_choice("Training.OPTIM", "sgd", "no # CUDA {device}").with_choice("LoRA.R", 2, "small")
+    run = tmp_path / "run" / "config.ini"
+    run.parent.mkdir()
+    run.write_text(asked.to_ini(), encoding="utf-8")
+    again = settings.of_run(run, check_files=False)
+    assert again == asked
+    expected = {key: asked.origin(key) for key in TABLE} | {"Training.OPTIM": "automatic: no # CUDA (device)"}
+    assert {key: again.origin(key) for key in TABLE} == expected
+    assert {key: again.written(key) for key in TABLE} == {key: asked.written(key) for key in TABLE}
+    assert [row[:2] + row[3:] for row in again.differences()] == [
+        ("Model.SYSTEM_PROMPT", "a # b", "config.ini:2"),
+        ("LoRA.R", 2, "automatic: small"),
+        ("Training.MAX_STEPS", 9, "--set Training.MAX_STEPS"),
+        ("Training.OPTIM", "sgd", "automatic: no # CUDA (device)"),
+    ]
+
+
+def test_a_default_of_another_settings_file_is_not_held_against_a_run_that_is_resumed(tmp_path):
+    mine = tmp_path / "mine.ini"
+    mine.write_text("[Training]\nEVAL_STEPS = 20\n[Dataset]\nVALIDATION_SPLIT = 0\n", encoding="utf-8")
+    run = tmp_path / "config.ini"
+    run.write_text(settings.load(mine, check_files=False).to_ini(), encoding="utf-8")
+    again = settings.of_run(run, check_files=False)
+    assert again.origin("Training.EVAL_STEPS") == "mine.ini:2" and not again.written("Training.EVAL_STEPS")
+    assert contradictions.find(again) == []
+
+
+def test_what_somebody_changed_in_a_runs_own_file_is_no_default(tmp_path):
+    run = tmp_path / "config.ini"
+    text = load(tmp_path).to_ini()
+    run.write_text(text.replace("R = 16  # default", "R = 32  # default"), encoding="utf-8")
+    assert settings.of_run(run, check_files=False).origin("LoRA.R").startswith("config.ini:")
+
+
+def test_a_comment_behind_quotation_marks_may_hold_what_it_likes(tmp_path):
+    assert load(tmp_path, '[Model]\nSYSTEM_PROMPT = "a"  # {b}\n').model.system_prompt == "a"
+
+
 def test_every_setting_has_a_reader_and_a_help_of_one_line():
     for item in TABLE.values():
         assert item.kind in rules.READERS

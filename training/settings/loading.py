@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from training.errors import UserError
 from training.settings import contradictions, ini_file, names, rules
 from training.settings.ini_file import Ini
 from training.settings.rules import Given
-from training.settings.settings import Override, Settings, default_of, place_of
+from training.settings.settings import AUTOMATIC, DEFAULT, Override, Settings, default_of, place_of
 from training.settings.table import (
     SECTIONS,
     TABLE,
@@ -47,7 +48,7 @@ def load(
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     bad: set[str] = set()
     for key, item in TABLE.items():
-        default = _Written(Given(rules.write(item.rule.default), config.parent), 0, "default")
+        default = _Written(Given(rules.write(item.rule.default), config.parent), 0, DEFAULT)
         given, line, origin = written.get(key, default)
         value = default_of(item, Path("/"))  # stands in for a value that cannot be read
         try:
@@ -77,6 +78,34 @@ def load(
         (problems.append((line, message)) if line else others.append(message))
     _raise_all([message for _, message in sorted(problems)] + others, config)
     return settings
+
+
+def of_run(
+    config: Path, overrides: Sequence[Override] = (), *, check_files: bool = True, check_packages: bool = False
+) -> Settings:
+    """`load` for a run's own config.ini, which says behind each value who chose it: that is known of it then, too."""
+    settings = load(config, overrides, check_files=check_files, check_packages=check_packages)
+    origins, choices = dict(settings.origins), []
+    for entry in ini_file.read(config).entries:
+        key, said = f"{entry.section}.{entry.key}", entry.comment[1:].strip()
+        # It is given beside the file where it does not come from this line.
+        if origins.get(key) != f"{config.name}:{entry.line}" or not said:
+            continue
+        reason = said.removeprefix(AUTOMATIC)
+        if said == DEFAULT:
+            if _is_default(settings, key):
+                del origins[key]
+        elif reason == said:
+            origins[key] = said
+        elif reason != entry.key:
+            del origins[key]
+            choices.append((key, settings.get(key), reason))
+    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices))
+
+
+def _is_default(settings: Settings, key: str) -> bool:
+    """Whether the value is the default; a path of a run may have started elsewhere."""
+    return isinstance(settings.get(key), Path) or settings.get(key) == settings.default(key)
 
 
 def _without_others_rows(settings: Settings) -> Settings:
