@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.errors import UserError
-from training.settings import contradictions, ini_file, names, rules
+from training.settings import contradictions, ini_file, other_names, rules
 from training.settings.ini_file import Ini
 from training.settings.rules import Given
 from training.settings.settings import Override, Settings, default_of, place_of
@@ -96,7 +96,10 @@ def _collect(
     """What was given for each Section.KEY; the unknown names in the file, with their lines; and those beside it."""
     written: dict[str, _Written] = {}
     problems = [
-        (line, f"{config.name}:{line}: [{ini_file.show(section)}] is not a section{_near(section, SECTIONS)}")
+        (
+            line,
+            f"{config.name}:{line}: [{ini_file.show(section)}] is not a section{other_names.hint_for_section(section)}",
+        )
         for section, line in file.sections.items()
         if section not in SECTIONS
     ]
@@ -116,12 +119,10 @@ def _collect(
         elif section in SECTIONS:
             others.append(f"{override.source}: {unknown_key(section, override.key)}")
         else:
-            others.append(f"{override.source}: [{ini_file.show(section)}] is not a section{_near(section, SECTIONS)}")
+            others.append(
+                f"{override.source}: [{ini_file.show(section)}] is not a section{other_names.hint_for_section(section)}"
+            )
     return written, problems, others
-
-
-def _near(word: str, options: Collection[str]) -> str:
-    return names.did_you_mean(word, options, f"there are {', '.join(options)}")
 
 
 def unknown_key(section: str, key: str) -> str:
@@ -132,7 +133,7 @@ def unknown_key(section: str, key: str) -> str:
     elsewhere = [item.section for item in TABLE.values() if item.key == key.upper() and item.section != section]
     if elsewhere:
         return f"{message}; {key.upper()} belongs in [{elsewhere[0]}]"
-    return message + names.did_you_mean(key, [item.key for item in TABLE.values() if item.section == section])
+    return message + other_names.hint(key, "key", section)
 
 
 MOST_SHOWN = 50

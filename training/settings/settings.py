@@ -140,7 +140,7 @@ def default_of(item: Item, folder: Path) -> Any:
 
 def place_of(item: Item, text: str, origin: str) -> str:
     if origin.startswith("--"):
-        return f"{origin}={text}" if origin.startswith("--set ") else f"{origin} {text}"
+        return f"{origin}={text}" if origin.startswith("--set ") or ": " in origin else f"{origin} {text}"
     if origin.startswith("argument "):
         return f"{origin} = {text}"
     setting_and_value = f"[{item.section}] {item.key} = {text}" if text else f"[{item.section}] {item.key} is empty"
