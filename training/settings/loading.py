@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.errors import UserError
-from training.settings import contradictions, ini_file, other_names, rules
+from training.settings import contradictions, ini_file, other_names, rules, yaml_file
 from training.settings.ini_file import Ini
 from training.settings.rules import Given
 from training.settings.settings import Override, Settings, default_of, place_of
@@ -41,8 +41,24 @@ def load(
     package of REPORT_TO must be installed; false before the set-up. Raises UserError with all problems at once.
     """
     config = Path(os.path.abspath(config))  # noqa: PTH100 - resolve() would follow a link away from the relative paths
+    if config.suffix.lower() in yaml_file.ENDINGS:
+        raise yaml_file.refused(config)
     file = ini_file.read(config)
+    return of(file, config, overrides, check_files=check_files, check_packages=check_packages)
+
+
+def of(
+    file: Ini,
+    config: Path,
+    overrides: Sequence[Override] = (),
+    *,
+    check_files: bool = True,
+    check_packages: bool = False,
+    unknown: Sequence[str] = (),
+) -> Settings:
+    """The same of what a file says (of nothing: Ini()), `config` being its place; `unknown`: problems found before."""
     written, lines, others = _collect(file, config, overrides)
+    others += unknown
     problems = lines + [(line, f"{config.name}:{line}: {reason}") for line, reason in file.problems]
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     bad: set[str] = set()
@@ -115,7 +131,7 @@ def _collect(
     for override in overrides:
         key, section = f"{override.section}.{override.key}", override.section
         if key in TABLE:
-            written[key] = _Written(Given(override.value, here()), 0, override.source)
+            written[key] = _Written(Given(override.value, here(), override.literal), 0, override.source)
         elif section in SECTIONS:
             others.append(f"{override.source}: {unknown_key(section, override.key)}")
         else:

@@ -37,6 +37,13 @@ TAKEN: dict[str, str] = {
     "wandb-project": "Training.REPORT_PROJECT",
     "wandb-run-name": "Training.REPORT_NAME",
 }
+# Those that are usual in Python where the setting's own name is not.
+IN_PYTHON = {
+    "Model.BASE_MODEL_NAME": "model_name",
+    "LoRA.R": "lora_r",
+    "Dataset.DATASET_FILE": "data_path",
+    "Training.PER_DEVICE_TRAIN_BATCH_SIZE": "batch_size",
+}
 # Names that are true or false, and what `true` and `false` come to.
 IMPLIED: dict[str, Mapping[str, tuple[tuple[str, str], ...]]] = {
     "use-wandb": {"true": (("Training.REPORT_TO", "wandb"),), "false": (("Training.REPORT_TO", "none"),)},
@@ -223,9 +230,9 @@ def written(key: str, door: Door) -> str:
     """How a setting is written: --learning-rate, LEARNING_RATE or learning_rate."""
     if door == "key":
         return TABLE[key].key
-    flags = {setting: flag for flag, setting in SETTING_FLAGS.items()}
-    flag = flags.get(key, f"--{plain(TABLE[key].key)}")
-    return flag if door == "flag" else plain(flag).replace("-", "_")
+    if door == "python":
+        return IN_PYTHON.get(key, TABLE[key].key.lower())
+    return {setting: flag for flag, setting in SETTING_FLAGS.items()}.get(key, f"--{plain(TABLE[key].key)}")
 
 
 def hint(name: str, door: Door, section: str = "") -> str:
