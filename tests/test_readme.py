@@ -409,7 +409,8 @@ def test_the_events_and_their_fields_are_those_that_are_emitted(end):
         assert fields <= told[event], event
         if event in ("environment", "dataset"):  # these hand on a whole record
             continue
-        assert told[event] == fields | ({"error", "exit_code"} if event in ("failed", "interrupted") else set()), event
+        parts = {"error", "exit_code", *errors.UserError("").parts(), *errors.RunError("", "").parts()}
+        assert told[event] == fields | (parts if event in ("failed", "interrupted") else set()), event
     assert told["environment"] == {field.name for field in dataclasses.fields(Machine)}
 
 

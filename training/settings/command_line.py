@@ -244,7 +244,7 @@ def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
     privacy.tell(error)
     if "--events" in argv and "--follow" not in argv:  # there the lines are another run's
         with suppress(OSError):  # nobody listens any more
-            print(events.as_line("failed", exit_code=error.exit_code, error=str(error)), flush=True)
+            print(events.as_line("failed", exit_code=error.exit_code, error=str(error), **error.parts()), flush=True)
     return error.exit_code
 
 
