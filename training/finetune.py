@@ -190,7 +190,7 @@ class Ending:
         state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
         if not isinstance(error, Told):
             (logger.warning if state == "interrupted" else logger.error)("{}", error)
-        fields = {"exit_code": error.exit_code, "error": str(error)}
+        fields = {"exit_code": error.exit_code, "error": str(error), **error.parts()}
         if self.run is None:
             if self.arguments.events:
                 Events(Path(os.devnull), self.stdout).emit(state, **fields)

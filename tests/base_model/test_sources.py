@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 from training import base_model
 from training.base_model import model_folder, ollama_store, safetensors_file, sources
 from training.base_model.ollama_store import Stored
-from training.errors import UserError
+from training.errors import MachineError, UserError
 from training.settings.table import Model
 from training.system import files
 
@@ -261,6 +261,32 @@ def test_a_tag_that_is_not_stored_names_the_hub_id(
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=said):
         base_model.locate(settings(name))
+
+
+MIXTURE = "Qwen/qwen3:0.6b-Instruct"  # an owner on the Hub before a tag of Ollama, as one guide has it
+
+
+def test_a_mixture_of_two_names_is_the_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked, said = [], []
+
+    def download(name: str, *_: object) -> tuple[Path, str]:
+        asked.append(name)
+        raise MachineError("the Hub cannot be reached")
+
+    monkeypatch.setattr("training.base_model.hub.download", download)
+    assert base_model.door(MIXTURE) == "hub"
+    with pytest.raises(MachineError, match=f"^{MIXTURE} is Qwen/Qwen3-0.6B on the Hub: the Hub cannot be reached$"):
+        base_model.locate(settings(MIXTURE), said.append)
+    assert (asked, said) == (["Qwen/Qwen3-0.6B"], [f"{MIXTURE} is Qwen/Qwen3-0.6B on the Hub"])
+
+
+def test_a_mixture_of_two_names_that_ollama_has_is_ollamas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    store(tmp_path, "registry.ollama.ai/Qwen/qwen3/0.6b-Instruct", b"GGUF....")
+    assert base_model.door(MIXTURE) == "ollama"
+    assert base_model.door("me/qwen3:0.6b") == "ollama"  # the name of somebody's own model
 
 
 def test_a_damaged_store_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,31 @@ def test_two_runs_in_the_same_second_get_directories_of_their_own(tmp_path):
     assert (tmp_path / "latest").resolve() == third.path
 
 
+def test_a_finished_run_has_the_names_that_guides_look_for(tmp_path):
+    first, second = (runs.create(tmp_path) for _ in range(2))
+    for run in (first, second):
+        (run.path / "adapter").mkdir()
+    (first.path / "merged").mkdir()
+    directory.point_results(first.path)
+    names = ("lora_adapter", "merged_model", "final_model")
+    made = [first.path / name for name in ("adapter", "merged", "merged")]
+    assert [(tmp_path / name).resolve() for name in names] == made
+    assert runs.find(tmp_path, tmp_path / "merged_model").path == first.path
+    assert runs.find(tmp_path, "lora_adapter").path == first.path
+
+    directory.point_results(second.path)  # which kept no merged model
+    assert (tmp_path / "lora_adapter").resolve() == second.path / "adapter"
+    assert not any((tmp_path / name).is_symlink() for name in names[1:])
+
+
+def test_a_folder_of_that_name_is_left_alone(tmp_path):
+    (tmp_path / "lora_adapter").mkdir()
+    run = runs.create(tmp_path)
+    (run.path / "adapter").mkdir()
+    directory.point_results(run.path)
+    assert (tmp_path / "lora_adapter").is_dir() and not (tmp_path / "lora_adapter").is_symlink()
+
+
 def test_many_runs_started_at_once_all_get_their_own_directory(tmp_path):
     made: list[Path] = []
     threads = [threading.Thread(target=lambda: made.append(runs.create(tmp_path).path)) for _ in range(12)]

@@ -111,6 +111,22 @@ def hub_id(tag: str) -> str | None:
     return pattern.format(sizes[size]) if size in sizes else None
 
 
+def on_the_hub(name: str) -> str | None:
+    """The Hub id that a mixture stands for, Qwen/qwen3:0.6b-Instruct: an owner on the Hub before a tag of Ollama."""
+    owner, slash, tag = name.partition("/")
+    hub = hub_id(tag) if slash and ":" in tag else None
+    return hub if hub and hub.partition("/")[0].lower() == owner.lower() else None
+
+
+def is_stored(name: str) -> bool:
+    """Whether the Ollama of this machine has the model of a tag."""
+    try:
+        find(name)
+    except UserError:
+        return False
+    return True
+
+
 def _blob(name: str, store: Path, manifest: Path) -> Stored:
     try:
         found = foreign_json.read(manifest, {"layers": foreign_json.OBJECTS}).get("layers", [])

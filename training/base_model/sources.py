@@ -62,22 +62,27 @@ def locate(model: Model, say: Callable[[str], None] = lambda text: None, weights
     name = model.base_model_name
     kind = door(name)
     if kind == "hub":
-        from training.base_model import hub
-
-        if not weights and (planned := hub.plan(name, model.revision, model.trust_remote_code, say)):
-            remote, folder = planned
-            config = remote.config
-            parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
-            found = BaseModel(name, folder, kind, remote.commit, config, parameters, config.get(LONGEST))
-            return _told_of_code(found, model.trust_remote_code, say)
-        folder, commit = hub.download(name, model.revision, model.trust_remote_code, say)
-        found = _described(name, folder, kind, commit, model.trust_remote_code)
-        return _told_of_code(found, model.trust_remote_code, say)
+        with _name_on_the_hub(name) as own:
+            if own != name:
+                say(f"{name} is {own} on the Hub")
+            return _told_of_code(_of_hub(model, own, say, weights), model.trust_remote_code, say)
     if kind == "folder":
         found = _described(name, model_folder.find(Path(name)), kind, None, model.trust_remote_code)
         return _told_of_code(found, model.trust_remote_code, say)
     gguf, folder = _gguf(name, kind)
     return _described(name, _unpacked(gguf, folder, say), kind)
+
+
+def _of_hub(model: Model, name: str, say: Callable[[str], None], weights: bool) -> BaseModel:
+    from training.base_model import hub
+
+    if not weights and (planned := hub.plan(name, model.revision, model.trust_remote_code, say)):
+        remote, folder = planned
+        config = remote.config
+        parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
+        return BaseModel(name, folder, "hub", remote.commit, config, parameters, config.get(LONGEST))
+    folder, commit = hub.download(name, model.revision, model.trust_remote_code, say)
+    return _described(name, folder, "hub", commit, model.trust_remote_code)
 
 
 def peek(model: Model) -> Peek:
@@ -87,9 +92,10 @@ def peek(model: Model) -> Peek:
     if kind == "hub":
         from training.base_model import hub
 
-        found = hub.look(name, model.revision, model.trust_remote_code)
+        with _name_on_the_hub(name) as own:
+            found = hub.look(own, model.revision, model.trust_remote_code)
         length = found.config.get(LONGEST)
-        return Peek(name, kind, found.config, found.parameters, length, found.size)
+        return Peek(own, kind, found.config, found.parameters, length, found.size)
     if kind != "folder":
         from training.llama import gguf_file
 
@@ -108,7 +114,21 @@ def door(name: str) -> str:
         return "embedded"
     if Path(name).is_absolute():
         return "gguf" if name.lower().endswith(".gguf") and not Path(name).is_dir() else "folder"
-    return "ollama" if ollama_store.is_tag(name) else "hub"
+    if not ollama_store.is_tag(name):
+        return "hub"
+    return "hub" if ollama_store.on_the_hub(name) and not ollama_store.is_stored(name) else "ollama"
+
+
+@contextlib.contextmanager
+def _name_on_the_hub(name: str) -> Iterator[str]:
+    """The Hub's own name for one that leads there; where that is another, errors tell of both."""
+    own = ollama_store.on_the_hub(name) or name
+    try:
+        yield own
+    except (UserError, MachineError) as error:
+        if own == name:
+            raise
+        raise type(error)(f"{name} is {own} on the Hub: {error}") from error
 
 
 def _gguf(name: str, kind: str) -> tuple[Path, Path]:

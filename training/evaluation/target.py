@@ -43,11 +43,19 @@ class Target:
 
         config: the settings (template, system prompt, length) of what is not a run's.
         """
+        cls.refuse_early(lora_model, base)
         if lora_model is not None:
             return _of_lora_model(lora_model, base, config)
-        if base is None:
-            raise UserError("name what is to be asked: --lora-model RUN, --base-model B, or both")
+        assert base is not None
         return _of_base(base, config)
+
+    @staticmethod
+    def refuse_early(lora_model: str | None, base: str | None) -> None:
+        """Raise what `named` raises where nothing is named, or it is not there: before anything heavy is loaded."""
+        if lora_model is None and base is None:
+            raise UserError("name what is to be asked: --lora-model RUN, --base-model B, or both")
+        if lora_model is not None and not Path(lora_model).expanduser().absolute().exists():
+            raise UserError(f"--lora-model {lora_model}: no such file or folder")
 
     @classmethod
     def of_run(cls, path: Path) -> Target:
@@ -79,6 +87,8 @@ class Target:
 def _of_lora_model(lora_model: str, base: str | None, config: Path) -> Target:
     """A run's folder, a file of it, an adapter or a GGUF file; with `base` named for it, or the one that it names itself."""
     path = paths.expanded(lora_model).absolute()
+    if path.is_symlink():  # OUTPUT_DIR/lora_adapter
+        path = path.resolve()
     if not path.exists():
         raise UserError(f"--lora-model {lora_model}: no such file or folder")
     if pipes := kept_files.pipes(path):

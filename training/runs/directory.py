@@ -20,6 +20,8 @@ from training.system.foreign_json import COUNT, MOMENT, NUMBER, OBJECTS, TABLE, 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
 REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
+# In OUTPUT_DIR, for the newest run that is done.
+RESULTS = {"lora_adapter": ADAPTER, "merged_model": MERGED, "final_model": MERGED}
 
 Named = TypeVar("Named")
 Read = TypeVar("Read")
@@ -140,11 +142,28 @@ def lock(run: Run) -> None:
 
 def point_latest(path: Path) -> None:
     """Let OUTPUT_DIR/latest name this run; on a file system without links, or with a real folder there, leave it."""
-    link = path.parent / "latest"
-    partial = path.parent / f".latest.{os.getpid()}"
+    _point(path.parent / "latest", path.name)
+
+
+def point_results(path: Path) -> None:
+    """Let the names that guides have for what a run makes, beside `latest`, stand for what this finished run has made.
+
+    A name of what it has not made (KEEP_MERGED = false) is taken away: it would stand for an older run.
+    """
+    for name, made in RESULTS.items():
+        link = path.parent / name
+        if (path / made).is_dir():
+            _point(link, f"{path.name}/{made}")
+        elif link.is_symlink():
+            files.remove(link)
+
+
+def _point(link: Path, to: str) -> None:
+    partial = link.with_name(f".{link.name}.{os.getpid()}")
     try:
-        partial.symlink_to(path.name)
-        partial.replace(link)
+        if link.is_symlink() or not link.exists():
+            partial.symlink_to(to)
+            partial.replace(link)
     except OSError:
         files.remove(partial)
 
@@ -165,6 +184,8 @@ def find(output_dir: Path, wanted: Path | str | None) -> Run:
             raise UserError(f"there is no run under {output_dir} yet; ./run.sh starts one")
         return every[-1]
     for path in (Path(wanted), output_dir / str(wanted)):
+        if path.is_symlink():  # OUTPUT_DIR/merged_model
+            path = path.resolve()
         if (path / STATUS).is_file():
             return open_run(path.resolve())
         if path.name in (MERGED, ADAPTER) and (path.parent / STATUS).is_file():

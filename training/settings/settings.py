@@ -27,6 +27,7 @@ class Override:
     key: str
     value: str
     source: str
+    literal: bool = False  # the text as it stands: no escapes, no @file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,9 @@ def default_of(item: Item, folder: Path) -> Any:
 
 def place_of(item: Item, text: str, origin: str) -> str:
     if origin.startswith("--"):
-        return f"{origin}={text}" if origin.startswith("--set ") else f"{origin} {text}"
+        return f"{origin}={text}" if origin.startswith("--set ") or ": " in origin else f"{origin} {text}"
+    if origin.endswith("="):  # of a call in Python
+        return f"{origin}{text}"
     if origin.startswith("argument "):
         return f"{origin} = {text}"
     setting_and_value = f"[{item.section}] {item.key} = {text}" if text else f"[{item.section}] {item.key} is empty"
