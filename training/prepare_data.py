@@ -27,7 +27,7 @@ from training.data.record import grouped
 from training.errors import FinetuneError, MachineError, UserError
 from training.settings import column_names, rules
 from training.settings.table import TABLE
-from training.system import files, last_net, privacy
+from training.system import files, last_net, paths, privacy
 from training.system.signals import Signals
 from training.system.wording import shorten
 
@@ -295,8 +295,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> list[Path]:
     """Check the arguments and the folder, then do the work; gives the files made."""
-    source = Path(arguments.input).expanduser().absolute()
-    folder = Path(arguments.output_dir).expanduser().absolute()
+    source = paths.expanded(arguments.input).absolute()
+    folder = paths.expanded(arguments.output_dir).absolute()
     problems = _problems(arguments)
     if problems:
         raise UserError(problems)

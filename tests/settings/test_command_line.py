@@ -116,7 +116,7 @@ def test_switches_go_with_what_they_are_for():
     ("argv", "problems"),
     [
         (["--epoch", "3"], ["--epoch is not a flag; did you mean --epochs?"]),
-        (["--dta=x", "--lora_rank=8"], ["--dta is not a flag; did you mean --data?", "--lora-rank is not a flag; did you mean --lora-r?"]),
+        (["--dta=x", "--lora_rank=8"], ["--dta is not a flag; did you mean --data?", "--lora-rank is not a flag; write --lora-r"]),
         (["--xyz"], ["--xyz is not a flag"]),
         (["-x"], ["-x is not a flag"]),
         (["--check=yes"], ["--check takes no value"]),
@@ -206,7 +206,7 @@ def test_an_error_names_the_argument_it_comes_from(tmp_path):
         settings.load(tmp_path / "c.ini", arguments.overrides, check_files=False)
     assert error.value.problems == [
         "c.ini:2: [LoRA] R = 0: must be at least 1",
-        "--set LoRA.r: [LoRA] r is not a setting; did you mean R?",
+        "--set LoRA.r: [LoRA] r is not a setting; write R",
         "--set LoRA.LORA_ALPHA=x: expected a whole number",
         "--batch-size 0: must be at least 1",
         "argument 4 (EPOCHS) = three: expected a number such as 0.1 or 2e-4",
