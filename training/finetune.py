@@ -40,7 +40,7 @@ from training.distributed import secondary
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
 from training.pipeline import stages
 from training.pipeline.export_stages import Told
-from training.plan import Plan, lines, prepare, time_estimate
+from training.plan import Plan, lines, odd, prepare, time_estimate
 from training.report import gathering
 from training.runs import Run, State, checkpoint, directory
 from training.settings import command_line, load
@@ -138,6 +138,8 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
     plan = prepare(settings, resume.began_on(old), directory.size(old))
     for line in lines(plan):
         logger.info(line)
+    for line in odd(plan) if old is None else ():
+        logger.warning(line)
     return plan
 
 
@@ -273,6 +275,8 @@ def check(arguments: Arguments, stdout: IO[str]) -> int:
     plan = prepare(settings, weights=False)
     for line in (*lines(plan), time_estimate.line(plan)):
         log.say(stdout, line)
+    for line in odd(plan):
+        log.say(stdout, f"warning: {line}")
     log.say(stdout, "ready: ./run.sh starts it")
     return 0
 

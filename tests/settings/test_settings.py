@@ -462,7 +462,11 @@ def test_what_somebody_wrote_is_not_shortened_but_refused(tmp_path):
 
 
 def test_what_is_set_and_not_used_is_noted(tmp_path):
-    assert contradictions.unused(load(tmp_path)) == ["NUM_TRAIN_EPOCHS is not used: MAX_STEPS = 60 sets the length"]
+    assert contradictions.unused(load(tmp_path)) == []
+    assert contradictions.unused(load(tmp_path, "[Training]\nNUM_TRAIN_EPOCHS = 3")) == []  # as the shipped file has it
+    assert contradictions.unused(load(tmp_path, "[Training]\nNUM_TRAIN_EPOCHS = 2")) == [
+        "NUM_TRAIN_EPOCHS is not used: MAX_STEPS = 60 sets the length"
+    ]
     text = (
         "[Training]\nMAX_STEPS = 0\nNUM_TRAIN_EPOCHS = 2.5\nREPORT_NAME = x\n[Hardware]\nPRECISION = fp32\n"
         "MAIN_PROCESS_ADDRESS = host:1\n"
@@ -615,6 +619,15 @@ def test_what_somebody_changed_in_a_runs_own_file_is_no_default(tmp_path):
 
 def test_a_comment_behind_quotation_marks_may_hold_what_it_likes(tmp_path):
     assert load(tmp_path, '[Model]\nSYSTEM_PROMPT = "a"  # {b}\n').model.system_prompt == "a"
+
+
+def test_a_path_is_told_without_dots_where_it_is_the_same_place(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    text = "[Training]\nOUTPUT_DIR = a/b/../out\n[Dataset]\nDATASET_FILE = link/../rows.jsonl\n"
+    found = load(tmp_path, text)
+    assert found.training.output_dir == tmp_path / "a" / "out"
+    assert found.dataset.dataset_file == tmp_path / "link" / ".." / "rows.jsonl", "behind a link it is another place"
 
 
 def test_every_setting_has_a_reader_and_a_help_of_one_line():

@@ -165,9 +165,9 @@ def unused(settings: Settings) -> list[str]:
     """What somebody set and the run does not use, one sentence each."""
     training = settings.training
     notes = []
-    if training.max_steps:
+    if training.max_steps and settings.written("Training.NUM_TRAIN_EPOCHS"):
         notes.append(f"NUM_TRAIN_EPOCHS is not used: MAX_STEPS = {training.max_steps} sets the length")
-    else:
+    elif not training.max_steps:
         epochs = rules.write(training.num_train_epochs)
         notes.append(f"MAX_STEPS is 0: NUM_TRAIN_EPOCHS = {epochs} sets the length")
     if settings.hardware.auto_fp16_bf16 and settings.written("Hardware.PRECISION"):

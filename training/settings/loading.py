@@ -116,7 +116,7 @@ def of_run(
         elif reason != entry.key:
             del origins[key]
             choices.append((key, settings.get(key), reason))
-    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices))
+    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices), began=True)
 
 
 def _is_default(settings: Settings, key: str) -> bool:
@@ -213,14 +213,17 @@ def here() -> Path:
 def clamp(settings: Settings, total_steps: int) -> Settings:
     """Fit the step settings to a run of `total_steps`, once that is known: defaults that are too long are shortened.
 
-    Raises UserError naming each one that somebody wrote and that does not fit.
+    A warm-up of half the run and more does not fit either. Those of a run that has begun stay as they are. Raises
+    UserError naming each one that somebody wrote and that does not fit.
     """
+    if settings.began:
+        return settings
     problems = [message for _, message in contradictions.too_long(settings, total_steps)]
     if problems:
         raise UserError(problems, title=f"{_from_here(settings.config)}: the run has {total_steps} steps")
     for key in contradictions.STEP_SETTINGS:
         value = settings.get(key)
-        if key == "Training.WARMUP_STEPS" and not settings.written(key) and value >= total_steps:
+        if key == "Training.WARMUP_STEPS" and not settings.written(key) and value and 2 * value >= total_steps:
             settings = settings.with_choice(key, total_steps // 10, f"the run has {total_steps} steps only")
         elif value > total_steps:
             settings = settings.with_choice(key, total_steps, f"the run has {total_steps} steps only")
