@@ -149,11 +149,19 @@ def _number(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
+def refuse_early(arguments: argparse.Namespace) -> None:
+    """Raise UserError where a file or folder that is named is not there: before anything heavy is loaded."""
+    for flag, name in (("--test-data", arguments.test_data), ("--config", arguments.config)):
+        if name is not None and not Path(name).expanduser().is_file():
+            raise UserError(f"{flag} {name}: no such file")
+    if arguments.output and not (folder := Path(arguments.output).expanduser().absolute().parent).is_dir():
+        raise UserError(f"--output {arguments.output}: there is no folder {folder}")
+    Target.refuse_early(arguments.lora_model, arguments.base_model)
+
+
 def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
     """The batch mode: measure, print the table, write the CSV file."""
     output = Path(arguments.output).expanduser().absolute() if arguments.output else None
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
     target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
     rows = rows_of(target, arguments.test_data)
     template = target.template
@@ -217,6 +225,7 @@ def main(argv: Sequence[str]) -> int:
     log.start()
     launchers.tell()
     try:
+        refuse_early(arguments)
         from transformers import logging
 
         logging.set_verbosity_error()

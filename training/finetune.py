@@ -135,6 +135,7 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
         settings = load(arguments.config, arguments.overrides, check_packages=True)
         if not arguments.fresh:
             resume.offer_resume(settings.training.output_dir)
+    dataset.refuse_early(settings)
     forkserver.start()
     plan = prepare(settings, resume.began_on(old), directory.size(old))
     for line in lines(plan):
@@ -249,6 +250,7 @@ def what_is_safe(run: Run) -> str:
 def check(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
     settings = load(arguments.config, arguments.overrides, check_packages=True)
+    dataset.refuse_early(settings)
     forkserver.start()
     plan = prepare(settings, weights=False)
     for line in (*lines(plan), time_estimate.line(plan)):
