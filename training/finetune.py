@@ -11,6 +11,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
     # While the modules are read nothing can be lost; main() hands the signals on.
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
