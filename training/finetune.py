@@ -11,6 +11,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
     # While the modules are read nothing can be lost; main() hands the signals on.
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -134,6 +137,7 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
         settings = load(arguments.config, arguments.overrides, check_packages=True)
         if not arguments.fresh:
             resume.offer_resume(settings.training.output_dir)
+    dataset.refuse_early(settings)
     forkserver.start()
     plan = prepare(settings, resume.began_on(old), directory.size(old))
     for line in lines(plan):
@@ -271,6 +275,7 @@ def _looked_at(run: Run) -> str:
 def check(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
     settings = load(arguments.config, arguments.overrides, check_packages=True)
+    dataset.refuse_early(settings)
     forkserver.start()
     plan = prepare(settings, weights=False)
     for line in (*lines(plan), time_estimate.line(plan)):

@@ -184,6 +184,7 @@ def _data(plan: Plan) -> DataFacts:
     roles = [
         (dataset.dataset_file, "training", counts.train),
         (dataset.validation_file, "validation", counts.validation),
+        (dataset.test_file, "test", counts.test),
     ]
     files = tuple(
         DataFile(str(path), role, plan.data.sha256[str(path)], path.stat().st_size if path.exists() else None, rows)

@@ -53,6 +53,7 @@ NOT_COMPARED = {
     "Hardware.MAIN_PROCESS_ADDRESS",
     "Dataset.DATASET_FILE",  # its content counts: "data SHA-256"
     "Dataset.VALIDATION_FILE",
+    "Dataset.TEST_FILE",
 }
 
 

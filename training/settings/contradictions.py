@@ -81,8 +81,11 @@ def _validation(settings: Settings) -> Contradictions:
         yield ("Training.EARLY_STOPPING_PATIENCE", "Training.EVAL_STEPS"), "nothing is validated during training"
     if data.validation_file == data.dataset_file:
         yield ("Dataset.VALIDATION_FILE", "Dataset.DATASET_FILE"), "the model would be validated on its training rows"
+    for other in ("DATASET_FILE", "VALIDATION_FILE") if data.test_file else ():
+        if data.test_file == settings.get(f"Dataset.{other}"):
+            yield ("Dataset.TEST_FILE", f"Dataset.{other}"), "the model would be tested on rows that it has seen"
     split = 0 if data.validation_file else data.validation_split
-    if split + data.test_split >= 1:
+    if not data.test_file and split + data.test_split >= 1:
         yield ("Dataset.TEST_SPLIT", "Dataset.VALIDATION_SPLIT"), "no row is left for training"
 
 

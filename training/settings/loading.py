@@ -125,14 +125,15 @@ def _is_default(settings: Settings, key: str) -> bool:
 
 
 def _without_others_rows(settings: Settings) -> Settings:
-    """Rows given on the command line are not measured on the validation rows that the file names for its own rows."""
+    """Rows given on the command line are not measured on the validation and test rows that the file names for its own."""
     own_file = f"{settings.config.name}:"
     data = settings.origins.get("Dataset.DATASET_FILE", own_file)
-    held_out = settings.origins.get("Dataset.VALIDATION_FILE", "")
-    if data.startswith(own_file) or not held_out.startswith(own_file) or settings.dataset.validation_file is None:
-        return settings
-    reason = f"{data} gives other rows than the file, whose validation rows do not belong to them"
-    return settings.with_choice("Dataset.VALIDATION_FILE", None, reason)
+    for key, what in (("Dataset.VALIDATION_FILE", "validation"), ("Dataset.TEST_FILE", "test")):
+        own = settings.get(key) is not None and settings.origins.get(key, "").startswith(own_file)
+        if own and not data.startswith(own_file):
+            reason = f"{data} gives other rows than the file, whose {what} rows do not belong to them"
+            settings = settings.with_choice(key, None, reason)
+    return settings
 
 
 def _collect(
