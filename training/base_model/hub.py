@@ -167,7 +167,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         raise _Unreachable(_unreachable(name)) from None
     except httpx.HTTPError:
         raise _Unreachable(_unreachable(name)) from None
-    except (httpx.InvalidURL, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+    except (httpx.InvalidURL, ValueError, ImportError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _proxy_or_strange(error) from None
 
 
@@ -175,7 +175,7 @@ def _proxy_or_strange(error: Exception) -> _Unreachable:
     """The address of a proxy is wrong, which is seen before anything is asked; else the library made nothing of the answer."""
     import httpx
 
-    if isinstance(error, (TypeError, KeyError, AttributeError)) or (
+    if isinstance(error, (TypeError, KeyError, AttributeError, RecursionError)) or (
         not isinstance(error, httpx.InvalidURL) and "proxy" not in str(error).lower()
     ):
         return _strange()
