@@ -155,9 +155,9 @@ def _number(value: float) -> str:
 def refuse_early(arguments: argparse.Namespace) -> None:
     """Raise UserError where a file or folder that is named is not there: before anything heavy is loaded."""
     for flag, name in (("--test-data", arguments.test_data), ("--config", arguments.config)):
-        if name is not None and not Path(name).expanduser().is_file():
+        if name is not None and not paths.expanded(name).is_file():
             raise UserError(f"{flag} {name}: no such file")
-    if arguments.output and not (folder := Path(arguments.output).expanduser().absolute().parent).is_dir():
+    if arguments.output and not (folder := paths.expanded(arguments.output).absolute().parent).is_dir():
         raise UserError(f"--output {arguments.output}: there is no folder {folder}")
     Target.refuse_early(arguments.lora_model, arguments.base_model)
 

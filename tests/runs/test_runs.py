@@ -16,7 +16,7 @@ from loguru import logger
 from tests.support.runs import a_manifest
 from training import runs
 from training.control import background, commands
-from training.errors import MachineError, UserError
+from training.errors import MachineError, RunError, UserError
 from training.runs import Run, checkpoint, directory
 from training.runs.checkpoint import Carried, Manifest
 from training.settings import command_line
@@ -533,6 +533,25 @@ def test_a_run_directory_that_cannot_be_filled_is_told_and_not_left(tmp_path, mo
     ):
         runs.create(tmp_path)
     assert list(tmp_path.glob("finetune_*")) == []
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_run_of_which_the_disk_takes_neither_report_nor_state_is_no_success(reported, tmp_path, monkeypatch):
+    from training.report import gathering
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+
+    run = runs.create(tmp_path)
+    monkeypatch.setattr(directory, "WAITS", ())
+    monkeypatch.setattr(gathering, "write", (lambda *_: None) if reported else refuse)
+    monkeypatch.setattr(files, "write_json", refuse)
+    if reported:
+        gathering.complete(run)
+        return
+    with pytest.raises(RunError, match="neither the report nor status.json could be written") as caught:
+        gathering.complete(run)
+    assert caught.value.safe.endswith(f"`./run.sh --resume {run.path}` writes what is missing")
 
 
 def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_model(tmp_path, monkeypatch):

@@ -59,6 +59,10 @@ def test_an_end_of_a_connection_is_no_error_of_a_disk_and_a_write_of_torch_witho
     failed = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nstack")
     assert io_errors.is_one(failed)
     assert "look whether the disk is full" in io_errors.told(failed, Path("/runs"))
+    unread = RuntimeError("PytorchStreamReader failed reading file data/0: file read failed")
+    assert io_errors.is_one(unread) and not io_errors.may_be_full(unread)
+    assert io_errors.may_be_full(failed) and io_errors.may_be_full(OSError(errno.ENOSPC, "x"))
+    assert io_errors.told(unread, Path("/r")).startswith(f"a file under /r could not be read ({unread}): the drive, ")
 
 
 @pytest.mark.slow

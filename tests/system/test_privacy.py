@@ -401,7 +401,9 @@ def test_an_address_of_the_hub_that_is_none_is_told_as_what_it_is(address, said,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("proxy", ["ftp://user:PLANTED@host", "http://user:PLANTED@host:port"])
+@pytest.mark.parametrize(
+    "proxy", ["ftp://user:PLANTED@host", "http://user:PLANTED@host:port", "socks5://user:PLANTED@127.0.0.1:1080"]
+)
 def test_a_proxy_that_is_none_is_told_without_its_password(proxy, tmp_path):
     clean_environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     code = "from training.base_model import hub\nfrom training.errors import MachineError\ntry:\n    hub.download('org/name', None, False, print)\nexcept MachineError as error:\n    print(error)"
@@ -412,6 +414,15 @@ def test_a_proxy_that_is_none_is_told_without_its_password(proxy, tmp_path):
         "the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: it is written http://HOST:PORT"
     )
     assert "PLANTED" not in done and "Traceback" not in done
+
+
+@pytest.mark.slow
+def test_ranges_of_addresses_in_no_proxy_are_told_as_what_is_in_the_way(tmp_path):
+    clean_environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    code = "from training.base_model import hub\nfrom training.errors import MachineError\ntry:\n    hub.download('org/name', None, False, print)\nexcept MachineError as error:\n    print(error)"
+    given = {"no_proxy": "localhost,::1,fe80::/10", "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = started(code, clean_environment | given)
+    assert done == "NO_PROXY: ranges of addresses cannot be read there (fe80::/10): leave them out\n"
 
 
 def started(code: str, environment: dict[str, str]) -> str:

@@ -199,11 +199,8 @@ def _texts(held: object) -> dict[str, str]:
         held = {DEFAULT: held}
     elif isinstance(held, list):
         held = {str(one.get("name")): one.get("template") for one in held if isinstance(one, Mapping)}
-    return (
-        {name: text for name, text in held.items() if isinstance(text, str) and text}
-        if isinstance(held, Mapping)
-        else {}
-    )
+    pairs = held.items() if isinstance(held, Mapping) else ()
+    return {name: text for name, text in pairs if isinstance(text, str) and text}
 
 
 def _with_bos(jinja: str, tokenizer: PreTrainedTokenizerBase) -> str:

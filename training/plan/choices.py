@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from loguru import logger
@@ -129,6 +130,17 @@ def check_rows(rows: int, settings: Settings) -> None:
         raise UserError(f"{place}: {only}; set it to {max(1, rows // settings.hardware.num_machines)} at most")
     if processes > 1 and settings.hardware.device == "cpu":
         logger.info("NUM_PROCESSES = {}: on the CPU of one machine one process is usually as fast", processes)
+
+
+def check_window(tried: Mapping[str, object], longest: int) -> None:
+    """Refuse rows beyond a sliding window that llama.cpp does not compute: its files would not be what was trained."""
+    window = tried.get("window")
+    if isinstance(window, int) and longest > window:
+        raise UserError(
+            f"llama.cpp does not compute the sliding window of {window:,} tokens that this {tried['architecture']} has, and "
+            f"the longest row has {longest:,}: its files would predict something else than what was trained; set "
+            f"MAX_SEQ_LENGTH = {window}, or choose another model"
+        )
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:

@@ -102,6 +102,7 @@ def prepare(settings: Settings, today: date | None = None, on_disk: int = 0, wei
             weights_fit.check_dora(base.path, settings.lora.target_modules)
         plan = _read_rows(settings, machine, base, today, on_disk)
         figures = tried()
+        choices.check_window(figures, plan.summary.total.longest)
         hold(figures["vocabulary"], plan)
     if "note" in figures:
         logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), figures["note"])

@@ -77,18 +77,27 @@ def write(run: Run, state: State, error: FinetuneError | None = None) -> Report:
 def complete(run: Run) -> None:
     """The end of a run that is done: its report, and the state that says so.
 
-    The model is finished and checked: a report that the disk does not take makes no failure of it.
+    The model is finished and checked: a report that the disk does not take makes no failure of it. Where it takes neither
+    the report nor the state nobody could see that the run is done: a RunError.
     """
+    reported = True
     try:
         _write_cards(run)
         logger.info("{}", contents.result(write(run, "completed")).text)
     except OSError as error:
+        reported = False
         logger.warning(
             "no report: {}. The model is finished; `{}/export_ollama.sh --modelfile-only {}` writes its report",
             io_errors.told(error, run.path), paths.ROOT, run.path,
         )  # fmt: skip
     directory.point_results(run.path)
-    run.update(state="completed", stage=None, progress=100, eta=None, error=None)
+    stored = run.update(state="completed", stage=None, progress=100, eta=None, error=None)
+    if not (stored or reported):
+        raise RunError(
+            "report",
+            f"neither the report nor {runs.STATUS} could be written in {run.path}",
+            f"the model is finished and checked; `./run.sh --resume {run.path}` writes what is missing",
+        )
 
 
 def _write_cards(run: Run) -> None:
@@ -99,6 +108,8 @@ def _write_cards(run: Run) -> None:
         model_card.write(run, gather(run, "completed", ended=False))
     except UserError as error:
         logger.warning("no model card: {}", error)
+    except OSError as error:
+        logger.warning("no model card: {}", io_errors.told(error, run.path))
 
 
 def gather(run: Run, state: State, error: FinetuneError | None = None, ended: bool = True) -> Report:

@@ -56,10 +56,10 @@ class Run:
     # The lock on the directory, while this process works on it.
     held: int | None = field(default=None, repr=False)
 
-    def update(self, **changes: object) -> None:
+    def update(self, **changes: object) -> bool:
         """Change fields of status.json, which holds no secrets. One that cannot be written (full disk) stops nothing.
 
-        The state in which a run ends is the last that is written of it: it is tried again.
+        The state in which a run ends is the last that is written of it: it is tried again. Whether it could be written.
         """
         self.status.update(changes)
         self.status["updated"] = round(time.time(), 3)
@@ -67,7 +67,7 @@ class Run:
         for wait in (*WAITS, None) if ends else (None,):
             try:
                 files.write_json(self.path / STATUS, privacy.hidden(self.status))
-                return
+                return True
             except OSError as error:
                 if wait is not None:
                     time.sleep(wait)
@@ -75,6 +75,7 @@ class Run:
                 from loguru import logger
 
                 logger.warning("cannot write {}", io_errors.told(error, self.path / STATUS))
+        return False
 
     def reload(self) -> None:
         """Read status.json again, after another process has worked on the run."""
