@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from loguru import logger
@@ -544,6 +545,8 @@ def test_a_run_of_which_the_disk_takes_neither_report_nor_state_is_no_success(re
 
     run = runs.create(tmp_path)
     monkeypatch.setattr(directory, "WAITS", ())
+    written = SimpleNamespace(text="done")
+    monkeypatch.setattr(gathering.contents, "result", lambda report: written)
     monkeypatch.setattr(gathering, "write", (lambda *_: None) if reported else refuse)
     monkeypatch.setattr(files, "write_json", refuse)
     if reported:
