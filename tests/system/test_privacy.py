@@ -235,7 +235,8 @@ def test_runs_that_are_compared_show_neither(told, tmp_path):
     (other / "config.ini").write_text(f'[Model]\nSYSTEM_PROMPT = "{HOSTILE}"\n', encoding="utf-8")
     path, shown = comparison.compare([Run(told.path), Run(other)], tmp_path)
     clean(path.read_text(encoding="utf-8"))
-    clean(shown)
+    # The text says less, and none of it.
+    assert TOKEN not in shown and not ACTING.search(shown)
     clean(as_html.text(HOSTILE))
 
 
