@@ -13,7 +13,7 @@ from training.report.blocks import Answers, Asked, Bar, Details, Pictures, Reply
 from training.report.curves import MOST_POINTS, Chart, Series, thin
 from training.report.schema import BaseFacts, Evaluation, Report, RunFacts, Step
 from training.runs import Run, directory
-from training.system import files, records, wording
+from training.system import files, privacy, records, wording
 from training.system.foreign_json import Damaged
 
 FILE = "compare.html"
@@ -31,7 +31,7 @@ def compare(found: Sequence[Run], folder: Path) -> tuple[Path, str]:
     reports = directory.to_compare(found, read)
     path = folder / FILE
     files.write_text(path, html(reports))
-    return path, text(reports)
+    return path, privacy.shown(text(reports))
 
 
 def read(run: Run) -> Report:

@@ -22,6 +22,7 @@ TWO_LOSSES = (
 
 
 def evaluation(report: Report) -> tuple[Block, ...]:
+    """The figures, with what they mean and what they do not tell."""
     blocks: list[Block] = []
     if report.scores:
         blocks += [_scores(report.scores), Text(EVALUATED)]
