@@ -23,7 +23,7 @@ from tests.support.programs import finetune
 from tests.support.runs import a_manifest
 from tests.support.tiny import write_tiny_config
 from training import control
-from training.base_model import sources, unpacking
+from training.base_model import sources, unpacking_process
 from training.data import BadRow, dataset
 from training.errors import UserError
 from training.report import as_html, comparison
@@ -233,8 +233,10 @@ def test_runs_that_are_compared_show_neither(told, tmp_path):
     for file in told.path.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     (other / "config.ini").write_text(f'[Model]\nSYSTEM_PROMPT = "{HOSTILE}"\n', encoding="utf-8")
-    path, text = comparison.compare([Run(told.path), Run(other)], tmp_path)
-    clean(path.read_text(encoding="utf-8"), text)
+    path, shown = comparison.compare([Run(told.path), Run(other)], tmp_path)
+    clean(path.read_text(encoding="utf-8"))
+    # The text says less, and none of it.
+    assert TOKEN not in shown and not ACTING.search(shown)
     clean(as_html.text(HOSTILE))
 
 
@@ -356,7 +358,7 @@ def test_a_model_unpacked_from_a_file_has_the_mode_of_the_umask(tmp_path, umask,
         files.write_json(folder / "model.safetensors.index.json", {})
         (folder / "model.safetensors").touch(0o600)  # as safetensors does
 
-    monkeypatch.setattr(unpacking, "unpack", unpack)
+    monkeypatch.setattr(unpacking_process, "unpack", unpack)
     (tmp_path / "m.gguf").touch()
     with masked(umask):
         sources._unpack(tmp_path / "m.gguf", tmp_path / "m", print)
@@ -401,7 +403,9 @@ def test_an_address_of_the_hub_that_is_none_is_told_as_what_it_is(address, said,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("proxy", ["ftp://user:PLANTED@host", "http://user:PLANTED@host:port"])
+@pytest.mark.parametrize(
+    "proxy", ["ftp://user:PLANTED@host", "http://user:PLANTED@host:port", "socks5://user:PLANTED@127.0.0.1:1080"]
+)
 def test_a_proxy_that_is_none_is_told_without_its_password(proxy, tmp_path):
     clean_environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     code = "from training.base_model import hub\nfrom training.errors import MachineError\ntry:\n    hub.download('org/name', None, False, print)\nexcept MachineError as error:\n    print(error)"
@@ -412,6 +416,15 @@ def test_a_proxy_that_is_none_is_told_without_its_password(proxy, tmp_path):
         "the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: it is written http://HOST:PORT"
     )
     assert "PLANTED" not in done and "Traceback" not in done
+
+
+@pytest.mark.slow
+def test_ranges_of_addresses_in_no_proxy_are_told_as_what_is_in_the_way(tmp_path):
+    clean_environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    code = "from training.base_model import hub\nfrom training.errors import MachineError\ntry:\n    hub.download('org/name', None, False, print)\nexcept MachineError as error:\n    print(error)"
+    given = {"no_proxy": "localhost,::1,fe80::/10", "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = started(code, clean_environment | given)
+    assert done == "NO_PROXY: ranges of addresses cannot be read there (fe80::/10): leave them out\n"
 
 
 def started(code: str, environment: dict[str, str]) -> str:
