@@ -234,7 +234,8 @@ def test_runs_that_are_compared_show_neither(told, tmp_path):
         (other / file.name).write_bytes(file.read_bytes())
     (other / "config.ini").write_text(f'[Model]\nSYSTEM_PROMPT = "{HOSTILE}"\n', encoding="utf-8")
     path, text = comparison.compare([Run(told.path), Run(other)], tmp_path)
-    clean(path.read_text(encoding="utf-8"), text)
+    clean(path.read_text(encoding="utf-8"))
+    assert text == privacy.shown(text), "what the terminal gets needs no further care"
     clean(as_html.text(HOSTILE))
 
 
