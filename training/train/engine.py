@@ -229,14 +229,15 @@ def trained_dtypes(model: PeftModel) -> dict[str, torch.dtype]:
 
 
 def put_back_dtypes(model: PeftModel, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Trained parameters in these dtypes again, before an optimizer is made of them.
+    """Trained parameters that were narrowed in these dtypes again, before an optimizer is made of them.
 
     TRL's trainer casts them to bf16 where the base is in 4 bits (trl 1.14.2, sft_trainer.py): small updates would be
     rounded away, AdamW's moments would be in bf16 too, a resumed run, whose adapter PEFT loads in float32, would differ
-    from an undisturbed one, and fp16's loss scaler cannot unscale bf16 gradients.
+    from an undisturbed one, and fp16's loss scaler cannot unscale bf16 gradients. Unsloth takes that cast out on a card
+    and leaves it on a CPU.
     """
     for name, value in model.named_parameters():
-        if name in dtypes and value.dtype != dtypes[name]:
+        if name in dtypes and value.dtype.itemsize < dtypes[name].itemsize:
             value.data = value.data.to(dtypes[name])
 
 
