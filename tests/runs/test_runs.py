@@ -536,6 +536,38 @@ def test_a_run_directory_that_cannot_be_filled_is_told_and_not_left(tmp_path, mo
     assert list(tmp_path.glob("finetune_*")) == []
 
 
+def test_a_plan_that_has_gone_makes_no_failure_of_a_finished_model(tmp_path, logged):
+    from training.report import gathering
+
+    run = runs.create(tmp_path)
+    gathering.complete(run)
+    assert runs.open_run(run.path).status["state"] == "completed"
+    assert logged[-1].startswith(f"no report: {run.path}/checkpoints/report.json cannot be read: No such file")
+
+
+def test_an_event_that_the_disk_does_not_take_is_written_with_the_next(tmp_path, monkeypatch):
+    real, path = files.append_whole, tmp_path / "events.jsonl"
+
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    told = Events(path)
+    told.emit("step", step=1)
+    monkeypatch.setattr(files, "append_whole", refuse)
+    told.emit("step", step=2)
+    monkeypatch.setattr(files, "append_whole", real)
+    told.emit("step", step=3)
+    assert [event["step"] for event in events.read(path)] == [1, 2, 3]
+    monkeypatch.setattr(events, "MOST_LEFT", 100)
+    monkeypatch.setattr(files, "append_whole", refuse)
+    for step in range(4, 20):
+        told.emit("step", step=step, filler="x" * 40)
+    monkeypatch.setattr(files, "append_whole", real)
+    told.emit("step", step=20)
+    steps = [event["step"] for event in events.read(path)]
+    assert steps[-1] == 20 and len(steps) < 8, "what waits has a bound"
+
+
 @pytest.mark.parametrize("reported", [True, False])
 def test_a_run_of_which_the_disk_takes_neither_report_nor_state_is_no_success(reported, tmp_path, monkeypatch):
     from training.report import gathering

@@ -30,6 +30,7 @@ from training.report.schema import (
 )
 from training.runs import Run, State, directory, working_time
 from training.system import events, files, io_errors, paths, records
+from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
     import datasets
@@ -90,6 +91,9 @@ def complete(run: Run) -> None:
             "no report: {}. The model is finished; `{}/export_ollama.sh --modelfile-only {}` writes its report",
             io_errors.told(error, run.path), paths.ROOT, run.path,
         )  # fmt: skip
+    except Damaged as damage:  # what its plan or a stage had left there
+        reported = False
+        logger.warning("no report: {}. The model is finished and checked", damage)
     directory.point_results(run.path)
     stored = run.update(state="completed", stage=None, progress=100, eta=None, error=None)
     if not (stored or reported):
