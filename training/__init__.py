@@ -27,6 +27,7 @@ its face, the `__init__.py`, or a module named:
   12  control  --status, --follow, --stop, --chat, --resume, --detach
   13  export  a script: from the adapter to files that Ollama runs
   14  finetune  a script: the whole of it
+  15  service  ./run.sh --serve: a page and an HTTP service; it starts runs as programs
 
 The data flows settings -> base_model, data -> train -> evaluation -> to_gguf -> checks -> report. In two places the
 imports point the other way: a plan asks the engines what they will need and has llama.cpp read the rows as the checks

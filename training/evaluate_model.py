@@ -148,13 +148,9 @@ def _number(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
-def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
-    """The batch mode: measure, print the table, write the CSV file."""
-    output = Path(arguments.output).expanduser().absolute() if arguments.output else None
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
-    target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
-    rows = rows_of(target, arguments.test_data)
+def measured(target: Target, test_data: str | None, most: int) -> tuple[list[Item], dict[str, Spoken]]:
+    """The rows that are measured on, at most so many, and what each model made of them. UserError where there are none."""
+    rows = rows_of(target, test_data)
     template = target.template
     if template is None:
         if any(messages is not None for messages in rows["messages"]):
@@ -163,11 +159,20 @@ def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
                 "--test-data FILE"
             )
         template = ChatTemplate("", "plain text")  # no row asks for it
-    items = held_out.items(template, target.tokenizer(), rows, arguments.max_rows, target.longest)
+    items = held_out.items(template, target.tokenizer(), rows, most, target.longest)
     if not items:
         raise UserError("none of the rows has an answer to measure")
     logger.info("{} of {} rows", len(items), len(rows))
-    made = measure(target, items)
+    return items, measure(target, items)
+
+
+def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
+    """The batch mode: measure, print the table, write the CSV file."""
+    output = Path(arguments.output).expanduser().absolute() if arguments.output else None
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
+    target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
+    items, made = measured(target, arguments.test_data, arguments.max_rows)
     lines = scores(items, made)
     if output is not None:
         try:

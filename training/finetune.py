@@ -273,6 +273,8 @@ def main(argv: Sequence[str]) -> int:
         arguments = command_line.parse(argv)
     except UserError as error:
         return command_line.refuse(error, argv)
+    if arguments.command == "serve":
+        return background.serve(argv)
     # A talk is for a person, and all else on stdout for programs.
     stdout = sys.stdout if arguments.command == "chat" else log.claim_stdout()
     log.start()

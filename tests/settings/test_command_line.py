@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 from training import settings
 from training.errors import UserError
 from training.settings.command_line import Arguments, parse
-from training.settings.table import TABLE
+from training.settings.table import EVERY
 from training.settings.usage import COMMANDS, SETTING_FLAGS, SWITCHES
 
 
@@ -63,8 +63,9 @@ def test_every_flag_sets_its_key_in_every_form(flag, key, form):
 def test_the_flags_are_those_that_are_promised():
     assert set(SETTING_FLAGS) == {
         "--data", "--output", "--model", "--epochs", "--batch-size", "--learning-rate", "--max-length", "--lora-r", "--name",
+        "--host", "--port",
     }  # fmt: skip
-    assert set(SETTING_FLAGS.values()) <= set(TABLE)
+    assert set(SETTING_FLAGS.values()) <= set(EVERY)
 
 
 def test_set_reaches_any_setting_and_its_value_may_hold_anything():
@@ -272,7 +273,7 @@ def test_a_folder_that_was_removed_is_named(tmp_path):
 def test_help_names_every_flag_and_every_setting_on_stdout():
     result = run("--help", "--nonsense")
     assert (result.returncode, result.stderr) == (0, "")
-    for word in (*SETTING_FLAGS, *COMMANDS, *SWITCHES, "--config", "--set", *(item.key for item in TABLE.values())):
+    for word in (*SETTING_FLAGS, *COMMANDS, *SWITCHES, "--config", "--set", *(item.key for item in EVERY.values())):
         assert f"  {word}" in result.stdout
     assert run("-h").stdout == result.stdout
     assert max(map(len, result.stdout.split("\n"))) <= 130

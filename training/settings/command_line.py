@@ -16,7 +16,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from training.errors import FinetuneError, UserError
 from training.settings import ini_file, loading, names, usage
 from training.settings.settings import Override
-from training.settings.table import TABLE
+from training.settings.table import EVERY
 from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SETTING_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS
 from training.system import events, paths, privacy
 
@@ -144,13 +144,13 @@ def _set(parser: _Parser, text: str) -> None:
     if dot and equals and section and key:
         parser.flags.append(Override(section, key, value, f"--set {section}.{key}"))
         return
-    fitting = [known for known, item in TABLE.items() if item.key == name.strip().upper()]
+    fitting = [known for known, item in EVERY.items() if item.key == name.strip().upper()]
     example = f"{fitting[0]}={value or 'VALUE'}" if fitting else "Section.KEY=VALUE, as in LoRA.R=8"
     parser.problems.append(f"--set {ini_file.show(text)}: write {example}")
 
 
 def _override(key: str, value: str, source: str) -> Iterator[Override]:
-    item = TABLE[key]
+    item = EVERY[key]
     yield Override(item.section, item.key, value, source)
     if key == "Training.NUM_TRAIN_EPOCHS":
         yield Override("Training", "MAX_STEPS", "0", source)
@@ -217,7 +217,7 @@ def main(argv: Sequence[str], check_packages: bool = False) -> int:
     """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
     try:
         arguments = parse(argv)
-        if arguments.command in ("run", "check"):
+        if arguments.command in ("run", "check", "serve"):
             loading.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
         return refuse(error, argv)
