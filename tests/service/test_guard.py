@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import subprocess
 import sys
@@ -169,6 +171,19 @@ def test_a_head_that_comes_a_byte_at_a_time_is_cut_off(server):
                 client.sendall(b"x-a: b\r\n")
                 time.sleep(0.5)
         assert time.monotonic() - began < 25
+
+
+def test_a_body_that_comes_a_byte_at_a_time_is_cut_off(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(
+            b"POST /train HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+        )
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 60 and not select.select([client], [], [], 0.5)[0]:
+                client.sendall(b" ")
+        assert everything(client).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - began < 50
 
 
 def test_a_head_without_an_end_is_refused(server):
