@@ -261,7 +261,10 @@ function field(one) {
     for (const choice of one.choices) input.append(make("option", choice, { value: choice }));
     input.value = one.value;
   } else {
-    input = make("input", undefined, { id, type: "text", autocomplete: "off", spellcheck: "false" });
+    // A text may have several lines, of which an input would drop the ends.
+    input = one.kind === "str | None" ? make("textarea", undefined, { id, rows: "2" }) : make("input", undefined, { id, type: "text" });
+    input.setAttribute("autocomplete", "off");
+    input.setAttribute("spellcheck", "false");
     input.value = one.value;
     if (/^(int|float)/.test(one.kind) && !one.kind.includes("Auto")) input.inputMode = "decimal";
   }
@@ -295,7 +298,7 @@ function wanted() {
 }
 function problems(found) {
   for (const box of document.querySelectorAll("#form .field")) {
-    const input = box.querySelector("input, select"), text = box.querySelector(".problem");
+    const input = box.querySelector("input, select, textarea"), text = box.querySelector(".problem");
     input.removeAttribute("aria-invalid");
     text.textContent = "";
     text.hidden = true;
