@@ -166,7 +166,8 @@ check_machine() {
     exit 3
 }
 
-with_tests=false with_service=false
+with_service=false
+with_tests=false
 case ${1:-} in
 "") ;;
 --tests) with_tests=true ;;
