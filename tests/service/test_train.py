@@ -110,6 +110,7 @@ def test_rows_that_are_wrong_are_told_by_the_check_and_fail_the_run_with_the_sam
         ready = server.post("/train?check=true", {"max_steps": 3}, timeout=300)
         assert ready.status_code == 200 and ready.json()["task_id"] is None
         assert any(line.startswith("rows: ") for line in ready.json()["plan"])
+        assert not any("config.ini:" in line for line in ready.json()["plan"])
         checked = server.post("/train?check=true", {"dataset_path": "bad.jsonl"}, timeout=300)
         assert checked.status_code == 422
         words = [one["msg"] for one in checked.json()["detail"]]

@@ -16,6 +16,8 @@ from training.settings import Settings
 from training.system import files, paths
 
 SECONDS = 900.0
+# Where a value stands in the file that is written here is nothing to whoever asked.
+LINE = re.compile(r" \(config\.ini:[0-9]+\)$|^( *)config\.ini:[0-9]+: ", re.MULTILINE)
 
 
 async def plan(settings: Settings) -> list[str]:
@@ -43,7 +45,7 @@ async def plan(settings: Settings) -> list[str]:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
     if process.returncode == 0:
-        return said.decode("utf-8", "replace").splitlines()
+        return [LINE.sub("", line) for line in said.decode("utf-8", "replace").splitlines()]
     why = _last_error(errors.decode("utf-8", "replace"))
     if process.returncode == UserError.exit_code:
         raise UserError(why.splitlines())
@@ -52,5 +54,5 @@ async def plan(settings: Settings) -> list[str]:
 
 def _last_error(text: str) -> str:
     """The error that a program printed last, all lines of it."""
-    found = re.split(r"^error: ", text, flags=re.MULTILINE)[-1].strip()
+    found = LINE.sub("", re.split(r"^error: ", text, flags=re.MULTILINE)[-1].strip())
     return found or "the check ended without a word"
