@@ -6,7 +6,8 @@
 #   NAME   its name in Ollama, [namespace/]model[:tag] (default: the run's NEW_MODEL_NAME)
 #   BASE   the model that was trained on, as Ollama has it already: only the adapter is added to it
 #
-# Makes what is missing, writes Modelfile.NAME beside the GGUF, runs `ollama create`, and asks the model one question.
+# Makes what is missing, writes Modelfile.NAME beside the GGUF, and one with whole paths into the folder you are in, runs
+# `ollama create`, and asks the model one question.
 # stdout is one line: the model's name; or the Modelfile's path with --modelfile-only, and where there is no Ollama (exit 3).
 # Where GGUF and Modelfile are there already, this needs no Python: RUN and this script can be copied to a Mac (bash 3.2).
 set -euo pipefail
@@ -126,8 +127,13 @@ newest_run() {
 
 # Sets run, and gguf when a file was named: from RUN, RUN/merged, FILE.gguf or nothing.
 find_run() {
-    local named=${1%/}
+    local named=${1%/} to
     gguf=""
+    if [ -L "$named" ] && [ -d "$named" ]; then # OUTPUT_DIR/merged_model stands for RUN/merged
+        to=$(readlink "$named")
+        case $to in /*) named=$to ;; *) named=$(dirname "$named")/$to ;; esac
+        named=${named%/}
+    fi
     if [ -z "$named" ]; then
         newest_run
     elif [ -f "$named" ]; then
@@ -225,6 +231,30 @@ write_adapter() {
     fi
     PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/export.py" "$run" \
         --adapter "$adapter" --name "$name" >/dev/null
+}
+
+# The same with whole paths in the folder that the caller stands in, where `ollama create NAME -f Modelfile.NAME` is typed
+# next. A file of that name that is not of this script is left alone.
+copy_modelfile_here() {
+    local mark="# With whole paths, for the folder it lies in; written by export_ollama.sh from " first="" text
+    local here=$PWD/${modelfile##*/}
+    if [ "$PWD" -ef "$run" ] || [ ! -w "$PWD" ]; then return; fi
+    case $run in *[[:cntrl:]]*) return ;; esac
+    if [ -e "$here" ] || [ -L "$here" ]; then
+        IFS= read -r first <"$here" 2>/dev/null || true
+        case $first in
+        "$mark"*) ;;
+        *)
+            say "$here is there already and was left alone; the one that was written is $modelfile"
+            return
+            ;;
+        esac
+    fi
+    text=$(LC_ALL=C RUN="$run" awk -v adapter="$adapter" '
+        !from && /^[Ff][Rr][Oo][Mm] \.\// { print "FROM " ENVIRON["RUN"] substr($0, 7); from = 1; next }
+        adapter && !done && /^ADAPTER \.\// { print "ADAPTER " ENVIRON["RUN"] substr($0, 10); done = 1; next }
+        { print }' "$modelfile")
+    { printf '%s\n%s\n' "$mark$modelfile" "$text" >"$here"; } 2>/dev/null || true
 }
 
 # Is version $1 before version $2? Numbers only: 0.30.0-rc1 is 0.30.0.
@@ -452,6 +482,7 @@ fi
 [ -n "$name" ] || name=$(printf '%s' "${gguf%.gguf}" | sed 's/\.[A-Za-z]*[0-9][0-9A-Za-z_]*$//')
 check_name "$name"
 if [ -n "$adapter" ]; then write_adapter; else write_modelfile; fi
+copy_modelfile_here
 if [ "$modelfile_only" = true ]; then
     printf '%s\n' "$modelfile"
     exit 0

@@ -26,6 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("campaign", deadline=None, max_examples=2000, print_blob=True)
 hypothesis.settings.load_profile("same")
+FUZZ = 150
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +59,23 @@ def logged() -> Iterator[list[str]]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """tests/run.sh tests --faults 500: a longer campaign; --fuzz 20000: more random files. tests/run.sh tests/test_golden.py --golden: take what users see now."""
+    """tests/run.sh tests --faults 500: a longer campaign; --fuzz 20000: more random files; --io-faults all: every read and write.
+
+    tests/run.sh tests/test_golden.py --golden: take what users see now.
+    """
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
-    parser.addoption("--fuzz", type=int, default=150, help="how many random files of each kind are read")
+    parser.addoption("--io-faults", default="2", help="how many reads or writes of runs fail, or `all`")
+    parser.addoption("--fuzz", type=int, default=FUZZ, help="how many random files and texts of each kind are tried")
     parser.addoption(
         "--golden", action="store_true", help="write tests/golden/ anew: a change of what users see is wanted"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """--fuzz N is also for the properties of rows, settings and Modelfiles: N examples, from the same seed each time."""
+    if (count := config.getoption("--fuzz")) != FUZZ:
+        hypothesis.settings.register_profile("fuzz", deadline=None, derandomize=True, max_examples=count)
+        hypothesis.settings.load_profile("fuzz")
 
 
 def pytest_xdist_auto_num_workers() -> int:

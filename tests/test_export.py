@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -17,9 +18,13 @@ from tests.support.programs import Ended, finetune, forked
 from tests.support.session import once
 from tests.support.tiny import write_tiny_config
 from training import runs
+from training.errors import RunError, UserError
 from training.evaluation import reference
 from training.llama import gguf_file
 from training.pipeline import export_stages
+from training.runs import Run
+from training.system import io_errors
+from training.to_gguf import Job
 
 SCRIPT = ROOT / "training" / "export.py"
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
@@ -195,6 +200,37 @@ def test_a_base_that_changed_since_the_training_is_told_by_its_file(kept: Path, 
     (other / "generation_config.json").write_text('{"eos_token_id": 3}')
     said = broken(run, "--only", "merge")
     assert f"merge: generation_config.json of the base model in {other} is not what was trained on; put it back" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("/m: its tokenizer cannot be read"), "/m: its tokenizer cannot be read"),
+        (RunError("quantise", "no"), "no"),
+        (OSError(errno.EIO, "x", "/m"), f"/m: Input/output error; {io_errors.REMEDIES[errno.EIO]}"),
+        (
+            UserError("/m: cannot be read: Stale file handle (os error 116)"),
+            f"/m: cannot be read: Stale file handle (os error 116); {io_errors.REMEDIES[errno.ESTALE]}",
+        ),
+    ],
+    ids=["a user's", "a stage's", "the drive's", "the drive's, through a reader"],
+)
+def test_whatever_ends_a_stage_is_told_with_the_stage_what_is_safe_and_how_to_go_on(
+    error: Exception, said: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Job) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setitem(export_stages.STAGES, "quantise", (lambda job: False, fail))
+    with pytest.raises(RunError) as caught:
+        export_stages.export(Job.of_run(run), only="quantise")
+    safe = f"the adapter is safe in {run}/adapter; `./run.sh --resume {run}` does the rest again"
+    assert (caught.value.stage, caught.value.message, caught.value.safe) == ("quantise", said, safe)
+
+
+def test_an_export_that_ends_before_it_has_read_its_run_leaves_a_word_of_how_to_go_on(tmp_path: Path) -> None:
+    told = export_stages.failure(Run(tmp_path), 2, {})
+    assert str(told).startswith("export: its process ended with exit code 2, for the reason above\nthe adapter is safe")
 
 
 def test_an_adapter_that_was_not_trained_fails_the_export(kept: Path, run: Path) -> None:

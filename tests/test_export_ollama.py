@@ -106,6 +106,33 @@ def test_a_run_its_merged_folder_and_a_gguf_file_all_name_the_run(call, run, tmp
         assert (done.returncode, done.stdout) == (0, f"{run}/Modelfile.team-my-assistant-v1\n"), (given, done.stderr)
 
 
+def test_the_names_that_guides_have_for_what_a_run_made_name_the_run(call, run):
+    (run / "merged").mkdir()
+    for name in ("merged_model", "final_model"):
+        (run.parent / name).symlink_to(f"{run.name}/merged")
+        assert call("--modelfile-only", run.parent / name, "mine").stdout == f"{run}/Modelfile.mine\n"
+        assert call("--modelfile-only", f"{name}/", "mine", cwd=run.parent).stdout == f"{run}/Modelfile.mine\n"
+
+
+def test_the_modelfile_is_found_from_the_folder_one_stands_in_too(call, run, tmp_path):
+    """`ollama create my-name -f Modelfile.my-name` is what guides go on with."""
+    call("--modelfile-only", run, "my-name")
+    first, second, *rest = (tmp_path / "Modelfile.my-name").read_text().splitlines()
+    assert first.startswith("# ") and first.endswith(f"{run}/Modelfile.my-name")
+    assert second == f"FROM {run}/my-assistant.Q4_K_M.gguf"
+    assert rest == (run / "Modelfile.my-name").read_text().splitlines()[1:]
+    call("--modelfile-only", run / "my-assistant.F16.gguf", "my-name")
+    assert f"FROM {run}/my-assistant.F16.gguf\n" in (tmp_path / "Modelfile.my-name").read_text()
+
+
+def test_a_modelfile_of_ones_own_is_left_alone(call, run, tmp_path):
+    (tmp_path / "Modelfile.my-name").write_text("FROM my own\n")
+    ended = call("--modelfile-only", run, "my-name")
+    assert (tmp_path / "Modelfile.my-name").read_text() == "FROM my own\n"
+    assert f"{tmp_path}/Modelfile.my-name is there already and was left alone" in ended.stderr
+    assert ended.returncode == 0
+
+
 def test_run_as_a_dot_from_inside_names_the_absolute_path(call, run):
     assert call("--modelfile-only", ".", cwd=run).stdout == f"{run}/Modelfile.team-my-assistant-v1\n"
 

@@ -303,7 +303,7 @@ def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room
         err = filled(disk, process, None)
         room = r"merge: .* needs [\d,]+ bytes \([\d.]+ GB\); (the disk is full|0.0 GB are free)"
         assert re.search(room, err), err
-        assert f"The trained adapter is safe in {run}/adapter" in err
+        assert f"the adapter is safe in {run}/adapter; `./run.sh --resume {run}` does the rest" in err
         ended = finetune("--config", tiny_config, "--resume", run)
         assert ended.code == 0, ended.stderr
         assert losses(run) == losses(undisturbed)

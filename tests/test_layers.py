@@ -69,7 +69,9 @@ def test_every_room_stands_on_a_floor_and_the_map_tells_of_each() -> None:
 def test_a_room_imports_only_what_stands_below_it(file: Path) -> None:
     here = room(file)
     if here == "__init__":
-        assert not list(imports(file))
+        assert {module for module, _ in imports(file)} == {
+            "training.api"
+        }  # for type checkers; api.py is loaded when asked for
         return
     for module, name in imports(file):
         there = module.split(".")[1] if "." in module else name

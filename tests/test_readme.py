@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 from training import control, errors, runs, settings
 from training.pipeline import export_stages
 from training.plan import choices
-from training.settings import Override, rules, usage
+from training.settings import Override, other_names, rules, usage
 from training.settings.rules import Given
 from training.settings.table import EVERY as SETTINGS
 from training.settings.table import EVERY_SECTION, reference
@@ -62,6 +62,9 @@ NO_SETTINGS = {
 # Variables that others read; ours are found in the scripts.
 OTHERS_VARIABLES = {"HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "OLLAMA_GO_TEMPLATE", "WANDB_API_KEY"}
 OTHERS_VARIABLES |= {"RANK", "WORLD_SIZE", "MASTER_ADDR"}
+
+
+OTHER_NAMES = (*other_names.TAKEN, *other_names.IMPLIED)
 
 
 def name(page: Path) -> str:
@@ -300,14 +303,25 @@ def test_every_file_of_the_repository_that_is_named_exists(page):
 
 @EACH
 def test_every_flag_that_is_named_is_a_flag_of_some_program(page):
-    known = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", source()))
+    known = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", source())) | {
+        found for name in (*OTHER_NAMES, *other_names.MEANT) for found in re.findall("--[a-z-]+", f"--{name}")
+    }
     named = {flag for span in spans(read(page)) for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
     assert named <= known
 
 
 @EACH
 def test_flags_in_commands_are_flags_of_the_program_that_is_called(page):
-    known = {*usage.SETTING_FLAGS, *usage.COMMANDS, *usage.SWITCHES, "--config", "--set", "--help"}
+    known = {
+        *usage.SETTING_FLAGS,
+        *usage.SERVICE_FLAGS,
+        *usage.COMMANDS,
+        *usage.SWITCHES,
+        "--config",
+        "--set",
+        "--help",
+    }
+    known |= {f"--{name}" for name in OTHER_NAMES}
     for line in commands(read(page)):
         called = re.search(r"(?:training/|\./|tests/)(?!test_)\w+\.(?:py|sh)", line)
         flags = set(re.findall(r"(?<= )--[a-z-]+", line))
@@ -377,7 +391,15 @@ def test_the_chinese_table_has_the_same_keys_defaults_and_values():
 
 @BOTH
 def test_every_flag_is_on_the_page_of_the_command_line(end):
-    flags = {*usage.SETTING_FLAGS, *usage.COMMANDS, *usage.SWITCHES, "--config", "--set", "--help"}
+    flags = {
+        *usage.SETTING_FLAGS,
+        *usage.SERVICE_FLAGS,
+        *usage.COMMANDS,
+        *usage.SWITCHES,
+        "--config",
+        "--set",
+        "--help",
+    }
     text = document("command-line", end)
     assert flags <= {word for span in code(text) for word in re.findall(r"--[a-z-]+", span)}
 
@@ -416,7 +438,8 @@ def test_the_events_and_their_fields_are_those_that_are_emitted(end):
         assert fields <= told[event], event
         if event in ("environment", "dataset"):  # these hand on a whole record
             continue
-        assert told[event] == fields | ({"error", "exit_code"} if event in ("failed", "interrupted") else set()), event
+        parts = {"error", "exit_code", *errors.UserError("").parts(), *errors.RunError("", "").parts()}
+        assert told[event] == fields | (parts if event in ("failed", "interrupted") else set()), event
     assert told["environment"] == {field.name for field in dataclasses.fields(Machine)}
 
 
@@ -452,7 +475,9 @@ def test_what_is_said_to_be_not_built_is_refused(end):
     said = code(document("settings", end).split(title)[1].split("\n#")[0])
     flags = [word for word in said if word in usage.COMMANDS]
     assert flags == [
-        flag for flag in usage.COMMANDS if flag not in ("--resume", "--check", "--serve") and not known_command(flag)
+        flag
+        for flag in usage.COMMANDS
+        if flag not in ("--resume", "--check", "--prove", "--serve") and not known_command(flag)
     ]
     values = {"NUM_PROCESSES": "2", "NUM_MACHINES": "2", "MAIN_PROCESS_ADDRESS": "10.0.0.5", "SHARDING": "fsdp"}
     several = [Override("Hardware", key, value, key) for key, value in values.items()]

@@ -270,6 +270,12 @@ def lines(name):
     return [line for line in (REQUIREMENTS / name).read_text().splitlines() if line and not line.startswith(("#", "-"))]
 
 
+def test_no_package_of_the_set_for_cards_is_built_for_another_cuda_than_torch():
+    """PyPI's xformers links libcudart.so.12 and cannot be loaded beside a torch for CUDA 13."""
+    named = {Requirement(line.partition("#")[0]).name for line in lines("gpu.txt")}
+    assert "torch" in named and "xformers" not in named
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in REQUIREMENTS.glob("*.txt")))
 def test_every_package_is_pinned_to_one_release_for_each_python(name):
     for python in ("3.10", "3.11", "3.12", "3.13"):

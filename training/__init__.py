@@ -25,11 +25,59 @@ its face, the `__init__.py`, or a module named:
   11  distributed  several cards, several machines
   12  pipeline  the stages of a run, one after the other
   12  control  --status, --follow, --stop, --chat, --resume, --detach
+  13  proving  --prove: both engines side by side, and which to take
   13  export  a script: from the adapter to files that Ollama runs
+  13  library  what Python is given: settings by name, a run as a process of its own, answers
+  14  api  the door for Python; its names are handed on below
   14  finetune  a script: the whole of it
+  14  train_lora  a script: the same under the name that guides use
   15  service  ./run.sh --serve: a page and an HTTP service; it starts runs as programs
 
 The data flows settings -> base_model, data -> train -> evaluation -> to_gguf -> checks -> report. In two places the
 imports point the other way: a plan asks the engines what they will need and has llama.cpp read the rows as the checks
 do, so it stands above training, conversion and checks; training measures its losses, so evaluation stands below it.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.api import (
+        FinetuneError,
+        FineTuningConfig,
+        FineTuningRun,
+        Interrupted,
+        MachineError,
+        RunError,
+        UserError,
+        generate_text,
+        load_model_and_tokenizer,
+        run_fine_tuning,
+    )
+
+__all__ = [
+    "FineTuningConfig",
+    "FineTuningRun",
+    "FinetuneError",
+    "Interrupted",
+    "MachineError",
+    "RunError",
+    "UserError",
+    "generate_text",
+    "load_model_and_tokenizer",
+    "run_fine_tuning",
+]
+
+
+def __getattr__(name: str) -> object:
+    """The names of api.py, when one of them is first asked for: the programs here import this package, too."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("training.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

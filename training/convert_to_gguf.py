@@ -34,7 +34,7 @@ from training.llama import process as llama
 from training.ollama import Chat, modelfile
 from training.settings import Settings, names
 from training.settings.table import Dataset, Hardware, LoRA, Model, Quantization, Training
-from training.system import files, foreign_code, last_net, launchers, log
+from training.system import files, foreign_code, last_net, launchers, log, paths
 from training.system.signals import Signals
 from training.to_gguf import conversion, importance, reader_metadata
 from training.to_gguf.chat import chat_of
@@ -285,7 +285,7 @@ def _calibration(written: str | None, methods: Sequence[str]) -> str:
             f"--quantization {needing[0]}: it needs an importance matrix, and that a text like those the model is for: name "
             "one (--calibration FILE), or take q3_k_m or q2_k, which need none"
         )
-    file = Path(written).expanduser()
+    file = paths.expanded(written)
     if file.exists() and not file.is_file():
         raise UserError(f"--calibration {written}: is no file; a text is wanted")
     try:
@@ -304,7 +304,7 @@ def _calibration(written: str | None, methods: Sequence[str]) -> str:
 
 
 def _locate(written: str, trust_remote_code: bool) -> BaseModel:
-    path = Path(written).expanduser().resolve()
+    path = paths.expanded(written).resolve()
     if path.suffix.lower() == ".gguf":
         raise UserError(f"--model-path {written}: it is a GGUF file already; a folder with config.json is wanted")
     wanted = Model(base_model_name=str(path), trust_remote_code=trust_remote_code)
@@ -319,7 +319,7 @@ def _targets(output: str | None, folder: Path, name: str, methods: Sequence[str]
     """Where each file goes. UserError when one file is named for several quantisations, or it is not called .gguf."""
     into = folder.parent
     if output is not None:
-        path = Path(output).expanduser().absolute()
+        path = paths.expanded(output).absolute()
         if path.suffix == ".gguf" and not path.is_dir():
             if len(methods) > 1:
                 raise UserError(f"--output {output}: {len(methods)} quantisations make as many files; name a folder")

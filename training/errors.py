@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 class FinetuneError(Exception):
-    """Base of every error that is told to a person without a traceback."""
+    """Base of every error that is told to a person without a traceback.
+
+    problems: all that is wrong, where that was looked for as a whole; safe: what is on the disk, and how to go on; run:
+    the folder of the run that ended so, where the caller is told (training/api.py).
+    """
 
     exit_code = 1
+    problems: Sequence[str] = ()
+    safe: str = ""
+    run: Path | None = None
+
+    def parts(self) -> dict[str, object]:
+        """What a program is told beside the text."""
+        return {}
 
 
 class UserError(FinetuneError):
     """Settings, arguments or data are wrong (exit 2); nothing was started. Holds every problem that was found."""
 
     exit_code = 2
+    problems: list[str]
 
     def __init__(self, problems: str | Sequence[str], title: str = "") -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         self.title = title
         super().__init__("\n".join([title, *(f"  {p}" for p in self.problems)] if title else self.problems))
+
+    def parts(self) -> dict[str, object]:
+        return {"problems": list(self.problems), "title": self.title}
 
 
 class MachineError(FinetuneError):
@@ -39,6 +55,9 @@ class RunError(FinetuneError):
         self.safe = safe
         super().__init__(f"{stage}: {message}" + (f"\n{safe}" if safe else ""))
 
+    def parts(self) -> dict[str, object]:
+        return {"stage": self.stage, "message": self.message, "safe": self.safe}
+
 
 class Interrupted(FinetuneError):
     """Stopped by a signal after a full checkpoint (exit 128 + signal number)."""
@@ -47,3 +66,20 @@ class Interrupted(FinetuneError):
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
         super().__init__(message)
+
+
+def again(code: int, text: str, parts: Mapping[str, object]) -> FinetuneError:
+    """The error that another process told of: its exit code, its text, and its parts."""
+    if code == UserError.exit_code:
+        problems = parts.get("problems")
+        title = str(parts.get("title") or "")
+        return UserError([str(problem) for problem in problems] if isinstance(problems, list) else text, title)
+    if code == MachineError.exit_code:
+        return MachineError(text)
+    if code > 128:
+        return Interrupted(code - 128, text)
+    if "stage" not in parts:
+        error = FinetuneError(text)
+        error.exit_code = code
+        return error
+    return RunError(str(parts["stage"]), str(parts.get("message") or ""), str(parts.get("safe") or ""))

@@ -58,7 +58,7 @@ def rows_of(target: Target, test_data: str | None) -> datasets.Dataset:
     """The rows to measure on: those of a file, else the run's own test or validation rows. UserError when there are none."""
     settings = target.settings
     if test_data is not None:
-        file = Path(test_data).expanduser().absolute()
+        file = paths.expanded(test_data).absolute()
         if not file.is_file():
             raise UserError(f"--test-data {test_data}: no such file")
         whole = replace(settings.dataset, dataset_file=file, validation_file=None, validation_split=0.0, test_split=0.0)
@@ -168,7 +168,7 @@ def measured(target: Target, test_data: str | None, most: int) -> tuple[list[Ite
 
 def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
     """The batch mode: measure, print the table, write the CSV file."""
-    output = Path(arguments.output).expanduser().absolute() if arguments.output else None
+    output = paths.expanded(arguments.output).absolute() if arguments.output else None
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
     target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))

@@ -58,21 +58,29 @@ def main(argv: Sequence[str]) -> int:
             log.say_path(stdout, _by_itself(job, arguments))
         return 0
     except FinetuneError as error:
+        of_drive = isinstance(error, UserError) and io_errors.behind(error)
+        if of_drive:
+            error = _not_read(io_errors.instead(str(error), error), arguments)
         logger.error("{}", error)
         if not alone:
             told = error if isinstance(error, RunError) else RunError("export", str(error))
-            say(stage=told.stage, message=told.message, safe=told.safe)
+            say(stage=told.stage, message=told.message, safe=what_is_safe(job) if of_drive else told.safe)
         return error.exit_code
     except Exception as error:  # our own mistake, or a library's: told in one line, the traceback is in the log
         logger.opt(exception=True).debug("unexpected")
         if io_errors.is_one(error):
-            words, more = io_errors.told(error, arguments.run), f"\nthe run in {arguments.run} is as safe as it was"
+            logger.error("{}", told := _not_read(io_errors.told(error, arguments.run), arguments))
         else:
-            words, more = f"{type(error).__name__}: {error}", f"; the traceback is in {log.SHARED_LOG}"
-        logger.error("export: {}{}", words, more)
+            told = RunError("export", f"{type(error).__name__}: {error}")
+            logger.error("{}; the traceback is in {}", told, log.SHARED_LOG)
         if not alone:
-            say(stage="export", message=words, safe=what_is_safe(job))
+            say(stage="export", message=told.message, safe=what_is_safe(job))
         return 1
+
+
+def _not_read(words: str, arguments: Arguments) -> RunError:
+    """A file that could not be read or written, outside of all stages."""
+    return RunError("export", words, f"the run in {arguments.run} is as safe as it was")
 
 
 def _by_itself(job: Job, arguments: Arguments) -> Path:

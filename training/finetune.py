@@ -26,7 +26,6 @@ from training.system import before_torch
 
 before_torch.settle()
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from typing import IO
 
 from loguru import logger
 
-from training import control, distributed, pipeline, runs
+from training import control, distributed, pipeline, proving, runs
 from training.control import background, resume
 from training.data import dataset
 from training.distributed import secondary
@@ -60,7 +59,7 @@ from training.system import (
 )  # fmt: skip
 from training.system.events import Events
 from training.system.signals import Signals
-from training.train import engine
+from training.train import engine, trouble
 
 
 def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]) -> None:
@@ -76,7 +75,7 @@ def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Ca
                 pipeline.train_stage(plan, loaded, rows, run, events, signals, others)
         pipeline.evaluate_stage(plan, loaded, rows, run, events)
         del loaded
-        gc.collect()
+        trouble.free_memory()
     pipeline.judge(plan.settings, run, events)
     pipeline.export_stage(run, events)
     gathering.complete(run)
@@ -124,7 +123,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
         run, events = started(plan, old, ending)
         finetune(plan, run, events, signals, ending.give_up)
     except FinetuneError as error:
-        return ending.failed(error)
+        return ending.failed(in_full(error, ending.run))
     except Exception as error:
         refused = io_errors.is_one(error)
         return ending.failed((not_written if refused else unexpected)(error, ending.run))
@@ -195,7 +194,7 @@ class Ending:
         state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
         if not isinstance(error, Told):
             (logger.warning if state == "interrupted" else logger.error)("{}", error)
-        fields = {"exit_code": error.exit_code, "error": str(error)}
+        fields = {"exit_code": error.exit_code, "error": str(error), **error.parts()}
         if self.run is None:
             if self.arguments.events:
                 Events(Path(os.devnull), self.stdout).emit(state, **fields)
@@ -229,18 +228,39 @@ def unexpected(error: Exception, run: Run | None) -> RunError:
     return RunError("unexpected", words, safe)
 
 
-def not_written(error: Exception, run: Run | None) -> FinetuneError:
+def not_written(error: BaseException, run: Run | None) -> FinetuneError:
     """A file that could not be written or read: the stage, the file, what is safe and how to go on."""
     logger.opt(exception=error).debug("not written")
-    words = io_errors.told(error, run.path if run else None)
+    return of_drive(io_errors.told(error, run.path if run else None), run)
+
+
+def of_drive(words: str, run: Run | None) -> FinetuneError:
+    """What a drive does, in words, with what is safe."""
     if run is None:
         return MachineError(f"{words}; nothing was begun")
     last = "report" if run.stage("check") else "start"
     return RunError(run.status.get("stage") or last, words, what_is_safe(run))
 
 
+def in_full(error: FinetuneError, run: Run | None) -> FinetuneError:
+    """An error with all that belongs to it: that of a drive is nobody's mistake, and of a run it is told what is safe."""
+    words = io_errors.instead(error.message if isinstance(error, RunError) else str(error), error)
+    if isinstance(error, UserError) and io_errors.behind(error):
+        return of_drive(words, run)
+    if type(error) is RunError:
+        return RunError(error.stage, words, error.safe or (what_is_safe(run) if run else ""))
+    return error
+
+
 def what_is_safe(run: Run) -> str:
     """What a run that ends has on the disk, and how it goes on."""
+    try:
+        return _looked_at(run)
+    except OSError:  # the drive that failed before
+        return f"what is safe there cannot be read now; `./run.sh --resume {run.path}` goes on from it"
+
+
+def _looked_at(run: Run) -> str:
     if not directory.begun(run):
         return "nothing was trained yet; ./run.sh starts a new run"
     if run.stage("train") is not None:
@@ -261,9 +281,9 @@ def check(arguments: Arguments, stdout: IO[str]) -> int:
     return 0
 
 
-COMMANDS = {"run": run_or_resume, "resume": run_or_resume, "check": check, **control.COMMANDS}
+COMMANDS = {"run": run_or_resume, "resume": run_or_resume, "check": check, "prove": proving.prove, **control.COMMANDS}
 # The commands that load libraries which read the variables of launchers such as torchrun.
-LOADING = ("run", "resume", "check", "chat")
+LOADING = ("run", "resume", "check", "prove", "chat")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
 from training.data.record import grouped
 from training.errors import FinetuneError, MachineError, UserError
-from training.system import files, last_net, privacy
+from training.system import files, last_net, paths, privacy
 from training.system.signals import Signals
 from training.system.wording import shorten
 
@@ -238,8 +238,8 @@ def main(argv: Sequence[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> list[Path]:
     """Check the arguments and the folder, then do the work; gives the files made."""
-    source = Path(arguments.input).expanduser().absolute()
-    folder = Path(arguments.output_dir).expanduser().absolute()
+    source = paths.expanded(arguments.input).absolute()
+    folder = paths.expanded(arguments.output_dir).absolute()
     problems = _problems(arguments)
     if problems:
         raise UserError(problems)

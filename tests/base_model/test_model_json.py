@@ -18,6 +18,8 @@ from training.settings.table import Model
 
 WRONG: list[tuple[str, object, str]] = [
     ("config.json", {"vocab_size": "49152"}, 'vocab_size = "49152" is no whole number from 1'),
+    # transformers takes no other number there, either.
+    ("config.json", {"vocab_size": 32000.0}, "vocab_size = 32000.0 is no whole number from 1"),
     ("config.json", {"vocab_size": -1}, "vocab_size = -1 is no whole number from 1"),
     ("config.json", {"max_position_embeddings": None}, "max_position_embeddings = null is no whole number"),
     ("config.json", {"num_attention_heads": 0}, "num_attention_heads = 0 is no whole number from 1"),
@@ -59,6 +61,58 @@ def test_what_published_models_have_there_is_taken(tmp_path: Path) -> None:
     (path / "tokenizer_config.json").write_text(json.dumps(words))
     (path / "generation_config.json").write_text('{"temperature": 1, "top_p": 0.9, "eos_token_id": 2}')
     assert model_folder.check(path)[1] == 15
+
+
+ODD_BUT_RIGHT = {
+    "config.json": [
+        {"eos_token_id": [1, 2]}, {"eos_token_id": None}, {"rope_scaling": None}, {"torch_dtype": None}, {"dtype": None},
+        {"dtype": {"text_config": "bfloat16", "": "float32"}}, {"torch_dtype": "auto"}, {"torch_dtype": "float8_e4m3fn"},
+        {"rope_theta": 10000}, {"rope_theta": 1e6}, {"rms_norm_eps": 1e-05}, {"rms_norm_eps": 0}, {"sliding_window": 0},
+        {"rope_parameters": {"sliding_attention": {"rope_type": "default"}}}, {"architectures": None},
+        {"text_config": None}, {"text_config": {}}, {"num_key_value_heads": None}, {"id2label": {"0": "LABEL_0"}},
+        {"tie_word_embeddings": None},
+    ],
+    "generation_config.json": [
+        {"eos_token_id": [1, 2]}, {"temperature": None}, {"top_k": 50.0}, {"top_k": 0}, {"max_length": 131072.0}, {"num_beams": 1.0},
+        {"do_sample": None}, {"pad_token_id": -1}, {"bos_token_id": None}, {},
+    ],
+    "tokenizer_config.json": [
+        {"model_max_length": 1e30}, {"model_max_length": 10**30}, {"model_max_length": None}, {"pad_token": None},
+        {"eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": False}}, {"tokenizer_class": None},
+        {"added_tokens_decoder": {}}, {"chat_template": [{"name": "default", "template": "x"}]}, {"chat_template": None},
+        {"extra_special_tokens": []}, {"extra_special_tokens": {}}, {"add_bos_token": None}, {"auto_map": {}},
+        {"additional_special_tokens": ["<a>"]}, {"fast_tokenizer_files": ["tokenizer.json"]}, {"name_or_path": None},
+    ],
+    "adapter_config.json": [
+        {"r": 16, "lora_alpha": 32.0}, {"lora_alpha": 16, "rank_pattern": {}, "modules_to_save": None},
+        {"peft_type": None}, {"base_model_name_or_path": None}, {"use_dora": False, "layers_to_transform": 3},
+    ],
+    "special_tokens_map.json": [{"eos_token": "</s>"}, {"additional_special_tokens": [{"content": "<a>"}]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, content) for name, some in ODD_BUT_RIGHT.items() for content in some]
+)
+def test_what_is_odd_and_right_is_taken(name: str, content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(json.dumps(content))
+    assert model_json.read(tmp_path / name) == content
+
+
+@pytest.mark.tiny
+def test_the_settings_of_every_language_model_that_transformers_knows_are_taken() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found = 0
+    for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = CONFIG_MAPPING[kind]().to_dict()
+        except Exception:  # a few ask for the settings of their parts
+            continue
+        found += 1
+        assert model_json.parse(json.dumps(config, default=str).encode(), kind)
+    assert found > 100
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"peft_type": 7}', '{"r": "4"}', '{"base_model_name_or_path": []}'])

@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 from training import base_model
 from training.base_model import model_folder, ollama_store, safetensors_file, sources
 from training.base_model.ollama_store import Stored
-from training.errors import UserError
+from training.errors import MachineError, UserError
 from training.settings.table import Model
 from training.system import files
 
@@ -222,6 +222,23 @@ def test_the_users_store_is_found_without_a_setting(tmp_path: Path, monkeypatch:
     assert ollama_store.find("qwen3:0.6b").blob == blob
 
 
+def test_without_a_home_folder_a_tag_is_looked_for_where_else_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expanduser(path: Path) -> Path:
+        if path.parts[:1] == ("~",):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    blob = store(tmp_path, "registry.ollama.ai/library/qwen3/0.6b", b"GGUF....")
+    assert ollama_store.find("qwen3:0.6b").blob == blob
+    monkeypatch.delenv("OLLAMA_MODELS")
+    with pytest.raises(UserError, match="is not in the Ollama store"):
+        ollama_store.find("qwen3:0.6b")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -246,6 +263,32 @@ def test_a_tag_that_is_not_stored_names_the_hub_id(
         base_model.locate(settings(name))
 
 
+MIXTURE = "Qwen/qwen3:0.6b-Instruct"  # an owner on the Hub before a tag of Ollama, as one guide has it
+
+
+def test_a_mixture_of_two_names_is_the_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked, said = [], []
+
+    def download(name: str, *_: object) -> tuple[Path, str]:
+        asked.append(name)
+        raise MachineError("the Hub cannot be reached")
+
+    monkeypatch.setattr("training.base_model.hub.download", download)
+    assert base_model.door(MIXTURE) == "hub"
+    with pytest.raises(MachineError, match=f"^{MIXTURE} is Qwen/Qwen3-0.6B on the Hub: the Hub cannot be reached$"):
+        base_model.locate(settings(MIXTURE), said.append)
+    assert (asked, said) == (["Qwen/Qwen3-0.6B"], [f"{MIXTURE} is Qwen/Qwen3-0.6B on the Hub"])
+
+
+def test_a_mixture_of_two_names_that_ollama_has_is_ollamas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    store(tmp_path, "registry.ollama.ai/Qwen/qwen3/0.6b-Instruct", b"GGUF....")
+    assert base_model.door(MIXTURE) == "ollama"
+    assert base_model.door("me/qwen3:0.6b") == "ollama"  # the name of somebody's own model
+
+
 def test_a_damaged_store_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
     blob = store(tmp_path, "registry.ollama.ai/library/a/1", b"GGUF....")
@@ -255,6 +298,55 @@ def test_a_damaged_store_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store(tmp_path, "registry.ollama.ai/library/b/1", b"GGUF....", "application/other")
     with pytest.raises(UserError, match="is no manifest of a model"):
         ollama_store.find("b:1")
+
+
+MODEL_LAYER = {"mediaType": ollama_store.MODEL, "digest": "sha256:00", "size": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[" * 100_000, "nested more than"),
+        ("[]", r"is not a JSON object: it holds \[\]"),
+        ("{}", ""),
+        ('{"layers": 7}', "layers = 7 is no list of objects"),
+        ('{"layers": [7]}', r"layers = \[7\] is no list of objects"),
+        ('{"layers": [{}]}', ""),
+        *(
+            (json.dumps({"layers": [MODEL_LAYER | {field: value}]}), f"{field} = .* is no (text|digest|whole number)")
+            for field, value in (("digest", 7), ("digest", "sha256:../../x"), ("size", "1"), ("mediaType", []))
+        ),
+    ],
+)
+def test_a_manifest_that_is_none_is_told_with_the_field(
+    content: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    manifest = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "a" / "1"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(content)
+    with pytest.raises(
+        UserError, match=rf"^a:1: {manifest} is no manifest of a model.*{why}.*: `ollama pull` it again$"
+    ):
+        ollama_store.find("a:1")
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "[]", "7", '{"version": []}', "\xff"])
+def test_an_unpacked_folder_whose_mark_is_something_else_is_not_taken(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.gguf import byte_vocabulary, model_pairs, model_tensors, write_gguf
+
+    vocabulary = byte_vocabulary("qwen2")
+    gguf = write_gguf(tmp_path / "own.gguf", model_pairs(vocabulary), model_tensors(vocabulary))
+    monkeypatch.setattr(sources, "MODELS", tmp_path / "models")
+    unpacked = folder(tmp_path / "models" / f"own-{files.sha256(gguf)[:12]}")
+    mark = {"version": sources.VERSION, "file": gguf.name, "bytes": gguf.stat().st_size}
+    (unpacked / sources.SOURCE).write_text(json.dumps(mark))
+    assert sources.peek(settings(gguf)).size == 0
+    (unpacked / sources.SOURCE).write_text(content, encoding="latin-1")
+    assert sources.peek(settings(gguf)).size > 0
 
 
 @pytest.fixture
@@ -416,11 +508,11 @@ def unpack_in(models: Path, wait: float = 0.0) -> subprocess.Popen[str]:
     """locate() of the embedded model into another folder, in a process of its own; a stand-in unpacks (the real one is
     tested in test_unpacking.py), slowly enough for two to meet."""
     code = (
-        "import sys, time, pathlib\nfrom training.settings.table import Model as N\nfrom training.base_model import sources; from training.base_model import unpacking\n"
+        "import sys, time, pathlib\nfrom training.settings.table import Model as N\nfrom training.base_model import sources, unpacking_process\n"
         "sys.path.insert(0, 'tests')\nfrom tests.support.folders import folder\n"
         "sources.MODELS = pathlib.Path(sys.argv[1])\n"
         "def unpack(gguf, to, say):\n    folder(to)\n    time.sleep(float(sys.argv[2]))\n    print('unpacked')\n"
-        "unpacking.unpack = unpack\n"
+        "unpacking_process.unpack = unpack\n"
         "print(sources.locate(N(base_model_name=sources.EMBEDDED, revision=None, trust_remote_code=False)).path)"
     )
     return subprocess.Popen([sys.executable, "-c", code, models, str(wait)], cwd=ROOT, stdout=-1, stderr=-1, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 
 from tests.support.gguf import byte_vocabulary, model_pairs, model_tensors, write_gguf
+from tests.support.paths import ROOT
 from training import base_model, llama
-from training.base_model import gguf_config, gguf_tokenizer, sources, unpacking
-from training.errors import UserError
+from training.base_model import gguf_config, gguf_tokenizer, sources, unpacking, unpacking_process
+from training.errors import MachineError, UserError
 from training.llama import gguf_file, hard_texts, process
 from training.settings.table import Model
 from training.system import this_machine
@@ -347,3 +349,67 @@ def test_the_embedded_models_log_probabilities_agree_with_llama_cpp_on_the_origi
     assert np.mean(kl) < 0.02
     assert np.mean(agree) > 0.85
     assert np.mean(chosen) < 0.2  # nats, of the tokens that really follow
+
+
+# ---- in a process of its own -----------------------------------------------------------------------------------------
+
+FIRST_RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from training.base_model import sources
+from training.settings.table import Model
+from training.system import forkserver
+sources.MODELS = Path(sys.argv[3])
+forkserver.start()
+found = sources.locate(Model(base_model_name=sys.argv[2], revision=None, trust_remote_code=False), print)
+print(found.parameters, "transformers" in sys.modules, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.tiny
+def test_a_first_run_imports_no_transformers_before_its_engine_for_unsloth_must_be_first(tmp_path: Path) -> None:
+    vocabulary = byte_vocabulary("qwen2")
+    gguf = write_gguf(tmp_path / "own.gguf", model_pairs(vocabulary), model_tensors(vocabulary))
+    command = [sys.executable, "-c", FIRST_RUN, ROOT, gguf, tmp_path / "models"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "own.gguf: predicts what llama.cpp predicts" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(" False False")
+
+
+@pytest.mark.tiny
+def test_what_is_wrong_with_a_file_is_said_by_the_process_as_by_the_function(tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    said = []
+    for unpack in (unpacking.unpack, unpacking_process.unpack):
+        with pytest.raises(UserError) as caught:
+            unpack(tmp_path / "cut.gguf", tmp_path, print)
+        said.append(caught.value.problems)
+    assert said[0] == said[1] and "cut.gguf" in said[0][0]
+
+
+@pytest.mark.tiny
+def test_a_process_without_a_file_to_read_raises_as_the_function_does(tmp_path: Path) -> None:
+    said = []
+    for unpack in (unpacking.unpack, unpacking_process.unpack):
+        with pytest.raises((OSError, UserError)) as caught:
+            unpack(tmp_path / "gone.gguf", tmp_path, print)
+        said.append((caught.type, str(caught.value)))
+    assert said[0] == said[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "its process has ended with -9 (too little memory, most likely)"),
+        ("print('no such library'); raise SystemExit(7)", "its process has ended with 7 (no such library)"),
+    ],
+)
+def test_an_unpacking_that_is_ended_from_outside_is_the_machines_failure(tmp_path, monkeypatch, code, said) -> None:
+    (tmp_path / "worker.py").write_text(code)
+    monkeypatch.setattr(unpacking_process, "__file__", str(tmp_path / "worker.py"))
+    with pytest.raises(MachineError) as caught:
+        unpacking_process.unpack(tmp_path / "m.gguf", tmp_path, print)
+    assert str(caught.value) == f"{tmp_path / 'm.gguf'} cannot be unpacked: {said}"

@@ -463,12 +463,21 @@ def _folder(tmp_path: Path, words: Any, **files: str) -> Any:
     return a_base_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "held",
+    [CHATML_ONLY, {"default": CHATML_ONLY, "rag": "x"}, [{"name": "default", "template": CHATML_ONLY}]],
+    ids=["a text", "a table", "a list"],
+)
 def test_a_template_in_an_old_chat_template_json_is_the_models_own(
-    tokenizer: Callable[..., Any], tmp_path: Path
+    held: object, tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:
     words = tokenizer("qwen2")
-    base = _folder(tmp_path, words, chat_template_json=json.dumps({"chat_template": CHATML_ONLY}))
-    assert chat_template.choose(base, _settings(), words).source.startswith("the model's own")
+    base = _folder(tmp_path, words, chat_template_json=json.dumps({"chat_template": held}))
+    found = chat_template.choose(base, _settings(), words)
+    assert found.source.startswith("the model's own") and found.jinja.startswith(CHATML_ONLY)
+    (tmp_path / "chat_template.json").write_text('{"chat_template": 7}')
+    with pytest.raises(UserError, match=r"chat_template\.json: chat_template = 7 is no template; repair it, or set"):
+        chat_template.choose(base, _settings(), words)
     (tmp_path / "chat_template.json").write_text("{")
     with pytest.raises(UserError, match=r"chat_template\.json cannot be read as JSON: .*set \[Model\] CHAT_TEMPLATE"):
         chat_template.choose(base, _settings(), words)
@@ -479,10 +488,22 @@ def test_the_only_named_template_is_the_models_own_and_of_several_one_must_be_ch
 ) -> None:
     words = tokenizer("qwen2")
     words.chat_template = {"chat": CHATML_ONLY}
-    assert chat_template.choose(None, _settings(), words).source.startswith("the model's own")
+    assert chat_template.choose(None, _settings(), words).source.startswith("the model's own, named chat")
     words.chat_template = {"rag": CHATML_ONLY, "chat": CHATML_ONLY}
     with pytest.raises(UserError, match="chat templates named chat, rag and none named default: copy the one to train"):
         chat_template.choose(None, _settings(), words)
+
+
+def test_a_template_for_tools_in_a_folder_of_its_own_does_not_stand_for_the_one_for_chats(
+    tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = tokenizer("qwen2")
+    base = _folder(tmp_path, words, tokenizer_config_json=json.dumps({"chat_template": CHATML_ONLY}))
+    # What transformers makes of additional_chat_templates/tool_use.jinja, and of nothing else.
+    words.chat_template = {"tool_use": "{{ 'tools' }}"}
+    found = chat_template.choose(base, _settings(), words)
+    assert found.source.startswith("the model's own, with the generation prompt")
+    assert found.jinja.startswith(CHATML_ONLY)
 
 
 # ---- what a server writes before an answer -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,19 @@ def test_work_that_takes_too_much_memory_is_refused_and_other_work_is_not() -> N
         template_trial.check("the model's own", lambda: bytearray(2 << 30))
     template_trial.check("the model's own", lambda: None)
     template_trial.check("the model's own", lambda: 1 / 0)  # told when it is rendered here
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_linux")
+def test_where_proc_tells_nothing_the_time_is_bounded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "statm").write_text("")
+    monkeypatch.setattr(template_trial, "STATM", tmp_path / "statm")
+    template_trial.check("the model's own", lambda: None)
+    monkeypatch.setattr(template_trial, "SECONDS", 1)
+    with pytest.raises(UserError, match="is not rendered within 1 seconds"):
+        template_trial.check("the model's own", _endless)
 
 
 OPENS = (

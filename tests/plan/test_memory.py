@@ -5,6 +5,8 @@ Whether the estimate is right on a CPU is measured by benchmarks/memory_plan.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.plans import a_base_model, a_summary
@@ -85,7 +87,7 @@ def test_what_is_chosen_and_logged_for_a_card(tmp_path, monkeypatch, card, preci
     assert memory_fit.check(asked, EIGHT, 2048, where) is None, "a model of 8B in 4 bit goes onto each of them"
     logged = memory.words(memory.estimate(asked, EIGHT, 2048))
     assert logged == (
-        "9.3 GB (program 0.8 GB, weights 5.8 GB, adapter and optimizer 0.1 GB, activations 1.6 GB, logits 1.0 GB)"
+        "8.7 GB (program 0.3 GB, weights 5.8 GB, adapter and optimizer 0.1 GB, activations 1.4 GB, logits 1.0 GB)"
     )
     (line,) = [line for line in where.lines() if line.startswith("GPU")]
     size, capability, _ = CARDS[card]
@@ -94,14 +96,30 @@ def test_what_is_chosen_and_logged_for_a_card(tmp_path, monkeypatch, card, preci
     )
 
 
+def test_4_bits_are_for_cuda_and_rocm_and_left_out_with_the_reason_elsewhere(tmp_path, monkeypatch):
+    text = "[Hardware]\nENGINE = transformers\n"
+    intel = replace(machine(), gpus=(Gpu("Intel Arc", 16 * GB, (0, 0)),), backend="xpu")
+    for where, loaded in ((machine("Tesla T4"), True), (machine("AMD Instinct MI300X"), True), (intel, False)):
+        asked = decided(tmp_path, monkeypatch, where, text)
+        assert asked.quantization.load_in_4bit is loaded
+        reasons = [reason for name, _, reason in asked.choices if name == "Quantization.LOAD_IN_4BIT"]
+        assert reasons == ([] if loaded else ["no CUDA device"])
+
+
+def test_what_the_program_holds_of_a_card_already_is_not_counted_against_what_is_free(tmp_path, monkeypatch):
+    """The context of this process was there when the card was asked: 0.5 GB or so, which 0.8 GB for the program held too."""
+    asked = decided(tmp_path, monkeypatch, machine("Tesla T4"))
+    assert memory.estimate(asked, EIGHT, 512)["program"] == 0.3 * GB
+
+
 def test_a_model_in_16_bit_is_too_large_for_a_t4_and_4_bit_is_the_way(tmp_path, monkeypatch):
     where = machine("Tesla T4")
     text = "[Quantization]\nLOAD_IN_4BIT = false\n[Training]\nGRADIENT_CHECKPOINTING = true\n"
     with pytest.raises(MachineError) as caught:
         memory_fit.check(decided(tmp_path, monkeypatch, where, text), EIGHT, 2048, where)
     assert str(caught.value) == (
-        "too little memory: about 19.6 GB (program 0.8 GB, weights 16.1 GB, adapter and optimizer 0.1 GB, activations "
-        "1.6 GB, logits 1.0 GB) needed, 15.8 GB free; set LOAD_IN_4BIT = true"
+        "too little memory: about 18.9 GB (program 0.3 GB, weights 16.1 GB, adapter and optimizer 0.1 GB, activations "
+        "1.4 GB, logits 1.0 GB) needed, 15.8 GB free; set LOAD_IN_4BIT = true"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from training.errors import MachineError, UserError
 from training.fast_cpu import policy
 from training.plan import Plan, choices, disk_space, time_estimate
 from training.settings import Override, Settings
+from training.system.this_machine import Gpu
 
 ON_CPU = {"DEVICE": "cpu", "ENGINE": "transformers"}
 
@@ -71,12 +73,32 @@ def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken():
     assert policy.wanted(off) == (False, "FAST_CPU")
 
 
+def test_the_reasons_of_automatic_choices_outlive_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.system.this_machine.versions", dict)
+    first = choices.decide(in_file(tmp_path, "[Hardware]\nENGINE = transformers\n"), CPU)
+    assert first.origin("Hardware.ENGINE") == "config.ini:2", "what somebody set is no choice of ours"
+    (tmp_path / "config.ini").write_text(first.to_ini(), encoding="utf-8")
+    resumed = choices.decide(settings.of_run(tmp_path / "config.ini", check_files=False), CPU)
+    assert sorted(resumed.choices) == sorted(first.choices)
+    assert resumed.origin("Hardware.DEVICE") == "automatic: no CUDA, ROCm or XPU device"
+    assert resumed.origin("Quantization.LOAD_IN_4BIT") == "automatic: no CUDA device"
+
+
 def test_checkpointing_is_chosen_where_activations_do_not_fit_and_says_both_sizes():
     asked = a_settings(**ON_CPU)
     assert disk_space.checkpointing(asked, model(600_000_000), a_summary(100), CPU).value is False
     choice = disk_space.checkpointing(asked, model(600_000_000), a_summary(4096), CPU)
     assert choice.value is True
     assert re.fullmatch(r"about \d+\.\d GB needed without, 12.0 GB are free", choice.reason)
+
+
+def test_on_a_card_too_checkpointing_is_chosen_only_where_activations_do_not_fit():
+    asked = a_settings(DEVICE="cuda", ENGINE="transformers", PRECISION="bf16", LOAD_IN_4BIT=False, FAST_CPU=False)
+    card = replace(CPU, gpus=(Gpu("a card", 24 * 10**9, (8, 9), 20 * 10**9),), backend="cuda")
+    assert disk_space.checkpointing(asked, model(600_000_000), a_summary(100), card).value is False
+    choice = disk_space.checkpointing(asked, model(600_000_000), a_summary(8192), card)
+    assert choice.value is True
+    assert re.fullmatch(r"about \d+\.\d GB needed without, 20.0 GB are free", choice.reason)
 
 
 def llama_8b(monkeypatch, vocabulary: int = 128_256) -> BaseModel:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
 import random
 import re
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -165,6 +169,45 @@ def test_a_checkpoint_with_broken_files_is_damaged_and_the_one_before_it_is_used
     assert line.startswith("checkpoint-4 is damaged (")
     assert line.endswith("); the one before it is used")
     assert re.search(words, line)
+
+
+class Code:
+    """What a pickle may be made to call."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("ran",)
+
+
+def as_torch_writes(pickled: bytes) -> bytes:
+    """A file with a pickle as torch.save leaves it."""
+    with zipfile.ZipFile(found := io.BytesIO(), "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+    return found.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (as_torch_writes(pickle.dumps(Code(), 2)), r"optimizer.pt holds code \(posix.mkdir\)"),
+        (as_torch_writes(pickle.dumps(Code(), 4)), "optimizer.pt holds code"),
+        (pickle.dumps(Code(), 2), "optimizer.pt is not what torch writes"),
+        (as_torch_writes(b"\x80\x02}q"), "optimizer.pt is not what torch writes"),
+        (as_torch_writes(b"cos\n"), "optimizer.pt is not what torch writes"),
+    ],
+    ids=["a pickle with code", "a newer one", "a pickle alone", "half a pickle", "half a name"],
+)
+def test_a_checkpoint_with_pickled_code_is_damaged_whatever_its_manifest_says_and_nothing_of_it_runs(
+    content: bytes, words: str, tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in (2, 4):
+        with checkpoint.writing(tmp_path, a_manifest(step)) as partial:
+            plain = as_torch_writes(pickle.dumps({"state": {0: OrderedDict(step=1.5)}}, 2))
+            (partial / "optimizer.pt").write_bytes(plain if step == 2 else content)
+    assert "the checkpoint of step 2 is safe" in checkpoint.where(tmp_path)
+    assert re.fullmatch(rf"checkpoint-4 is damaged \({words}.*\); the one before it is used", logged[0])
+    assert not (tmp_path / "ran").exists()
 
 
 def test_whatever_stands_in_the_state_files_ends_in_words(config: Path, pytestconfig: pytest.Config) -> None:

@@ -15,7 +15,7 @@ from loguru import logger
 
 from tests.support.runs import a_manifest
 from training import runs
-from training.control import commands
+from training.control import background, commands
 from training.errors import MachineError, UserError
 from training.runs import Run, checkpoint, directory
 from training.runs.checkpoint import Carried, Manifest
@@ -29,6 +29,31 @@ def test_two_runs_in_the_same_second_get_directories_of_their_own(tmp_path):
     first, second, third = (runs.create(tmp_path) for _ in range(3))
     assert len({first.path, second.path, third.path}) == 3
     assert (tmp_path / "latest").resolve() == third.path
+
+
+def test_a_finished_run_has_the_names_that_guides_look_for(tmp_path):
+    first, second = (runs.create(tmp_path) for _ in range(2))
+    for run in (first, second):
+        (run.path / "adapter").mkdir()
+    (first.path / "merged").mkdir()
+    directory.point_results(first.path)
+    names = ("lora_adapter", "merged_model", "final_model")
+    made = [first.path / name for name in ("adapter", "merged", "merged")]
+    assert [(tmp_path / name).resolve() for name in names] == made
+    assert runs.find(tmp_path, tmp_path / "merged_model").path == first.path
+    assert runs.find(tmp_path, "lora_adapter").path == first.path
+
+    directory.point_results(second.path)  # which kept no merged model
+    assert (tmp_path / "lora_adapter").resolve() == second.path / "adapter"
+    assert not any((tmp_path / name).is_symlink() for name in names[1:])
+
+
+def test_a_folder_of_that_name_is_left_alone(tmp_path):
+    (tmp_path / "lora_adapter").mkdir()
+    run = runs.create(tmp_path)
+    (run.path / "adapter").mkdir()
+    directory.point_results(run.path)
+    assert (tmp_path / "lora_adapter").is_dir() and not (tmp_path / "lora_adapter").is_symlink()
 
 
 def test_many_runs_started_at_once_all_get_their_own_directory(tmp_path):
@@ -72,6 +97,43 @@ def test_a_run_is_alive_only_while_the_very_process_that_wrote_it_lives(tmp_path
     assert directory.state(run) == "killed"
     run.update(pid=os.getpid(), pid_started=1)  # the pid was given out again
     assert directory.state(run) == "killed"
+
+
+@pytest.mark.parametrize("content", [None, "", "7 (x) S", "7 (x) S " + "x " * 40])
+def test_where_proc_tells_nothing_a_run_is_alive_as_long_as_its_pid_is(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "PROCESSES", tmp_path / "proc")
+    if content is not None:
+        (tmp_path / "proc" / str(os.getpid())).mkdir(parents=True)
+        (tmp_path / "proc" / str(os.getpid()) / "stat").write_text(content, encoding="utf-8")
+    run = runs.create(tmp_path)
+    run.update(state="running")
+    assert directory.state(run) == "running"
+    for pid in (2**22 + 1, 2**62, 0, None):
+        run.update(pid=pid)
+        assert directory.state(run) == "killed"
+
+
+@pytest.mark.parametrize("number", ["x", "", "9999", "-1", str(2**70), "1"])
+def test_a_variable_that_names_no_pipe_of_a_waiting_parent_is_left_alone(number, tmp_path, monkeypatch):
+    monkeypatch.setenv(background.PARENT, number)
+    with (tmp_path / "out").open("w") as file:
+        before = os.dup(1)
+        try:
+            os.dup2(file.fileno(), 1)
+            background.tell_parent(None)
+            os.fstat(1)
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_a_parent_that_has_ended_before_it_is_told_ends_nothing(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setenv(background.PARENT, str(writing))
+    background.tell_parent(None)
+    assert background.PARENT not in os.environ
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
@@ -187,6 +249,23 @@ for step in range(30):
     sink.write("a line of the log " + "x" * 40 + chr(10))
 print("went on")
 """
+
+
+def test_a_folder_that_cannot_take_the_place_of_an_older_one_leaves_it_there(tmp_path, monkeypatch):
+    real, folder = Path.replace, tmp_path / "folder"
+    with files.whole_folder(folder) as partial:
+        (partial / "a").write_text("old", encoding="utf-8")
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target == folder and not path.name.endswith(f".old.{os.getpid()}.partial"):
+            raise OSError(5, "Input/output error", str(target))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="Input/output error"), files.whole_folder(folder) as partial:
+        (partial / "a").write_text("new", encoding="utf-8")
+    assert (folder / "a").read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.slow

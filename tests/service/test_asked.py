@@ -130,8 +130,21 @@ def test_a_request_cannot_make_the_server_join_other_machines(own, field, value)
 
 def test_the_kind_of_file_must_be_that_of_its_name(own):
     read(own, dataset_path="rows.jsonl", dataset_format="jsonl")
-    assert "ends in .jsonl" in refused(own, dataset_path="rows.jsonl", dataset_format="csv")["dataset_format"]
-    assert "one of json, jsonl" in refused(own, dataset_format="parquet")["dataset_format"]
+    told = refused(own, dataset_path="rows.jsonl", dataset_format="csv")["dataset_format"]
+    assert "rows.jsonl is read as jsonl, as its ending says" in told
+    assert read(own, dataset_format="alpaca").dataset.format == "alpaca"
+    assert list(refused(own, dataset_format="parquet")) == ["dataset_format"]
+
+
+def test_names_that_mean_several_settings_are_taken(own):
+    found = read(own, use_wandb=False, bf16=True, use_quantization=False)
+    assert (found.training.report_to, found.hardware.precision, found.hardware.auto_fp16_bf16) == (
+        "none",
+        "bf16",
+        False,
+    )
+    assert found.quantization.load_in_4bit is False
+    assert refused(own, fp16="maybe") == {"fp16": "fp16: expected true or false"}
 
 
 def test_the_settings_of_the_server_are_no_fields(own):

@@ -60,7 +60,7 @@ WRONG_VALUES = [
     ("LoRA", "LORA_DROPOUT = 1", "[LoRA] LORA_DROPOUT = 1: must be from 0 up to, not including, 1"),
     ("LoRA", "LORA_DROPOUT = -0.1", "[LoRA] LORA_DROPOUT = -0.1: must be from 0 up to, not including, 1"),
     ("LoRA", "LORA_DROPOUT = nan", "[LoRA] LORA_DROPOUT = nan: expected a number such as 0.1 or 2e-4"),
-    ("LoRA", "BIAS = lora", "[LoRA] BIAS = lora: must be one of none, all, lora_only; did you mean lora_only?"),
+    ("LoRA", "BIAS = lora", "[LoRA] BIAS = lora: must be one of none, all, lora_only"),
     ("LoRA", "BIAS = some", "[LoRA] BIAS = some: must be one of none, all, lora_only"),
     ("LoRA", "BIAS = lora-only", "[LoRA] BIAS = lora-only: must be one of none, all, lora_only; did you mean lora_only?"),
     ("LoRA", "TARGET_MODULES =", "[LoRA] TARGET_MODULES is empty: expected names with commas between them"),
@@ -70,7 +70,7 @@ WRONG_VALUES = [
     ("LoRA", "TARGET_MODULES = all-linear,q_proj", "[LoRA] TARGET_MODULES = all-linear,q_proj: all-linear stands alone: it means every linear layer"),
     ("LoRA", "USE_DORA = yes", "[LoRA] USE_DORA = yes: expected true or false"),
     ("LoRA", "LORA_ALHPA = 16", "[LoRA] LORA_ALHPA is not a setting; did you mean LORA_ALPHA?"),
-    ("LoRA", "r = 16", "[LoRA] r is not a setting; did you mean R?"),
+    ("LoRA", "r = 16", "[LoRA] r is not a setting; write R"),
     ("LoRA", "MAX_STEPS = 16", "[LoRA] MAX_STEPS is not a setting; MAX_STEPS belongs in [Training]"),
     ("LoRA", "ZZZZ = 16", "[LoRA] ZZZZ is not a setting"),
     ("Model", "HF_TOKEN = hf_secret", "[Model] HF_TOKEN is not a setting; tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file"),
@@ -107,7 +107,7 @@ WRONG_VALUES = [
     ("Training", "SEED = 4294967296", "[Training] SEED = 4294967296: must be from 0 to 4294967295"),
     ("Training", "LR_SCHEDULER_TYPE = cosin", "[Training] LR_SCHEDULER_TYPE = cosin: must be one of linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt; did you mean cosine?"),
     ("Training", "PACKING = maybe", "[Training] PACKING = maybe: expected auto, true or false"),
-    ("Training", "REPORT_TO = wandb,tensorboard", "[Training] REPORT_TO = wandb,tensorboard: must be one of none, tensorboard, wandb, trackio; did you mean tensorboard?"),
+    ("Training", "REPORT_TO = wandb,tensorboard", "[Training] REPORT_TO = wandb,tensorboard: must be one of none, tensorboard, wandb, trackio"),
     ("Training", "OUTPUT_DIR =", "[Training] OUTPUT_DIR is empty: must not be empty"),
     ("Quantization", "LOAD_IN_4BIT = ture", "[Quantization] LOAD_IN_4BIT = ture: expected true or false"),
     ("Quantization", "QUANTIZATION_METHOD = q4_km", "[Quantization] QUANTIZATION_METHOD = q4_km: q4_km is not a quantisation of llama.cpp; did you mean q4_k_m?"),
@@ -180,7 +180,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_lines(tmp_path):
         "config.ini:8: [Quantization] LOAD_IN_4BIT = ture: expected true or false",
         "config.ini:10: [Training] EVAL_STEPS = 99: is longer than the run: [Training] MAX_STEPS = 60 (the default)",
         "--set lora.R: [lora] is not a section; did you mean LoRA?",
-        "--set LoRA.RR: [LoRA] RR is not a setting; did you mean R?",
+        "--set LoRA.RR: [LoRA] RR is not a setting",
         "--set LoRA.LORA_ALPHA=x: expected a whole number",
         "--learning-rate 2: must be above 0 and at most 1",
         "argument 4 (EPOCHS) = three: expected a whole number".replace("whole number", "number such as 0.1 or 2e-4"),
@@ -358,6 +358,19 @@ def test_a_model_folder_beside_the_file_is_taken_before_the_hub(tmp_path):
     (tmp_path / "Qwen" / "Qwen3-0.6B").mkdir(parents=True)
     found = load(tmp_path, "[Model]\nBASE_MODEL_NAME = Qwen/Qwen3-0.6B")
     assert found.model.base_model_name == str(tmp_path / "Qwen" / "Qwen3-0.6B")
+
+
+def test_the_newest_run_as_base_is_the_run_that_it_is_now(tmp_path):
+    first, second = tmp_path / "out" / "finetune_1", tmp_path / "out" / "finetune_2"
+    for run in (first, second):
+        (run / "merged").mkdir(parents=True)
+    link = tmp_path / "out" / "latest"
+    link.symlink_to("finetune_1")
+    for name, found in (("out/latest", first), ("./out/latest/merged", first / "merged"), (str(link), first)):
+        assert load(tmp_path, f"[Model]\nBASE_MODEL_NAME = {name}").model.base_model_name == str(found)
+    # A link of the user's own is his own business.
+    (tmp_path / "mine").symlink_to(first)
+    assert load(tmp_path, "[Model]\nBASE_MODEL_NAME = ./mine").model.base_model_name == str(tmp_path / "mine")
 
 
 def test_paths_of_the_file_start_at_the_file_and_those_of_flags_at_the_caller(tmp_path, monkeypatch):
@@ -558,6 +571,50 @@ def test_the_effective_settings_say_where_each_value_came_from(tmp_path):
     assert "SYSTEM_PROMPT =   # default" in lines
     again = settings.load(tmp_path / "config.ini", check_files=False)
     assert again == load(tmp_path, "[LoRA]\nR = 4")
+
+
+def test_a_runs_own_file_still_knows_who_chose_each_value(tmp_path):
+    asked = load(
+        tmp_path,
+        '[Model]\nSYSTEM_PROMPT = "a # b"\n[LoRA]\nR = 4\n[Training]\nEVAL_STEPS = 20\n',
+        [Override("Training", "MAX_STEPS", "9", "--set Training.MAX_STEPS")],
+    )
+    asked = asked.with_choice("Training.OPTIM", "sgd", "no # CUDA {device}").with_choice("LoRA.R", 2, "small")
+    run = tmp_path / "run" / "config.ini"
+    run.parent.mkdir()
+    run.write_text(asked.to_ini(), encoding="utf-8")
+    again = settings.of_run(run, check_files=False)
+    assert again == asked
+    expected = {key: asked.origin(key) for key in TABLE} | {"Training.OPTIM": "automatic: no # CUDA (device)"}
+    assert {key: again.origin(key) for key in TABLE} == expected
+    assert {key: again.written(key) for key in TABLE} == {key: asked.written(key) for key in TABLE}
+    assert [row[:2] + row[3:] for row in again.differences()] == [
+        ("Model.SYSTEM_PROMPT", "a # b", "config.ini:2"),
+        ("LoRA.R", 2, "automatic: small"),
+        ("Training.MAX_STEPS", 9, "--set Training.MAX_STEPS"),
+        ("Training.OPTIM", "sgd", "automatic: no # CUDA (device)"),
+    ]
+
+
+def test_a_default_of_another_settings_file_is_not_held_against_a_run_that_is_resumed(tmp_path):
+    mine = tmp_path / "mine.ini"
+    mine.write_text("[Training]\nEVAL_STEPS = 20\n[Dataset]\nVALIDATION_SPLIT = 0\n", encoding="utf-8")
+    run = tmp_path / "config.ini"
+    run.write_text(settings.load(mine, check_files=False).to_ini(), encoding="utf-8")
+    again = settings.of_run(run, check_files=False)
+    assert again.origin("Training.EVAL_STEPS") == "mine.ini:2" and not again.written("Training.EVAL_STEPS")
+    assert contradictions.find(again) == []
+
+
+def test_what_somebody_changed_in_a_runs_own_file_is_no_default(tmp_path):
+    run = tmp_path / "config.ini"
+    text = load(tmp_path).to_ini()
+    run.write_text(text.replace("R = 16  # default", "R = 32  # default"), encoding="utf-8")
+    assert settings.of_run(run, check_files=False).origin("LoRA.R").startswith("config.ini:")
+
+
+def test_a_comment_behind_quotation_marks_may_hold_what_it_likes(tmp_path):
+    assert load(tmp_path, '[Model]\nSYSTEM_PROMPT = "a"  # {b}\n').model.system_prompt == "a"
 
 
 def test_every_setting_has_a_reader_and_a_help_of_one_line():

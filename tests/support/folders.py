@@ -8,6 +8,7 @@ import math
 import re
 import socket
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Hub:
         self.requests: list[str] = []
         # What is sent for every request, where a proxy stands between.
         self.page: bytes | None = None
+        # What becomes of an answer on its way.
+        self.spoil: Callable[[bytes], bytes] = lambda raw: raw
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -145,6 +148,7 @@ class Hub:
         headers: dict[str, str] | None = None,
         body: bool = True,
     ) -> None:
+        raw = self.spoil(raw)
         to.send_response(code)
         for key, value in ({"Content-Length": str(len(raw))} | (headers or {})).items():
             to.send_header(key, value)

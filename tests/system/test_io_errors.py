@@ -14,6 +14,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.paths import ROOT
+from training.errors import MachineError, RunError, UserError
+from training.pipeline.export_stages import Told
+from training.runs import checkpoint
 from training.system import files, io_errors, temporary
 
 
@@ -102,3 +105,91 @@ def test_a_temporary_folder_whose_process_is_gone_is_removed_by_the_next_and_oth
             assert sorted(tmp_path.iterdir()) == sorted([alive, young, strange, folder])
             assert folder.stat().st_mode & 0o777 == 0o700
     assert sorted(tmp_path.iterdir()) == sorted([young, strange])
+
+
+def raised(error: BaseException) -> BaseException:
+    """A user's mistake that a reader made of an error."""
+    try:
+        try:
+            raise error
+        except BaseException:
+            raise UserError("/m: its config.json cannot be read") from None
+    except UserError as made:
+        return made
+
+
+def test_the_drive_behind_what_a_reader_took_for_a_damaged_file_is_found_and_a_missing_file_is_no_drives_fault():
+    failed = OSError(errno.EIO, "x", "/m/config.json")
+    assert io_errors.behind(raised(failed)) is failed
+    for error in (OSError(errno.ENOENT, "x", "/m"), ValueError("bad"), ConnectionResetError(errno.EIO, "x")):
+        assert io_errors.behind(raised(error)) is None
+
+
+def test_what_a_library_says_of_a_drive_is_told_with_the_file_and_what_would_do():
+    ours = UserError("/m: its tokenizer cannot be read: Stale file handle (os error 116)")
+    assert io_errors.behind(ours) is ours
+    assert io_errors.instead(str(ours), ours) == f"{ours}; {io_errors.REMEDIES[errno.ESTALE]}"
+    assert io_errors.instead(f"it; {io_errors.REMEDIES[errno.ESTALE]}", ours).count("mount it again") == 1
+    named = raised(OSError(errno.EIO, "x", "/m/config.json"))
+    assert (
+        io_errors.instead(str(named), named) == f"/m/config.json: Input/output error; {io_errors.REMEDIES[errno.EIO]}"
+    )
+    assert io_errors.instead("words", ValueError("x")) == "words"
+    theirs = RuntimeError("I/O error: Input/output error (os error 5)\nmore")
+    said = f"/runs: I/O error: Input/output error (os error 5); {io_errors.REMEDIES[errno.EIO]}"
+    assert io_errors.told(theirs, Path("/runs")) == said
+
+
+def test_the_drive_that_a_started_program_died_of_is_read_from_its_last_words():
+    lines = ["OSError: [Errno 5] Input/output error: '/m/a b.json'", "more"]
+    assert (found := io_errors.quoted(lines)) and (found.errno, found.filename) == (errno.EIO, "/m/a b.json")
+    assert io_errors.quoted(["FileNotFoundError: [Errno 2] No such file or directory: '/m'", "[Errno 5]"]) is None
+
+
+def test_an_error_of_a_run_says_what_is_safe_and_one_of_a_drive_is_nobodys_mistake(tmp_path):
+    from training import finetune, runs
+
+    run = runs.create(tmp_path)
+    (run.path / runs.CONFIG).write_text("", encoding="utf-8")
+    run.update(stage="merge")
+    failed = raised(OSError(errno.EIO, "x", "/m/config.json"))
+    words = f"/m/config.json: Input/output error; {io_errors.REMEDIES[errno.EIO]}"
+    safe = f"nothing was trained yet; `./run.sh --resume {run.path}` begins again"
+    assert str(finetune.in_full(failed, run)) == f"merge: {words}\n{safe}"
+    before = finetune.in_full(failed, None)
+    assert (str(before), before.exit_code) == (f"{words}; nothing was begun", 3)
+    assert str(finetune.in_full(RunError("model", "no"), run)) == f"model: no\n{safe}"
+    assert str(finetune.in_full(RunError("model", "no", "safe"), run)) == "model: no\nsafe"
+    for other in (Told("model", "no"), UserError("no"), MachineError("no")):
+        assert finetune.in_full(other, run) is other
+    assert checkpoint.where(run.path / runs.CHECKPOINTS).endswith(f"; `./run.sh --resume {run.path}` begins again")
+
+
+def test_where_what_is_safe_cannot_be_read_either_how_to_go_on_is_told_all_the_same(tmp_path, monkeypatch):
+    from training import finetune, runs
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "x", "/runs/checkpoints")
+
+    run = runs.create(tmp_path)
+    (run.path / runs.CONFIG).write_text("", encoding="utf-8")
+    monkeypatch.setattr(checkpoint, "newest", refuse)
+    said = f"what is safe there cannot be read now; `./run.sh --resume {run.path}` goes on from it"
+    assert finetune.what_is_safe(run) == checkpoint.where(run.path / runs.CHECKPOINTS) == said
+
+
+def test_a_run_whose_drive_does_not_answer_is_named_and_hides_no_other_one(tmp_path, monkeypatch, logged):
+    from training import runs
+
+    first, second = runs.create(tmp_path), runs.create(tmp_path)
+    real = Path.exists
+
+    def exists(path: Path) -> bool:
+        if path == first.path / runs.STATUS:
+            raise OSError(errno.EIO, "x", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert [run.path for run in runs.history(tmp_path)] == [second.path]
+    assert logged[-1].startswith(f"{first.path / runs.STATUS}: Input/output error; ")
+    assert logged[-1].endswith("; this run is left out")

@@ -43,6 +43,32 @@ def test_a_mistake_of_ours_is_one_line_and_its_traceback_is_in_the_log(
     assert "Traceback" in kept and "in fail" in kept
 
 
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        (
+            "prepare_data",
+            ["--input", "~nobody-here/x", "--format-type", "alpaca", "--output-dir", "x", "--output-name", "x"],
+        ),
+        ("create_sample_data", ["--output-dir", "~nobody-here/x"]),
+        ("evaluate_model", ["--lora-model", "~nobody-here/x"]),
+        ("evaluate_model", ["--output", "~nobody-here/x"]),
+        ("convert_to_gguf", ["--model-path", "~nobody-here/x"]),
+    ],
+)
+def test_a_home_folder_that_there_is_not_is_a_users_mistake(
+    program: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(f"training.{program}").main(arguments) == 2
+    assert "~nobody-here/x: there is no home folder for ~nobody-here" in capfd.readouterr().err
+
+
 def test_a_file_that_cannot_be_used_is_the_machines_fault_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(last_net, "LOG", tmp_path / "nowhere" / "finetune.log")
     told = last_net.caught(PermissionError(13, "Permission denied", "/x/y"))

@@ -23,7 +23,7 @@ from tests.support.programs import finetune
 from tests.support.runs import a_manifest
 from tests.support.tiny import write_tiny_config
 from training import control
-from training.base_model import sources, unpacking
+from training.base_model import sources, unpacking_process
 from training.data import BadRow, dataset
 from training.errors import UserError
 from training.report import as_html, comparison
@@ -356,7 +356,7 @@ def test_a_model_unpacked_from_a_file_has_the_mode_of_the_umask(tmp_path, umask,
         files.write_json(folder / "model.safetensors.index.json", {})
         (folder / "model.safetensors").touch(0o600)  # as safetensors does
 
-    monkeypatch.setattr(unpacking, "unpack", unpack)
+    monkeypatch.setattr(unpacking_process, "unpack", unpack)
     (tmp_path / "m.gguf").touch()
     with masked(umask):
         sources._unpack(tmp_path / "m.gguf", tmp_path / "m", print)

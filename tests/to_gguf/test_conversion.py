@@ -114,6 +114,17 @@ def test_a_failure_of_another_part_of_the_converter_is_not_taken_for_the_tokeniz
     assert not any(words in told for words in trial.UNKNOWN)
 
 
+@pytest.mark.slow
+def test_a_drive_that_fails_under_the_converter_is_told_as_one(monkeypatch, tmp_path):
+    script = tmp_path / "worker.py"
+    monkeypatch.setattr(conversion, "WORKER", script)
+    script.write_text("raise OSError(5, 'Input/output error', '/m/config.json')\n", encoding="utf-8")
+    with pytest.raises(
+        RunError, match=r"^convert: /m/config.json: Input/output error; the drive, .* `dmesg` tells more$"
+    ):
+        conversion.work("convert", tmp_path / "out", 1, [], None)
+
+
 def test_an_unknown_method_or_type_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="q4_k_x is none of"):
         conversion.quantise(tmp_path / "a", tmp_path / "b", "q4_k_x")

@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from tests.support.environments import python_with
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
-from tests.support.session import locked
 from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
 from training import settings
@@ -39,27 +37,7 @@ LEFT = {
 @pytest.fixture(scope="session")
 def unsloth_python() -> Path:
     """The Python of an environment with the project's packages, Unsloth's wheels and what its GPU part imports besides."""
-    files = [REQUIREMENTS / "gpu-no-deps.txt", REQUIREMENTS / "test-unsloth.txt"]
-    wanted = "\n".join([sys.prefix, sys.version, *(file.read_text() for file in files)])
-    folder = ROOT / ".cache" / "unsloth"
-    with locked(folder.with_suffix(".lock")):
-        _install_unsloth(folder, wanted, files)
-    return folder / "bin" / "python"
-
-
-def _install_unsloth(folder: Path, wanted: str, files: list[Path]) -> None:
-    """Make the environment, unless what is there was made from the very same files."""
-    python = folder / "bin" / "python"
-    if not (folder / "made-from").is_file() or (folder / "made-from").read_text() != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-        site = sysconfig.get_path("purelib", vars={"base": str(folder)})
-        (Path(site) / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        (folder / "llama.cpp").symlink_to(Path(sys.prefix) / "llama.cpp")
-        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-        command += [part for file in files for part in ("-r", str(file))]
-        subprocess.run(command, check=True)
-        (folder / "made-from").write_text(wanted)
+    return python_with("unsloth", [REQUIREMENTS / "gpu-no-deps.txt", REQUIREMENTS / "test-unsloth.txt"])
 
 
 def losses(run: Path) -> list[float]:

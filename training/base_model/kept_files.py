@@ -7,13 +7,13 @@ it could be anything of this machine: a private key that is called LICENSE.
 
 from __future__ import annotations
 
-import json
 import shutil
 import stat
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from training.system import foreign_code
+from training.system import foreign_code, foreign_json
+from training.system.foreign_json import Damaged
 
 TOKENIZER = (
     *("tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -140,8 +140,8 @@ def _other_tokenizers(folder: Path) -> list[str]:
     if not file.is_file():
         return []
     try:
-        names = json.loads(file.read_bytes()).get("fast_tokenizer_files")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        names = foreign_json.read(file).get("fast_tokenizer_files")
+    except Damaged:
         return []  # whoever reads it for its sake says what is wrong with it
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 

@@ -50,6 +50,7 @@ def _dtype(value: object) -> bool:
 
 IDS = Kind("token id, list of them or null", _ids)
 TOKEN = Kind("token (a text, an object or null)", lambda value: value is None or isinstance(value, (str, dict)))
+TEMPLATE = Kind("template", lambda value: value is None or isinstance(value, (str, dict)) or OBJECTS.fits(value))
 CONFIG_KINDS: dict[str, Kind] = {
     "vocab_size": _up_to(1 << 24),
     "hidden_size": _up_to(1 << 20),
@@ -70,7 +71,8 @@ CONFIG_KINDS: dict[str, Kind] = {
 GENERATION_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), IDS),
     **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "repetition_penalty"), NUMBER.or_none()),
-    **dict.fromkeys(("max_length", "max_new_tokens", "num_beams"), WHOLE.or_none()),
+    # Of these transformers also takes 131072.0.
+    **dict.fromkeys(("max_length", "max_new_tokens", "num_beams"), NUMBER.or_none()),
     "do_sample": TRUTH.or_none(),
 }
 TOKENIZER_KINDS: dict[str, Kind] = {
@@ -80,9 +82,7 @@ TOKENIZER_KINDS: dict[str, Kind] = {
     "tokenizer_class": TEXT.or_none(),
     "fast_tokenizer_files": TEXTS.or_none(),
     "added_tokens_decoder": TABLE.or_none(),
-    "chat_template": Kind(
-        "template", lambda value: value is None or isinstance(value, (str, dict)) or OBJECTS.fits(value)
-    ),
+    "chat_template": TEMPLATE,
 }
 ADAPTER_KINDS: dict[str, Kind] = {
     "r": _up_to(1 << 20),

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import MachineError, UserError
+from training.system import foreign_json, paths
+from training.system.foreign_json import COUNT, TEXT, Damaged, Kind
 
 MODEL, ADAPTER, PROJECTOR = (f"application/vnd.ollama.image.{kind}" for kind in ("model", "adapter", "projector"))
 PREFIX = "ollama:"
+# Of a layer in a manifest; a digest becomes the name of a file.
+DIGEST = re.compile(r"sha256:[0-9a-f]+")
+LAYER_KINDS = {
+    "mediaType": TEXT,
+    "digest": Kind("digest", lambda value: isinstance(value, str) and bool(DIGEST.fullmatch(value))),
+    "size": COUNT,
+}
 
 # family -> (Hub id with {} for the size, sizes as Ollama writes them -> as the Hub does, the size of the bare name)
 HUB: dict[str, tuple[str, dict[str, str], str]] = {
@@ -77,9 +87,10 @@ def find(name: str) -> Stored:
 
 def stores() -> list[Path]:
     """Where Ollama keeps models on this machine: OLLAMA_MODELS, the user's, the service's; those that exist."""
-    places = [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
-    if own := os.environ.get("OLLAMA_MODELS"):
-        places.insert(0, Path(own).expanduser())
+    places = [Path("/usr/share/ollama/.ollama/models")]
+    for written in (str(Path("~", ".ollama", "models")), os.environ.get("OLLAMA_MODELS")):
+        with suppress(UserError):  # a container may know no home folder
+            places = [paths.expanded(written), *places] if written else places
     found = []
     for place in places:
         try:
@@ -100,16 +111,37 @@ def hub_id(tag: str) -> str | None:
     return pattern.format(sizes[size]) if size in sizes else None
 
 
+def on_the_hub(name: str) -> str | None:
+    """The Hub id that a mixture stands for, Qwen/qwen3:0.6b-Instruct: an owner on the Hub before a tag of Ollama."""
+    owner, slash, tag = name.partition("/")
+    hub = hub_id(tag) if slash and ":" in tag else None
+    return hub if hub and hub.partition("/")[0].lower() == owner.lower() else None
+
+
+def is_stored(name: str) -> bool:
+    """Whether the Ollama of this machine has the model of a tag."""
+    try:
+        find(name)
+    except UserError:
+        return False
+    return True
+
+
 def _blob(name: str, store: Path, manifest: Path) -> Stored:
     try:
-        layers = {layer["mediaType"]: layer for layer in json.loads(manifest.read_text("utf-8"))["layers"]}
-        digest = layers[MODEL]["digest"].removeprefix("sha256:")
-        size = layers[MODEL]["size"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: {manifest} is no manifest of a model: `ollama pull` it again") from error
+        found = foreign_json.read(manifest, {"layers": foreign_json.OBJECTS}).get("layers", [])
+        problems = [problem for layer in found for problem in foreign_json.misfits(layer, LAYER_KINDS)]
+    except Damaged as damage:
+        found, problems = [], damage.problems
+    whole = [layer for layer in found if LAYER_KINDS.keys() <= layer.keys()]
+    layers = {} if problems else {layer["mediaType"]: layer for layer in whole}
+    if problems or MODEL not in layers:
+        why = f" ({problems[0].removeprefix(f'{manifest} ').removeprefix(f'{manifest}: ')})" if problems else ""
+        raise UserError(f"{name}: {manifest} is no manifest of a model{why}: `ollama pull` it again")
     if ADAPTER in layers:
         raise UserError(f"{name} is a base model with an adapter beside it; name the base, or a merged model")
+    digest = layers[MODEL]["digest"].removeprefix("sha256:")
     blob = store / "blobs" / f"sha256-{digest}"
-    if not blob.is_file() or blob.stat().st_size != size:
+    if not blob.is_file() or blob.stat().st_size != layers[MODEL]["size"]:
         raise UserError(f"{name}: its weights are not whole ({blob}): `ollama pull` it again")
     return Stored(blob, digest)

@@ -26,6 +26,7 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_"  # how the files of an adapter of PEFT's begin
 MOST_HEADER = 100_000_000  # bytes, as the library itself has it
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+MOST_DIMENSIONS = 64  # as torch has it
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what can be merged: safetensors' name -> torch's
 
 
@@ -116,6 +117,13 @@ def header(file: Path, stage: str = "merge") -> tuple[dict[str, Tensor], dict[st
 def _tensor(file: Path, name: str, origin: int, entry: dict[str, Any]) -> Tensor:
     begin, end = entry["data_offsets"]
     dtype, shape = entry["dtype"], tuple(entry["shape"])
+    numbers = (begin, end, *shape)
+    if (
+        not all(foreign_json.is_whole(number) and number >= 0 for number in numbers)
+        or begin > end
+        or len(shape) > MOST_DIMENSIONS
+    ):
+        raise ValueError(f"{name} has no place or no shape: {foreign_json.shown(entry)}")
     if dtype in SIZES and math.prod(shape) * SIZES[dtype] != end - begin:
         raise ValueError(f"{name} has {end - begin:,} bytes, which is not {dtype} {list(shape)}")
     return Tensor(name, file, dtype, shape, origin + begin, end - begin)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import shutil
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.base_model import model_folder, ollama_store
+from training.base_model import model_folder, ollama_store, unpacking_process
 from training.errors import MachineError, UserError
-from training.system import files, foreign_code, paths
+from training.system import files, foreign_code, foreign_json, paths
+from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
     from training.settings.table import Model
@@ -62,22 +62,27 @@ def locate(model: Model, say: Callable[[str], None] = lambda text: None, weights
     name = model.base_model_name
     kind = door(name)
     if kind == "hub":
-        from training.base_model import hub
-
-        if not weights and (planned := hub.plan(name, model.revision, model.trust_remote_code, say)):
-            remote, folder = planned
-            config = remote.config
-            parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
-            found = BaseModel(name, folder, kind, remote.commit, config, parameters, config.get(LONGEST))
-            return _told_of_code(found, model.trust_remote_code, say)
-        folder, commit = hub.download(name, model.revision, model.trust_remote_code, say)
-        found = _described(name, folder, kind, commit, model.trust_remote_code)
-        return _told_of_code(found, model.trust_remote_code, say)
+        with _name_on_the_hub(name) as own:
+            if own != name:
+                say(f"{name} is {own} on the Hub")
+            return _told_of_code(_of_hub(model, own, say, weights), model.trust_remote_code, say)
     if kind == "folder":
         found = _described(name, model_folder.find(Path(name)), kind, None, model.trust_remote_code)
         return _told_of_code(found, model.trust_remote_code, say)
     gguf, folder = _gguf(name, kind)
     return _described(name, _unpacked(gguf, folder, say), kind)
+
+
+def _of_hub(model: Model, name: str, say: Callable[[str], None], weights: bool) -> BaseModel:
+    from training.base_model import hub
+
+    if not weights and (planned := hub.plan(name, model.revision, model.trust_remote_code, say)):
+        remote, folder = planned
+        config = remote.config
+        parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
+        return BaseModel(name, folder, "hub", remote.commit, config, parameters, config.get(LONGEST))
+    folder, commit = hub.download(name, model.revision, model.trust_remote_code, say)
+    return _described(name, folder, "hub", commit, model.trust_remote_code)
 
 
 def peek(model: Model) -> Peek:
@@ -87,9 +92,10 @@ def peek(model: Model) -> Peek:
     if kind == "hub":
         from training.base_model import hub
 
-        found = hub.look(name, model.revision, model.trust_remote_code)
+        with _name_on_the_hub(name) as own:
+            found = hub.look(own, model.revision, model.trust_remote_code)
         length = found.config.get(LONGEST)
-        return Peek(name, kind, found.config, found.parameters, length, found.size)
+        return Peek(own, kind, found.config, found.parameters, length, found.size)
     if kind != "folder":
         from training.llama import gguf_file
 
@@ -108,7 +114,21 @@ def door(name: str) -> str:
         return "embedded"
     if Path(name).is_absolute():
         return "gguf" if name.lower().endswith(".gguf") and not Path(name).is_dir() else "folder"
-    return "ollama" if ollama_store.is_tag(name) else "hub"
+    if not ollama_store.is_tag(name):
+        return "hub"
+    return "hub" if ollama_store.on_the_hub(name) and not ollama_store.is_stored(name) else "ollama"
+
+
+@contextlib.contextmanager
+def _name_on_the_hub(name: str) -> Iterator[str]:
+    """The Hub's own name for one that leads there; where that is another, errors tell of both."""
+    own = ollama_store.on_the_hub(name) or name
+    try:
+        yield own
+    except (UserError, MachineError) as error:
+        if own == name:
+            raise
+        raise type(error)(f"{name} is {own} on the Hub: {error}") from error
 
 
 def _gguf(name: str, kind: str) -> tuple[Path, Path]:
@@ -159,10 +179,8 @@ def _unpacked(gguf: Path, folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def _unpack(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:
-    from training.base_model import unpacking
-
     with files.whole_folder(folder, shared=True) as partial:
-        unpacking.unpack(gguf, partial, say)
+        unpacking_process.unpack(gguf, partial, say)
         files.write_json(partial / SOURCE, _source(gguf))
         files.level(partial)
 
@@ -177,10 +195,10 @@ def _is_current(folder: Path, gguf: Path) -> bool:
     from training.errors import RunError
 
     try:
-        if json.loads((folder / SOURCE).read_text("utf-8")) != _source(gguf):
+        if foreign_json.read(folder / SOURCE) != _source(gguf):
             return False
         return bool(safetensors_file.tensors(folder)) and (folder / "tokenizer.json").is_file()
-    except (OSError, ValueError, RunError):
+    except (OSError, ValueError, RunError, Damaged):
         return False
 
 

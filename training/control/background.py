@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -58,12 +60,21 @@ def serve(argv: Sequence[str]) -> int:
 
 def tell_parent(path: Path | None) -> None:
     """Tell a waiting parent the run directory (or, with None, that there will be none), once; then forget the terminal."""
-    number = os.environ.pop(PARENT, None)
+    number = _pipe(os.environ.pop(PARENT, ""))
     if number is None:
         return
-    with os.fdopen(int(number), "w", encoding="utf-8") as pipe:
+    # A parent that was ended meanwhile ends nothing.
+    with suppress(OSError), os.fdopen(number, "w", encoding="utf-8") as pipe:
         pipe.write(f"{path or ''}\n")
     if path is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # the log files have everything
         os.close(null)
+
+
+def _pipe(number: str) -> int | None:
+    """The descriptor that a variable names, if it is a pipe: somebody else may use the same name for something else."""
+    try:
+        return int(number) if stat.S_ISFIFO(os.fstat(int(number)).st_mode) else None
+    except (ValueError, OSError, OverflowError):
+        return None

@@ -90,6 +90,7 @@ def _described(run: Run) -> dict[str, Any]:
     return {
         "run": run.path.name,
         "state": directory.state(run),
+        "progress": run.status.get("progress", 0),
         "started": started,
         "seconds": run.status.get("updated", started) - started if started else None,
         "loss": loss,

@@ -64,10 +64,10 @@ def to_resume(arguments: Arguments) -> Run | None:
 
 def settings_of(run: Run, arguments: Arguments) -> Settings:
     """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
-    own = settings.load(run.path / runs.CONFIG, check_packages=True)
+    own = settings.of_run(run.path / runs.CONFIG, check_packages=True)
     if not arguments.overrides:
         return own
-    changed = settings.load(run.path / runs.CONFIG, arguments.overrides, check_packages=True)
+    changed = settings.of_run(run.path / runs.CONFIG, arguments.overrides, check_packages=True)
     problems = [
         f"{override.source}: {override.section}.{override.key} is {own.get(key)} in the run, not {changed.get(key)}"
         for override in arguments.overrides

@@ -16,6 +16,7 @@ from training.system import pool
 SECONDS = 10  # of the processor: a busy machine is no fault of the template
 PATIENCE = 60  # seconds by the clock, after which nothing is known of it
 MEMORY = 1 << 30  # bytes that it may take besides what this process has
+STATM = Path("/proc/self/statm")
 TOO_LONG, TOO_MUCH = "time", "memory"
 
 
@@ -58,10 +59,10 @@ def _try(told: Connection, work: Callable[[], object]) -> None:
     """The process that tries it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * resource.getpagesize() + MEMORY
     with suppress(ValueError, OSError):  # a lower limit holds already
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    with suppress(ValueError, OSError, IndexError):  # so it is, or /proc is empty: then the time alone is bounded
+        most = int(STATM.read_text(encoding="ascii").split()[0]) * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     try:
         work()

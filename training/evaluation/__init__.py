@@ -2,14 +2,16 @@
 
 from training.evaluation.generate import Answer, answers, losses
 from training.evaluation.measure import GENERAL_LOSS, LOSS, PERPLEXITY, Evaluated, Sample, evaluate, loss_scores, marks
-from training.evaluation.scoring import Score
+from training.evaluation.scoring import EXACT, STOPS, Score
 
 __all__ = [
     "Answer",
+    "EXACT",
     "Evaluated",
     "GENERAL_LOSS",
     "LOSS",
     "PERPLEXITY",
+    "STOPS",
     "Sample",
     "Score",
     "answers",

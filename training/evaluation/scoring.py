@@ -18,6 +18,7 @@ from typing import Any
 SAMPLES, SEED = 2000, 3407  # bootstrap resamples, and what makes them the same every time
 # With five rows that all point one way chance alone does as much in 1 of 16 cases (sign test, both sides); with six in 1 of 32.
 FEWEST = 6
+EXACT, STOPS = "exact match", "stops by itself"
 # A CJK character is a word by itself; elsewhere a word is a run of letters and digits; other marks stand alone.
 _UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
 
@@ -69,10 +70,10 @@ class Measure:
 
 
 MEASURES = (
-    Measure("exact", "exact match", 1),
+    Measure("exact", EXACT, 1),
     Measure("chrf", "chrF", 1),
     Measure("rouge_l", "ROUGE-L", 1),
-    Measure("stopped", "stops by itself", 1),
+    Measure("stopped", STOPS, 1),
     Measure("repetition", "repetition", -1),
     Measure("length", "answer length, characters", 0),
 )

@@ -16,6 +16,7 @@ from training.errors import RunError, UserError
 from training.runs import Handover
 from training.settings import Settings, load
 from training.settings.table import Model
+from training.system import paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,11 +43,19 @@ class Target:
 
         config: the settings (template, system prompt, length) of what is not a run's.
         """
+        cls.refuse_early(lora_model, base)
         if lora_model is not None:
             return _of_lora_model(lora_model, base, config)
-        if base is None:
-            raise UserError("name what is to be asked: --lora-model RUN, --base-model B, or both")
+        assert base is not None
         return _of_base(base, config)
+
+    @staticmethod
+    def refuse_early(lora_model: str | None, base: str | None) -> None:
+        """Raise what `named` raises where nothing is named, or it is not there: before anything heavy is loaded."""
+        if lora_model is None and base is None:
+            raise UserError("name what is to be asked: --lora-model RUN, --base-model B, or both")
+        if lora_model is not None and not Path(lora_model).expanduser().absolute().exists():
+            raise UserError(f"--lora-model {lora_model}: no such file or folder")
 
     @classmethod
     def of_run(cls, path: Path) -> Target:
@@ -77,7 +86,9 @@ class Target:
 
 def _of_lora_model(lora_model: str, base: str | None, config: Path) -> Target:
     """A run's folder, a file of it, an adapter or a GGUF file; with `base` named for it, or the one that it names itself."""
-    path = Path(lora_model).expanduser().absolute()
+    path = paths.expanded(lora_model).absolute()
+    if path.is_symlink():  # OUTPUT_DIR/lora_adapter
+        path = path.resolve()
     if not path.exists():
         raise UserError(f"--lora-model {lora_model}: no such file or folder")
     if pipes := kept_files.pipes(path):
@@ -118,6 +129,6 @@ def _of_base(name: str, config: Path) -> Target:
 
 
 def _locate(name: str) -> BaseModel:
-    path = Path(name).expanduser()
+    path = paths.expanded(name)
     wanted = Model(base_model_name=str(path.absolute()) if path.exists() else name)
     return base_model.locate(wanted, say=logger.info)

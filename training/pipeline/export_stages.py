@@ -14,7 +14,7 @@ from loguru import logger
 from training import llama, ollama, runs
 from training.base_model import generation
 from training.checks import all_checks
-from training.errors import FinetuneError, RunError
+from training.errors import FinetuneError, RunError, UserError
 from training.ollama import modelfile
 from training.report import gathering
 from training.runs import Run, Stage
@@ -54,10 +54,8 @@ def _stages(job: Job, only: Stage | None, first: Sequence[Stage], tell: Callable
         job.run.update(stage=name)
         try:
             record = work(job)
-        except OSError as error:
-            raise RunError(name, io_errors.told(error, job.run.path), what_is_safe(job)) from error
-        except RunError as error:
-            raise RunError(error.stage, error.message, error.safe or what_is_safe(job)) from error
+        except (OSError, UserError, RunError) as error:
+            raise _failed(name, error, job) from error
         seconds = round(time.perf_counter() - began, 1)
         if name not in first:
             _forget_later(job, name)
@@ -65,6 +63,15 @@ def _stages(job: Job, only: Stage | None, first: Sequence[Stage], tell: Callable
         logger.info("{}: {:.1f} s", name, seconds)
         if tell:
             tell(name, seconds)
+
+
+def _failed(name: Stage, error: OSError | UserError | RunError, job: Job) -> RunError:
+    """What ends a stage, with what is safe and how to go on."""
+    if isinstance(error, OSError):
+        return RunError(name, io_errors.told(error, job.run.path), what_is_safe(job))
+    if isinstance(error, UserError):
+        return RunError(name, io_errors.instead(str(error), error), what_is_safe(job))
+    return RunError(error.stage, io_errors.instead(error.message, error), error.safe or what_is_safe(job))
 
 
 def _gone(job: Job, only: Stage) -> list[Stage]:
@@ -184,16 +191,12 @@ def finish(job: Job) -> None:
 
 def failure(run: Run, code: int, said: dict[str, Any]) -> FinetuneError:
     """What a failed export process, and the last that it said, means to the run that started it."""
+    safe = f"the adapter is safe in {run.path / runs.ADAPTER}; `./run.sh --resume {run.path}` does the rest again"
     if code < 0:
         name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
-        adapter = run.path / runs.ADAPTER
-        return RunError(
-            "export",
-            f"its process was killed by {name}",
-            f"the adapter is safe in {adapter}; `./run.sh --resume {run.path}` does the rest again",
-        )
-    if "message" not in said:
-        return Told("export", f"exit code {code}")
+        return RunError("export", f"its process was killed by {name}", safe)
+    if "message" not in said:  # before it had read the run
+        return RunError("export", f"its process ended with exit code {code}, for the reason above", safe)
     return Told(said["stage"], said["message"], said["safe"])
 
 

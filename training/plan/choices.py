@@ -73,19 +73,24 @@ def engine(settings: Settings, where: str) -> Choice:
     return Choice(name, "training on the CPU" if where == "cpu" else "training on a GPU")
 
 
+def chosen(settings: Settings, key: str, choice: Choice) -> Settings:
+    """The settings with a choice of ours; where its reason is the setting itself, somebody else has made it."""
+    return settings if choice.reason == key.partition(".")[2] else settings.with_choice(key, *choice)
+
+
 def decide(settings: Settings, machine: Machine) -> Settings:
     """Fill in the automatic [Hardware] settings, and what follows from them; each choice keeps its reason."""
     where = device(settings, machine)
-    settings = settings.with_choice("Hardware.DEVICE", where.value, where.reason)
+    settings = chosen(settings, "Hardware.DEVICE", where)
     dtype = precision(settings, machine, where.value)
-    settings = settings.with_choice("Hardware.PRECISION", dtype.value, dtype.reason)
+    settings = chosen(settings, "Hardware.PRECISION", dtype)
     which = engine(settings, where.value)
-    settings = settings.with_choice("Hardware.ENGINE", which.value, which.reason)
+    settings = chosen(settings, "Hardware.ENGINE", which)
     if settings.hardware.num_threads == "auto":
         processes = settings.hardware.num_processes
         reason = "physical cores" if processes == 1 else f"{machine.cores} physical cores for {processes} processes"
         settings = settings.with_choice("Hardware.NUM_THREADS", max(1, machine.cores // processes), reason)
-    if settings.quantization.load_in_4bit and where.value == "cpu":
+    if settings.quantization.load_in_4bit and not where.value.startswith("cuda"):
         settings = settings.with_choice("Quantization.LOAD_IN_4BIT", False, "no CUDA device")
     if settings.training.optim == "auto":
         small = which.value == "unsloth" and where.value != "cpu"
@@ -233,7 +238,7 @@ def choose_for_rows(settings: Settings, base: BaseModel, summary: Summary, machi
     fast = policy.wanted(settings)
     if fast.value is False and settings.hardware.fast_cpu is True:
         raise UserError(f"{settings.place('Hardware.FAST_CPU')}: {fast.reason}")
-    settings = settings.with_choice("Hardware.FAST_CPU", fast.value, fast.reason)
+    settings = chosen(settings, "Hardware.FAST_CPU", fast)
     if fast.value:
         if policy.by_hand(settings, base.config.get("model_type", "")) and (why := fast_loss.built()):
             logger.info(why)

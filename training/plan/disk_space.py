@@ -37,11 +37,10 @@ def checkpointing(settings: Settings, base: BaseModel, summary: Summary, machine
     """Recompute activations in the backward pass only where memory asks for it: it costs a third more time."""
     if settings.hardware.engine == "unsloth" and settings.hardware.device != "cpu":
         return Choice(True, "Unsloth's own, which offloads to the CPU")
-    if settings.hardware.device != "cpu":
-        return Choice(True, "a GPU's memory is better spent on the batch")
     needed = sum(memory.estimate(settings, memory.shape(base.config, base.parameters), summary.total.longest).values())
-    words = f"about {gigabytes(needed)} needed without, {gigabytes(machine.memory_available)} are free"
-    return Choice(needed * memory_fit.MARGIN > machine.memory_available, words)
+    room = memory_fit.free(settings, machine)
+    words = f"about {gigabytes(needed)} needed without, {gigabytes(room)} are free"
+    return Choice(needed * memory_fit.MARGIN > room, words)
 
 
 def disk_needed(settings: Settings, base: BaseModel, steps: int) -> dict[str, int]:

@@ -25,7 +25,7 @@ from training.errors import UserError
 from training.plan import choices, disk_space, memory, memory_fit
 from training.plan.choices import choose_for_rows, fit_to_model
 from training.settings import Settings, clamp, contradictions
-from training.system import foreign_code, paths, privacy, this_machine
+from training.system import foreign_code, paths, privacy, this_machine, wording
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 from training.to_gguf import trial
@@ -172,7 +172,8 @@ def lines(plan: Plan) -> list[str]:
     epochs = plan.steps / plan.steps_per_epoch
     why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"
     shared = f" in {settings.processes} processes" if settings.processes > 1 else ""
-    out.append(f"{plan.steps:,} steps of {settings.rows_a_step} rows{shared} ({why}), {epochs:.2g} epochs")
+    steps, rows = wording.counted(plan.steps, "step"), wording.counted(settings.rows_a_step, "row")
+    out.append(f"{steps} of {rows}{shared} ({why}), {wording.counted(epochs, 'epoch')}")
     free = memory_fit.free(settings, plan.machine)
     out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
     out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({disk_space.words(plan.disk)})")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 from pathlib import PurePosixPath
 
-from training.evaluation import LOSS, Score
-from training.report import checklist, curves
+from training.evaluation import Score
+from training.report import checklist, curves, verdict
 from training.report.blocks import Answers, Block, Commands, Details, Pictures, Section, Table, Text
 from training.report.schema import Report
 from training.system import wording
 
-CLEAR = 0.01  # of the validation loss: a smaller change is not called one
 PERCENTILES = {"50": "median", "100": "most"}
 SHOWN_STEPS = 40  # rows of the table of steps; the rest stands in events.jsonl
 
@@ -27,34 +26,8 @@ def result(report: Report) -> Text:
         return Text(" ".join(f"Failed{where}: {run.error or 'see the log'}".split()), "bad")
     if training is None:
         return Text("Nothing was trained.", "warn")
-    loss = checklist.named(report.scores, LOSS)
-    if loss is not None and loss.verdict and loss.rows and not loss.verdict.startswith("better"):
-        change = f"{LOSS} {wording.number(loss.before, '.3f')} -> {wording.number(loss.after, '.3f')}"
-        if loss.verdict == "worse":
-            return Text(
-                f"Worse: {change}. The tuned model predicts them less well than the base, beyond chance.", "bad"
-            )
-        return Text(f"{loss.verdict.capitalize()} whether it is better: {change}, which may be chance.", "warn")
-    if training.before is None or training.after is None:
-        if loss is not None and loss.verdict == "better":
-            change = f"{loss.before:.3f} -> {loss.after:.3f}" if loss.before and loss.after else ""
-            return Text(f"Better: {LOSS} {change}.", "good")
-        seen = [step.loss for step in training.losses if step.loss is not None]
-        fell = f" Training loss {seen[0]:.3f} -> {seen[-1]:.3f}." if seen else ""
-        return Text(
-            f"Trained without validation rows, so no figure says how well it answers new questions.{fell}", "warn"
-        )
-    change = f"validation loss {training.before:.3f} -> {training.after:.3f}{percent(training.before, training.after)}"
-    if training.after < (1 - CLEAR) * training.before:
-        return Text(f"Better: {change}.", "good")
-    if training.after < (1 + CLEAR) * training.before:
-        return Text(f"Hardly changed: {change}. More steps or a higher LEARNING_RATE would teach it more.", "warn")
-    return Text(f"Worse: {change}. The tuned model predicts the held-out answers less well than the base.", "bad")
-
-
-def percent(before: float, after: float) -> str:
-    """The relative change, as ` (-64.7 %)`."""
-    return f" ({(after - before) / abs(before) * 100:+.1f} %)" if before else ""
+    found = verdict.verdict(report)
+    return Text(found.text, found.tone)
 
 
 def trained(report: Report) -> str:
@@ -63,10 +36,12 @@ def trained(report: Report) -> str:
         report.base.name + (f" ({wording.count(report.base.parameters)} parameters)" if report.base.parameters else "")
     ]
     if report.data and (rows := report.data.rows.get("training")):
-        parts.append(f"{rows:,} rows of {', '.join(dict.fromkeys(_names(report, 'training'))) or 'data'}")
+        parts.append(
+            f"{wording.counted(rows, 'row')} of {', '.join(dict.fromkeys(_names(report, 'training'))) or 'data'}"
+        )
     if report.training:
-        epochs = f" ({report.training.epochs:.1f} epochs)" if report.training.epochs else ""
-        parts.append(f"{report.training.steps:,} steps{epochs}")
+        epochs = f" ({wording.counted(report.training.epochs, 'epoch')})" if report.training.epochs else ""
+        parts.append(f"{wording.counted(report.training.steps, 'step')}{epochs}")
     return ", ".join(parts)
 
 

@@ -28,7 +28,7 @@ from training.report.schema import (
     Sample,
     TrainingFacts,
 )
-from training.runs import Run, State
+from training.runs import Run, State, directory
 from training.system import files, io_errors, paths, records
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def complete(run: Run) -> None:
             "no report: {}. The model is finished; `{}/export_ollama.sh --modelfile-only {}` writes its report",
             io_errors.told(error, run.path), paths.ROOT, run.path,
         )  # fmt: skip
+    directory.point_results(run.path)
     run.update(state="completed", stage=None, progress=100, eta=None, error=None)
 
 

@@ -19,6 +19,7 @@ from loguru import logger
 
 from training.base_model import BaseModel, base_files
 from training.errors import UserError
+from training.runs import pickled
 from training.settings import Settings
 from training.settings.table import TABLE
 from training.system import files, foreign_json, privacy, wire
@@ -286,6 +287,8 @@ def _proved(path: Path) -> Manifest:
             raise ValueError(f"{name} is missing")
         if _digest(path / name) != digest:
             raise ValueError(f"{name} has changed or is cut short")
+        if name.endswith(pickled.ENDS):
+            pickled.prove(path / name)
     _prove_trainer_state(path / TRAINER_STATE, manifest.step)
     return manifest
 
@@ -324,7 +327,10 @@ def _steps(folder: Path) -> list[int]:
 
 def where(folder: Path) -> str:
     """What is safe, in words, for the end of an error message."""
-    last = newest(folder)
+    try:
+        last = newest(folder)
+    except OSError:  # the drive that failed before
+        return f"what is safe there cannot be read now; `./run.sh --resume {folder.parent}` goes on from it"
     if last is None:
-        return "no checkpoint was written yet; nothing else was changed"
+        return f"no checkpoint was written yet; `./run.sh --resume {folder.parent}` begins again"
     return f"the checkpoint of step {last.step} is safe in {last.path}; `./run.sh --resume {folder.parent}` goes on from it"

@@ -32,11 +32,14 @@ from training.system.foreign_json import (
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
 REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
+# In OUTPUT_DIR, for the newest run that is done.
+RESULTS = {"lora_adapter": ADAPTER, "merged_model": MERGED, "final_model": MERGED}
 
 Named = TypeVar("Named")
 Read = TypeVar("Read")
 Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
+PROCESSES = Path("/proc")
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
 WAITS = (0.1, 0.5, 2.0)
 # Of status.json: what everybody who opens a run relies on.
@@ -205,11 +208,28 @@ def unlock(run: Run) -> None:
 
 def point_latest(path: Path) -> None:
     """Let OUTPUT_DIR/latest name this run; on a file system without links, or with a real folder there, leave it."""
-    link = path.parent / "latest"
-    partial = path.parent / f".latest.{os.getpid()}"
+    _point(path.parent / "latest", path.name)
+
+
+def point_results(path: Path) -> None:
+    """Let the names that guides have for what a run makes, beside `latest`, stand for what this finished run has made.
+
+    A name of what it has not made (KEEP_MERGED = false) is taken away: it would stand for an older run.
+    """
+    for name, made in RESULTS.items():
+        link = path.parent / name
+        if (path / made).is_dir():
+            _point(link, f"{path.name}/{made}")
+        elif link.is_symlink():
+            files.remove(link)
+
+
+def _point(link: Path, to: str) -> None:
+    partial = link.with_name(f".{link.name}.{os.getpid()}")
     try:
-        partial.symlink_to(path.name)
-        partial.replace(link)
+        if link.is_symlink() or not link.exists():
+            partial.symlink_to(to)
+            partial.replace(link)
     except OSError:
         files.remove(partial)
 
@@ -230,6 +250,8 @@ def find(output_dir: Path, wanted: Path | str | None) -> Run:
             raise UserError(f"there is no run under {output_dir} yet; ./run.sh starts one")
         return every[-1]
     for path in (Path(wanted), output_dir / str(wanted)):
+        if path.is_symlink():  # OUTPUT_DIR/merged_model
+            path = path.resolve()
         if (path / STATUS).is_file():
             return open_run(path.resolve())
         if path.name in (MERGED, ADAPTER) and (path.parent / STATUS).is_file():
@@ -246,8 +268,10 @@ def history(output_dir: Path) -> list[Run]:
             every.append(open_run(path))
         except Damaged as damage:
             _left_out(str(damage))
-        except (UserError, OSError):
+        except UserError:
             continue
+        except OSError as error:
+            _left_out(io_errors.told(error, path / STATUS))
     return every
 
 
@@ -285,17 +309,30 @@ def identity() -> dict[str, Any]:
 def started(pid: int) -> int | None:
     """The start time of a process in clock ticks since boot (/proc/PID/stat, field 22), or None if there is none."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        stat = (PROCESSES / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat.rpartition(")")[2].split()
+        return None if fields[0] == "Z" else int(fields[19])
+    except (OSError, ValueError, IndexError):
         return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def alive(run: Run) -> bool:
     """Whether the process that works on the run is still the one that wrote status.json."""
     pid, since = run.status.get("pid"), run.status.get("pid_started")
-    return pid is not None and since is not None and started(int(pid)) == since
+    if pid is None or since is not None:
+        return pid is not None and started(int(pid)) == since
+    # Written, and looked at, where /proc tells nothing: then the pid must do.
+    return started(os.getpid()) is None and _is_there(int(pid))
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return pid > 0
 
 
 def state(run: Run) -> State:

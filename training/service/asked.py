@@ -14,24 +14,13 @@ from pathlib import Path
 from training import settings
 from training.errors import UserError
 from training.service.places import Places
-from training.settings import Override, Settings, names, readers, rules
+from training.settings import Override, Settings, other_names, readers, rules
 from training.settings.rules import Given
 from training.settings.table import TABLE, Item
-from training.settings.usage import SETTING_FLAGS
 
-# As services of this kind call them; the flags of the command line and the settings' own names are taken, too.
-NAMES = {
-    "base_model": "Model.BASE_MODEL_NAME",
-    "model_name": "Model.BASE_MODEL_NAME",
-    "dataset_path": "Dataset.DATASET_FILE",
-    "num_epochs": "Training.NUM_TRAIN_EPOCHS",
-}
-FIELDS = {
-    **{key.partition(".")[2].lower(): key for key in TABLE},
-    **{f"lora_{key.partition('.')[2].lower()}".replace("lora_lora_", "lora_"): key for key in TABLE if "LoRA." in key},
-    **{flag[2:].replace("-", "_"): key for flag, key in SETTING_FLAGS.items() if key in TABLE},
-    **NAMES,
-}
+# The names that are taken everywhere: settings, flags, and those of guides; one means two things, and is read below.
+FORMAT = "dataset_format"
+FIELDS = {name.replace("-", "_"): key for name, key in other_names.TAKEN.items() if name != "dataset-format"}
 KINDS_OF_FILE = ("json", "jsonl", "csv", "txt")
 # They make a process listen, or reach out to an address.
 OF_THE_SERVER = ("Hardware.NUM_MACHINES", "Hardware.MACHINE_RANK", "Hardware.MAIN_PROCESS_ADDRESS")
@@ -62,9 +51,13 @@ def settings_of(body: Mapping[str, object], own: Settings, places: Places) -> Se
     fields: dict[str, str] = {}
     for name, value in body.items():
         try:
+            if other_names.plain(name) in other_names.IMPLIED:
+                pairs = other_names.settings_of(name, _plain(value))
+                overrides += [Override(*key.split("."), given, name) for key, given in pairs]
+                continue
             key = _key(name)
             if key is None:
-                _check_kind_of_file(value, body)
+                overrides += _format(value, body)
                 continue
             if key in fields:
                 raise ValueError(f"says the same as {fields[key]}; give one of the two")
@@ -86,22 +79,21 @@ def settings_of(body: Mapping[str, object], own: Settings, places: Places) -> Se
 def _key(name: str) -> str | None:
     """The setting that a field means; None for dataset_format where it names a kind of file. ValueError for none."""
     word = name.lower().replace("-", "_")
-    if word == "dataset_format":
+    if word == FORMAT:
         return None
     if word in FIELDS:
         return FIELDS[word]
-    known = [*FIELDS, "dataset_format"]
-    raise ValueError(f"is not a field{names.did_you_mean(word, known)}")
+    raise ValueError(f"is not a field{other_names.hint(word, 'python')}")
 
 
-def _check_kind_of_file(value: object, body: Mapping[str, object]) -> None:
-    """dataset_format: what the name of the file says already; another one would be read otherwise than meant."""
-    if value not in KINDS_OF_FILE:
-        raise ValueError(f"must be one of {', '.join(KINDS_OF_FILE)}; what the rows hold is said by format")
-    for name in ("dataset_path", "data", "dataset_file"):
-        ending = Path(str(body.get(name, ""))).suffix.lower()[1:]
-        if ending in KINDS_OF_FILE and ending != value:
-            raise ValueError(f"is {value}, and {name} ends in .{ending}, by which it is read")
+def _format(value: object, body: Mapping[str, object]) -> Iterator[Override]:
+    """dataset_format: the kind of the file, which its name says already, or what the rows hold."""
+    file = next((str(body[name]) for name in ("dataset_path", "data", "dataset_file") if name in body), "")
+    if reason := other_names.wrong_form(str(value), file):
+        raise ValueError(reason)
+    for key, given in other_names.settings_of(FORMAT, _plain(value)):
+        section, _, setting = key.partition(".")
+        yield Override(section, setting, given, FORMAT)
 
 
 def _overrides(name: str, key: str, text: str) -> Iterator[Override]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from training.service.asked import NAMES, OF_THE_SERVER
+from training.service.asked import FIELDS, OF_THE_SERVER
 from training.settings import Settings, rules
 from training.settings.table import TABLE, Item
 from training.system import paths
@@ -82,8 +82,7 @@ def _schema(item: Item) -> dict[str, Any]:
     return schema
 
 
-PROPERTIES = {item.key.lower(): _schema(item) for key, item in TABLE.items() if key not in OF_THE_SERVER}
-PROPERTIES |= {name: _schema(TABLE[key]) for name, key in NAMES.items()}
+PROPERTIES = {name: _schema(TABLE[key]) for name, key in FIELDS.items() if key not in OF_THE_SERVER}
 BODY = {
     "requestBody": {
         "required": True,

@@ -14,10 +14,10 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.errors import FinetuneError, UserError
-from training.settings import ini_file, loading, names, usage
+from training.settings import ini_file, loading, other_names, usage
 from training.settings.settings import Override
-from training.settings.table import EVERY
-from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SETTING_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS
+from training.settings.table import EVERY, TABLE
+from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SERVICE_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS
 from training.system import events, paths, privacy
 
 
@@ -52,6 +52,7 @@ class _Parser:
     flags: list[Override] = field(default_factory=list)
     positions: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    form: str = ""  # of --dataset-format
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -93,26 +94,48 @@ def _flag(parser: _Parser, word: str) -> None:
         raise SystemExit(0)
     if name in SWITCHES or name in COMMANDS:
         _command_or_switch(parser, name, value if equals else None)
-    elif name in SETTING_FLAGS or name in ("--config", "--set"):
+    elif name in ("--config", "--set"):
         if not equals:
             value = _next(parser)
         if not value:
             parser.problems.append(f"{name} needs a value" + (": Section.KEY=VALUE" if name == "--set" else ""))
         elif name == "--config":
             parser.config = value
-        elif name == "--set":
-            _set(parser, value)
-        elif value in NOT_GIVEN:
-            parser.problems.append(
-                f"{name} {value}: is no value; leave the flag out to take the one in the settings file"
-            )
         else:
-            parser.flags += _override(SETTING_FLAGS[name], value, name)
+            _set(parser, value)
+    elif name in SERVICE_FLAGS or (name.startswith("--") and other_names.is_taken(name)):
+        _setting(parser, name, value if equals else None)
     else:
-        known = (*SETTING_FLAGS, *COMMANDS, *SWITCHES, "--config", "--set", "--help")
-        parser.problems.append(f"{ini_file.show(name)} is not a flag{names.did_you_mean(name, known)}")
+        parser.problems.append(f"{ini_file.show(name)} is not a flag{other_names.hint(name, 'flag')}")
         if parser.left and not parser.left[0].startswith("-"):
             parser.left.pop(0)  # its value, most likely: not one more position
+
+
+def _setting(parser: _Parser, name: str, value: str | None) -> None:
+    """A flag that gives a setting its value. One that is true or false may stand alone for true."""
+    if value is None and name not in SERVICE_FLAGS and other_names.is_switch(name):
+        value = parser.left.pop(0) if parser.left and parser.left[0].lower() in ("true", "false", "auto") else "true"
+    if value is None:
+        value = _next(parser)
+    if not value:
+        parser.problems.append(f"{name} needs a value")
+    elif value in NOT_GIVEN:
+        parser.problems.append(f"{name} {value}: is no value; leave the flag out to take the one in the settings file")
+    else:
+        try:
+            parser.flags += _overrides(name, value)
+        except ValueError as error:
+            parser.problems.append(f"{name} {ini_file.show(value)}: {error}")
+        if name == "--dataset-format":
+            parser.form = value
+
+
+def _overrides(name: str, value: str) -> Iterator[Override]:
+    pairs = [(SERVICE_FLAGS[name], value)] if name in SERVICE_FLAGS else other_names.settings_of(name, value)
+    for key, given in pairs:
+        item = EVERY[key]
+        source = f"{name}: {key}" if other_names.plain(name) in other_names.IMPLIED else name
+        yield Override(item.section, item.key, given, source)
 
 
 def _next(parser: _Parser) -> str:
@@ -149,24 +172,34 @@ def _set(parser: _Parser, text: str) -> None:
     parser.problems.append(f"--set {ini_file.show(text)}: write {example}")
 
 
-def _override(key: str, value: str, source: str) -> Iterator[Override]:
-    item = EVERY[key]
-    yield Override(item.section, item.key, value, source)
-    if key == "Training.NUM_TRAIN_EPOCHS":
-        yield Override("Training", "MAX_STEPS", "0", source)
-
-
 def _positions(parser: _Parser) -> Iterator[Override]:
     """The overrides of DATA OUTPUT_DIR BASE_MODEL EPOCHS. An empty one was not given."""
     for number, ((label, key), value) in enumerate(zip(POSITIONS, parser.positions), start=1):  # noqa: B905
         source = f"argument {number} ({label})"
         if value in NOT_GIVEN:
             parser.problems.append(f'{source} = {value}: is no value; give "" to take the one in the settings file')
+        elif value and number == 1 and not parser.commands and (instead := _command_instead(value)):
+            parser.problems.append(instead)
+            return
         elif value:
-            yield from _override(key, value, source)
+            for set_key, given in other_names.settings_of(TABLE[key].key, value):
+                yield Override(TABLE[set_key].section, TABLE[set_key].key, given, source)
     if len(parser.positions) > len(POSITIONS):
         extra = ", ".join(ini_file.show(text) for text in parser.positions[len(POSITIONS) :])
         parser.problems.append(f"too many arguments: {extra}; there are four: {' '.join(p for p, _ in POSITIONS)}")
+
+
+def _command_instead(word: str) -> str:
+    """What to write for a command that was given as a bare word, where no file has its name."""
+    instead = other_names.instead_of(word)
+    try:
+        return (
+            f"{word} is read as DATA, and there is no such file; {instead}"
+            if instead and not Path(word).exists()
+            else ""
+        )
+    except OSError:
+        return ""
 
 
 def _check_together(parser: _Parser) -> None:
@@ -175,6 +208,9 @@ def _check_together(parser: _Parser) -> None:
         parser.problems.append(f"{' and '.join(parser.commands)} exclude each other")
         return
     command = parser.commands[0].removeprefix("--") if parser.commands else "run"
+    data = [flag.value for flag in parser.flags if flag.key == "DATASET_FILE"]
+    if data and (reason := other_names.wrong_form(parser.form, data[-1])):
+        parser.problems.append(f"--dataset-format {parser.form}: {reason}")
     if command == "compare" and len(parser.runs) < 2:
         parser.problems.append("--compare needs two runs or more: --compare RUN RUN; --history lists them")
     for switch in sorted(parser.switches):
@@ -182,7 +218,7 @@ def _check_together(parser: _Parser) -> None:
             parser.problems.append(f"{switch} does not go with {'a run' if command == 'run' else '--' + command}")
     if {"--detach", "--events"} <= parser.switches:
         parser.problems.append("--detach and --events exclude each other: follow with --follow --events")
-    if command not in (*TRAINS, "check") and any(parser.positions):
+    if command not in (*TRAINS, "check", "prove") and any(parser.positions):
         parser.problems.append(f"--{command} takes {COMMANDS['--' + command][0] or 'no further argument'}")
 
 
@@ -209,7 +245,7 @@ def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
     privacy.tell(error)
     if "--events" in argv and "--follow" not in argv:  # there the lines are another run's
         with suppress(OSError):  # nobody listens any more
-            print(events.as_line("failed", exit_code=error.exit_code, error=str(error)), flush=True)
+            print(events.as_line("failed", exit_code=error.exit_code, error=str(error), **error.parts()), flush=True)
     return error.exit_code
 
 
@@ -217,7 +253,7 @@ def main(argv: Sequence[str], check_packages: bool = False) -> int:
     """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
     try:
         arguments = parse(argv)
-        if arguments.command in ("run", "check", "serve"):
+        if arguments.command in ("run", "check", "prove", "serve"):
             loading.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
         return refuse(error, argv)

@@ -20,7 +20,7 @@ LARGEST = 1 << 20  # bytes; a settings file of a megabyte is some other file
 MOST_PROBLEMS = 100
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"'}
 
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"(?:\s*|\s+[#;].*)', re.DOTALL)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"(?:\s*|\s+([#;].*))', re.DOTALL)
 _COMMENT = re.compile(r"\s[#;].*", re.DOTALL)
 _PLAIN = re.compile(r'[^\s"\'#;@\\](?:[^\x00-\x1f\x7f"\\]*[^\s"\\])?')
 
@@ -144,7 +144,7 @@ def _add(ini: Ini, section: str, key: str, rest: str, number: int) -> None:
         value = rest[: comment.start()] if comment else rest
         ini.entries.append(Entry(section, key, value.strip(), False, number, comment[0].strip() if comment else ""))
     elif match := _QUOTED.fullmatch(rest.strip()):
-        ini.entries.append(Entry(section, key, unescape(match[1]), True, number))
+        ini.entries.append(Entry(section, key, unescape(match[1]), True, number, match[2] or ""))
     else:
         reason = f'[{show(section)}] {show(key)}: the value begins with a quotation mark but does not end with one; write \\" inside'
         ini.problems.append((number, reason))

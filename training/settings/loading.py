@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.errors import UserError
-from training.settings import contradictions, ini_file, names, rules
+from training.settings import contradictions, ini_file, other_names, rules, yaml_file
 from training.settings.ini_file import Ini
 from training.settings.rules import Given
-from training.settings.settings import Override, Settings, default_of, place_of
+from training.settings.settings import AUTOMATIC, DEFAULT, Override, Settings, default_of, place_of
 from training.settings.table import (
     EVERY,
     EVERY_SECTION,
@@ -42,13 +43,29 @@ def load(
     package of REPORT_TO must be installed; false before the set-up. Raises UserError with all problems at once.
     """
     config = Path(os.path.abspath(config))  # noqa: PTH100 - resolve() would follow a link away from the relative paths
+    if config.suffix.lower() in yaml_file.ENDINGS:
+        raise yaml_file.refused(config)
     file = ini_file.read(config)
+    return of(file, config, overrides, check_files=check_files, check_packages=check_packages)
+
+
+def of(
+    file: Ini,
+    config: Path,
+    overrides: Sequence[Override] = (),
+    *,
+    check_files: bool = True,
+    check_packages: bool = False,
+    unknown: Sequence[str] = (),
+) -> Settings:
+    """The same of what a file says (of nothing: Ini()), `config` being its place; `unknown`: problems found before."""
     written, lines, others = _collect(file, config, overrides)
+    others += unknown
     problems = lines + [(line, f"{config.name}:{line}: {reason}") for line, reason in file.problems]
     sections: dict[str, dict[str, Any]] = {section: {} for section in EVERY_SECTION}
     bad: set[str] = set()
     for key, item in EVERY.items():
-        default = _Written(Given(rules.write(item.rule.default), config.parent), 0, "default")
+        default = _Written(Given(rules.write(item.rule.default), config.parent), 0, DEFAULT)
         given, line, origin = written.get(key, default)
         value = default_of(item, Path("/"))  # stands in for a value that cannot be read
         try:
@@ -81,6 +98,34 @@ def load(
     return settings
 
 
+def of_run(
+    config: Path, overrides: Sequence[Override] = (), *, check_files: bool = True, check_packages: bool = False
+) -> Settings:
+    """`load` for a run's own config.ini, which says behind each value who chose it: that is known of it then, too."""
+    settings = load(config, overrides, check_files=check_files, check_packages=check_packages)
+    origins, choices = dict(settings.origins), []
+    for entry in ini_file.read(config).entries:
+        key, said = f"{entry.section}.{entry.key}", entry.comment[1:].strip()
+        # It is given beside the file where it does not come from this line.
+        if origins.get(key) != f"{config.name}:{entry.line}" or not said:
+            continue
+        reason = said.removeprefix(AUTOMATIC)
+        if said == DEFAULT:
+            if _is_default(settings, key):
+                del origins[key]
+        elif reason == said:
+            origins[key] = said
+        elif reason != entry.key:
+            del origins[key]
+            choices.append((key, settings.get(key), reason))
+    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices))
+
+
+def _is_default(settings: Settings, key: str) -> bool:
+    """Whether the value is the default; a path of a run may have started elsewhere."""
+    return isinstance(settings.get(key), Path) or settings.get(key) == settings.default(key)
+
+
 def _without_others_rows(settings: Settings) -> Settings:
     """Rows given on the command line are not measured on the validation rows that the file names for its own rows."""
     own_file = f"{settings.config.name}:"
@@ -98,7 +143,10 @@ def _collect(
     """What was given for each Section.KEY; the unknown names in the file, with their lines; and those beside it."""
     written: dict[str, _Written] = {}
     problems = [
-        (line, f"{config.name}:{line}: [{ini_file.show(section)}] is not a section{_near(section, EVERY_SECTION)}")
+        (
+            line,
+            f"{config.name}:{line}: [{ini_file.show(section)}] is not a section{other_names.hint_for_section(section)}",
+        )
         for section, line in file.sections.items()
         if section not in EVERY_SECTION
     ]
@@ -114,18 +162,14 @@ def _collect(
     for override in overrides:
         key, section = f"{override.section}.{override.key}", override.section
         if key in EVERY:
-            written[key] = _Written(Given(override.value, here()), 0, override.source)
+            written[key] = _Written(Given(override.value, here(), override.literal), 0, override.source)
         elif section in EVERY_SECTION:
             others.append(f"{override.source}: {unknown_key(section, override.key)}")
         else:
             others.append(
-                f"{override.source}: [{ini_file.show(section)}] is not a section{_near(section, EVERY_SECTION)}"
+                f"{override.source}: [{ini_file.show(section)}] is not a section{other_names.hint_for_section(section)}"
             )
     return written, problems, others
-
-
-def _near(word: str, options: Collection[str]) -> str:
-    return names.did_you_mean(word, options, f"there are {', '.join(options)}")
 
 
 def unknown_key(section: str, key: str) -> str:
@@ -136,7 +180,7 @@ def unknown_key(section: str, key: str) -> str:
     elsewhere = [item.section for item in EVERY.values() if item.key == key.upper() and item.section != section]
     if elsewhere:
         return f"{message}; {key.upper()} belongs in [{elsewhere[0]}]"
-    return message + names.did_you_mean(key, [item.key for item in EVERY.values() if item.section == section])
+    return message + other_names.hint(key, "key", section)
 
 
 MOST_SHOWN = 50

@@ -50,12 +50,41 @@ def check_model_name(name: str) -> None:
             )
 
 
+# Of did_you_mean: how alike two names must be, and where one is split in words and the other is not. A slip of the
+# fingers is above it; another word is below.
+ALIKE, JOINED = 0.8, 0.9
+MOST_OFFERED = 3
+
+
 def did_you_mean(word: str, options: Iterable[str], otherwise: str = "") -> str:
-    """`; did you mean X?` for the option nearest to `word`; where none is near, `; otherwise`, or nothing."""
+    """`; did you mean X?` for the options that differ by a slip of the fingers; without any, `; otherwise`, or nothing.
+
+    Another digit is no slip: q4 and q5 are two things.
+    """
+    by_lower = {option.lower(): option for option in options}
+    alike = {option: _alikeness(word.lower(), option) for option in by_lower if _digits(word) == _digits(option)}
+    best = max(alike.values(), default=0.0)
+    if best >= ALIKE:
+        near = [by_lower[option] for option, ratio in alike.items() if ratio == best][:MOST_OFFERED]
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; {otherwise}" if otherwise else ""
+
+
+def _alikeness(word: str, option: str) -> float:
+    """From 0 to 1; 0 where a word of the one is another word in the other: eval_batch_size is no train_batch_size."""
+    ours, theirs = (re.split("[-_]", name.strip("-_")) for name in (word, option))
+    whole = _ratio("".join(ours), "".join(theirs))
+    if len(ours) != len(theirs):
+        return whole if whole >= JOINED else 0.0
+    slips = all(a[:1] == b[:1] and _ratio(a, b) >= ALIKE - 0.1 for a, b in zip(ours, theirs, strict=True))
+    return whole if slips else 0.0
+
+
+def _ratio(one: str, other: str) -> float:
     import difflib
 
-    by_lower = {option.lower(): option for option in options}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {by_lower[near[0]]}?"
-    return f"; {otherwise}" if otherwise else ""
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _digits(name: str) -> list[str]:
+    return re.findall("[0-9]", name)

@@ -6,6 +6,7 @@ Each takes what was given and the setting's rule, and raises ValueError with wha
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from training.errors import UserError
@@ -24,7 +25,7 @@ def base_model(given: Given, rule: Rule) -> str:
     if re.match("https?://", name):
         raise ValueError("is an address; write the Hub id, such as Qwen/Qwen3-0.6B")
     if is_path(name) or (name != rule.default and _is_there(given.folder / name)):
-        return str(rules.absolute_path(Given(name, given.folder), rule))
+        return str(_named_now(rules.absolute_path(Given(name, given.folder), rule)))
     if not re.fullmatch(r"[A-Za-z0-9_.:/\-]+", name):
         raise ValueError("is neither a Hub id (letters, digits, - _ . and one /) nor an existing folder or .gguf file")
     if name.count("/") > 1 and ":" not in name:
@@ -32,6 +33,15 @@ def base_model(given: Given, rule: Rule) -> str:
             f"no such folder ({ini_file.shown(given.folder / name)}); a Hub id has one / only, as in Qwen/Qwen3-0.6B"
         )
     return name
+
+
+def _named_now(path: Path) -> Path:
+    """A path through the link `latest` by the run that it names: as soon as a run begins, it names that one."""
+    with suppress(OSError):
+        for part in (path, *path.parents):
+            if part.name == "latest" and part.is_symlink():
+                return part.resolve() / path.relative_to(part)
+    return path
 
 
 def _is_there(path: Path) -> bool:

@@ -168,7 +168,7 @@ def free_text(given: Given, rule: Rule) -> str:
 def optional_text(given: Given, rule: Rule) -> str | None:
     """Free text; an empty value, or the bare word none, is None."""
     # A heading or a template: hardly meant as a comment.
-    if given.comment.startswith("##") or "{" in given.comment:
+    if not given.quoted and (given.comment.startswith("##") or "{" in given.comment):
         raise ValueError(
             f"{ini_file.show(given.comment, 30)} is read as a comment; put the whole text in double quotes"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,10 @@ from training.settings.table import (
     Training,
 )
 
+# Where a value comes from, beside a place such as config.ini:14 or --epochs.
+DEFAULT, AUTOMATIC = "default", "automatic: "
+IN_A_FILE = re.compile(r"(?!--|argument ).*:\d+")
+
 
 @dataclass(frozen=True)
 class Override:
@@ -34,6 +39,7 @@ class Override:
     key: str
     value: str
     source: str
+    literal: bool = False  # the text as it stands: no escapes, no @file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ class Settings:
     def origin(self, key: str) -> str:
         """Where the value of "Section.KEY" came from: "default", "config.ini:14", "--epochs", "automatic: <reason>"."""
         chosen = {name: reason for name, _, reason in self.choices}
-        return f"automatic: {chosen[key]}" if key in chosen else self.origins.get(key, "default")
+        return f"{AUTOMATIC}{chosen[key]}" if key in chosen else self.origins.get(key, DEFAULT)
 
     def default(self, key: str) -> Any:
         """The default of "Section.KEY"; paths start where the settings file is."""
@@ -100,10 +106,10 @@ class Settings:
 
         The shipped file shows every default; nobody is to be held to what he did not change.
         """
-        origin = self.origins.get(key, "default")
-        if origin == "default" or any(key == name for name, _, _ in self.choices):
+        origin = self.origins.get(key, DEFAULT)
+        if origin == DEFAULT or any(key == name for name, _, _ in self.choices):
             return False
-        return not origin.startswith(f"{self.config.name}:") or self.get(key) != self.default(key)
+        return not IN_A_FILE.fullmatch(origin) or self.get(key) != self.default(key)
 
     def with_choice(self, key: str, value: object, reason: str) -> Settings:
         """These settings with an automatic choice filled in; a later choice for the same key takes its place."""
@@ -116,7 +122,7 @@ class Settings:
 
     def place(self, key: str) -> str:
         """A setting for an error message, with where it was given: "config.ini:14: [LoRA] R = 0"."""
-        return place_of(EVERY[key], ini_file.show(rules.write(self.get(key))), self.origins.get(key, "default"))
+        return place_of(EVERY[key], ini_file.show(rules.write(self.get(key))), self.origins.get(key, DEFAULT))
 
     def as_dict(self) -> dict[str, dict[str, object]]:
         """All values by section and KEY, as JSON has them: paths as text, lists as lists."""
@@ -126,9 +132,16 @@ class Settings:
         return record
 
     def differences(self) -> list[tuple[str, object, object, str]]:
-        """What is not at its default: (Section.KEY, value, default, origin), values as in as_dict()."""
+        """What is not at its default: (Section.KEY, value, default, origin), values as in as_dict().
+
+        A default that is a path starts elsewhere in a run's own file; it is one all the same.
+        """
         rows = [(key, self.get(key), self.default(key), self.origin(key)) for key in TABLE]
-        return [(key, _plain(now), _plain(then), origin) for key, now, then, origin in rows if now != then]
+        return [
+            (key, _plain(now), _plain(then), origin)
+            for key, now, then, origin in rows
+            if now != then and origin != DEFAULT
+        ]
 
     def to_ini(self) -> str:
         """The text of a settings file that load() reads back to equal settings, with the origin of each value."""
@@ -154,8 +167,10 @@ def default_of(item: Item, folder: Path) -> Any:
 
 def place_of(item: Item, text: str, origin: str) -> str:
     if origin.startswith("--"):
-        return f"{origin}={text}" if origin.startswith("--set ") else f"{origin} {text}"
+        return f"{origin}={text}" if origin.startswith("--set ") or ": " in origin else f"{origin} {text}"
+    if origin.endswith("="):  # of a call in Python
+        return f"{origin}{text}"
     if origin.startswith("argument "):
         return f"{origin} = {text}"
     setting_and_value = f"[{item.section}] {item.key} = {text}" if text else f"[{item.section}] {item.key} is empty"
-    return setting_and_value if origin == "default" else f"{origin}: {setting_and_value}"
+    return setting_and_value if origin == DEFAULT else f"{origin}: {setting_and_value}"

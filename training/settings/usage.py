@@ -18,9 +18,9 @@ SETTING_FLAGS = {
     "--max-length": "Model.MAX_SEQ_LENGTH",
     "--lora-r": "LoRA.R",
     "--name": "Model.NEW_MODEL_NAME",
-    "--host": "Service.HOST",
-    "--port": "Service.PORT",
 }
+# Flags of --serve. They are no settings of a run.
+SERVICE_FLAGS = {"--host": "Service.HOST", "--port": "Service.PORT"}
 POSITIONS = (
     ("DATA", "Dataset.DATASET_FILE"),
     ("OUTPUT_DIR", "Training.OUTPUT_DIR"),
@@ -30,6 +30,10 @@ POSITIONS = (
 # Flags that say what to do, instead of a run: whether a RUN, or several, may follow, and the help.
 COMMANDS = {
     "--check": ("", "check settings, data, machine and disk; print the plan; train nothing"),
+    "--prove": (
+        "",
+        "five steps by each engine on the same batches: do they agree, which is the fastest, does memory do",
+    ),
     "--resume": ("[RUN]", "go on with an interrupted run"),
     "--status": ("[RUN]", "what state a run is in"),
     "--follow": ("[RUN]", "show the log of a run as it grows"),
@@ -64,9 +68,17 @@ def help_text() -> str:
         'DATA OUTPUT_DIR BASE_MODEL EPOCHS take the place of settings; "" leaves one as it is.',
         "",
         "Settings for this run (a flag beats an argument, that beats the file, that beats the default):",
-        *_rows([(f"{flag} VALUE", f"[{EVERY[key].section}] {EVERY[key].key}") for flag, key in SETTING_FLAGS.items()]),
+        *_rows(
+            [
+                (f"{flag} VALUE", f"[{EVERY[key].section}] {EVERY[key].key}")
+                for flag, key in {**SETTING_FLAGS, **SERVICE_FLAGS}.items()
+            ]
+        ),
         *_rows([("--set Section.KEY=VALUE", "any setting; may be repeated"), ("--config FILE", "the settings file")]),
         "EPOCHS and --epochs set MAX_STEPS to 0 as well. Paths start in the folder you are in.",
+        "Every setting is a flag by its own name, too (--save-steps 50), and some by those of guides: --base-model,",
+        "--train-data, --dataset-path, --val-data, --num-epochs, --use-quantization, --dataset-format, --use-wandb,",
+        "--wandb-project, --wandb-run-name, --fp16, --bf16. Underscores do for dashes.",
         "",
         "Instead of a run:",
         *_rows([(f"{flag} {takes}".strip(), text) for flag, (takes, text) in COMMANDS.items()]),

@@ -58,7 +58,12 @@ def whole_folder(path: Path, shared: bool = False) -> Iterator[Path]:
         old = path.with_name(f"{path.name}.old.{os.getpid()}{PARTIAL}")
         if path.exists():
             path.replace(old)  # renamed, not removed: a kill between the two must not cost both
-        partial.replace(path)
+        try:
+            partial.replace(path)
+        except OSError:
+            with suppress(OSError):  # there is none, or nothing can be renamed any more
+                old.replace(path)
+            raise
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:

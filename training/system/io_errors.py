@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.system.wording import first_line
@@ -24,6 +25,11 @@ REMEDIES = {
 # What libraries say of it when they do not say it with an OSError: safetensors and tokenizers (Rust), torch.
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _WRITE_FAILED = ("file write failed", "unexpected pos", "PytorchStreamWriter failed")
+
+# What a drive or a network drive says of itself, never of a file that a user has left out or spoiled.
+_OF_DRIVES = (errno.EIO, errno.EDQUOT, errno.EROFS, errno.ESTALE)
+# How a program that was started says it, at the end of its traceback.
+_QUOTED = re.compile(r"\[Errno (\d+)\] [^:]*: '([^']+)'")
 
 # OSErrors that are about no file.
 _OF_PROCESSES = (ConnectionError, BrokenPipeError, ChildProcessError, ProcessLookupError, BlockingIOError)
@@ -45,6 +51,35 @@ def is_one(error: BaseException) -> bool:
     return number(error) is not None or any(words in str(error) for words in _WRITE_FAILED)
 
 
+def behind(error: BaseException) -> BaseException | None:
+    """The failure of a drive that an error came of, whatever was made of it: a file that cannot be read is a damaged
+    model to whoever reads models."""
+    found: BaseException | None = error
+    while found is not None:
+        if is_one(found) and number(found) in _OF_DRIVES:
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def instead(message: str, error: BaseException) -> str:
+    """The message of an error; that of the drive behind it where there is one, which the reader did not know."""
+    refused = behind(error)
+    remedy = REMEDIES.get(number(refused) or 0, "") if refused else ""
+    if not refused or remedy in message:
+        return message
+    named = isinstance(refused, OSError) and refused.filename is not None
+    return told(refused) if named else f"{message}; {remedy}"
+
+
+def quoted(lines: Sequence[str]) -> OSError | None:
+    """The failure of a drive that a program which was started has died of, by what it printed last of it."""
+    for line in reversed(lines):
+        if (found := _QUOTED.search(line)) and int(found[1]) in _OF_DRIVES:
+            return OSError(int(found[1]), os.strerror(int(found[1])), found[2])
+    return None
+
+
 def told(error: BaseException, beside: Path | None = None) -> str:
     """FILE: what happened; what would do. `beside`: a folder on the same disk, for an error that names no file."""
     code, name = number(error), getattr(error, "filename", None)
@@ -53,7 +88,8 @@ def told(error: BaseException, beside: Path | None = None) -> str:
         return _no_room(path)
     if code is None:
         return f"a file under {beside} could not be written ({first_line(error)}): look whether the disk is full"
-    words = f"{path}: {os.strerror(code)}" if path else os.strerror(code)
+    what = os.strerror(code) if isinstance(error, OSError) else first_line(error)
+    words = f"{path}: {what}" if path else what
     return f"{words}; {REMEDIES[code]}" if code in REMEDIES else words
 
 

@@ -6,9 +6,9 @@ It stands in the environment, for a run keeps its settings in a file that is sho
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from training.errors import UserError
+from training.system import paths
 
 SECRET = "FINETUNE_MACHINES_SECRET"
 # Characters: who listens on the network can try short ones out.
@@ -24,7 +24,7 @@ def secret() -> bytes:
     text = os.environ.get(SECRET, "").strip()
     if text.startswith("@"):
         try:
-            text = Path(text[1:]).expanduser().read_text(encoding="utf-8").strip()
+            text = paths.expanded(text[1:]).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is no text"
             raise UserError(f"{SECRET} = {text}: this file cannot be read ({reason})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 import unicodedata
+from collections.abc import Sequence
 
 
 def number(value: float | None, form: str = ".4g") -> str:
@@ -33,6 +34,17 @@ def count(value: int) -> str:
         if value >= unit:
             return f"{value / unit:.3g} {name}"
     return f"{value:,}"
+
+
+def counted(number: float, noun: str) -> str:
+    """A number with its noun: 1 row, 12 rows, 1.5 epochs."""
+    said = f"{number:,.2g}" if number < 10 and number != int(number) else f"{number:,.0f}"
+    return f"{said} {noun}{'s' * (said != '1')}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Several things in a sentence: a; a and b; a, b and c."""
+    return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
 def size(value: int) -> str:

@@ -205,7 +205,8 @@ def work(stage: str, out: Path, need: int, arguments: Sequence[object], progress
             if io_errors.out_of_inodes(out.parent):
                 raise RunError(stage, io_errors.told(OSError(errno.ENOSPC, ""), out))
             raise RunError(stage, f"the disk is full: {out} needs {need:,} bytes, {free:,} are free")
-        raise RunError(stage, reason(printed, code))
+        refused = io_errors.quoted(printed)
+        raise RunError(stage, io_errors.told(refused) if refused else reason(printed, code))
     return printed
 
 

@@ -127,11 +127,10 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
     """
     started = time.monotonic()
     planned = plan(base, adapter)
-    safe = f"The trained adapter is safe in {adapter}."
     needed = merge_bytes(base)
     free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
     if free < needed:
-        raise RunError("merge", _disk(out, needed, free), safe)
+        raise RunError("merge", _disk(out, needed, free))
     try:
         with whole_folder(out, shared=True) as folder:
             template = _copy_files(base, folder, planned, chat_template)
@@ -142,7 +141,7 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
     except OSError as error:
         full = error.errno == errno.ENOSPC and not io_errors.out_of_inodes(out)
         words = _disk(out, needed, 0) if full else f"{out} cannot be written: {io_errors.told(error, out)}"
-        raise RunError("merge", words, safe) from error
+        raise RunError("merge", words) from error
     written = planned.outputs.values()
     return MergeRecord(
         path=str(out),

@@ -52,17 +52,13 @@ class Checkpoints(Mixin):
     def _save_rng_state(self, output_dir: str) -> None:
         import torch
 
-        if self.watch.team.size == 1:
-            now = random_state.take()
-            random_state.put_back(self._state_to_resume_from())
-            super()._save_rng_state(output_dir)
-            random_state.put_back(now)
-            return
         for rank, told in enumerate(self._states):
-            state = random_state.heard(told)
-            # Under the names that the trainer looks for.
-            named = {"python": state.python, "numpy": state.numpy, "cpu": state.torch, "cuda": state.cuda}
-            torch.save(named, Path(output_dir) / f"rng_state_{rank}.pth")
+            state = random_state.named(random_state.heard(told), alone=len(self._states) == 1)
+            torch.save(state, Path(output_dir) / self._states_file(rank))
+
+    def _states_file(self, rank: int) -> str:
+        """Where the trainer looks for the random state of a rank."""
+        return f"rng_state_{rank}.pth" if self.watch.team.size > 1 else "rng_state.pth"
 
     def _state_to_resume_from(self) -> RandomState:
         """A partial accumulation is thrown away on resume, and with it the randomness that it used up."""
@@ -70,6 +66,8 @@ class Checkpoints(Mixin):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            random_state.put_back_xpu(Path(checkpoint) / self._states_file(self.watch.team.rank))
         self.watch.random_state = random_state.take()
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:

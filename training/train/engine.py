@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +25,7 @@ from training.system import temporary
 from training.system.wording import first_line
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -202,8 +203,7 @@ def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrained
             use_safetensors=True,
             output_loading_info=True,
             trust_remote_code=settings.model.trust_remote_code,
-            # The one card that is visible.
-            device_map=None if on_cpu else {"": settings.hardware.device.partition(":")[0]},
+            device_map=device_map(settings),
             **options,
         )
     # Two things, because of output_loading_info.
@@ -212,6 +212,32 @@ def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrained
     _name(model, base, folder)
     model.config.use_cache = False
     return model
+
+
+def device_map(settings: Settings) -> dict[str, str] | None:
+    """The device map of transformers: the one card that is visible, by its number.
+
+    Without the number accelerate refuses to train a model in 4 bits in several processes, as one on another device.
+    """
+    kind = settings.hardware.device.partition(":")[0]
+    return None if kind == "cpu" else {"": f"{kind}:0"}
+
+
+def trained_dtypes(model: PeftModel) -> dict[str, torch.dtype]:
+    """The dtype of every trained parameter, by name."""
+    return {name: value.dtype for name, value in model.named_parameters() if value.requires_grad}
+
+
+def put_back_dtypes(model: PeftModel, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Trained parameters in these dtypes again, before an optimizer is made of them.
+
+    TRL's trainer casts them to bf16 where the base is in 4 bits (trl 1.14.2, sft_trainer.py): small updates would be
+    rounded away, AdamW's moments would be in bf16 too, a resumed run, whose adapter PEFT loads in float32, would differ
+    from an undisturbed one, and fp16's loss scaler cannot unscale bf16 gradients.
+    """
+    for name, value in model.named_parameters():
+        if name in dtypes and value.dtype != dtypes[name]:
+            value.data = value.data.to(dtypes[name])
 
 
 def _require_lengths(model: PeftModel) -> None:

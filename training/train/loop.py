@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,13 +15,13 @@ from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
 from training.system import io_errors
 from training.system.wording import first_line
-from training.train import callback, hooks, machines, updates
+from training.train import callback, engine, hooks, machines, updates
 from training.train.adapter_files import disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
 from training.train.engine import Loaded
 from training.train.order import Order
 from training.train.state import Session
-from training.train.trouble import OutOfMemory, StopNow, is_out_of_memory, memory_watched
+from training.train.trouble import OutOfMemory, StopNow, free_memory, is_out_of_memory, memory_watched
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -102,15 +101,29 @@ def follow(loaded: Loaded, order: Order, session: Session) -> None:
             session.first_step = found.step
             logger.info("going on from the checkpoint of step {}", found.step)
         session.trainer = build(loaded, order, session)
-        try:
-            _run(session, found)
+        too_much = _tried(session, found)
+        if too_much is None:
             return
-        except OutOfMemory as error:
-            # Where it is one rank's alone the others are elsewhere, and wait for it.
-            if watch.team.size > 1 and not error.together:
-                raise RunError("training", f"{error}; {SMALLER}", checkpoint.where(watch.folder)) from error
-            _shrink(session, str(error))
-            shrunk = True
+        # What the step held has gone with its error; a checkpoint is written before the next try, and needs room.
+        free_memory()
+        _shrink(session, too_much)
+        shrunk = True
+
+
+def _tried(session: Session, found: Checkpoint | None) -> str | None:
+    """`_run`; where all ranks ran out of memory, what was said.
+
+    Nothing of the error is given on: its traceback would hold the frames of the failed step, and they its activations.
+    """
+    watch = session.watch
+    try:
+        _run(session, found)
+    except OutOfMemory as error:
+        # Where it is one rank's alone the others are elsewhere, and wait for it.
+        if watch.team.size > 1 and not error.together:
+            raise RunError("training", f"{error}; {SMALLER}", checkpoint.where(watch.folder)) from error
+        return str(error)
+    return None
 
 
 def _newest(session: Session) -> Checkpoint | None:
@@ -194,7 +207,7 @@ def _shrink(session: Session, error: str) -> None:
     session.close_bar()
     # Its memory must be free before the next one is built.
     del trainer, session.trainer
-    gc.collect()
+    free_memory()
 
 
 def build(loaded: Loaded, order: Order, session: Session) -> Mixin:
@@ -205,6 +218,8 @@ def build(loaded: Loaded, order: Order, session: Session) -> Mixin:
     columns, validation = ["input_ids", "labels"], order.validation
     fresh = session.watch.carried.before is None
     options = arguments(order.settings, session.run.path, session.watch.micro_batch, validation is not None, fresh)
+    # Unsloth's own trainer casts nothing.
+    dtypes = engine.trained_dtypes(loaded.model) if order.settings.hardware.engine == "transformers" else None
     trainer = hooks.hooked(loaded.trainer_class, session.watch)(
         model=loaded.model,
         args=loaded.config_class(**options),
@@ -213,6 +228,8 @@ def build(loaded: Loaded, order: Order, session: Session) -> Mixin:
         processing_class=loaded.tokenizer,
         callbacks=[callback.callback(session)],
     )
+    if dtypes is not None:
+        engine.put_back_dtypes(loaded.model, dtypes)
     # Unsloth turns these on, and a validation after the last step would then round the adapter to 16 bit.
     trainer.args.bf16_full_eval = trainer.args.fp16_full_eval = False
     trainer.remove_callback(PrinterCallback)

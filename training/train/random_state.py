@@ -1,10 +1,11 @@
-"""Every random state that training draws from: Python's, NumPy's, torch's, and each GPU's."""
+"""Every random state that training draws from: Python's, NumPy's, torch's, and each card's."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from training.system import wire
@@ -26,6 +27,7 @@ class RandomState:
     numpy: NumpyState
     torch: Tensor
     cuda: Sequence[Tensor] | None  # a card each; None without any
+    xpu: Sequence[Tensor] | None  # likewise
 
 
 def take() -> RandomState:
@@ -34,9 +36,10 @@ def take() -> RandomState:
     import torch
 
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    xpu = torch.xpu.get_rng_state_all() if torch.xpu.is_available() else None
     # The legacy form is a tuple; without it there would be a dict.
     of_numpy = cast("NumpyState", numpy.random.get_state(legacy=True))
-    return RandomState(python=random.getstate(), numpy=of_numpy, torch=torch.get_rng_state(), cuda=cuda)
+    return RandomState(python=random.getstate(), numpy=of_numpy, torch=torch.get_rng_state(), cuda=cuda, xpu=xpu)
 
 
 def put_back(state: RandomState) -> None:
@@ -49,6 +52,31 @@ def put_back(state: RandomState) -> None:
     torch.set_rng_state(state.torch)
     if state.cuda is not None:
         torch.cuda.set_rng_state_all(state.cuda)
+    if state.xpu is not None:
+        torch.xpu.set_rng_state_all(state.xpu)
+
+
+def named(state: RandomState, alone: bool) -> dict[str, object]:
+    """A state under the names that transformers' trainer looks for, and "xpu", which it does not keep.
+
+    `alone`: of the only process, for which the trainer looks for one card's state in the place of a list.
+    """
+    of_cards = {"cuda": state.cuda, "xpu": state.xpu}
+    cards = {kind: states[0] if alone and kind == "cuda" else states for kind, states in of_cards.items() if states}
+    return {"python": state.python, "numpy": state.numpy, "cpu": state.torch, **cards}
+
+
+def put_back_xpu(file: Path) -> None:
+    """The part of a saved state that transformers' trainer does not read."""
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    if not torch.xpu.is_available():
+        return
+    with safe_globals():
+        saved = torch.load(file, weights_only=True)
+    if states := saved.get("xpu"):
+        torch.xpu.set_rng_state_all(states)
 
 
 def told(state: RandomState) -> dict[str, object]:
@@ -58,26 +86,40 @@ def told(state: RandomState) -> dict[str, object]:
         "python": state.python,
         "numpy": [name, numbers.tolist(), *rest],
         "torch": state.torch.numpy().tobytes(),
-        "cuda": None if state.cuda is None else [one.numpy().tobytes() for one in state.cuda],
+        "cuda": _bytes(state.cuda),
+        "xpu": _bytes(state.xpu),
     }
+
+
+def _bytes(states: Sequence[Tensor] | None) -> list[bytes] | None:
+    return None if states is None else [one.numpy().tobytes() for one in states]
 
 
 def heard(said: object) -> RandomState:
     """What `told` was given. Raises RunError where it is nothing of the kind."""
     import numpy
-    import torch
 
     try:
         if not isinstance(said, Mapping):
             raise TypeError
         version, numbers, gauss = said["python"]
         name, vector, position, has_gauss, cached = said["numpy"]
-        cuda = said["cuda"]
         return RandomState(
             python=(version, tuple(numbers), gauss),
             numpy=(name, numpy.array(vector, dtype=numpy.uint32), position, has_gauss, cached),
-            torch=torch.frombuffer(bytearray(said["torch"]), dtype=torch.uint8),
-            cuda=None if cuda is None else [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in cuda],
+            torch=_tensor(said["torch"]),
+            cuda=_tensors(said["cuda"]),
+            xpu=_tensors(said["xpu"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         raise wire.refused("what another process sends is no random state") from None
+
+
+def _tensor(said: bytes) -> Tensor:
+    import torch
+
+    return torch.frombuffer(bytearray(said), dtype=torch.uint8)
+
+
+def _tensors(said: Sequence[bytes] | None) -> list[Tensor] | None:
+    return None if said is None else [_tensor(one) for one in said]

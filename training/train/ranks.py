@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from training.train import team
@@ -35,11 +36,15 @@ class Ranks(FastPath):
         code, loss = 0, torch.zeros((), device=self.args.device)
         try:
             if inputs is not self._filling:
-                watch.tokens += _tokens(inputs)
-                loss = super().training_step(model, inputs, num_items_in_batch)
-                code = 0 if torch.isfinite(loss) else team.NOT_FINITE
+                with self._uncast(model):
+                    loss = super().training_step(model, inputs, num_items_in_batch)
+                watch.unread.append((_tokens(inputs), loss))
             else:
                 self._idle(model, inputs)
+            # Once a step: whoever reads what a card has reckoned waits until it has.
+            if self.accelerator.sync_gradients:
+                watch.tokens, finite = _read(watch.unread)
+                code = 0 if finite else team.NOT_FINITE
         except (RuntimeError, MemoryError) as error:
             if watch.team.size == 1 or not is_out_of_memory(error):
                 raise
@@ -53,6 +58,18 @@ class Ranks(FastPath):
         if self.accelerator.sync_gradients:
             watch.team.mean_gradients(self.model.parameters())
         return loss
+
+    def _uncast(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+        """On a card PEFT does not turn the input of each targeted module to the adapter's float32: autocast, under which the
+        model's forward runs, turns it back at once.
+
+        The products are the same, without two copies a module. On a CPU PEFT's way stays, so that a run begun before goes
+        on as it began.
+        """
+        from peft.helpers import disable_input_dtype_casting
+
+        on_card = self.accelerator.device.type != "cpu"
+        return disable_input_dtype_casting(model, active=on_card and self.accelerator.native_amp)
 
     def _idle(self, model: torch.nn.Module, inputs: Batch) -> None:
         """What the other ranks do in a micro-step besides training."""
@@ -96,7 +113,20 @@ class Ranks(FastPath):
             super().store_flos()
 
 
-def _tokens(inputs: Batch) -> int:
+def _tokens(inputs: Batch) -> torch.Tensor | int:
     """Real tokens of a micro-batch: without padding, and all of them where rows are joined without padding."""
     mask = inputs.get("attention_mask")
-    return int(mask.sum()) if mask is not None else int(inputs["input_ids"].numel())
+    return mask.sum() if mask is not None else inputs["input_ids"].numel()
+
+
+def _read(micro_batches: Sequence[tuple[torch.Tensor | int, torch.Tensor]]) -> tuple[int, bool]:
+    """The tokens of a step's micro-batches, and whether all of their losses are numbers; one wait for the card."""
+    import torch
+
+    if not micro_batches:
+        return 0, True
+    tokens, losses = zip(*micro_batches, strict=True)
+    finite = torch.isfinite(torch.stack(losses)).all()
+    # Up to 2 ** 53 exact.
+    figures = torch.stack([torch.as_tensor(sum(tokens), device=finite.device).double(), finite.double()]).tolist()
+    return int(figures[0]), bool(figures[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,17 @@ class OutOfMemory(Exception):
     def __init__(self, words: str, together: bool = False) -> None:
         super().__init__(words)
         self.together = together
+
+
+def free_memory() -> None:
+    """Give back what nothing holds any more, a card's memory too: torch keeps it for itself, and other programs wait."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.xpu.is_available():
+        torch.xpu.empty_cache()
 
 
 class StopNow(Exception):

@@ -19,7 +19,8 @@ def begin_epoch(watch: Watch) -> None:
 
 def begin_step(watch: Watch) -> None:
     """Called when an optimizer step begins, before its first micro-batch."""
-    watch.tokens, watch.began, watch.in_step = 0, time.perf_counter(), False
+    watch.began, watch.in_step = time.perf_counter(), False
+    watch.unread.clear()
     if not watch.epoch_begins:
         watch.random_state = random_state.take()
     watch.epoch_begins = False

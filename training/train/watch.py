@@ -25,7 +25,9 @@ class Watch:
     micro_batch: tuple[int, int] = (1, 1)  # rows a micro-batch, micro-batches a step
     carried: Carried = field(default_factory=Carried)
     fast: bool = False  # take the fast path of a CPU, once it has proved equal
-    tokens: int = 0  # real tokens since the start of the step
+    tokens: int = 0  # real tokens of the last whole step
+    # Of the step that is under way, a micro-batch each: its real tokens and its loss, perhaps on a card still.
+    unread: list[tuple[torch.Tensor | int, torch.Tensor]] = field(default_factory=list)
     tokens_per_second: float = 0.0  # of the last whole step
     began: float = 0.0  # when the step began
     random_state: RandomState | None = None  # from which the step can be done again
