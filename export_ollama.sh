@@ -238,7 +238,7 @@ write_adapter() {
 copy_modelfile_here() {
     local mark="# With whole paths, for the folder it lies in; written by export_ollama.sh from " first="" text
     local here=$PWD/${modelfile##*/}
-    if [ "$PWD" -ef "$run" ] || [ ! -w "$PWD" ]; then return; fi
+    if [ "$PWD" -ef "$run" ] || [ "$PWD/.." -ef "$run" ] || [ ! -w "$PWD" ]; then return; fi
     case $run in *[[:cntrl:]]*) return ;; esac
     if [ -e "$here" ] || [ -L "$here" ]; then
         IFS= read -r first <"$here" 2>/dev/null || true

@@ -125,6 +125,14 @@ def test_the_modelfile_is_found_from_the_folder_one_stands_in_too(call, run, tmp
     assert f"FROM {run}/my-assistant.F16.gguf\n" in (tmp_path / "Modelfile.my-name").read_text()
 
 
+def test_in_the_run_itself_there_is_no_second_one(call, run):
+    (run / "merged").mkdir()
+    for folder in (run, run / "merged"):
+        call("--modelfile-only", run, "my-name", cwd=folder)
+        assert [path.name for path in run.rglob("Modelfile.my-name")] == ["Modelfile.my-name"]
+        assert (run / "Modelfile.my-name").read_text().startswith("FROM ./")
+
+
 def test_a_modelfile_of_ones_own_is_left_alone(call, run, tmp_path):
     (tmp_path / "Modelfile.my-name").write_text("FROM my own\n")
     ended = call("--modelfile-only", run, "my-name")

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from training import control, errors, runs, settings
+from training.data import rows
 from training.pipeline import export_stages
 from training.plan import choices
 from training.settings import Override, other_names, rules, usage
@@ -262,6 +263,14 @@ def test_every_page_begins_with_the_way_back_to_the_readme_and_to_the_other_lang
     other = page.name.removesuffix(ours) + others
     first = links(read(page))[:2]
     assert first[0] == other if page.name == readme else first == [readme, other]
+
+
+def test_the_table_that_the_readme_shows_is_read(tmp_path):
+    (block,) = blocks(read(ROOT / "README.md"), "csv")
+    file = tmp_path / "rows.csv"
+    file.write_text("\n".join(block.splitlines()[1:-1]) + "\n", encoding="utf-8")
+    (row,) = rows.read(file)
+    assert [turn.content for turn in row.messages] == ["Do you ship to Canada?", "Yes, within a week."]
 
 
 @pytest.mark.parametrize("page", [*EVERY, *OTHERS], ids=name)

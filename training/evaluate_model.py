@@ -20,6 +20,9 @@ from typing import IO, TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
 
 from training.system import before_torch
 
@@ -61,7 +64,8 @@ def rows_of(target: Target, test_data: str | None) -> datasets.Dataset:
         file = paths.expanded(test_data).absolute()
         if not file.is_file():
             raise UserError(f"--test-data {test_data}: no such file")
-        whole = replace(settings.dataset, dataset_file=file, validation_file=None, validation_split=0.0, test_split=0.0)
+        alone = replace(settings.dataset, dataset_file=file, validation_file=None, test_file=None)
+        whole = replace(alone, validation_split=0.0, test_split=0.0)
         return dataset.load(replace(settings, dataset=replace(whole, max_rows=0)), CACHE).train
     data = dataset.load(settings, CACHE)
     kept = data.test if data.test is not None else data.validation
@@ -148,6 +152,16 @@ def _number(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
+def refuse_early(arguments: argparse.Namespace) -> None:
+    """Raise UserError where a file or folder that is named is not there: before anything heavy is loaded."""
+    for flag, name in (("--test-data", arguments.test_data), ("--config", arguments.config)):
+        if name is not None and not Path(name).expanduser().is_file():
+            raise UserError(f"{flag} {name}: no such file")
+    if arguments.output and not (folder := Path(arguments.output).expanduser().absolute().parent).is_dir():
+        raise UserError(f"--output {arguments.output}: there is no folder {folder}")
+    Target.refuse_early(arguments.lora_model, arguments.base_model)
+
+
 def measured(target: Target, test_data: str | None, most: int) -> tuple[list[Item], dict[str, Spoken]]:
     """The rows that are measured on, at most so many, and what each model made of them. UserError where there are none."""
     rows = rows_of(target, test_data)
@@ -169,8 +183,6 @@ def measured(target: Target, test_data: str | None, most: int) -> tuple[list[Ite
 def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
     """The batch mode: measure, print the table, write the CSV file."""
     output = paths.expanded(arguments.output).absolute() if arguments.output else None
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
     target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
     items, made = measured(target, arguments.test_data, arguments.max_rows)
     lines = scores(items, made)
@@ -221,6 +233,7 @@ def main(argv: Sequence[str]) -> int:
     log.start()
     launchers.tell()
     try:
+        refuse_early(arguments)
         from transformers import logging
 
         logging.set_verbosity_error()

@@ -11,6 +11,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
     # While the modules are read nothing can be lost; main() hands the signals on.
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -40,7 +43,7 @@ from training.distributed import secondary
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
 from training.pipeline import stages
 from training.pipeline.export_stages import Told
-from training.plan import Plan, lines, prepare, time_estimate
+from training.plan import Plan, lines, odd, prepare, time_estimate
 from training.report import gathering
 from training.runs import Run, State, checkpoint, directory
 from training.settings import command_line, load
@@ -138,10 +141,13 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
         settings = load(arguments.config, arguments.overrides, check_packages=True)
         if not arguments.fresh:
             resume.offer_resume(settings.training.output_dir)
+    dataset.refuse_early(settings)
     forkserver.start()
     plan = prepare(settings, resume.began_on(old), directory.size(old))
     for line in lines(plan):
         logger.info(line)
+    for line in odd(plan) if old is None or directory.never_started(old) else ():
+        logger.warning(line)
     return plan
 
 
@@ -273,10 +279,13 @@ def _looked_at(run: Run) -> str:
 def check(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
     settings = load(arguments.config, arguments.overrides, check_packages=True)
+    dataset.refuse_early(settings)
     forkserver.start()
     plan = prepare(settings, weights=False)
     for line in (*lines(plan), time_estimate.line(plan)):
         log.say(stdout, line)
+    for line in odd(plan):
+        log.say(stdout, f"warning: {line}")
     log.say(stdout, "ready: ./run.sh starts it")
     return 0
 

@@ -20,6 +20,9 @@ from typing import IO, TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
 
 from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
 from training.data.record import grouped

@@ -337,6 +337,18 @@ func TestExportWithoutOllamaStillGivesTheModelfile(t *testing.T) {
 	}
 }
 
+func TestExportOfNoRunIsTheUsersErrorAndStartsNothing(t *testing.T) {
+	p := fake(t, "touch \"$here/started\"")
+	_, err := p.Export(background(t), "", "name")
+	var failure *Error
+	if !errors.As(err, &failure) || failure.Kind != UserError || !strings.Contains(failure.Message, "no run directory") {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(p.Root, "started")); err == nil {
+		t.Fatal("export_ollama.sh was started")
+	}
+}
+
 func TestExportOfABadNameIsTheUsersError(t *testing.T) {
 	exported, err := fake(t, "exit 2").Export(background(t), "/out/run", "a b")
 	if exported != (Exported{}) || failed(t, err).Kind != UserError {

@@ -141,6 +141,7 @@ CONTRADICTIONS = [
     ("[Training]\nEARLY_STOPPING_PATIENCE = 3\n[Dataset]\nVALIDATION_SPLIT = 0", "config.ini:2: [Training] EARLY_STOPPING_PATIENCE = 3: there are no rows to validate on: [Dataset] VALIDATION_SPLIT = 0 (config.ini:4) and [Dataset] VALIDATION_FILE is empty (the default)"),
     ("[Training]\nFAIL_IF_WORSE = true\n[Dataset]\nVALIDATION_SPLIT = 0", "config.ini:2: [Training] FAIL_IF_WORSE = true: there are no rows to validate on: [Dataset] VALIDATION_SPLIT = 0 (config.ini:4) and [Dataset] VALIDATION_FILE is empty (the default)"),
     ("[Training]\nEARLY_STOPPING_PATIENCE = 3\nEVAL_STEPS = 0", "config.ini:2: [Training] EARLY_STOPPING_PATIENCE = 3: nothing is validated during training: [Training] EVAL_STEPS = 0 (config.ini:3)"),
+    ("[Dataset]\nDATASET_FILE = /a.jsonl\nTEST_FILE = /a.jsonl", "config.ini:3: [Dataset] TEST_FILE = /a.jsonl: the model would be tested on rows that it has seen: [Dataset] DATASET_FILE = /a.jsonl (config.ini:2)"),
     ("[Dataset]\nDATASET_FILE = /a.jsonl\nVALIDATION_FILE = /a.jsonl", "config.ini:3: [Dataset] VALIDATION_FILE = /a.jsonl: the model would be validated on its training rows: [Dataset] DATASET_FILE = /a.jsonl (config.ini:2)"),
     ("[Dataset]\nVALIDATION_SPLIT = 0.5\nTEST_SPLIT = 0.5", "config.ini:3: [Dataset] TEST_SPLIT = 0.5: no row is left for training: [Dataset] VALIDATION_SPLIT = 0.5 (config.ini:2)"),
     ("[Model]\nCHAT_TEMPLATE = chatml\n[Dataset]\nPROMPT_TEMPLATE = {q}{response}", "config.ini:4: [Dataset] PROMPT_TEMPLATE = {q}{response}: only one of the two can say how a row is written: [Model] CHAT_TEMPLATE = chatml (config.ini:2)"),
@@ -279,7 +280,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
             "TARGET_MODULES": ["q_proj", "k_proj", "v_proj", "o_proj"], "USE_RSLORA": False, "USE_DORA": False,
         },
         "Dataset": {
-            "DATASET_FILE": str(tmp_path / "train_data.jsonl"), "FORMAT": "auto", "VALIDATION_FILE": None,
+            "DATASET_FILE": str(tmp_path / "train_data.jsonl"), "FORMAT": "auto", "VALIDATION_FILE": None, "TEST_FILE": None,
             "VALIDATION_SPLIT": 0.1, "TEST_SPLIT": 0, "TRAIN_ON": "completion", "TRAIN_TURNS": "all",
             "PROMPT_TEMPLATE": None, "ON_BAD_ROW": "stop", "MAX_ROWS": 0,
         },
@@ -462,7 +463,11 @@ def test_what_somebody_wrote_is_not_shortened_but_refused(tmp_path):
 
 
 def test_what_is_set_and_not_used_is_noted(tmp_path):
-    assert contradictions.unused(load(tmp_path)) == ["NUM_TRAIN_EPOCHS is not used: MAX_STEPS = 60 sets the length"]
+    assert contradictions.unused(load(tmp_path)) == []
+    assert contradictions.unused(load(tmp_path, "[Training]\nNUM_TRAIN_EPOCHS = 3")) == []  # as the shipped file has it
+    assert contradictions.unused(load(tmp_path, "[Training]\nNUM_TRAIN_EPOCHS = 2")) == [
+        "NUM_TRAIN_EPOCHS is not used: MAX_STEPS = 60 sets the length"
+    ]
     text = (
         "[Training]\nMAX_STEPS = 0\nNUM_TRAIN_EPOCHS = 2.5\nREPORT_NAME = x\n[Hardware]\nPRECISION = fp32\n"
         "MAIN_PROCESS_ADDRESS = host:1\n"
@@ -617,6 +622,15 @@ def test_a_comment_behind_quotation_marks_may_hold_what_it_likes(tmp_path):
     assert load(tmp_path, '[Model]\nSYSTEM_PROMPT = "a"  # {b}\n').model.system_prompt == "a"
 
 
+def test_a_path_is_told_without_dots_where_it_is_the_same_place(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    text = "[Training]\nOUTPUT_DIR = a/b/../out\n[Dataset]\nDATASET_FILE = link/../rows.jsonl\n"
+    found = load(tmp_path, text)
+    assert found.training.output_dir == tmp_path / "a" / "out"
+    assert found.dataset.dataset_file == tmp_path / "link" / ".." / "rows.jsonl", "behind a link it is another place"
+
+
 def test_every_setting_has_a_reader_and_a_help_of_one_line():
     for item in EVERY.values():
         assert item.kind in rules.READERS
@@ -681,6 +695,18 @@ def test_rows_given_on_the_command_line_are_not_measured_on_the_validation_rows_
     assert "argument 1 (DATA) gives other rows than the file" in found.origin("Dataset.VALIDATION_FILE")
     held = Override("Dataset", "VALIDATION_FILE", str(tmp_path / "held.jsonl"), "--set Dataset.VALIDATION_FILE")
     assert settings.load(config, [mine, held]).dataset.validation_file == tmp_path / "held.jsonl"
+
+
+def test_nor_on_its_test_rows(tmp_path):
+    for name in ("own.jsonl", "tested.jsonl", "mine.jsonl"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    config = tmp_path / "config.ini"
+    config.write_text("[Dataset]\nDATASET_FILE = own.jsonl\nTEST_FILE = tested.jsonl\n", encoding="utf-8")
+    assert settings.load(config).dataset.test_file == tmp_path / "tested.jsonl"
+    mine = Override("Dataset", "DATASET_FILE", str(tmp_path / "mine.jsonl"), "--data")
+    found = settings.load(config, [mine])
+    assert found.dataset.test_file is None
+    assert "whose test rows do not belong to them" in found.origin("Dataset.TEST_FILE")
 
 
 @pytest.mark.parametrize(

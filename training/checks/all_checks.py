@@ -27,11 +27,21 @@ from training.to_gguf.job import FileRow
 class Measured:
     """The first quantised file on the rows that base and tuned model were measured on; how fast each file answers.
 
-    scores: name of the score -> figure; speeds: file -> tokens a second.
+    scores: name of the score -> figure; speeds: file -> tokens a second; answers: to the questions that were asked, in
+    their order, each with whether it ended by itself.
     """
 
     scores: dict[str, float | None] = field(default_factory=dict)
     speeds: dict[str, float | None] = field(default_factory=dict)
+    answers: tuple[Said, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """One answer of the first quantised file."""
+
+    text: str
+    stopped: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +62,7 @@ def run(job: Job) -> Checked:
         raise RunError("check", "the quantised files are not of this model any more; do the export without --only")
     facts = job.facts
     sequences, starts = [row.ids for row in facts.sequences], [row.first for row in facts.sequences]
-    prompts = [question.ids for question in facts.questions]
+    prompts, asked = [question.ids for question in facts.questions], [one.question for one in facts.questions]
     most = max((question.most for question in facts.questions), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
     done = [gguf_files.merged_tensors(base, adapter, job.merged)]
@@ -70,7 +80,7 @@ def run(job: Job) -> Checked:
             done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts))
             done.append(gguf_files.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
-                done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most))
+                done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most, asked))
             merged.cache_clear()
         cost = {method: gguf_files.quantised(job.f16, path, sequences, starts, room) for method, path in others.items()}
     done += cost.values()
@@ -90,10 +100,13 @@ def _evaluate(job: Job, others: Mapping[str, Path]) -> Measured:
     measured, asked = job.facts.measured, job.facts.asked
     scores: dict[str, float | None] = {}
     speeds: dict[str, float | None] = {}
-    for path in others.values():
+    said: tuple[Said, ...] = ()
+    for number, path in enumerate(others.values()):
         with models.gguf(path.name, path) as speaker:
             answers = speaker.answers(asked)
             speeds[path.name] = speaker.speed
+            if number == 0:
+                said = tuple(Said(text=answer.text, stopped=answer.stopped) for answer in answers)
             if scores or not measured:
                 continue
             lines = evaluation.loss_scores(measured, None, speaker.losses(measured))
@@ -102,7 +115,7 @@ def _evaluate(job: Job, others: Mapping[str, Path]) -> Measured:
     for name, speed in speeds.items():
         if speed:
             logger.info("{} answers {:.0f} tokens a second on this machine", name, speed)
-    return Measured(scores=scores, speeds=speeds)
+    return Measured(scores=scores, speeds=speeds, answers=said)
 
 
 @contextmanager

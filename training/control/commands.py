@@ -1,4 +1,4 @@
-"""Runs from outside: resume, detach, status, follow, stop, history."""
+"""Runs from outside: status, follow, stop, chat, compare."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import json
 import os
 import signal
 import time
-from datetime import datetime
-from typing import IO, Any
+from typing import IO
+
+from loguru import logger
 
 from training import runs
+from training.control.history import history, worked
 from training.control.resume import NEVER_BEGAN, output_dir
 from training.errors import MachineError, UserError
 from training.runs import Run, directory
 from training.settings.command_line import Arguments
 from training.system import log
-from training.system.events import read as read_events
 from training.system.this_machine import oom_kills
 from training.system.wording import clock
 
@@ -43,6 +44,8 @@ def status(arguments: Arguments, stdout: IO[str]) -> int:
         words += f", about {clock(max(0, record['eta'] - time.time()))} left in training"
     if record.get("reason"):
         words += f" ({record['reason']})"
+    if time_worked := worked(run):
+        words += f"\nworking time {time_worked.words()}"
     if record.get("error") and record["state"] != "running":
         words += f"\n{record['error']}"
     log.say(stdout, words)
@@ -58,45 +61,6 @@ def killed_by(run: Run) -> str:
     if before is not None and now is not None and now > before:
         return "the kernel killed a process because memory ran out; close other programs and ./run.sh --resume, or start a new run with a smaller MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE"
     return "its process is gone; ./run.sh --resume goes on"
-
-
-def history(arguments: Arguments, stdout: IO[str]) -> int:
-    """All runs of OUTPUT_DIR, oldest first."""
-    rows = [_described(run) for run in runs.history(output_dir(arguments))]
-    if arguments.json:
-        log.say_json(stdout, rows)
-        return 0
-    for row in rows:
-        loss = f"loss {row['loss']:.4f}" if row["loss"] is not None else "no loss yet"
-        validation = f", validation {row['validation_loss']:.4f}" if row["validation_loss"] is not None else ""
-        began = datetime.fromtimestamp(row["started"]).strftime("%Y-%m-%d %H:%M") if row["started"] else "not started"
-        took = clock(row["seconds"]) if row["seconds"] is not None else "?"
-        log.say(stdout, f"{row['run']}  {row['state']:<11}  {began}  {took:>8}  {loss}{validation}  {row['model']}")
-    if not rows:
-        log.say(stdout, f"no runs under {output_dir(arguments)}")
-    return 0
-
-
-def _described(run: Run) -> dict[str, Any]:
-    from training.report import curves
-
-    loss = validation = None
-    for event in read_events(run.path / runs.EVENTS):
-        if event.get("event") == "step":
-            loss = curves.finite(event.get("loss"))
-        elif event.get("event") == "evaluation":
-            validation = curves.finite(event.get("loss"))
-    started = run.status.get("started")
-    return {
-        "run": run.path.name,
-        "state": directory.state(run),
-        "progress": run.status.get("progress", 0),
-        "started": started,
-        "seconds": run.status.get("updated", started) - started if started else None,
-        "loss": loss,
-        "validation_loss": validation,
-        "model": run.status.get("model", ""),
-    }
 
 
 def follow(arguments: Arguments, stdout: IO[str]) -> int:
@@ -157,12 +121,14 @@ def chat(arguments: Arguments, stdout: IO[str]) -> int:
 
 
 def compare(arguments: Arguments, stdout: IO[str]) -> int:
-    """One page of several runs, in OUTPUT_DIR."""
+    """One page of several runs, in OUTPUT_DIR, and what it says on stderr; stdout has its path."""
     from training.report import comparison
 
     folder = output_dir(arguments)
     wanted = directory.to_compare(arguments.runs, lambda name: runs.find(folder, name))
-    log.say_path(stdout, comparison.compare(wanted, folder))
+    page, words = comparison.compare(wanted, folder)
+    logger.info("{}", words)
+    log.say_path(stdout, page)
     return 0
 
 

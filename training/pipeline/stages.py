@@ -113,7 +113,9 @@ def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Eve
         texts = sample.question, sample.before or "not asked", sample.after
         logger.info("asked: {}\n  before: {}\n  after:  {}", *(shorten(redact(text), LOGGED) for text in texts))
     if found.scores:
-        logger.info("evaluation on rows that were not trained on: {}", scoring.conclusion(found.scores))
+        logger.info(
+            "evaluation on rows that were not trained on: {}", scoring.conclusion([*found.scores, *found.general])
+        )
     seconds = round(time.perf_counter() - began, 1)
     run.finish_stage(
         "evaluate",
@@ -186,7 +188,7 @@ def held_out_rows(plan: Plan) -> Rows:
 def trained_prompts(plan: Plan) -> list[Prompt]:
     """A few prompts that were trained on: the checks of the export see whether their answers stop."""
     found = _items(plan, plan.data.train, TRAINED_PROMPTS)
-    return [Prompt(ids=item.prompt, most=item.most) for item in found if item.prompt]
+    return [Prompt(ids=item.prompt, most=item.most, question=item.question) for item in found if item.prompt]
 
 
 def _items(plan: Plan, rows: datasets.Dataset, most: int) -> list[Item]:

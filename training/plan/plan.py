@@ -22,7 +22,7 @@ from training.data.record import SHOWN, place
 from training.data.row_texts import RowTexts, row_texts
 from training.data.tokenising import Summary
 from training.errors import UserError
-from training.plan import choices, disk_space, memory, memory_fit
+from training.plan import choices, disk_space, memory, memory_fit, system_text
 from training.plan.choices import choose_for_rows, fit_to_model
 from training.settings import Settings, clamp, contradictions
 from training.system import foreign_code, paths, privacy, this_machine, wording
@@ -166,6 +166,7 @@ def lines(plan: Plan) -> list[str]:
         if not _automatic(settings, name)
     ]
     out += [f"{name} = {value}: {reason}" for name, value, reason in settings.choices]
+    out += system_text.line(plan.template)
     held_out = f", {counts.validation:,} to validate" if plan.validation is not None else ", no validation"
     out.append(f"rows: {counts.train:,} to train{held_out}" + (f", {counts.test:,} to test" if counts.test else ""))
     out += plan.summary.lines()

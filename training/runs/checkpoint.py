@@ -53,6 +53,7 @@ NOT_COMPARED = {
     "Hardware.MAIN_PROCESS_ADDRESS",
     "Dataset.DATASET_FILE",  # its content counts: "data SHA-256"
     "Dataset.VALIDATION_FILE",
+    "Dataset.TEST_FILE",
 }
 
 
@@ -70,6 +71,8 @@ class Carried:
     best_step: int | None = None
     worse: int = 0  # evaluations since the best one
     stopped_early: bool = False
+    # The first step of the warm-up has a learning rate above 0. Not so in runs that older versions began.
+    rises_at_once: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """What is known, as JSON has it."""
@@ -94,7 +97,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "fast_path": (str,),
     **dict.fromkeys(("before", "after", "best_loss"), (float, int)),
     **dict.fromkeys(("evaluated_at", "best_step", "worse"), (int,)),
-    "stopped_early": (bool,),
+    **dict.fromkeys(("stopped_early", "rises_at_once"), (bool,)),
 }
 
 

@@ -351,6 +351,13 @@ def begun(run: Run) -> bool:
     return (run.path / CONFIG).is_file()
 
 
+def seconds_of_stages(run: Run) -> dict[str, float]:
+    """How long each finished stage took, in order, as far as status.json tells it."""
+    stages = run.status.get("stages", {})
+    taken = {name: stage.get("seconds") for name, stage in stages.items() if isinstance(stage, dict)}
+    return {name: seconds for name, seconds in taken.items() if isinstance(seconds, (int, float))}
+
+
 def size(run: Run | None) -> int:
     """Bytes that a run to be resumed has on the disk already."""
     return sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file()) if run else 0

@@ -37,10 +37,11 @@ class BaseOfRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt that was trained on: its tokens, and how many an answer may take at `most`."""
+    """A prompt that was trained on: its tokens, and how many an answer may take at `most`. `question`: what it asks."""
 
     ids: list[int]
     most: int
+    question: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

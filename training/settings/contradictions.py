@@ -82,8 +82,11 @@ def _validation(settings: Settings) -> Contradictions:
         yield ("Training.EARLY_STOPPING_PATIENCE", "Training.EVAL_STEPS"), "nothing is validated during training"
     if data.validation_file == data.dataset_file:
         yield ("Dataset.VALIDATION_FILE", "Dataset.DATASET_FILE"), "the model would be validated on its training rows"
+    for other in ("DATASET_FILE", "VALIDATION_FILE") if data.test_file else ():
+        if data.test_file == settings.get(f"Dataset.{other}"):
+            yield ("Dataset.TEST_FILE", f"Dataset.{other}"), "the model would be tested on rows that it has seen"
     split = 0 if data.validation_file else data.validation_split
-    if split + data.test_split >= 1:
+    if not data.test_file and split + data.test_split >= 1:
         yield ("Dataset.TEST_SPLIT", "Dataset.VALIDATION_SPLIT"), "no row is left for training"
 
 
@@ -180,9 +183,9 @@ def unused(settings: Settings) -> list[str]:
     """What somebody set and the run does not use, one sentence each."""
     training = settings.training
     notes = []
-    if training.max_steps:
+    if training.max_steps and settings.written("Training.NUM_TRAIN_EPOCHS"):
         notes.append(f"NUM_TRAIN_EPOCHS is not used: MAX_STEPS = {training.max_steps} sets the length")
-    else:
+    elif not training.max_steps:
         epochs = rules.write(training.num_train_epochs)
         notes.append(f"MAX_STEPS is 0: NUM_TRAIN_EPOCHS = {epochs} sets the length")
     if settings.hardware.auto_fp16_bf16 and settings.written("Hardware.PRECISION"):

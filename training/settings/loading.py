@@ -118,7 +118,7 @@ def of_run(
         elif reason != entry.key:
             del origins[key]
             choices.append((key, settings.get(key), reason))
-    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices))
+    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices), began=True)
 
 
 def _is_default(settings: Settings, key: str) -> bool:
@@ -127,14 +127,15 @@ def _is_default(settings: Settings, key: str) -> bool:
 
 
 def _without_others_rows(settings: Settings) -> Settings:
-    """Rows given on the command line are not measured on the validation rows that the file names for its own rows."""
+    """Rows given on the command line are not measured on the validation and test rows that the file names for its own."""
     own_file = f"{settings.config.name}:"
     data = settings.origins.get("Dataset.DATASET_FILE", own_file)
-    held_out = settings.origins.get("Dataset.VALIDATION_FILE", "")
-    if data.startswith(own_file) or not held_out.startswith(own_file) or settings.dataset.validation_file is None:
-        return settings
-    reason = f"{data} gives other rows than the file, whose validation rows do not belong to them"
-    return settings.with_choice("Dataset.VALIDATION_FILE", None, reason)
+    for key, what in (("Dataset.VALIDATION_FILE", "validation"), ("Dataset.TEST_FILE", "test")):
+        own = settings.get(key) is not None and settings.origins.get(key, "").startswith(own_file)
+        if own and not data.startswith(own_file):
+            reason = f"{data} gives other rows than the file, whose {what} rows do not belong to them"
+            settings = settings.with_choice(key, None, reason)
+    return settings
 
 
 def _collect(
@@ -215,14 +216,17 @@ def here() -> Path:
 def clamp(settings: Settings, total_steps: int) -> Settings:
     """Fit the step settings to a run of `total_steps`, once that is known: defaults that are too long are shortened.
 
-    Raises UserError naming each one that somebody wrote and that does not fit.
+    A warm-up of half the run and more does not fit either. Those of a run that has begun stay as they are. Raises
+    UserError naming each one that somebody wrote and that does not fit.
     """
+    if settings.began:
+        return settings
     problems = [message for _, message in contradictions.too_long(settings, total_steps)]
     if problems:
         raise UserError(problems, title=f"{_from_here(settings.config)}: the run has {total_steps} steps")
     for key in contradictions.STEP_SETTINGS:
         value = settings.get(key)
-        if key == "Training.WARMUP_STEPS" and not settings.written(key) and value >= total_steps:
+        if key == "Training.WARMUP_STEPS" and not settings.written(key) and value and 2 * value >= total_steps:
             settings = settings.with_choice(key, total_steps // 10, f"the run has {total_steps} steps only")
         elif value > total_steps:
             settings = settings.with_choice(key, total_steps, f"the run has {total_steps} steps only")

@@ -30,6 +30,7 @@ TAKEN: dict[str, str] = {
     **dict.fromkeys(("base-model", "model-name"), "Model.BASE_MODEL_NAME"),
     **dict.fromkeys(("train-data", "dataset-path", "data-path"), "Dataset.DATASET_FILE"),
     "val-data": "Dataset.VALIDATION_FILE",
+    "test-data": "Dataset.TEST_FILE",
     "train-test-split": "Dataset.VALIDATION_SPLIT",
     "dataset-format": "Dataset.FORMAT",
     "num-epochs": EPOCHS,
@@ -81,6 +82,7 @@ MEANT: dict[str, str] = {
         "eval-dataset val-dataset validation-dataset dev dev-data",
         "Dataset.VALIDATION_SPLIT": "val-size val-split eval-split valid-split validation-size eval-size val-ratio "
         "val-set-size validation-ratio eval-ratio",
+        "Dataset.TEST_FILE": "test-dataset",
         "Dataset.TEST_SPLIT": "test-size test-ratio test-share",
         "Dataset.FORMAT": "data-format row-format format-type dataset-type data-type",
         "Dataset.MAX_ROWS": "max-samples num-samples limit max-train-samples max-examples",
@@ -173,7 +175,6 @@ SAID: dict[str, str] = {
         "nothing is asked on the way": "yes y no-input non-interactive",
         "the whole log is in training/finetune.log": "verbose debug quiet silent log-level",
         "for several GPUs there are NUM_PROCESSES and SHARDING = fsdp": "deepspeed",
-        "a test set is a share of the rows: TEST_SPLIT": "test-file test-dataset",
         "LOAD_IN_4BIT = true is NF4 with double quantisation": "bnb-4bit-quant-type bnb-4bit-compute-dtype double-quant "
         "bnb-4bit-use-double-quant use-double-quant",
         "tokens are read from the environment (HF_TOKEN, WANDB_API_KEY)": "token hf-token hub-token api-key wandb-api-key "

@@ -59,6 +59,8 @@ class Settings:
     origins: Mapping[str, str] = field(compare=False)
     # Automatic choices: (Section.KEY, value, reason).
     choices: tuple[tuple[str, object, str], ...] = field(default=(), compare=False)
+    # They are those of a run that has begun: nothing in them is fitted to it any more.
+    began: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:

@@ -81,6 +81,7 @@ class Dataset:
     validation_split: float = setting(
         0.1, at_least=0, below=1, help="share of the rows kept for validation; 0 for none"
     )
+    test_file: Path | None = setting(None, is_a="file", help="rows for a test at the end; beats TEST_SPLIT")
     test_split: float = setting(
         0.0, at_least=0, below=1, help="share of the rows kept for a test at the end; 0 for none"
     )

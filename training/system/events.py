@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from training.system import files, foreign_json, privacy
 from training.system.foreign_json import COUNT, NUMBER, TEXT, Damaged
+from training.system.wording import counted
 
 VERSION = 1
 MOST_LINE = 1 << 24  # bytes
@@ -73,7 +74,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     if count:
         from loguru import logger
 
-        others = f" (and {count - 1:,} lines more)" if count > 1 else ""
+        others = f" (and {counted(count - 1, 'line')} more)" if count > 1 else ""
         logger.warning("{}{}; left out", first, others)
 
 

@@ -100,6 +100,8 @@ def follow(loaded: Loaded, order: Order, session: Session) -> None:
             watch.carried = replace(found.manifest.carried)
             session.first_step = found.step
             logger.info("going on from the checkpoint of step {}", found.step)
+        else:
+            watch.carried.rises_at_once = True
         session.trainer = build(loaded, order, session)
         too_much = _tried(session, found)
         if too_much is None:
