@@ -58,6 +58,7 @@ def settings_of(body: Mapping[str, object], own: Settings, places: Places) -> Se
             key = _key(name)
             if key is None:
                 overrides += _format(value, body)
+                fields.setdefault("Dataset.FORMAT", name)
                 continue
             if key in fields:
                 raise ValueError(f"says the same as {fields[key]}; give one of the two")
