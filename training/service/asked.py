@@ -53,7 +53,7 @@ def settings_of(body: Mapping[str, object], own: Settings, places: Places) -> Se
         try:
             if other_names.plain(name) in other_names.IMPLIED:
                 pairs = other_names.settings_of(name, _plain(value))
-                overrides += [Override(*key.split("."), given, name) for key, given in pairs]
+                overrides += [_override(name, key, given) for key, given in pairs]
                 continue
             key = _key(name)
             if key is None:
@@ -93,15 +93,18 @@ def _format(value: object, body: Mapping[str, object]) -> Iterator[Override]:
     if reason := other_names.wrong_form(str(value), file):
         raise ValueError(reason)
     for key, given in other_names.settings_of(FORMAT, _plain(value)):
-        section, _, setting = key.partition(".")
-        yield Override(section, setting, given, FORMAT)
+        yield _override(FORMAT, key, given)
 
 
 def _overrides(name: str, key: str, text: str) -> Iterator[Override]:
-    item = TABLE[key]
     if key == "Training.NUM_TRAIN_EPOCHS":
-        yield Override("Training", "MAX_STEPS", "0", f"{name} ")
-    yield Override(item.section, item.key, text, name)
+        yield _override(f"{name} ", "Training.MAX_STEPS", "0")
+    yield _override(name, key, text)
+
+
+def _override(name: str, key: str, text: str) -> Override:
+    item = TABLE[key]
+    return Override(item.section, item.key, text, name)
 
 
 def _text(name: str, key: str, value: object, own: Settings, places: Places) -> str:
