@@ -162,11 +162,9 @@ def refuse_early(arguments: argparse.Namespace) -> None:
     Target.refuse_early(arguments.lora_model, arguments.base_model)
 
 
-def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
-    """The batch mode: measure, print the table, write the CSV file."""
-    output = paths.expanded(arguments.output).absolute() if arguments.output else None
-    target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
-    rows = rows_of(target, arguments.test_data)
+def measured(target: Target, test_data: str | None, most: int) -> tuple[list[Item], dict[str, Spoken]]:
+    """The rows that are measured on, at most so many, and what each model made of them. UserError where there are none."""
+    rows = rows_of(target, test_data)
     template = target.template
     if template is None:
         if any(messages is not None for messages in rows["messages"]):
@@ -175,11 +173,18 @@ def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
                 "--test-data FILE"
             )
         template = ChatTemplate("", "plain text")  # no row asks for it
-    items = held_out.items(template, target.tokenizer(), rows, arguments.max_rows, target.longest)
+    items = held_out.items(template, target.tokenizer(), rows, most, target.longest)
     if not items:
         raise UserError("none of the rows has an answer to measure")
     logger.info("{} of {} rows", len(items), len(rows))
-    made = measure(target, items)
+    return items, measure(target, items)
+
+
+def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
+    """The batch mode: measure, print the table, write the CSV file."""
+    output = paths.expanded(arguments.output).absolute() if arguments.output else None
+    target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
+    items, made = measured(target, arguments.test_data, arguments.max_rows)
     lines = scores(items, made)
     if output is not None:
         try:

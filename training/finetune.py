@@ -115,6 +115,10 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     signals.install(ending.give_up)
     try:
         old = resume.to_resume(arguments)
+        if old is not None and directory.never_started(old):
+            # It was queued. There is something on the disk already to tell of what its plan finds.
+            resume.take(old)
+            ending.run, ending.events = old, Events(old.path / runs.EVENTS, ending.events_on)
         plan = planned(arguments, old)
         if plan.settings.hardware.machine_rank > 0:  # machine 0 owns the run
             secondary.follow(plan, stages.marks(plan), signals, ending.give_up)
@@ -142,15 +146,15 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
     plan = prepare(settings, resume.began_on(old), directory.size(old))
     for line in lines(plan):
         logger.info(line)
-    for line in odd(plan) if old is None else ():
+    for line in odd(plan) if old is None or directory.never_started(old) else ():
         logger.warning(line)
     return plan
 
 
 def started(plan: Plan, old: Run | None, ending: Ending) -> tuple[Run, Events]:
     """A new run, or the `old` one taken up again. From here on `ending` has something on the disk to tell it in."""
-    if old is None:
-        ending.run = run = runs.create(plan.settings.training.output_dir)
+    if old is None or directory.never_started(old):
+        ending.run = run = old or runs.create(plan.settings.training.output_dir)
         ending.events = events = begin(plan, run, ending.events_on)
         return run, events
     resume.refuse_changed(old, stages.marks(plan))
@@ -298,6 +302,8 @@ def main(argv: Sequence[str]) -> int:
         arguments = command_line.parse(argv)
     except UserError as error:
         return command_line.refuse(error, argv)
+    if arguments.command == "serve":
+        return background.serve(argv)
     # A talk is for a person, and all else on stdout for programs.
     stdout = sys.stdout if arguments.command == "chat" else log.claim_stdout()
     log.start()

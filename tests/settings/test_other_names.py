@@ -8,7 +8,7 @@ from training.settings import names, other_names
 from training.settings.command_line import parse
 from training.settings.loading import unknown_key
 from training.settings.other_names import DONE_BY, IMPLIED, MEANT, SAID, TAKEN, hint, hint_for_section, settings_of
-from training.settings.table import SECTIONS, TABLE
+from training.settings.table import EVERY_SECTION, SECTIONS, TABLE
 from training.settings.usage import COMMANDS, SWITCHES
 
 # Of the arguments of transformers, TRL, PEFT, LLaMA-Factory, axolotl and mlx-lm: those that have no counterpart here, and
@@ -124,7 +124,7 @@ def test_the_same_is_said_of_sections():
     assert hint_for_section("Data") == "; write [Dataset]"
     assert hint_for_section("peft") == "; write [LoRA]"
     assert hint_for_section("Modle") == "; did you mean Model?"
-    assert hint_for_section("Weather") == f"; there are {', '.join(SECTIONS)}"
+    assert hint_for_section("Weather") == f"; there are {', '.join(EVERY_SECTION)}"
 
 
 @pytest.mark.parametrize(

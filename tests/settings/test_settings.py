@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 from training import settings
 from training.errors import UserError
 from training.settings import Override, contradictions, ini_file, names, rules, table
-from training.settings.table import TABLE
+from training.settings.table import EVERY, TABLE
 from training.system import paths
 
 ANY_FIXTURE = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -309,7 +309,7 @@ def test_the_shipped_file_shows_every_key_at_its_default_but_for_what_its_small_
         "LoRA.TARGET_MODULES", "Dataset.VALIDATION_FILE", "Training.LEARNING_RATE",
     ]  # fmt: skip
     assert found.dataset.validation_file == ROOT / "validation_data.jsonl"
-    assert list(found.origins) == list(TABLE)
+    assert list(found.origins) == list(EVERY)
     lines = (ROOT / "config.ini").read_text("utf-8").split("\n")
     assert all(line.startswith("#") or len(line) < 80 for line in lines)
 
@@ -632,14 +632,14 @@ def test_a_path_is_told_without_dots_where_it_is_the_same_place(tmp_path):
 
 
 def test_every_setting_has_a_reader_and_a_help_of_one_line():
-    for item in TABLE.values():
+    for item in EVERY.values():
         assert item.kind in rules.READERS
         assert item.rule.help and "\n" not in item.rule.help and "|" not in item.rule.help and len(item.rule.help) < 100
 
 
 def test_the_reference_has_a_row_for_every_setting():
     rows = [line for line in table.reference().split("\n") if line.startswith("| `")]
-    assert [re.match(r"\| `([A-Z0-9_]+)` ", row)[1] for row in rows] == [item.key for item in TABLE.values()]
+    assert [re.match(r"\| `([A-Z0-9_]+)` ", row)[1] for row in rows] == [item.key for item in EVERY.values()]
     assert "| `LORA_DROPOUT` | `0` | number, from 0 up to, not including, 1 | 0 is Unsloth's fast path |" in rows
     assert (
         "| `NUM_THREADS` | `auto` | auto, or a whole number, from 1 to 4096 | CPU threads; auto is one per core |"

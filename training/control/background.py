@@ -53,6 +53,11 @@ def detach(argv: Sequence[str], stdout: IO[str]) -> int:
         return code
 
 
+def serve(argv: Sequence[str]) -> int:
+    """Become the server (./run.sh --serve). It is a program above this one, and holds nothing that trains."""
+    os.execv(sys.executable, [sys.executable, str(paths.TRAINING / "service" / "server.py"), *argv])
+
+
 def tell_parent(path: Path | None) -> None:
     """Tell a waiting parent the run directory (or, with None, that there will be none), once; then forget the terminal."""
     number = _pipe(os.environ.pop(PARENT, ""))

@@ -96,6 +96,10 @@ def stop(arguments: Arguments, stdout: IO[str]) -> int:
     run = asked_for(arguments)
     if directory.state(run) not in ("running", "queued"):
         raise UserError(f"{run.path.name} is not running: it is {directory.state(run)}")
+    if directory.waiting(run):
+        directory.cancel(run)
+        log.say(stdout, f"{run.path.name}: {directory.state(run)}")
+        return 0
     os.kill(run.status["pid"], signal.SIGTERM)
     for _ in range(WAIT_TO_STOP * 10):
         time.sleep(0.1)

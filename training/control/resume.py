@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,7 @@ from training.system import files, log
 from training.system.events import Events
 from training.system.this_machine import oom_kills
 
+HANDED_OVER = 10.0  # seconds in which a queue lets go of a run that it has started
 # Of a run that ended before its settings were written.
 NEVER_BEGAN = f"ended before it began: it has no {runs.CONFIG}, and nothing was trained; ./run.sh starts a new run"
 
@@ -51,7 +53,7 @@ def to_resume(arguments: Arguments) -> Run | None:
             raise UserError(f"no run under {output_dir(arguments)} waits to be resumed; ./run.sh starts a new one")
         run = every[-1]
     state = directory.state(run)
-    if state in ("running", "queued"):
+    if state in ("running", "queued") and not directory.waiting(run) and run.status.get("pid") != os.getpid():
         raise UserError(f"{run.path} is running (process {run.status['pid']}); ./run.sh --follow {run.path} shows it")
     if state == "completed":
         raise UserError(f"{run.path} is done already; ./run.sh starts a new run")
@@ -102,6 +104,14 @@ def refuse_changed(run: Run, marks: dict[str, object]) -> None:
         checkpoint.refuse_mismatch(trained["fingerprint"], marks)
     elif newest is not None:
         checkpoint.refuse_mismatch(newest.manifest.fingerprint, marks)
+
+
+def take(run: Run) -> None:
+    """Work on a run that was never started, from here on: whoever comes next is refused."""
+    # Whoever started this process may still be writing that it did, on a slow disk.
+    directory.lock_within(run, HANDED_OVER)
+    log.join_run(run.path / runs.LOG)
+    run.update(state="queued", error=None, **directory.identity())
 
 
 def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:

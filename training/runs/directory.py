@@ -15,7 +15,19 @@ from typing import Any, Literal, TypeVar, get_args
 
 from training.errors import MachineError, UserError
 from training.system import files, foreign_json, io_errors, privacy
-from training.system.foreign_json import COUNT, MOMENT, NUMBER, OBJECTS, TABLE, TEXT, TEXTS, TRUTH, Damaged, Kind
+from training.system.foreign_json import (
+    COUNT,
+    MOMENT,
+    NUMBER,
+    OBJECT,
+    OBJECTS,
+    TABLE,
+    TEXT,
+    TEXTS,
+    TRUTH,
+    Damaged,
+    Kind,
+)
 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
@@ -38,7 +50,8 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("v", "step", "total"), COUNT),
     **dict.fromkeys(("pid", "pid_started", "oom_kills"), COUNT.or_none()),
     "updated": MOMENT,
-    **dict.fromkeys(("started", "eta"), MOMENT.or_none()),
+    **dict.fromkeys(("started", "eta", "queued"), MOMENT.or_none()),
+    "asked": OBJECT,
     "progress": NUMBER,
     "resumed_after_training": TRUTH,
     "stages": TABLE,
@@ -113,6 +126,40 @@ def create(output_dir: Path) -> Run:
     return run
 
 
+def queue(output_dir: Path, config: str, **known: object) -> Run:
+    """A new run that waits to be started, by `./run.sh --resume`: its settings are the text `config`.
+
+    Its directory is all that is known of it, so that it outlives whoever made it.
+    """
+    run = create(output_dir)
+    files.write_text(run.path / CONFIG, config)
+    run.update(pid=None, pid_started=None, queued=round(time.time(), 3), **known)
+    unlock(run)
+    return run
+
+
+def waiting(run: Run) -> bool:
+    """Whether a run was queued, and nobody has started it yet."""
+    return run.status.get("state") == "queued" and run.status.get("pid") is None
+
+
+def never_started(run: Run) -> bool:
+    """Whether a run has its settings, and nothing else yet: it is begun, not resumed."""
+    return begun(run) and not any(run.status.get(sign) for sign in ("started", "step", "stages"))
+
+
+def cancel(run: Run) -> None:
+    """Take a run that waits out of the queue. UserError where somebody has just started it."""
+    lock(run)
+    try:
+        run.reload()
+        if not waiting(run):
+            raise UserError(f"{run.path} has just been started")
+        run.update(state="interrupted", error="stopped before it began")
+    finally:
+        unlock(run)
+
+
 def _new_directory(output_dir: Path) -> Path:
     stamp = f"finetune_{datetime.now():%Y%m%d_%H%M%S}"
     number = 1
@@ -139,6 +186,25 @@ def lock(run: Run) -> None:
     except OSError:  # a file system without locks
         pass
     run.held = handle
+
+
+def lock_within(run: Run, seconds: float) -> None:
+    """`lock`, once whoever holds the directory has let go of it. UserError where that takes longer than these seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return lock(run)
+        except UserError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def unlock(run: Run) -> None:
+    """Let go of a run's directory."""
+    if run.held is not None:
+        os.close(run.held)
+        run.held = None
 
 
 def point_latest(path: Path) -> None:
@@ -273,6 +339,8 @@ def _is_there(pid: int) -> bool:
 def state(run: Run) -> State:
     """The run's state as it is now: a run that says `running` but whose process is gone has been killed."""
     stored: State = run.status.get("state", "failed")
+    if waiting(run):
+        return "queued"
     if stored in ("running", "queued") and not alive(run):
         # The report is the last but one that is written: then it was the word "completed" that the disk did not take.
         return "completed" if (run.path / REPORT).is_file() and run.stage("check") is not None else "killed"

@@ -16,8 +16,8 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from training.errors import FinetuneError, UserError
 from training.settings import ini_file, loading, other_names, usage
 from training.settings.settings import Override
-from training.settings.table import TABLE
-from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SWITCH_NEEDS, SWITCHES, TRAINS
+from training.settings.table import EVERY, TABLE
+from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SERVICE_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS
 from training.system import events, paths, privacy
 
 
@@ -103,7 +103,7 @@ def _flag(parser: _Parser, word: str) -> None:
             parser.config = value
         else:
             _set(parser, value)
-    elif name.startswith("--") and other_names.is_taken(name):
+    elif name in SERVICE_FLAGS or (name.startswith("--") and other_names.is_taken(name)):
         _setting(parser, name, value if equals else None)
     else:
         parser.problems.append(f"{ini_file.show(name)} is not a flag{other_names.hint(name, 'flag')}")
@@ -113,7 +113,7 @@ def _flag(parser: _Parser, word: str) -> None:
 
 def _setting(parser: _Parser, name: str, value: str | None) -> None:
     """A flag that gives a setting its value. One that is true or false may stand alone for true."""
-    if value is None and other_names.is_switch(name):
+    if value is None and name not in SERVICE_FLAGS and other_names.is_switch(name):
         value = parser.left.pop(0) if parser.left and parser.left[0].lower() in ("true", "false", "auto") else "true"
     if value is None:
         value = _next(parser)
@@ -131,8 +131,9 @@ def _setting(parser: _Parser, name: str, value: str | None) -> None:
 
 
 def _overrides(name: str, value: str) -> Iterator[Override]:
-    for key, given in other_names.settings_of(name, value):
-        item = TABLE[key]
+    pairs = [(SERVICE_FLAGS[name], value)] if name in SERVICE_FLAGS else other_names.settings_of(name, value)
+    for key, given in pairs:
+        item = EVERY[key]
         source = f"{name}: {key}" if other_names.plain(name) in other_names.IMPLIED else name
         yield Override(item.section, item.key, given, source)
 
@@ -166,7 +167,7 @@ def _set(parser: _Parser, text: str) -> None:
     if dot and equals and section and key:
         parser.flags.append(Override(section, key, value, f"--set {section}.{key}"))
         return
-    fitting = [known for known, item in TABLE.items() if item.key == name.strip().upper()]
+    fitting = [known for known, item in EVERY.items() if item.key == name.strip().upper()]
     example = f"{fitting[0]}={value or 'VALUE'}" if fitting else "Section.KEY=VALUE, as in LoRA.R=8"
     parser.problems.append(f"--set {ini_file.show(text)}: write {example}")
 
@@ -252,7 +253,7 @@ def main(argv: Sequence[str], check_packages: bool = False) -> int:
     """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
     try:
         arguments = parse(argv)
-        if arguments.command in ("run", "check", "prove"):
+        if arguments.command in ("run", "check", "prove", "serve"):
             loading.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
         return refuse(error, argv)

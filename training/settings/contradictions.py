@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def find(
     settings: Settings, bad: frozenset[str] | set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
-    every = [_length, _validation, _text, _adapter, _machines, _device, _unsloth]
+    every = [_length, _validation, _text, _adapter, _machines, _device, _unsloth, _service]
     every += [_secret, _packages] if check_packages else []
     found = [contradiction for rule in every for contradiction in rule(settings)]
     return [(keys, _message(settings, keys, reason)) for keys, reason in found if not bad.intersection(keys)]
@@ -148,6 +149,20 @@ def _unsloth(settings: Settings) -> Contradictions:
             f"it trains the whole matrix of {' and '.join(whole)} instead of LoRA; leave out, or ENGINE = transformers"
         )
         yield ("LoRA.TARGET_MODULES", engine), reason
+
+
+def _service(settings: Settings) -> Contradictions:
+    host = settings.service.host
+    if not is_this_machine(host) and settings.service.token_file is None:
+        yield ("Service.HOST", "Service.TOKEN_FILE"), "others can reach this address, and need a token then"
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _secret(settings: Settings) -> Contradictions:

@@ -14,13 +14,14 @@ from training.settings.ini_file import Ini
 from training.settings.rules import Given
 from training.settings.settings import AUTOMATIC, DEFAULT, Override, Settings, default_of, place_of
 from training.settings.table import (
-    SECTIONS,
-    TABLE,
+    EVERY,
+    EVERY_SECTION,
     Dataset,
     Hardware,
     LoRA,
     Model,
     Quantization,
+    Service,
     Training,
 )
 
@@ -61,9 +62,9 @@ def of(
     written, lines, others = _collect(file, config, overrides)
     others += unknown
     problems = lines + [(line, f"{config.name}:{line}: {reason}") for line, reason in file.problems]
-    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    sections: dict[str, dict[str, Any]] = {section: {} for section in EVERY_SECTION}
     bad: set[str] = set()
-    for key, item in TABLE.items():
+    for key, item in EVERY.items():
         default = _Written(Given(rules.write(item.rule.default), config.parent), 0, DEFAULT)
         given, line, origin = written.get(key, default)
         value = default_of(item, Path("/"))  # stands in for a value that cannot be read
@@ -85,6 +86,7 @@ def of(
         training=Training(**sections["Training"]),
         quantization=Quantization(**sections["Quantization"]),
         hardware=Hardware(**sections["Hardware"]),
+        service=Service(**sections["Service"]),
         config=config,
         origins=origins,
     )
@@ -147,22 +149,22 @@ def _collect(
             f"{config.name}:{line}: [{ini_file.show(section)}] is not a section{other_names.hint_for_section(section)}",
         )
         for section, line in file.sections.items()
-        if section not in SECTIONS
+        if section not in EVERY_SECTION
     ]
     for entry in file.entries:
         key = f"{entry.section}.{entry.key}"
         origin = f"{config.name}:{entry.line}"
-        if key in TABLE:
+        if key in EVERY:
             given = Given(entry.value, config.parent, entry.quoted, entry.comment)
             written[key] = _Written(given, entry.line, origin)
-        elif entry.section in SECTIONS:
+        elif entry.section in EVERY_SECTION:
             problems.append((entry.line, f"{origin}: {unknown_key(entry.section, entry.key)}"))
     others = []
     for override in overrides:
         key, section = f"{override.section}.{override.key}", override.section
-        if key in TABLE:
+        if key in EVERY:
             written[key] = _Written(Given(override.value, here(), override.literal), 0, override.source)
-        elif section in SECTIONS:
+        elif section in EVERY_SECTION:
             others.append(f"{override.source}: {unknown_key(section, override.key)}")
         else:
             others.append(
@@ -176,7 +178,7 @@ def unknown_key(section: str, key: str) -> str:
     message = f"[{section}] {ini_file.show(key)} is not a setting"
     if "TOKEN" in key.upper() or key.upper().endswith("API_KEY"):
         return f"{message}; tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file"
-    elsewhere = [item.section for item in TABLE.values() if item.key == key.upper() and item.section != section]
+    elsewhere = [item.section for item in EVERY.values() if item.key == key.upper() and item.section != section]
     if elsewhere:
         return f"{message}; {key.upper()} belongs in [{elsewhere[0]}]"
     return message + other_names.hint(key, "key", section)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from training.settings import names
-from training.settings.table import SECTIONS, TABLE
-from training.settings.usage import COMMANDS, SETTING_FLAGS, SWITCHES
+from training.settings.table import EVERY, EVERY_SECTION, SECTIONS, TABLE
+from training.settings.usage import COMMANDS, SERVICE_FLAGS, SETTING_FLAGS, SWITCHES
 
 Door = Literal["flag", "key", "python"]
 EPOCHS, STEPS = "Training.NUM_TRAIN_EPOCHS", "Training.MAX_STEPS"
@@ -256,11 +256,12 @@ def hint(name: str, door: Door, section: str = "") -> str:
 
 def _known(door: Door, section: str) -> Iterable[str]:
     if door == "key":
-        return [item.key for item in TABLE.values() if item.section == section]
+        return [item.key for item in EVERY.values() if item.section == section]
     if door == "python":
         return [name.replace("-", "_") for name in (*TAKEN, *IMPLIED)]
     return [
         *SETTING_FLAGS,
+        *SERVICE_FLAGS,
         *COMMANDS,
         *SWITCHES,
         "--config",
@@ -273,7 +274,11 @@ def _known(door: Door, section: str) -> Iterable[str]:
 def hint_for_section(name: str) -> str:
     """The same for a section of the file."""
     section = SECTION_WORDS.get(plain(name))
-    return f"; write [{section}]" if section else names.did_you_mean(name, SECTIONS, f"there are {', '.join(SECTIONS)}")
+    return (
+        f"; write [{section}]"
+        if section
+        else names.did_you_mean(name, EVERY_SECTION, f"there are {', '.join(EVERY_SECTION)}")
+    )
 
 
 def instead_of(word: str) -> str:
