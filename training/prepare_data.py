@@ -23,7 +23,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
 from training.errors import FinetuneError, MachineError, UserError
-from training.system import files, privacy
+from training.system import files, listeners, privacy
 from training.system.signals import Signals
 from training.system.wording import shorten
 
@@ -224,7 +224,7 @@ def main(argv: Sequence[str]) -> int:
     Signals().install()
     try:
         for path in run(arguments):
-            print(privacy.path_for(sys.stdout, path))
+            listeners.tell(sys.stdout, privacy.path_for(sys.stdout, path) + "\n")
     except FinetuneError as error:
         privacy.tell(error)
         return error.exit_code
