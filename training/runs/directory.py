@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,6 +22,9 @@ REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
 Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
 
+# A signal is told of by another thread than that which trains.
+_WRITING = threading.Lock()
+
 
 @dataclass
 class Run:
@@ -33,10 +37,11 @@ class Run:
 
     def update(self, **changes: object) -> None:
         """Change fields of status.json, which holds no secrets. One that cannot be written (full disk) stops nothing."""
-        self.status.update(changes)
-        self.status["updated"] = round(time.time(), 3)
         try:
-            files.write_json(self.path / STATUS, privacy.hidden(self.status))
+            with _WRITING:
+                self.status.update(changes)
+                self.status["updated"] = round(time.time(), 3)
+                files.write_json(self.path / STATUS, privacy.hidden(self.status))
         except OSError as error:
             from loguru import logger
 
