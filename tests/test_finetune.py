@@ -157,7 +157,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once_and_leaves_the_last_checkpoint_good(
     time.sleep(0.1)  # two signals that wait at once are one
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in (4, 130)  # 130: within that time it had saved
     assert checkpoint.newest(run / "checkpoints").step >= 2
 
 

@@ -47,3 +47,13 @@ class Interrupted(FinetuneError):
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
         super().__init__(message)
+
+
+class EndedAtOnce(Interrupted):
+    """Ended by a second signal, before there was a checkpoint (exit 4). Says what was lost."""
+
+    exit_code = 4
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(signal_number, message)
+        self.exit_code = EndedAtOnce.exit_code

@@ -29,6 +29,7 @@ before_torch.settle()
 import gc
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -38,7 +39,7 @@ from training import control, distributed, pipeline, runs
 from training.control import background, resume
 from training.data import dataset
 from training.distributed import secondary
-from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
+from training.errors import EndedAtOnce, FinetuneError, Interrupted, MachineError, RunError, UserError
 from training.pipeline import stages
 from training.pipeline.export_stages import Told
 from training.plan import Plan, lines, prepare, time_estimate
@@ -110,7 +111,7 @@ def announce(plan: Plan, run: Run, events: Events) -> None:
 def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh` and `./run.sh --resume`: plan, run, and tell how it ended, whichever way that was."""
     ending, signals = Ending(arguments, stdout), Signals()
-    signals.install(ending.give_up)
+    signals.install(ending.give_up, ending.noted, ending.lost)
     try:
         old = resume.to_resume(arguments)
         plan = planned(arguments, old)
@@ -165,6 +166,7 @@ class Ending:
     stdout: IO[str]
     run: Run | None = None
     events: Events | None = None
+    told: bool = False
 
     @property
     def events_on(self) -> IO[str] | None:
@@ -188,6 +190,7 @@ class Ending:
 
     def failed(self, error: FinetuneError) -> int:
         """It did not get to its end: say why, keep its state, report what there is."""
+        self.told = True
         state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
         if not isinstance(error, Told):
             (logger.warning if state == "interrupted" else logger.error)("{}", error)
@@ -211,6 +214,27 @@ class Ending:
         if not self.arguments.events:
             log.say_path(self.stdout, self.run.path)
         return error.exit_code
+
+    def noted(self, _number: int) -> None:
+        """A signal was heard, and is obeyed after the batch: say so at once, for that takes its time."""
+        logger.warning(
+            "stopping after this batch, with a checkpoint; Ctrl-C (or SIGTERM) again ends at once, and the steps since the "
+            "last checkpoint are lost"
+        )
+        if self.run is not None:
+            self.run.update(stopping=True)
+
+    def lost(self, number: int) -> int | None:
+        """A second signal: keep and tell what it cost. The exit code; None where there is no run, or its end is told."""
+        run = self.run
+        if run is None or self.told:
+            return None
+        with suppress(FinetuneError, OSError):
+            run.reload()  # the export writes there, too
+        error = EndedAtOnce(number, f"ended at once by a second signal: {checkpoint.left(run)}")
+        # First of all: what comes now may wait for what this process was at.
+        run.update(state="interrupted", error=str(error), eta=None)
+        return self.failed(error)
 
     def give_up(self, error: FinetuneError) -> None:
         """Tell the end of a process that hangs in a library, and end it."""
@@ -263,7 +287,7 @@ LOADING = ("run", "resume", "check", "chat")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line. Returns the exit code (DESIGN: 0, 1, 2, 3, 130, 143)."""
+    """The command line. Returns the exit code (docs/command-line.md: 0, 1, 2, 3, 4, 130, 143)."""
     foreign_code.trust(False)  # until settings say otherwise
     try:
         arguments = command_line.parse(argv)

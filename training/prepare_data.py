@@ -24,7 +24,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
 from training.data.record import grouped
 from training.errors import FinetuneError, MachineError, UserError
-from training.system import files, last_net, privacy
+from training.system import files, last_net, listeners, privacy
 from training.system.signals import Signals
 from training.system.wording import shorten
 
@@ -225,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
     Signals().install()
     try:
         for path in run(arguments):
-            print(privacy.path_for(sys.stdout, path))
+            listeners.tell(sys.stdout, privacy.path_for(sys.stdout, path) + "\n")
     except FinetuneError as error:
         privacy.tell(error)
         return error.exit_code

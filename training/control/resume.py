@@ -117,6 +117,7 @@ def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
     run.update(
         state="running",
         error=None,
+        stopping=None,
         resumed_after_training=done,
         total=plan.steps,
         oom_kills=oom_kills(),

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import os
 import shutil
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,6 +41,9 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("warnings", "check_warnings"), TEXTS),
 }
 
+# A signal is told of by another thread than that which trains.
+_WRITING = threading.Lock()
+
 
 @dataclass
 class Run:
@@ -55,12 +59,13 @@ class Run:
 
         The state in which a run ends is the last that is written of it: it is tried again.
         """
-        self.status.update(changes)
-        self.status["updated"] = round(time.time(), 3)
         ends = changes.get("state") in ("completed", "interrupted", "failed")
         for wait in (*WAITS, None) if ends else (None,):
             try:
-                files.write_json(self.path / STATUS, privacy.hidden(self.status))
+                with _WRITING:
+                    self.status.update(changes)
+                    self.status["updated"] = round(time.time(), 3)
+                    files.write_json(self.path / STATUS, privacy.hidden(self.status))
                 return
             except OSError as error:
                 if wait is not None:

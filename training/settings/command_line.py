@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from training.settings import ini_file, loading, names, usage
 from training.settings.settings import Override
 from training.settings.table import TABLE
 from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SETTING_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS
-from training.system import events, paths, privacy
+from training.system import events, listeners, paths, privacy
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _flag(parser: _Parser, word: str) -> None:
     name, equals, value = word.partition("=")
     name = name.replace("_", "-")
     if name in ("--help", "-h"):
-        print(usage.help_text(), end="")
+        listeners.tell(sys.stdout, usage.help_text())
         raise SystemExit(0)
     if name in SWITCHES or name in COMMANDS:
         _command_or_switch(parser, name, value if equals else None)
@@ -208,8 +207,7 @@ def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
     """Tell what is wrong with arguments or settings: on stderr, and to a program that listens (--events) as an event."""
     privacy.tell(error)
     if "--events" in argv and "--follow" not in argv:  # there the lines are another run's
-        with suppress(OSError):  # nobody listens any more
-            print(events.as_line("failed", exit_code=error.exit_code, error=str(error)), flush=True)
+        listeners.tell(sys.stdout, events.as_line("failed", exit_code=error.exit_code, error=str(error)) + "\n")
     return error.exit_code
 
 

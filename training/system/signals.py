@@ -1,7 +1,7 @@
 """Signals: the first SIGINT or SIGTERM ends a run in good order, a second one at once; SIGHUP never ends it.
 
 While `gentle` (training, from its first step on), a signal is only noted, and the trainer stops after the current
-micro-step with a full checkpoint. Elsewhere nothing would be lost, and the signal ends the stage right away: also where
+micro-step with a full checkpoint; that it was heard is said at once. Elsewhere nothing would be lost, and the signal ends the stage right away: also where
 the process waits inside a library (for other ranks, for a disk), in which Python's own handlers have to wait.
 """
 
@@ -12,10 +12,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-from training.errors import Interrupted
+from training.errors import EndedAtOnce, Interrupted
 
 # Seconds that a library has to come back before a signal is obeyed without it.
 STUCK = 5.0
@@ -29,12 +29,22 @@ class Signals:
         self.save = False
         self._gentle = self._begun = self._leaving = False
         self._obeyed = 0  # how often Python's handler ran
+        self._lost: Callable[[int], int | None] | None = None
+        self._last = threading.Lock()
 
-    def install(self, leave: Callable[[Interrupted], None] | None = None) -> None:
+    def install(
+        self,
+        leave: Callable[[Interrupted], None] | None = None,
+        noted: Callable[[int], None] | None = None,
+        lost: Callable[[int], int | None] | None = None,
+    ) -> None:
         """Take over SIGINT, SIGTERM and SIGUSR1, and ignore SIGHUP: a closed terminal must not end a night's work.
 
-        `leave` tells of the end of a process that is stuck, and ends it.
+        `leave` tells of the end of a process that is stuck, and ends it. `noted` is told at once of a signal that is only
+        noted, in a thread of its own. `lost` says what a second signal has cost, and gives the exit code; None where
+        nothing was lost.
         """
+        self._lost = lost
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGUSR1, self._on_save)
@@ -44,7 +54,7 @@ class Signals:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         # A fork's signals do not wake this process's guard.
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-        threading.Thread(target=self._guard, args=(arrivals, leave or _leave), daemon=True).start()
+        threading.Thread(target=self._guard, args=(arrivals, leave or _leave, noted), daemon=True).start()
 
     @contextmanager
     def gentle(self) -> Iterator[None]:
@@ -71,7 +81,7 @@ class Signals:
             return
         if self.stop is not None:
             # The second one: at once; files that were being written are not renamed.
-            os._exit(128 + number)
+            self._at_once(number)
         self.stop = number
         if not self.noted_only:
             raise Interrupted(number, _words(number))
@@ -79,12 +89,37 @@ class Signals:
     def _on_save(self, _number: int, _frame: FrameType | None) -> None:
         self.save = True
 
-    def _guard(self, arrivals: int, leave: Callable[[Interrupted], None]) -> None:
-        """Obey a signal for a main thread that does not come back to Python to do it."""
+    def _at_once(self, number: int) -> None:
+        """End the process. What it is said in is another thread: this one may hold the log, or be at work on a file."""
+        if not self._last.acquire(blocking=False):
+            # Guard and handler have both seen it.
+            time.sleep(2 * STUCK)
+        codes: list[int | None] = []
+
+        def tell() -> None:
+            if self._lost is not None:
+                codes.append(self._lost(number))
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        teller.join(STUCK)
+        unsaid = None if self._lost is None else EndedAtOnce.exit_code
+        code = codes[0] if codes else unsaid
+        os._exit(128 + number if code is None else code)
+
+    def _guard(self, arrivals: int, leave: Callable[[Interrupted], None], noted: Callable[[int], None] | None) -> None:
+        """Say that a signal was heard; obey it for a main thread that does not come back to Python to do it."""
         stops = due = 0
+        receipt = False
         while numbers := os.read(arrivals, 64):
             asked = [number for number in numbers if number in (signal.SIGINT, signal.SIGTERM)]
             before, stops, due = self._obeyed, stops + len(asked), due + len(asked)
+            if asked and receipt:
+                # Python's handler may have run once for both: it came while the first one still waited for it.
+                self._at_once(asked[0])
+            elif asked and self.noted_only and noted is not None:
+                receipt = True
+                threading.Thread(target=noted, args=(asked[0],), daemon=True).start()
             end = time.monotonic() + STUCK
             while self._obeyed < due and time.monotonic() < end:
                 time.sleep(0.05)
@@ -95,7 +130,7 @@ class Signals:
                 due = self._obeyed
                 continue
             if stops > 1:
-                os._exit(128 + asked[-1])
+                self._at_once(asked[-1])
             if not self.noted_only:
                 self._leaving = True
                 leave(Interrupted(asked[0], _words(asked[0])))
@@ -106,5 +141,6 @@ def _words(number: int) -> str:
 
 
 def _leave(error: Interrupted) -> None:
-    os.write(2, f"{error}\n".encode())
+    with suppress(OSError):  # nobody listens any more
+        os.write(2, f"{error}\n".encode())
     os._exit(error.exit_code)
