@@ -42,7 +42,10 @@ TRANSLATED = (
 MADE_LATER = {"training/finetune.log"}
 # Words in capitals that are no setting of ours: what a user fills in, and parts of a Modelfile or of the source.
 FILLED_IN = {*usage.POSITIONS, "DIR", "EPOCHS", "FILE", "FLAGS", "KEY", "NAME", "RUN", "TEXT", "URL", "VALUE"}
-NO_SETTINGS = {"FROM", "TEMPLATE", "ADAPTER", "PARAMETER", "GGUF", "NFC", "FORMATS", "PAIRS", "NOT_COMPARED"}
+NO_SETTINGS = {"FROM", "TEMPLATE", "ADAPTER", "PARAMETER", "GGUF", "NFC", "FORMATS", "PAIRS", "NOT_COMPARED"} | {
+    "GB18030",
+    "UTF",
+}
 # Variables that others read; ours are found in the scripts.
 OTHERS_VARIABLES = {"HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "OLLAMA_GO_TEMPLATE", "WANDB_API_KEY"}
 OTHERS_VARIABLES |= {"RANK", "WORLD_SIZE", "MASTER_ADDR"}

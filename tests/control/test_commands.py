@@ -125,6 +125,7 @@ def test_follow_ends_as_the_run_did_and_says_how_to_go_on(tiny_config):
 def ended(folder: Path, **status: object) -> runs.Run:
     """A run that is over, with no process behind it."""
     run = runs.create(folder)
+    (run.path / runs.CONFIG).write_text("[Model]\n", encoding="utf-8")
     run.update(**{"state": "running", "pid": None, "total": 6, **status})
     os.close(run.held)
     return run

@@ -46,6 +46,7 @@ def config(tmp_path: Path) -> Path:
     for name, state in (("finetune_20260101_000000", "interrupted"), ("finetune_20260103_000000", "completed")):
         run = Run(tmp_path / "out" / name)
         run.path.mkdir(parents=True)
+        (run.path / runs.CONFIG).write_text("[Model]\n", encoding="utf-8")
         run.update(state=state, step=1, total=2, model="m", started=1.0)
     (tmp_path / "out" / "finetune_20260102_000000").mkdir()
     file = tmp_path / "config.ini"

@@ -167,15 +167,21 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
     except httpx.HTTPError:
         raise _Unreachable(_unreachable(name)) from None
     except (httpx.InvalidURL, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
-        # The address of a proxy, before anything is asked; else the library made nothing of the answer.
-        if isinstance(error, (TypeError, KeyError, AttributeError)) or (
-            not isinstance(error, httpx.InvalidURL) and "proxy" not in str(error).lower()
-        ):
-            raise _strange() from None
-        raise _Unreachable(
-            "the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: it is written http://HOST:PORT, or "
-            f"http://USER:PASSWORD@HOST:PORT ({privacy.shown(str(error)).rstrip('.')})"
-        ) from None
+        raise _proxy_or_strange(error) from None
+
+
+def _proxy_or_strange(error: Exception) -> _Unreachable:
+    """The address of a proxy is wrong, which is seen before anything is asked; else the library made nothing of the answer."""
+    import httpx
+
+    if isinstance(error, (TypeError, KeyError, AttributeError)) or (
+        not isinstance(error, httpx.InvalidURL) and "proxy" not in str(error).lower()
+    ):
+        return _strange()
+    return _Unreachable(
+        "the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: it is written http://HOST:PORT, or "
+        f"http://USER:PASSWORD@HOST:PORT ({privacy.shown(str(error)).rstrip('.')})"
+    )
 
 
 def _strange() -> _Unreachable:
