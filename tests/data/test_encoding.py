@@ -470,7 +470,7 @@ def test_a_template_in_an_old_chat_template_json_is_the_models_own(
     base = _folder(tmp_path, words, chat_template_json=json.dumps({"chat_template": CHATML_ONLY}))
     assert chat_template.choose(base, _settings(), words).source.startswith("the model's own")
     (tmp_path / "chat_template.json").write_text("{")
-    with pytest.raises(UserError, match=r"chat_template\.json cannot be read: .*set \[Model\] CHAT_TEMPLATE"):
+    with pytest.raises(UserError, match=r"chat_template\.json cannot be read as JSON: .*set \[Model\] CHAT_TEMPLATE"):
         chat_template.choose(base, _settings(), words)
 
 
