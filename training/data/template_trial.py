@@ -13,9 +13,10 @@ from pathlib import Path
 from training.errors import UserError
 from training.system import pool
 
-SECONDS = 10
+SECONDS = 10  # of the processor: a busy machine is no fault of the template
+PATIENCE = 60  # seconds by the clock, after which nothing is known of it
 MEMORY = 1 << 30  # bytes that it may take besides what this process has
-TOO_MUCH = "memory"
+TOO_LONG, TOO_MUCH = "time", "memory"
 
 
 def check(source: str, work: Callable[[], object]) -> None:
@@ -31,18 +32,21 @@ def check(source: str, work: Callable[[], object]) -> None:
     process = context.Process(target=_try, args=(theirs, work), daemon=True)
     process.start()
     theirs.close()
+    told = ""
     try:
-        if not ours.poll(SECONDS):
-            raise UserError(
-                f"{source}: the chat template is not rendered within {SECONDS} seconds; CHAT_TEMPLATE names another"
-            )
-        told = ours.recv()
+        if ours.poll(PATIENCE):
+            told = ours.recv()
     except EOFError:
-        told = TOO_MUCH
+        process.join()
+        told = TOO_LONG if process.exitcode == -signal.SIGXCPU else TOO_MUCH
     finally:
         ours.close()
         process.kill()
         process.join()
+    if told == TOO_LONG:
+        raise UserError(
+            f"{source}: the chat template is not rendered within {SECONDS} seconds; CHAT_TEMPLATE names another"
+        )
     if told == TOO_MUCH:
         raise UserError(
             f"{source}: a short chat takes more than {MEMORY >> 30} GB of memory to render, or ends the process that renders "
@@ -57,6 +61,7 @@ def _try(told: Connection, work: Callable[[], object]) -> None:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     most = pages * resource.getpagesize() + MEMORY
     with suppress(ValueError, OSError):  # a lower limit holds already
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     try:
         work()
