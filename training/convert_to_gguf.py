@@ -28,7 +28,7 @@ from training.base_model import BaseModel, generation, leftovers, weights_fit
 from training.checks import as_read, gguf_files, require
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.row_texts import RowTexts
-from training.errors import FinetuneError, MachineError, RunError, UserError
+from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
 from training.evaluation import reference
 from training.llama import process as llama
 from training.ollama import Chat, modelfile
@@ -200,14 +200,16 @@ def main(argv: Sequence[str]) -> int:
     foreign_code.trust(arguments.trust_remote_code)
     stdout = log.claim_stdout()
     launchers.leave_out()
-    Signals().install()
+    signals = Signals()
+    signals.install()
     log.start()
     launchers.tell()
     try:
         for path in run(arguments):
             log.say_path(stdout, path)
         return 0
-    except FinetuneError as error:
+    except (FinetuneError, Interrupted) as error:
+        signals.delivered()
         logger.error("{}", error)
         return error.exit_code
     except OSError as error:

@@ -17,7 +17,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import FinetuneError, MachineError, UserError
-from training.system import files, last_net, privacy
+from training.system import files, last_net, listeners, privacy
 
 # Facts that stay true, and answers as one wants them from an assistant: the point first, in whole sentences.
 INSTRUCTIONS = [
@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="where to write; made if it is not there")
     try:
         for path in write(Path(parser.parse_args(argv).output_dir).expanduser().absolute()):
-            print(privacy.path_for(sys.stdout, path))
+            listeners.tell(sys.stdout, privacy.path_for(sys.stdout, path) + "\n")
     except FinetuneError as error:
         privacy.tell(error)
         return error.exit_code

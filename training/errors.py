@@ -1,4 +1,4 @@
-"""The three ways in which this program fails, each with its exit code. Caught once, at the command line."""
+"""The ways in which this program fails or is stopped, each with its exit code. Caught once, at the command line."""
 
 from __future__ import annotations
 
@@ -40,10 +40,26 @@ class RunError(FinetuneError):
         super().__init__(f"{stage}: {message}" + (f"\n{safe}" if safe else ""))
 
 
-class Interrupted(FinetuneError):
-    """Stopped by a signal after a full checkpoint (exit 128 + signal number)."""
+class Interrupted(BaseException):
+    """Stopped by a signal after a full checkpoint (exit 128 + signal number).
+
+    As KeyboardInterrupt it is no Exception: code of ours or of a library that bears whatever goes wrong must let it
+    through.
+    """
+
+    exit_code = 130
 
     def __init__(self, signal_number: int, message: str) -> None:
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
         super().__init__(message)
+
+
+class EndedAtOnce(Interrupted):
+    """Ended by a second signal, without a checkpoint (exit 4). Says what was lost."""
+
+    exit_code = 4
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(signal_number, message)
+        self.exit_code = EndedAtOnce.exit_code

@@ -19,10 +19,10 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from loguru import logger
 
 from training import runs
-from training.errors import FinetuneError, RunError, UserError
+from training.errors import FinetuneError, Interrupted, RunError, UserError
 from training.pipeline.export_stages import STAGES, export, finish, write_modelfile
 from training.runs import Run, Stage, directory
-from training.system import files, forkserver, io_errors, launchers, log
+from training.system import files, forkserver, io_errors, launchers, log, shell
 from training.system.parent_watch import end_with_parent
 from training.system.signals import Signals
 from training.to_gguf import Job, adapter_gguf
@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     """
     stdout = log.claim_stdout()
     launchers.leave_out()
-    Signals().install()
+    signals = Signals()
+    signals.install()
     alone = True
 
     def say(**words: object) -> None:
@@ -57,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
         with _working(job.run):
             log.say_path(stdout, _by_itself(job, arguments))
         return 0
-    except FinetuneError as error:
+    except (FinetuneError, Interrupted) as error:
+        signals.delivered()
         logger.error("{}", error)
         if not alone:
             told = error if isinstance(error, RunError) else RunError("export", str(error))
@@ -110,7 +112,9 @@ def _alone(run: Run) -> bool:
     if run.status["pid"] == forkserver.starter():
         end_with_parent()
         return False
-    raise UserError(f"{run.path} is running (process {run.status['pid']}); wait for it, or ./run.sh --stop {run.path}")
+    raise UserError(
+        f"{run.path} is running (process {run.status['pid']}); wait for it, or {shell.command('run.sh', '--stop', run.path)}"
+    )
 
 
 def _modelfile_of(job: Job, name: str) -> Path:

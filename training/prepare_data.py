@@ -23,8 +23,8 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_files, rows
 from training.data.record import grouped
-from training.errors import FinetuneError, MachineError, UserError
-from training.system import files, last_net, privacy
+from training.errors import FinetuneError, Interrupted, MachineError, UserError
+from training.system import files, last_net, listeners, privacy, shell
 from training.system.signals import Signals
 from training.system.wording import shorten
 
@@ -222,11 +222,13 @@ def _write(lines: IO[bytes], owner: bytes, targets: dict[int, Path]) -> None:
 def main(argv: Sequence[str]) -> int:
     """The command line: paths on stdout, everything else on stderr; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    Signals().install()
+    signals = Signals()
+    signals.install()
     try:
         for path in run(arguments):
-            print(privacy.path_for(sys.stdout, path))
-    except FinetuneError as error:
+            listeners.tell(sys.stdout, privacy.path_for(sys.stdout, path) + "\n")
+    except (FinetuneError, Interrupted) as error:
+        signals.delivered()
         privacy.tell(error)
         return error.exit_code
     except Exception as error:
@@ -248,7 +250,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
             import numpy  # noqa: F401
         except ModuleNotFoundError:
             raise MachineError(
-                "numpy, which deals the rows out, is not installed in this Python: ./setup.sh makes .venv, "
+                f"numpy, which deals the rows out, is not installed in this Python: {shell.command('setup.sh')} makes .venv, "
                 "and .venv/bin/python has it; --no-split does without"
             ) from None
     try:

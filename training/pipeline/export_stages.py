@@ -17,7 +17,7 @@ from training.checks import all_checks
 from training.errors import FinetuneError, RunError
 from training.ollama import modelfile
 from training.report import gathering
-from training.runs import Run, Stage
+from training.runs import Run, Stage, checkpoint
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, io_errors, records
 from training.system.events import Events
@@ -190,7 +190,7 @@ def failure(run: Run, code: int, said: dict[str, Any]) -> FinetuneError:
         return RunError(
             "export",
             f"its process was killed by {name}",
-            f"the adapter is safe in {adapter}; `./run.sh --resume {run.path}` does the rest again",
+            f"the adapter is safe in {adapter}; {checkpoint.does_the_rest(run.path)} again",
         )
     if "message" not in said:
         return Told("export", f"exit code {code}")

@@ -93,7 +93,7 @@ def train_stage(
     logger.info("adapter saved in {}", run.path / runs.ADAPTER)
     events.emit("stage", name="train", seconds=seconds)
     if signals.stop is not None:  # it came with the last step: the training is done, the rest is for --resume
-        words = f"stopped after training; the adapter is safe, `./run.sh --resume {run.path}` does the rest"
+        words = f"stopped after training; the adapter is safe, {checkpoint.does_the_rest(run.path)}"
         raise Interrupted(signals.stop, words)
 
 

@@ -13,7 +13,7 @@ from training.checks import Outcome
 from training.checks.all_checks import Measured
 from training.data import held_out
 from training.data.dataset import as_row
-from training.errors import FinetuneError, RunError
+from training.errors import FinetuneError, Interrupted, RunError
 from training.evaluation import Score
 from training.plan import Plan
 from training.report import schema, writing
@@ -29,7 +29,7 @@ from training.report.schema import (
     TrainingFacts,
 )
 from training.runs import Run, State
-from training.system import files, io_errors, paths, records
+from training.system import files, io_errors, records, shell
 
 if TYPE_CHECKING:
     import datasets
@@ -69,7 +69,7 @@ def has_plan(run: Run) -> bool:
     return (run.path / runs.CHECKPOINTS / PLANNED).is_file()
 
 
-def write(run: Run, state: State, error: FinetuneError | None = None) -> None:
+def write(run: Run, state: State, error: FinetuneError | Interrupted | None = None) -> None:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
     writing.write(run.path, gather(run, state, error))
 
@@ -83,13 +83,13 @@ def complete(run: Run) -> None:
         write(run, "completed")
     except OSError as error:
         logger.warning(
-            "no report: {}. The model is finished; `{}/export_ollama.sh --modelfile-only {}` writes its report",
-            io_errors.told(error, run.path), paths.ROOT, run.path,
+            "no report: {}. The model is finished; `{}` writes its report",
+            io_errors.told(error, run.path), shell.command("export_ollama.sh", "--modelfile-only", run.path),
         )  # fmt: skip
     run.update(state="completed", stage=None, progress=100, eta=None, error=None)
 
 
-def gather(run: Run, state: State, error: FinetuneError | None = None) -> Report:
+def gather(run: Run, state: State, error: FinetuneError | Interrupted | None = None) -> Report:
     """The whole report. Stages that did not run leave their part out."""
     planned = writing.read(run.path / runs.CHECKPOINTS / PLANNED)
     left = Left.by(run)
@@ -133,7 +133,7 @@ def worse(run: Run, best: bool) -> str:
     return ""
 
 
-def _run(run: Run, state: State, error: FinetuneError | None, stages: dict[str, float]) -> RunFacts:
+def _run(run: Run, state: State, error: FinetuneError | Interrupted | None, stages: dict[str, float]) -> RunFacts:
     told = error if isinstance(error, RunError) else None
     return RunFacts(
         id=run.path.name,

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from training.errors import MachineError, UserError
-from training.system import files, foreign_json, io_errors, privacy
+from training.system import files, foreign_json, io_errors, privacy, shell
 from training.system.foreign_json import COUNT, MOMENT, NUMBER, OBJECTS, TABLE, TEXT, TEXTS, TRUTH, Damaged, Kind
 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
@@ -43,6 +44,9 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("warnings", "check_warnings"), TEXTS),
 }
 
+# A signal is told of by another thread than that which trains.
+_WRITING = threading.Lock()
+
 
 @dataclass
 class Run:
@@ -58,12 +62,13 @@ class Run:
 
         The state in which a run ends is the last that is written of it: it is tried again.
         """
-        self.status.update(changes)
-        self.status["updated"] = round(time.time(), 3)
         ends = changes.get("state") in ("completed", "interrupted", "failed")
         for wait in (*WAITS, None) if ends else (None,):
             try:
-                files.write_json(self.path / STATUS, privacy.hidden(self.status))
+                with _WRITING:
+                    self.status.update(changes)
+                    self.status["updated"] = round(time.time(), 3)
+                    files.write_json(self.path / STATUS, privacy.hidden(self.status))
                 return
             except OSError as error:
                 if wait is not None:
@@ -130,7 +135,7 @@ def lock(run: Run) -> None:
     except BlockingIOError:
         os.close(handle)
         raise UserError(
-            f"{run.path} is being worked on by another process; ./run.sh --status {run.path} tells"
+            f"{run.path} is being worked on by another process; {shell.command('run.sh', '--status', run.path)} tells"
         ) from None
     except OSError:  # a file system without locks
         pass
@@ -156,12 +161,15 @@ def open_run(path: Path) -> Run:
     return Run(path, foreign_json.read(status, KINDS))
 
 
-def find(output_dir: Path, wanted: Path | str | None) -> Run:
-    """The run that was asked for: a path, a name under OUTPUT_DIR, or (None) the newest one."""
+def find(output_dir: Path, wanted: Path | str | None, starts: str = "") -> Run:
+    """The run that was asked for: a path, a name under OUTPUT_DIR, or (None) the newest one.
+
+    `starts`: the command that makes one, for the error's message.
+    """
     if wanted is None:
         every = history(output_dir)
         if not every:
-            raise UserError(f"there is no run under {output_dir} yet; ./run.sh starts one")
+            raise UserError(f"there is no run under {output_dir} yet" + (f"; {starts} starts one" if starts else ""))
         return every[-1]
     for path in (Path(wanted), output_dir / str(wanted)):
         if (path / STATUS).is_file():

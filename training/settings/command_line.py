@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from training.settings import ini_file, loading, names, usage
 from training.settings.settings import Override
 from training.settings.table import TABLE
 from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SETTING_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS
-from training.system import events, paths, privacy
+from training.system import events, listeners, paths, privacy, shell
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Arguments:
     command: str = "run"  # or a key of COMMANDS without its dashes
     config: Path = paths.ROOT / "config.ini"
     overrides: tuple[Override, ...] = ()  # in order: of two for one setting the last one holds
+    typed: tuple[str, ...] = ()  # the words that set something, as they can be typed again
     runs: tuple[Path, ...] = ()  # absolute paths, or bare names to be looked up in OUTPUT_DIR
     fresh: bool = False
     detach: bool = False
@@ -50,6 +50,7 @@ class _Parser:
     runs: list[str] = field(default_factory=list)
     switches: set[str] = field(default_factory=set)
     flags: list[Override] = field(default_factory=list)
+    typed: list[str] = field(default_factory=list)
     positions: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -73,12 +74,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     positions = list(_positions(parser))
     _check_together(parser)
     if parser.problems:
-        raise UserError([*parser.problems, "./run.sh --help lists all arguments"], title="wrong arguments")
+        raise UserError(
+            [*parser.problems, f"{shell.command('run.sh', '--help')} lists all arguments"], title="wrong arguments"
+        )
     command = parser.commands[0].removeprefix("--") if parser.commands else "run"
     return Arguments(
         command=command,
         config=_from_here(parser.config) if parser.config else paths.ROOT / "config.ini",
         overrides=(*positions, *parser.flags),
+        typed=(*_typed_positions(parser.positions), *parser.typed),
         runs=tuple(_run(text) for text in parser.runs),
         **{switch.removeprefix("--"): True for switch in parser.switches},
     )
@@ -89,13 +93,14 @@ def _flag(parser: _Parser, word: str) -> None:
     name, equals, value = word.partition("=")
     name = name.replace("_", "-")
     if name in ("--help", "-h"):
-        print(usage.help_text(), end="")
+        listeners.tell(sys.stdout, usage.help_text())
         raise SystemExit(0)
     if name in SWITCHES or name in COMMANDS:
         _command_or_switch(parser, name, value if equals else None)
     elif name in SETTING_FLAGS or name in ("--config", "--set"):
         if not equals:
             value = _next(parser)
+        parser.typed += [f"{name}={value}"] if value.startswith("--") else [name, value]
         if not value:
             parser.problems.append(f"{name} needs a value" + (": Section.KEY=VALUE" if name == "--set" else ""))
         elif name == "--config":
@@ -113,6 +118,16 @@ def _flag(parser: _Parser, word: str) -> None:
         parser.problems.append(f"{ini_file.show(name)} is not a flag{names.did_you_mean(name, known)}")
         if parser.left and not parser.left[0].startswith("-"):
             parser.left.pop(0)  # its value, most likely: not one more position
+
+
+def _typed_positions(words: Sequence[str]) -> list[str]:
+    """Positions to be typed before the flags; one that would be taken for a flag is set with one."""
+    if not any(words):
+        return []
+    if any(word.startswith("-") and word != "-" for word in words):
+        flags = [flag for _, key in POSITIONS for flag, known in SETTING_FLAGS.items() if known == key]
+        return [f"{flag}={word}" for flag, word in zip(flags, words, strict=False) if word]
+    return list(words)
 
 
 def _next(parser: _Parser) -> str:
@@ -208,8 +223,7 @@ def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
     """Tell what is wrong with arguments or settings: on stderr, and to a program that listens (--events) as an event."""
     privacy.tell(error)
     if "--events" in argv and "--follow" not in argv:  # there the lines are another run's
-        with suppress(OSError):  # nobody listens any more
-            print(events.as_line("failed", exit_code=error.exit_code, error=str(error)), flush=True)
+        listeners.tell(sys.stdout, events.as_line("failed", exit_code=error.exit_code, error=str(error)) + "\n")
     return error.exit_code
 
 

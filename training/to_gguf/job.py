@@ -11,7 +11,7 @@ from training import llama, runs
 from training.base_model import base_files
 from training.errors import RunError
 from training.ollama import Chat
-from training.runs import Handover
+from training.runs import Handover, checkpoint
 from training.to_gguf.chat import chat_of
 
 
@@ -73,6 +73,4 @@ class Job(Handover):
 
 
 def what_is_safe(job: Job) -> str:
-    return (
-        f"the adapter is safe in {job.run.path / runs.ADAPTER}; `./run.sh --resume {job.run.path}` does the rest again"
-    )
+    return f"the adapter is safe in {job.run.path / runs.ADAPTER}; {checkpoint.does_the_rest(job.run.path)} again"

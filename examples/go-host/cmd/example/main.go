@@ -42,7 +42,7 @@ func main() {
 		if !errors.As(err, &failure) {
 			os.Exit(1)
 		}
-		if failure.Kind == finetune.Interrupted && failure.RunDir != "" {
+		if (failure.Kind == finetune.Interrupted || failure.Kind == finetune.EndedAtOnce) && failure.RunDir != "" {
 			log.Printf("go on with: -resume %s", failure.RunDir)
 		}
 		os.Exit(max(1, failure.ExitCode))
