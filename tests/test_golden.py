@@ -96,8 +96,7 @@ def shown(*command: str | Path) -> str:
         text=True,
         encoding="utf-8",
     )
-    lines = re.sub(r"^\d{4}-.* - ", "", done.stdout)  # a log that has not begun yet: time and place of the line
-    return f"{lines}--- exit {done.returncode}\n"
+    return f"{done.stdout}--- exit {done.returncode}\n"
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ from training.ollama import Chat, modelfile
 from training.settings import Settings, names
 from training.settings.table import Dataset, Hardware, LoRA, Model, Quantization, Training
 from training.system import files, foreign_code, last_net, launchers, log
+from training.system.plain_parser import Parser
 from training.system.signals import Signals
 from training.to_gguf import conversion, importance, reader_metadata
 from training.to_gguf.chat import chat_of
@@ -252,7 +253,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
 
 def parser() -> argparse.ArgumentParser:
     """What the command line may say."""
-    made = argparse.ArgumentParser(prog="convert_to_gguf.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    made = Parser(prog="convert_to_gguf.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("--model-path", required=True, metavar="DIR", help="config.json, *.safetensors, tokenizer files")
     made.add_argument("--quantization", default="q4_k_m", metavar="NAMES", help="one or several, separated by commas")
     made.add_argument("--output", metavar="F", help="a .gguf file, or a folder; default: beside DIR, NAME.Q4_K_M.gguf")

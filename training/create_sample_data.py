@@ -5,7 +5,6 @@ Standard library only. Prints the paths of what was written, one a line; files o
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -18,6 +17,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training.errors import FinetuneError, MachineError, UserError
 from training.system import files, last_net, listeners, privacy
+from training.system.plain_parser import Parser
 
 # Facts that stay true, and answers as one wants them from an assistant: the point first, in whole sentences.
 INSTRUCTIONS = [
@@ -133,7 +133,7 @@ def write(folder: Path) -> list[Path]:
 
 def main(argv: Sequence[str]) -> int:
     """The command line: paths on stdout, errors on stderr; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="create_sample_data.py", description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False
     )
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="where to write; made if it is not there")

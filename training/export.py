@@ -22,11 +22,15 @@ from training import runs
 from training.errors import FinetuneError, Interrupted, RunError, UserError
 from training.pipeline.export_stages import STAGES, export, finish, write_modelfile
 from training.runs import Run, Stage, directory
-from training.system import files, forkserver, io_errors, launchers, log, shell
+from training.system import files, forkserver, io_errors, launchers, listeners, log, privacy, shell
 from training.system.parent_watch import end_with_parent
+from training.system.plain_parser import wrong
 from training.system.signals import Signals
 from training.to_gguf import Job, adapter_gguf
 from training.to_gguf.job import what_is_safe
+
+SELF = "export.py"
+USAGE = "python training/export.py RUN [--only STAGE | --adapter BASE_IN_OLLAMA] [--name NAME]"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,9 +48,16 @@ def main(argv: Sequence[str]) -> int:
     def say(**words: object) -> None:
         log.say_json(stdout, words)
 
+    if {"--help", "-h"} & set(argv):
+        listeners.tell(stdout, f"usage: {USAGE}\n\n{(__doc__ or '').partition(chr(10) * 2)[2]}")
+        return 0
     try:
         arguments = parse(argv)
-        log.start()  # else a traceback that is for the log alone would be on the terminal
+    except UserError as error:
+        privacy.tell(error)
+        return error.exit_code
+    log.start()  # else a traceback that is for the log alone would be on the terminal
+    try:
         job = Job.of_run(arguments.run)
         alone = _alone(job.run)
         log.start(job.run.path / runs.LOG)
@@ -65,16 +76,22 @@ def main(argv: Sequence[str]) -> int:
             told = error if isinstance(error, RunError) else RunError("export", str(error))
             say(stage=told.stage, message=told.message, safe=told.safe)
         return error.exit_code
-    except Exception as error:  # our own mistake, or a library's: told in one line, the traceback is in the log
-        logger.opt(exception=True).debug("unexpected")
-        if io_errors.is_one(error):
-            words, more = io_errors.told(error, arguments.run), f"\nthe run in {arguments.run} is as safe as it was"
-        else:
-            words, more = f"{type(error).__name__}: {error}", f"; the traceback is in {log.SHARED_LOG}"
-        logger.error("export: {}{}", words, more)
+    except Exception as error:  # our own mistake, or a library's
+        words = _unforeseen(error, arguments.run)
         if not alone:
             say(stage="export", message=words, safe=what_is_safe(job))
         return 1
+
+
+def _unforeseen(error: Exception, run: Path) -> str:
+    """Tell in one line what nobody has foreseen; the traceback is in the log."""
+    logger.opt(exception=error).debug("unexpected")
+    if io_errors.is_one(error):
+        words, more = io_errors.told(error, run), f"\nthe run in {run} is as safe as it was"
+    else:
+        words, more = f"{type(error).__name__}: {error}", f"; the traceback is in {log.SHARED_LOG}"
+    logger.error("export: {}{}", words, more)
+    return words
 
 
 def _by_itself(job: Job, arguments: Arguments) -> Path:
@@ -140,15 +157,15 @@ def parse(words: Sequence[str]) -> Arguments:
             at = rest.index(flag)
             value = "".join(rest[at + 1 : at + 2])
             if not value or (allowed and value not in allowed):
-                raise UserError(
-                    f"{flag} {value}: {'one of ' + ', '.join(allowed) if allowed else 'a name must follow'}"
+                raise wrong(
+                    f"{flag} {value}: {'one of ' + ', '.join(allowed) if allowed else 'a name must follow'}", SELF
                 )
             found[flag] = value
             del rest[at : at + 2]
     if "--only" in found and "--adapter" in found:
-        raise UserError("--adapter makes the adapter's file alone; --only STAGE is about the merged model's")
+        raise wrong("--adapter makes the adapter's file alone; --only STAGE is about the merged model's", SELF)
     if len(rest) != 1 or rest[0].startswith("-"):
-        raise UserError("usage: python training/export.py RUN [--only STAGE | --adapter BASE_IN_OLLAMA] [--name NAME]")
+        raise wrong("one RUN is to be named, a run's folder", SELF)
     path = Path(rest[0]).resolve()
     return Arguments(
         run=path.parent if path.name in (runs.MERGED, runs.ADAPTER) else path,

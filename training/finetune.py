@@ -147,6 +147,7 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
         settings = load(arguments.config, arguments.overrides, check_packages=True)
         if not arguments.fresh:
             resume.offer_resume(settings.training.output_dir)
+    resume.tell_of_others(settings.training.output_dir)
     forkserver.start()
     plan = prepare(settings, resume.began_on(old), directory.size(old))
     for line in lines(plan):
@@ -241,10 +242,12 @@ class Ending:
             return
         time.sleep(SOON)
         if not self.telling.locked():
-            # status.json is the export's own while that is at work.
-            at = runs.open_run(self.run.path).status.get("stage") if self.run else None
-            words = "stopping; it ends what it is at ({}) first. Ctrl-C (or SIGTERM) again ends at once"
-            logger.warning(words, at or "preparing")
+            at = "preparing"
+            if self.run is not None:
+                with suppress(FinetuneError, OSError):
+                    # While the export is at work the file is its own.
+                    at = runs.open_run(self.run.path).status.get("stage") or at
+            logger.warning("stopping; it ends what it is at ({}) first. Ctrl-C (or SIGTERM) again ends at once", at)
 
     def lost(self, number: int) -> int:
         """A second signal: keep and tell what it cost; the exit code. No report: that would take its time.

@@ -25,6 +25,7 @@ from training.data import BadRow, Record, Row, Turn, dataset, oddities, row_file
 from training.data.record import grouped
 from training.errors import FinetuneError, Interrupted, MachineError, UserError
 from training.system import files, last_net, listeners, privacy, shell
+from training.system.plain_parser import Parser
 from training.system.signals import Signals
 from training.system.wording import shorten
 
@@ -290,9 +291,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.py", description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False
-    )
+    parser = Parser(prog="prepare_data.py", description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False)
     parser.add_argument("--input", required=True, metavar="F", help="the data file; it may be gzipped")
     parser.add_argument("--input-format", choices=tuple(KINDS), help="default: from the file's name")
     parser.add_argument("--format-type", required=True, choices=TYPES, help="the kind of rows to write")

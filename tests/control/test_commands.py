@@ -14,7 +14,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
 from training import runs
-from training.control import commands
+from training.control import commands, resume
 from training.runs import checkpoint, directory
 from training.system import events
 
@@ -238,3 +238,16 @@ def test_what_a_run_leaves_names_the_steps_that_are_lost(tmp_path, monkeypatch):
     assert checkpoint.left(run).startswith("the steps after 4 are lost; the checkpoint of step 4 is safe in ")
     run.update(step=4)
     assert checkpoint.left(run).startswith("no step is lost; the checkpoint of step 4 is safe in ")
+
+
+def test_a_run_that_starts_beside_another_one_says_so_in_one_line(tmp_path, logged, monkeypatch):
+    other = runs.create(tmp_path)
+    other.update(state="running", step=3, total=9)
+    ended(tmp_path, state="completed")
+    resume.tell_of_others(tmp_path)
+    assert logged == [], "this process's own run is no other one"
+    monkeypatch.setattr(resume.os, "getpid", lambda: 1)
+    resume.tell_of_others(tmp_path)
+    words = f"{other.path.name} is running, too (process {other.status['pid']}, step 3 of 9)"
+    assert logged == [f"{words}: both take longer, and share the memory"]
+    os.close(other.held)

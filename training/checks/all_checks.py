@@ -17,7 +17,7 @@ from training.checks.check import Check, require
 from training.data import chat_template
 from training.errors import RunError
 from training.evaluation import models, reference, scoring
-from training.system import files, records
+from training.system import files, records, this_machine
 from training.system.wording import value_text
 from training.to_gguf import Job
 from training.to_gguf.job import FileRow
@@ -99,9 +99,10 @@ def _evaluate(job: Job, others: Mapping[str, Path]) -> Measured:
             lines = evaluation.loss_scores(measured, None, speaker.losses(measured))
             lines += scoring.answer_scores(None, evaluation.marks(asked, answers))
             scores = {line.name: line.after for line in lines}
+    busy = this_machine.busy()
     for name, speed in speeds.items():
         if speed:
-            logger.info("{} answers {:.0f} tokens a second on this machine", name, speed)
+            logger.info("{} answers {:.0f} tokens a second on this machine{}", name, speed, busy)
     return Measured(scores=scores, speeds=speeds)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from pathlib import Path
 from typing import IO
@@ -101,6 +102,16 @@ def offer_resume(folder: Path) -> None:
             last.path.name, last.status.get("step", 0), last.status.get("total", 0),
             shell.command("run.sh", "--resume", last.path),
         )  # fmt: skip
+
+
+def tell_of_others(folder: Path) -> None:
+    """Say that other runs of this folder are at work, before this one takes its share of the machine."""
+    for run in runs.history(folder):
+        if directory.state(run) in ("queued", "running") and run.status.get("pid") != os.getpid():
+            logger.warning(
+                "{} is running, too (process {}, step {} of {}): both take longer, and share the memory",
+                run.path.name, run.status["pid"], run.status.get("step", 0), run.status.get("total", 0),
+            )  # fmt: skip
 
 
 def refuse_changed(run: Run, marks: dict[str, object]) -> None:
