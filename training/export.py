@@ -8,7 +8,7 @@ process of its own, without the training's memory and without Unsloth. Prints th
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         launchers.tell()
         files.remove_partial(job.run.path)
         if not alone:
-            export(job, tell=lambda stage, seconds: say(stage=stage, seconds=seconds))
+            _for_its_run(job, say)
             return 0
         with _working(job.run):
             log.say_path(stdout, _by_itself(job, arguments))
@@ -81,6 +81,15 @@ def main(argv: Sequence[str]) -> int:
         if not alone:
             say(stage="export", message=words, safe=what_is_safe(job))
         return 1
+
+
+def _for_its_run(job: Job, say: Callable[..., None]) -> None:
+    """The whole export of a run that waits for it, and hears how far it is."""
+    export(
+        job,
+        tell=lambda stage, seconds: say(stage=stage, seconds=seconds),
+        hear=lambda far: say(stage=far.stage, progress=far.progress, left=round(far.left, 1)),
+    )
 
 
 def _unforeseen(error: Exception, run: Path) -> str:

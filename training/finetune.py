@@ -45,7 +45,7 @@ from training.pipeline import stages
 from training.pipeline.export_stages import Told
 from training.plan import Plan, lines, prepare, time_estimate
 from training.report import gathering
-from training.runs import Run, State, checkpoint, directory
+from training.runs import Run, State, checkpoint, directory, progress
 from training.settings import command_line, load
 from training.settings.command_line import Arguments
 from training.system import (
@@ -103,6 +103,7 @@ def begin(plan: Plan, run: Run, stdout: IO[str] | None) -> Events:
 def announce(plan: Plan, run: Run, events: Events) -> None:
     """The first events of a run, and the word to a waiting parent (--detach) that it has really started."""
     gathering.keep(plan, run)
+    progress.expect(run, plan.base.parameters)
     events.emit(
         "started", run=str(run.path), pid=os.getpid(), total=plan.steps, name=plan.settings.model.new_model_name
     )

@@ -9,6 +9,17 @@ from types import SimpleNamespace
 import pytest
 
 from training.checks import all_checks
+from training.checks.check import Check
+from training.runs import Run
+from training.to_gguf import Job
+
+
+def test_each_check_is_told_when_it_is_made(tmp_path, logged):
+    told = []
+    done = all_checks._Done(Job(run=Run(tmp_path), settings=None, facts=None, told=told.append), 4)
+    for at, name in enumerate(("merged tensors", "GGUF tokenizer"), 1):
+        done.append(Check(name, True, {}, "", ""))
+        assert (logged[-1], told) == (f"check {name}: passed", [n / 4 for n in range(1, at + 1)])
 
 
 @pytest.mark.parametrize(("load", "beside"), [(0.5, ""), (900.0, ", beside other programs: load 900.0 on ")])

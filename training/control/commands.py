@@ -38,13 +38,14 @@ def status(arguments: Arguments, stdout: IO[str]) -> int:
     if record["state"] == "killed":
         record["reason"] = killed_by(run)
     if arguments.json:
-        log.say_json(stdout, {k: v for k, v in record.items() if k != "stages"})
+        log.say_json(stdout, {k: v for k, v in record.items() if k not in ("stages", "expected")})
         return 0
     words = f"{run.path.name}: {record['state']}, step {record.get('step', 0)} of {record.get('total', 0)}"
     if record["state"] == "running" and record.get("stage"):
         words += f", in {record['stage']}"
     if record["state"] == "running" and record.get("eta"):
-        words += f", about {clock(max(0, record['eta'] - time.time()))} left in training"
+        left = clock(max(0, record["eta"] - time.time()))
+        words += f", {record.get('progress', 0):.0f} % of all stages, about {left} until all is done"
     if record.get("reason"):
         words += f" ({record['reason']})"
     if record.get("error") and record["state"] != "running":

@@ -28,6 +28,10 @@ Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile"
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
 WAITS = (0.1, 0.5, 2.0)
+SECONDS = Kind(
+    "object of seconds",
+    lambda value: isinstance(value, dict) and all(NUMBER.fits(item) and item >= 0 for item in value.values()),
+)
 # Of status.json: what everybody who opens a run relies on.
 KINDS: dict[str, Kind] = {
     "state": foreign_json.one_of(get_args(State)),
@@ -39,7 +43,10 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("started", "eta"), MOMENT.or_none()),
     "progress": NUMBER,
     "resumed_after_training": TRUTH,
+    "stopping": TRUTH.or_none(),
     "stages": TABLE,
+    "expected": SECONDS,
+    "parameters": COUNT.or_none(),
     **dict.fromkeys(("checks", "quantised"), OBJECTS),
     **dict.fromkeys(("warnings", "check_warnings"), TEXTS),
 }

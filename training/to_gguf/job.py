@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -35,9 +35,15 @@ class FileRow(_Made, total=False):
     perplexity_change: float | None
 
 
+def _nobody(_share: float) -> None:
+    """Nobody listens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job(Handover):
-    """One run to export."""
+    """One run to export. `told` hears which part of a stage is done, from 0 to 1."""
+
+    told: Callable[[float], None] = field(default=_nobody, repr=False, compare=False)
 
     @property
     def merged(self) -> Path:
