@@ -125,6 +125,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
             return ending.helped()
         run, events = started(plan, old, ending)
         finetune(plan, run, events, signals, ending.give_up)
+        signals.delivered()
     except (Exception, Interrupted) as error:
         signals.delivered()
         return ending.failed(told(error, ending.run))
@@ -353,7 +354,7 @@ def main(argv: Sequence[str]) -> int:
         return background.detach(argv, stdout)
     try:
         return COMMANDS[arguments.command](arguments, stdout)
-    except (UserError, MachineError, FinetuneError) as error:
+    except (FinetuneError, Interrupted) as error:
         logger.error("{}", error)
         return error.exit_code
     except KeyboardInterrupt:

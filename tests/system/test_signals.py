@@ -140,6 +140,13 @@ except Interrupted as error:
     assert (process.returncode, said.splitlines()[-2:]) == (0, ["cleaned up", "stopped by SIGTERM"]), wrong
 
 
+def test_a_signal_that_comes_while_the_end_is_told_interrupts_that_no_more():
+    process = started("ours.delivered()\nwait(2)\ntime.sleep(1)\nprint('told', flush=True)")
+    process.send_signal(signal.SIGTERM)
+    said, wrong = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "came back\ntold\n"), wrong
+
+
 def test_a_signal_to_a_fork_is_not_taken_for_ones_own():
     code = """
 child = os.fork()

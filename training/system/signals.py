@@ -87,7 +87,7 @@ class Signals:
         return self._gentle and self._begun
 
     def delivered(self) -> None:
-        """The Interrupted has got to where it was meant to go: it is not raised again."""
+        """The end is being told from now on, by whoever calls: no Interrupted is raised any more, nor once again."""
         self._delivered = True
 
     def _on_stop(self, number: int, _frame: FrameType | None) -> None:
@@ -99,7 +99,7 @@ class Signals:
         if self._leaving or self.stop is not None:
             return
         self.stop = number
-        if not self.noted_only:
+        if not self.noted_only and not self._delivered:
             self._raise(number)
 
     def _raise(self, number: int) -> None:
@@ -144,7 +144,7 @@ class Signals:
         end = time.monotonic() + STUCK
         while not self._obeyed and time.monotonic() < end:
             time.sleep(0.05)
-        if not self._obeyed and not self.noted_only:
+        if not self._obeyed and not self.noted_only and not self._delivered:
             self._leaving = True
             leave(Interrupted(number, _words(number)))
         while not self._delivered:
