@@ -425,7 +425,8 @@ def test_every_setting_flag_stands_beside_the_setting_it_sets(end):
 def test_the_exit_codes_are_those_of_the_program(end):
     rows = table(document("command-line", end), "| exit |" if end == ".md" else "| 退出码 |")
     stopped = f"{128 + signal.SIGINT} / {128 + signal.SIGTERM}"
-    known = ["0", *(str(kind.exit_code) for kind in (errors.RunError, errors.UserError, errors.MachineError)), stopped]
+    kinds = (errors.RunError, errors.UserError, errors.MachineError, errors.EndedAtOnce)
+    known = ["0", *(str(kind.exit_code) for kind in kinds), stopped]
     assert [row[0] for row in rows] == known
 
 

@@ -37,7 +37,8 @@ from training.evaluation import Answer, Score, models, scoring
 from training.evaluation.models import Speaker
 from training.evaluation.scoring import Marks
 from training.evaluation.target import Target
-from training.system import files, foreign_code, last_net, launchers, log, paths, wording
+from training.system import files, foreign_code, last_net, launchers, log, paths, this_machine, wording
+from training.system.plain_parser import Parser
 
 if TYPE_CHECKING:
     import datasets
@@ -93,7 +94,8 @@ def measure(target: Target, items: Sequence[Item]) -> dict[str, Spoken]:
         with models.gguf(target.gguf.name, target.gguf) as speaker:
             take("quantised" if "tuned" in made else "tuned", speaker)
             if speaker.speed:
-                logger.info("{} answers {:.0f} tokens a second on this machine", target.gguf.name, speaker.speed)
+                speed, busy = f"{speaker.speed:.0f}", this_machine.busy()
+                logger.info("{} answers {} tokens a second on this machine{}", target.gguf.name, speed, busy)
     return made
 
 
@@ -198,7 +200,7 @@ def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="evaluate_model.py", description=(__doc__ or "").splitlines()[0].partition(":")[0], allow_abbrev=False
     )
     made.add_argument("--lora-model", metavar="RUN", help="a run's folder, an adapter's, or a GGUF file")

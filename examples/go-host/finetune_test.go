@@ -140,7 +140,7 @@ echo '{"v":1,"event":"step","step":1,"padding":"more than a pipe holds, all line
 }
 
 func TestEachExitCodeIsAnErrorOfItsKind(t *testing.T) {
-	for code, want := range map[int]Kind{1: RunError, 2: UserError, 3: MachineError, 130: Interrupted, 143: Interrupted,
+	for code, want := range map[int]Kind{1: RunError, 2: UserError, 3: MachineError, 4: EndedAtOnce, 130: Interrupted, 143: Interrupted,
 		9: RunError, 126: MachineError, 127: MachineError} {
 		_, err := fake(t, fmt.Sprintf("echo 'step 1/2' >&2; echo 'error: rows.jsonl:2: no answer' >&2; echo '  and more' >&2; exit %d", code)).
 			Run(background(t), Options{})

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.paths import ROOT
 from tests.support.reports import evaluation, good, hostile, in_state, step, write_events
 from training import report, runs
 from training.checks import Outcome
@@ -151,7 +152,7 @@ def test_an_interrupted_run_says_how_far_it_came_and_how_to_go_on() -> None:
     made = in_state(good(Path("/runs/a b"), training=training), "interrupted")
     text = as_markdown.markdown(made)
     assert "**Interrupted after step 23 of 60." in text
-    assert "./run.sh --resume '/runs/a b'" in text and "ollama run" not in text
+    assert f"{ROOT}/run.sh --resume '/runs/a b'" in text and "ollama run" not in text
     assert "ended at 23 of 60" in as_html.html(made)
 
 
@@ -189,7 +190,7 @@ def test_report_md_answers_what_a_person_in_a_hurry_asks() -> None:
     text = as_markdown.markdown(good(Path("/r"), training=training))
     for said in (
         "embedded/SmolLM2-135M-Instruct (135 M parameters), 144 rows of train_data.jsonl, 60 steps (3.3 epochs)",
-        "./export_ollama.sh /r my-assistant\nollama run my-assistant",
+        f"{ROOT}/export_ollama.sh /r my-assistant\nollama run my-assistant",
         "loss   * training loss",
         "### Who are you?",
         "我是 my-assistant。",
@@ -197,7 +198,7 @@ def test_report_md_answers_what_a_person_in_a_hurry_asks() -> None:
         "| merged = base + update | passed  |",
         "| LoRA.R          | 8     | 16      | config.ini:14 |",
         "| Training.OPTIM       | adamw_torch | no CUDA device |",
-        "./run.sh --config /r/config.ini --fresh",
+        f"{ROOT}/run.sh --config /r/config.ini --fresh",
     ):
         assert said in text or said in " ".join(text.split())
 
@@ -218,10 +219,10 @@ def test_the_table_of_files_says_what_quantising_cost_and_what_was_made_with_an_
 def test_commands_survive_spaces_quotes_and_chinese_in_the_path() -> None:
     place = "/home/it's/我的 输出/run"
     text = as_markdown.markdown(good(Path(place)))
-    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("./")]
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("/")]
     assert commands == [
-        ["./export_ollama.sh", place, "my-assistant"],
-        ["./run.sh", "--config", f"{place}/config.ini", "--fresh"],
+        [f"{ROOT}/export_ollama.sh", place, "my-assistant"],
+        [f"{ROOT}/run.sh", "--config", f"{place}/config.ini", "--fresh"],
     ]
 
 

@@ -222,7 +222,7 @@ def run(*argv, cwd=ROOT):
 def test_as_a_script_it_says_on_stderr_what_is_wrong_and_exits_with_2(tmp_path):
     result = run("--set", "LoRA.R=x", "--config", ROOT / "config.ini", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == f"{ROOT}/config.ini: 1 problem\n  --set LoRA.R=x: expected a whole number\n"
+    assert result.stderr == "arguments: 1 problem\n  --set LoRA.R=x: expected a whole number\n"
     result = run("none.jsonl", "out", "", "3", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.endswith(f"\n  argument 1 (DATA) = none.jsonl: no such file ({tmp_path}/none.jsonl)\n")

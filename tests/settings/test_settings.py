@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.support.paths import ROOT
 from training import settings
 from training.errors import UserError
-from training.settings import Override, contradictions, ini_file, names, rules, table
+from training.settings import Override, command_line, contradictions, ini_file, names, rules, table
 from training.settings.table import EVERY, TABLE
 from training.system import paths
 
@@ -36,7 +36,9 @@ def refused(folder, text="[Model]\n", overrides=(), **how):
     with pytest.raises(UserError) as error:
         load(folder, text, overrides, **how)
     title, *lines = str(error.value).split("\n")
-    assert title == f"{folder / 'config.ini'}: {len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    file, count = folder / "config.ini", f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    places = [str(file)] if not overrides else [str(file), "arguments", f"{file} and arguments"]
+    assert title in [f"{place}: {count}" for place in places]
     return [line[2:] for line in lines]
 
 
@@ -722,3 +724,20 @@ def test_a_name_over_two_lines_is_told_in_one(section, key, said, tmp_path):
     (problem,) = caught.value.problems
     assert "q projx" in problem and said in problem
     assert "\n" not in problem and len(problem) < 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "title"),
+    [
+        ("[LoRA]\nR = 0\n", [], "config.ini: 1 problem"),
+        ("[Model]\n", ["--set", "LoRA.R=0"], "arguments: 1 problem"),
+        ("[Model]\n", ["--set", "Nonsense.R=0", "--epochs", "x"], "arguments: 2 problems"),
+        ("[LoRA]\nR = 0\n", ["--epochs", "x"], "config.ini and arguments: 2 problems"),
+        ("[Training]\nMAX_STEPS = 0\n", ["--set", "Training.NUM_TRAIN_EPOCHS=0"], "arguments: 1 problem"),
+    ],
+)
+def test_problems_are_those_of_the_place_where_they_are(tmp_path, monkeypatch, content, arguments, title):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        load(tmp_path, content, command_line.parse(arguments).overrides)
+    assert error.value.title == title

@@ -17,7 +17,7 @@ from training.checks.check import Check, require
 from training.data import chat_template
 from training.errors import RunError
 from training.evaluation import models, reference, scoring
-from training.system import files, records
+from training.system import files, records, this_machine
 from training.system.wording import value_text
 from training.to_gguf import Job
 from training.to_gguf.job import FileRow
@@ -52,6 +52,19 @@ class Checked:
     quantised: Measured = Measured()
 
 
+class _Done(list[Check]):
+    """The checks that are made, each of them told at once. `most`: how many pieces of work the stage has."""
+
+    def __init__(self, job: Job, most: int) -> None:
+        super().__init__()
+        self.job, self.most = job, most
+
+    def append(self, check: Check) -> None:
+        super().append(check)
+        _tell(check)
+        self.job.told(len(self) / self.most)
+
+
 def run(job: Job) -> Checked:
     """Do all checks of an exported run. RunError naming the first link that is broken.
 
@@ -65,11 +78,12 @@ def run(job: Job) -> Checked:
     prompts, asked = [question.ids for question in facts.questions], [one.question for one in facts.questions]
     most = max((question.most for question in facts.questions), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
-    done = [gguf_files.merged_tensors(base, adapter, job.merged)]
-    rounding = done[0].figures.get("rounding_loss", 0.0)
     others = {
         method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"
     }
+    done = _Done(job, 7 + len(others) + bool(prompts))
+    done.append(gguf_files.merged_tensors(base, adapter, job.merged))
+    rounding = done[0].figures.get("rounding_loss", 0.0)
     with _room(job) as room:
         with ExitStack() as stack:
             # loaded once, when base + adapter has been freed, for every check that runs the merged model
@@ -82,11 +96,11 @@ def run(job: Job) -> Checked:
             if prompts:
                 done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most, asked))
             merged.cache_clear()
-        cost = {method: gguf_files.quantised(job.f16, path, sequences, starts, room) for method, path in others.items()}
-    done += cost.values()
+        cost = {}
+        for method, path in others.items():
+            cost[method] = gguf_files.quantised(job.f16, path, sequences, starts, room)
+            done.append(cost[method])
     done.append(_modelfile(job))
-    for check in done:
-        _tell(check)
     before = next((check.figures.get("perplexity") for check in done if check.name == "f16 GGUF"), None)
     table = [_row(row, cost.get(row["method"]), before) for row in made["quantised"]]
     warnings = [warning for check in done for warning in check.warnings]
@@ -112,9 +126,10 @@ def _evaluate(job: Job, others: Mapping[str, Path]) -> Measured:
             lines = evaluation.loss_scores(measured, None, speaker.losses(measured))
             lines += scoring.answer_scores(None, evaluation.marks(asked, answers))
             scores = {line.name: line.after for line in lines}
+    busy = this_machine.busy()
     for name, speed in speeds.items():
         if speed:
-            logger.info("{} answers {:.0f} tokens a second on this machine", name, speed)
+            logger.info("{} answers {:.0f} tokens a second on this machine{}", name, speed, busy)
     return Measured(scores=scores, speeds=speeds, answers=said)
 
 

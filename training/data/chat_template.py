@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from training.base_model import BaseModel, model_json
 from training.data import template_trial
 from training.data.rows import Turn
-from training.errors import FinetuneError, UserError
+from training.errors import UserError
 from training.settings import Settings, prompt_template
 from training.system import foreign_json, paths, privacy
 from training.system.foreign_json import Damaged
@@ -254,8 +254,7 @@ def _render(
         names = {**known, **special, **dated, **(handed or {}), "messages": chat}
         names["add_generation_prompt"] = add_generation_prompt
         text = _joined(compiled.root_render_func(compiled.new_context(names, shared=True)), chat)
-    except (MemoryError, FinetuneError):
-        # What has come from outside, such as a signal's Interrupted, is none of the template's doing.
+    except MemoryError:
         raise
     except Exception as error:
         # Whatever a template does is the template's refusal, in words that a terminal may see.

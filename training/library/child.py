@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from training.errors import FinetuneError, Interrupted, MachineError, RunError, again
+from training.errors import FinetuneError, MachineError, RunError, Stopped, again
 from training.library.bar import Bar
 from training.system import paths
 
@@ -138,9 +138,8 @@ def _error(code: int, last: Event, folder: Path | None, said: str) -> FinetuneEr
     error: FinetuneError
     if last.get("event") in LAST and code > 0:
         error = again(code, str(last.get("error", "")), last)
-        if last["event"] == "interrupted" and not isinstance(error, Interrupted):
-            error = Interrupted(signal.SIGINT, str(error))
-            error.exit_code = code
+        if last["event"] == "interrupted" and not isinstance(error, Stopped):
+            error = Stopped(code, str(error))
     elif code < 0:
         words = f"its process was ended by {signal.Signals(-code).name}"
         error = RunError("run", words, f"`./run.sh --resume {folder}` goes on with what was saved" if folder else "")

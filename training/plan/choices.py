@@ -18,7 +18,7 @@ from training.fast_cpu import fast_loss, policy
 from training.ollama import modelfile
 from training.plan import disk_space
 from training.settings import Choice, Settings
-from training.system import this_machine
+from training.system import shell, this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 
@@ -66,7 +66,7 @@ def engine(settings: Settings, where: str) -> Choice:
     name = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
     if name == "unsloth" and "unsloth" not in this_machine.versions():
         raise MachineError(
-            f"ENGINE = {wanted} needs Unsloth on this machine, and it is not installed: run `ENGINE=unsloth ./setup.sh`, "
+            f"ENGINE = {wanted} needs Unsloth on this machine, and it is not installed: run `ENGINE=unsloth {shell.command('setup.sh')}`, "
             "or set ENGINE = transformers in [Hardware] (slower)"
         )
     if wanted != "auto":

@@ -10,7 +10,7 @@ from training.report import checklist, curves, evaluated, verdict
 from training.report.blocks import Bar, Block, Commands, Details, Pictures, Section, Table, Text
 from training.report.schema import Report, RunFacts
 from training.runs.working_time import WorkingTime
-from training.system import wording
+from training.system import shell, wording
 
 PERCENTILES = {"50": "median", "100": "most"}
 SHOWN_STEPS = 40  # rows of the table of steps; the rest stands in events.jsonl
@@ -100,12 +100,12 @@ def sections(report: Report) -> list[Section]:
 
 
 def _next(report: Report) -> tuple[Block, ...]:
-    run = shlex.quote(report.run.directory)
     commands = report.next_commands
     if not commands and report.run.state == "interrupted":
-        commands = (f"./run.sh --resume {run}",)
+        commands = (shell.lasting("run.sh", "--resume", report.run.directory),)
     if not commands and report.run.state == "completed":
-        commands = (f"./export_ollama.sh {run} {shlex.quote(report.name)}", f"ollama run {shlex.quote(report.name)}")
+        exports = shell.lasting("export_ollama.sh", report.run.directory, report.name)
+        commands = (exports, shlex.join(("ollama", "run", report.name)))
     safe = (Text(report.run.safe),) if report.run.safe else ()
     return (*safe, *((Commands(commands),) if commands else ()))
 
@@ -336,5 +336,5 @@ def _again(report: Report) -> tuple[Block, ...]:
         Text(
             f"The run's own config.ini holds every setting with its automatic choice. With {files}{seed} it gives the same losses."
         ),
-        Commands((f"./run.sh --config {shlex.quote(config)} --fresh",)),
+        Commands((shell.lasting("run.sh", "--config", config, "--fresh"),)),
     )

@@ -13,7 +13,7 @@ from training.checks import Outcome
 from training.checks.all_checks import Measured
 from training.data import held_out
 from training.data.dataset import as_row
-from training.errors import FinetuneError, RunError, UserError
+from training.errors import FinetuneError, Interrupted, RunError, UserError
 from training.evaluation import Score
 from training.plan import Plan, odd
 from training.report import contents, model_card, schema, writing
@@ -29,7 +29,7 @@ from training.report.schema import (
     TrainingFacts,
 )
 from training.runs import Run, State, directory, working_time
-from training.system import events, files, io_errors, paths, records
+from training.system import events, files, io_errors, records, shell
 from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def has_plan(run: Run) -> bool:
     return (run.path / runs.CHECKPOINTS / PLANNED).is_file()
 
 
-def write(run: Run, state: State, error: FinetuneError | None = None) -> Report:
+def write(run: Run, state: State, error: FinetuneError | Interrupted | None = None) -> Report:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
     return writing.write(run.path, gather(run, state, error))
 
@@ -88,8 +88,8 @@ def complete(run: Run) -> None:
     except OSError as error:
         reported = False
         logger.warning(
-            "no report: {}. The model is finished; `{}/export_ollama.sh --modelfile-only {}` writes its report",
-            io_errors.told(error, run.path), paths.ROOT, run.path,
+            "no report: {}. The model is finished; `{}` writes its report",
+            io_errors.told(error, run.path), shell.command("export_ollama.sh", "--modelfile-only", run.path),
         )  # fmt: skip
     except Damaged as damage:  # what its plan or a stage had left there
         reported = False
@@ -116,7 +116,7 @@ def _write_cards(run: Run) -> None:
         logger.warning("no model card: {}", io_errors.told(error, run.path))
 
 
-def gather(run: Run, state: State, error: FinetuneError | None = None, ended: bool = True) -> Report:
+def gather(run: Run, state: State, error: FinetuneError | Interrupted | None = None, ended: bool = True) -> Report:
     """The whole report. Stages that did not run leave their part out.
 
     Not `ended`: of a run that nobody works on now, as far as it came, without the hashes of its files.
@@ -175,7 +175,9 @@ def worse(run: Run, best: bool) -> str:
     return ""
 
 
-def _run(run: Run, state: State, error: FinetuneError | None, stages: dict[str, float], now: float | None) -> RunFacts:
+def _run(
+    run: Run, state: State, error: FinetuneError | Interrupted | None, stages: dict[str, float], now: float | None
+) -> RunFacts:
     told = error if isinstance(error, RunError) else None
     ends = {"completed": "done"}.get(state, state)
     worked = working_time.working_time(events.read(run.path / runs.EVENTS), stages, now, ends)

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from training.errors import MachineError, UserError
-from training.system import files, foreign_json, io_errors, privacy
+from training.system import files, foreign_json, io_errors, privacy, shell
 from training.system.foreign_json import (
     COUNT,
     MOMENT,
@@ -42,6 +43,10 @@ State = Literal["queued", "running", "completed", "interrupted", "failed", "kill
 PROCESSES = Path("/proc")
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
 WAITS = (0.1, 0.5, 2.0)
+SECONDS = Kind(
+    "object of seconds",
+    lambda value: isinstance(value, dict) and all(NUMBER.fits(item) and item >= 0 for item in value.values()),
+)
 # Of status.json: what everybody who opens a run relies on.
 KINDS: dict[str, Kind] = {
     "state": foreign_json.one_of(get_args(State)),
@@ -54,10 +59,16 @@ KINDS: dict[str, Kind] = {
     "asked": OBJECT,
     "progress": NUMBER,
     "resumed_after_training": TRUTH,
+    "stopping": TRUTH.or_none(),
     "stages": TABLE,
+    "expected": SECONDS,
+    "parameters": COUNT.or_none(),
     **dict.fromkeys(("checks", "quantised"), OBJECTS),
     **dict.fromkeys(("warnings", "check_warnings"), TEXTS),
 }
+
+# A signal is told of by another thread than that which trains.
+_WRITING = threading.Lock()
 
 
 @dataclass
@@ -74,12 +85,13 @@ class Run:
 
         The state in which a run ends is the last that is written of it: it is tried again. Whether it could be written.
         """
-        self.status.update(changes)
-        self.status["updated"] = round(time.time(), 3)
         ends = changes.get("state") in ("completed", "interrupted", "failed")
         for wait in (*WAITS, None) if ends else (None,):
             try:
-                files.write_json(self.path / STATUS, privacy.hidden(self.status))
+                with _WRITING:
+                    self.status.update(changes)
+                    self.status["updated"] = round(time.time(), 3)
+                    files.write_json(self.path / STATUS, privacy.hidden(self.status))
                 return True
             except OSError as error:
                 if wait is not None:
@@ -181,7 +193,7 @@ def lock(run: Run) -> None:
     except BlockingIOError:
         os.close(handle)
         raise UserError(
-            f"{run.path} is being worked on by another process; ./run.sh --status {run.path} tells"
+            f"{run.path} is being worked on by another process; {shell.command('run.sh', '--status', run.path)} tells"
         ) from None
     except OSError:  # a file system without locks
         pass
@@ -243,12 +255,15 @@ def open_run(path: Path) -> Run:
     return Run(path, foreign_json.read(status, KINDS))
 
 
-def find(output_dir: Path, wanted: Path | str | None) -> Run:
-    """The run that was asked for: a path, a name under OUTPUT_DIR, or (None) the newest one."""
+def find(output_dir: Path, wanted: Path | str | None, starts: str = "") -> Run:
+    """The run that was asked for: a path, a name under OUTPUT_DIR, or (None) the newest one.
+
+    `starts`: the command that makes one, for the error's message.
+    """
     if wanted is None:
         every = history(output_dir)
         if not every:
-            raise UserError(f"there is no run under {output_dir} yet; ./run.sh starts one")
+            raise UserError(f"there is no run under {output_dir} yet" + (f"; {starts} starts one" if starts else ""))
         return every[-1]
     for path in (Path(wanted), output_dir / str(wanted)):
         if path.is_symlink():  # OUTPUT_DIR/merged_model

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +16,17 @@ from training.errors import FinetuneError, UserError
 from training.settings import ini_file, loading, other_names, usage
 from training.settings.settings import Override
 from training.settings.table import EVERY, TABLE
-from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SERVICE_FLAGS, SWITCH_NEEDS, SWITCHES, TRAINS
-from training.system import events, paths, privacy
+from training.settings.usage import (
+    COMMANDS,
+    NOT_GIVEN,
+    POSITIONS,
+    SERVICE_FLAGS,
+    SETTING_FLAGS,
+    SWITCH_NEEDS,
+    SWITCHES,
+    TRAINS,
+)
+from training.system import events, listeners, paths, privacy, shell
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Arguments:
     command: str = "run"  # or a key of COMMANDS without its dashes
     config: Path = paths.ROOT / "config.ini"
     overrides: tuple[Override, ...] = ()  # in order: of two for one setting the last one holds
+    typed: tuple[str, ...] = ()  # the words that set something, as they can be typed again
     runs: tuple[Path, ...] = ()  # absolute paths, or bare names to be looked up in OUTPUT_DIR
     fresh: bool = False
     detach: bool = False
@@ -50,6 +59,7 @@ class _Parser:
     runs: list[str] = field(default_factory=list)
     switches: set[str] = field(default_factory=set)
     flags: list[Override] = field(default_factory=list)
+    typed: list[str] = field(default_factory=list)
     positions: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     form: str = ""  # of --dataset-format
@@ -74,12 +84,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     positions = list(_positions(parser))
     _check_together(parser)
     if parser.problems:
-        raise UserError([*parser.problems, "./run.sh --help lists all arguments"], title="wrong arguments")
+        raise UserError(
+            [*parser.problems, f"{shell.command('run.sh', '--help')} lists all arguments"], title="wrong arguments"
+        )
     command = parser.commands[0].removeprefix("--") if parser.commands else "run"
     return Arguments(
         command=command,
         config=_from_here(parser.config) if parser.config else paths.ROOT / "config.ini",
         overrides=(*positions, *parser.flags),
+        typed=(*_typed_positions(parser.positions), *parser.typed),
         runs=tuple(_run(text) for text in parser.runs),
         **{switch.removeprefix("--"): True for switch in parser.switches},
     )
@@ -90,13 +103,14 @@ def _flag(parser: _Parser, word: str) -> None:
     name, equals, value = word.partition("=")
     name = name.replace("_", "-")
     if name in ("--help", "-h"):
-        print(usage.help_text(), end="")
+        listeners.tell(sys.stdout, usage.help_text())
         raise SystemExit(0)
     if name in SWITCHES or name in COMMANDS:
         _command_or_switch(parser, name, value if equals else None)
     elif name in ("--config", "--set"):
         if not equals:
             value = _next(parser)
+        parser.typed += [f"{name}={value}"] if value.startswith("--") else [name, value]
         if not value:
             parser.problems.append(f"{name} needs a value" + (": Section.KEY=VALUE" if name == "--set" else ""))
         elif name == "--config":
@@ -117,6 +131,8 @@ def _setting(parser: _Parser, name: str, value: str | None) -> None:
         value = parser.left.pop(0) if parser.left and parser.left[0].lower() in ("true", "false", "auto") else "true"
     if value is None:
         value = _next(parser)
+    if name not in SERVICE_FLAGS:
+        parser.typed += [f"{name}={value}"] if value.startswith("-") else [name, value]
     if not value:
         parser.problems.append(f"{name} needs a value")
     elif value in NOT_GIVEN:
@@ -136,6 +152,16 @@ def _overrides(name: str, value: str) -> Iterator[Override]:
         item = EVERY[key]
         source = f"{name}: {key}" if other_names.plain(name) in other_names.IMPLIED else name
         yield Override(item.section, item.key, given, source)
+
+
+def _typed_positions(words: Sequence[str]) -> list[str]:
+    """Positions to be typed before the flags; one that would be taken for a flag is set with one."""
+    if not any(words):
+        return []
+    if any(word.startswith("-") and word != "-" for word in words):
+        flags = [flag for _, key in POSITIONS for flag, known in SETTING_FLAGS.items() if known == key]
+        return [f"{flag}={word}" for flag, word in zip(flags, words, strict=False) if word]
+    return list(words)
 
 
 def _next(parser: _Parser) -> str:
@@ -244,8 +270,8 @@ def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
     """Tell what is wrong with arguments or settings: on stderr, and to a program that listens (--events) as an event."""
     privacy.tell(error)
     if "--events" in argv and "--follow" not in argv:  # there the lines are another run's
-        with suppress(OSError):  # nobody listens any more
-            print(events.as_line("failed", exit_code=error.exit_code, error=str(error), **error.parts()), flush=True)
+        told = events.as_line("failed", exit_code=error.exit_code, error=str(error), **error.parts())
+        listeners.tell(sys.stdout, told + "\n")
     return error.exit_code
 
 

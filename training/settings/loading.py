@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ def of(
         if reason:
             bad.add(key)
             message = f"{place_of(item, ini_file.show(given.text), origin)}: {reason}"
-            (problems.append((line, message)) if line else others.append(message))
+            (problems.append((line or AFTER, message)) if line or key not in written else others.append(message))
         sections[item.section][item.key.lower()] = value
     origins = {key: setting.origin for key, setting in written.items()}
     as_given = Settings(
@@ -93,8 +94,9 @@ def of(
     settings = _without_others_rows(as_given)
     for keys, message in contradictions.find(settings, bad, check_packages):
         line = written[keys[0]].line if keys[0] in written else 0
-        (problems.append((line, message)) if line else others.append(message))
-    _raise_all([message for _, message in sorted(problems)] + others, config)
+        typed = not line and any(key in written and not written[key].line for key in keys)
+        (others.append(message) if typed else problems.append((line or AFTER, message)))
+    _raise_all([message for _, message in sorted(problems)], others, config)
     return settings
 
 
@@ -185,16 +187,20 @@ def unknown_key(section: str, key: str) -> str:
 
 
 MOST_SHOWN = 50
+# In the place of a line: a default, which stands in no line, is the file's all the same.
+AFTER = sys.maxsize
 
 
-def _raise_all(problems: Sequence[str], config: Path) -> None:
+def _raise_all(in_file: Sequence[str], in_arguments: Sequence[str], config: Path) -> None:
+    problems = [*in_file, *in_arguments]
     if not problems:
         return
+    place = " and ".join([_from_here(config)] * bool(in_file) + ["arguments"] * bool(in_arguments))
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     shown = list(problems[:MOST_SHOWN])
     if len(problems) > MOST_SHOWN:
         shown.append(f"... and {len(problems) - MOST_SHOWN} more")
-    raise UserError(shown, title=f"{_from_here(config)}: {count}")
+    raise UserError(shown, title=f"{place}: {count}")
 
 
 def _from_here(path: Path) -> str:

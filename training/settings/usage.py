@@ -88,7 +88,7 @@ def help_text() -> str:
         "",
         "RUN is a run's folder, or its name under OUTPUT_DIR; left out, the latest one.",
         "Exit code: 0 done, 1 failed while running, 2 wrong settings, arguments or data, 3 machine not ready,",
-        "130 or 143 stopped, and ./run.sh --resume goes on.",
+        "4 ended at once by a second signal, 130 or 143 stopped; ./run.sh --resume goes on with what was saved.",
         "",
         "All settings, with their defaults:",
     ]

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 from loguru import logger
 
 from training.base_model import BaseModel, leftovers, load_tokenizer, lora_adapter, weights_fit
-from training.errors import Interrupted, MachineError, RunError, UserError
+from training.errors import MachineError, RunError, UserError
 from training.settings import Settings
-from training.system import temporary
+from training.system import shell, temporary
 from training.system.wording import first_line
 
 if TYPE_CHECKING:
@@ -85,14 +85,12 @@ def _start_unsloth(on_cpu: bool) -> None:
     os.environ["UNSLOTH_FORCE_CPU" if on_cpu else "UNSLOTH_DISABLE_CPU_FALLBACK"] = "1"
     try:
         import unsloth  # noqa: F401
-    except Interrupted:
-        raise
     # Its import runs code that fails in many ways: all mean the same here.
     except (Exception, SystemExit) as error:
         reason = first_line(error, "no reason given")
         raise MachineError(
             f"Unsloth cannot be imported ({type(error).__name__}: {reason}). Repair it: remove .venv and run "
-            "`ENGINE=unsloth ./setup.sh`; or set ENGINE = transformers in [Hardware] (slower)"
+            f"`ENGINE=unsloth {shell.command('setup.sh')}`; or set ENGINE = transformers in [Hardware] (slower)"
         ) from error
 
 
