@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from training.errors import FinetuneError, MachineError, RunError, Stopped, UserError
 from training.library import FineTuningConfig, FineTuningRun, bar, child, given_rows
 from training.library.config import config_of
+from training.system import shell
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -83,7 +84,9 @@ def run_fine_tuning(
     if not config.settings.written("Dataset.DATASET_FILE") and not config.settings.dataset.dataset_file.is_file():
         raise UserError("data_path= is missing: a file, a list of dicts, or a datasets.Dataset")
     if config.checked().hardware.machine_rank > 0:
-        raise UserError("machine_rank=: only machine 0 has a run of its own; start the others with ./run.sh")
+        raise UserError(
+            f"machine_rank=: only machine 0 has a run of its own; start the others with {shell.command('run.sh')}"
+        )
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         file = config.write(Path(folder) / "FineTuningConfig.ini")
         return FineTuningRun(child.run(["--config", file, "--fresh"], bar.made(progress), on_event))

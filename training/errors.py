@@ -91,6 +91,8 @@ class EndedAtOnce(Interrupted):
 class Stopped(FinetuneError):
     """A run in another process was stopped by a signal: after a full checkpoint (exit 128 + its number), or at once (4)."""
 
+    exit_code = 130
+
     def __init__(self, exit_code: int, message: str) -> None:
         self.exit_code = exit_code
         super().__init__(message)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -52,8 +53,7 @@ def main(argv: Sequence[str]) -> int:
         log.say_json(stdout, words)
 
     if {"--help", "-h"} & set(argv):
-        listeners.tell(stdout, f"usage: {USAGE}\n\n{(__doc__ or '').partition(chr(10) * 2)[2]}")
-        return 0
+        return _help(stdout)
     try:
         arguments = parse(argv)
     except UserError as error:
@@ -87,6 +87,11 @@ def main(argv: Sequence[str]) -> int:
         if not alone:
             say(stage="export", message=told.message, safe=what_is_safe(job))
         return 1
+
+
+def _help(stdout: IO[str]) -> int:
+    listeners.tell(stdout, f"usage: {USAGE}\n\n{(__doc__ or '').partition(chr(10) * 2)[2]}")
+    return 0
 
 
 def _not_read(words: str, arguments: Arguments) -> RunError:

@@ -42,8 +42,8 @@ from training import control, distributed, pipeline, proving, runs
 from training.control import background, resume
 from training.data import dataset
 from training.distributed import secondary
-from training.errors import EndedAtOnce, FinetuneError, Interrupted, MachineError, RunError, UserError
-from training.pipeline import stages
+from training.errors import EndedAtOnce, FinetuneError, Interrupted, RunError, UserError
+from training.pipeline import failures, stages
 from training.pipeline.export_stages import Told
 from training.plan import Plan, lines, odd, prepare, time_estimate
 from training.report import gathering
@@ -63,7 +63,7 @@ from training.system import (
     this_machine,
 )  # fmt: skip
 from training.system.events import Events
-from training.system.signals import Signals, behind
+from training.system.signals import Signals
 from training.train import engine, trouble
 
 # Seconds after which it is said that the end takes its time.
@@ -134,19 +134,8 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
         signals.delivered()
     except (Exception, Interrupted) as error:
         signals.delivered()
-        return ending.failed(told(error, ending.run))
+        return ending.failed(failures.told(error, ending.run))
     return ending.done(plan, run, events)
-
-
-def told(error: Exception | Interrupted, run: Run | None) -> FinetuneError | Interrupted:
-    """What ended a run, as it is told: a signal where one is behind it, whatever has become of that on its way."""
-    if stopped := behind(error):
-        return stopped
-    if isinstance(error, Interrupted):
-        return error
-    if isinstance(error, FinetuneError):
-        return in_full(error, run)
-    return (not_written if io_errors.is_one(error) else unexpected)(error, run)
 
 
 def planned(arguments: Arguments, old: Run | None) -> Plan:
@@ -300,56 +289,6 @@ class Ending:
     def give_up(self, error: FinetuneError | Interrupted) -> None:
         """Tell the end of a process that hangs in a library, and end it."""
         os._exit(self.failed(error))
-
-
-def unexpected(error: Exception, run: Run | None) -> RunError:
-    """Our own mistake, or a library's: the traceback belongs into the log, not on the screen."""
-    logger.opt(exception=error).debug("unexpected")
-    safe = checkpoint.where(run.path / runs.CHECKPOINTS) if run else ""
-    words = f"{type(error).__name__}: {error}; the traceback is in {log.SHARED_LOG}"
-    return RunError("unexpected", words, safe)
-
-
-def not_written(error: BaseException, run: Run | None) -> FinetuneError:
-    """A file that could not be written or read: the stage, the file, what is safe and how to go on."""
-    logger.opt(exception=error).debug("not written")
-    return of_drive(io_errors.told(error, run.path if run else None), run)
-
-
-def of_drive(words: str, run: Run | None) -> FinetuneError:
-    """What a drive does, in words, with what is safe."""
-    if run is None:
-        return MachineError(f"{words}; nothing was begun")
-    last = "report" if run.stage("check") else "start"
-    return RunError(run.status.get("stage") or last, words, what_is_safe(run))
-
-
-def in_full(error: FinetuneError, run: Run | None) -> FinetuneError:
-    """An error with all that belongs to it: that of a drive is nobody's mistake, and of a run it is told what is safe."""
-    words = io_errors.instead(error.message if isinstance(error, RunError) else str(error), error)
-    if isinstance(error, UserError) and io_errors.behind(error):
-        return of_drive(words, run)
-    if type(error) is RunError:
-        return RunError(error.stage, words, error.safe or (what_is_safe(run) if run else ""))
-    return error
-
-
-def what_is_safe(run: Run) -> str:
-    """What a run that ends has on the disk, and how it goes on."""
-    try:
-        return _looked_at(run)
-    except OSError:  # the drive that failed before
-        return f"what is safe there cannot be read now; `./run.sh --resume {run.path}` goes on from it"
-
-
-def _looked_at(run: Run) -> str:
-    if not directory.begun(run):
-        return "nothing was trained yet; start a new run"
-    if run.stage("train") is not None:
-        return f"the adapter is safe in {run.path / runs.ADAPTER}; {checkpoint.does_the_rest(run.path)}"
-    if checkpoint.newest(run.path / runs.CHECKPOINTS) is None:
-        return f"nothing was trained yet; `{shell.lasting('run.sh', '--resume', run.path)}` begins again"
-    return checkpoint.where(run.path / runs.CHECKPOINTS)
 
 
 def check(arguments: Arguments, stdout: IO[str]) -> int:

@@ -21,7 +21,7 @@ from training.errors import MachineError, RunError, UserError
 from training.runs import Run, checkpoint, directory
 from training.runs.checkpoint import Carried, Manifest
 from training.settings import command_line
-from training.system import events, files, this_machine
+from training.system import events, files, shell, this_machine
 from training.system.events import Events
 from training.system.log import _LockedFile
 
@@ -586,7 +586,7 @@ def test_a_run_of_which_the_disk_takes_neither_report_nor_state_is_no_success(re
         return
     with pytest.raises(RunError, match="neither the report nor status.json could be written") as caught:
         gathering.complete(run)
-    assert caught.value.safe.endswith(f"`./run.sh --resume {run.path}` writes what is missing")
+    assert caught.value.safe.endswith(f"`{shell.lasting('run.sh', '--resume', run.path)}` writes what is missing")
 
 
 def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_model(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ from types import SimpleNamespace as Some
 import pytest
 
 from tests.support.paths import ROOT
-from training import finetune
 from training.base_model import model_tokenizer
 from training.errors import FinetuneError, Interrupted, RunError
 from training.ollama import template_probe
+from training.pipeline import failures
 from training.plan import time_estimate
 from training.system.signals import behind
 from training.to_gguf import trial
@@ -80,10 +80,10 @@ def test_an_error_that_a_signal_is_behind_is_told_as_the_signal() -> None:
     except RuntimeError as error:
         caught.append(RunError("training", "first of all"))
         caught[-1].__cause__ = error
-    told = finetune.told(caught[-1], None)
+    told = failures.told(caught[-1], None)
     assert (type(told), told.exit_code, str(told)) == (Interrupted, 143, "stopped by SIGTERM")
 
 
 def test_an_error_without_a_signal_is_told_as_itself() -> None:
     error = FinetuneError("its own")
-    assert behind(error) is None and finetune.told(error, None) is error
+    assert behind(error) is None and failures.told(error, None) is error

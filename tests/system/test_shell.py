@@ -16,7 +16,7 @@ from training.system import shell
 ABOUT = {
     "training/settings/usage.py", "training/settings/settings.py", "training/report/checklist.py",
     "training/system/torch_builds.py", "training/system/set_up.py", "training/system/llama_cpp_build.py",
-    "training/system/venv_pip.py", "training/system/shell.py",
+    "training/system/venv_pip.py", "training/system/shell.py", "training/settings/other_names.py",
 }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def complete(run: Run) -> None:
         raise RunError(
             "report",
             f"neither the report nor {runs.STATUS} could be written in {run.path}",
-            f"the model is finished and checked; `./run.sh --resume {run.path}` writes what is missing",
+            f"the model is finished and checked; `{shell.lasting('run.sh', '--resume', run.path)}` writes what is missing",
         )
 
 

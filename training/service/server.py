@@ -24,7 +24,7 @@ from training import settings
 from training.errors import FinetuneError, MachineError, UserError
 from training.settings import Settings, command_line
 from training.settings.contradictions import is_this_machine
-from training.system import foreign_code, log
+from training.system import foreign_code, log, shell
 
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 SHORTEST_TOKEN = 16
@@ -36,7 +36,8 @@ def check_packages() -> None:
     missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise MachineError(
-            f"the service needs packages that are not installed ({', '.join(missing)}): ./setup.sh --service"
+            f"the service needs packages that are not installed ({', '.join(missing)}): "
+            f"{shell.command('setup.sh', '--service')}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from training.settings import names
 from training.settings.table import EVERY, EVERY_SECTION, SECTIONS, TABLE
 from training.settings.usage import COMMANDS, SERVICE_FLAGS, SETTING_FLAGS, SWITCHES
+from training.system import shell
 
 Door = Literal["flag", "key", "python"]
 EPOCHS, STEPS = "Training.NUM_TRAIN_EPOCHS", "Training.MAX_STEPS"
@@ -286,7 +287,7 @@ def instead_of(word: str) -> str:
     word = plain(word)
     if word in DONE_BY and len(word) > 1:
         by = DONE_BY[word]
-        return f"write ./run.sh {by}" if by.startswith("--") else f"{by} does that"
+        return f"write {shell.command('run.sh', by)}" if by.startswith("--") else f"{by} does that"
     return SAID.get({"train": "start"}.get(word, word), "") if word in ("version", "train", "start", "run") else ""
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 
-from training.system import paths
+from training.system import paths, shell
 
 # Of the packages the one that every program here loads first.
 NEEDED = "loguru"
@@ -20,5 +20,5 @@ def use() -> None:
     python = own / "bin" / "python"
     if os.access(python, os.X_OK) and not os.path.samefile(sys.prefix, own):  # noqa: PTH121 - a prefix is a text
         os.execv(python, [str(python), *sys.argv])
-    sys.stderr.write(f"error: {sys.executable} has no package {NEEDED}: run {paths.ROOT}/setup.sh first\n")
+    sys.stderr.write(f"error: {sys.executable} has no package {NEEDED}: run {shell.command('setup.sh')} first\n")
     raise SystemExit(3)
