@@ -154,7 +154,12 @@ async function follow(task) {
 }
 let drawing = false;
 function take({ event, data }) {
-  if (event === "status") show(data);
+  if (event === "status") {
+    // The list of all runs is asked for now and then only: this one is known already.
+    tasks = tasks.map((one) => (one.task_id === data.task_id ? { ...one, ...data } : one));
+    models();
+    show(data);
+  }
   if (event === "started" && points.length === 0) validations = [];
   if (event === "step" && data.loss !== null) points.push([data.step, data.loss, data.total]);
   if (event === "evaluation" && data.loss !== null) validations.push([data.at_step, data.loss]);
