@@ -45,6 +45,26 @@ fail() { # fail EXIT_CODE MESSAGE
     exit "$code"
 }
 
+# A command of this project as it can be pasted where one stands.
+command_of() { # command_of PROGRAM [WORD...]
+    local program=$root/$1
+    shift
+    [ ! "$PWD" -ef "$root" ] || program=./${program##*/}
+    case $program in
+    *[!A-Za-z0-9_./+-]*) # %q would show what is not ASCII as numbers where the locale is C
+        program="'$(printf '%s' "$program" | sed "s/'/'\\\\''/g")'"
+        ;;
+    esac
+    printf '%s' "$program"
+    [ $# = 0 ] || printf ' %q' "$@"
+}
+wrong_arguments() { # wrong_arguments MESSAGE
+    say "wrong arguments"
+    say "  $1"
+    say "  $(command_of export_ollama.sh --help) lists all arguments"
+    exit 2
+}
+
 # A name for a message, which has one line.
 shown() { case $1 in *[[:cntrl:]]*) printf '%q' "$1" ;; *) printf '%s' "$1" ;; esac }
 
@@ -121,7 +141,7 @@ newest_run() {
         for folder in "$output"/finetune_*; do
             [ ! -d "$folder" ] || run=$folder
         done
-        [ -n "$run" ] || fail 2 "there is no run under $output yet: ./run.sh makes one, or name its folder"
+        [ -n "$run" ] || fail 2 "there is no run under $output yet: $(command_of run.sh) makes one, or name its folder"
     fi
 }
 
@@ -183,7 +203,7 @@ export_run() {
         fail 2 "$run is no run's folder, and has no Modelfile with its GGUF file"
     fi
     if [ ! -x "$root/.venv/bin/python" ]; then
-        fail 3 "$run is not exported yet, and that needs the packages: run ./setup.sh first"
+        fail 3 "$run is not exported yet, and that needs the packages: run $(command_of setup.sh) first"
     fi
     say "finishing the export of $run"
     PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/export.py" "$run" >/dev/null
@@ -227,7 +247,7 @@ write_adapter() {
         fail 2 "--adapter is for a run's folder, and $run is none with an adapter"
     fi
     if [ ! -x "$root/.venv/bin/python" ]; then
-        fail 3 "the adapter is not converted yet, and that needs the packages: run ./setup.sh first"
+        fail 3 "the adapter is not converted yet, and that needs the packages: run $(command_of setup.sh) first"
     fi
     PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/export.py" "$run" \
         --adapter "$adapter" --name "$name" >/dev/null
@@ -238,7 +258,7 @@ write_adapter() {
 copy_modelfile_here() {
     local mark="# With whole paths, for the folder it lies in; written by export_ollama.sh from " first="" text
     local here=$PWD/${modelfile##*/}
-    if [ "$PWD" -ef "$run" ] || [ ! -w "$PWD" ]; then return; fi
+    if [ "$PWD" -ef "$run" ] || [ "$PWD/.." -ef "$run" ] || [ ! -w "$PWD" ]; then return; fi
     case $run in *[[:cntrl:]]*) return ;; esac
     if [ -e "$here" ] || [ -L "$here" ]; then
         IFS= read -r first <"$here" 2>/dev/null || true
@@ -450,7 +470,7 @@ while [ $# -gt 0 ]; do
     --adapter)
         adapter=${2-}
         case $adapter in
-        "" | -*) fail 2 "--adapter: name the model that Ollama has, for example --adapter qwen3:0.6b" ;;
+        "" | -*) wrong_arguments "--adapter: name the model that Ollama has, for example --adapter qwen3:0.6b" ;;
         esac
         shift
         ;;
@@ -458,10 +478,10 @@ while [ $# -gt 0 ]; do
         sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$self"
         exit 0
         ;;
-    -*) fail 2 "unknown argument: $1 (--modelfile-only, --adapter BASE or --help)" ;;
+    -*) wrong_arguments "$1 is not a flag" ;;
     *)
         seen=$((seen + 1))
-        case $seen in 1) named=$1 ;; 2) name=$1 ;; *) fail 2 "too many arguments, from $1 on" ;; esac
+        case $seen in 1) named=$1 ;; 2) name=$1 ;; *) wrong_arguments "too many arguments, from $1 on" ;; esac
         ;;
     esac
     shift

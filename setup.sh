@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv beside this script ready for training:  ./setup.sh [--tests | --ready | --python | --help]
+# Make .venv beside this script ready for training:  ./setup.sh [--service | --tests | --ready | --python | --help]
 # Re-runnable: a finished set-up is checked in seconds, a half-finished one is made anew. Everything is said on stderr.
 #
 #   PYTHON=python3.12      the Python to use (default: the first of python3, python3.13 ... python3.10 that fits)
@@ -85,7 +85,7 @@ wanted_variant() {
 # What the stamp of a finished set-up says; another text means that something is to be done.
 stamp() {
     local sum
-    sum=$( (cat "$requirements"/[a-su-z]*.txt && printf '%s' "$llama_flags") | cksum)
+    sum=$( (cat "$requirements"/[a-ru-z]*.txt && printf '%s' "$llama_flags") | cksum)
     printf 'variant %s\nrequirements %s\n' "$1" "$sum"
 }
 
@@ -166,10 +166,12 @@ check_machine() {
     exit 3
 }
 
+with_service=false
 with_tests=false
 case ${1:-} in
 "") ;;
 --tests) with_tests=true ;;
+--service) with_service=true ;;
 --ready) if is_ready; then exit 0; else exit 3; fi ;;
 --python)
     find_python
@@ -182,7 +184,7 @@ case ${1:-} in
     exit 0
     ;;
 *)
-    say "unknown argument: $1 (--tests, --ready, --python or --help)"
+    say "unknown argument: $1 (--service, --tests, --ready, --python or --help)"
     exit 2
     ;;
 esac
@@ -195,5 +197,6 @@ exec 9<"$self"
 variant=$(wanted_variant)
 set -- --python "$python" --variant "$variant" --card "$(gpu_kind)" --stamp "$(stamp "$variant")" \
     --llama-flags="$llama_flags" --wheels "$(wheel_folder)" --started "$started"
-[ "$with_tests" = false ] || set -- "$@" --tests "$(cksum <"$requirements/test.txt")"
+[ "$with_service" = false ] || set -- "$@" --service "$(cksum <"$requirements/service.txt")"
+[ "$with_tests" = false ] || set -- "$@" --tests "$(cat "$requirements/service.txt" "$requirements/test.txt" | cksum)"
 exec "$python" -B "$system/set_up.py" "$@"

@@ -19,8 +19,8 @@ from tests.support.paths import ROOT
 from training import (
     FineTuningConfig,
     FineTuningRun,
-    Interrupted,
     RunError,
+    Stopped,
     UserError,
     generate_text,
     load_model_and_tokenizer,
@@ -139,7 +139,7 @@ def test_an_interrupt_stops_after_a_checkpoint_and_the_run_goes_on_later(tmp_pat
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     long = config(tmp_path, tiny_model, max_steps=4000, save_steps=0, eval_steps=0)
-    with pytest.raises(Interrupted) as error:
+    with pytest.raises(Stopped) as error:
         run_fine_tuning(ROWS, long, on_event=press, train_test_split=0)
     stopped = error.value
     assert stopped.exit_code == 130 and stopped.run is not None and f"--resume {stopped.run}" in stopped.safe

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError, again
+from training.errors import FinetuneError, MachineError, RunError, Stopped, UserError, again
 
 ERRORS = (
     UserError("one"),
@@ -10,8 +10,9 @@ ERRORS = (
     MachineError("no disk"),
     RunError("train", "the loss is\nnot a number", "the checkpoint is safe"),
     RunError("train", "no more"),
-    Interrupted(2, "stopped"),
-    Interrupted(15, "stopped"),
+    Stopped(130, "stopped"),
+    Stopped(143, "stopped"),
+    Stopped(4, "ended at once"),
 )
 
 
@@ -23,5 +24,5 @@ def test_an_error_comes_back_as_it_was(error):
 
 
 def test_a_code_of_another_version_is_still_an_error():
-    back = again(4, "ended at once", {})
-    assert type(back) is FinetuneError and back.exit_code == 4 and str(back) == "ended at once"
+    back = again(7, "ended otherwise", {})
+    assert type(back) is FinetuneError and back.exit_code == 7 and str(back) == "ended otherwise"

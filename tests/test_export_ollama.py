@@ -125,6 +125,14 @@ def test_the_modelfile_is_found_from_the_folder_one_stands_in_too(call, run, tmp
     assert f"FROM {run}/my-assistant.F16.gguf\n" in (tmp_path / "Modelfile.my-name").read_text()
 
 
+def test_in_the_run_itself_there_is_no_second_one(call, run):
+    (run / "merged").mkdir()
+    for folder in (run, run / "merged"):
+        call("--modelfile-only", run, "my-name", cwd=folder)
+        assert [path.name for path in run.rglob("Modelfile.my-name")] == ["Modelfile.my-name"]
+        assert (run / "Modelfile.my-name").read_text().startswith("FROM ./")
+
+
 def test_a_modelfile_of_ones_own_is_left_alone(call, run, tmp_path):
     (tmp_path / "Modelfile.my-name").write_text("FROM my own\n")
     ended = call("--modelfile-only", run, "my-name")
@@ -544,7 +552,10 @@ def test_no_run_yet_says_how_to_make_one(call, place):
     shutil.rmtree(place / "outputs")
     done = call()
     assert done.returncode == 2
-    assert "./run.sh" in done.stderr
+    command = re.search(r"yet: (.*) makes one", done.stderr)[1]
+    pasted = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True)
+    assert pasted.stdout == str(place / "run.sh")
+    assert "yet: ./run.sh makes one" in call(cwd=place).stderr
 
 
 def test_without_the_link_latest_the_newest_folder_is_taken(call, place, run):
@@ -565,7 +576,7 @@ def test_what_is_missing_is_made_by_the_export_or_needs_set_up(call, place, run,
     (run / missing).unlink()
     done = call("--modelfile-only")
     assert (done.returncode, done.stdout) == (3, "")
-    assert "./setup.sh" in done.stderr
+    assert "/setup.sh' first" in done.stderr
     python = place / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(
@@ -630,6 +641,8 @@ def test_an_adapter_for_a_model_that_ollama_has_not_says_how_to_get_it(call, run
     ("arguments", "said"),
     [
         (("--adapter",), "--adapter: name the model that Ollama has"),
+        (("--modelfile",), "wrong arguments\n  --modelfile is not a flag\n"),
+        (("one", "name", "more"), "wrong arguments\n  too many arguments, from more on\n"),
         (("--adapter", "a b"), "a b is no name for a model"),
         (("--adapter", "team/my-assistant:v1"), "is the model that the adapter is for; give the new one another NAME"),
     ],
@@ -647,7 +660,7 @@ def test_an_adapter_of_what_is_no_run_and_one_without_packages_are_refused(call,
     assert "--adapter is for a run's folder" in done.stderr
     done = call("--adapter", "base:1b", run)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "./setup.sh" in done.stderr
+    assert "/setup.sh' first" in done.stderr
 
 
 def test_a_failed_export_passes_its_exit_code_on(call, place, run):

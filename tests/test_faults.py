@@ -43,7 +43,7 @@ from training.errors import RunError
 from training.fast_cpu import fast_loss
 from training.runs import checkpoint, directory
 from training.runs.checkpoint import Carried
-from training.system import events
+from training.system import events, shell
 from training.train import Watch, hooks, trouble
 from training.train.trouble import OutOfMemory
 
@@ -158,7 +158,10 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
     assert members(mark) == []  # what it had started has ended with it
     (config.parent / "empty.jsonl").write_text("", encoding="utf-8")
     offered = finetune("--config", config, "--data", config.parent / "empty.jsonl")
-    assert f"the last run, {run.name}, stopped at step 6 of 6; `./run.sh --resume` goes on with it" in offered.stderr
+    assert (
+        f"the last run, {run.name}, stopped at step 6 of 6; `{shell.command('run.sh', '--resume', run)}` goes on with it"
+        in offered.stderr
+    )
     exported = subprocess.run(
         [str(ROOT / "export_ollama.sh"), "--modelfile-only", str(run)],
         stdin=subprocess.DEVNULL, capture_output=True, text=True,

@@ -33,13 +33,91 @@ def go(tmp_path_factory, go_cache):
         "XDG_CONFIG_HOME": str(folder),
     }
 
-    def go(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def go(*arguments: str, cwd: Path = HOST, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [programs / "go", *arguments], cwd=HOST, env={**os.environ, **offline, **environment}, text=True,
+            [programs / "go", *arguments], cwd=cwd, env={**os.environ, **offline, **environment}, text=True,
             encoding="utf-8", stdin=subprocess.DEVNULL, capture_output=True, timeout=1500,
         )  # fmt: skip
 
+    def shell(folder: Path, command: str) -> None:
+        """Lines that a reader types, in a folder of theirs."""
+        subprocess.run(["bash", "-e", "-c", command], cwd=folder, env={**os.environ, **offline}, check=True, timeout=60)
+
+    go.shell = shell
     return go
+
+
+# What run.sh and export_ollama.sh of a repository do in the tests of what the README says.
+FAKES = {
+    "run.sh": """case " $* " in
+*" --resume "*) echo "$here/run"; exit 0 ;;
+*" rows.jsonl outputs Qwen/Qwen3-0.6B 3 "*) ;;
+*) exit 9 ;;
+esac
+printf '{"v":1,"event":"started","run":"%s/run"}\\n{"v":1,"event":"step","step":1,"total":2,"remaining":3}\\n' "$here"
+printf '{"v":1,"event":"%s","run":"%s/run","error":"row 3 is bad"}\\n' "$EVENT" "$here"
+exit $CODE
+""",
+    "export_ollama.sh": 'touch "$here/exported"\n[ "$1" = "$here/run" ] && echo "$2"\n',
+}
+
+
+@pytest.fixture
+def program(go, tmp_path):
+    """A module with the README's program in it and its recipe carried out; gives what it prints, started with CODE."""
+    root = tmp_path / "a folder 训练"
+    root.mkdir()
+    (root / "examples").mkdir()
+    (root / "examples" / "go-host").symlink_to(HOST)
+    for name, text in FAKES.items():
+        (root / name).write_text(f'#!/bin/sh\nhere=$(dirname "$0")\n{text}', encoding="utf-8")
+        (root / name).chmod(0o755)
+    readme = (HOST / "README.md").read_text(encoding="utf-8")
+    recipes = re.findall(r"^```sh\n(.*?)^```$", readme, re.M | re.S)
+    (source,) = re.findall(r"^```go\n(.*?)^```$", readme, re.M | re.S)
+
+    def program(recipe: int, imported: str) -> tuple[Path, str]:
+        folder = tmp_path / f"program{recipe}"
+        folder.mkdir()
+        (folder / "go.mod").write_text("module yourmodule\n\ngo 1.21\n", encoding="utf-8")
+        text = source.replace("/path/to/this/repository", str(root)).replace("example.com/finetune", imported)
+        (folder / "main.go").write_text(text, encoding="utf-8")
+        command = recipes[recipe].replace("=/path/to/this/repository", f"={root}".replace(" ", "\\ "))
+        go.shell(folder, command.replace("/path/to/this/repository", str(root)))
+        built = go("build", "-o", str(folder / "program"), ".", cwd=folder)
+        assert built.returncode == 0, built.stderr
+        return root, str(folder / "program")
+
+    return program
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(("recipe", "imported"), [(0, "example.com/finetune"), (1, "yourmodule/finetune")])
+def test_a_program_uses_the_package_as_the_readme_says(program, recipe, imported):
+    root, built = program(recipe, imported)
+
+    def started(**environment: str) -> subprocess.CompletedProcess:
+        (root / "exported").unlink(missing_ok=True)
+        return subprocess.run([built], env={**os.environ, **environment}, text=True, capture_output=True, timeout=60)
+
+    done = started(EVENT="done", CODE="0")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "ollama run qwen3:0.6b-personal"), done.stderr
+    resumed = started(EVENT="interrupted", CODE="143")
+    assert (resumed.returncode, resumed.stdout.splitlines()[-1]) == (0, "ollama run qwen3:0.6b-personal")
+    failed = started(EVENT="failed", CODE="2")
+    assert failed.returncode == 1 and failed.stderr.endswith("wrong settings or data: row 3 is bad\n")
+    assert not (root / "exported").exists()  # an error is not lost, and nothing else is exported in its place
+
+
+@pytest.mark.parametrize("end", [".md", ".zh-CN.md"])
+def test_both_pages_say_the_same_of_the_rows_of_a_caller(end):
+    """And the program does it: test_settings.py."""
+    said = {
+        ".md": "The validation rows that `config.ini` names for its own rows are left out then, and a tenth of yours is kept back instead.",
+        ".zh-CN.md": "这时不再用 `config.ini` 为它自己的数据所写的验证文件，改为从你的数据中留出十分之一。",
+    }[end]
+    for page in (ROOT / f"README{end}", ROOT / "docs" / f"go-host{end}"):
+        assert said in page.read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_the_stop_button_of_a_notebook_stops_after_a_checkpoint(tmp_path: Path, 
     """Jupyter sends SIGINT to the kernel's whole group: the run must hear of it once, or it would end at once."""
     cell = f"""
 import os, signal
-from training import FineTuningConfig, FineTuningRun, Interrupted, run_fine_tuning
+from training import FineTuningConfig, FineTuningRun, Stopped, run_fine_tuning
 
 def press(event):
     if event["event"] == "step" and event["step"] == 2:
@@ -58,7 +58,7 @@ rows = [{{"instruction": f"What is {{n}} and {{n}}?", "response": f"It is {{2 * 
 config = FineTuningConfig(model_name={str(tiny_model)!r}, max_steps=4000, save_steps=0, eval_steps=0)
 try:
     run_fine_tuning(rows, config, train_test_split=0, on_event=press)
-except Interrupted as error:
+except Stopped as error:
     stopped = FineTuningRun.open(error.run)
     print(error.exit_code, stopped.state, len(list((stopped.path / "checkpoints").glob("checkpoint-*"))))
 """

@@ -17,11 +17,13 @@ import pytest
 
 from tests.support.paths import ROOT
 from training import control, errors, runs, settings
+from training.data import rows
 from training.pipeline import export_stages
 from training.plan import choices
 from training.settings import Override, other_names, rules, usage
 from training.settings.rules import Given
-from training.settings.table import SECTIONS, TABLE, reference
+from training.settings.table import EVERY as SETTINGS
+from training.settings.table import EVERY_SECTION, reference
 from training.system.this_machine import Machine
 
 CHINESE = ".zh-CN.md"
@@ -42,7 +44,19 @@ TRANSLATED = (
 MADE_LATER = {"training/finetune.log"}
 # Words in capitals that are no setting of ours: what a user fills in, and parts of a Modelfile or of the source.
 FILLED_IN = {*usage.POSITIONS, "DIR", "EPOCHS", "FILE", "FLAGS", "KEY", "NAME", "RUN", "TEXT", "URL", "VALUE"}
-NO_SETTINGS = {"FROM", "TEMPLATE", "ADAPTER", "PARAMETER", "GGUF", "NFC", "FORMATS", "PAIRS", "NOT_COMPARED"} | {
+NO_SETTINGS = {
+    "GET",
+    "POST",
+    "FROM",
+    "TEMPLATE",
+    "ADAPTER",
+    "PARAMETER",
+    "GGUF",
+    "NFC",
+    "FORMATS",
+    "PAIRS",
+    "NOT_COMPARED",
+} | {
     "GB18030",
     "UTF",
 }
@@ -251,6 +265,14 @@ def test_every_page_begins_with_the_way_back_to_the_readme_and_to_the_other_lang
     assert first[0] == other if page.name == readme else first == [readme, other]
 
 
+def test_the_table_that_the_readme_shows_is_read(tmp_path):
+    (block,) = blocks(read(ROOT / "README.md"), "csv")
+    file = tmp_path / "rows.csv"
+    file.write_text("\n".join(block.splitlines()[1:-1]) + "\n", encoding="utf-8")
+    (row,) = rows.read(file)
+    assert [turn.content for turn in row.messages] == ["Do you ship to Canada?", "Yes, within a week."]
+
+
 @pytest.mark.parametrize("page", [*EVERY, *OTHERS], ids=name)
 def test_every_link_leads_to_a_file_and_a_heading_that_is_there(page):
     for link in links(read(page)):
@@ -299,7 +321,15 @@ def test_every_flag_that_is_named_is_a_flag_of_some_program(page):
 
 @EACH
 def test_flags_in_commands_are_flags_of_the_program_that_is_called(page):
-    known = {*usage.SETTING_FLAGS, *usage.COMMANDS, *usage.SWITCHES, "--config", "--set", "--help"}
+    known = {
+        *usage.SETTING_FLAGS,
+        *usage.SERVICE_FLAGS,
+        *usage.COMMANDS,
+        *usage.SWITCHES,
+        "--config",
+        "--set",
+        "--help",
+    }
     known |= {f"--{name}" for name in OTHER_NAMES}
     for line in commands(read(page)):
         called = re.search(r"(?:training/|\./|tests/)(?!test_)\w+\.(?:py|sh)", line)
@@ -313,7 +343,7 @@ def test_flags_in_commands_are_flags_of_the_program_that_is_called(page):
 
 def keys() -> dict[str, str]:
     """Every key with its section."""
-    return {item.key: item.section for item in TABLE.values()}
+    return {item.key: item.section for item in SETTINGS.values()}
 
 
 @EACH
@@ -343,7 +373,7 @@ def test_every_value_that_a_page_gives_a_setting_is_taken(page):
             assert keys().get(key) == section, text
             given.append((section, key, shlex.split(value)[0]))
     for section, key, value in given:
-        item = TABLE[f"{section}.{key}"]
+        item = SETTINGS[f"{section}.{key}"]
         rules.read(Given(value, ROOT), item.rule, item.kind)
 
 
@@ -359,7 +389,7 @@ def test_the_chinese_table_has_the_same_keys_defaults_and_values():
     english, translated = (
         [line for line in settings_of(text).splitlines() if line.startswith(("###", "| `"))] for text in texts
     )
-    assert len(english) == len(translated) == len(SECTIONS) + len(TABLE)
+    assert len(english) == len(translated) == len(EVERY_SECTION) + len(SETTINGS)
     for ours, theirs in zip(english, translated, strict=True):
         if ours.startswith("###"):
             assert theirs == ours
@@ -370,7 +400,15 @@ def test_the_chinese_table_has_the_same_keys_defaults_and_values():
 
 @BOTH
 def test_every_flag_is_on_the_page_of_the_command_line(end):
-    flags = {*usage.SETTING_FLAGS, *usage.COMMANDS, *usage.SWITCHES, "--config", "--set", "--help"}
+    flags = {
+        *usage.SETTING_FLAGS,
+        *usage.SERVICE_FLAGS,
+        *usage.COMMANDS,
+        *usage.SWITCHES,
+        "--config",
+        "--set",
+        "--help",
+    }
     text = document("command-line", end)
     assert flags <= {word for span in code(text) for word in re.findall(r"--[a-z-]+", span)}
 
@@ -387,7 +425,8 @@ def test_every_setting_flag_stands_beside_the_setting_it_sets(end):
 def test_the_exit_codes_are_those_of_the_program(end):
     rows = table(document("command-line", end), "| exit |" if end == ".md" else "| 退出码 |")
     stopped = f"{128 + signal.SIGINT} / {128 + signal.SIGTERM}"
-    known = ["0", *(str(kind.exit_code) for kind in (errors.RunError, errors.UserError, errors.MachineError)), stopped]
+    kinds = (errors.RunError, errors.UserError, errors.MachineError, errors.EndedAtOnce)
+    known = ["0", *(str(kind.exit_code) for kind in kinds), stopped]
     assert [row[0] for row in rows] == known
 
 
@@ -446,7 +485,9 @@ def test_what_is_said_to_be_not_built_is_refused(end):
     said = code(document("settings", end).split(title)[1].split("\n#")[0])
     flags = [word for word in said if word in usage.COMMANDS]
     assert flags == [
-        flag for flag in usage.COMMANDS if flag not in ("--resume", "--check", "--prove") and not known_command(flag)
+        flag
+        for flag in usage.COMMANDS
+        if flag not in ("--resume", "--check", "--prove", "--serve") and not known_command(flag)
     ]
     values = {"NUM_PROCESSES": "2", "NUM_MACHINES": "2", "MAIN_PROCESS_ADDRESS": "10.0.0.5", "SHARDING": "fsdp"}
     several = [Override("Hardware", key, value, key) for key, value in values.items()]

@@ -20,7 +20,7 @@ from training.runs import directory
 from training.to_gguf import Job
 
 SHIPPED_FILES = {
-    "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
+    "Modelfile", "adapter/README.md", "merged/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
     "finetune.log", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
     "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "my-assistant.Q4_K_M.gguf",
     "my-assistant.Q8_0.gguf", "report.html", "report.json", "report.md", "status.json",

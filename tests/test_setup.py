@@ -135,9 +135,10 @@ def test_ready_means_finished_for_these_very_requirements(call, place):
     make_ready(place)
     assert call("setup.sh", "--ready", ENGINE="transformers").returncode == 0
     assert call("setup.sh", "--ready", ENGINE="unsloth").returncode == 3, "the GPU packages are not there"
-    with (place / "requirements" / "test.txt").open("a") as file:
-        file.write("# more\n")
-    assert call("setup.sh", "--ready", ENGINE="transformers").returncode == 0, "what the tests need is none of a run's"
+    for name in ("test.txt", "service.txt"):
+        with (place / "requirements" / name).open("a") as file:
+            file.write("# more\n")
+    assert call("setup.sh", "--ready", ENGINE="transformers").returncode == 0, "what they need is none of a run's"
     with (place / "requirements" / "common.txt").open("a") as file:
         file.write("# more\n")
     assert call("setup.sh", "--ready", ENGINE="transformers").returncode == 3

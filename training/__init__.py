@@ -31,6 +31,7 @@ its face, the `__init__.py`, or a module named:
   14  api  the door for Python; its names are handed on below
   14  finetune  a script: the whole of it
   14  train_lora  a script: the same under the name that guides use
+  15  service  ./run.sh --serve: a page and an HTTP service; it starts runs as programs
 
 The data flows settings -> base_model, data -> train -> evaluation -> to_gguf -> checks -> report. In two places the
 imports point the other way: a plan asks the engines what they will need and has llama.cpp read the rows as the checks
@@ -46,9 +47,9 @@ if TYPE_CHECKING:
         FinetuneError,
         FineTuningConfig,
         FineTuningRun,
-        Interrupted,
         MachineError,
         RunError,
+        Stopped,
         UserError,
         generate_text,
         load_model_and_tokenizer,
@@ -59,7 +60,7 @@ __all__ = [
     "FineTuningConfig",
     "FineTuningRun",
     "FinetuneError",
-    "Interrupted",
+    "Stopped",
     "MachineError",
     "RunError",
     "UserError",

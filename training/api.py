@@ -8,7 +8,7 @@
     print(generate_text(model, tokenizer, "Who are you?"))
 
 A run made here is listed, resumed, exported and compared by ./run.sh, and the other way round. Errors are FinetuneError:
-UserError, MachineError, RunError and Interrupted, with exit_code, problems, safe and run.
+UserError, MachineError, RunError and Stopped, with exit_code, problems, safe and run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
+from training.errors import FinetuneError, MachineError, RunError, Stopped, UserError
 from training.library import FineTuningConfig, FineTuningRun, bar, child, given_rows
 from training.library.config import config_of
+from training.system import shell
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,7 +36,7 @@ __all__ = [
     "FineTuningConfig",
     "FineTuningRun",
     "FinetuneError",
-    "Interrupted",
+    "Stopped",
     "MachineError",
     "RunError",
     "UserError",
@@ -64,7 +65,7 @@ def run_fine_tuning(
     its own settings and data. progress: False for no bar, True for one in any case.
 
     The run is a process of its own: nothing here exits, and signals, log sinks and stdout of this program stay as they
-    are. KeyboardInterrupt (a notebook's stop) ends the run after a checkpoint, and raises Interrupted; `resume` goes on.
+    are. KeyboardInterrupt (a notebook's stop) ends the run after a checkpoint, and raises Stopped; `resume` goes on.
     When this program dies, the run goes on; FineTuningRun.open(path) finds it again. Raises FinetuneError.
     """
     if resume is not None:
@@ -83,7 +84,9 @@ def run_fine_tuning(
     if not config.settings.written("Dataset.DATASET_FILE") and not config.settings.dataset.dataset_file.is_file():
         raise UserError("data_path= is missing: a file, a list of dicts, or a datasets.Dataset")
     if config.checked().hardware.machine_rank > 0:
-        raise UserError("machine_rank=: only machine 0 has a run of its own; start the others with ./run.sh")
+        raise UserError(
+            f"machine_rank=: only machine 0 has a run of its own; start the others with {shell.command('run.sh')}"
+        )
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         file = config.write(Path(folder) / "FineTuningConfig.ini")
         return FineTuningRun(child.run(["--config", file, "--fresh"], bar.made(progress), on_event))

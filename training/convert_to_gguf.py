@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
 
 from loguru import logger
 
@@ -28,13 +31,14 @@ from training.base_model import BaseModel, generation, leftovers, weights_fit
 from training.checks import as_read, gguf_files, require
 from training.data import ChatTemplate, chat_template, encoding
 from training.data.row_texts import RowTexts
-from training.errors import FinetuneError, MachineError, RunError, UserError
+from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
 from training.evaluation import reference
 from training.llama import process as llama
 from training.ollama import Chat, modelfile
 from training.settings import Settings, names
 from training.settings.table import Dataset, Hardware, LoRA, Model, Quantization, Training
 from training.system import files, foreign_code, last_net, launchers, log, paths
+from training.system.plain_parser import Parser
 from training.system.signals import Signals
 from training.to_gguf import conversion, importance, reader_metadata
 from training.to_gguf.chat import chat_of
@@ -200,14 +204,16 @@ def main(argv: Sequence[str]) -> int:
     foreign_code.trust(arguments.trust_remote_code)
     stdout = log.claim_stdout()
     launchers.leave_out()
-    Signals().install()
+    signals = Signals()
+    signals.install()
     log.start()
     launchers.tell()
     try:
         for path in run(arguments):
             log.say_path(stdout, path)
         return 0
-    except FinetuneError as error:
+    except (FinetuneError, Interrupted) as error:
+        signals.delivered()
         logger.error("{}", error)
         return error.exit_code
     except OSError as error:
@@ -250,7 +256,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
 
 def parser() -> argparse.ArgumentParser:
     """What the command line may say."""
-    made = argparse.ArgumentParser(prog="convert_to_gguf.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    made = Parser(prog="convert_to_gguf.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("--model-path", required=True, metavar="DIR", help="config.json, *.safetensors, tokenizer files")
     made.add_argument("--quantization", default="q4_k_m", metavar="NAMES", help="one or several, separated by commas")
     made.add_argument("--output", metavar="F", help="a .gguf file, or a folder; default: beside DIR, NAME.Q4_K_M.gguf")

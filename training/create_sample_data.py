@@ -5,7 +5,6 @@ Standard library only. Prints the paths of what was written, one a line; files o
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -17,7 +16,8 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import FinetuneError, MachineError, UserError
-from training.system import files, last_net, paths, privacy
+from training.system import files, last_net, listeners, paths, privacy
+from training.system.plain_parser import Parser
 
 # Facts that stay true, and answers as one wants them from an assistant: the point first, in whole sentences.
 INSTRUCTIONS = [
@@ -133,13 +133,13 @@ def write(folder: Path) -> list[Path]:
 
 def main(argv: Sequence[str]) -> int:
     """The command line: paths on stdout, errors on stderr; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="create_sample_data.py", description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False
     )
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="where to write; made if it is not there")
     try:
         for path in write(paths.expanded(parser.parse_args(argv).output_dir).absolute()):
-            print(privacy.path_for(sys.stdout, path))
+            listeners.tell(sys.stdout, privacy.path_for(sys.stdout, path) + "\n")
     except FinetuneError as error:
         privacy.tell(error)
         return error.exit_code

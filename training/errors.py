@@ -1,4 +1,4 @@
-"""The three ways in which this program fails, each with its exit code. Caught once, at the command line."""
+"""The ways in which this program fails or is stopped, each with its exit code. Caught once, at the command line."""
 
 from __future__ import annotations
 
@@ -59,12 +59,42 @@ class RunError(FinetuneError):
         return {"stage": self.stage, "message": self.message, "safe": self.safe}
 
 
-class Interrupted(FinetuneError):
-    """Stopped by a signal after a full checkpoint (exit 128 + signal number)."""
+class Interrupted(BaseException):
+    """Stopped by a signal after a full checkpoint (exit 128 + signal number).
+
+    As KeyboardInterrupt it is no Exception: code of ours or of a library that bears whatever goes wrong must let it
+    through.
+    """
+
+    exit_code = 130
 
     def __init__(self, signal_number: int, message: str) -> None:
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+        super().__init__(message)
+
+    def parts(self) -> dict[str, object]:
+        """What a program is told beside the text."""
+        return {}
+
+
+class EndedAtOnce(Interrupted):
+    """Ended by a second signal, without a checkpoint (exit 4). Says what was lost."""
+
+    exit_code = 4
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(signal_number, message)
+        self.exit_code = EndedAtOnce.exit_code
+
+
+class Stopped(FinetuneError):
+    """A run in another process was stopped by a signal: after a full checkpoint (exit 128 + its number), or at once (4)."""
+
+    exit_code = 130
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        self.exit_code = exit_code
         super().__init__(message)
 
 
@@ -76,8 +106,8 @@ def again(code: int, text: str, parts: Mapping[str, object]) -> FinetuneError:
         return UserError([str(problem) for problem in problems] if isinstance(problems, list) else text, title)
     if code == MachineError.exit_code:
         return MachineError(text)
-    if code > 128:
-        return Interrupted(code - 128, text)
+    if code > 128 or code == EndedAtOnce.exit_code:
+        return Stopped(code, text)
     if "stage" not in parts:
         error = FinetuneError(text)
         error.exit_code = code

@@ -20,6 +20,9 @@ from typing import IO, TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
 
 from training.system import before_torch
 
@@ -34,7 +37,8 @@ from training.evaluation import Answer, Score, models, scoring
 from training.evaluation.models import Speaker
 from training.evaluation.scoring import Marks
 from training.evaluation.target import Target
-from training.system import files, foreign_code, last_net, launchers, log, paths, wording
+from training.system import files, foreign_code, last_net, launchers, log, paths, this_machine, wording
+from training.system.plain_parser import Parser
 
 if TYPE_CHECKING:
     import datasets
@@ -61,7 +65,8 @@ def rows_of(target: Target, test_data: str | None) -> datasets.Dataset:
         file = paths.expanded(test_data).absolute()
         if not file.is_file():
             raise UserError(f"--test-data {test_data}: no such file")
-        whole = replace(settings.dataset, dataset_file=file, validation_file=None, validation_split=0.0, test_split=0.0)
+        alone = replace(settings.dataset, dataset_file=file, validation_file=None, test_file=None)
+        whole = replace(alone, validation_split=0.0, test_split=0.0)
         return dataset.load(replace(settings, dataset=replace(whole, max_rows=0)), CACHE).train
     data = dataset.load(settings, CACHE)
     kept = data.test if data.test is not None else data.validation
@@ -89,7 +94,8 @@ def measure(target: Target, items: Sequence[Item]) -> dict[str, Spoken]:
         with models.gguf(target.gguf.name, target.gguf) as speaker:
             take("quantised" if "tuned" in made else "tuned", speaker)
             if speaker.speed:
-                logger.info("{} answers {:.0f} tokens a second on this machine", target.gguf.name, speaker.speed)
+                speed, busy = f"{speaker.speed:.0f}", this_machine.busy()
+                logger.info("{} answers {} tokens a second on this machine{}", target.gguf.name, speed, busy)
     return made
 
 
@@ -148,13 +154,19 @@ def _number(value: float) -> str:
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
-def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
-    """The batch mode: measure, print the table, write the CSV file."""
-    output = paths.expanded(arguments.output).absolute() if arguments.output else None
-    if output is not None and not output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: there is no folder {output.parent}")
-    target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
-    rows = rows_of(target, arguments.test_data)
+def refuse_early(arguments: argparse.Namespace) -> None:
+    """Raise UserError where a file or folder that is named is not there: before anything heavy is loaded."""
+    for flag, name in (("--test-data", arguments.test_data), ("--config", arguments.config)):
+        if name is not None and not paths.expanded(name).is_file():
+            raise UserError(f"{flag} {name}: no such file")
+    if arguments.output and not (folder := paths.expanded(arguments.output).absolute().parent).is_dir():
+        raise UserError(f"--output {arguments.output}: there is no folder {folder}")
+    Target.refuse_early(arguments.lora_model, arguments.base_model)
+
+
+def measured(target: Target, test_data: str | None, most: int) -> tuple[list[Item], dict[str, Spoken]]:
+    """The rows that are measured on, at most so many, and what each model made of them. UserError where there are none."""
+    rows = rows_of(target, test_data)
     template = target.template
     if template is None:
         if any(messages is not None for messages in rows["messages"]):
@@ -163,11 +175,18 @@ def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
                 "--test-data FILE"
             )
         template = ChatTemplate("", "plain text")  # no row asks for it
-    items = held_out.items(template, target.tokenizer(), rows, arguments.max_rows, target.longest)
+    items = held_out.items(template, target.tokenizer(), rows, most, target.longest)
     if not items:
         raise UserError("none of the rows has an answer to measure")
     logger.info("{} of {} rows", len(items), len(rows))
-    made = measure(target, items)
+    return items, measure(target, items)
+
+
+def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
+    """The batch mode: measure, print the table, write the CSV file."""
+    output = paths.expanded(arguments.output).absolute() if arguments.output else None
+    target = Target.named(arguments.lora_model, arguments.base_model, Path(arguments.config))
+    items, made = measured(target, arguments.test_data, arguments.max_rows)
     lines = scores(items, made)
     if output is not None:
         try:
@@ -181,7 +200,7 @@ def evaluate(arguments: argparse.Namespace, stdout: IO[str]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="evaluate_model.py", description=(__doc__ or "").splitlines()[0].partition(":")[0], allow_abbrev=False
     )
     made.add_argument("--lora-model", metavar="RUN", help="a run's folder, an adapter's, or a GGUF file")
@@ -216,6 +235,7 @@ def main(argv: Sequence[str]) -> int:
     log.start()
     launchers.tell()
     try:
+        refuse_early(arguments)
         from transformers import logging
 
         logging.set_verbosity_error()

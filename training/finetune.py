@@ -11,6 +11,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
     # While the modules are read nothing can be lost; main() hands the signals on.
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -26,9 +29,11 @@ from training.system import before_torch
 
 before_torch.settle()
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import IO
 
 from loguru import logger
@@ -37,12 +42,12 @@ from training import control, distributed, pipeline, proving, runs
 from training.control import background, resume
 from training.data import dataset
 from training.distributed import secondary
-from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
-from training.pipeline import stages
+from training.errors import EndedAtOnce, FinetuneError, Interrupted, RunError, UserError
+from training.pipeline import failures, stages
 from training.pipeline.export_stages import Told
-from training.plan import Plan, lines, prepare, time_estimate
+from training.plan import Plan, lines, odd, prepare, time_estimate
 from training.report import gathering
-from training.runs import Run, State, checkpoint, directory
+from training.runs import Run, State, checkpoint, directory, progress
 from training.settings import command_line, load
 from training.settings.command_line import Arguments
 from training.system import (
@@ -53,13 +58,16 @@ from training.system import (
     last_net,
     launchers,
     log,
-    paths,
     records,
+    shell,
     this_machine,
 )  # fmt: skip
 from training.system.events import Events
 from training.system.signals import Signals
 from training.train import engine, trouble
+
+# Seconds after which it is said that the end takes its time.
+SOON = 1.0
 
 
 def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]) -> None:
@@ -97,6 +105,7 @@ def begin(plan: Plan, run: Run, stdout: IO[str] | None) -> Events:
 def announce(plan: Plan, run: Run, events: Events) -> None:
     """The first events of a run, and the word to a waiting parent (--detach) that it has really started."""
     gathering.keep(plan, run)
+    progress.expect(run, plan.base.parameters)
     events.emit(
         "started", run=str(run.path), pid=os.getpid(), total=plan.steps, name=plan.settings.model.new_model_name
     )
@@ -109,20 +118,23 @@ def announce(plan: Plan, run: Run, events: Events) -> None:
 def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh` and `./run.sh --resume`: plan, run, and tell how it ended, whichever way that was."""
     ending, signals = Ending(arguments, stdout), Signals()
-    signals.install(ending.give_up)
+    signals.install(ending.give_up, ending.heard, ending.lost)
     try:
         old = resume.to_resume(arguments)
+        if old is not None and directory.never_started(old):
+            # It was queued. There is something on the disk already to tell of what its plan finds.
+            resume.take(old)
+            ending.run, ending.events = old, Events(old.path / runs.EVENTS, ending.events_on)
         plan = planned(arguments, old)
         if plan.settings.hardware.machine_rank > 0:  # machine 0 owns the run
             secondary.follow(plan, stages.marks(plan), signals, ending.give_up)
             return ending.helped()
         run, events = started(plan, old, ending)
         finetune(plan, run, events, signals, ending.give_up)
-    except FinetuneError as error:
-        return ending.failed(in_full(error, ending.run))
-    except Exception as error:
-        refused = io_errors.is_one(error)
-        return ending.failed((not_written if refused else unexpected)(error, ending.run))
+        signals.delivered()
+    except (Exception, Interrupted) as error:
+        signals.delivered()
+        return ending.failed(failures.told(error, ending.run))
     return ending.done(plan, run, events)
 
 
@@ -134,17 +146,21 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
         settings = load(arguments.config, arguments.overrides, check_packages=True)
         if not arguments.fresh:
             resume.offer_resume(settings.training.output_dir)
+    dataset.refuse_early(settings)
+    resume.tell_of_others(settings.training.output_dir)
     forkserver.start()
     plan = prepare(settings, resume.began_on(old), directory.size(old))
     for line in lines(plan):
         logger.info(line)
+    for line in odd(plan) if old is None or directory.never_started(old) else ():
+        logger.warning(line)
     return plan
 
 
 def started(plan: Plan, old: Run | None, ending: Ending) -> tuple[Run, Events]:
     """A new run, or the `old` one taken up again. From here on `ending` has something on the disk to tell it in."""
-    if old is None:
-        ending.run = run = runs.create(plan.settings.training.output_dir)
+    if old is None or directory.never_started(old):
+        ending.run = run = old or runs.create(plan.settings.training.output_dir)
         ending.events = events = begin(plan, run, ending.events_on)
         return run, events
     resume.refuse_changed(old, stages.marks(plan))
@@ -164,6 +180,9 @@ class Ending:
     stdout: IO[str]
     run: Run | None = None
     events: Events | None = None
+    # Of the threads, one tells the end: the main one, or that which a signal woke.
+    telling: threading.Lock = field(default_factory=threading.Lock)
+    named: bool = False
 
     @property
     def events_on(self) -> IO[str] | None:
@@ -172,12 +191,12 @@ class Ending:
 
     def done(self, plan: Plan, run: Run, events: Events) -> int:
         """It got to its end: say what was made, and what to do with it."""
+        self._claim()
         first = plan.settings.quantization.quantization_method[0]
         made = run.path / f"{plan.settings.name}.{first.upper()}.gguf"
-        logger.info("done: {}\nnext: {}/export_ollama.sh {}", made, paths.ROOT, run.path)
+        logger.info("done: {}\nnext: {}", made, shell.lasting("export_ollama.sh", run.path))
         events.emit("done", run=str(run.path), exit_code=0)
-        if not self.arguments.events:
-            log.say_path(self.stdout, run.path)
+        self._name(run)
         return 0
 
     def helped(self) -> int:
@@ -185,9 +204,13 @@ class Ending:
         Events(Path(os.devnull), self.events_on).emit("done", exit_code=0)
         return 0
 
-    def failed(self, error: FinetuneError) -> int:
-        """It did not get to its end: say why, keep its state, report what there is."""
+    def failed(self, error: FinetuneError | Interrupted) -> int:
+        """It did not get to its end: keep its state, say why, report what there is."""
+        self._claim()
         state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
+        if self.run is not None:
+            # Before all else: from here on a second signal loses nothing.
+            self.run.update(state=state, error=str(error), eta=None)
         if not isinstance(error, Told):
             (logger.warning if state == "interrupted" else logger.error)("{}", error)
         fields = {"exit_code": error.exit_code, "error": str(error), **error.parts()}
@@ -196,7 +219,6 @@ class Ending:
                 Events(Path(os.devnull), self.stdout).emit(state, **fields)
             background.tell_parent(None)
             return error.exit_code
-        self.run.update(state=state, error=str(error), eta=None)
         try:
             if gathering.has_plan(self.run):
                 gathering.write(self.run, state, error)
@@ -207,73 +229,79 @@ class Ending:
             logger.warning("no report: {}", problem)
         if self.events is not None:
             self.events.emit(state, run=str(self.run.path), **fields)
-        if not self.arguments.events:
-            log.say_path(self.stdout, self.run.path)
+        self._name(self.run)
         return error.exit_code
 
-    def give_up(self, error: FinetuneError) -> None:
+    def heard(self, _number: int, noted: bool) -> None:
+        """A first signal has come. What is obeyed after the batch takes its time, and so may the end of a stage: say so."""
+        if noted:
+            logger.warning(
+                "stopping after this batch, with a checkpoint; Ctrl-C (or SIGTERM) again ends at once, and the steps since "
+                "the last checkpoint are lost"
+            )
+            if self.run is not None:
+                self.run.update(stopping=True)
+            return
+        time.sleep(SOON)
+        if not self.telling.locked():
+            at = "preparing"
+            if self.run is not None:
+                with suppress(FinetuneError, OSError):
+                    # While the export is at work the file is its own.
+                    at = runs.open_run(self.run.path).status.get("stage") or at
+            logger.warning("stopping; it ends what it is at ({}) first. Ctrl-C (or SIGTERM) again ends at once", at)
+
+    def lost(self, number: int) -> int:
+        """A second signal: keep and tell what it cost; the exit code. No report: that would take its time.
+
+        The path first, then the state: what comes after may wait for what the main thread is at.
+        """
+        run = self.run
+        if run is None:
+            return 128 + number
+        if not self.telling.acquire(blocking=False):
+            # Its end was told when this came: only the report is missing.
+            self._name(run)
+            return 0 if run.status.get("state") == "completed" else 128 + number
+        with suppress(FinetuneError, OSError):
+            run.reload()  # the export writes there, too
+        self._name(run)
+        error = EndedAtOnce(number, f"ended at once by a second signal: {checkpoint.left(run)}")
+        state: State = "interrupted"
+        fields = {"exit_code": error.exit_code, "error": str(error)}
+        run.update(state=state, error=str(error), eta=None)
+        if self.events is not None:
+            self.events.emit(state, run=str(run.path), **fields)
+        logger.warning("{}", error)
+        return error.exit_code
+
+    def _claim(self) -> None:
+        """Be the one that tells the end; where another thread does, wait for it to end the process."""
+        while not self.telling.acquire(blocking=False):
+            time.sleep(SOON)
+
+    def _name(self, run: Run) -> None:
+        """The line of result on stdout, once; with --events the last event has it."""
+        if not self.named and not self.arguments.events:
+            self.named = True
+            log.say_path(self.stdout, run.path)
+
+    def give_up(self, error: FinetuneError | Interrupted) -> None:
         """Tell the end of a process that hangs in a library, and end it."""
         os._exit(self.failed(error))
-
-
-def unexpected(error: Exception, run: Run | None) -> RunError:
-    """Our own mistake, or a library's: the traceback belongs into the log, not on the screen."""
-    logger.opt(exception=error).debug("unexpected")
-    safe = checkpoint.where(run.path / runs.CHECKPOINTS) if run else ""
-    words = f"{type(error).__name__}: {error}; the traceback is in {log.SHARED_LOG}"
-    return RunError("unexpected", words, safe)
-
-
-def not_written(error: BaseException, run: Run | None) -> FinetuneError:
-    """A file that could not be written or read: the stage, the file, what is safe and how to go on."""
-    logger.opt(exception=error).debug("not written")
-    return of_drive(io_errors.told(error, run.path if run else None), run)
-
-
-def of_drive(words: str, run: Run | None) -> FinetuneError:
-    """What a drive does, in words, with what is safe."""
-    if run is None:
-        return MachineError(f"{words}; nothing was begun")
-    last = "report" if run.stage("check") else "start"
-    return RunError(run.status.get("stage") or last, words, what_is_safe(run))
-
-
-def in_full(error: FinetuneError, run: Run | None) -> FinetuneError:
-    """An error with all that belongs to it: that of a drive is nobody's mistake, and of a run it is told what is safe."""
-    words = io_errors.instead(error.message if isinstance(error, RunError) else str(error), error)
-    if isinstance(error, UserError) and io_errors.behind(error):
-        return of_drive(words, run)
-    if type(error) is RunError:
-        return RunError(error.stage, words, error.safe or (what_is_safe(run) if run else ""))
-    return error
-
-
-def what_is_safe(run: Run) -> str:
-    """What a run that ends has on the disk, and how it goes on."""
-    try:
-        return _looked_at(run)
-    except OSError:  # the drive that failed before
-        return f"what is safe there cannot be read now; `./run.sh --resume {run.path}` goes on from it"
-
-
-def _looked_at(run: Run) -> str:
-    if not directory.begun(run):
-        return "nothing was trained yet; ./run.sh starts a new run"
-    if run.stage("train") is not None:
-        return f"the adapter is safe in {run.path / runs.ADAPTER}; `./run.sh --resume {run.path}` does the rest"
-    if checkpoint.newest(run.path / runs.CHECKPOINTS) is None:
-        return f"nothing was trained yet; `./run.sh --resume {run.path}` begins again"
-    return checkpoint.where(run.path / runs.CHECKPOINTS)
 
 
 def check(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
     settings = load(arguments.config, arguments.overrides, check_packages=True)
+    dataset.refuse_early(settings)
     forkserver.start()
     plan = prepare(settings, weights=False)
     for line in (*lines(plan), time_estimate.line(plan)):
         log.say(stdout, line)
-    log.say(stdout, "ready: ./run.sh starts it")
+    for line in odd(plan):
+        log.say(stdout, f"warning: {line}")
+    log.say(stdout, f"ready: {shell.command('run.sh', *arguments.typed)} starts it")
     return 0
 
 
@@ -283,12 +311,14 @@ LOADING = ("run", "resume", "check", "prove", "chat")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line. Returns the exit code (DESIGN: 0, 1, 2, 3, 130, 143)."""
+    """The command line. Returns the exit code (docs/command-line.md: 0, 1, 2, 3, 4, 130, 143)."""
     foreign_code.trust(False)  # until settings say otherwise
     try:
         arguments = command_line.parse(argv)
     except UserError as error:
         return command_line.refuse(error, argv)
+    if arguments.command == "serve":
+        return background.serve(argv)
     # A talk is for a person, and all else on stdout for programs.
     stdout = sys.stdout if arguments.command == "chat" else log.claim_stdout()
     log.start()
@@ -300,7 +330,7 @@ def main(argv: Sequence[str]) -> int:
         return background.detach(argv, stdout)
     try:
         return COMMANDS[arguments.command](arguments, stdout)
-    except (UserError, MachineError, FinetuneError) as error:
+    except (FinetuneError, Interrupted) as error:
         logger.error("{}", error)
         return error.exit_code
     except KeyboardInterrupt:

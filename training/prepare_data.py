@@ -20,14 +20,18 @@ from typing import IO, TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from training.system import own_python
+
+    own_python.use()
 
 from training.data import BadRow, Record, Row, Turn, columns, dataset, oddities, row_files, rows
 from training.data.reading import PLAIN, Reading
 from training.data.record import grouped
-from training.errors import FinetuneError, MachineError, UserError
+from training.errors import FinetuneError, Interrupted, MachineError, UserError
 from training.settings import column_names, rules
 from training.settings.table import TABLE
-from training.system import files, last_net, paths, privacy
+from training.system import files, last_net, listeners, paths, privacy, shell
+from training.system.plain_parser import Parser
 from training.system.signals import Signals
 from training.system.wording import shorten
 
@@ -279,11 +283,13 @@ def _write(lines: IO[bytes], owner: bytes, targets: dict[int, Path]) -> None:
 def main(argv: Sequence[str]) -> int:
     """The command line: paths on stdout, everything else on stderr; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    Signals().install()
+    signals = Signals()
+    signals.install()
     try:
         for path in run(arguments):
-            print(privacy.path_for(sys.stdout, path))
-    except FinetuneError as error:
+            listeners.tell(sys.stdout, privacy.path_for(sys.stdout, path) + "\n")
+    except (FinetuneError, Interrupted) as error:
+        signals.delivered()
         privacy.tell(error)
         return error.exit_code
     except Exception as error:
@@ -306,7 +312,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
             import numpy  # noqa: F401
         except ModuleNotFoundError:
             raise MachineError(
-                "numpy, which deals the rows out, is not installed in this Python: ./setup.sh makes .venv, "
+                f"numpy, which deals the rows out, is not installed in this Python: {shell.command('setup.sh')} makes .venv, "
                 "and .venv/bin/python has it; --no-split does without"
             ) from None
     try:
@@ -346,9 +352,7 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.py", description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False
-    )
+    parser = Parser(prog="prepare_data.py", description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False)
     parser.add_argument("--input", required=True, metavar="F", help="the data file; it may be gzipped")
     parser.add_argument("--input-format", choices=tuple(KINDS), help="default: from the file's name")
     parser.add_argument("--format-type", required=True, choices=TYPES, help="the kind of rows to write")

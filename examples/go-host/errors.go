@@ -16,6 +16,7 @@ const (
 	UserError                    // exit 2: settings, arguments or data are wrong; nothing was started
 	MachineError                 // exit 3: something is missing, too small or out of reach; nothing was started
 	Interrupted                  // exit 130, 143: stopped after a full checkpoint; Options.Resume goes on
+	EndedAtOnce                  // exit 4: ended by a second signal; the steps since the last checkpoint are lost, Options.Resume goes on from it
 )
 
 func (k Kind) String() string {
@@ -26,6 +27,8 @@ func (k Kind) String() string {
 		return "machine not ready"
 	case Interrupted:
 		return "interrupted"
+	case EndedAtOnce:
+		return "ended at once"
 	default:
 		return "failed"
 	}
@@ -72,6 +75,8 @@ func kind(code int) Kind {
 		return UserError
 	case 3, -1, 126, 127: // 126 and 127: a shell that cannot run or find a program
 		return MachineError
+	case 4:
+		return EndedAtOnce
 	case 130, 143:
 		return Interrupted
 	default:

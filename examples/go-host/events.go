@@ -30,6 +30,9 @@ type Event struct {
 	Remaining       float64  `json:"remaining"`   // step: seconds of training left, about
 	PeakMemory      int64    `json:"peak_memory"` // step: bytes
 	Seconds         float64  `json:"seconds"`     // stage
+	Stage           string   `json:"stage"`       // progress: the stage that the run is in
+	Progress        float64  `json:"progress"`    // step, progress: 0 to 100, over all stages
+	Left            float64  `json:"left"`        // step, progress: seconds until all is done, about
 
 	Path     string `json:"path"`    // checkpoint: its folder, relative to the run's
 	Message  string `json:"message"` // warning

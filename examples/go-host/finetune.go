@@ -1,7 +1,7 @@
 // Package finetune runs the fine-tuning program of this repository from a Go program.
 //
 // It starts run.sh, hands over its events while it works, and gives back the run's folder or an *Error; Export then puts
-// the run into Ollama. Standard library only, on Linux and macOS. Copy the folder and change the module's name.
+// the run into Ollama. Standard library only, on Linux and macOS. README.md says how your module uses it.
 package finetune
 
 import (

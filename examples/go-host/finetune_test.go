@@ -140,7 +140,7 @@ echo '{"v":1,"event":"step","step":1,"padding":"more than a pipe holds, all line
 }
 
 func TestEachExitCodeIsAnErrorOfItsKind(t *testing.T) {
-	for code, want := range map[int]Kind{1: RunError, 2: UserError, 3: MachineError, 130: Interrupted, 143: Interrupted,
+	for code, want := range map[int]Kind{1: RunError, 2: UserError, 3: MachineError, 4: EndedAtOnce, 130: Interrupted, 143: Interrupted,
 		9: RunError, 126: MachineError, 127: MachineError} {
 		_, err := fake(t, fmt.Sprintf("echo 'step 1/2' >&2; echo 'error: rows.jsonl:2: no answer' >&2; echo '  and more' >&2; exit %d", code)).
 			Run(background(t), Options{})
@@ -334,6 +334,18 @@ func TestExportWithoutOllamaStillGivesTheModelfile(t *testing.T) {
 	}
 	if failure := failed(t, err); failure.Kind != MachineError || failure.RunDir != "/out/run" || !strings.HasSuffix(failure.Message, "Ollama is not installed here") {
 		t.Errorf("%+v", failure)
+	}
+}
+
+func TestExportOfNoRunIsTheUsersErrorAndStartsNothing(t *testing.T) {
+	p := fake(t, "touch \"$here/started\"")
+	_, err := p.Export(background(t), "", "name")
+	var failure *Error
+	if !errors.As(err, &failure) || failure.Kind != UserError || !strings.Contains(failure.Message, "no run directory") {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(p.Root, "started")); err == nil {
+		t.Fatal("export_ollama.sh was started")
 	}
 }
 

@@ -451,7 +451,7 @@ def test_each_refusal_says_what_to_do(name: str, token: str, code: int, said: st
 @pytest.mark.parametrize(
     "page",
     [b"<html><form>Log in</form></html>", b"[]", b"", b"7", b"null", b'{"id": 7, "sha": [], "siblings": 7}',
-     b'{"id": "org/good", "sha": "a", "siblings": [7]}'],
+     b'{"id": "org/good", "sha": "a", "siblings": [7]}', b"[" * 100_000],
 )  # fmt: skip
 def test_an_answer_that_is_not_the_hubs_is_said_to_be_a_proxys(page: bytes, hub: Hub, tmp_path: Path) -> None:
     hub.page = page

@@ -280,6 +280,8 @@ def test_a_model_that_never_learned_to_stop_is_a_warning(chain: Chain, model, en
     assert passes(check)["stopped"] == {"merged": 0, "f16": 0, "q8_0": 0}
     assert len(check.warnings) == 3
     assert check.warnings[0] == "merged did not stop within 3 tokens on 1 of 1 prompts"
+    named = gguf_files.answers(model, chain.f16, {}, [ending[0]], [0], 3, ["Who are you?"])
+    assert named.warnings[0] == "merged did not stop within 3 tokens on 1 of 1 prompts: “Who are you?”"
 
 
 def test_llama_cpp_that_dies_is_a_failed_check_with_its_last_words(chain: Chain, model, tmp_path: Path) -> None:

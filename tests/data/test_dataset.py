@@ -244,6 +244,16 @@ def test_too_few_rows_for_a_split_mean_no_validation_and_it_is_said(load: Load, 
     assert (len(data.train), data.validation, data.notes) == (len(rows), None, [note])
 
 
+def test_a_test_file_beats_its_split_and_shared_prompts_are_warned_of(load: Load, tmp_path: Path) -> None:
+    tested = tmp_path / "tested.jsonl"
+    tested.write_text(json.dumps(_row(1)) + "\n" + json.dumps(_row(99)) + "\n", encoding="utf-8")
+    data = load([_row(i) for i in range(10)], test_file=tested, test_split=0.5, validation_split=0.2)
+    assert (data.counts.train, data.counts.validation, data.counts.test) == (8, 2, 2)
+    assert data.test is not None and {row["file"] for row in data.test} == {str(tested)}
+    assert data.warnings == [f"{tested}: 1 row with a prompt that is trained on too: the test loss will flatter"]
+    assert "TEST_FILE is given: TEST_SPLIT is not used" in data.notes and str(tested) in data.sha256
+
+
 def test_a_validation_file_beats_the_split_and_shared_prompts_are_warned_of(load: Load, tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     held.write_text(json.dumps(_row(3)) + "\n" + json.dumps(_row("new")) + "\n", "utf-8")

@@ -106,7 +106,7 @@ def test_what_is_left_of_a_score_says_nothing_of_what_was_not_compared() -> None
     broken = scoring.compared("loss", -1, [1.0, 1.0], [math.nan, 1.0]).left()
     assert broken == {**means, "before": 1.0, "after": None, "verdict": "worse"}
     whole = scoring.compared("length", 0, [1.0, 1.0], [1.0, 1.0]).left()
-    assert list(whole) == ["name", "before", "after", "quantised", "rows", "low", "high", "verdict"]
+    assert list(whole) == ["name", "before", "after", "quantised", "rows", "low", "high", "verdict", "each"]
     assert whole["verdict"] == ""
 
 

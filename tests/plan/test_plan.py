@@ -58,6 +58,16 @@ def test_a_learning_rate_from_the_command_line_is_kept_for_any_model(tmp_path):
     assert fitted(tmp_path, asked, 600_000_000).training.learning_rate == 2e-3
 
 
+def test_rows_beyond_a_window_that_llama_cpp_does_not_compute_are_refused_with_what_would_do():
+    tried = {"architecture": "MistralForCausalLM", "window": 4096}
+    for known, longest in (({"architecture": "x"}, 9999), (tried, 4096)):
+        choices.check_window(known, longest)
+    with pytest.raises(
+        UserError, match="4,096 tokens that this MistralForCausalLM has, .* 4,097: .* MAX_SEQ_LENGTH = 4096"
+    ):
+        choices.check_window(tried, 4097)
+
+
 def test_short_rows_of_one_step_are_taken_together_and_their_number_stays():
     assert policy.regrouped(2, 4, longest=500, mean=200) == (8, 1)
     assert policy.regrouped(2, 4, longest=900, mean=400) == (4, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from tests.support.browser import BROWSER, browse
 from tests.support.reports import HOSTILE, good, hostile, in_state
 from training import report, runs
 from training.errors import UserError
-from training.evaluation import GENERAL_LOSS, LOSS, Score
-from training.report import Report, as_html, checklist, comparison, contents
+from training.evaluation import EXACT, GENERAL_LOSS, LOSS, Score
+from training.report import Report, as_html, checklist, comparison, contents, differing, rivals
 from training.report.schema import BaseFacts, Evaluation, Step
 from training.runs import Run
 from training.settings import command_line
@@ -24,11 +25,23 @@ def run(name: str, **changes: object) -> Report:
     settings = {"LoRA": {"R": 8}, "Training": {"LEARNING_RATE": 2e-4, "OUTPUT_DIR": f"/{name}"}}
     for key, value in changes.items():
         settings["LoRA" if key == "R" else "Training"][key] = value
+    given = {f"{section}.{key}": value for section, keys in settings.items() for key, value in keys.items()}
+    differences = tuple((key, given[key], None, "config.ini:9") for key in ("LoRA.R", "Training.LEARNING_RATE"))
     steps = tuple(Step(at, 3 - at / 30) for at in range(1, 61))
     training = dataclasses.replace(made.training, losses=steps, evaluations=(Evaluation(0, 3.0),))
     return dataclasses.replace(
-        made, run=dataclasses.replace(made.run, id=f"finetune_{name}"), settings=settings, training=training
+        made,
+        run=dataclasses.replace(made.run, id=f"finetune_{name}"),
+        settings=settings,
+        differences=differences,
+        training=training,
     )
+
+
+def measured(name: str, each: tuple[float, ...], **changes: object) -> Report:
+    """A run with the loss of each held-out row."""
+    score = Score(LOSS, 3.0, sum(each) / len(each), None, -2.1, -1.9, len(each), "better", each)
+    return dataclasses.replace(run(name, **changes), scores=(score,))
 
 
 def judged(verdict: str, after: float | None = 1.0) -> Report:
@@ -43,9 +56,9 @@ def ticks(made: Report) -> dict[str, bool | None]:
 def test_only_what_differs_is_listed_and_it_comes_first() -> None:
     sections = comparison.sections([run("a"), run("b", R=32), run("c", R=32, LEARNING_RATE=1e-3)])
     table = sections[0].blocks[0]
-    assert table.headers == ("", "a", "b", "c")
+    assert table.headers == ("", "A", "B", "C")
     assert table.rows == (("LoRA.R", "8", "32", "32"), ("Training.LEARNING_RATE", "0.0002", "0.0002", "0.001"))
-    assert [section.title for section in sections][:3] == ["What differs in their settings", "Results", "Losses"]
+    assert [section.title for section in sections][:3] == ["What differs", "Results", "Losses"]
 
 
 def test_runs_with_the_same_settings_are_said_to_have_them() -> None:
@@ -59,13 +72,108 @@ def test_other_rows_and_another_base_model_are_differences() -> None:
         other, base=BaseFacts("Qwen/Qwen3-0.6B"), data=dataclasses.replace(other.data, files=(file,))
     )
     named = [row[0] for row in comparison.sections([run("a"), other])[0].blocks[0].rows]
-    assert named == ["base model", "training rows, SHA-256"]
+    assert named == ["base model", "training rows"]
 
 
 def test_the_page_has_a_curve_for_each_run_and_the_answers_to_shared_questions() -> None:
     text = comparison.html([run("a"), run("b", R=32)])
-    assert text.count('class="line run1"') == text.count('class="line run2"') == 2  # validation and training
+    assert (
+        text.count('class="line run1"') == text.count('class="line run2"') == 4
+    )  # validation and training, twice: for a telephone too
     assert "Answers to the same questions" in text and "Who are you?" in text and "<script" not in text
+
+
+def test_columns_are_called_by_what_tells_the_runs_apart() -> None:
+    a, b = run("a"), run("b", R=32)
+    assert differing.names([a, b]) == ["A: R 8", "B: R 32"]
+    assert differing.names([a, dataclasses.replace(b, name="other")]) == ["my-assistant", "other"]
+    assert differing.names([a, a]) == ["A", "B"]
+
+
+def test_defaults_that_were_fitted_to_each_run_are_no_differences() -> None:
+    made = []
+    for name, fitted in (("a", 18), ("b", 20)):
+        one = run(name)
+        choices = (
+            (*one.choices, ("Training.EVAL_STEPS", 18, "the run has 18 steps only")) if fitted == 18 else one.choices
+        )
+        training = {**one.settings["Training"], "EVAL_STEPS": fitted}
+        made.append(dataclasses.replace(one, settings={**one.settings, "Training": training}, choices=choices))
+    text, folded = comparison.sections(made)[0].blocks
+    assert text.text.startswith("Nothing that somebody set")
+    assert folded.title == "Fitted to each run automatically" and folded.blocks[0].rows == (
+        ("Training.EVAL_STEPS", "18", "20"),
+    )
+
+
+def test_the_page_says_first_which_run_is_better_and_by_how_much() -> None:
+    a, b = measured("a", (1.0,) * 12), measured("b", (0.8, 0.7) * 6, R=32)
+    found = rivals.better([a, b], ["A", "B"])
+    said = "B is better than A: loss on held-out answers 0.750 against 1.000 on the same 12 rows (difference -0.275 to -0.225, 95 %)."
+    assert re.sub(r"-0\.2\d\d", "-0.2", found.text) == re.sub(r"-0\.2\d\d", "-0.2", said) and found.tone == "good"
+    assert as_html.text(found.text) in comparison.html([a, b]).partition("<main>")[0].replace("B: R 32", "B").replace(
+        "A: R 8", "A"
+    )
+
+
+def test_a_difference_that_may_be_chance_decides_nothing() -> None:
+    found = rivals.better([measured("a", (1.0, 0.9) * 6), measured("b", (0.9, 0.99) * 6)], ["A", "B"])
+    assert found.tone == "warn" and found.text.startswith("Cannot tell which is better, B or A: ")
+    few = rivals.better([measured("a", (1.0,) * 5), measured("b", (0.5,) * 5)], ["A", "B"])
+    assert few.text.endswith("on the same 5 rows, fewer than 6 rows.")
+
+
+def test_what_speaks_for_the_other_run_stands_in_the_same_sentence() -> None:
+    a, b = measured("a", (1.0,) * 12), measured("b", (0.5,) * 12)
+    a = dataclasses.replace(a, scores=(*a.scores, Score(EXACT, 0.0, 1.0, rows=8)))
+    b = dataclasses.replace(b, scores=(*b.scores, Score(EXACT, 0.0, 0.25, rows=8)))
+    found = rivals.better([a, b], ["A", "B"])
+    assert found.tone == "warn" and found.text.endswith(", but A gives 8 of 8 answers as expected, B 2 of 8.")
+
+
+def test_runs_that_were_measured_on_other_rows_or_tokens_are_not_ranked_by_loss() -> None:
+    a, b = measured("a", (1.0,) * 12), measured("b", (0.5,) * 12)
+    other = dataclasses.replace(b, seed=7)
+    assert "measured on different rows" in rivals.better([a, other], ["A", "B"]).text
+    other = dataclasses.replace(b, base=BaseFacts("Qwen/Qwen3-0.6B"))
+    assert "other tokens" in rivals.better([a, other], ["A", "B"]).text
+
+
+def test_another_seed_changes_nothing_of_validation_rows_in_a_file_of_their_own() -> None:
+    made = []
+    for name, each, seed in (("a", (1.0,) * 12, 1), ("b", (0.5,) * 12, 2)):
+        one = measured(name, each)
+        settings = {**one.settings, "Dataset": {"VALIDATION_FILE": "/held.jsonl", "TEST_SPLIT": 0}}
+        made.append(dataclasses.replace(one, seed=seed, settings=settings))
+    assert rivals.better(made, ["A", "B"]).text.startswith("B is better than A: ")
+
+
+def test_a_run_that_is_not_done_is_left_out_of_the_judgement_and_named() -> None:
+    a, b, c = (
+        measured("a", (1.0,) * 12),
+        measured("b", (0.5,) * 12),
+        in_state(measured("c", (0.1,) * 12), "interrupted"),
+    )
+    assert rivals.better([a, b, c], ["A", "B", "C"]).text.endswith("Left out: C (interrupted).")
+
+
+def test_reports_of_older_versions_are_compared_without_a_claim_about_chance() -> None:
+    found = rivals.better([run("a"), judged("better", 0.5)], ["A", "B"])
+    assert found.tone == "warn"
+    older = [dataclasses.replace(measured(name, each), scores=(Score(LOSS, 3.0, each[0], rows=9, verdict="better"),))
+             for name, each in (("a", (1.0,)), ("b", (0.5,)))]  # fmt: skip
+    assert "by how much chance alone could make them differ was not kept" in rivals.better(older, ["A", "B"]).text
+
+
+def test_the_terminal_gets_the_same_as_text() -> None:
+    text = comparison.text([measured("a", (1.0,) * 12), measured("b", (0.5,) * 12, R=32)])
+    assert text.startswith("B: R 32 is better than A: R 8: ")
+    assert "What differs" in text and "| LoRA.R" in text and "<" not in text and "svg" not in text
+
+
+def test_the_same_answer_of_two_runs_is_shown_once() -> None:
+    page = comparison.html([run("a"), run("b", R=32)])
+    assert "the same as A: R 8" in page
 
 
 def test_hostile_text_adds_nothing_to_the_page_of_several_runs() -> None:
@@ -81,7 +189,8 @@ def test_a_run_that_is_not_done_is_compared_by_its_settings_and_curves(tmp_path:
         (folder / runs.CONFIG).write_text(f"[LoRA]\nR = {rank}\n", encoding="utf-8")
         (folder / runs.EVENTS).write_text('{"event": "step", "step": 1, "total": 9, "loss": 2.5}\n', encoding="utf-8")
         made.append(Run(folder, {"state": "interrupted"}))
-    path = comparison.compare(made, tmp_path)
+    path, told = comparison.compare(made, tmp_path)
+    assert told.startswith("Which is better cannot be told: that takes two finished runs with a measured loss.")
     text = path.read_text(encoding="utf-8")
     assert path == tmp_path / "compare.html" and "interrupted" in text and "1 of 9" in text and "LoRA.R" in text
     with pytest.raises(UserError, match="a run is named twice"):
@@ -142,5 +251,5 @@ def test_the_page_of_several_runs_shows_in_a_browser_and_asks_nobody(tmp_path: P
         folder.mkdir()
         report.write(folder, run(name, R=8 if name == "a" else 32))
         made.append(Run(folder, {}))
-    seen = browse(comparison.compare(made, tmp_path), tmp_path)
+    seen = browse(comparison.compare(made, tmp_path)[0], tmp_path)
     assert seen.console == [] and seen.requests == [] and "<svg" in seen.dom

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.paths import ROOT
 from tests.support.reports import evaluation, good, hostile, in_state, step, write_events
 from training import report, runs
 from training.checks import Outcome
@@ -151,7 +152,7 @@ def test_an_interrupted_run_says_how_far_it_came_and_how_to_go_on() -> None:
     made = in_state(good(Path("/runs/a b"), training=training), "interrupted")
     text = as_markdown.markdown(made)
     assert "**Interrupted after step 23 of 60." in text
-    assert "./run.sh --resume '/runs/a b'" in text and "ollama run" not in text
+    assert f"{ROOT}/run.sh --resume '/runs/a b'" in text and "ollama run" not in text
     assert "ended at 23 of 60" in as_html.html(made)
 
 
@@ -189,7 +190,7 @@ def test_report_md_answers_what_a_person_in_a_hurry_asks() -> None:
     text = as_markdown.markdown(good(Path("/r"), training=training))
     for said in (
         "embedded/SmolLM2-135M-Instruct (135 M parameters), 144 rows of train_data.jsonl, 60 steps (3.3 epochs)",
-        "./export_ollama.sh /r my-assistant\nollama run my-assistant",
+        f"{ROOT}/export_ollama.sh /r my-assistant\nollama run my-assistant",
         "loss   * training loss",
         "### Who are you?",
         "我是 my-assistant。",
@@ -197,9 +198,9 @@ def test_report_md_answers_what_a_person_in_a_hurry_asks() -> None:
         "| merged = base + update | passed  |",
         "| LoRA.R          | 8     | 16      | config.ini:14 |",
         "| Training.OPTIM       | adamw_torch | no CUDA device |",
-        "./run.sh --config /r/config.ini --fresh",
+        f"{ROOT}/run.sh --config /r/config.ini --fresh",
     ):
-        assert said in text
+        assert said in text or said in " ".join(text.split())
 
 
 def test_the_table_of_files_says_what_quantising_cost_and_what_was_made_with_an_importance_matrix() -> None:
@@ -218,10 +219,10 @@ def test_the_table_of_files_says_what_quantising_cost_and_what_was_made_with_an_
 def test_commands_survive_spaces_quotes_and_chinese_in_the_path() -> None:
     place = "/home/it's/我的 输出/run"
     text = as_markdown.markdown(good(Path(place)))
-    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("./")]
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("/")]
     assert commands == [
-        ["./export_ollama.sh", place, "my-assistant"],
-        ["./run.sh", "--config", f"{place}/config.ini", "--fresh"],
+        [f"{ROOT}/export_ollama.sh", place, "my-assistant"],
+        [f"{ROOT}/run.sh", "--config", f"{place}/config.ini", "--fresh"],
     ]
 
 
@@ -318,7 +319,8 @@ def test_hostile_text_in_any_field_adds_no_element_and_no_attribute_to_the_page(
     parsed.feed(as_html.html(hostile(made)))
     plain.feed(as_html.html(made))
     assert parsed.tags == plain.tags and parsed.attributes == plain.attributes and "script" not in parsed.tags
-    assert parsed.links == {"data:,"}
+    assert all(link == "data:," or link.startswith(("#", "./")) for link in parsed.links)
+    assert {link for link in plain.links if link.startswith("./")} == {"./adapter/", "./my-assistant.Q4_K_M.gguf"}
     assert "<script>document.title='owned'</script>" in parsed.text
 
 
@@ -481,6 +483,29 @@ def test_a_report_is_gathered_from_what_the_stages_left(tmp_path: Path) -> None:
     assert made.scores == (Score("chrF", 0.1, 0.5, 0.4, rows=8, verdict="better"),)
     assert made.quantised == (Quantised("a.gguf", "q4_k_m", 5, 0.1, 0.9, tokens_per_second=12.0),)
     assert made.checks == (Outcome(**check),)
+
+
+def test_the_quantised_files_answers_are_put_beside_those_of_base_and_tuned_model(tmp_path: Path) -> None:
+    (tmp_path / runs.CHECKPOINTS).mkdir()
+    said = {"scores": {}, "speeds": {}, "answers": [{"text": "z", "stopped": False}]}
+    made = gathering.gather(left(tmp_path, {**LEFT, "check": {**LEFT["check"], "quantised": said}}), "completed")
+    assert made.samples == (Sample("q", "b", "a", True, "e", "z", False),)
+
+
+def test_a_run_that_is_not_done_is_told_of_as_far_as_it_came_without_hashing_its_files(tmp_path: Path) -> None:
+    write_events(
+        tmp_path,
+        {"event": "started", "time": 100.0},
+        {**evaluation(0, 3.5), "time": 101.0},
+        {**step(1, 3.0), "time": 160.0},
+    )
+    (tmp_path / runs.CHECKPOINTS).mkdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_bytes(b"abc")
+    made = writing.with_curves(tmp_path, gathering.gather(left(tmp_path, {}), "killed", ended=False))
+    assert (made.run.seconds, made.run.finished, made.artefacts) == (60.0, 160.0, ())
+    assert made.training and (made.training.before, made.training.after, made.training.steps) == (3.5, None, 1)
+    assert made.data == good(tmp_path).data
 
 
 def test_stages_that_a_run_did_not_reach_leave_their_part_of_the_report_out(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.support.reports import good
 from training.checks import Outcome
 from training.evaluation import EXACT, GENERAL_LOSS, LOSS, STOPS, Score
-from training.report import Report, as_html, as_markdown, contents, verdict
+from training.report import Report, as_html, as_markdown, checklist, contents, verdict
 from training.report.schema import Sample, TrainingFacts
 
 BETTER = Score(LOSS, 3.0, 1.0, None, -2.1, -1.9, 24, "better")
@@ -76,6 +76,11 @@ def test_what_quantising_takes_back_is_a_price() -> None:
     assert contents.result(good(Path("/r"), scores=(kept, RIGHT))).tone == "good"
 
 
+def test_what_bfloat16_sums_alone_may_cost_is_no_price() -> None:
+    figures = {"dtype": "bfloat16", "mean_kl": 0.003, "mean_kl_of_training": 0.01}
+    assert contents.result(made(RIGHT, checks=(Outcome("merged logits", True, figures),))).tone == "good"
+
+
 def test_a_cost_that_was_not_measured_is_none() -> None:
     assert verdict.merge_cost(made()) is None
     checks = (Outcome("merged logits", None, {}, why="too little memory"),)
@@ -90,6 +95,13 @@ def test_a_worse_or_undecided_model_tells_its_price_too() -> None:
     assert found.text.endswith("which may be chance, and it is worse on general questions (loss 2.000 -> 2.400).")
     found = contents.result(good(Path("/r"), scores=(dataclasses.replace(BETTER, verdict="worse"),), general=general))
     assert found.tone == "bad" and "beyond chance, and it is worse on general questions" in found.text
+
+
+def test_wrong_answers_leave_a_point_of_the_checklist_open() -> None:
+    text = "most answers are the expected ones, word for word"
+    ticks = {point.text: point.done for point in checklist.points(made(Score(EXACT, 0.0, 0.25, rows=8)))}
+    assert ticks[text] is False
+    assert {point.text: point.done for point in checklist.points(made(RIGHT))}[text] is True
 
 
 def test_the_verdict_opens_report_md_too() -> None:

@@ -60,7 +60,8 @@ WHOLE = """\
       "ids": [
         1
       ],
-      "most": 32
+      "most": 32,
+      "question": ""
     }
   ],
   "sequences": [

@@ -18,6 +18,8 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.runs import losses
+from training.report import schema
+from training.system.events import read
 
 MADE_IN = "/tmp/oldrun"  # by whoever made them
 STOPPED, FINISHED = "finetune_20261130_003429", "finetune_20261130_003520"
@@ -57,7 +59,14 @@ def test_a_stopped_run_of_an_older_version_is_resumed_to_the_losses_of_the_undis
     events = [json.loads(line) for line in (ended.run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert losses(ended.run) == pytest.approx(losses(older / FINISHED), rel=1e-3)
+    rates, undisturbed = (
+        [e["learning_rate"] for e in read(run / "events.jsonl") if e["event"] == "step"]
+        for run in (ended.run, older / FINISHED)
+    )
+    assert rates == undisturbed and rates[0] == 0, "its learning rate goes on as it began"
     report = json.loads((ended.run / "report.json").read_text(encoding="utf-8"))
+    assert ["Training.OPTIM", "adamw_torch", "exact, and on every device"] in report["choices"]
+    assert not any(line.startswith("Training.OUTPUT_DIR") for line, *_ in report["differences"])
     assert all(check["passed"] for check in report["checks"])
     assert (ended.run / "tiny.Q4_K_M.gguf").is_file()
 
@@ -73,6 +82,7 @@ def test_a_trained_run_of_an_older_version_is_exported_and_told_of_in_a_report(o
     assert ended.returncode == 0, ended.stderr
     assert (run / "tiny.Q4_K_M.gguf").is_file() and (run / "report.html").is_file()
     after = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    before, after = (schema.plain(schema.build(one)) for one in (before, after))  # with what older reports did not have
     for part in ("training", "scores", "general", "data"):
         assert after[part] == before[part]
     assert after["checks"] and all(check["passed"] for check in after["checks"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from loguru import logger
@@ -16,11 +17,11 @@ from loguru import logger
 from tests.support.runs import a_manifest
 from training import runs
 from training.control import background, commands
-from training.errors import MachineError, UserError
+from training.errors import MachineError, RunError, UserError
 from training.runs import Run, checkpoint, directory
 from training.runs.checkpoint import Carried, Manifest
 from training.settings import command_line
-from training.system import events, files, this_machine
+from training.system import events, files, shell, this_machine
 from training.system.events import Events
 from training.system.log import _LockedFile
 
@@ -156,7 +157,7 @@ def test_a_run_killed_by_the_kernel_is_reported_as_out_of_memory(tmp_path):
     run = runs.create(tmp_path)
     (run.path / runs.CONFIG).write_text("", encoding="utf-8")
     run.update(state="running", pid_started=1, oom_kills=this_machine.oom_kills())
-    assert "its process is gone; ./run.sh --resume goes on" in status(run)
+    assert "its process is gone; " in status(run) and f"/run.sh --resume {run.path}" in status(run)
     if not out_of_memory():
         pytest.skip("limiting memory needs a control group of our own")
     assert f"{run.path.name}: killed, step 0 of 0 (the kernel killed a process because memory ran out" in status(run)
@@ -513,7 +514,7 @@ def test_a_run_that_ended_before_its_settings_were_written_says_so_and_leaves_ol
     for run in (older, newer):
         run.update(state="running", pid=None)
     assert commands.killed_by(newer) == resume.NEVER_BEGAN
-    assert "--resume goes on" in commands.killed_by(older)
+    assert "/run.sh --resume" in commands.killed_by(older)
     options = ["--resume", "--output", str(tmp_path)]
     assert resume.to_resume(command_line.parse(options)).path == older.path
     with pytest.raises(UserError, match="ended before it began: it has no config.ini, and nothing was trained"):
@@ -533,6 +534,59 @@ def test_a_run_directory_that_cannot_be_filled_is_told_and_not_left(tmp_path, mo
     ):
         runs.create(tmp_path)
     assert list(tmp_path.glob("finetune_*")) == []
+
+
+def test_a_plan_that_has_gone_makes_no_failure_of_a_finished_model(tmp_path, logged):
+    from training.report import gathering
+
+    run = runs.create(tmp_path)
+    gathering.complete(run)
+    assert runs.open_run(run.path).status["state"] == "completed"
+    assert logged[-1].startswith(f"no report: {run.path}/checkpoints/report.json cannot be read: No such file")
+
+
+def test_an_event_that_the_disk_does_not_take_is_written_with_the_next(tmp_path, monkeypatch):
+    real, path = files.append_whole, tmp_path / "events.jsonl"
+
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    told = Events(path)
+    told.emit("step", step=1)
+    monkeypatch.setattr(files, "append_whole", refuse)
+    told.emit("step", step=2)
+    monkeypatch.setattr(files, "append_whole", real)
+    told.emit("step", step=3)
+    assert [event["step"] for event in events.read(path)] == [1, 2, 3]
+    monkeypatch.setattr(events, "MOST_LEFT", 100)
+    monkeypatch.setattr(files, "append_whole", refuse)
+    for step in range(4, 20):
+        told.emit("step", step=step, filler="x" * 40)
+    monkeypatch.setattr(files, "append_whole", real)
+    told.emit("step", step=20)
+    steps = [event["step"] for event in events.read(path)]
+    assert steps[-1] == 20 and len(steps) < 8, "what waits has a bound"
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_run_of_which_the_disk_takes_neither_report_nor_state_is_no_success(reported, tmp_path, monkeypatch):
+    from training.report import gathering
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+
+    run = runs.create(tmp_path)
+    monkeypatch.setattr(directory, "WAITS", ())
+    written = SimpleNamespace(text="done")
+    monkeypatch.setattr(gathering.contents, "result", lambda report: written)
+    monkeypatch.setattr(gathering, "write", (lambda *_: None) if reported else refuse)
+    monkeypatch.setattr(files, "write_json", refuse)
+    if reported:
+        gathering.complete(run)
+        return
+    with pytest.raises(RunError, match="neither the report nor status.json could be written") as caught:
+        gathering.complete(run)
+    assert caught.value.safe.endswith(f"`{shell.lasting('run.sh', '--resume', run.path)}` writes what is missing")
 
 
 def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_model(tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ from training.settings import names, other_names
 from training.settings.command_line import parse
 from training.settings.loading import unknown_key
 from training.settings.other_names import DONE_BY, IMPLIED, MEANT, SAID, TAKEN, hint, hint_for_section, settings_of
-from training.settings.table import SECTIONS, TABLE
+from training.settings.table import EVERY_SECTION, SECTIONS, TABLE
 from training.settings.usage import COMMANDS, SWITCHES
+from training.system import shell
 
 # Of the arguments of transformers, TRL, PEFT, LLaMA-Factory, axolotl and mlx-lm: those that have no counterpart here, and
 # near whose letters stands the name of something else.
@@ -124,7 +125,7 @@ def test_the_same_is_said_of_sections():
     assert hint_for_section("Data") == "; write [Dataset]"
     assert hint_for_section("peft") == "; write [LoRA]"
     assert hint_for_section("Modle") == "; did you mean Model?"
-    assert hint_for_section("Weather") == f"; there are {', '.join(SECTIONS)}"
+    assert hint_for_section("Weather") == f"; there are {', '.join(EVERY_SECTION)}"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,7 @@ def test_the_same_is_said_of_sections():
 )
 def test_a_command_as_a_bare_word_is_no_data_file(word, instead, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    instead = instead.replace("./run.sh --", f"{shell.command('run.sh')} --")
     assert problems(word, "x") == [f"{word} is read as DATA, and there is no such file; {instead}"]
     (tmp_path / word).write_text("a row")
     assert parse([word]).overrides[0].value == word

@@ -18,8 +18,17 @@ from hypothesis import strategies as st
 from tests.support.paths import ROOT
 from training import settings
 from training.errors import UserError
-from training.settings import Override, column_names, contradictions, ini_file, names, rules, table
-from training.settings.table import TABLE
+from training.settings import (
+    Override,
+    column_names,
+    command_line,
+    contradictions,
+    ini_file,
+    names,
+    rules,
+    table,
+)
+from training.settings.table import EVERY, TABLE
 from training.system import paths
 
 ANY_FIXTURE = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -36,7 +45,9 @@ def refused(folder, text="[Model]\n", overrides=(), **how):
     with pytest.raises(UserError) as error:
         load(folder, text, overrides, **how)
     title, *lines = str(error.value).split("\n")
-    assert title == f"{folder / 'config.ini'}: {len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    file, count = folder / "config.ini", f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    places = [str(file)] if not overrides else [str(file), "arguments", f"{file} and arguments"]
+    assert title in [f"{place}: {count}" for place in places]
     return [line[2:] for line in lines]
 
 
@@ -141,6 +152,7 @@ CONTRADICTIONS = [
     ("[Training]\nEARLY_STOPPING_PATIENCE = 3\n[Dataset]\nVALIDATION_SPLIT = 0", "config.ini:2: [Training] EARLY_STOPPING_PATIENCE = 3: there are no rows to validate on: [Dataset] VALIDATION_SPLIT = 0 (config.ini:4) and [Dataset] VALIDATION_FILE is empty (the default)"),
     ("[Training]\nFAIL_IF_WORSE = true\n[Dataset]\nVALIDATION_SPLIT = 0", "config.ini:2: [Training] FAIL_IF_WORSE = true: there are no rows to validate on: [Dataset] VALIDATION_SPLIT = 0 (config.ini:4) and [Dataset] VALIDATION_FILE is empty (the default)"),
     ("[Training]\nEARLY_STOPPING_PATIENCE = 3\nEVAL_STEPS = 0", "config.ini:2: [Training] EARLY_STOPPING_PATIENCE = 3: nothing is validated during training: [Training] EVAL_STEPS = 0 (config.ini:3)"),
+    ("[Dataset]\nDATASET_FILE = /a.jsonl\nTEST_FILE = /a.jsonl", "config.ini:3: [Dataset] TEST_FILE = /a.jsonl: the model would be tested on rows that it has seen: [Dataset] DATASET_FILE = /a.jsonl (config.ini:2)"),
     ("[Dataset]\nDATASET_FILE = /a.jsonl\nVALIDATION_FILE = /a.jsonl", "config.ini:3: [Dataset] VALIDATION_FILE = /a.jsonl: the model would be validated on its training rows: [Dataset] DATASET_FILE = /a.jsonl (config.ini:2)"),
     ("[Dataset]\nVALIDATION_SPLIT = 0.5\nTEST_SPLIT = 0.5", "config.ini:3: [Dataset] TEST_SPLIT = 0.5: no row is left for training: [Dataset] VALIDATION_SPLIT = 0.5 (config.ini:2)"),
     ("[Model]\nCHAT_TEMPLATE = chatml\n[Dataset]\nPROMPT_TEMPLATE = {q}{response}", "config.ini:4: [Dataset] PROMPT_TEMPLATE = {q}{response}: only one of the two can say how a row is written: [Model] CHAT_TEMPLATE = chatml (config.ini:2)"),
@@ -281,6 +293,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
         "Dataset": {
             "DATASET_FILE": str(tmp_path / "train_data.jsonl"), "FORMAT": "auto", "COLUMNS": None,
             "ENCODING": "auto", "JOIN_TURNS": "auto", "THINKING": "auto", "NULL_WORDS": "stop", "VALIDATION_FILE": None,
+            "TEST_FILE": None,
             "VALIDATION_SPLIT": 0.1, "TEST_SPLIT": 0, "TRAIN_ON": "completion", "TRAIN_TURNS": "all",
             "PROMPT_TEMPLATE": None, "ON_BAD_ROW": "stop", "MAX_ROWS": 0,
         },
@@ -309,7 +322,7 @@ def test_the_shipped_file_shows_every_key_at_its_default_but_for_what_its_small_
         "LoRA.TARGET_MODULES", "Dataset.VALIDATION_FILE", "Training.LEARNING_RATE",
     ]  # fmt: skip
     assert found.dataset.validation_file == ROOT / "validation_data.jsonl"
-    assert list(found.origins) == list(TABLE)
+    assert list(found.origins) == list(EVERY)
     lines = (ROOT / "config.ini").read_text("utf-8").split("\n")
     assert all(line.startswith("#") or len(line) < 80 for line in lines)
 
@@ -463,7 +476,11 @@ def test_what_somebody_wrote_is_not_shortened_but_refused(tmp_path):
 
 
 def test_what_is_set_and_not_used_is_noted(tmp_path):
-    assert contradictions.unused(load(tmp_path)) == ["NUM_TRAIN_EPOCHS is not used: MAX_STEPS = 60 sets the length"]
+    assert contradictions.unused(load(tmp_path)) == []
+    assert contradictions.unused(load(tmp_path, "[Training]\nNUM_TRAIN_EPOCHS = 3")) == []  # as the shipped file has it
+    assert contradictions.unused(load(tmp_path, "[Training]\nNUM_TRAIN_EPOCHS = 2")) == [
+        "NUM_TRAIN_EPOCHS is not used: MAX_STEPS = 60 sets the length"
+    ]
     text = (
         "[Training]\nMAX_STEPS = 0\nNUM_TRAIN_EPOCHS = 2.5\nREPORT_NAME = x\n[Hardware]\nPRECISION = fp32\n"
         "MAIN_PROCESS_ADDRESS = host:1\n"
@@ -620,15 +637,24 @@ def test_a_comment_behind_quotation_marks_may_hold_what_it_likes(tmp_path):
     assert load(tmp_path, '[Model]\nSYSTEM_PROMPT = "a"  # {b}\n').model.system_prompt == "a"
 
 
+def test_a_path_is_told_without_dots_where_it_is_the_same_place(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    text = "[Training]\nOUTPUT_DIR = a/b/../out\n[Dataset]\nDATASET_FILE = link/../rows.jsonl\n"
+    found = load(tmp_path, text)
+    assert found.training.output_dir == tmp_path / "a" / "out"
+    assert found.dataset.dataset_file == tmp_path / "link" / ".." / "rows.jsonl", "behind a link it is another place"
+
+
 def test_every_setting_has_a_reader_and_a_help_of_one_line():
-    for item in TABLE.values():
+    for item in EVERY.values():
         assert item.kind in rules.READERS
         assert item.rule.help and "\n" not in item.rule.help and "|" not in item.rule.help and len(item.rule.help) < 100
 
 
 def test_the_reference_has_a_row_for_every_setting():
     rows = [line for line in table.reference().split("\n") if line.startswith("| `")]
-    assert [re.match(r"\| `([A-Z0-9_]+)` ", row)[1] for row in rows] == [item.key for item in TABLE.values()]
+    assert [re.match(r"\| `([A-Z0-9_]+)` ", row)[1] for row in rows] == [item.key for item in EVERY.values()]
     assert "| `LORA_DROPOUT` | `0` | number, from 0 up to, not including, 1 | 0 is Unsloth's fast path |" in rows
     assert (
         "| `NUM_THREADS` | `auto` | auto, or a whole number, from 1 to 4096 | CPU threads; auto is one per core |"
@@ -687,6 +713,18 @@ def test_rows_given_on_the_command_line_are_not_measured_on_the_validation_rows_
     assert settings.load(config, [mine, held]).dataset.validation_file == tmp_path / "held.jsonl"
 
 
+def test_nor_on_its_test_rows(tmp_path):
+    for name in ("own.jsonl", "tested.jsonl", "mine.jsonl"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    config = tmp_path / "config.ini"
+    config.write_text("[Dataset]\nDATASET_FILE = own.jsonl\nTEST_FILE = tested.jsonl\n", encoding="utf-8")
+    assert settings.load(config).dataset.test_file == tmp_path / "tested.jsonl"
+    mine = Override("Dataset", "DATASET_FILE", str(tmp_path / "mine.jsonl"), "--data")
+    found = settings.load(config, [mine])
+    assert found.dataset.test_file is None
+    assert "whose test rows do not belong to them" in found.origin("Dataset.TEST_FILE")
+
+
 @pytest.mark.parametrize(
     ("section", "key", "said"),
     [
@@ -700,3 +738,20 @@ def test_a_name_over_two_lines_is_told_in_one(section, key, said, tmp_path):
     (problem,) = caught.value.problems
     assert "q projx" in problem and said in problem
     assert "\n" not in problem and len(problem) < 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "title"),
+    [
+        ("[LoRA]\nR = 0\n", [], "config.ini: 1 problem"),
+        ("[Model]\n", ["--set", "LoRA.R=0"], "arguments: 1 problem"),
+        ("[Model]\n", ["--set", "Nonsense.R=0", "--epochs", "x"], "arguments: 2 problems"),
+        ("[LoRA]\nR = 0\n", ["--epochs", "x"], "config.ini and arguments: 2 problems"),
+        ("[Training]\nMAX_STEPS = 0\n", ["--set", "Training.NUM_TRAIN_EPOCHS=0"], "arguments: 1 problem"),
+    ],
+)
+def test_problems_are_those_of_the_place_where_they_are(tmp_path, monkeypatch, content, arguments, title):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        load(tmp_path, content, command_line.parse(arguments).overrides)
+    assert error.value.title == title

@@ -38,6 +38,9 @@ BLOCKS = (
         "--base-model {MODEL} --train-data {DATA} --val-data {VAL} --output-dir {OUT} --epochs 3 --batch-size 4 "
         "--learning-rate 2e-4 --lora-r 8 --lora-alpha 16 --use-quantization",
     ),
+    Block(
+        "3 a course", "train_lora.py", "--base-model {MODEL} --train-data {DATA} --val-data {VAL} --test-data {TEST}"
+    ),
     Block("3 a course", "evaluate_model.py", "--base-model {MODEL} --lora-model {OUT}/lora_adapter --interactive"),
     Block(
         "3 a course",

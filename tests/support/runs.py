@@ -8,8 +8,8 @@ from training.runs.checkpoint import Carried, Manifest
 from training.system import events
 
 RUN_FILES = {
-    "Modelfile", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
-    "finetune.log", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
+    "Modelfile", "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
+    "finetune.log", "merged/README.md", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
     "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "report.html", "report.json",
     "report.md", "status.json", "tiny.Q4_K_M.gguf",
 }  # fmt: skip

@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 from training.errors import MachineError, RunError, UserError
 from training.pipeline.export_stages import Told
 from training.runs import checkpoint
-from training.system import files, io_errors, temporary
+from training.system import files, io_errors, shell, temporary
 
 
 def test_each_error_of_a_disk_names_the_file_and_what_would_do(tmp_path):
@@ -59,13 +59,17 @@ def test_an_end_of_a_connection_is_no_error_of_a_disk_and_a_write_of_torch_witho
     failed = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nstack")
     assert io_errors.is_one(failed)
     assert "look whether the disk is full" in io_errors.told(failed, Path("/runs"))
+    unread = RuntimeError("PytorchStreamReader failed reading file data/0: file read failed")
+    assert io_errors.is_one(unread) and not io_errors.may_be_full(unread)
+    assert io_errors.may_be_full(failed) and io_errors.may_be_full(OSError(errno.ENOSPC, "x"))
+    assert io_errors.told(unread, Path("/r")).startswith(f"a file under /r could not be read ({unread}): the drive, ")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "ends", "words"),
     [
-        ("from training import finetune; raise SystemExit(str(finetune.not_written({error}, None)))", 1, "; nothing was begun"),
+        ("from training.pipeline import failures; raise SystemExit(str(failures.not_written({error}, None)))", 1, "; nothing was begun"),
         (
             "from training import export\ndef fail(path): raise {error}\nexport.Job.of_run = fail\n"
             "raise SystemExit(export.main([{run!r}]))",
@@ -147,26 +151,30 @@ def test_the_drive_that_a_started_program_died_of_is_read_from_its_last_words():
 
 
 def test_an_error_of_a_run_says_what_is_safe_and_one_of_a_drive_is_nobodys_mistake(tmp_path):
-    from training import finetune, runs
+    from training import runs
+    from training.pipeline import failures
 
     run = runs.create(tmp_path)
     (run.path / runs.CONFIG).write_text("", encoding="utf-8")
     run.update(stage="merge")
     failed = raised(OSError(errno.EIO, "x", "/m/config.json"))
     words = f"/m/config.json: Input/output error; {io_errors.REMEDIES[errno.EIO]}"
-    safe = f"nothing was trained yet; `./run.sh --resume {run.path}` begins again"
-    assert str(finetune.in_full(failed, run)) == f"merge: {words}\n{safe}"
-    before = finetune.in_full(failed, None)
+    safe = f"nothing was trained yet; `{shell.lasting('run.sh', '--resume', run.path)}` begins again"
+    assert str(failures.in_full(failed, run)) == f"merge: {words}\n{safe}"
+    before = failures.in_full(failed, None)
     assert (str(before), before.exit_code) == (f"{words}; nothing was begun", 3)
-    assert str(finetune.in_full(RunError("model", "no"), run)) == f"model: no\n{safe}"
-    assert str(finetune.in_full(RunError("model", "no", "safe"), run)) == "model: no\nsafe"
+    assert str(failures.in_full(RunError("model", "no"), run)) == f"model: no\n{safe}"
+    assert str(failures.in_full(RunError("model", "no", "safe"), run)) == "model: no\nsafe"
     for other in (Told("model", "no"), UserError("no"), MachineError("no")):
-        assert finetune.in_full(other, run) is other
-    assert checkpoint.where(run.path / runs.CHECKPOINTS).endswith(f"; `./run.sh --resume {run.path}` begins again")
+        assert failures.in_full(other, run) is other
+    assert checkpoint.where(run.path / runs.CHECKPOINTS).endswith(
+        f"; `{shell.lasting('run.sh', '--resume', run.path)}` begins again"
+    )
 
 
 def test_where_what_is_safe_cannot_be_read_either_how_to_go_on_is_told_all_the_same(tmp_path, monkeypatch):
-    from training import finetune, runs
+    from training import runs
+    from training.pipeline import failures
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, "x", "/runs/checkpoints")
@@ -174,8 +182,8 @@ def test_where_what_is_safe_cannot_be_read_either_how_to_go_on_is_told_all_the_s
     run = runs.create(tmp_path)
     (run.path / runs.CONFIG).write_text("", encoding="utf-8")
     monkeypatch.setattr(checkpoint, "newest", refuse)
-    said = f"what is safe there cannot be read now; `./run.sh --resume {run.path}` goes on from it"
-    assert finetune.what_is_safe(run) == checkpoint.where(run.path / runs.CHECKPOINTS) == said
+    said = f"what is safe there cannot be read now; `{shell.lasting('run.sh', '--resume', run.path)}` goes on from it"
+    assert failures.what_is_safe(run) == checkpoint.where(run.path / runs.CHECKPOINTS) == said
 
 
 def test_a_run_whose_drive_does_not_answer_is_named_and_hides_no_other_one(tmp_path, monkeypatch, logged):

@@ -465,6 +465,19 @@ def test_what_the_tests_need_is_installed_once_and_the_browser_is_looked_for_eac
     assert installs(machine) == ["requirements/test.txt"]
 
 
+def test_what_the_service_needs_is_installed_once_and_only_where_it_is_asked_for(machine):
+    begin()
+    assert "requirements/service.txt" not in installs(machine)
+    begin("--service", "5 6")
+    assert (machine.root / ".venv" / ".ready-service").read_text() == "5 6\n"
+    assert installs(machine)[-1] == "requirements/service.txt"
+    machine.called.clear()
+    begin("--service", "5 6")
+    assert not installs(machine)
+    begin("--service", "7 8")
+    assert installs(machine) == ["requirements/service.txt"]
+
+
 def test_a_card_that_pytorch_does_not_see_is_told_and_the_set_up_ends_well(machine, capsys):
     machine.fails = "torch.cuda.is_available"
     assert begin("--card", "nvidia", variant="gpu", stamp="variant gpu") == 0

@@ -90,12 +90,61 @@ def test_a_second_signal_ends_a_training_that_is_stuck_in_a_library():
 
 def test_a_library_that_comes_back_in_time_leaves_the_signal_to_pythons_handler():
     code = (
-        "try:\n    wait(0.2)\n    time.sleep(600)\nexcept Interrupted as error:\n    time.sleep(1.5)\n    print(error)"
+        "try:\n    wait(0.2)\n    time.sleep(600)\n"
+        "except Interrupted as error:\n    time.sleep(1.5)\n    ours.delivered()\n    print(error)"
     )
     process = started(code)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert (process.returncode, said.splitlines()[-1]) == (0, "stopped by SIGTERM")
+
+
+def test_a_signal_that_was_swallowed_is_raised_again_until_it_is_delivered():
+    code = """
+taken = []
+while len(taken) < 2:
+    try:
+        wait(0.2)
+        time.sleep(600)
+    except:
+        taken.append("swallowed")
+try:
+    time.sleep(600)
+except Interrupted as error:
+    ours.delivered()
+    print(*taken, error)
+time.sleep(3)
+"""
+    process = started(code)
+    process.send_signal(signal.SIGTERM)
+    said, wrong = process.communicate(timeout=60)
+    assert (process.returncode, said.splitlines()[-1]) == (0, "swallowed swallowed stopped by SIGTERM"), wrong
+
+
+def test_a_signal_that_is_being_obeyed_is_not_raised_again():
+    code = """
+try:
+    try:
+        wait(0.2)
+        time.sleep(600)
+    finally:
+        time.sleep(3)
+        print("cleaned up", flush=True)
+except Interrupted as error:
+    ours.delivered()
+    print(error)
+"""
+    process = started(code)
+    process.send_signal(signal.SIGTERM)
+    said, wrong = process.communicate(timeout=60)
+    assert (process.returncode, said.splitlines()[-2:]) == (0, ["cleaned up", "stopped by SIGTERM"]), wrong
+
+
+def test_a_signal_that_comes_while_the_end_is_told_interrupts_that_no_more():
+    process = started("ours.delivered()\nwait(2)\ntime.sleep(1)\nprint('told', flush=True)")
+    process.send_signal(signal.SIGTERM)
+    said, wrong = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "came back\ntold\n"), wrong
 
 
 def test_a_signal_to_a_fork_is_not_taken_for_ones_own():

@@ -290,6 +290,25 @@ def test_ready_tries_both_and_says_what_it_found(model):
 
 
 @pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("kind", "change", "window"),
+    [
+        ("mistral", {"sliding_window": 4096}, 4096),
+        ("mistral", {"sliding_window": None}, None),
+        ("qwen2", {"sliding_window": 4096, "use_sliding_window": False}, None),
+        ("llama", {}, None),
+    ],
+)
+def test_ready_tells_of_a_sliding_window_that_llama_cpp_does_not_compute(kind, change, window, model):
+    from transformers import AutoConfig
+
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    known = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(kind, vocab_size=size, intermediate_size=512, **known, **change).to_dict()
+    assert trial.ready(config, model).get("window") == window
+
+
+@pytest.mark.tiny
 def test_ready_leaves_the_random_numbers_of_the_run_alone(monkeypatch, tmp_path):
     import torch
 

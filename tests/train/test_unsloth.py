@@ -148,7 +148,7 @@ def bound(name, function, result):
         return result
     return call
 
-network = SimpleNamespace(is_loaded_in_4bit=True)
+network = SimpleNamespace(is_loaded_in_4bit=True, named_parameters=lambda: ())
 for name, result in (("from_pretrained", (network, None)), ("get_peft_model", network)):
     setattr(FastLanguageModel, name, staticmethod(bound(name, getattr(FastLanguageModel, name), result)))
 loaded = engine.load(SimpleNamespace(path=Path(model), name="a model"), given, longest=24)

@@ -6,6 +6,7 @@ become messages that say what to do. They never repeat what a library says: it m
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,7 +167,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         raise _Unreachable(_unreachable(name)) from None
     except httpx.HTTPError:
         raise _Unreachable(_unreachable(name)) from None
-    except (httpx.InvalidURL, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+    except (httpx.InvalidURL, ValueError, ImportError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _proxy_or_strange(error) from None
 
 
@@ -174,14 +175,22 @@ def _proxy_or_strange(error: Exception) -> _Unreachable:
     """The address of a proxy is wrong, which is seen before anything is asked; else the library made nothing of the answer."""
     import httpx
 
-    if isinstance(error, (TypeError, KeyError, AttributeError)) or (
+    if isinstance(error, (TypeError, KeyError, AttributeError, RecursionError)) or (
         not isinstance(error, httpx.InvalidURL) and "proxy" not in str(error).lower()
     ):
         return _strange()
+    if isinstance(error, httpx.InvalidURL) and (ranges := _excepted_ranges()):
+        return _Unreachable(f"NO_PROXY: ranges of addresses cannot be read there ({', '.join(ranges)}): leave them out")
     return _Unreachable(
         "the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: it is written http://HOST:PORT, or "
         f"http://USER:PASSWORD@HOST:PORT ({privacy.shown(str(error)).rstrip('.')})"
     )
+
+
+def _excepted_ranges() -> list[str]:
+    """What NO_PROXY has of IPv6 ranges, over which httpx stumbles."""
+    named = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+    return [privacy.shown(one.strip()) for one in named if ":" in one and "/" in one and "://" not in one]
 
 
 def _strange() -> _Unreachable:

@@ -13,6 +13,7 @@ from typing import Any
 
 from training.base_model import kept_files, model_json, safetensors_file
 from training.errors import MachineError, RunError, UserError
+from training.system import shell
 from training.system.wording import first_line
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -134,7 +135,7 @@ def _architectures() -> frozenset[str]:
     """The model types of the installed transformers, read from its table without importing it (3 s, and torch)."""
     spec = find_spec("transformers")
     if spec is None or not spec.origin:
-        raise MachineError("transformers is not installed: run ./setup.sh")
+        raise MachineError(f"transformers is not installed: run {shell.command('setup.sh')}")
     table = Path(spec.origin).parent / "models" / "auto" / "auto_mappings.py"
     if table.is_file():
         return frozenset(runpy.run_path(str(table))["CONFIG_MAPPING_NAMES"])

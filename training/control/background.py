@@ -8,13 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from loguru import logger
 
-from training.system import log, paths, privacy
+from training.system import listeners, log, paths, privacy, shell
 
 # Names the descriptor on which a detached run tells its parent that it has started.
 PARENT = "FINETUNE_PARENT"
@@ -35,6 +34,10 @@ def detach(argv: Sequence[str], stdout: IO[str]) -> int:
             env={**os.environ, PARENT: str(writing)},
         )
         os.close(writing)
+        logger.info(
+            "process {} looks everything over first; the run's folder is printed once there is one. Ctrl-C gives up; "
+            "a closed terminal does not", child.pid,
+        )  # fmt: skip
         try:
             with os.fdopen(reading, encoding="utf-8") as pipe:
                 path = pipe.readline().strip()
@@ -45,12 +48,18 @@ def detach(argv: Sequence[str], stdout: IO[str]) -> int:
             return 130
         if path:
             log.say_path(stdout, Path(path))
-            logger.info("running as process {}; ./run.sh --follow shows it, ./run.sh --stop ends it", child.pid)
+            shows, ends = (shell.command("run.sh", flag, path) for flag in ("--follow", "--stop"))
+            logger.info("running as process {}; {} shows it, {} ends it", child.pid, shows, ends)
             return 0
         code = child.wait()
         messages.seek(0)
-        sys.stderr.write(privacy.shown(messages.read().decode("utf-8", "replace")))
+        listeners.tell(sys.stderr, privacy.shown(messages.read().decode("utf-8", "replace")))
         return code
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Become the server (./run.sh --serve). It is a program above this one, and holds nothing that trains."""
+    os.execv(sys.executable, [sys.executable, str(paths.TRAINING / "service" / "server.py"), *argv])
 
 
 def tell_parent(path: Path | None) -> None:
@@ -58,9 +67,8 @@ def tell_parent(path: Path | None) -> None:
     number = _pipe(os.environ.pop(PARENT, ""))
     if number is None:
         return
-    # A parent that was ended meanwhile ends nothing.
-    with suppress(OSError), os.fdopen(number, "w", encoding="utf-8") as pipe:
-        pipe.write(f"{path or ''}\n")
+    with os.fdopen(number, "w", encoding="utf-8") as pipe:
+        listeners.tell(pipe, f"{path or ''}\n")
     if path is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # the log files have everything

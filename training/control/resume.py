@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from pathlib import Path
 from typing import IO
@@ -14,17 +15,23 @@ from training.plan import Plan
 from training.runs import Run, checkpoint, directory
 from training.settings import Settings
 from training.settings.command_line import Arguments
-from training.system import files, log
+from training.system import files, log, shell
 from training.system.events import Events
 from training.system.this_machine import oom_kills
 
+HANDED_OVER = 10.0  # seconds in which a queue lets go of a run that it has started
 # Of a run that ended before its settings were written.
-NEVER_BEGAN = f"ended before it began: it has no {runs.CONFIG}, and nothing was trained; ./run.sh starts a new run"
+NEVER_BEGAN = f"ended before it began: it has no {runs.CONFIG}, and nothing was trained; start a new run"
 
 
 def output_dir(arguments: Arguments) -> Path:
     """OUTPUT_DIR of the settings that the command line names."""
     return settings.load(arguments.config, arguments.overrides, check_files=False).training.output_dir
+
+
+def new_run(arguments: Arguments) -> str:
+    """The command of a new run with all that was typed to set something."""
+    return shell.command("run.sh", *arguments.typed)
 
 
 def only_helps(arguments: Arguments) -> bool:
@@ -40,7 +47,7 @@ def to_resume(arguments: Arguments) -> Run | None:
     if arguments.command != "resume" or only_helps(arguments):
         return None
     if arguments.run is not None:
-        run = runs.find(output_dir(arguments), arguments.run)
+        run = runs.find(output_dir(arguments), arguments.run, new_run(arguments))
     else:
         every = [
             run
@@ -48,13 +55,16 @@ def to_resume(arguments: Arguments) -> Run | None:
             if directory.state(run) in ("interrupted", "failed", "killed") and directory.begun(run)
         ]
         if not every:
-            raise UserError(f"no run under {output_dir(arguments)} waits to be resumed; ./run.sh starts a new one")
+            raise UserError(
+                f"no run under {output_dir(arguments)} waits to be resumed; {new_run(arguments)} starts a new one"
+            )
         run = every[-1]
     state = directory.state(run)
-    if state in ("running", "queued"):
-        raise UserError(f"{run.path} is running (process {run.status['pid']}); ./run.sh --follow {run.path} shows it")
+    if state in ("running", "queued") and not directory.waiting(run) and run.status.get("pid") != os.getpid():
+        shows = f"{shell.command('run.sh', '--follow', run.path)} shows it"
+        raise UserError(f"{run.path} is running (process {run.status['pid']}); {shows}")
     if state == "completed":
-        raise UserError(f"{run.path} is done already; ./run.sh starts a new run")
+        raise UserError(f"{run.path} is done already; {new_run(arguments)} starts a new run")
     if not directory.begun(run):
         raise UserError(f"{run.path} {NEVER_BEGAN}")
     return run
@@ -89,9 +99,20 @@ def offer_resume(folder: Path) -> None:
     if every and directory.state(every[-1]) in ("interrupted", "killed"):
         last = every[-1]
         logger.info(
-            "the last run, {}, stopped at step {} of {}; `./run.sh --resume` goes on with it. This is a new run",
+            "the last run, {}, stopped at step {} of {}; `{}` goes on with it. This is a new run",
             last.path.name, last.status.get("step", 0), last.status.get("total", 0),
+            shell.command("run.sh", "--resume", last.path),
         )  # fmt: skip
+
+
+def tell_of_others(folder: Path) -> None:
+    """Say that other runs of this folder are at work, before this one takes its share of the machine."""
+    for run in runs.history(folder):
+        if directory.state(run) in ("queued", "running") and run.status.get("pid") != os.getpid():
+            logger.warning(
+                "{} is running, too (process {}, step {} of {}): both take longer, and share the memory",
+                run.path.name, run.status["pid"], run.status.get("step", 0), run.status.get("total", 0),
+            )  # fmt: skip
 
 
 def refuse_changed(run: Run, marks: dict[str, object]) -> None:
@@ -102,6 +123,14 @@ def refuse_changed(run: Run, marks: dict[str, object]) -> None:
         checkpoint.refuse_mismatch(trained["fingerprint"], marks)
     elif newest is not None:
         checkpoint.refuse_mismatch(newest.manifest.fingerprint, marks)
+
+
+def take(run: Run) -> None:
+    """Work on a run that was never started, from here on: whoever comes next is refused."""
+    # Whoever started this process may still be writing that it did, on a slow disk.
+    directory.lock_within(run, HANDED_OVER)
+    log.join_run(run.path / runs.LOG)
+    run.update(state="queued", error=None, **directory.identity())
 
 
 def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
@@ -117,6 +146,7 @@ def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
     run.update(
         state="running",
         error=None,
+        stopping=None,
         resumed_after_training=done,
         total=plan.steps,
         oom_kills=oom_kills(),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from training.base_model import BaseModel, model_json
 from training.data import template_trial
 from training.data.turns import THOUGHTS, Turn
-from training.errors import FinetuneError, UserError
+from training.errors import UserError
 from training.settings import Settings, prompt_template
 from training.system import foreign_json, paths, privacy
 from training.system.foreign_json import Damaged
@@ -202,11 +202,8 @@ def _texts(held: object) -> dict[str, str]:
         held = {DEFAULT: held}
     elif isinstance(held, list):
         held = {str(one.get("name")): one.get("template") for one in held if isinstance(one, Mapping)}
-    return (
-        {name: text for name, text in held.items() if isinstance(text, str) and text}
-        if isinstance(held, Mapping)
-        else {}
-    )
+    pairs = held.items() if isinstance(held, Mapping) else ()
+    return {name: text for name, text in pairs if isinstance(text, str) and text}
 
 
 def _with_bos(jinja: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -275,8 +272,7 @@ def _render(
         names = {**known, **special, **dated, **(handed or {}), "messages": chat}
         names["add_generation_prompt"] = add_generation_prompt
         text = _joined(compiled.root_render_func(compiled.new_context(names, shared=True)), chat)
-    except (MemoryError, FinetuneError):
-        # What has come from outside, such as a signal's Interrupted, is none of the template's doing.
+    except MemoryError:
         raise
     except Exception as error:
         # Whatever a template does is the template's refusal, in words that a terminal may see.

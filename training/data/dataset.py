@@ -17,6 +17,7 @@ from training.data.record import BadRow, grouped
 from training.data.rows import Row
 from training.errors import UserError
 from training.settings import Settings
+from training.settings.table import Dataset
 from training.system import files, privacy
 from training.system.progress_bar import gauge
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+EARLY = 4 << 20  # bytes
+# Files of which the size says little, or whose readers take long to load.
+NOT_EARLY = (*row_files.PACKED, ".parquet", ".pq", ".xlsx")
 NAMED = 20  # reasons of bad rows that a message names; the rest is counted
 
 
@@ -72,17 +76,18 @@ class _File:
 
 
 def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambda text: None) -> Data:
-    """Read DATASET_FILE (and VALIDATION_FILE), check every row, split; Arrow files go into `cache_dir`.
+    """Read DATASET_FILE (and VALIDATION_FILE, TEST_FILE), check every row, split; Arrow files go into `cache_dir`.
 
     Raises UserError naming the bad rows by file and line (ON_BAD_ROW = stop), or when no row is left to train on.
     """
     section = settings.dataset
     reading = reading_of(settings)
     files.private_folder(cache_dir)
-    digests = {str(path): _sha256(path) for path in (section.dataset_file, section.validation_file) if path}
+    digests = {str(path): _sha256(path) for path in _named(section)}
     own = _read(section.dataset_file, reading, cache_dir, say, section.max_rows)
     held = _read(section.validation_file, reading, cache_dir, say) if section.validation_file else None
-    every = [own, held] if held else [own]
+    tested = _read(section.test_file, reading, cache_dir, say) if section.test_file else None
+    every = [file for file in (own, held, tested) if file]
     rejected = [bad for file in every for bad in file.rejected]
     _stop_for(rejected, section.on_bad_row)
     for file in every:
@@ -92,23 +97,16 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
 
     warnings = [line for file in every for line in oddities.warnings(file.path, file.seen, file.rows)]
     validation_share = 0.0 if held else section.validation_split
-    parts, notes = split(own.seen.prompts, validation_share, section.test_split, settings.training.seed)
-    if held:
-        warnings += _shared_prompts(own.seen.prompts, held.seen.prompts, held.path)
-        if section.validation_split and settings.written("Dataset.VALIDATION_SPLIT"):
-            notes.append("VALIDATION_FILE is given: VALIDATION_SPLIT is not used")
+    test_share = 0.0 if tested else section.test_split
+    parts, notes = split(own.seen.prompts, validation_share, test_share, settings.training.seed)
+    for kept_out, kind in ((held, "VALIDATION"), (tested, "TEST")):
+        if kept_out:
+            warnings += _shared_prompts(own.seen.prompts, kept_out.seen.prompts, kept_out.path, kind.lower())
+            if settings.get(f"Dataset.{kind}_SPLIT") and settings.written(f"Dataset.{kind}_SPLIT"):
+                notes.append(f"{kind}_FILE is given: {kind}_SPLIT is not used")
     train, validation, test = (own.rows.select(part) if len(part) else None for part in parts)
-    if held:
-        validation = held.rows
-    counts = Counts(
-        rows=sum(len(file.rows) for file in every),
-        turns=sum(file.seen.counts["turns"] for file in every),
-        text=sum(file.seen.counts["text"] for file in every),
-        bad=len(rejected),
-        train=len(train) if train is not None else 0,
-        validation=len(validation) if validation is not None else 0,
-        test=len(test) if test is not None else 0,
-    )
+    validation, test = held.rows if held else validation, tested.rows if tested else test
+    counts = _counts(every, len(rejected), train, validation, test)
     return Data(
         train=train,
         validation=validation,
@@ -121,6 +119,42 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
         plain=counts.turns == 0,
         tools=sum(file.seen.counts["tools"] for file in every),
     )
+
+
+def _counts(
+    every: Sequence[_File],
+    bad: int,
+    train: datasets.Dataset | None,
+    validation: datasets.Dataset | None,
+    test: datasets.Dataset | None,
+) -> Counts:
+    return Counts(
+        rows=sum(len(file.rows) for file in every),
+        turns=sum(file.seen.counts["turns"] for file in every),
+        text=sum(file.seen.counts["text"] for file in every),
+        bad=bad,
+        train=len(train) if train is not None else 0,
+        validation=len(validation) if validation is not None else 0,
+        test=len(test) if test is not None else 0,
+    )
+
+
+def refuse_early(settings: Settings) -> None:
+    """Raise at bad rows what `load` raises, before anything heavy is loaded for the run.
+
+    Only of files that are read in about a second: they are read once more when the plan is made.
+    """
+    section = settings.dataset
+    paths = _named(section)
+    if any(path.suffix.lower() in NOT_EARLY for path in paths) or sum(map(parallel_reading.whole, paths)) > EARLY:
+        return
+    reading = reading_of(settings)
+    rejected: list[BadRow] = []
+    for path in paths:
+        limit = section.max_rows if path == section.dataset_file else 0
+        for part in parallel_reading.parts(path, reading, limit):
+            rejected += part.bad
+    _stop_for(rejected, section.on_bad_row)
 
 
 def write_rejected(path: Path, rejected: Sequence[BadRow]) -> None:
@@ -180,6 +214,10 @@ def split(
     return [np.flatnonzero(owners == number) for number in (0, 1, 2)], notes
 
 
+def _named(section: Dataset) -> list[Path]:
+    return [path for path in (section.dataset_file, section.validation_file, section.test_file) if path]
+
+
 def _sha256(path: Path) -> str:
     try:
         return files.sha256(path)
@@ -222,10 +260,10 @@ def as_row(record: Mapping[str, Any]) -> Row:
     return parallel_reading.row_of(record)
 
 
-def _shared_prompts(train: array[int], held: array[int], path: Path) -> list[str]:
+def _shared_prompts(train: array[int], held: array[int], path: Path, what: str) -> list[str]:
     import numpy as np
 
     shared = int(np.isin(np.asarray(held), np.asarray(train)).sum())
-    return [f"{path}: {count_rows(shared)} with a prompt that is trained on too: the validation loss will flatter"] * (
+    return [f"{path}: {count_rows(shared)} with a prompt that is trained on too: the {what} loss will flatter"] * (
         shared > 0
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from training.data import Item
 from training.data.encoding import IGNORED
 from training.data.held_out import LONGEST
+from training.llama import GREEDY, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ def _generate(
     most: int,
     **options: object,
 ) -> torch.Tensor:
-    """Greedy continuations of prompts [rows, tokens], at most `most` tokens each; [rows, tokens + new]."""
+    """Continuations of prompts [rows, tokens], at most `most` tokens each; [rows, tokens + new]."""
     import torch
 
     # Beyond it Unsloth's generate() raises.
@@ -63,20 +64,18 @@ def _generate(
     model.eval()
     with torch.no_grad():
         # PreTrainedModel's type does not say that it can.
+        greedy: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None}
         generated: torch.Tensor = cast(Any, model).generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=most,
-            do_sample=False,
             num_beams=1,
-            temperature=None,
-            top_p=None,
             top_k=None,
             repetition_penalty=1.0,
             use_cache=True,
             eos_token_id=list(end_ids),
             pad_token_id=end_ids[0],
-            **options,
+            **{**greedy, **options},
         )
     return generated
 
@@ -160,6 +159,7 @@ def stream(
     most: int,
     tell: Callable[[str], None],
     stopping: Callable[[], bool],
+    sampling: Sampling = GREEDY,
 ) -> Answer:
     """Like `answer`, told piece by piece; it ends early once `stopping` says so."""
     import torch
@@ -181,5 +181,10 @@ def stream(
     streamer = Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
     stops = StoppingCriteriaList([Stop()])
     mask = torch.ones_like(ids)
-    out = _generate(model, ids, mask, end_ids, most, streamer=streamer, stopping_criteria=stops)
+    options: dict[str, object] = {"streamer": streamer, "stopping_criteria": stops}
+    if sampling.temperature > 0:
+        options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+    out = _generate(model, ids, mask, end_ids, most, **options)
     return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)

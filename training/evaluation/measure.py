@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from training.data import Item
 from training.evaluation import scoring
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+Part = TypeVar("Part")
 LOSS, GENERAL_LOSS, PERPLEXITY = "loss on held-out answers", "loss on general questions", "perplexity"
 
 
@@ -48,16 +50,25 @@ def evaluate(
     asked: Sequence[Item],
     general: Sequence[Item],
     switchable: bool,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> Evaluated:
     """Measure a model with its adapter switched off, then on; the base comes after training, which so starts at once.
 
     held_out: rows whose losses are compared (none: the questions in `asked` were trained on, and nothing is scored).
     `switchable`: no bias was trained, which PEFT does not put back when the adapter is off; else the base is not asked.
+    `tell` hears which part of the work is done, from 0 to 1.
     """
+
+    parts = itertools.count(1)
+
+    def told(part: Part) -> Part:
+        tell(next(parts) / (6 if switchable else 3))
+        return part
 
     def measured(adapter: bool) -> tuple[list[Answer], list[float], list[float]]:
         with contextlib.nullcontext() if adapter else model.disable_adapter():
-            return answers(model, tokenizer, asked, end_ids), losses(model, held_out), losses(model, general)
+            said = told(answers(model, tokenizer, asked, end_ids))
+            return said, told(losses(model, held_out)), told(losses(model, general))
 
     before, losses_before, general_before = measured(False) if switchable else (None, None, None)
     after, losses_after, general_after = measured(True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from training.errors import MachineError
 from training.evaluation import generate, reference
 from training.evaluation.generate import Answer
 from training.evaluation.reference import Reference, TooLarge
-from training.llama import Process
+from training.llama import GREEDY, Process, Sampling
 
 ROWS = 16  # rows of logits whose log-probabilities are held at once
 
@@ -31,8 +31,8 @@ class Speaker(Protocol):
     def losses(self, items: Sequence[Item]) -> list[float]:
         """Mean cross-entropy (nats) over each item's answer."""
 
-    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
-        """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
+    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None], sampling: Sampling = GREEDY) -> Answer:
+        """One answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
 
     def stop(self) -> None:
         """End the answer that is being said; may be called in a signal handler."""
@@ -60,12 +60,13 @@ class Torch:
         with self._adapter():
             return generate.losses(self.reference.model, items)
 
-    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
-        """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
+    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None], sampling: Sampling = GREEDY) -> Answer:
+        """One answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
         self.stopping = False
         with self._adapter():
             model, tokenizer = self.reference.model, self.reference.tokenizer
-            return generate.stream(model, tokenizer, prompt, self.end_ids, most, tell, lambda: self.stopping)
+            ended = (tell, lambda: self.stopping)
+            return generate.stream(model, tokenizer, prompt, self.end_ids, most, *ended, sampling)
 
     def stop(self) -> None:
         """End the answer that is being said; may be called in a signal handler."""
@@ -113,9 +114,15 @@ class Gguf:
             losses.append(total / len(wanted))
         return losses
 
-    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None]) -> Answer:
-        """One greedy answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
-        request = {"do": "converse", "prompt": list(prompt), "max_tokens": most, "tokens": self.context}
+    def say(self, prompt: Sequence[int], most: int, tell: Callable[[str], None], sampling: Sampling = GREEDY) -> Answer:
+        """One answer; `tell` is given each piece of its text as it comes. `stop` ends it early."""
+        request: dict[str, object] = {
+            "do": "converse",
+            "prompt": list(prompt),
+            "max_tokens": most,
+            "tokens": self.context,
+        }
+        request["sampling"] = asdict(sampling)
         one = self.process.ask(request, lambda event: tell(event["piece"]))
         return _answer(one)
 

@@ -20,6 +20,7 @@ from training.evaluation.calls import calls_in
 SAMPLES, SEED = 2000, 3407  # bootstrap resamples, and what makes them the same every time
 # With five rows that all point one way chance alone does as much in 1 of 16 cases (sign test, both sides); with six in 1 of 32.
 FEWEST = 6
+DIGITS = 6  # of a row's figure, as it is kept
 EXACT, STOPS = "exact match", "stops by itself"
 # A CJK character is a word by itself; elsewhere a word is a run of letters and digits; other marks stand alone.
 _UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
@@ -59,13 +60,19 @@ class Score:
     high: float | None = None
     rows: int | None = None
     verdict: str = ""  # better, worse, cannot tell from N rows
+    # Of the tuned model, row by row, so that two runs on the same rows can be held against each other; `weights`: what
+    # each row counts, nothing where all count the same.
+    each: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def left(self) -> dict[str, object]:
         """As a stage leaves it in status.json: of what could not be compared only the figures."""
         means = {"before": self.before, "after": self.after, "quantised": self.quantised}
         bounds = {"low": self.low, "high": self.high} if self.low is not None else {}
         decided = {"verdict": self.verdict} if bounds or self.verdict else {}
-        return {"name": self.name, **means, "rows": self.rows, **bounds, **decided}
+        kept = ("each", "weights") if decided else ()
+        rows = {name: list(found) for name in kept if (found := getattr(self, name))}
+        return {"name": self.name, **means, "rows": self.rows, **bounds, **decided, **rows}
 
 
 @dataclass(frozen=True)
@@ -95,18 +102,23 @@ CALLS = (
 )
 
 
-def marks(answer: str, expected: str, stopped: bool) -> Marks:
-    """Score one answer against the expected one. White space at the ends, its kind, and Unicode forms do not count."""
+def likeness(answer: str, expected: str) -> float:
+    """ROUGE-L over characters: from 0 to 1, where the two are equal but for white space and Unicode forms."""
     from rapidfuzz.distance import Indel
 
     ours, theirs = normal(answer), normal(expected)
-    similar = Indel.normalized_similarity(ours, theirs) if ours and theirs else float(ours == theirs)
+    return Indel.normalized_similarity(ours, theirs) if ours and theirs else float(ours == theirs)
+
+
+def marks(answer: str, expected: str, stopped: bool) -> Marks:
+    """Score one answer against the expected one. White space at the ends, its kind, and Unicode forms do not count."""
+    ours, theirs = normal(answer), normal(expected)
     wanted = calls_in(expected)
     called = calls_in(answer) if wanted else []
     return Marks(
         exact=float(ours == theirs),
         chrf=_chrf(ours, theirs),
-        rouge_l=similar,
+        rouge_l=likeness(answer, expected),
         length=len(answer.strip()),
         repetition=repetition(answer),
         stopped=stopped,
@@ -195,12 +207,19 @@ def compared(
         return found if math.isfinite(found) else None
 
     score = Score(name, before=mean(before), after=mean(after), quantised=mean(quantised), rows=len(after))
+    if score.after is not None:
+        score = replace(score, each=tuple(round(one, DIGITS) for one in after), weights=tuple(weights or ()))
     if score.before is None or not before:
         return score
     if score.after is None:
         return replace(score, verdict="worse")
     low, high = interval([b - a for a, b in zip(before, after, strict=True)], by)
     return replace(score, low=low, high=high, verdict=verdict(low, high, good, len(after)))
+
+
+def of_two(name: str, good: int, one: Score, other: Score) -> Score:
+    """Two tuned models on the same rows: `before` is the one's figure, `after` the other's. Both know each row."""
+    return compared(name, good, one.each, other.each, weights=other.weights or None)
 
 
 def answer_scores(

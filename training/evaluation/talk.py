@@ -171,7 +171,7 @@ def loop(talk: Talk) -> None:
 def with_gguf(target: Target) -> None:
     """Talk to a run's GGUF file; its base model is loaded when it is first compared with."""
     if target.gguf is None:
-        raise UserError("the run has no GGUF file yet; ./run.sh --resume finishes it")
+        raise UserError("the run has no GGUF file yet")
     with contextlib.ExitStack() as stack, models.gguf(target.gguf.name, target.gguf, target.longest) as speaker:
         loaded: list[Torch] = []
 

@@ -54,7 +54,7 @@ class Target:
         """Raise what `named` raises where nothing is named, or it is not there: before anything heavy is loaded."""
         if lora_model is None and base is None:
             raise UserError("name what is to be asked: --lora-model RUN, --base-model B, or both")
-        if lora_model is not None and not Path(lora_model).expanduser().absolute().exists():
+        if lora_model is not None and not paths.expanded(lora_model).absolute().exists():
             raise UserError(f"--lora-model {lora_model}: no such file or folder")
 
     @classmethod

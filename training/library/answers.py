@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from training.errors import MachineError, UserError
 from training.library.config import FineTuningConfig
+from training.system import paths
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,7 +51,7 @@ def _target(model: FineTuningConfig | str | os.PathLike[str]) -> Target:
 
     config = model if isinstance(model, FineTuningConfig) else FineTuningConfig()
     name = config.settings.model.base_model_name if isinstance(model, FineTuningConfig) else os.fspath(model)
-    path = Path(name).expanduser().absolute()
+    path = paths.expanded(name).absolute()
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         ini = config.write(Path(folder) / "FineTuningConfig.ini")
         if path.is_dir() and (_is_of_a_run(path) or (path / "adapter_config.json").is_file()):

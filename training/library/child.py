@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from training.errors import FinetuneError, Interrupted, MachineError, RunError, again
+from training.errors import FinetuneError, MachineError, RunError, Stopped, again
 from training.library.bar import Bar
-from training.system import paths
+from training.system import paths, shell
 
 Event = dict[str, Any]
 LAST = ("done", "failed", "interrupted")
@@ -52,7 +52,7 @@ def run(arguments: Sequence[str | Path], bar: Bar, on_event: Callable[[Event], N
 def _started(arguments: Sequence[str | Path], said: IO[bytes]) -> subprocess.Popen[bytes]:
     own = paths.ROOT / ".venv" / "bin" / "python"
     if not own.exists() and importlib.util.find_spec("torch") is None:
-        raise MachineError(f"the packages are not installed yet: run {paths.ROOT}/setup.sh first")
+        raise MachineError(f"the packages are not installed yet: run {shell.command('setup.sh')} first")
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     return subprocess.Popen(
         [str(own if own.exists() else sys.executable), str(paths.TRAINING / "finetune.py"), "--events", *arguments],
@@ -138,17 +138,20 @@ def _error(code: int, last: Event, folder: Path | None, said: str) -> FinetuneEr
     error: FinetuneError
     if last.get("event") in LAST and code > 0:
         error = again(code, str(last.get("error", "")), last)
-        if last["event"] == "interrupted" and not isinstance(error, Interrupted):
-            error = Interrupted(signal.SIGINT, str(error))
-            error.exit_code = code
+        if last["event"] == "interrupted" and not isinstance(error, Stopped):
+            error = Stopped(code, str(error))
     elif code < 0:
         words = f"its process was ended by {signal.Signals(-code).name}"
-        error = RunError("run", words, f"`./run.sh --resume {folder}` goes on with what was saved" if folder else "")
+        error = RunError(
+            "run",
+            words,
+            f"`{shell.lasting('run.sh', '--resume', folder)}` goes on with what was saved" if folder else "",
+        )
     else:
         error = RunError("run", f"its process ended with {code}: {' '.join(said.split())[-500:]}")
     error.run = folder
     if not error.problems:
         error.problems = [str(error)]
     if folder is not None and not error.safe:
-        error.safe = f"`./run.sh --resume {folder}` goes on with what was saved"
+        error.safe = f"`{shell.lasting('run.sh', '--resume', folder)}` goes on with what was saved"
     return error

@@ -12,7 +12,7 @@ from training.errors import UserError
 from training.settings import Override, Settings, ini_file, loading, other_names, rules
 from training.settings.ini_file import Ini
 from training.settings.table import TABLE
-from training.system import files
+from training.system import files, paths
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,14 +42,14 @@ class FineTuningConfig:
     def read(cls, path: str | os.PathLike[str], **changes: Unpack[Keywords]) -> FineTuningConfig:
         """The settings of a file such as config.ini, with changes; relative paths in it start where it lies."""
         made = cls.__new__(cls)
-        file = Path(path).expanduser().absolute()
+        file = paths.expanded(os.fspath(path)).absolute()
         loading.load(file, check_files=False)  # says what is wrong with the file itself
         made._set(ini_file.read(file), file, changes)
         return made
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write all settings, so that `./run.sh --config PATH` repeats the run. Gives the path."""
-        file = Path(path).expanduser().absolute()
+        file = paths.expanded(os.fspath(path)).absolute()
         files.write_text(file, self.settings.to_ini())
         return file
 

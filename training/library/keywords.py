@@ -47,6 +47,8 @@ class Keywords(TypedDict, total=False):
     val_data: str | os.PathLike[str] | None
     validation_split: float | None
     train_test_split: float | None
+    test_file: str | os.PathLike[str] | None
+    test_data: str | os.PathLike[str] | None
     test_split: float | None
     train_on: str | None
     train_turns: str | None

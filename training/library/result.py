@@ -11,6 +11,7 @@ from typing import Any
 from training import runs
 from training.errors import UserError
 from training.runs import directory
+from training.system import paths
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class FineTuningRun(os.PathLike[str]):
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> FineTuningRun:
         """The run in a folder, made by whichever door. UserError where there is none."""
-        return cls(runs.find(Path.cwd(), Path(path).expanduser().absolute()).path)
+        return cls(runs.find(Path.cwd(), paths.expanded(os.fspath(path)).absolute()).path)
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -15,8 +15,11 @@ from training.llama.process import (
     tokenise,
     worker,
 )
+from training.llama.sampling import GREEDY, Sampling
 
 __all__ = [
+    "GREEDY",
+    "Sampling",
     "Answer",
     "GGUF",
     "Process",

@@ -20,6 +20,7 @@ import llama_cpp
 import numpy as np
 
 from training.llama.protocol import BLOCK
+from training.llama.sampling import GREEDY, Sampling
 from training.system import this_machine
 
 WARNING = 3  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
@@ -137,7 +138,12 @@ class Model:
         return {"answers": answers}
 
     def converse(
-        self, prompt: Sequence[int], max_tokens: int, tokens: int, send: Callable[..., None]
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        tokens: int,
+        send: Callable[..., None],
+        sampling: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """One streamed answer of a talk of at most `tokens` tokens: what the prompt shares with the last one is not read again."""
         self.stop.clear()
@@ -152,7 +158,12 @@ class Model:
             self.kept.clear()
             same = 0
         self.fed = []  # until the answer is there: an error leaves nothing to build on
-        answer = self._continue(self.kept, list(prompt), max_tokens, None, lambda piece: send({"piece": piece}), same)
+        choose = Sampling(**(sampling or {})).chooser()
+
+        def tell(piece: str) -> None:
+            send({"piece": piece})
+
+        answer = self._continue(self.kept, list(prompt), max_tokens, None, tell, same, choose)
         self.fed = [] if answer["unread"] else [*prompt, *answer["ids"][:-1]]
         return answer
 
@@ -164,6 +175,7 @@ class Model:
         stop_ids: Sequence[int] | None,
         tell: Callable[[str], None],
         start: int = 0,
+        choose: Callable[[np.ndarray], int] = GREEDY.chooser(),  # noqa: B008 - it keeps nothing
     ) -> dict[str, Any]:
         """The answer to a prompt of which the context has read `start` tokens. `unread`: it was stopped in the prompt."""
         for begin in range(start, len(prompt), BLOCK):
@@ -178,7 +190,7 @@ class Model:
         pieces: list[str] = []
         stopped = False
         while len(ids) < max_tokens and not self.stop.is_set():
-            token = int(rows[-1].argmax())
+            token = choose(rows[-1])
             stopped = llama_cpp.llama_vocab_is_eog(self.vocab, token) if stop_ids is None else token in stop_ids
             if stopped:
                 break

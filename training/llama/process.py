@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from training.errors import MachineError, RunError
 from training.llama.protocol import STOP
+from training.system import shell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -278,7 +279,7 @@ class Process:
             raise self._died()
         event: dict[str, Any] = json.loads(line)
         if "missing" in event:
-            raise MachineError(f"llama-cpp-python cannot be used ({event['missing']}): run ./setup.sh")
+            raise MachineError(f"llama-cpp-python cannot be used ({event['missing']}): run {shell.command('setup.sh')}")
         if "error" in event:
             # It ends now. Its last words come through another pipe, and maybe later.
             with suppress(subprocess.TimeoutExpired):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from training.checks import all_checks
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama import modelfile
 from training.report import gathering
-from training.runs import Run, Stage
+from training.runs import Run, Stage, checkpoint
+from training.runs.progress import Reached, Teller
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, io_errors, records
 from training.system.events import Events
@@ -30,39 +32,57 @@ class Told(RunError):
     """A failure that the export's own process has told already."""
 
 
-def export(job: Job, only: Stage | None = None, tell: Callable[[Stage, float], None] | None = None) -> None:
+def export(
+    job: Job,
+    only: Stage | None = None,
+    tell: Callable[[Stage, float], None] | None = None,
+    hear: Callable[[Reached], None] | None = None,
+) -> None:
     """Do every stage that is not done yet (or the one named by `only`). Raises RunError naming the stage.
 
-    `tell` hears of each stage that was done, and its seconds.
+    `tell` hears of each stage that was done, and its seconds; `hear` how far the run is, now and then.
     """
     first = _gone(job, only) if only else ()
     with llama.kept():  # the stages that ask llama.cpp change no file
-        _stages(job, only, first, tell)
+        for name in _stages(job, only, first):
+            _stage(job, name, name in first, tell, hear)
     if only in (None, "check"):
         tidy(job)
     job.run.update(stage=None)
 
 
-def _stages(job: Job, only: Stage | None, first: Sequence[Stage], tell: Callable[[Stage, float], None] | None) -> None:
+def _stages(job: Job, only: Stage | None, first: Sequence[Stage]) -> Iterator[Stage]:
     """The stages in their order: those that are not done, or `only` with those in `first` before it."""
-    for name, (done, work) in STAGES.items():
+    for name, (done, _) in STAGES.items():
         if only is None and job.run.stage(name) is not None and done(job):
             continue
-        if only is not None and name != only and name not in first:
-            continue
-        began = time.perf_counter()
-        job.run.update(stage=name)
-        try:
-            record = work(job)
-        except (OSError, UserError, RunError) as error:
-            raise _failed(name, error, job) from error
-        seconds = round(time.perf_counter() - began, 1)
-        if name not in first:
-            _forget_later(job, name)
-        job.run.finish_stage(name, {"seconds": seconds, **record})
-        logger.info("{}: {:.1f} s", name, seconds)
-        if tell:
-            tell(name, seconds)
+        if only is None or name == only or name in first:
+            yield name
+
+
+def _stage(
+    job: Job,
+    name: Stage,
+    again: bool,
+    tell: Callable[[Stage, float], None] | None,
+    hear: Callable[[Reached], None] | None,
+) -> None:
+    """Do one stage, and keep its figures. `again`: only its files are missing, and what follows from it is not."""
+    began = time.perf_counter()
+    far = Teller(job.run, name, hear)
+    far.begin()
+    try:
+        record = STAGES[name][1](replace(job, told=far))
+    except (OSError, UserError, RunError) as error:
+        raise _failed(name, error, job) from error
+    seconds = round(time.perf_counter() - began, 1)
+    if not again:
+        _forget_later(job, name)
+    job.run.finish_stage(name, {"seconds": seconds, **record})
+    far(1.0)
+    logger.info("{}: {:.1f} s", name, seconds)
+    if tell:
+        tell(name, seconds)
 
 
 def _failed(name: Stage, error: OSError | UserError | RunError, job: Job) -> RunError:
@@ -100,7 +120,7 @@ def _merge(job: Job) -> dict[str, Any]:
 def _convert(job: Job) -> dict[str, Any]:
     pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.template)
     with merging.without_template(job.merged) if job.facts.plain else nullcontext(job.merged) as folder:
-        conversion.to_gguf(folder, job.f16, pairs=pairs)
+        conversion.to_gguf(folder, job.f16, progress=job.told, pairs=pairs)
     return {"bytes": job.f16.stat().st_size}
 
 
@@ -109,10 +129,16 @@ def _quantise(job: Job) -> dict[str, Any]:
     matrix = job.run.path / runs.CHECKPOINTS / f"importance.npz{files.PARTIAL}"
     try:
         measured = _measure(job, matrix) if any(method in NEED_IMPORTANCE_MATRIX for method in methods) else None
-        table = [_quantised(job, method, matrix) for method in methods]
+        parts = [replace(job, told=_part(job.told, number, len(methods))) for number in range(len(methods))]
+        table = [_quantised(part, method, matrix) for part, method in zip(parts, methods, strict=True)]
     finally:
         files.remove(matrix)
     return {"quantised": table} | ({"importance": records.plain(measured)} if measured else {})
+
+
+def _part(told: Callable[[float], None], number: int, of: int) -> Callable[[float], None]:
+    """What is told of one of several equal parts of a stage, counted from 0."""
+    return lambda share: told((number + share) / of)
 
 
 def _measure(job: Job, out: Path) -> Importance:
@@ -132,7 +158,7 @@ def _quantised(job: Job, method: str, matrix: Path) -> FileRow:
     if method == "f16":
         return {"file": job.f16.name, "method": "f16", "bytes": job.f16.stat().st_size}
     needs = method in NEED_IMPORTANCE_MATRIX  # the others are what they would be without: the same in every run
-    made = conversion.quantise(job.f16, job.quantised(method), method, importance=matrix if needs else None)
+    made = conversion.quantise(job.f16, job.quantised(method), method, job.told, importance=matrix if needs else None)
     kinds = ", ".join(f"{count} {what}" for what, count in made.fallbacks.items())
     fallback = f"{made.fell_back} of {made.tensors} tensors: {kinds}" if made.fell_back else None
     if fallback:
@@ -191,7 +217,7 @@ def finish(job: Job) -> None:
 
 def failure(run: Run, code: int, said: dict[str, Any]) -> FinetuneError:
     """What a failed export process, and the last that it said, means to the run that started it."""
-    safe = f"the adapter is safe in {run.path / runs.ADAPTER}; `./run.sh --resume {run.path}` does the rest again"
+    safe = f"the adapter is safe in {run.path / runs.ADAPTER}; {checkpoint.does_the_rest(run.path)} again"
     if code < 0:
         name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
         return RunError("export", f"its process was killed by {name}", safe)

@@ -21,7 +21,7 @@ from training.pipeline import export_stages
 from training.plan import Plan
 from training.plan import plan as reader_view
 from training.report import gathering
-from training.runs import Facts, Run, checkpoint
+from training.runs import Facts, Run, Stage, checkpoint, progress
 from training.runs.handover import BaseOfRun, Prompt, Sequence
 from training.settings import Settings
 from training.system import forkserver, paths, records
@@ -93,27 +93,30 @@ def train_stage(
     logger.info("adapter saved in {}", run.path / runs.ADAPTER)
     events.emit("stage", name="train", seconds=seconds)
     if signals.stop is not None:  # it came with the last step: the training is done, the rest is for --resume
-        words = f"stopped after training; the adapter is safe, `./run.sh --resume {run.path}` does the rest"
+        words = f"stopped after training; the adapter is safe, {checkpoint.does_the_rest(run.path)}"
         raise Interrupted(signals.stop, words)
 
 
 def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Events) -> None:
     """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
     began = time.perf_counter()
-    run.update(stage="evaluate")
+    far = told_of(run, "evaluate", events)
+    far.begin()
     if run.status.get("resumed_after_training"):
         adapter_files.load_adapter(loaded.model, run.path / runs.ADAPTER)
     switchable = plan.settings.lora.bias == "none"
     longest = plan.settings.model.max_seq_length
     general = [] if plan.data.plain else held_out.general(plan.template, plan.tokenizer, longest)
     found = evaluation.evaluate(
-        loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable
+        loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable, far
     )
     for sample in found.samples[:QUESTIONS]:
         texts = sample.question, sample.before or "not asked", sample.after
         logger.info("asked: {}\n  before: {}\n  after:  {}", *(shorten(redact(text), LOGGED) for text in texts))
     if found.scores:
-        logger.info("evaluation on rows that were not trained on: {}", scoring.conclusion(found.scores))
+        logger.info(
+            "evaluation on rows that were not trained on: {}", scoring.conclusion([*found.scores, *found.general])
+        )
     seconds = round(time.perf_counter() - began, 1)
     run.finish_stage(
         "evaluate",
@@ -145,6 +148,15 @@ def judge(settings: Settings, run: Run, events: Events) -> None:
     events.emit("warning", message=words)
 
 
+def told_of(run: Run, stage: Stage, events: Events) -> progress.Teller:
+    """Who tells how far a stage is that is done in this process."""
+
+    def hear(reached: progress.Reached) -> None:
+        events.emit("progress", stage=reached.stage, progress=reached.progress, left=round(reached.left, 1))
+
+    return progress.Teller(run, stage, hear)
+
+
 def export_stage(run: Run, events: Events) -> None:
     """Merge, convert, quantise, write the Modelfile and check it all, in a process without the training's memory."""
     child = forkserver.popen(paths.TRAINING / "export.py", [run.path], errors=False)
@@ -154,6 +166,8 @@ def export_stage(run: Run, events: Events) -> None:
             said = json.loads(line)
             if "seconds" in said:
                 events.emit("stage", name=said["stage"], seconds=said["seconds"])
+            if "progress" in said:
+                events.emit("progress", stage=said["stage"], progress=said["progress"], left=said["left"])
         code = child.wait()
     except BaseException:
         child.terminate()
@@ -186,7 +200,7 @@ def held_out_rows(plan: Plan) -> Rows:
 def trained_prompts(plan: Plan) -> list[Prompt]:
     """A few prompts that were trained on: the checks of the export see whether their answers stop."""
     found = _items(plan, plan.data.train, TRAINED_PROMPTS)
-    return [Prompt(ids=item.prompt, most=item.most) for item in found if item.prompt]
+    return [Prompt(ids=item.prompt, most=item.most, question=item.question) for item in found if item.prompt]
 
 
 def _items(plan: Plan, rows: datasets.Dataset, most: int) -> list[Item]:

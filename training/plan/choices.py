@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from loguru import logger
@@ -17,7 +18,7 @@ from training.fast_cpu import fast_loss, policy
 from training.ollama import modelfile
 from training.plan import disk_space
 from training.settings import Choice, Settings
-from training.system import this_machine
+from training.system import shell, this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 
@@ -65,7 +66,7 @@ def engine(settings: Settings, where: str) -> Choice:
     name = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
     if name == "unsloth" and "unsloth" not in this_machine.versions():
         raise MachineError(
-            f"ENGINE = {wanted} needs Unsloth on this machine, and it is not installed: run `ENGINE=unsloth ./setup.sh`, "
+            f"ENGINE = {wanted} needs Unsloth on this machine, and it is not installed: run `ENGINE=unsloth {shell.command('setup.sh')}`, "
             "or set ENGINE = transformers in [Hardware] (slower)"
         )
     if wanted != "auto":
@@ -129,6 +130,17 @@ def check_rows(rows: int, settings: Settings) -> None:
         raise UserError(f"{place}: {only}; set it to {max(1, rows // settings.hardware.num_machines)} at most")
     if processes > 1 and settings.hardware.device == "cpu":
         logger.info("NUM_PROCESSES = {}: on the CPU of one machine one process is usually as fast", processes)
+
+
+def check_window(tried: Mapping[str, object], longest: int) -> None:
+    """Refuse rows beyond a sliding window that llama.cpp does not compute: its files would not be what was trained."""
+    window = tried.get("window")
+    if isinstance(window, int) and longest > window:
+        raise UserError(
+            f"llama.cpp does not compute the sliding window of {window:,} tokens that this {tried['architecture']} has, and "
+            f"the longest row has {longest:,}: its files would predict something else than what was trained; set "
+            f"MAX_SEQ_LENGTH = {window}, or choose another model"
+        )
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:

@@ -22,7 +22,7 @@ from training.data.record import SHOWN, place
 from training.data.row_texts import RowTexts, row_texts
 from training.data.tokenising import Summary
 from training.errors import UserError
-from training.plan import choices, disk_space, memory, memory_fit
+from training.plan import choices, disk_space, memory, memory_fit, system_text
 from training.plan.choices import choose_for_rows, fit_to_model
 from training.settings import Settings, clamp, contradictions
 from training.system import foreign_code, paths, privacy, this_machine, wording
@@ -108,6 +108,7 @@ def prepare(settings: Settings, today: date | None = None, on_disk: int = 0, wei
             weights_fit.check_dora(base.path, settings.lora.target_modules)
         plan = _read_rows(settings, machine, base, today, on_disk)
         figures = tried()
+        choices.check_window(figures, plan.summary.total.longest)
         hold(figures["vocabulary"], plan)
     if "note" in figures:
         logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), figures["note"])
@@ -174,6 +175,7 @@ def lines(plan: Plan) -> list[str]:
         if not _automatic(settings, name)
     ]
     out += [f"{name} = {value}: {reason}" for name, value, reason in settings.choices]
+    out += system_text.line(plan.template)
     held_out = f", {counts.validation:,} to validate" if plan.validation is not None else ", no validation"
     out.append(f"rows: {counts.train:,} to train{held_out}" + (f", {counts.test:,} to test" if counts.test else ""))
     out += plan.summary.lines()

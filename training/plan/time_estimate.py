@@ -7,7 +7,6 @@ it works for a model that is not downloaded yet, and takes a twentieth of its me
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +17,7 @@ from training.data.encoding import IGNORED
 from training.fast_cpu import fast_loss
 from training.plan import memory
 from training.plan.plan import Plan
-from training.system import wording
+from training.system import this_machine, wording
 from training.train import engine
 
 if TYPE_CHECKING:
@@ -45,14 +44,8 @@ def line(plan: Plan) -> str:
     total = seconds * plan.steps + _validations(plan, seconds)
     return (
         f"time: about {wording.duration(total)} of training, {wording.duration(seconds)} a step (measured just now on "
-        f"{MORE} layers of random weights{_busy()}); loading, checks and GGUF files come on top"
+        f"{MORE} layers of random weights{this_machine.busy()}); loading, checks and GGUF files come on top"
     )
-
-
-def _busy() -> str:
-    """A word of warning where the machine was not ours alone."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    return f", beside other programs: load {load:.1f} on {cores} cores" if load > 1.5 * cores else ""
 
 
 def _seconds(plan: Plan) -> float:

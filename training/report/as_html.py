@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from training.report import charts, contents
-from training.report.blocks import Answers, Block, Commands, Details, Pictures, Table, Text
+from training.report.blocks import Answers, Asked, Bar, Block, Commands, Details, Pictures, Section, Table, Text
 from training.report.curves import Chart
-from training.report.schema import Report, Sample
+from training.report.schema import Report
 from training.system import wording
 from training.system.privacy import shown
 
@@ -24,27 +27,27 @@ MARKS = {
     "worse": "bad",
     "look": "warn",
 }
+NARROW = 340, 230
 TONES = {"completed": "good", "interrupted": "warn", "failed": "bad"}
 
 
 def html(report: Report) -> str:
     """The whole of report.html."""
     style = STYLE.read_text(encoding="utf-8")
-    result, run = contents.result(report), report.run
+    result, run, sections = contents.result(report), report.run, contents.sections(report)
     tiles = "".join(
         f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in contents.headline(report)
     )
     when = " to ".join(filter(None, (wording.moment(run.started), wording.moment(run.finished))))
     body = [
         f'<header><h1>{text(report.name)}<span class="state {TONES.get(run.state, "")}">{text(run.state)}</span></h1>',
-        f'<p class="result {result.tone}">{text(result.text)}</p>',
+        f'<p class="result {result.tone}">{sentence(result.text)}</p>',
         f'<p class="soft">{text(contents.trained(report))}</p>',
         f'<dl class="tiles">{tiles}</dl></header>' if tiles else "</header>",
+        contents_of(sections),
         "<main>",
     ]
-    for section in contents.sections(report):
-        inner = "\n".join(render(block) for block in section.blocks)
-        body.append(f"<section><h2>{text(section.title)}</h2>\n{inner}\n</section>")
+    body += map(section_html, sections)
     body.append(f"</main><footer>Run {text(run.id)}, {text(when)}</footer>")
     return "\n".join([head(report.name, style), *body, "</body></html>"]) + "\n"
 
@@ -70,6 +73,11 @@ def text(value: str) -> str:
     return escape(shown(value), quote=True)
 
 
+def sentence(value: str) -> str:
+    """A sentence whose arrows are arrows, and stay with the figures on both sides of them."""
+    return text(value.replace(" -> ", "\u00a0\u2192\u00a0"))
+
+
 def render(block: Block) -> str:
     """One block as HTML."""
     if isinstance(block, Text):
@@ -82,7 +90,9 @@ def render(block: Block) -> str:
     if isinstance(block, Table):
         return table(block)
     if isinstance(block, Answers):
-        return "\n".join(_answers(sample) for sample in block.samples)
+        return "\n".join(_answers(asked) for asked in block.asked)
+    if isinstance(block, Bar):
+        return f'<figure class="bar"><figcaption>{text(block.title)}</figcaption>{charts.bar(block.parts)}</figure>'
     if isinstance(block, Details):
         inner = "\n".join(render(inside) for inside in block.blocks)
         kind = "" if block.printed else ' class="steps"'
@@ -99,10 +109,10 @@ def figure(chart: Chart, width: int = 760, height: int = 280) -> str:
     )
     if charts.scale(chart.values()).logarithmic:
         keys += '<span class="note">logarithmic</span>'
-    large = ' class="large"' if width > 500 else ""
-    return (
-        f"<figure{large}><figcaption>{text(chart.title)}{keys}</figcaption>{charts.svg(chart, width, height)}</figure>"
-    )
+    drawn = charts.svg(chart, width, height)
+    if width > 500:  # scaled down to a telephone nobody could read it, so that it gets a drawing of its own
+        drawn = f'<div class="broad">{drawn}</div><div class="narrow">{charts.svg(chart, *NARROW, spots=False)}</div>'
+    return f"<figure><figcaption>{text(chart.title)}{keys}</figcaption>{drawn}</figure>"
 
 
 def table(block: Table) -> str:
@@ -112,7 +122,7 @@ def table(block: Table) -> str:
     heads = "".join(_cell("th", block.headers[at], "number" if at in block.numbers else "", "col") for at in used)
     rows = []
     for row in block.rows:
-        cells = [_cell("td", row[at], _looks(block, row, at)) for at in used]
+        cells = [_cell("td", row[at], _looks(block, row, at), link=at == block.links) for at in used]
         if not named:
             cells[0] = _cell("th", row[used[0]], "", "row")
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -126,19 +136,48 @@ def _looks(block: Table, row: tuple[str, ...], at: int) -> str:
     return " ".join(name for name, columns in (("number", block.numbers), ("code", block.code)) if at in columns)
 
 
-def _cell(tag: str, value: str, looks: str, scope: str = "") -> str:
+def _cell(tag: str, value: str, looks: str, scope: str = "", link: bool = False) -> str:
     tag = tag if value else "td"  # a heading without words names nothing
     kind = (f' scope="{scope}"' if scope and tag == "th" else "") + (f' class="{looks}"' if looks else "")
-    return f"<{tag}{kind}>{text(value)}</{tag}>"
+    shown = _breakable(text(value)) if "code" in looks.split() else text(value)
+    return f"<{tag}{kind}>{_link(value) if link else shown}</{tag}>"
 
 
-def _answers(sample: Sample) -> str:
+def _breakable(shown: str) -> str:
+    """A long name that may be broken where its parts end, and so is not broken in the middle of a word."""
+    return re.sub(r"([_./,])(?=\w)", r"\1<wbr>", shown)
+
+
+def _answers(asked: Asked) -> str:
     sides = []
-    for who, answer, kind in (("before", sample.before, "base"), ("after", sample.after, "tuned")):
-        if answer is None:
-            continue
-        ending = ", cut off: it did not stop by itself" if kind == "tuned" and sample.stopped is False else ""
-        shown = text(answer) if answer.strip() else '<span class="soft">(an empty answer)</span>'
-        sides.append(f'<div class="{kind}"><div class="who">{who}{ending}</div><div class="answer">{shown}</div></div>')
-    wanted = f'<p class="soft">expected: {text(sample.expected)}</p>' if sample.expected else ""
-    return f'<h3>{text(sample.question)}</h3>{wanted}<div class="pair">{"".join(sides)}</div>'
+    for reply in asked.replies:
+        ending = "" if reply.stopped else ", cut off: it did not stop by itself"
+        shown = text(reply.text) if reply.text.strip() else '<span class="soft">(an empty answer)</span>'
+        if reply.same:
+            shown = f'<span class="soft">the same as {text(reply.same)}</span>'
+        who = f'<div class="who">{text(reply.who)}{ending}</div>'
+        sides.append(f'<div class="{reply.kind}">{who}<div class="answer">{shown}</div></div>')
+    wanted = f'<p class="soft">expected: {text(asked.expected)}</p>' if asked.expected else ""
+    return f'<h3>{text(asked.question)}</h3>{wanted}<div class="pair">{"".join(sides)}</div>'
+
+
+def _link(path: str) -> str:
+    """A file beside the page, or below it, as a link; whatever is in the name, it leads nowhere else."""
+    return f'<a href="./{quote(path)}">{text(path)}</a>'
+
+
+def contents_of(sections: Sequence[Section]) -> str:
+    """A table of contents of the page."""
+    links = "".join(f'<a href="#{anchor(section)}">{text(section.title)}</a>' for section in sections)
+    return f'<nav aria-label="On this page">{links}</nav>'
+
+
+def section_html(section: Section) -> str:
+    """A section with its heading, which the table of contents leads to."""
+    inner = "\n".join(render(block) for block in section.blocks)
+    return f'<section id="{anchor(section)}"><h2>{text(section.title)}</h2>\n{inner}\n</section>'
+
+
+def anchor(section: Section) -> str:
+    """The name of a section in an address."""
+    return re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 from training.report import charts, contents
-from training.report.blocks import Answers, Block, Commands, Pictures, Table, Text
-from training.report.schema import Report, Sample
+from training.report.blocks import Answers, Asked, Block, Commands, Pictures, Table, Text
+from training.report.schema import Report
 from training.system import wording
 from training.system.privacy import redact, shown
 from training.system.wording import columns, fold
 
+TERMINAL = 80  # columns
 SAID = ("validation loss", "steps")  # by the sentences above the headline's figures
 QUESTIONS = 3  # shown here; all of them stand in report.html
 LONGEST_ANSWER = 1200  # characters
@@ -21,7 +23,7 @@ WIDEST_PADDING = 48  # columns to which a table's cells are lined up; longer one
 def markdown(report: Report) -> str:
     """The whole of report.md."""
     lines = [f"# {inline(report.name)}", ""]
-    lines += [f"**{inline(contents.result(report).text)}**", "", paragraph(contents.trained(report)), ""]
+    lines += [paragraph(contents.result(report).text, "**"), "", paragraph(contents.trained(report)), ""]
     if figures_line := [f"{name} {value}" for name, value in contents.headline(report) if name not in SAID]:
         lines += [paragraph(", ".join(figures_line)), ""]
     for section in contents.sections(report):
@@ -29,9 +31,8 @@ def markdown(report: Report) -> str:
         if parts:
             lines += [f"## {section.title}", "", "\n\n".join(parts), ""]
     when = wording.moment(report.run.finished or report.run.started)
-    lines.append(
-        inline(f"Run {report.run.id}, {report.run.state} {when}".rstrip()) + ". Curves and every figure: report.html"
-    )
+    ended = f"Run {report.run.id}, {report.run.state} {when}".rstrip()
+    lines.append(paragraph(f"{ended}. Curves and every figure: report.html"))
     return "\n".join(lines) + "\n"
 
 
@@ -46,21 +47,22 @@ def render(block: Block) -> str:
     if isinstance(block, Table):
         return table(block)
     if isinstance(block, Answers):
-        shown = "\n\n".join(_answers(sample) for sample in block.samples[:QUESTIONS])
-        more = len(block.samples) - QUESTIONS
+        shown = "\n\n".join(_answers(asked) for asked in block.asked[:QUESTIONS])
+        more = len(block.asked) - QUESTIONS
         return shown + (f"\n\n{more} more in report.html" if more > 0 else "")
     return ""
 
 
-def _answers(sample: Sample) -> str:
-    lines = [f"### {inline(beginning(sample.question, 200))}", ""]
-    if sample.expected:
-        lines += [f"expected: {inline(beginning(sample.expected, 400))}", ""]
-    if sample.before is not None:
-        lines += ["before:", "", fence(wrapped(sample.before), "text"), ""]
-    ending = " (cut off: it did not stop by itself)" if sample.stopped is False else ""
-    if sample.after is not None:
-        lines += [f"after{ending}:", "", fence(wrapped(sample.after), "text")]
+def _answers(asked: Asked) -> str:
+    lines = [f"### {inline(beginning(asked.question, 200))}", ""]
+    if asked.expected:
+        lines += [f"expected: {inline(beginning(asked.expected, 400))}", ""]
+    for reply in asked.replies:
+        ending = "" if reply.stopped else " (cut off: it did not stop by itself)"
+        if reply.same:
+            lines += [f"{inline(reply.who)}{ending}: the same as {inline(reply.same)}", ""]
+        else:
+            lines += [f"{inline(reply.who)}{ending}:", "", fence(wrapped(reply.text), "text"), ""]
     return "\n".join(lines).rstrip()
 
 
@@ -93,9 +95,17 @@ def inline(text: str) -> str:
     return re.sub(r"&(?=#?\w+;)", r"\\&", text)
 
 
-def paragraph(text: str) -> str:
-    """`inline`, where a line begins: what would be a heading, a quote or a list there is text."""
-    return re.sub(r"^(?:(?=[#>+=-])|(\d+)(?=[.)]))", lambda match: (match[1] or "") + "\\", inline(text))
+def paragraph(text: str, mark: str = "") -> str:
+    """`inline` in lines that a terminal need not break inside a word; `mark`: what begins and ends it (`**`).
+
+    What would be a heading, a quote or a list where a line begins is text.
+    """
+    lines = textwrap.wrap(f"{mark}{inline(text)}{mark}", TERMINAL, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(_begun, lines))
+
+
+def _begun(line: str) -> str:
+    return re.sub(r"^(?:(?=[#>+=-])|(\d+)(?=[.)]))", lambda match: (match[1] or "") + "\\", line)
 
 
 def table(block: Table) -> str:

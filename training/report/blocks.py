@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from training.report.curves import Chart
-from training.report.schema import Sample
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Table:
     numbers: tuple[int, ...] = ()
     code: tuple[int, ...] = ()
     marks: int | None = None
+    # The column with paths from the page's own folder, which the page makes links of.
+    links: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,41 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Questions with both answers."""
+class Reply:
+    """One answer to a question: whose it is, and what it looks like (base, tuned, quantised, run1 to run6).
 
-    samples: tuple[Sample, ...]
+    `same`: another reply says the same, which is told in place of its text.
+    """
+
+    who: str
+    text: str
+    kind: str = ""
+    stopped: bool = True
+    same: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question with all answers to it."""
+
+    question: str
+    expected: str
+    replies: tuple[Reply, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Questions with their answers."""
+
+    asked: tuple[Asked, ...]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Parts of a whole, as one bar: names with their figures."""
+
+    title: str
+    parts: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -65,4 +97,4 @@ class Section:
     blocks: tuple[Block, ...]
 
 
-Block = Text | Commands | Table | Pictures | Answers | Details
+Block = Text | Commands | Table | Pictures | Answers | Bar | Details

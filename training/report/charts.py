@@ -14,7 +14,9 @@ from html import escape
 from statistics import median
 
 from training.report.curves import Chart, Point, Series
+from training.system import privacy, wording
 
+PARTS = 6  # the style sheet has part1 to part6
 LEFT, RIGHT, TOP, BOTTOM = 58, 26, 12, 34  # margins of a chart, in its own units
 
 
@@ -71,6 +73,11 @@ def steps_axis(last: int, marks: int = 6) -> list[int]:
     return list(range(0, last + 1, step))
 
 
+def _safe(text: str) -> str:
+    """Any text as XML shows it, inside an element or an attribute."""
+    return escape(privacy.shown(text), quote=True)
+
+
 def describe(chart: Chart) -> str:
     """The chart in a sentence, for who cannot see it."""
     parts = []
@@ -89,8 +96,11 @@ def describe(chart: Chart) -> str:
     return f"{chart.title} by step: {'; '.join(parts)}."
 
 
-def svg(chart: Chart, width: int = 760, height: int = 280) -> str:
-    """The chart as an <svg> element without colours: report.html's style sheet gives them to its classes."""
+def svg(chart: Chart, width: int = 760, height: int = 280, spots: bool = True) -> str:
+    """The chart as an <svg> element without colours: report.html's style sheet gives them to its classes.
+
+    `spots`: values show under a pointer, of which a telephone has none.
+    """
     axis = scale(chart.values(), 5 if height > 240 else 3)
     inner, depth, last = width - LEFT - RIGHT, height - TOP - BOTTOM, max(1, chart.last)
 
@@ -108,25 +118,27 @@ def svg(chart: Chart, width: int = 760, height: int = 280) -> str:
     for step in steps_axis(last, 8 if width > 500 else 4):
         marks.append(f'<text class="mark middle" x="{across(step)}" y="{height - BOTTOM + 17}">{step:,}</text>')
     marks.append(f'<text class="mark middle" x="{LEFT + inner / 2}" y="{height - 3}">step</text>')
-    body = "".join(_drawn(series, across, down, chart.format) for series in chart.series)
+    body = "".join(_drawn(series, across, down, chart.format, spots) for series in chart.series)
     reached = max((x for series in chart.series for x, _ in series.points), default=0)
     edge = ""
     if broken := chart.broken():
         edge = _edge(across(broken[0]), height, f"not a number from step {broken[0]:,}", "broken", width)
     elif reached < chart.last:
         edge = _edge(across(reached), height, f"ended at {reached:,} of {chart.last:,}", "stop", width)
-    said = escape(describe(chart), quote=True)
+    said = _safe(describe(chart))
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{said}">{"".join(marks)}{edge}{body}</svg>'
 
 
 def _edge(x: float, height: int, text: str, kind: str, width: int) -> str:
     """A dashed line where the curve ends before its time; a large chart has room for the words as well."""
     side, place = ("end", x - 6) if x > 0.7 * width else ("start", x + 6)
-    words = f'<text class="mark {side}" x="{place}" y="{TOP + 16}">{escape(text)}</text>' if width > 500 else ""
+    words = f'<text class="mark {side}" x="{place}" y="{TOP + 16}">{_safe(text)}</text>' if width > 500 else ""
     return f'<line class="{kind}" x1="{x}" x2="{x}" y1="{TOP}" y2="{height - BOTTOM}"/>{words}'
 
 
-def _drawn(series: Series, across: Callable[[float], float], down: Callable[[float], float], form: str) -> str:
+def _drawn(
+    series: Series, across: Callable[[float], float], down: Callable[[float], float], form: str, spots: bool
+) -> str:
     """One series: its line, broken where a value is missing, and a spot with a title at every point."""
     lines = []
     for piece in pieces(series.points):
@@ -134,12 +146,12 @@ def _drawn(series: Series, across: Callable[[float], float], down: Callable[[flo
         lines.append(f'<polyline class="line {series.kind}" points="{points}"/>')
     seen = [(x, y) for x, y in series.points if y is not None]
     shown = series.kind == "dots" or len(seen) == 1  # a line of one point would not be seen
-    for x, y in seen if series.kind != "faint" else []:
+    for x, y in seen if series.kind != "faint" and (spots or shown) else []:
         kind, size = ("dot", 4) if shown else ("spot", 7)
         kind = (
             f"{kind} {series.kind}" if series.kind.startswith("run") else kind
         )  # of several runs, each has its colour
-        title = escape(f"step {x:,}: {series.name} {y:{form}}")
+        title = _safe(f"step {x:,}: {series.name} {y:{form}}")
         lines.append(
             f'<circle class="{kind}" cx="{across(x)}" cy="{down(y)}" r="{size}"><title>{title}</title></circle>'
         )
@@ -155,6 +167,24 @@ def pieces(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
         else:
             found[-1].append((x, y))
     return [piece for piece in found if piece]
+
+
+def bar(parts: Sequence[tuple[str, float]], width: int = 760, height: int = 34) -> str:
+    """Parts of a whole as one bar, each with its name and figure under the pointer; names where there is room."""
+    whole = sum(size for _, size in parts) or 1.0
+    drawn, at = [], 0.0
+    for number, (name, size) in enumerate(parts):
+        wide = width * size / whole
+        said = f"{name}: {wording.duration(size)}, {100 * size / whole:.0f} %"
+        drawn.append(
+            f'<rect class="part part{number % PARTS + 1}" x="{at:.1f}" y="0" width="{wide:.1f}" height="{height}">'
+            f"<title>{_safe(said)}</title></rect>"
+        )
+        if wide > 9 * len(name):
+            drawn.append(f'<text class="on" x="{at + 6:.1f}" y="{height / 2 + 4}">{_safe(name)}</text>')
+        at += wide
+    told = _safe("; ".join(f"{name} {wording.duration(size)}" for name, size in parts))
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{told}">{"".join(drawn)}</svg>'
 
 
 def text(chart: Chart, width: int = 64, height: int = 13) -> str:

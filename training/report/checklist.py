@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from training.evaluation import GENERAL_LOSS, LOSS, Score
+from training.evaluation import EXACT, GENERAL_LOSS, LOSS, Score
 from training.report.schema import Point, Report
 from training.system import wording
+
+# Below this share of answers that are the expected ones, the answers are the news, whatever the loss says.
+MOSTLY = 0.5
 
 
 def points(report: Report) -> tuple[Point, ...]:
@@ -48,6 +51,11 @@ def _evaluation(report: Report) -> Iterator[Point]:
     yield Point(
         "evaluation", "better than the base, beyond chance", verdict == "better", "" if verdict == "better" else verdict
     )
+    if found := expected_answers(report):
+        most = found[0] >= MOSTLY * found[1]
+        yield Point(
+            "evaluation", "most answers are the expected ones, word for word", most, f"{found[0]} of {found[1]}"
+        )
     if report.samples:
         stopped = sum(bool(sample.stopped) for sample in report.samples)
         yield Point(
@@ -72,6 +80,14 @@ def _deployment(report: Report) -> Iterator[Point]:
             fast = f"{file.file}: {file.tokens_per_second:,.0f} tokens/s on this machine"
             yield Point("deployment", "it answers in llama.cpp, fast enough for its use", None, fast)
     yield Point("deployment", "it answers in Ollama", None, "./export_ollama.sh asks it one question")
+
+
+def expected_answers(report: Report) -> tuple[int, int] | None:
+    """How many of the answers are the expected ones, of how many."""
+    score = named(report.scores, EXACT)
+    if score is None or score.after is None or not score.rows:
+        return None
+    return round(score.after * score.rows), score.rows
 
 
 def named(scores: tuple[Score, ...], name: str) -> Score | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from training.evaluation import Score
-from training.report import checklist, curves, verdict
-from training.report.blocks import Answers, Block, Commands, Details, Pictures, Section, Table, Text
-from training.report.schema import Report
-from training.system import wording
+from training.report import checklist, curves, evaluated, verdict
+from training.report.blocks import Bar, Block, Commands, Details, Pictures, Section, Table, Text
+from training.report.schema import Report, RunFacts
+from training.runs.working_time import WorkingTime
+from training.system import shell, wording
 
 PERCENTILES = {"50": "median", "100": "most"}
 SHOWN_STEPS = 40  # rows of the table of steps; the rest stands in events.jsonl
@@ -56,8 +57,10 @@ def headline(report: Report) -> list[tuple[str, str]]:
         if training.before is not None and training.after is not None:
             found.append(("validation loss", f"{training.before:.3f} \u2192 {training.after:.3f}"))
         found.append(("steps", f"{training.steps:,}" + (f" of {training.total:,}" if training.total else "")))
-    if report.run.started and report.run.finished:
-        found.append(("time", wording.duration(report.run.finished - report.run.started)))
+    if worked := time_worked(report.run):
+        found.append(("working time", wording.duration(worked.seconds)))
+        if len(worked.sessions) > 1:
+            found.append(("sessions", f"{len(worked.sessions)} over {wording.duration(worked.over)}"))
     if training and training.tokens_per_second:
         found.append(("tokens per second", f"{training.tokens_per_second:,.0f}"))
     if training and training.peak_memory:
@@ -67,14 +70,23 @@ def headline(report: Report) -> list[tuple[str, str]]:
     return found
 
 
+def time_worked(run: RunFacts) -> WorkingTime | None:
+    """How long it was worked on; of a run whose sessions are not known, its stages, or from its start to its end."""
+    if run.seconds is not None:
+        return WorkingTime(run.seconds, run.sessions)
+    if run.stages:
+        return WorkingTime(sum(run.stages.values()), ())
+    return WorkingTime(run.finished - run.started, ()) if run.started and run.finished else None
+
+
 def sections(report: Report) -> list[Section]:
     """All that the report says after its headline; parts that the run did not reach are left out."""
     made = (
         Section("Warnings", tuple(Text(item, "warn") for item in report.warnings)),
         Section("Next", _next(report)),
         Section("Losses", _losses(report)),
-        Section("Evaluation", _evaluation(report)),
-        Section("Before and after", (Answers(report.samples),) if report.samples else ()),
+        Section("Evaluation", evaluated.evaluation(report)),
+        Section("Answers", evaluated.answers(report)),
         Section("Files", _files(report)),
         Section("Checks", _checks(report)),
         Section("Quantised files", _quantised(report)),
@@ -88,12 +100,12 @@ def sections(report: Report) -> list[Section]:
 
 
 def _next(report: Report) -> tuple[Block, ...]:
-    run = shlex.quote(report.run.directory)
     commands = report.next_commands
     if not commands and report.run.state == "interrupted":
-        commands = (f"./run.sh --resume {run}",)
+        commands = (shell.lasting("run.sh", "--resume", report.run.directory),)
     if not commands and report.run.state == "completed":
-        commands = (f"./export_ollama.sh {run} {shlex.quote(report.name)}", f"ollama run {shlex.quote(report.name)}")
+        exports = shell.lasting("export_ollama.sh", report.run.directory, report.name)
+        commands = (exports, shlex.join(("ollama", "run", report.name)))
     safe = (Text(report.run.safe),) if report.run.safe else ()
     return (*safe, *((Commands(commands),) if commands else ()))
 
@@ -108,16 +120,16 @@ def _losses(report: Report) -> tuple[Block, ...]:
         blocks.append(Pictures(tuple(charts)))
     rows = []
     if training.before is not None:
-        rows.append(("validation, base model", f"{training.before:.4f}"))
+        rows.append(("validation, base model", f"{training.before:.3f}"))
     if training.best is not None and training.best != training.after:
         at = f" (step {training.best_step:,})" if training.best_step is not None else ""
-        rows.append((f"validation, lowest{at}", f"{training.best:.4f}"))
+        rows.append((f"validation, lowest{at}", f"{training.best:.3f}"))
     if training.after is not None:
-        rows.append(("validation, tuned model", f"{training.after:.4f}"))
+        rows.append(("validation, tuned model", f"{training.after:.3f}"))
     if training.losses:
         first, last = training.losses[0], training.losses[-1]
         rows += [
-            (f"training, step {step.step:,}", wording.number(step.loss, ".4f")) for step in dict.fromkeys((first, last))
+            (f"training, step {step.step:,}", wording.number(step.loss, ".3f")) for step in dict.fromkeys((first, last))
         ]
     if rows:
         blocks.append(Table(("loss", "value"), tuple(rows), numbers=(1,)))
@@ -151,43 +163,12 @@ def _steps(report: Report) -> Details:
     return Details(title, (Table(headers, rows, tuple(range(6))),), printed=False)
 
 
-def _evaluation(report: Report) -> tuple[Block, ...]:
-    blocks: list[Block] = []
-    if report.scores:
-        words = (
-            "Rows that were not trained on. The interval is that of tuned minus base, by bootstrap over the rows; where it "
-            "holds 0, the difference may be chance. chrF and ROUGE-L compare characters with the expected answer, 1 is equal."
-        )
-        blocks += [_scores(report.scores), Text(words)]
-    if report.general:
-        words = "What the tuning cost elsewhere: the answers to general questions that come with this tool."
-        blocks += [Text(words), _scores(report.general)]
-    return tuple(blocks)
-
-
 def _checklist(report: Report) -> tuple[Block, ...]:
     rows = tuple(
         (point.part, {True: "yes", False: "NO", None: "look"}[point.done], point.text, point.why)
         for point in checklist.points(report)
     )
     return (Table(("part", "ticked", "what", "found"), rows, marks=1),) if rows else ()
-
-
-def _scores(scores: tuple[Score, ...]) -> Table:
-    rows = tuple(
-        (
-            score.name,
-            wording.number(score.before),
-            wording.number(score.after),
-            "" if score.quantised is None else wording.number(score.quantised),
-            "" if score.low is None or score.high is None else f"{score.low:+.3g} to {score.high:+.3g}",
-            "" if score.rows is None else f"{score.rows:,}",
-            score.verdict,
-        )
-        for score in scores
-    )
-    headers = ("", "base", "tuned", "quantised", "difference, 95 %", "rows", "")
-    return Table(headers, rows, numbers=(1, 2, 3, 4, 5), marks=6)
 
 
 def _checks(report: Report) -> tuple[Block, ...]:
@@ -207,7 +188,26 @@ def _checks(report: Report) -> tuple[Block, ...]:
         for check in report.checks
     )
     details = Details("What each check asks for, and why", (Table(("check", "asked for", "why"), asked),))
-    return (Table(headers, rows, numbers=(4,), marks=1), details) if rows else ()
+    cost = tuple(Text(line) for line in rounding(report))
+    return (Table(headers, rows, numbers=(4,), marks=1), *cost, details) if rows else ()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 else "less than 0.1 %"
+
+
+def rounding(report: Report) -> Iterator[str]:
+    """What the merge into 16 bits rounds away, and what that costs."""
+    lost = verdict.figures_of(report.checks, "merged tensors").get("rounding_loss")
+    if not isinstance(lost, (int, float)) or isinstance(lost, bool):
+        return
+    said = f"rounding_loss {lost:.2f}: rounding the merged weights to 16 bits moves them by {100 * lost:.0f} % of the size of the update, to and fro, so that most of it averages out."
+    cost = verdict.merge_cost(report)
+    yield said + (
+        " What it costs was not measured here."
+        if cost is None
+        else f" What it costs: the predictions move by {_percent(cost)} of what the training moved them (mean KL, in merged logits)."
+    )
 
 
 def _quantised(report: Report) -> tuple[Block, ...]:
@@ -249,6 +249,7 @@ def _files(report: Report) -> tuple[Block, ...]:
             tuple((path, wording.size(total)) for path, total in places.items()),
             numbers=(1,),
             code=(0,),
+            links=0,
         ),
         Details("Every file with its SHA-256", (Table(("file", "bytes", "SHA-256"), every, (1,), (0, 2)),)),
     )
@@ -291,8 +292,9 @@ def _data(report: Report) -> tuple[Block, ...]:
 
 def _settings(report: Report) -> tuple[Block, ...]:
     blocks: list[Block] = []
-    if report.differences:
-        rows = tuple(tuple(wording.value_text(item) for item in row) for row in report.differences)
+    chosen = {row[0] for row in report.choices}
+    if given := [row for row in report.differences if row[0] not in chosen]:
+        rows = tuple(tuple(wording.value_text(item) for item in row) for row in given)
         blocks.append(Table(("not the default", "value", "default", "set by"), rows, code=(0, 1, 2)))
     if report.choices:
         rows = tuple(tuple(wording.value_text(item) for item in row) for row in report.choices)
@@ -314,7 +316,11 @@ def _machine(report: Report) -> tuple[Block, ...]:
     if report.base.revision:
         rows.append(("base model revision", report.base.revision))
     blocks: list[Block] = [Table(("", ""), tuple(rows))] if rows else []
+    worked = time_worked(run)
+    if worked and len(worked.sessions) > 1:
+        blocks.append(Text(f"Working time {worked.words()}: {worked.interruptions()}."))
     if run.stages:
+        blocks.append(Bar("Where the time went", tuple(run.stages.items())))
         stages = tuple((name, wording.duration(seconds)) for name, seconds in run.stages.items())
         blocks.append(Table(("stage", "time"), stages, numbers=(1,)))
     return tuple(blocks)
@@ -330,5 +336,5 @@ def _again(report: Report) -> tuple[Block, ...]:
         Text(
             f"The run's own config.ini holds every setting with its automatic choice. With {files}{seed} it gives the same losses."
         ),
-        Commands((f"./run.sh --config {shlex.quote(config)} --fresh",)),
+        Commands((shell.lasting("run.sh", "--config", config, "--fresh"),)),
     )

@@ -13,10 +13,10 @@ from training.checks import Outcome
 from training.checks.all_checks import Measured
 from training.data import held_out
 from training.data.dataset import as_row
-from training.errors import FinetuneError, RunError
+from training.errors import FinetuneError, Interrupted, RunError, UserError
 from training.evaluation import Score
-from training.plan import Plan
-from training.report import schema, writing
+from training.plan import Plan, odd
+from training.report import contents, model_card, schema, writing
 from training.report.left import Left, Trained, Validation
 from training.report.schema import (
     BaseFacts,
@@ -28,8 +28,9 @@ from training.report.schema import (
     Sample,
     TrainingFacts,
 )
-from training.runs import Run, State, directory
-from training.system import files, io_errors, paths, records
+from training.runs import Run, State, directory, working_time
+from training.system import events, files, io_errors, records, shell
+from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
     import datasets
@@ -59,7 +60,7 @@ def keep(plan: Plan, run: Run) -> None:
         machine={k: v for k, v in plan.machine.as_dict().items() if k != "versions"},
         data=_data(plan),
         training=TrainingFacts(total=plan.steps),
-        warnings=tuple(plan.data.warnings),
+        warnings=(*plan.data.warnings, *odd(plan)),
     )
     files.write_json(run.path / runs.CHECKPOINTS / PLANNED, schema.plain(planned))
 
@@ -69,42 +70,70 @@ def has_plan(run: Run) -> bool:
     return (run.path / runs.CHECKPOINTS / PLANNED).is_file()
 
 
-def write(run: Run, state: State, error: FinetuneError | None = None) -> None:
+def write(run: Run, state: State, error: FinetuneError | Interrupted | None = None) -> Report:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
-    writing.write(run.path, gather(run, state, error))
+    return writing.write(run.path, gather(run, state, error))
 
 
 def complete(run: Run) -> None:
     """The end of a run that is done: its report, and the state that says so.
 
-    The model is finished and checked: a report that the disk does not take makes no failure of it.
+    The model is finished and checked: a report that the disk does not take makes no failure of it. Where it takes neither
+    the report nor the state nobody could see that the run is done: a RunError.
     """
+    reported = True
     try:
-        write(run, "completed")
+        _write_cards(run)
+        logger.info("{}", contents.result(write(run, "completed")).text)
     except OSError as error:
+        reported = False
         logger.warning(
-            "no report: {}. The model is finished; `{}/export_ollama.sh --modelfile-only {}` writes its report",
-            io_errors.told(error, run.path), paths.ROOT, run.path,
+            "no report: {}. The model is finished; `{}` writes its report",
+            io_errors.told(error, run.path), shell.command("export_ollama.sh", "--modelfile-only", run.path),
         )  # fmt: skip
+    except Damaged as damage:  # what its plan or a stage had left there
+        reported = False
+        logger.warning("no report: {}. The model is finished and checked", damage)
     directory.point_results(run.path)
-    run.update(state="completed", stage=None, progress=100, eta=None, error=None)
+    stored = run.update(state="completed", stage=None, progress=100, eta=None, error=None)
+    if not (stored or reported):
+        raise RunError(
+            "report",
+            f"neither the report nor {runs.STATUS} could be written in {run.path}",
+            f"the model is finished and checked; `{shell.lasting('run.sh', '--resume', run.path)}` writes what is missing",
+        )
 
 
-def gather(run: Run, state: State, error: FinetuneError | None = None) -> Report:
-    """The whole report. Stages that did not run leave their part out."""
+def _write_cards(run: Run) -> None:
+    """The cards of the folders that are passed on; a finished run does without where what they say cannot be read."""
+    if not has_plan(run):
+        return
+    try:
+        model_card.write(run, gather(run, "completed", ended=False))
+    except UserError as error:
+        logger.warning("no model card: {}", error)
+    except OSError as error:
+        logger.warning("no model card: {}", io_errors.told(error, run.path))
+
+
+def gather(run: Run, state: State, error: FinetuneError | Interrupted | None = None, ended: bool = True) -> Report:
+    """The whole report. Stages that did not run leave their part out.
+
+    Not `ended`: of a run that nobody works on now, as far as it came, without the hashes of its files.
+    """
     planned = writing.read(run.path / runs.CHECKPOINTS / PLANNED)
     left = Left.by(run)
     return dataclasses.replace(
         planned,
-        run=_run(run, state, error, left.seconds),
+        run=_run(run, state, error, left.seconds, time.time() if ended else None),
         base=dataclasses.replace(planned.base, trainable=left.train.trainable if left.train else None),
         training=_training(planned, left.train) if left.train else None,
-        samples=tuple(Sample(**records.plain(sample)) for sample in left.evaluate.samples),
+        samples=_samples(left),
         scores=_scores(left),
         general=tuple(left.evaluate.general),
         quantised=_quantised(run, left.check.quantised),
         checks=tuple(records.build(row, Outcome) for row in run.status.get("checks", [])),
-        artefacts=writing.artefacts(run.path),
+        artefacts=writing.artefacts(run.path) if ended else (),
         warnings=(*planned.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
     )
 
@@ -113,6 +142,18 @@ def _scores(left: Left) -> tuple[Score, ...]:
     """The lines of the evaluation, with the quantised file's figures put beside those of base and tuned model."""
     quantised = left.check.quantised.scores
     return tuple(dataclasses.replace(score, quantised=quantised.get(score.name)) for score in left.evaluate.scores)
+
+
+def _samples(left: Left) -> tuple[Sample, ...]:
+    """The questions that were asked, with the quantised file's answers beside those of base and tuned model."""
+    samples = [Sample(**records.plain(sample)) for sample in left.evaluate.samples]
+    said = left.check.quantised.answers
+    if len(said) != len(samples):
+        return tuple(samples)
+    return tuple(
+        dataclasses.replace(sample, quantised=answer.text, quantised_stopped=answer.stopped)
+        for sample, answer in zip(samples, said, strict=True)
+    )
 
 
 def _quantised(run: Run, measured: Measured) -> tuple[Quantised, ...]:
@@ -134,15 +175,21 @@ def worse(run: Run, best: bool) -> str:
     return ""
 
 
-def _run(run: Run, state: State, error: FinetuneError | None, stages: dict[str, float]) -> RunFacts:
+def _run(
+    run: Run, state: State, error: FinetuneError | Interrupted | None, stages: dict[str, float], now: float | None
+) -> RunFacts:
     told = error if isinstance(error, RunError) else None
+    ends = {"completed": "done"}.get(state, state)
+    worked = working_time.working_time(events.read(run.path / runs.EVENTS), stages, now, ends)
     return RunFacts(
         id=run.path.name,
         directory=str(run.path),
         state=state,
         started=run.status.get("started"),
-        finished=time.time(),
+        finished=now or (worked.sessions[-1].ended if worked.sessions else None),
         stages=stages,
+        seconds=round(worked.seconds, 1) if worked.sessions else None,
+        sessions=worked.sessions,
         failed_stage=told.stage if told else "",
         error=told.message if told else str(error) if error else "",
         safe=told.safe if told else "",
@@ -154,6 +201,7 @@ def _data(plan: Plan) -> DataFacts:
     roles = [
         (dataset.dataset_file, "training", counts.train),
         (dataset.validation_file, "validation", counts.validation),
+        (dataset.test_file, "test", counts.test),
     ]
     files = tuple(
         DataFile(str(path), role, plan.data.sha256[str(path)], path.stat().st_size if path.exists() else None, rows)

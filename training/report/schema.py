@@ -11,6 +11,7 @@ from typing import Any
 from training.checks import Outcome
 from training.evaluation import Score
 from training.runs import State
+from training.runs.working_time import Session
 from training.system import privacy, records
 
 VERSION = 1  # of report.json; goes up when a field changes its meaning
@@ -18,7 +19,10 @@ VERSION = 1  # of report.json; goes up when a field changes its meaning
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The run itself. Times are seconds since 1970; `stages` maps a stage's name to its seconds, in order."""
+    """The run itself. Times are seconds since 1970; `stages` maps a stage's name to its seconds, in order.
+
+    `sessions`: the stretches in which it was worked on, more than one where it was interrupted.
+    """
 
     id: str
     directory: str  # absolute
@@ -26,6 +30,8 @@ class RunFacts:
     started: float | None = None
     finished: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None  # of work; not the hours in which nothing ran
+    sessions: tuple[Session, ...] = ()
     failed_stage: str = ""
     error: str = ""  # what stopped a run that is not completed, for people
     safe: str = ""  # what is safe on the disk then, and how to go on
@@ -112,13 +118,18 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question and its answers; `stopped` tells whether the tuned model ended by itself."""
+    """One question and its answers; `stopped` tells whether the tuned model ended by itself.
+
+    `quantised`: the answer of the first quantised file, which is what Ollama runs.
+    """
 
     question: str
     before: str | None = None
     after: str | None = None
     stopped: bool | None = None
     expected: str = ""
+    quantised: str | None = None
+    quantised_stopped: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from training.checks import Outcome
+from training.checks.logits import NOISE
 from training.evaluation import EXACT, GENERAL_LOSS, LOSS, STOPS, Score
-from training.report.checklist import named
+from training.report.checklist import MOSTLY, expected_answers, named
 from training.report.schema import Report, TrainingFacts
 from training.system import wording
 
 CLEAR = 0.01  # of the validation loss: a smaller change is not called one
-# Below this share of answers that are the expected ones, the answers are the news, whatever the loss says.
-MOSTLY = 0.5
 # Of what the training changed: what the merge into 16 bits, or the quantising, may undo before it counts as a price.
 SMALL = 0.05
 # Lines of the evaluation of answers that are told as a price where they got worse beyond chance.
@@ -94,14 +93,6 @@ def change(name: str, before: float | None, after: float | None) -> str:
     return f"{name} {wording.number(before, '.3f')} -> {wording.number(after, '.3f')}{share}"
 
 
-def expected_answers(report: Report) -> tuple[int, int] | None:
-    """How many of the answers are the expected ones, of how many."""
-    score = named(report.scores, EXACT)
-    if score is None or score.after is None or not score.rows:
-        return None
-    return round(score.after * score.rows), score.rows
-
-
 def _answered(report: Report) -> Iterator[str]:
     """What the answers say for the model."""
     found = expected_answers(report)
@@ -158,8 +149,10 @@ def merge_cost(report: Report) -> float | None:
 
 
 def _rounded(report: Report) -> Iterator[str]:
-    cost = merge_cost(report)
-    if cost is not None and cost > SMALL:
+    cost, figures = merge_cost(report), figures_of(report.checks, "merged logits")
+    moved, noise = figures.get("mean_kl"), NOISE.get(str(figures.get("dtype")), 0.0)
+    # What the order of sums alone may cost is none of the merge's doing, however little the training changed.
+    if cost is not None and cost > SMALL and isinstance(moved, (int, float)) and moved > noise:
         yield f"rounding the merge to 16 bits moved its predictions by {100 * cost:.0f} % of what the training did"
 
 

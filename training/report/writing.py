@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training import runs
 from training.report import as_html, as_markdown, curves
-from training.report.schema import Artefact, Report, TrainingFacts, build, plain
+from training.report.schema import Artefact, Evaluation, Report, Step, TrainingFacts, build, plain
 from training.system import files, foreign_json, records
 from training.system.foreign_json import Damaged
 
@@ -51,11 +51,25 @@ def with_curves(run: Path, report: Report) -> Report:
     steps, evaluations, total = curves.read(run / runs.EVENTS)
     if not steps and not evaluations:
         return report
-    training = training or TrainingFacts(steps=steps[-1].step if steps else 0)
+    training = training or _so_far(steps, evaluations)
     filled = dataclasses.replace(
         training, losses=steps, evaluations=training.evaluations or evaluations, total=training.total or total
     )
     return dataclasses.replace(report, training=filled)
+
+
+def _so_far(steps: Sequence[Step], evaluations: Sequence[Evaluation]) -> TrainingFacts:
+    """What a training that is not done has told of itself."""
+    base = [one.loss for one in evaluations if one.step == 0]
+    found = [one for one in evaluations if one.step > 0 and one.loss is not None]
+    best = min(found, key=lambda one: one.loss or 0.0, default=None)
+    return TrainingFacts(
+        steps=steps[-1].step if steps else 0,
+        before=base[0] if base else None,
+        after=found[-1].loss if found else None,
+        best=best.loss if best else None,
+        best_step=best.step if best else None,
+    )
 
 
 def thinned(report: Report) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from loguru import logger
 from training.base_model import BaseModel, base_files
 from training.errors import UserError
 from training.runs import pickled
+from training.runs.directory import ADAPTER, CHECKPOINTS, Run
 from training.settings import Settings
 from training.settings.table import TABLE
-from training.system import files, foreign_json, privacy, wire
+from training.system import files, foreign_json, privacy, shell, wire
 from training.system.foreign_json import COUNT, NUMBER, OBJECT, OBJECTS, Damaged
 
 MANIFEST, VERSION = "checkpoint.json", 1
@@ -53,6 +54,7 @@ NOT_COMPARED = {
     "Hardware.MAIN_PROCESS_ADDRESS",
     "Dataset.DATASET_FILE",  # its content counts: "data SHA-256"
     "Dataset.VALIDATION_FILE",
+    "Dataset.TEST_FILE",
 }
 
 
@@ -70,6 +72,8 @@ class Carried:
     best_step: int | None = None
     worse: int = 0  # evaluations since the best one
     stopped_early: bool = False
+    # The first step of the warm-up has a learning rate above 0. Not so in runs that older versions began.
+    rises_at_once: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """What is known, as JSON has it."""
@@ -94,7 +98,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "fast_path": (str,),
     **dict.fromkeys(("before", "after", "best_loss"), (float, int)),
     **dict.fromkeys(("evaluated_at", "best_step", "worse"), (int,)),
-    "stopped_early": (bool,),
+    **dict.fromkeys(("stopped_early", "rises_at_once"), (bool,)),
 }
 
 
@@ -327,10 +331,31 @@ def _steps(folder: Path) -> list[int]:
 
 def where(folder: Path) -> str:
     """What is safe, in words, for the end of an error message."""
+    resume = shell.lasting("run.sh", "--resume", folder.parent)
     try:
         last = newest(folder)
     except OSError:  # the drive that failed before
-        return f"what is safe there cannot be read now; `./run.sh --resume {folder.parent}` goes on from it"
+        return f"what is safe there cannot be read now; `{resume}` goes on from it"
     if last is None:
-        return f"no checkpoint was written yet; `./run.sh --resume {folder.parent}` begins again"
-    return f"the checkpoint of step {last.step} is safe in {last.path}; `./run.sh --resume {folder.parent}` goes on from it"
+        return f"no checkpoint was written yet; `{resume}` begins again"
+    return f"the checkpoint of step {last.step} is safe in {last.path}; `{resume}` goes on from it"
+
+
+def does_the_rest(run: Path) -> str:
+    """How a run goes on whose training is done."""
+    return f"`{shell.lasting('run.sh', '--resume', run)}` does the rest"
+
+
+def left(run: Run) -> str:
+    """What a run that ended without a word of its own has lost, what it leaves, and how to go on."""
+    resume = shell.lasting("run.sh", "--resume", run.path)
+    if run.stage("train") is not None:
+        return (
+            f"nothing of the training is lost: the adapter is safe in {run.path / ADAPTER}; {does_the_rest(run.path)}"
+        )
+    step, last = run.status.get("step", 0), newest(run.path / CHECKPOINTS)
+    if last is None:
+        lost = f"all {step} steps are lost" if step else "nothing is lost"
+        return f"{lost}: no checkpoint was written yet; `{resume}` begins again with the first step"
+    lost = f"the steps after {last.step} are lost" if step > last.step else "no step is lost"
+    return f"{lost}; {where(run.path / CHECKPOINTS)}"

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from training.errors import MachineError, UserError
-from training.system import files, foreign_json, io_errors, privacy
-from training.system.foreign_json import COUNT, MOMENT, NUMBER, OBJECTS, TABLE, TEXT, TEXTS, TRUTH, Damaged, Kind
+from training.system import files, foreign_json, io_errors, privacy, shell
+from training.system.foreign_json import (
+    COUNT,
+    MOMENT,
+    NUMBER,
+    OBJECT,
+    OBJECTS,
+    TABLE,
+    TEXT,
+    TEXTS,
+    TRUTH,
+    Damaged,
+    Kind,
+)
 
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
@@ -30,6 +43,10 @@ State = Literal["queued", "running", "completed", "interrupted", "failed", "kill
 PROCESSES = Path("/proc")
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
 WAITS = (0.1, 0.5, 2.0)
+SECONDS = Kind(
+    "object of seconds",
+    lambda value: isinstance(value, dict) and all(NUMBER.fits(item) and item >= 0 for item in value.values()),
+)
 # Of status.json: what everybody who opens a run relies on.
 KINDS: dict[str, Kind] = {
     "state": foreign_json.one_of(get_args(State)),
@@ -38,13 +55,20 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("v", "step", "total"), COUNT),
     **dict.fromkeys(("pid", "pid_started", "oom_kills"), COUNT.or_none()),
     "updated": MOMENT,
-    **dict.fromkeys(("started", "eta"), MOMENT.or_none()),
+    **dict.fromkeys(("started", "eta", "queued"), MOMENT.or_none()),
+    "asked": OBJECT,
     "progress": NUMBER,
     "resumed_after_training": TRUTH,
+    "stopping": TRUTH.or_none(),
     "stages": TABLE,
+    "expected": SECONDS,
+    "parameters": COUNT.or_none(),
     **dict.fromkeys(("checks", "quantised"), OBJECTS),
     **dict.fromkeys(("warnings", "check_warnings"), TEXTS),
 }
+
+# A signal is told of by another thread than that which trains.
+_WRITING = threading.Lock()
 
 
 @dataclass
@@ -56,18 +80,19 @@ class Run:
     # The lock on the directory, while this process works on it.
     held: int | None = field(default=None, repr=False)
 
-    def update(self, **changes: object) -> None:
+    def update(self, **changes: object) -> bool:
         """Change fields of status.json, which holds no secrets. One that cannot be written (full disk) stops nothing.
 
-        The state in which a run ends is the last that is written of it: it is tried again.
+        The state in which a run ends is the last that is written of it: it is tried again. Whether it could be written.
         """
-        self.status.update(changes)
-        self.status["updated"] = round(time.time(), 3)
         ends = changes.get("state") in ("completed", "interrupted", "failed")
         for wait in (*WAITS, None) if ends else (None,):
             try:
-                files.write_json(self.path / STATUS, privacy.hidden(self.status))
-                return
+                with _WRITING:
+                    self.status.update(changes)
+                    self.status["updated"] = round(time.time(), 3)
+                    files.write_json(self.path / STATUS, privacy.hidden(self.status))
+                return True
             except OSError as error:
                 if wait is not None:
                     time.sleep(wait)
@@ -75,6 +100,7 @@ class Run:
                 from loguru import logger
 
                 logger.warning("cannot write {}", io_errors.told(error, self.path / STATUS))
+        return False
 
     def reload(self) -> None:
         """Read status.json again, after another process has worked on the run."""
@@ -112,6 +138,40 @@ def create(output_dir: Path) -> Run:
     return run
 
 
+def queue(output_dir: Path, config: str, **known: object) -> Run:
+    """A new run that waits to be started, by `./run.sh --resume`: its settings are the text `config`.
+
+    Its directory is all that is known of it, so that it outlives whoever made it.
+    """
+    run = create(output_dir)
+    files.write_text(run.path / CONFIG, config)
+    run.update(pid=None, pid_started=None, queued=round(time.time(), 3), **known)
+    unlock(run)
+    return run
+
+
+def waiting(run: Run) -> bool:
+    """Whether a run was queued, and nobody has started it yet."""
+    return run.status.get("state") == "queued" and run.status.get("pid") is None
+
+
+def never_started(run: Run) -> bool:
+    """Whether a run has its settings, and nothing else yet: it is begun, not resumed."""
+    return begun(run) and not any(run.status.get(sign) for sign in ("started", "step", "stages"))
+
+
+def cancel(run: Run) -> None:
+    """Take a run that waits out of the queue. UserError where somebody has just started it."""
+    lock(run)
+    try:
+        run.reload()
+        if not waiting(run):
+            raise UserError(f"{run.path} has just been started")
+        run.update(state="interrupted", error="stopped before it began")
+    finally:
+        unlock(run)
+
+
 def _new_directory(output_dir: Path) -> Path:
     stamp = f"finetune_{datetime.now():%Y%m%d_%H%M%S}"
     number = 1
@@ -133,11 +193,30 @@ def lock(run: Run) -> None:
     except BlockingIOError:
         os.close(handle)
         raise UserError(
-            f"{run.path} is being worked on by another process; ./run.sh --status {run.path} tells"
+            f"{run.path} is being worked on by another process; {shell.command('run.sh', '--status', run.path)} tells"
         ) from None
     except OSError:  # a file system without locks
         pass
     run.held = handle
+
+
+def lock_within(run: Run, seconds: float) -> None:
+    """`lock`, once whoever holds the directory has let go of it. UserError where that takes longer than these seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return lock(run)
+        except UserError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def unlock(run: Run) -> None:
+    """Let go of a run's directory."""
+    if run.held is not None:
+        os.close(run.held)
+        run.held = None
 
 
 def point_latest(path: Path) -> None:
@@ -176,12 +255,15 @@ def open_run(path: Path) -> Run:
     return Run(path, foreign_json.read(status, KINDS))
 
 
-def find(output_dir: Path, wanted: Path | str | None) -> Run:
-    """The run that was asked for: a path, a name under OUTPUT_DIR, or (None) the newest one."""
+def find(output_dir: Path, wanted: Path | str | None, starts: str = "") -> Run:
+    """The run that was asked for: a path, a name under OUTPUT_DIR, or (None) the newest one.
+
+    `starts`: the command that makes one, for the error's message.
+    """
     if wanted is None:
         every = history(output_dir)
         if not every:
-            raise UserError(f"there is no run under {output_dir} yet; ./run.sh starts one")
+            raise UserError(f"there is no run under {output_dir} yet" + (f"; {starts} starts one" if starts else ""))
         return every[-1]
     for path in (Path(wanted), output_dir / str(wanted)):
         if path.is_symlink():  # OUTPUT_DIR/merged_model
@@ -272,6 +354,8 @@ def _is_there(pid: int) -> bool:
 def state(run: Run) -> State:
     """The run's state as it is now: a run that says `running` but whose process is gone has been killed."""
     stored: State = run.status.get("state", "failed")
+    if waiting(run):
+        return "queued"
     if stored in ("running", "queued") and not alive(run):
         # The report is the last but one that is written: then it was the word "completed" that the disk did not take.
         return "completed" if (run.path / REPORT).is_file() and run.stage("check") is not None else "killed"
@@ -281,6 +365,13 @@ def state(run: Run) -> State:
 def begun(run: Run) -> bool:
     """Whether a run got as far as its own settings, without which nothing was trained and nothing can go on."""
     return (run.path / CONFIG).is_file()
+
+
+def seconds_of_stages(run: Run) -> dict[str, float]:
+    """How long each finished stage took, in order, as far as status.json tells it."""
+    stages = run.status.get("stages", {})
+    taken = {name: stage.get("seconds") for name, stage in stages.items() if isinstance(stage, dict)}
+    return {name: seconds for name, seconds in taken.items() if isinstance(seconds, (int, float))}
 
 
 def size(run: Run | None) -> int:

@@ -14,7 +14,7 @@ from training.errors import UserError
 from training.runs import directory
 from training.runs.directory import Run
 from training.settings import Settings
-from training.system import files, foreign_code, foreign_json, records
+from training.system import files, foreign_code, foreign_json, records, shell
 from training.system.foreign_json import Damaged
 
 FACTS = "export.json"  # in checkpoints/
@@ -37,10 +37,11 @@ class BaseOfRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt that was trained on: its tokens, and how many an answer may take at `most`."""
+    """A prompt that was trained on: its tokens, and how many an answer may take at `most`. `question`: what it asks."""
 
     ids: list[int]
     most: int
+    question: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class Handover:
         run = directory.open_run(path)
         if not (run.path / directory.ADAPTER).is_dir() or not (run.path / directory.CHECKPOINTS / FACTS).is_file():
             raise UserError(
-                f"{path} has no finished adapter to export; ./run.sh --resume {path} goes on with its training"
+                f"{path} has no finished adapter to export; {shell.command('run.sh', '--resume', path)} goes on with its training"
             )
         own = settings.load(run.path / directory.CONFIG, check_files=False)
         foreign_code.trust(own.model.trust_remote_code)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +15,18 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from training.errors import FinetuneError, UserError
 from training.settings import ini_file, loading, other_names, usage
 from training.settings.settings import Override
-from training.settings.table import TABLE
-from training.settings.usage import COMMANDS, NOT_GIVEN, POSITIONS, SWITCH_NEEDS, SWITCHES, TRAINS
-from training.system import events, paths, privacy
+from training.settings.table import EVERY, TABLE
+from training.settings.usage import (
+    COMMANDS,
+    NOT_GIVEN,
+    POSITIONS,
+    SERVICE_FLAGS,
+    SETTING_FLAGS,
+    SWITCH_NEEDS,
+    SWITCHES,
+    TRAINS,
+)
+from training.system import events, listeners, paths, privacy, shell
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Arguments:
     command: str = "run"  # or a key of COMMANDS without its dashes
     config: Path = paths.ROOT / "config.ini"
     overrides: tuple[Override, ...] = ()  # in order: of two for one setting the last one holds
+    typed: tuple[str, ...] = ()  # the words that set something, as they can be typed again
     runs: tuple[Path, ...] = ()  # absolute paths, or bare names to be looked up in OUTPUT_DIR
     fresh: bool = False
     detach: bool = False
@@ -50,6 +59,7 @@ class _Parser:
     runs: list[str] = field(default_factory=list)
     switches: set[str] = field(default_factory=set)
     flags: list[Override] = field(default_factory=list)
+    typed: list[str] = field(default_factory=list)
     positions: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     form: str = ""  # of --dataset-format
@@ -74,12 +84,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     positions = list(_positions(parser))
     _check_together(parser)
     if parser.problems:
-        raise UserError([*parser.problems, "./run.sh --help lists all arguments"], title="wrong arguments")
+        raise UserError(
+            [*parser.problems, f"{shell.command('run.sh', '--help')} lists all arguments"], title="wrong arguments"
+        )
     command = parser.commands[0].removeprefix("--") if parser.commands else "run"
     return Arguments(
         command=command,
         config=_from_here(parser.config) if parser.config else paths.ROOT / "config.ini",
         overrides=(*positions, *parser.flags),
+        typed=(*_typed_positions(parser.positions), *parser.typed),
         runs=tuple(_run(text) for text in parser.runs),
         **{switch.removeprefix("--"): True for switch in parser.switches},
     )
@@ -90,20 +103,21 @@ def _flag(parser: _Parser, word: str) -> None:
     name, equals, value = word.partition("=")
     name = name.replace("_", "-")
     if name in ("--help", "-h"):
-        print(usage.help_text(), end="")
+        listeners.tell(sys.stdout, usage.help_text())
         raise SystemExit(0)
     if name in SWITCHES or name in COMMANDS:
         _command_or_switch(parser, name, value if equals else None)
     elif name in ("--config", "--set"):
         if not equals:
             value = _next(parser)
+        parser.typed += [f"{name}={value}"] if value.startswith("--") else [name, value]
         if not value:
             parser.problems.append(f"{name} needs a value" + (": Section.KEY=VALUE" if name == "--set" else ""))
         elif name == "--config":
             parser.config = value
         else:
             _set(parser, value)
-    elif name.startswith("--") and other_names.is_taken(name):
+    elif name in SERVICE_FLAGS or (name.startswith("--") and other_names.is_taken(name)):
         _setting(parser, name, value if equals else None)
     else:
         parser.problems.append(f"{ini_file.show(name)} is not a flag{other_names.hint(name, 'flag')}")
@@ -113,10 +127,12 @@ def _flag(parser: _Parser, word: str) -> None:
 
 def _setting(parser: _Parser, name: str, value: str | None) -> None:
     """A flag that gives a setting its value. One that is true or false may stand alone for true."""
-    if value is None and other_names.is_switch(name):
+    if value is None and name not in SERVICE_FLAGS and other_names.is_switch(name):
         value = parser.left.pop(0) if parser.left and parser.left[0].lower() in ("true", "false", "auto") else "true"
     if value is None:
         value = _next(parser)
+    if name not in SERVICE_FLAGS:
+        parser.typed += [f"{name}={value}"] if value.startswith("-") else [name, value]
     if not value:
         parser.problems.append(f"{name} needs a value")
     elif value in NOT_GIVEN:
@@ -131,10 +147,21 @@ def _setting(parser: _Parser, name: str, value: str | None) -> None:
 
 
 def _overrides(name: str, value: str) -> Iterator[Override]:
-    for key, given in other_names.settings_of(name, value):
-        item = TABLE[key]
+    pairs = [(SERVICE_FLAGS[name], value)] if name in SERVICE_FLAGS else other_names.settings_of(name, value)
+    for key, given in pairs:
+        item = EVERY[key]
         source = f"{name}: {key}" if other_names.plain(name) in other_names.IMPLIED else name
         yield Override(item.section, item.key, given, source)
+
+
+def _typed_positions(words: Sequence[str]) -> list[str]:
+    """Positions to be typed before the flags; one that would be taken for a flag is set with one."""
+    if not any(words):
+        return []
+    if any(word.startswith("-") and word != "-" for word in words):
+        flags = [flag for _, key in POSITIONS for flag, known in SETTING_FLAGS.items() if known == key]
+        return [f"{flag}={word}" for flag, word in zip(flags, words, strict=False) if word]
+    return list(words)
 
 
 def _next(parser: _Parser) -> str:
@@ -166,7 +193,7 @@ def _set(parser: _Parser, text: str) -> None:
     if dot and equals and section and key:
         parser.flags.append(Override(section, key, value, f"--set {section}.{key}"))
         return
-    fitting = [known for known, item in TABLE.items() if item.key == name.strip().upper()]
+    fitting = [known for known, item in EVERY.items() if item.key == name.strip().upper()]
     example = f"{fitting[0]}={value or 'VALUE'}" if fitting else "Section.KEY=VALUE, as in LoRA.R=8"
     parser.problems.append(f"--set {ini_file.show(text)}: write {example}")
 
@@ -243,8 +270,8 @@ def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
     """Tell what is wrong with arguments or settings: on stderr, and to a program that listens (--events) as an event."""
     privacy.tell(error)
     if "--events" in argv and "--follow" not in argv:  # there the lines are another run's
-        with suppress(OSError):  # nobody listens any more
-            print(events.as_line("failed", exit_code=error.exit_code, error=str(error), **error.parts()), flush=True)
+        told = events.as_line("failed", exit_code=error.exit_code, error=str(error), **error.parts())
+        listeners.tell(sys.stdout, told + "\n")
     return error.exit_code
 
 
@@ -252,7 +279,7 @@ def main(argv: Sequence[str], check_packages: bool = False) -> int:
     """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
     try:
         arguments = parse(argv)
-        if arguments.command in ("run", "check", "prove"):
+        if arguments.command in ("run", "check", "prove", "serve"):
             loading.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
         return refuse(error, argv)

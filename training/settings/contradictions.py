@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def find(
     settings: Settings, bad: frozenset[str] | set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
-    every = [_length, _validation, _text, _adapter, _machines, _device, _unsloth]
+    every = [_length, _validation, _text, _adapter, _machines, _device, _unsloth, _service]
     every += [_secret, _packages] if check_packages else []
     found = [contradiction for rule in every for contradiction in rule(settings)]
     return [(keys, _message(settings, keys, reason)) for keys, reason in found if not bad.intersection(keys)]
@@ -81,8 +82,11 @@ def _validation(settings: Settings) -> Contradictions:
         yield ("Training.EARLY_STOPPING_PATIENCE", "Training.EVAL_STEPS"), "nothing is validated during training"
     if data.validation_file == data.dataset_file:
         yield ("Dataset.VALIDATION_FILE", "Dataset.DATASET_FILE"), "the model would be validated on its training rows"
+    for other in ("DATASET_FILE", "VALIDATION_FILE") if data.test_file else ():
+        if data.test_file == settings.get(f"Dataset.{other}"):
+            yield ("Dataset.TEST_FILE", f"Dataset.{other}"), "the model would be tested on rows that it has seen"
     split = 0 if data.validation_file else data.validation_split
-    if split + data.test_split >= 1:
+    if not data.test_file and split + data.test_split >= 1:
         yield ("Dataset.TEST_SPLIT", "Dataset.VALIDATION_SPLIT"), "no row is left for training"
 
 
@@ -147,6 +151,20 @@ def _unsloth(settings: Settings) -> Contradictions:
         yield ("LoRA.TARGET_MODULES", engine), reason
 
 
+def _service(settings: Settings) -> Contradictions:
+    host = settings.service.host
+    if not is_this_machine(host) and settings.service.token_file is None:
+        yield ("Service.HOST", "Service.TOKEN_FILE"), "others can reach this address, and need a token then"
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _secret(settings: Settings) -> Contradictions:
     if settings.hardware.num_machines > 1:
         try:
@@ -165,9 +183,9 @@ def unused(settings: Settings) -> list[str]:
     """What somebody set and the run does not use, one sentence each."""
     training = settings.training
     notes = []
-    if training.max_steps:
+    if training.max_steps and settings.written("Training.NUM_TRAIN_EPOCHS"):
         notes.append(f"NUM_TRAIN_EPOCHS is not used: MAX_STEPS = {training.max_steps} sets the length")
-    else:
+    elif not training.max_steps:
         epochs = rules.write(training.num_train_epochs)
         notes.append(f"MAX_STEPS is 0: NUM_TRAIN_EPOCHS = {epochs} sets the length")
     if settings.hardware.auto_fp16_bf16 and settings.written("Hardware.PRECISION"):

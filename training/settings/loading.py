@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +15,14 @@ from training.settings.ini_file import Ini
 from training.settings.rules import Given
 from training.settings.settings import AUTOMATIC, DEFAULT, Override, Settings, default_of, place_of
 from training.settings.table import (
-    SECTIONS,
-    TABLE,
+    EVERY,
+    EVERY_SECTION,
     Dataset,
     Hardware,
     LoRA,
     Model,
     Quantization,
+    Service,
     Training,
 )
 
@@ -61,9 +63,9 @@ def of(
     written, lines, others = _collect(file, config, overrides)
     others += unknown
     problems = lines + [(line, f"{config.name}:{line}: {reason}") for line, reason in file.problems]
-    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    sections: dict[str, dict[str, Any]] = {section: {} for section in EVERY_SECTION}
     bad: set[str] = set()
-    for key, item in TABLE.items():
+    for key, item in EVERY.items():
         default = _Written(Given(rules.write(item.rule.default), config.parent), 0, DEFAULT)
         given, line, origin = written.get(key, default)
         value = default_of(item, Path("/"))  # stands in for a value that cannot be read
@@ -75,7 +77,7 @@ def of(
         if reason:
             bad.add(key)
             message = f"{place_of(item, ini_file.show(given.text), origin)}: {reason}"
-            (problems.append((line, message)) if line else others.append(message))
+            (problems.append((line or AFTER, message)) if line or key not in written else others.append(message))
         sections[item.section][item.key.lower()] = value
     origins = {key: setting.origin for key, setting in written.items()}
     as_given = Settings(
@@ -85,14 +87,16 @@ def of(
         training=Training(**sections["Training"]),
         quantization=Quantization(**sections["Quantization"]),
         hardware=Hardware(**sections["Hardware"]),
+        service=Service(**sections["Service"]),
         config=config,
         origins=origins,
     )
     settings = _without_others_rows(as_given)
     for keys, message in contradictions.find(settings, bad, check_packages):
         line = written[keys[0]].line if keys[0] in written else 0
-        (problems.append((line, message)) if line else others.append(message))
-    _raise_all([message for _, message in sorted(problems)] + others, config)
+        typed = not line and any(key in written and not written[key].line for key in keys)
+        (others.append(message) if typed else problems.append((line or AFTER, message)))
+    _raise_all([message for _, message in sorted(problems)], others, config)
     return settings
 
 
@@ -116,7 +120,7 @@ def of_run(
         elif reason != entry.key:
             del origins[key]
             choices.append((key, settings.get(key), reason))
-    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices))
+    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices), began=True)
 
 
 def _is_default(settings: Settings, key: str) -> bool:
@@ -125,14 +129,15 @@ def _is_default(settings: Settings, key: str) -> bool:
 
 
 def _without_others_rows(settings: Settings) -> Settings:
-    """Rows given on the command line are not measured on the validation rows that the file names for its own rows."""
+    """Rows given on the command line are not measured on the validation and test rows that the file names for its own."""
     own_file = f"{settings.config.name}:"
     data = settings.origins.get("Dataset.DATASET_FILE", own_file)
-    held_out = settings.origins.get("Dataset.VALIDATION_FILE", "")
-    if data.startswith(own_file) or not held_out.startswith(own_file) or settings.dataset.validation_file is None:
-        return settings
-    reason = f"{data} gives other rows than the file, whose validation rows do not belong to them"
-    return settings.with_choice("Dataset.VALIDATION_FILE", None, reason)
+    for key, what in (("Dataset.VALIDATION_FILE", "validation"), ("Dataset.TEST_FILE", "test")):
+        own = settings.get(key) is not None and settings.origins.get(key, "").startswith(own_file)
+        if own and not data.startswith(own_file):
+            reason = f"{data} gives other rows than the file, whose {what} rows do not belong to them"
+            settings = settings.with_choice(key, None, reason)
+    return settings
 
 
 def _collect(
@@ -146,22 +151,22 @@ def _collect(
             f"{config.name}:{line}: [{ini_file.show(section)}] is not a section{other_names.hint_for_section(section)}",
         )
         for section, line in file.sections.items()
-        if section not in SECTIONS
+        if section not in EVERY_SECTION
     ]
     for entry in file.entries:
         key = f"{entry.section}.{entry.key}"
         origin = f"{config.name}:{entry.line}"
-        if key in TABLE:
+        if key in EVERY:
             given = Given(entry.value, config.parent, entry.quoted, entry.comment)
             written[key] = _Written(given, entry.line, origin)
-        elif entry.section in SECTIONS:
+        elif entry.section in EVERY_SECTION:
             problems.append((entry.line, f"{origin}: {unknown_key(entry.section, entry.key)}"))
     others = []
     for override in overrides:
         key, section = f"{override.section}.{override.key}", override.section
-        if key in TABLE:
+        if key in EVERY:
             written[key] = _Written(Given(override.value, here(), override.literal), 0, override.source)
-        elif section in SECTIONS:
+        elif section in EVERY_SECTION:
             others.append(f"{override.source}: {unknown_key(section, override.key)}")
         else:
             others.append(
@@ -175,23 +180,27 @@ def unknown_key(section: str, key: str) -> str:
     message = f"[{section}] {ini_file.show(key)} is not a setting"
     if "TOKEN" in key.upper() or key.upper().endswith("API_KEY"):
         return f"{message}; tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file"
-    elsewhere = [item.section for item in TABLE.values() if item.key == key.upper() and item.section != section]
+    elsewhere = [item.section for item in EVERY.values() if item.key == key.upper() and item.section != section]
     if elsewhere:
         return f"{message}; {key.upper()} belongs in [{elsewhere[0]}]"
     return message + other_names.hint(key, "key", section)
 
 
 MOST_SHOWN = 50
+# In the place of a line: a default, which stands in no line, is the file's all the same.
+AFTER = sys.maxsize
 
 
-def _raise_all(problems: Sequence[str], config: Path) -> None:
+def _raise_all(in_file: Sequence[str], in_arguments: Sequence[str], config: Path) -> None:
+    problems = [*in_file, *in_arguments]
     if not problems:
         return
+    place = " and ".join([_from_here(config)] * bool(in_file) + ["arguments"] * bool(in_arguments))
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     shown = list(problems[:MOST_SHOWN])
     if len(problems) > MOST_SHOWN:
         shown.append(f"... and {len(problems) - MOST_SHOWN} more")
-    raise UserError(shown, title=f"{_from_here(config)}: {count}")
+    raise UserError(shown, title=f"{place}: {count}")
 
 
 def _from_here(path: Path) -> str:
@@ -213,14 +222,17 @@ def here() -> Path:
 def clamp(settings: Settings, total_steps: int) -> Settings:
     """Fit the step settings to a run of `total_steps`, once that is known: defaults that are too long are shortened.
 
-    Raises UserError naming each one that somebody wrote and that does not fit.
+    A warm-up of half the run and more does not fit either. Those of a run that has begun stay as they are. Raises
+    UserError naming each one that somebody wrote and that does not fit.
     """
+    if settings.began:
+        return settings
     problems = [message for _, message in contradictions.too_long(settings, total_steps)]
     if problems:
         raise UserError(problems, title=f"{_from_here(settings.config)}: the run has {total_steps} steps")
     for key in contradictions.STEP_SETTINGS:
         value = settings.get(key)
-        if key == "Training.WARMUP_STEPS" and not settings.written(key) and value >= total_steps:
+        if key == "Training.WARMUP_STEPS" and not settings.written(key) and value and 2 * value >= total_steps:
             settings = settings.with_choice(key, total_steps // 10, f"the run has {total_steps} steps only")
         elif value > total_steps:
             settings = settings.with_choice(key, total_steps, f"the run has {total_steps} steps only")

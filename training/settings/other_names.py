@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from training.settings import names
-from training.settings.table import SECTIONS, TABLE
-from training.settings.usage import COMMANDS, SETTING_FLAGS, SWITCHES
+from training.settings.table import EVERY, EVERY_SECTION, SECTIONS, TABLE
+from training.settings.usage import COMMANDS, SERVICE_FLAGS, SETTING_FLAGS, SWITCHES
+from training.system import shell
 
 Door = Literal["flag", "key", "python"]
 EPOCHS, STEPS = "Training.NUM_TRAIN_EPOCHS", "Training.MAX_STEPS"
@@ -30,6 +31,7 @@ TAKEN: dict[str, str] = {
     **dict.fromkeys(("base-model", "model-name"), "Model.BASE_MODEL_NAME"),
     **dict.fromkeys(("train-data", "dataset-path", "data-path"), "Dataset.DATASET_FILE"),
     "val-data": "Dataset.VALIDATION_FILE",
+    "test-data": "Dataset.TEST_FILE",
     "train-test-split": "Dataset.VALIDATION_SPLIT",
     "dataset-format": "Dataset.FORMAT",
     "num-epochs": EPOCHS,
@@ -81,6 +83,7 @@ MEANT: dict[str, str] = {
         "eval-dataset val-dataset validation-dataset dev dev-data",
         "Dataset.VALIDATION_SPLIT": "val-size val-split eval-split valid-split validation-size eval-size val-ratio "
         "val-set-size validation-ratio eval-ratio",
+        "Dataset.TEST_FILE": "test-dataset",
         "Dataset.TEST_SPLIT": "test-size test-ratio test-share",
         "Dataset.FORMAT": "data-format row-format format-type dataset-type data-type",
         "Dataset.MAX_ROWS": "max-samples num-samples limit max-train-samples max-examples",
@@ -173,7 +176,6 @@ SAID: dict[str, str] = {
         "nothing is asked on the way": "yes y no-input non-interactive",
         "the whole log is in training/finetune.log": "verbose debug quiet silent log-level",
         "for several GPUs there are NUM_PROCESSES and SHARDING = fsdp": "deepspeed",
-        "a test set is a share of the rows: TEST_SPLIT": "test-file test-dataset",
         "LOAD_IN_4BIT = true is NF4 with double quantisation": "bnb-4bit-quant-type bnb-4bit-compute-dtype double-quant "
         "bnb-4bit-use-double-quant use-double-quant",
         "tokens are read from the environment (HF_TOKEN, WANDB_API_KEY)": "token hf-token hub-token api-key wandb-api-key "
@@ -255,11 +257,12 @@ def hint(name: str, door: Door, section: str = "") -> str:
 
 def _known(door: Door, section: str) -> Iterable[str]:
     if door == "key":
-        return [item.key for item in TABLE.values() if item.section == section]
+        return [item.key for item in EVERY.values() if item.section == section]
     if door == "python":
         return [name.replace("-", "_") for name in (*TAKEN, *IMPLIED)]
     return [
         *SETTING_FLAGS,
+        *SERVICE_FLAGS,
         *COMMANDS,
         *SWITCHES,
         "--config",
@@ -272,7 +275,11 @@ def _known(door: Door, section: str) -> Iterable[str]:
 def hint_for_section(name: str) -> str:
     """The same for a section of the file."""
     section = SECTION_WORDS.get(plain(name))
-    return f"; write [{section}]" if section else names.did_you_mean(name, SECTIONS, f"there are {', '.join(SECTIONS)}")
+    return (
+        f"; write [{section}]"
+        if section
+        else names.did_you_mean(name, EVERY_SECTION, f"there are {', '.join(EVERY_SECTION)}")
+    )
 
 
 def instead_of(word: str) -> str:
@@ -280,7 +287,7 @@ def instead_of(word: str) -> str:
     word = plain(word)
     if word in DONE_BY and len(word) > 1:
         by = DONE_BY[word]
-        return f"write ./run.sh {by}" if by.startswith("--") else f"{by} does that"
+        return f"write {shell.command('run.sh', by)}" if by.startswith("--") else f"{by} does that"
     return SAID.get({"train": "start"}.get(word, word), "") if word in ("version", "train", "start", "run") else ""
 
 

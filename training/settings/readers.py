@@ -155,3 +155,21 @@ def address(given: Given, rule: Rule) -> str | None:
     if not match or (match[2] and not 1 <= int(match[2]) <= 65535):
         raise ValueError("expected host or host:port, such as 10.0.0.5:29500")
     return match[0]
+
+
+def host(given: Given, rule: Rule) -> str:
+    """[Service] HOST: an address of this machine, or a name of it."""
+    text = given.text.strip()
+    if not re.fullmatch(r"[A-Za-z0-9.\-]+|(?=(?:[^:]*:){2})[0-9A-Fa-f:.]+", text):
+        raise ValueError("expected an address such as 127.0.0.1 or 0.0.0.0, without a port")
+    return text
+
+
+def folders(given: Given, rule: Rule) -> tuple[str, ...]:
+    """[Service] ROOTS: folders with commas between them, as absolute paths."""
+    if rules.is_none(given):
+        return ()
+    found = [rules.absolute_path(Given(name, given.folder), rule) for name in rules.name_list(given, rule)]
+    if missing := [path for path in found if not path.is_dir()]:
+        raise ValueError(f"no such folder ({ini_file.shown(missing[0])})")
+    return tuple(map(str, found))

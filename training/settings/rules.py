@@ -190,7 +190,18 @@ def absolute_path(given: Given, rule: Rule) -> Path:
         path = path.expanduser()
     except RuntimeError:
         raise ValueError(f"there is no home folder for {path.parts[0]}") from None
-    return given.folder / path
+    return _without_dots(given.folder / path)
+
+
+def _without_dots(path: Path) -> Path:
+    """The path without `..`, where that is the same place: behind a link to a folder it is another."""
+    if ".." not in path.parts:
+        return path
+    shorter = Path(os.path.normpath(path))
+    try:
+        return shorter if path.parent.samefile(shorter.parent) else path
+    except OSError:
+        return path
 
 
 def _optional_path(given: Given, rule: Rule) -> Path | None:

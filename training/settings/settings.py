@@ -12,7 +12,19 @@ from typing import Any
 
 from training.settings import ini_file, rules
 from training.settings.rules import Given
-from training.settings.table import SECTIONS, TABLE, Dataset, Hardware, Item, LoRA, Model, Quantization, Training
+from training.settings.table import (
+    EVERY,
+    SECTIONS,
+    TABLE,
+    Dataset,
+    Hardware,
+    Item,
+    LoRA,
+    Model,
+    Quantization,
+    Service,
+    Training,
+)
 
 # Where a value comes from, beside a place such as config.ini:14 or --epochs.
 DEFAULT, AUTOMATIC = "default", "automatic: "
@@ -40,11 +52,15 @@ class Settings:
     training: Training
     quantization: Quantization
     hardware: Hardware
+    # Of the server, which is no part of a run: it is in no record.
+    service: Service = field(default=Service(), compare=False)
     config: Path = field(compare=False)
     # By Section.KEY: where the values that somebody gave came from.
     origins: Mapping[str, str] = field(compare=False)
     # Automatic choices: (Section.KEY, value, reason).
     choices: tuple[tuple[str, object, str], ...] = field(default=(), compare=False)
+    # They are those of a run that has begun: nothing in them is fitted to it any more.
+    began: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -75,7 +91,7 @@ class Settings:
 
     def get(self, key: str) -> Any:
         """The value of "Section.KEY"."""
-        item = TABLE[key]
+        item = EVERY[key]
         return getattr(getattr(self, item.section.lower()), item.key.lower())
 
     def origin(self, key: str) -> str:
@@ -85,7 +101,7 @@ class Settings:
 
     def default(self, key: str) -> Any:
         """The default of "Section.KEY"; paths start where the settings file is."""
-        return default_of(TABLE[key], self.config.parent)
+        return default_of(EVERY[key], self.config.parent)
 
     def written(self, key: str) -> bool:
         """Whether somebody chose this value: on the command line, or in the file and other than the default.
@@ -99,7 +115,7 @@ class Settings:
 
     def with_choice(self, key: str, value: object, reason: str) -> Settings:
         """These settings with an automatic choice filled in; a later choice for the same key takes its place."""
-        item = TABLE[key]
+        item = EVERY[key]
         section = dataclasses.replace(getattr(self, item.section.lower()), **{item.key.lower(): value})
         choices = tuple(choice for choice in self.choices if choice[0] != key)
         return dataclasses.replace(
@@ -108,7 +124,7 @@ class Settings:
 
     def place(self, key: str) -> str:
         """A setting for an error message, with where it was given: "config.ini:14: [LoRA] R = 0"."""
-        return place_of(TABLE[key], ini_file.show(rules.write(self.get(key))), self.origins.get(key, DEFAULT))
+        return place_of(EVERY[key], ini_file.show(rules.write(self.get(key))), self.origins.get(key, DEFAULT))
 
     def as_dict(self) -> dict[str, dict[str, object]]:
         """All values by section and KEY, as JSON has them: paths as text, lists as lists."""

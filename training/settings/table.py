@@ -89,6 +89,7 @@ class Dataset:
     validation_split: float = setting(
         0.1, at_least=0, below=1, help="share of the rows kept for validation; 0 for none"
     )
+    test_file: Path | None = setting(None, is_a="file", help="rows for a test at the end; beats TEST_SPLIT")
     test_split: float = setting(
         0.0, at_least=0, below=1, help="share of the rows kept for a test at the end; 0 for none"
     )
@@ -181,6 +182,23 @@ class Hardware:
     sharding: str = setting("none", one_of=("none", "fsdp"), help="fsdp spreads the model over the processes")
 
 
+@dataclass(frozen=True)
+class Service:
+    """[Service]: what `./run.sh --serve` does. No run is changed by it, and no record of a run has it."""
+
+    host: str = setting(
+        "127.0.0.1", read=readers.host, help="address to listen on; any but this machine's own needs TOKEN_FILE"
+    )
+    port: int = setting(8000, at_least=0, at_most=65535, help="port to listen on; 0 for any that is free")
+    token_file: Path | None = setting(
+        None, is_a="file", help="file with the token that requests must show; 16 characters or more"
+    )
+    roots: tuple[str, ...] = setting(
+        (), read=readers.folders, help="folders that requests may name; left empty, this file's and OUTPUT_DIR"
+    )
+    runs_at_a_time: int = setting(1, at_least=1, at_most=64, help="runs that train at once; the others wait")
+
+
 SECTIONS = {cls.__name__: cls for cls in (Model, LoRA, Dataset, Training, Quantization, Hardware)}
 
 
@@ -205,12 +223,19 @@ TABLE: dict[str, Item] = {
     for f in dataclasses.fields(cls)
     for item in [Item(section, f.name.upper(), f.metadata["rule"], str(f.type))]
 }
+# What is no setting of a run, and stands in the same file.
+SERVICE: dict[str, Item] = {
+    item.name: item
+    for f in dataclasses.fields(Service)
+    for item in [Item("Service", f.name.upper(), f.metadata["rule"], str(f.type))]
+}
+EVERY_SECTION, EVERY = {**SECTIONS, "Service": Service}, {**TABLE, **SERVICE}
 
 
 def reference() -> str:
     """The table of all settings in Markdown, a section at a time, as docs/settings.md shows it."""
     lines = []
-    for section, cls in SECTIONS.items():
+    for section, cls in EVERY_SECTION.items():
         about = " ".join((cls.__doc__ or "").split()).partition(": ")[2]
         lines += [
             f"### [{section}]",
@@ -220,7 +245,7 @@ def reference() -> str:
             "| key | default | values | meaning |",
             "|---|---|---|---|",
         ]
-        for item in (item for item in TABLE.values() if item.section == section):
+        for item in (item for item in EVERY.values() if item.section == section):
             default = rules.write(item.rule.default)
             default = f"`{default}`" if default else "(none)"
             lines.append(f"| `{item.key}` | {default} | {rules.allowed(item.rule, item.kind)} | {item.rule.help} |")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from training.settings import rules
-from training.settings.table import SECTIONS, TABLE
+from training.settings.table import EVERY, EVERY_SECTION
 
 # Flags that set something: the setting and what to write for its value. --epochs sets MAX_STEPS to 0 as well.
 SETTING_FLAGS = {
@@ -20,6 +20,8 @@ SETTING_FLAGS = {
     "--lora-r": "LoRA.R",
     "--name": "Model.NEW_MODEL_NAME",
 }
+# Flags of --serve. They are no settings of a run.
+SERVICE_FLAGS = {"--host": "Service.HOST", "--port": "Service.PORT"}
 POSITIONS = (
     ("DATA", "Dataset.DATASET_FILE"),
     ("OUTPUT_DIR", "Training.OUTPUT_DIR"),
@@ -40,6 +42,7 @@ COMMANDS = {
     "--history": ("", "all runs under OUTPUT_DIR"),
     "--chat": ("[RUN]", "talk to the GGUF file of a run in this terminal"),
     "--compare": ("RUN RUN...", "one page of several runs; prints its path"),
+    "--serve": ("", "a page and an HTTP service on this machine (--port, --host); Ctrl-C ends it, and no run"),
 }
 SWITCHES = {
     "--fresh": "start a new run, and do not mention an interrupted one",
@@ -66,7 +69,12 @@ def help_text() -> str:
         'DATA OUTPUT_DIR BASE_MODEL EPOCHS take the place of settings; "" leaves one as it is.',
         "",
         "Settings for this run (a flag beats an argument, that beats the file, that beats the default):",
-        *_rows([(f"{flag} VALUE", f"[{TABLE[key].section}] {TABLE[key].key}") for flag, key in SETTING_FLAGS.items()]),
+        *_rows(
+            [
+                (f"{flag} VALUE", f"[{EVERY[key].section}] {EVERY[key].key}")
+                for flag, key in {**SETTING_FLAGS, **SERVICE_FLAGS}.items()
+            ]
+        ),
         *_rows([("--set Section.KEY=VALUE", "any setting; may be repeated"), ("--config FILE", "the settings file")]),
         "EPOCHS and --epochs set MAX_STEPS to 0 as well. Paths start in the folder you are in.",
         "Every setting is a flag by its own name, too (--save-steps 50), and some by those of guides: --base-model,",
@@ -81,13 +89,13 @@ def help_text() -> str:
         "",
         "RUN is a run's folder, or its name under OUTPUT_DIR; left out, the latest one.",
         "Exit code: 0 done, 1 failed while running, 2 wrong settings, arguments or data, 3 machine not ready,",
-        "130 or 143 stopped, and ./run.sh --resume goes on.",
+        "4 ended at once by a second signal, 130 or 143 stopped; ./run.sh --resume goes on with what was saved.",
         "",
         "All settings, with their defaults:",
     ]
-    for section in SECTIONS:
+    for section in EVERY_SECTION:
         lines.append(f"[{section}]")
-        items = [item for item in TABLE.values() if item.section == section]
+        items = [item for item in EVERY.values() if item.section == section]
         lines += _rows([(f"{item.key} = {rules.write(item.rule.default)}".rstrip(), item.rule.help) for item in items])
     return "\n".join(lines) + "\n"
 

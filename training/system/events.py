@@ -14,9 +14,11 @@ from typing import IO, Any
 
 from training.system import files, foreign_json, privacy
 from training.system.foreign_json import COUNT, NUMBER, TEXT, Damaged
+from training.system.wording import counted
 
 VERSION = 1
 MOST_LINE = 1 << 24  # bytes
+MOST_LEFT = 1 << 24  # bytes that wait for a disk which takes nothing
 # Of the fields of all events: what the commands and the report take for granted.
 KINDS = {
     "event": TEXT,
@@ -26,23 +28,29 @@ KINDS = {
 
 
 class Events:
-    """Appends events to a file and, with --events, to stdout. A line is one write: whole, or not there."""
+    """Appends events to a file and, with --events, to stdout. A line is one write: whole, or not there.
+
+    What the disk does not take is written with the next event: the losses of a report come from there.
+    """
 
     def __init__(self, path: Path, stdout: IO[str] | None = None) -> None:
         self.path, self.stdout = path, stdout
+        self._left = b""
         _drop_torn_line(path)
 
     def emit(self, event: str, **fields: object) -> None:
         """Write one event."""
         line = as_line(event, **fields)
+        self._left += (line + "\n").encode("utf-8", "replace")
         try:
             handle = files.open_private(self.path, os.O_WRONLY | os.O_APPEND)
             try:
-                files.append_whole(handle, (line + "\n").encode("utf-8", "replace"))
+                files.append_whole(handle, self._left)
+                self._left = b""
             finally:
                 os.close(handle)
         except OSError:  # a full disk is reported by the stage that needs the space, not by its log
-            pass
+            self._left = self._left if len(self._left) < MOST_LEFT else b""
         if self.stdout is not None:
             from training.system import log
 
@@ -73,7 +81,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     if count:
         from loguru import logger
 
-        others = f" (and {count - 1:,} lines more)" if count > 1 else ""
+        others = f" (and {counted(count - 1, 'line')} more)" if count > 1 else ""
         logger.warning("{}{}; left out", first, others)
 
 

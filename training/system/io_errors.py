@@ -25,6 +25,7 @@ REMEDIES = {
 # What libraries say of it when they do not say it with an OSError: safetensors and tokenizers (Rust), torch.
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _WRITE_FAILED = ("file write failed", "unexpected pos", "PytorchStreamWriter failed")
+_READ_FAILED = ("file read failed",)
 
 # What a drive or a network drive says of itself, never of a file that a user has left out or spoiled.
 _OF_DRIVES = (errno.EIO, errno.EDQUOT, errno.EROFS, errno.ESTALE)
@@ -48,7 +49,12 @@ def is_one(error: BaseException) -> bool:
     """Whether an error is a read or write that the system refused, and no mistake of ours or a library's."""
     if isinstance(error, _OF_PROCESSES):
         return False
-    return number(error) is not None or any(words in str(error) for words in _WRITE_FAILED)
+    return number(error) is not None or any(words in str(error) for words in (*_WRITE_FAILED, *_READ_FAILED))
+
+
+def may_be_full(error: BaseException) -> bool:
+    """Whether a disk without room is the reason, for all that is known: torch says that a write failed, and not why."""
+    return number(error) == errno.ENOSPC or any(words in str(error) for words in _WRITE_FAILED)
 
 
 def behind(error: BaseException) -> BaseException | None:
@@ -86,6 +92,8 @@ def told(error: BaseException, beside: Path | None = None) -> str:
     path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else beside
     if code == errno.ENOSPC:
         return _no_room(path)
+    if code is None and any(words in str(error) for words in _READ_FAILED):
+        return f"a file under {beside} could not be read ({first_line(error)}): {REMEDIES[errno.EIO]}"
     if code is None:
         return f"a file under {beside} could not be written ({first_line(error)}): look whether the disk is full"
     what = os.strerror(code) if isinstance(error, OSError) else first_line(error)

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 from loguru import logger
 
-from training.system import files, paths, privacy
+from training.system import files, listeners, paths, privacy
 
 if TYPE_CHECKING:
     from loguru import Record
@@ -70,8 +70,8 @@ def _to_terminal(message: str) -> None:
         else:
             sys.stderr.write(message)
         sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass
+    except (OSError, ValueError, AttributeError) as error:
+        listeners.bear(sys.stderr, error)
 
 
 class _LockedFile:
@@ -147,8 +147,4 @@ def say_json(stream: IO[str], value: object) -> None:
 
 def say_line(stream: IO[str], line: str) -> None:
     """Print one line as it is; a reader that has gone away (closed pipe) is not our failure."""
-    try:
-        stream.write(line + "\n")
-        stream.flush()
-    except (OSError, ValueError):
-        pass  # the result is in the run directory as well
+    listeners.tell(stream, line + "\n")

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
 
+from training.system import listeners
+
 HIDDEN = "[hidden]"
 # Characters of a secret in the environment; shorter values ("true", "1") would hide ordinary words.
 SHORTEST = 8
@@ -119,7 +121,7 @@ def shown(text: str) -> str:
 
 def tell(text: object) -> None:
     """Print a message for people on stderr; where there is a log, that does it (log.py)."""
-    print(shown(str(text)), file=sys.stderr)
+    listeners.tell(sys.stderr, shown(str(text)) + "\n")
 
 
 def path_for(stream: IO[str], path: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from training.system import privacy
@@ -52,8 +52,10 @@ def _bar(what: str, total: int) -> Any:
     from tqdm import tqdm
 
     shown = sys.stderr.isatty()
-    # A terminal that does not know its size says 0.
-    columns, rows = os.get_terminal_size(sys.stderr.fileno()) if shown else (0, 0)
+    columns = rows = 0
+    # A terminal that does not know its size says 0; one that was closed a moment ago says nothing.
+    with suppress(OSError):
+        columns, rows = os.get_terminal_size(sys.stderr.fileno()) if shown else (0, 0)
     return tqdm(
         total=total,
         desc=what,

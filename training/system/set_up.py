@@ -40,6 +40,7 @@ class Asked:
     llama_flags: str
     wheels: Path
     started: int
+    service: str | None
     tests: str | None
 
 
@@ -52,6 +53,7 @@ class SetUp:
         self.venv = root / ".venv"
         self.requirements = root / "requirements"
         self.ready = self.venv / ".ready"
+        self.ready_service = self.venv / ".ready-service"
         self.ready_tests = self.venv / ".ready-tests"
         self.pip = Pip(self.venv)
 
@@ -63,6 +65,9 @@ class SetUp:
             say("something is broken in .venv (above)")
             self.ready.unlink()
             self.install_everything()
+        if self.asked.service is not None and not says(self.ready_service, self.asked.service):
+            self.pip.install("what --serve needs", "-r", self.requirements / "service.txt")
+            stamp(self.ready_service, self.asked.service)
         if self.asked.tests is not None:
             if not says(self.ready_tests, self.asked.tests):
                 self.pip.install("what the tests need", "--force-reinstall", "-r", self.requirements / "test.txt")
@@ -108,6 +113,7 @@ class SetUp:
         if finished and call(self.pip.python, "-c", "", out=subprocess.DEVNULL) == 0:
             return
         self.ready_tests.unlink(missing_ok=True)
+        self.ready_service.unlink(missing_ok=True)
         if self.venv.is_dir():
             say(".venv is unfinished or was made otherwise: making it anew")
         if call(self.asked.python, "-m", "venv", "--clear", self.venv) != 0:
@@ -162,6 +168,7 @@ def arguments(argv: Sequence[str]) -> Asked:
     parser.add_argument("--llama-flags", required=True, help="how llama.cpp is built")
     parser.add_argument("--wheels", required=True, type=Path, help="the folder that keeps builds with these flags")
     parser.add_argument("--started", required=True, type=int, help="when setup.sh was started, in seconds since 1970")
+    parser.add_argument("--service", help="what --serve needs too; the stamp for it")
     parser.add_argument("--tests", help="what the tests need too; the stamp for it")
     return Asked(**vars(parser.parse_args(argv)))
 

@@ -235,6 +235,12 @@ def _statistics(file: Path) -> dict[str, int]:
     return {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
 
 
+def busy() -> str:
+    """A word of warning beside what was measured where the machine was not ours alone."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f", beside other programs: load {load:.1f} on {cores} cores" if load > 1.5 * cores else ""
+
+
 def oom_kills() -> int | None:
     """How many processes the kernel has killed because memory ran out, on this machine, since it started."""
     try:

@@ -18,7 +18,7 @@ from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.ollama import modelfile
 from training.ollama.modelfile_syntax import model_name_problems
-from training.system import files, temporary
+from training.system import files, shell, temporary
 from training.to_gguf import conversion
 from training.to_gguf.job import Job
 
@@ -61,7 +61,7 @@ def write(base: Path, adapter: Path, out: Path) -> int:
     UserError when a GGUF file cannot hold what was trained; RunError with the converter's reason when it fails.
     """
     if not CONVERTER.is_file():
-        raise MachineError(f"llama.cpp's converter is not there ({CONVERTER}): run ./setup.sh")
+        raise MachineError(f"llama.cpp's converter is not there ({CONVERTER}): run {shell.command('setup.sh')}")
     config = model_json.read(base / "config.json")
     changes = lora_adapter.changes(
         safetensors_file.tensors(base, STAGE), adapter, bool(config.get("tie_word_embeddings"))

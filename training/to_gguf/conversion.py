@@ -23,7 +23,7 @@ from typing import cast
 
 from training.errors import MachineError, RunError, UserError
 from training.settings.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
-from training.system import files, foreign_json, forkserver, io_errors, temporary
+from training.system import files, foreign_json, forkserver, io_errors, shell, temporary
 from training.to_gguf import converter_traceback
 
 METHODS = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX)
@@ -65,7 +65,7 @@ def to_gguf(
     if outtype not in OUTTYPES:
         raise ValueError(f"outtype is one of {', '.join(OUTTYPES)}, not {outtype}")
     if not CONVERTER.is_file():
-        raise MachineError(f"llama.cpp's converter is not there ({CONVERTER}): run ./setup.sh")
+        raise MachineError(f"llama.cpp's converter is not there ({CONVERTER}): run {shell.command('setup.sh')}")
     stage = f"convert to {outtype}"
     need = converted_size(folder, outtype)
     _check_room(stage, out, need)
@@ -259,7 +259,7 @@ MEANINGS = (
         "the tensor {0} has no place in a GGUF file; are the weights quantised or of another architecture?",
     ),
     (r"Refused: (.+)", "{0}"),
-    (r"No module named '([^']+)'", "the Python package {0} is missing: run ./setup.sh"),
+    (r"No module named '([^']+)'", "the Python package {0} is missing: run {setup}"),
     (r"MemoryError|Cannot allocate memory|std::bad_alloc", "not enough memory"),
     (r"failed to quantize: (.+)", "llama.cpp: {0}"),
 )
@@ -272,11 +272,11 @@ def reason(printed: Sequence[str], code: int) -> str:
     for pattern, meaning in MEANINGS:
         for line in reversed(printed):
             if found := re.search(pattern, line):
-                return meaning.format(*found.groups())
+                return meaning.format(*found.groups(), setup=shell.command("setup.sh"))
     if code == -signal.SIGKILL:
         return "it was killed, most likely because memory ran out"
     if code == -signal.SIGILL:
-        return "llama.cpp was built for another CPU (x86 needs AVX2): remove .venv and its kept build, run ./setup.sh"
+        return f"llama.cpp was built for another CPU (x86 needs AVX2): remove .venv and its kept build, run {shell.command('setup.sh')}"
     of_gdb = ("#", "[Inferior", "[New LWP", "[Thread", "warning:", "ptrace:")
     noise = (" ", "Traceback", *of_gdb)
     told = [line.strip() for line in printed if not line.startswith(noise) and _share(line) is None]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,7 +11,7 @@ from training import llama, runs
 from training.base_model import base_files
 from training.errors import RunError
 from training.ollama import Chat
-from training.runs import Handover
+from training.runs import Handover, checkpoint
 from training.to_gguf.chat import chat_of
 
 
@@ -35,9 +35,15 @@ class FileRow(_Made, total=False):
     perplexity_change: float | None
 
 
+def _nobody(_share: float) -> None:
+    """Nobody listens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job(Handover):
-    """One run to export."""
+    """One run to export. `told` hears which part of a stage is done, from 0 to 1."""
+
+    told: Callable[[float], None] = field(default=_nobody, repr=False, compare=False)
 
     @property
     def merged(self) -> Path:
@@ -73,6 +79,4 @@ class Job(Handover):
 
 
 def what_is_safe(job: Job) -> str:
-    return (
-        f"the adapter is safe in {job.run.path / runs.ADAPTER}; `./run.sh --resume {job.run.path}` does the rest again"
-    )
+    return f"the adapter is safe in {job.run.path / runs.ADAPTER}; {checkpoint.does_the_rest(job.run.path)} again"

@@ -33,7 +33,8 @@ def ready(
     config.json) describes and with the tokenizer files in the folder `tokenizer`, else a Llama with a tokenizer of its
     own. UserError when llama.cpp does not know the architecture or the tokenizer; MachineError, with what would help,
     when its tools do not work at all. Where only making a small model of this architecture went wrong, the Llama stands
-    in for it, and "note" in the record says why. keep: where a GGUF file with the model's own tokenizer is left, if one
+    in for it, and "note" in the record says why. "window" is there where llama.cpp does not compute the model's sliding
+    window, and says how long it is. keep: where a GGUF file with the model's own tokenizer is left, if one
     can be made.
     """
     note = ""
@@ -75,6 +76,8 @@ def _trial(
             importance.write(folder / "model", f16, range(100), matrix)
         quantised = quantise(f16, folder / "trial.gguf", method, importance=matrix)
         size = f16.stat().st_size
+        window = (config or {}).get("sliding_window")
+        ignored = isinstance(window, int) and trial_model.ignores_window(folder / "model", f16)
         if keep is not None:
             shutil.move(f16, keep)
         return {
@@ -86,7 +89,7 @@ def _trial(
             "make_seconds": round(made - started, 1),
             "convert_seconds": round(converted - made, 1),
             "quantise_seconds": quantised.seconds,
-        }
+        } | ({"window": window} if ignored else {})
 
 
 @contextmanager

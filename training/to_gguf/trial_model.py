@@ -34,6 +34,7 @@ AT_MOST: dict[str, int] = {
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
     "n_routed_experts": 4,
+    "sliding_window": 32,  # tokens; small enough to be seen in a short text
 }
 
 
@@ -71,6 +72,34 @@ LLAMA = {
     "num_key_value_heads": HEADS,
     "max_position_embeddings": 512,
 }
+
+
+def ignores_window(folder: Path, gguf: Path) -> bool:
+    """Whether llama.cpp computes this model as if it had no sliding window; of a model without one, or with windows in
+    some layers only, nothing is said. folder, gguf: the small model, and the file that was made of it."""
+    import numpy as np
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from training.llama import process
+
+    config = AutoConfig.from_pretrained(folder)
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
+    if not isinstance(window, int) or set(kinds) - {"sliding_attention"}:
+        return False
+    ids = [number % config.vocab_size for number in range(3, 7 * 4 * window, 7)]
+
+    def predicted(**change: object) -> np.ndarray:
+        """The predictions behind the window, as transformers computes them."""
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **change)
+        with torch.inference_mode():
+            logits: np.ndarray = model(torch.tensor([ids])).logits[0, window:].numpy()
+        return logits
+
+    full = {"layer_types": ["full_attention"] * len(kinds)} if kinds else {}
+    theirs = process.logits(gguf, [ids])[0][window:]
+    with_window, without = predicted(), predicted(sliding_window=None, **full)
+    return bool(3 * np.abs(without - theirs).mean() < np.abs(with_window - theirs).mean())
 
 
 def shrunk(config: Mapping[str, object]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from pathlib import Path
@@ -49,8 +48,7 @@ def _sort_modules(config: Path) -> None:
 def disk_error(error: Exception, folder: Path, model: PeftModel) -> RunError:
     """A write that failed, with the room that a checkpoint needs, what there is of it, and what is safe."""
     free = shutil.disk_usage(io_errors.nearest(folder)).free
-    # torch says that a write failed, and not why.
-    full = io_errors.number(error) in (errno.ENOSPC, None) and not io_errors.out_of_inodes(folder)
+    full = io_errors.may_be_full(error) and not io_errors.out_of_inodes(folder)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     needed = 3 * trained  # with the two moments of Adam
     room = f"a checkpoint under {folder} needs about {needed:,} bytes, {free:,} are free"

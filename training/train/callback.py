@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from training import evaluation, runs
+from training.runs import progress
 from training.system import files, privacy
 from training.system.wording import clock
 from training.train import updates
@@ -143,14 +144,15 @@ def _report_step(session: Session, state: TrainerState, logs: Mapping[str, float
     stepping = now - (session.first_began or now)
     remaining = stepping / max(1, step - session.first_step) * (total - step)
     speed = session.watch.tokens_per_second
+    reached = progress.reach(
+        session.run, "train", step / total, now - session.started, remaining, step=step, total=total
+    )
     session.events.emit(
         "step", step=step, total=total, epoch=round(state.epoch or 0, 4), loss=logs["loss"],
         learning_rate=logs["learning_rate"], gradient_norm=logs.get("grad_norm"), tokens_per_second=round(speed, 1),
         elapsed=round(now - session.started, 2), remaining=round(remaining, 1), peak_memory=peak_memory(),
+        progress=reached.progress, left=round(reached.left, 1),
     )  # fmt: skip
-    session.run.update(
-        step=step, total=total, progress=round(100 * step / total, 1), eta=round(time.time() + remaining)
-    )
     session.advance_bar()
     session.recent.append(logs["loss"])
     every = session.settings.training.logging_steps

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 from loguru import logger
 
 from training.base_model import BaseModel, leftovers, load_tokenizer, lora_adapter, weights_fit
-from training.errors import Interrupted, MachineError, RunError, UserError
+from training.errors import MachineError, RunError, UserError
 from training.settings import Settings
-from training.system import temporary
+from training.system import shell, temporary
 from training.system.wording import first_line
 
 if TYPE_CHECKING:
@@ -85,14 +85,12 @@ def _start_unsloth(on_cpu: bool) -> None:
     os.environ["UNSLOTH_FORCE_CPU" if on_cpu else "UNSLOTH_DISABLE_CPU_FALLBACK"] = "1"
     try:
         import unsloth  # noqa: F401
-    except Interrupted:
-        raise
     # Its import runs code that fails in many ways: all mean the same here.
     except (Exception, SystemExit) as error:
         reason = first_line(error, "no reason given")
         raise MachineError(
             f"Unsloth cannot be imported ({type(error).__name__}: {reason}). Repair it: remove .venv and run "
-            "`ENGINE=unsloth ./setup.sh`; or set ENGINE = transformers in [Hardware] (slower)"
+            f"`ENGINE=unsloth {shell.command('setup.sh')}`; or set ENGINE = transformers in [Hardware] (slower)"
         ) from error
 
 
@@ -229,14 +227,15 @@ def trained_dtypes(model: PeftModel) -> dict[str, torch.dtype]:
 
 
 def put_back_dtypes(model: PeftModel, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Trained parameters in these dtypes again, before an optimizer is made of them.
+    """Trained parameters that were narrowed in these dtypes again, before an optimizer is made of them.
 
     TRL's trainer casts them to bf16 where the base is in 4 bits (trl 1.14.2, sft_trainer.py): small updates would be
     rounded away, AdamW's moments would be in bf16 too, a resumed run, whose adapter PEFT loads in float32, would differ
-    from an undisturbed one, and fp16's loss scaler cannot unscale bf16 gradients.
+    from an undisturbed one, and fp16's loss scaler cannot unscale bf16 gradients. Unsloth takes that cast out on a card
+    and leaves it on a CPU.
     """
     for name, value in model.named_parameters():
-        if name in dtypes and value.dtype != dtypes[name]:
+        if name in dtypes and value.dtype.itemsize < dtypes[name].itemsize:
             value.data = value.data.to(dtypes[name])
 
 

@@ -8,6 +8,7 @@ from training.train.checkpoints import Checkpoints
 from training.train.fast_path import FastPath
 from training.train.measured import Measured
 from training.train.ranks import Ranks
+from training.train.warm_up import WarmUp
 from training.train.watch import Watch
 
 if TYPE_CHECKING:
@@ -18,6 +19,6 @@ if TYPE_CHECKING:
 
 def hooked(trainer_class: type[Trainer], watch: Watch) -> type[Mixin]:
     """A subclass of TRL's (or Unsloth's) trainer with our parts in front of it."""
-    made = type("Trainer", (Checkpoints, Measured, Ranks, FastPath, trainer_class), {"watch": watch})
+    made = type("Trainer", (Checkpoints, Measured, Ranks, FastPath, WarmUp, trainer_class), {"watch": watch})
     # To the type checker the parts are trainers themselves.
     return cast("type[Mixin]", made)

@@ -100,6 +100,8 @@ def follow(loaded: Loaded, order: Order, session: Session) -> None:
             watch.carried = replace(found.manifest.carried)
             session.first_step = found.step
             logger.info("going on from the checkpoint of step {}", found.step)
+        else:
+            watch.carried.rises_at_once = True
         session.trainer = build(loaded, order, session)
         too_much = _tried(session, found)
         if too_much is None:
@@ -218,8 +220,7 @@ def build(loaded: Loaded, order: Order, session: Session) -> Mixin:
     columns, validation = ["input_ids", "labels"], order.validation
     fresh = session.watch.carried.before is None
     options = arguments(order.settings, session.run.path, session.watch.micro_batch, validation is not None, fresh)
-    # Unsloth's own trainer casts nothing.
-    dtypes = engine.trained_dtypes(loaded.model) if order.settings.hardware.engine == "transformers" else None
+    dtypes = engine.trained_dtypes(loaded.model)
     trainer = hooks.hooked(loaded.trainer_class, session.watch)(
         model=loaded.model,
         args=loaded.config_class(**options),
@@ -228,8 +229,7 @@ def build(loaded: Loaded, order: Order, session: Session) -> Mixin:
         processing_class=loaded.tokenizer,
         callbacks=[callback.callback(session)],
     )
-    if dtypes is not None:
-        engine.put_back_dtypes(loaded.model, dtypes)
+    engine.put_back_dtypes(loaded.model, dtypes)
     # Unsloth turns these on, and a validation after the last step would then round the adapter to 16 bit.
     trainer.args.bf16_full_eval = trainer.args.fp16_full_eval = False
     trainer.remove_callback(PrinterCallback)

@@ -42,7 +42,7 @@ func main() {
 		if !errors.As(err, &failure) {
 			os.Exit(1)
 		}
-		if failure.Kind == finetune.Interrupted && failure.RunDir != "" {
+		if (failure.Kind == finetune.Interrupted || failure.Kind == finetune.EndedAtOnce) && failure.RunDir != "" {
 			log.Printf("go on with: -resume %s", failure.RunDir)
 		}
 		os.Exit(max(1, failure.ExitCode))
@@ -105,7 +105,7 @@ func show(event finetune.Event) {
 		if event.Loss != nil {
 			loss = strconv.FormatFloat(*event.Loss, 'f', 4, 64)
 		}
-		fmt.Printf("step %d/%d  loss %s  about %.0f s left\n", event.Step, event.Total, loss, event.Remaining)
+		fmt.Printf("step %d/%d  loss %s  about %.0f s until all is done\n", event.Step, event.Total, loss, event.Left)
 	case "checkpoint":
 		fmt.Printf("step %d: %s\n", event.AtStep, filepath.Base(event.Path))
 	case "stage":

@@ -1,0 +1,85 @@
+"""The server as users start it: a program of its own, asked over its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support.paths import ROOT
+
+
+@dataclass
+class Served:
+    """A server that runs. `address`: http://127.0.0.1:PORT; `folder`: where its settings lie."""
+
+    process: subprocess.Popen[str]
+    address: str
+    client: httpx.Client
+    folder: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return self.client.get(path, **more)
+
+    def post(self, path: str, json: object = None, **more: Any) -> httpx.Response:
+        return self.client.post(path, json=json, **more)
+
+    def status(self, task: str) -> dict[str, Any]:
+        return self.get(f"/train/status/{task}").json()
+
+    def wait(self, task: str, *states: str, seconds: float = 240) -> dict[str, Any]:
+        """Wait until a run is in one of these states."""
+        return until(lambda: found if (found := self.status(task))["status"] in states else None, seconds)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def until(look: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `look` gives once it gives anything."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.1)
+    return found
+
+
+@contextlib.contextmanager
+def served(
+    config: Path, *arguments: str, headers: dict[str, str] | None = None, **environment: str
+) -> Iterator[Served]:
+    """./run.sh --serve with these settings, on a free port."""
+    command = [sys.executable, str(ROOT / "training" / "finetune.py"), "--serve", "--config", str(config)]
+    process = subprocess.Popen(
+        [*command, *(() if "--port" in arguments else ("--port", "0")), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    address = process.stdout.readline().strip()
+    assert address, process.communicate()[1]
+    port = address.rpartition(":")[2]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
+            yield Served(process, address, client, config.parent)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=30)

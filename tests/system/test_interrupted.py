@@ -1,0 +1,89 @@
+"""A signal gets through all that bears errors: Interrupted is no Exception, and what is made of it is still a signal."""
+
+from __future__ import annotations
+
+import ast
+import signal
+from collections.abc import Callable
+from types import SimpleNamespace as Some
+
+import pytest
+
+from tests.support.paths import ROOT
+from training.base_model import model_tokenizer
+from training.errors import FinetuneError, Interrupted, RunError
+from training.ollama import template_probe
+from training.pipeline import failures
+from training.plan import time_estimate
+from training.system.signals import behind
+from training.to_gguf import trial
+
+
+def stopped(*_: object, **__: object) -> str:
+    raise Interrupted(signal.SIGTERM, "stopped by SIGTERM")
+
+
+def _estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_estimate, "_seconds", stopped)
+    time_estimate.line(Some(settings=Some(hardware=Some(device="cpu"))))  # type: ignore[arg-type]
+
+
+def _trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_trial", stopped)
+    trial.ready({}, ROOT)
+
+
+def _tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", stopped)
+    model_tokenizer.load_tokenizer(ROOT)
+
+
+def _tail(_: pytest.MonkeyPatch) -> None:
+    template_probe._tail(stopped, [{"content": "a"}])
+
+
+def _system(_: pytest.MonkeyPatch) -> None:
+    template_probe._probe_system(stopped, "")
+
+
+@pytest.mark.parametrize("place", [_estimate, _trial, pytest.param(_tokenizer, marks=pytest.mark.slow), _tail, _system])
+def test_a_place_that_bears_errors_lets_a_signal_through(
+    place: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        place(monkeypatch)
+
+
+def test_what_catches_all_raises_it_again() -> None:
+    """Else Interrupted would end there as an Exception did."""
+    kept = set()
+    for file in sorted((ROOT / "training").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            catches = isinstance(node, ast.ExceptHandler) and (
+                node.type is None or "BaseException" in ast.dump(node.type)
+            )
+            if catches and not any(isinstance(inner, ast.Raise) and inner.exc is None for inner in ast.walk(node)):
+                kept.add(file.relative_to(ROOT).as_posix())
+    # The end of a script in a fork: whatever ends it is printed, and its exit code is 1.
+    assert kept == {"training/system/forkserver.py"}
+
+
+def test_an_error_that_a_signal_is_behind_is_told_as_the_signal() -> None:
+    caught: list[Exception] = []
+    try:
+        try:
+            stopped()
+        except BaseException:
+            raise RuntimeError("a library's") from None
+    except RuntimeError as error:
+        caught.append(RunError("training", "first of all"))
+        caught[-1].__cause__ = error
+    told = failures.told(caught[-1], None)
+    assert (type(told), told.exit_code, str(told)) == (Interrupted, 143, "stopped by SIGTERM")
+
+
+def test_an_error_without_a_signal_is_told_as_itself() -> None:
+    error = FinetuneError("its own")
+    assert behind(error) is None and failures.told(error, None) is error

@@ -1,0 +1,98 @@
+"""What the report says of the evaluation: the table of figures, and the answers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from training.evaluation import LOSS, PERPLEXITY, Score, scoring
+from training.report import checklist
+from training.report.blocks import Answers, Asked, Block, Reply, Table, Text
+from training.report.schema import Report, Sample
+from training.system import wording
+
+EVALUATED = (
+    "Rows that were not trained on. The interval is that of tuned minus base, by bootstrap over the rows; where it holds 0, "
+    "the difference may be chance. chrF and ROUGE-L compare characters with the expected answer, 1 is equal."
+)
+TWO_LOSSES = (
+    "The validation loss above is a mean over all validation rows and every answer in them, as they are trained; the loss "
+    "here is of at most 32 held-out rows, the last answer of each, at most 512 tokens of a row, so that base, tuned and "
+    "quantised file are measured alike. So the two differ a little where they are of the same rows."
+)
+
+
+def evaluation(report: Report) -> tuple[Block, ...]:
+    """The figures, with what they mean and what they do not tell."""
+    blocks: list[Block] = []
+    if report.scores:
+        blocks += [_scores(report.scores), Text(EVALUATED)]
+        if few := [score for score in report.scores if score.low is not None and (score.rows or 0) < scoring.FEWEST]:
+            rows = wording.counted(few[0].rows or 0, "row")
+            words = f"{rows} may all point one way by chance: from fewer than {scoring.FEWEST} nothing is told, whatever the interval"
+            blocks.append(Text(f"{words}."))
+        if (report.training and report.training.before is not None) and checklist.named(report.scores, LOSS):
+            blocks.append(Text(TWO_LOSSES))
+    if report.general:
+        words = "What the tuning cost elsewhere: the answers to general questions that come with this tool."
+        blocks += [Text(words), _scores(report.general)]
+    return tuple(blocks)
+
+
+def _scores(scores: tuple[Score, ...]) -> Table:
+    rows = tuple(
+        (
+            score.name,
+            score.verdict,
+            figure(score, score.before),
+            figure(score, score.after),
+            "" if score.quantised is None else figure(score, score.quantised),
+            ""
+            if score.low is None or score.high is None
+            else f"{score.low:+{_form(score)}} to {score.high:+{_form(score)}}",
+            "" if score.rows is None else f"{score.rows:,}",
+        )
+        for score in scores
+    )
+    headers = ("", "verdict", "base", "tuned", "quantised", "difference, 95 %", "rows")
+    return Table(headers, rows, numbers=(2, 3, 4, 5, 6), marks=1)
+
+
+def figure(score: Score, value: float | None) -> str:
+    """A figure of a line of the evaluation, with as many decimals as all others of its kind have."""
+    return wording.number(value, _form(score))
+
+
+def _form(score: Score) -> str:
+    """Losses and shares have three decimals on every page; perplexities two, lengths one."""
+    if score.name == PERPLEXITY:
+        return ",.2f"
+    return ".1f" if "length" in score.name else ".3f"
+
+
+def answers(report: Report) -> tuple[Block, ...]:
+    """All questions with their answers, the worst first: who reads only some should read those."""
+    if not report.samples:
+        return ()
+    samples = sorted(report.samples, key=_likeness)
+    asked = tuple(Asked(sample.question, sample.expected, tuple(_replies(sample))) for sample in samples)
+    order = ", the farthest from what is expected first" if any(sample.expected for sample in samples) else ""
+    return (Text(f"{wording.counted(len(samples), 'question')}{order}."), Answers(asked))
+
+
+def _likeness(sample: Sample) -> float:
+    """From 0 up: how much the answer is the expected one; an answer without an end comes before all others."""
+    if sample.stopped is False:
+        return -1.0
+    if not sample.expected or sample.after is None:
+        return 1.0
+    return scoring.likeness(sample.after, sample.expected)
+
+
+def _replies(sample: Sample) -> Iterator[Reply]:
+    if sample.before is not None:
+        yield Reply("before", sample.before, "base")
+    if sample.after is not None:
+        yield Reply("after", sample.after, "tuned", sample.stopped is not False)
+    if sample.quantised is not None:
+        same = "after" if sample.quantised == sample.after else ""
+        yield Reply("quantised", sample.quantised, "quantised", sample.quantised_stopped is not False, same)
