@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.base_model import BaseModel, model_json
-from training.data import template_trial
+from training.base_model import BaseModel
+from training.data import own_template, template_trial
 from training.data.turns import THOUGHTS, Turn
 from training.errors import UserError
 from training.settings import Settings, prompt_template
-from training.system import foreign_json, paths, privacy
-from training.system.foreign_json import Damaged
+from training.system import paths, privacy
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 # A model that has no template of its own has never seen one; ChatML is what most tools and servers know.
 FOR_BASE_MODELS = "chatml"
-DEFAULT = "default"  # of several templates of one model, the one for chats
 # What a rendering may have: characters of the template's own (tools and rules are some thousands), copies of the chat.
 MOST_WRITTEN, MOST_COPIES = 4_000_000, 4
 MOST_WORDS = 500  # characters of a template's own words that are told
@@ -135,7 +132,7 @@ def _find(base: BaseModel | None, settings: Settings, tokenizer: PreTrainedToken
         return _with_bos(template.jinja("" if closed else "eos_token"), tokenizer), "PROMPT_TEMPLATE"
     if not automatic:
         return _named(wanted, tokenizer)
-    if own := _own(base, tokenizer):
+    if own := own_template.find(base, tokenizer):
         return own
     jinja, _ = _named(FOR_BASE_MODELS, tokenizer)
     return jinja, f"CHAT_TEMPLATE = {FOR_BASE_MODELS} (auto: the model has no template of its own)"
@@ -156,54 +153,6 @@ def _named(wanted: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         return path.read_text(encoding="utf-8"), source
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"[Model] CHAT_TEMPLATE = {wanted}: cannot be read: {error}") from None
-
-
-def _own(base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """The model's own template, and where it is from. UserError where it has several and none is the one for chats."""
-    named: dict[str, str] = {}
-    for held in _held(base, tokenizer):
-        named = {**_texts(held), **named}
-        if DEFAULT in named:
-            return named[DEFAULT], "the model's own"
-    if len(named) > 1:  # for tools and retrieval, say
-        raise UserError(
-            f"the model has chat templates named {', '.join(sorted(named))} and none named {DEFAULT}: copy the one to train "
-            "with into a file, and name that as [Model] CHAT_TEMPLATE"
-        )
-    return next(((text, f"the model's own, named {name}") for name, text in named.items()), None)
-
-
-def _held(base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[object]:
-    """What may hold templates, the first one first.
-
-    Where there is additional_chat_templates/ and no chat_template.jinja, transformers forgets what tokenizer_config.json
-    says. chat_template.json is of older models; transformers reads it for processors alone.
-    """
-    yield getattr(tokenizer, "chat_template", None)
-    if base is None:
-        return
-    if (base.path / "chat_template.jinja").is_file():
-        yield (base.path / "chat_template.jinja").read_text(encoding="utf-8")
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        if (base.path / name).is_file():
-            yield _in_json(base.path / name)
-
-
-def _in_json(file: Path) -> object:
-    try:
-        return foreign_json.read(file, {"chat_template": model_json.TEMPLATE}).get("chat_template")
-    except Damaged as error:
-        raise UserError(f"{error}; repair it, or set [Model] CHAT_TEMPLATE") from None
-
-
-def _texts(held: object) -> dict[str, str]:
-    """Templates by their names: of one text, a table, or a list of tables with name and template."""
-    if isinstance(held, str):
-        held = {DEFAULT: held}
-    elif isinstance(held, list):
-        held = {str(one.get("name")): one.get("template") for one in held if isinstance(one, Mapping)}
-    pairs = held.items() if isinstance(held, Mapping) else ()
-    return {name: text for name, text in pairs if isinstance(text, str) and text}
 
 
 def _with_bos(jinja: str, tokenizer: PreTrainedTokenizerBase) -> str:

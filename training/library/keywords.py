@@ -43,6 +43,11 @@ class Keywords(TypedDict, total=False):
     data_path: str | os.PathLike[str] | None
     format: str | None
     dataset_format: str | None
+    columns: str | None
+    encoding: str | None
+    join_turns: bool | str | None
+    thinking: str | None
+    null_words: str | None
     validation_file: str | os.PathLike[str] | None
     val_data: str | os.PathLike[str] | None
     validation_split: float | None
