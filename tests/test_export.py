@@ -23,7 +23,7 @@ from training.evaluation import reference
 from training.llama import gguf_file
 from training.pipeline import export_stages
 from training.runs import Run
-from training.system import io_errors
+from training.system import io_errors, shell
 from training.to_gguf import Job
 
 SCRIPT = ROOT / "training" / "export.py"
@@ -224,7 +224,7 @@ def test_whatever_ends_a_stage_is_told_with_the_stage_what_is_safe_and_how_to_go
     monkeypatch.setitem(export_stages.STAGES, "quantise", (lambda job: False, fail))
     with pytest.raises(RunError) as caught:
         export_stages.export(Job.of_run(run), only="quantise")
-    safe = f"the adapter is safe in {run}/adapter; `./run.sh --resume {run}` does the rest again"
+    safe = f"the adapter is safe in {run}/adapter; `{shell.lasting('run.sh', '--resume', run)}` does the rest again"
     assert (caught.value.stage, caught.value.message, caught.value.safe) == ("quantise", said, safe)
 
 

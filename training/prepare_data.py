@@ -22,7 +22,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from training.system import own_python
 
-    own_python.use()
+    own_python.use(must=False)
 
 from training.data import BadRow, Record, Row, Turn, columns, dataset, oddities, row_files, rows
 from training.data.reading import PLAIN, Reading

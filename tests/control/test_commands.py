@@ -121,7 +121,8 @@ def test_a_signal_has_its_receipt_at_once_and_a_second_one_says_what_is_lost_wit
     last = list(events.read(run / runs.EVENTS))[-1]
     assert (last["event"], last["exit_code"], last["error"]) == ("interrupted", 4, lost + again)
     status = finetune("--config", tiny_config, "--status", cwd=ROOT)
-    assert f"{run.name}: interrupted, step 1 of 3000\n{lost}{again}" in status.stdout
+    assert status.stdout.startswith(f"{run.name}: interrupted, step 1 of 3000\nworking time ")
+    assert f"\n{lost}{again}" in status.stdout
     followed = finetune("--config", tiny_config, "--follow", cwd=ROOT)
     assert (followed.code, f"{run.name}: interrupted: {lost}{again}" in followed.stderr) == (4, True), followed.stderr
 

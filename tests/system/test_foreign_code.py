@@ -320,7 +320,10 @@ def test_a_run_puts_no_code_no_private_file_and_nothing_unasked_into_what_it_mak
     assert ended.code == 0, ended.stderr
     assert not mark.exists()
     merged = ended.run / "merged"
-    assert {file.name for file in merged.iterdir()} == {file.name for file in tiny_model.iterdir()} | {"NOTICE"}
+    assert {file.name for file in merged.iterdir()} == {file.name for file in tiny_model.iterdir()} | {
+        "NOTICE",
+        "README.md",
+    }
     assert "auto_map" not in json.loads((merged / "config.json").read_text("utf-8"))
     said = "the merged model takes from its base what a model needs, and not: LICENSE, notes.txt, tokenizer_x.py"
     assert ended.stderr.count(said) == 1

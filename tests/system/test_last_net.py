@@ -35,6 +35,8 @@ def test_a_mistake_of_ours_is_one_line_and_its_traceback_is_in_the_log(
     monkeypatch.setattr(module, name, {"history": fail} if name == "COMMANDS" else fail)
     monkeypatch.setattr(last_net, "LOG", tmp_path / "finetune.log")
     monkeypatch.chdir(tmp_path)
+    if program == "evaluate_model":
+        (tmp_path / "x").mkdir()
     assert module.main(words) == 1
     said = capfd.readouterr().err
     assert "unexpected: ZeroDivisionError: nobody thought of this; the traceback is in" in said

@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict, cast
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-from loguru import logger
 
 from training.errors import MachineError, UserError
 from training.system import foreign_code, forkserver
@@ -50,8 +48,7 @@ def unpack(path: Path, folder: Path, say: Callable[[str], None]) -> None:
         code = child.wait()
     finally:
         forkserver.end(child)
-    for text in printed:
-        logger.debug("unpacking: {}", text)
+    _keep(printed)
     if code:
         reason = "too little memory, most likely" if code < 0 else next(iter(printed[-1:]), "no reason given")
         raise MachineError(f"{path} cannot be unpacked: its process has ended with {code} ({reason})")
@@ -68,8 +65,16 @@ def _hear(told: Told, say: Callable[[str], None]) -> None:
         number, words, file = told["error"]
         raise OSError(number, words, file or None)
     else:
-        logger.debug("unpacking:\n{}", told["unexpected"])
+        _keep([told["unexpected"]])
         raise RuntimeError(told["unexpected"].strip().splitlines()[-1])
+
+
+def _keep(texts: Sequence[str]) -> None:
+    """Into the log with what the process had to say besides."""
+    from loguru import logger
+
+    for text in texts:
+        logger.debug("unpacking: {}", text)
 
 
 def _tell(told: Told) -> None:

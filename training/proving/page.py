@@ -100,7 +100,5 @@ def html(content: Content) -> str:
         f'<p class="result {tone}">{as_html.text(content.verdict.words)}</p>',
         f'<p class="soft">{as_html.text(_lead(content))}</p></header><main>',
     ]
-    for section in sections(content):
-        inner = "\n".join(as_html.render(block) for block in section.blocks)
-        body.append(f"<section><h2>{as_html.text(section.title)}</h2>\n{inner}\n</section>")
+    body += [as_html.section_html(one) for one in sections(content)]
     return "\n".join([as_html.head(content.name, style), *body, "</main></body></html>"]) + "\n"

@@ -12,13 +12,16 @@ from training.system import paths, shell
 NEEDED = "loguru"
 
 
-def use() -> None:
-    """Go on in the Python of .venv where this one has no packages; exit 3, saying what would do, where there is none."""
+def use(must: bool = True) -> None:
+    """Go on in the Python of .venv where this one has no packages. Where there is none: exit 3, saying what would do; without
+    `must`, for a program that does most of its work with none, go on here."""
     if importlib.util.find_spec(NEEDED) is not None:
         return
     own = paths.ROOT / ".venv"
     python = own / "bin" / "python"
     if os.access(python, os.X_OK) and not os.path.samefile(sys.prefix, own):  # noqa: PTH121 - a prefix is a text
         os.execv(python, [str(python), *sys.argv])
+    if not must:
+        return
     sys.stderr.write(f"error: {sys.executable} has no package {NEEDED}: run {shell.command('setup.sh')} first\n")
     raise SystemExit(3)
