@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from training.errors import MachineError, UserError
+from training.system import shell
 
 CHUNK = 1 << 18
 
@@ -103,7 +104,7 @@ def unpacked(source: io.BufferedIOBase) -> io.BufferedReader:
         import pyarrow as pa
     except ModuleNotFoundError:
         raise MachineError(
-            "pyarrow, which unpacks zstd, is not installed in this Python: ./setup.sh makes .venv, and .venv/bin/python has it"
+            f"pyarrow, which unpacks zstd, is not installed in this Python: {shell.command('setup.sh')} makes .venv, and its Python has it"
         ) from None
 
     def begin() -> Callable[[], bytes]:

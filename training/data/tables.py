@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import shlex
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from training.data.record import BadRow, Record
 from training.errors import MachineError, UserError
+from training.system import paths, shell
 
 BATCH = 1000  # rows of a Parquet file that are in memory together
 PARQUET, ZIP = b"PAR1", b"PK\x03\x04"
 # Unpacked bytes of an Excel file, and how many times as long as the file: more is no table of texts.
 MOST_BYTES, MOST_TIMES = 4 << 30, 200
 EMPTY = "behind an empty row, which is left out"
-WITH_OPENPYXL = ".venv/bin/pip install -r requirements/tables.txt installs it, or save the sheet as CSV UTF-8"
 
 
 def kind_of(path: Path, head: bytes) -> str:
@@ -38,7 +40,7 @@ def parquet(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
         raise MachineError(
-            "pyarrow, which reads Parquet, is not installed in this Python: ./setup.sh makes .venv, and .venv/bin/python has it"
+            f"pyarrow, which reads Parquet, is not installed in this Python: {shell.command('setup.sh')} makes .venv, and its Python has it"
         ) from None
     number = 0
     try:
@@ -56,7 +58,10 @@ def xlsx(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     try:
         import openpyxl
     except ModuleNotFoundError:
-        raise MachineError(f"{path}: openpyxl, which reads Excel files, is not installed: {WITH_OPENPYXL}") from None
+        pip = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(paths.ROOT / "requirements/tables.txt")])
+        raise MachineError(
+            f"{path}: openpyxl, which reads Excel files, is not installed: {pip} installs it, or save the sheet as CSV UTF-8"
+        ) from None
     _check_size(path)
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
