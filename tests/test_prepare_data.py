@@ -257,6 +257,14 @@ def test_gzip_is_read(prepare, samples: Path, tmp_path: Path) -> None:
     assert len(written(prepare(tmp_path / "a.json.gz", "alpaca").paths)) == 10
 
 
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_one_object_over_several_lines_is_one_row(kind: str, prepare, tmp_path: Path) -> None:
+    source = tmp_path / f"a.{kind}"
+    source.write_text('{\n  "instruction": "Who?",\n  "output": "Me."\n}\n', "utf-8")
+    done = prepare(source, "qa", "--no-split", "--input-format", kind)
+    assert written(done.paths) == [{"input": "Who?", "output": "Me."}]
+
+
 TEXT = st.text(st.sampled_from('ab \n\t：:用户助手User\u3000\u2028"\\😀'), max_size=12)
 RECORDS = st.one_of(
     st.fixed_dictionaries({"instruction": TEXT, "output": TEXT}, optional={"input": st.none() | TEXT, "system": TEXT}),

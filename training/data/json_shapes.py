@@ -32,9 +32,17 @@ WRAPPERS = [
     "list",
 ]
 SCALAR = rb'(?:"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|true|false|null)'
-# An object whose first list is the rows; only what is no list or object stands in front of it.
+# A list or an object that holds no other, as facts about a file do.
+FLAT = rb'[\[{][^\[\]{}"]*(?:"(?:[^"\\]|\\.)*"[^\[\]{}"]*)*[\]}]'
+# An object with a list of rows; what stands in front of it holds no rows.
 WRAPPED = re.compile(
-    rb'\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:\s*' + SCALAR + rb'\s*,\s*)*"(' + "|".join(WRAPPERS).encode() + rb')"\s*:\s*\[',
+    rb'\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:\s*(?:'
+    + SCALAR
+    + rb"|"
+    + FLAT
+    + rb')\s*,\s*)*"('
+    + "|".join(WRAPPERS).encode()
+    + rb')"\s*:\s*\[',
     re.IGNORECASE,
 )
 FIRST_KEY = re.compile(rb'\s*(?:\{\s*"((?:[^"\\]|\\.)*)"|(\[)|(\]))')
@@ -68,13 +76,32 @@ def shape(file: io.BufferedIOBase) -> Shape:
         return Shape("lines") if _is_line_of_list(bare) else Shape("list", len(head) - len(bare))
     if not bare.startswith(b"{"):
         return Shape("lines")
-    wrapped = WRAPPED.match(head)
-    first = FIRST_KEY.match(head, wrapped.end()) if wrapped else None
-    if wrapped and first and first[1] not in (b"role", b"from", b"content", b"value"):
-        return Shape("list", wrapped.end() - 1, wrapped[1].decode("ascii"))
+    if wrapped := _wrapped(head):
+        return wrapped
     if COLUMNS.match(head) and not _is_followed(bare):
         return Shape("columns")
     return Shape("objects") if _is_over_lines(bare) else Shape("lines")
+
+
+def _wrapped(head: bytes) -> Shape | None:
+    """The shape of a file that is one object with a list of rows in it; None for all others."""
+    wrapped = WRAPPED.match(head)
+    first = FIRST_KEY.match(head, wrapped.end()) if wrapped else None
+    if not wrapped or not first or first[1] in (b"role", b"from", b"content", b"value"):
+        return None
+    # A row may have a list of that name beside what it says, as may all those that follow it.
+    if _is_followed(head.lstrip()) or _is_row(head[: wrapped.start(1) - 1] + b'"":0}') or _is_row(head):
+        return None
+    return Shape("list", wrapped.end() - 1, wrapped[1].decode("ascii"))
+
+
+def _is_row(text: bytes) -> bool:
+    """Whether a text is a whole object with the fields of a row."""
+    try:
+        held = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(held, dict) and (columns.is_whole(held) or bool(columns.usual(tuple(held)).fields))
 
 
 def _is_line_of_list(head: bytes) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from training.data.turns import Turn
+from training.data.values import Bad
+from training.system.wording import shorten
 
 WRITTEN_TURN = re.compile(r"^(系统|System|用户|User|Human|助手|Assistant)[:：][ \t]?", re.MULTILINE)
 WRITTEN_ROLES = {"系统": "system", "System": "system", "助手": "assistant", "Assistant": "assistant"}
@@ -47,8 +49,8 @@ def marked(begin: str, ends: tuple[str, ...], around: tuple[str, ...] = ()) -> C
     def read(text: str) -> list[Turn] | None:
         text = _without(text, around)
         marks = list(mark.finditer(text))
-        found = [ROLES.get(one[1].casefold(), "") for one in marks]
-        if not marks or marks[0].start() != 0 or not all(found):
+        found = [ROLES.get(one[1].casefold(), one[1]) for one in marks]
+        if not marks or marks[0].start() != 0:
             return None
         turns = [Turn(one.role, _without(one.content, ends, front=False)) for one in _between(text, marks, found)]
         if turns[-1].role == "assistant" and not turns[-1].content:
@@ -67,11 +69,15 @@ def _without(text: str, marks: tuple[str, ...], front: bool = True) -> str:
     return text
 
 
+LEARNABLE = frozenset(("system", "user", "assistant"))
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "model": "assistant",
          "gpt": "assistant", "bot": "assistant", "ai": "assistant"}  # fmt: skip
-ALPACA = re.compile(r"^###\s*(Instruction|Input|Response|Question|Answer|指令|输入|回答)\s*[:：][ \t]*", re.MULTILINE)
+ALPACA = re.compile(
+    r"^###[ \t]*(Instruction|Input|Response|Output|Question|Answer|指令|输入|回答|输出)[ \t]*[:：][ \t]*", re.MULTILINE
+)
 ALPACA_PARTS = {"instruction": "user", "question": "user", "指令": "user", "input": "input", "输入": "input",
-                "response": "assistant", "answer": "assistant", "回答": "assistant"}  # fmt: skip
+                "response": "assistant", "output": "assistant", "answer": "assistant", "回答": "assistant",
+                "输出": "assistant"}  # fmt: skip
 ALPACA_PREFACE = re.compile(r"\ABelow is an instruction that describes a task[^#]*\Z")
 LLAMA_2 = re.compile(r"(\[/?INST\])")
 BEGIN_SYSTEM, END_SYSTEM = "<<SYS>>", "<</SYS>>"
@@ -115,7 +121,7 @@ def _llama_2(text: str) -> list[Turn] | None:
 
 
 TEXT_END = "<|endoftext|>"
-HUMAN = r"###\s*(System|Human|User|Assistant|Bot)\s*[:：][ \t]*"
+HUMAN = r"###[ \t]*(System|Human|User|Assistant|Bot)[ \t]*(?:[:：][ \t]*|\n)"
 MARKUPS = (
     Markup("ChatML", "<|im_start|>", marked(r"<\|im_start\|>[ \t]*(\w+)[ \t]*\n?", ("<|im_end|>",), (TEXT_END,))),
     Markup(
@@ -144,14 +150,23 @@ MARKUPS = (
 )
 
 
+FIRST = ("<", "#", "B")  # what a text in markup begins with; the last of Alpaca's words in front of its headings
+
+
 def in_markup(text: str) -> tuple[str, list[Turn]] | None:
     """The name of the chat markup that all of a text is written in, and its turns; None for any other text.
 
-    Only what begins in it and holds a question and an answer counts: a text about markup may quote some.
+    Only what begins in it and holds a question and an answer counts: a text about markup may quote some. Bad for one that
+    holds turns of others besides, which is a conversation as surely and cannot be read here.
     """
     for one in MARKUPS:
         if one.sign in text and (turns := one.turns(text)):
             roles = {turn.role for turn in turns}
             if {"user", "assistant"} <= roles:
+                if strange := sorted(roles - LEARNABLE):
+                    raise Bad(
+                        f"the text is in the chat markup of {one.name}, with turns of {shorten(strange[0])}, which are read "
+                        "from messages alone; FORMAT = text learns it as plain text"
+                    )
                 return one.name, turns
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from training.data import markup, turns
 from training.data.reading import Reading
@@ -14,8 +15,12 @@ from training.settings.prompt_template import PromptTemplate
 
 ROLE_IN_FRONT = re.compile(r"(?:用户|助手)(?:: |：)")
 OPTIONAL = ("input", "context", "system")  # null is the same as absent: pandas and Arrow write it for a missing value
+# The field that asks -> the FORMAT that takes its rows as they stand, where it is another than alpaca.
+FORMAT_OF = {"prompt": "prompt", "input": "input"}
 # What pandas, SQL and spreadsheets write where there is no value.
 NULL_WORDS = frozenset(("nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nil", "nat", "\\n"))
+# Those of them that nobody writes into a field that may be empty: "None" and "N/A" people do.
+MACHINE_WORDS = frozenset(("nan", "#n/a", "<na>", "nat", "\\n"))
 
 
 def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading, said: list[str]) -> list[Turn]:
@@ -34,10 +39,18 @@ def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading,
             f"the answer is {reply.strip()!r}, as pandas and databases write a missing value; "
             "NULL_WORDS = keep learns it as it stands"
         )
+    if reading.null_words != "keep":
+        template = [name for _, name in reading.template.columns] if reading.template else []
+        for name in (*OPTIONAL, question, *template):
+            if fields.get(name):
+                _check_null(fields[name], name)
     system = _text(fields, "system")
     above = [Turn("system", system)] if system.strip() else []
     history = _history(fields["history"], said) if is_history(fields.get("history")) else []
     thoughts = turns.thoughts_in(fields, "", reply) if len(fields) > 2 else ""
+    plain = reading.format != "auto" or reading.template or thoughts
+    if not plain and (talk := _in_markup(user, reply, FORMAT_OF.get(question, "alpaca"), said)):
+        return [*above, *history, *talk]
     return [*above, *history, Turn("user", user), Turn("assistant", reply, thoughts=thoughts)]
 
 
@@ -56,6 +69,32 @@ def _question(fields: Mapping[str, object], question: str, template: PromptTempl
                 "as in COLUMNS = instruction: instruction, input: context, output: output"
             )
     return "\n\n".join(part for part in parts if part.strip()) if len(parts) > 1 else parts[0]
+
+
+def _in_markup(user: str, reply: str, format: str, said: list[str]) -> list[Turn] | None:
+    """The turns of a question and an answer that hold the chat markup of a model; None for all others.
+
+    The model's own template would put its marks around these again.
+    """
+    if user.lstrip()[:1] not in markup.FIRST or not (found := markup.in_markup(user + reply)):
+        return None
+    name, talk = found
+    if talk[-1].role != "assistant" or (name == "Alpaca" and talk[0].role == "system"):
+        return None  # words in front of headings are the question's own
+    said.append(
+        f"with questions in the chat markup of {name}, read as conversations; FORMAT = {format} keeps them plain"
+    )
+    # Of the answers, the one that the row has as such is learned.
+    return [*(replace(turn, trained=turn.role != "assistant") for turn in talk[:-1]), talk[-1]]
+
+
+def _check_null(value: object, name: str) -> None:
+    """A field beside the answer that is a missing value would stand in the question as a word."""
+    if isinstance(value, str) and len(value) < 12 and value.strip().casefold() in MACHINE_WORDS:
+        raise Bad(
+            f"{name} is {value.strip()!r}, as pandas and databases write a missing value: leave it empty; "
+            "NULL_WORDS = keep learns it as it stands"
+        )
 
 
 def is_context(value: object) -> bool:

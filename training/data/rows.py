@@ -65,13 +65,22 @@ def interpret(record: Record, path: Path, reading: Reading = PLAIN) -> Row | Bad
         fields = _named(record.fields, reading, said)
         found = _format(fields, reading)
         messages, text = _meaning(fields, found, reading, said)
-        tools = tool_calls.offered(fields["tools"]) if messages and tool_calls.is_offer(fields.get("tools")) else ""
+        tools = _offered(fields) if messages else ""
     except Bad as bad:
         header = "; the first line of a CSV file must name the columns" if _is_unnamed_table(bad, path) else ""
         named = "".join(f" ({one})" for one in said if one.startswith(columns.TAKEN))
         return BadRow(str(path), record.line, f"{bad}{header}{named}")
     unused = _unused(fields, found, reading.template)
     return Row(messages, text, str(path), record.line, tools, unused, tuple(dict.fromkeys(said)) if said else ())
+
+
+def _offered(fields: Mapping[str, object]) -> str:
+    """The functions that a row offers, as the JSON text of OpenAI's list, by either of its names for them; "" for none."""
+    named = [name for name in tool_calls.OFFERS if tool_calls.is_offer(fields.get(name))]
+    texts = {tool_calls.offered(fields[name], name) for name in named}
+    if len(texts) > 1:
+        raise Bad(f"{' and '.join(named)} offer different functions: leave one")
+    return texts.pop() if texts else ""
 
 
 def _is_unnamed_table(bad: Bad, path: Path) -> bool:
@@ -190,7 +199,7 @@ def _unused(
         used |= {"history"} if pairs.is_history(fields.get("history")) else set()
     if len(fields) <= len(used) and fields.keys() <= used and found not in ("messages", "conversations"):
         return ()
-    used |= {"tools"} if found != "text" and tool_calls.is_offer(fields.get("tools")) else set()
+    used |= {name for name in tool_calls.OFFERS if found != "text" and tool_calls.is_offer(fields.get(name))}
     unused = [name for name in fields if name not in used and fields[name] not in NOTHING]
     held = fields[found] if found in ("messages", "conversations") else None
     for turn in held if isinstance(held, list) else ():
@@ -200,7 +209,7 @@ def _unused(
 
 
 def _unused_of_turn(turn: Mapping[str, object]) -> Iterator[str]:
-    used = {"from", "value"} if "from" in turn and "role" not in turn else {"role", "content"}
+    used = set(turns.keys_of(turn))
     if not isinstance(turn.get("role"), str) or turns.ROLES.get(str(turn["role"]).casefold()) == "tool":
         used |= {"tool_call_id", "name"}
     for name, value in turn.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 
 CHUNK = 1 << 20
 SAMPLE = 1 << 18  # bytes of lines with other characters than ASCII by which an encoding is guessed
+LOOKED_AT = 1 << 16  # bytes of it that charset-normalizer is given, where the codecs here do not know it
 FITS = 0.6  # share of such characters that must be usual ones: what is read by a wrong codec has 0.1 to 0.5
 
 
@@ -40,8 +41,10 @@ def _of(codec: str, first: range, last: range) -> str:
     return re.escape("".join(pair for pair in pairs if len(pair) == 1 and not pair.isascii()))
 
 
+NONE = re.compile(r"(?!)")
 MARKS = "\u3000-\u303f\uff00-\uffef‘’“”…—·"  # punctuation of East Asian texts
 KANA, HANGUL, CYRILLIC, LATIN = "\u3041-\u30ff", "\uac00-\ud7a3", "\u0410-\u044fёЁ", "\u00c0-\u00ff"
+SMALL = re.compile("[\u0430-\u044fё]")
 # The commonest syllables, half of any Korean text: all of Korean is valid GB2312, and much of Chinese valid Hangul.
 SYLLABLES = "이다는을의에가고하지로기도서나은리어사한자아를라인스시그해들요니습게만대수있여것부보정과으전일장주와면안세"
 UPPER = range(0xA1, 0xFF)
@@ -66,7 +69,8 @@ def _codecs() -> list[_Codec]:
         _Codec("big5", "BIG5", "Big5: traditional Chinese", re.compile(f"[{taiwanese}{MARKS}]")),
         _Codec("gb18030", "GB18030", gbk, re.compile(f"[{chinese}{MARKS}]")),
         # Words of these letters alone are Cyrillic; Western words have one or two of them among ASCII letters.
-        _Codec("cp1251", "CP1251", "Cyrillic Windows", re.compile(f"(?:[{CYRILLIC}]{{3,}}|[–—«»„“”№])")),
+        # KOI8-R read so has capitals for small letters.
+        _Codec("cp1251", "CP1251", "Cyrillic Windows", re.compile(f"(?:[{CYRILLIC}]{{3,}}|[–—«»„“”№])"), SMALL),
         _Codec(
             "cp1252",
             "CP1252",
@@ -123,7 +127,7 @@ def _refused(file: io.BufferedIOBase, path: Path, chunk: bytes, before: int, pla
     line = before + chunk.count(b"\n", 0, place)
     said = f"{path}:{line}: not UTF-8 (byte 0x{chunk[place]:02x}), so none of the file is read"
     file.seek(0)
-    found = _guess(b"".join(_sample(file)))
+    found = _likely(b"".join(_sample(file)))
     if found is None:
         return (
             f"{said}; it is in no encoding that is known here: it is damaged, or joined from files in several encodings. "
@@ -159,6 +163,61 @@ def _guess(sample: bytes) -> _Codec | None:
         if share > most:
             best, most = codec, share
     return best
+
+
+# charset-normalizer's name -> iconv's, and what it is. It is asked where the codecs above do not know the sample, and where
+# they may have taken one of these for their own.
+OTHERS = {
+    "cp1250": ("CP1250", "Central European Windows"),
+    "iso8859_2": ("ISO-8859-2", "Central European"),
+    "cp1251": ("CP1251", "Cyrillic Windows"),
+    "koi8_r": ("KOI8-R", "Cyrillic"),
+    "cp866": ("CP866", "Cyrillic DOS"),
+    "cp1253": ("CP1253", "Greek Windows"),
+    "cp1254": ("CP1254", "Turkish Windows"),
+    "cp1255": ("CP1255", "Hebrew Windows"),
+    "cp1256": ("CP1256", "Arabic Windows"),
+    "cp1257": ("CP1257", "Baltic Windows"),
+    "cp1258": ("CP1258", "Vietnamese Windows"),
+    "cp874": ("CP874", "Thai Windows"),
+}
+# Their letters stand where Cyrillic, or Western ones with accents, do.
+NEAR = {
+    "cp1251": ("cp1251", "cp1253", "cp1255", "cp1256", "cp874"),
+    "cp1252": ("cp1252", "cp1250", "cp1254", "cp1257", "cp1258"),
+}
+# Share of letters with accents, of all: Western languages have 2 to 6 %, the others written so 8 to 25 %.
+DENSE = 0.07
+
+
+def _likely(sample: bytes) -> _Codec | None:
+    """The encoding that a sample is in, most likely; None where it fits into none."""
+    own = _guess(sample)
+    if own is None:
+        return _other_guess(sample, tuple(OTHERS))
+    if own.python not in NEAR or (own.python == "cp1252" and not _is_dense(sample)):
+        return own
+    return _other_guess(sample, NEAR[own.python]) or own
+
+
+def _is_dense(sample: bytes) -> bool:
+    accents = sum(byte >= 0x80 for byte in sample)
+    return accents > DENSE * (accents + sum(chr(byte).isalpha() for byte in sample if byte < 0x80))
+
+
+def _other_guess(sample: bytes, among: tuple[str, ...]) -> _Codec | None:
+    """What charset-normalizer takes a sample for; None for nothing of OTHERS, or where it is not installed."""
+    try:
+        import charset_normalizer
+    except ModuleNotFoundError:  # a script of this project may run in any Python
+        return None
+    if sum(byte >= 0x80 for byte in sample) < ENOUGH:  # a damaged byte or two are no language
+        return None
+    best = charset_normalizer.from_bytes(sample[:LOOKED_AT], cp_isolation=list(among)).best()
+    if best is None or best.encoding not in OTHERS:
+        return None
+    iconv, what = OTHERS[best.encoding]
+    return _Codec(best.encoding, iconv, what, NONE)
 
 
 def _decoded(raw: bytes, codec: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,24 @@ def written(value: object, where: str, place: int) -> list[Call]:
     held = written_list(value, where)
     calls = held if isinstance(held, list) else [held]
     return [_call(one, where, place + number) for number, one in enumerate(calls, 1)]
+
+
+# Calls that an answer has within its text, in the marks of Hermes and Qwen, and those around what came of them.
+MARKED_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+MARKED_RESULT = re.compile(r"\s*<tool_response>\s*(.*?)\s*</tool_response>\s*", re.DOTALL)
+BEGINS_CALL = "<tool_call>"
+
+
+def marked(text: str, where: str, place: int) -> tuple[str, list[Call]]:
+    """A text without the calls that are marked in it, and these."""
+    found = [written(one, where, place + number) for number, one in enumerate(MARKED_CALL.findall(text), 1)]
+    return MARKED_CALL.sub("", text).strip(), [call for calls in found for call in calls]
+
+
+def unmarked(results: str) -> list[str]:
+    """What tools gave, without the marks around each; a text that is not all in such marks as it is."""
+    found: list[str] = MARKED_RESULT.findall(results)
+    return found if found and not MARKED_RESULT.sub("", results) else [results]
 
 
 def _call(value: object, where: str, place: int) -> Call:
@@ -67,6 +86,8 @@ def _id(name: str, arguments: Mapping[str, object], place: int) -> str:
     return "".join(signs)
 
 
+# The fields of a row that offer functions; the second is of OpenAI's older form.
+OFFERS = ("tools", "functions")
 NAMED = frozenset(("name", "function"))  # fields one of which an offered function has
 
 

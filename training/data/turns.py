@@ -55,8 +55,22 @@ def read(value: object, name: str, said: list[str]) -> list[Turn]:
         if isinstance(turn, dict) and len(turn) == 2 and (plain := _plain(turn)):
             found.append(plain)
             continue
-        found += _turn(turn, f"{name}, turn {number}", said, found)
+        made = _turn(turn, f"{name}, turn {number}", said, found)
+        if made and made[0].role == "tool" and found and _marks_calls(found[-1]):
+            found[-1], made = _with_calls(found[-1], made, f"{name}, turn {number - 1}", len(found))
+        found += made
     return found
+
+
+def _marks_calls(turn: Turn) -> bool:
+    return turn.role == "assistant" and not turn.more and tool_calls.BEGINS_CALL in turn.content
+
+
+def _with_calls(called: Turn, results: list[Turn], where: str, place: int) -> tuple[Turn, list[Turn]]:
+    """An answer whose text marks calls, and what came of them, as templates take both: without marks of a model's own."""
+    text, calls = tool_calls.marked(called.content, where, place)
+    each = [replace(turn, content=result) for turn in results for result in tool_calls.unmarked(turn.content)]
+    return (replace(called, content=text, more=_more(tool_calls=calls)) if calls else called), each
 
 
 def _plain(turn: Mapping[str, object]) -> Turn | None:
@@ -75,6 +89,17 @@ def _plain(turn: Mapping[str, object]) -> Turn | None:
     return Turn(known, content)
 
 
+# What holds the role of a message, and what it says, the commonest first.
+SPEAKERS, WORDS = ("role", "from", "speaker", "author", "sender"), ("content", "value", "text", "message")
+
+
+def keys_of(turn: Mapping[str, object]) -> tuple[str, str]:
+    """The names of the fields that hold the role of a message and what it says; the usual ones where it has none."""
+    who = next((name for name in SPEAKERS if name in turn), SPEAKERS[0])
+    usual = WORDS[SPEAKERS.index(who)] if who in SPEAKERS[:2] else WORDS[0]
+    return who, usual if usual in turn else next((name for name in WORDS if name in turn), usual)
+
+
 def _role(value: object, where: str) -> str:
     known = ROLES.get(value) if isinstance(value, str) else None
     if known is None:
@@ -90,7 +115,7 @@ def _turn(turn: object, where: str, said: list[str], before: Sequence[Turn]) -> 
     """One message; several where it holds the results of several calls."""
     if not isinstance(turn, dict):
         raise Bad(f"{where} is {describe(turn)}, not an object with role and content")
-    keys = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+    keys = keys_of(turn)
     calls = tool_calls.calls_of(turn, where, len(before))
     for key in keys:
         if key not in turn and not (calls and key == keys[1]):
@@ -185,6 +210,7 @@ def checked(turns: list[Turn], join: bool | str, said: list[str]) -> tuple[Turn,
         raise Bad("there are no turns")
     if _is_plain(turns):
         return tuple(turns)
+    turns = [turn for turn in turns if turn.role != "system" or not is_blank(turn.content)]
     if join is True:
         turns = _joined(turns, said)
     if turns[-1].role != "assistant":
