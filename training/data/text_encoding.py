@@ -205,13 +205,19 @@ def _is_dense(sample: bytes) -> bool:
     return accents > DENSE * (accents + sum(chr(byte).isalpha() for byte in sample if byte < 0x80))
 
 
+def _foreign(sample: bytes) -> Iterator[bytes]:
+    """The lines of a sample that hold more than a character or two of another kind than ASCII."""
+    return (line for line in sample.splitlines() if sum(byte >= 0x80 for byte in line) >= ENOUGH)
+
+
 def _other_guess(sample: bytes, among: tuple[str, ...]) -> _Codec | None:
     """What charset-normalizer takes a sample for; None for nothing of OTHERS, or where it is not installed."""
     try:
         import charset_normalizer
     except ModuleNotFoundError:  # a script of this project may run in any Python
         return None
-    if sum(byte >= 0x80 for byte in sample) < ENOUGH:  # a damaged byte or two are no language
+    # A damaged byte or two are no language, and lines of UTF-8 among others are a file that was joined.
+    if sum(byte >= 0x80 for byte in sample) < ENOUGH or any(_decoded(line, "utf-8") for line in _foreign(sample)):
         return None
     best = charset_normalizer.from_bytes(sample[:LOOKED_AT], cp_isolation=list(among)).best()
     if best is None or best.encoding not in OTHERS:
