@@ -618,6 +618,19 @@ def _messages(talk: list[tuple[str, str]]) -> list[dict]:
     ]
 
 
+def _marked(chat: list[dict]) -> str:
+    return "".join(f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in chat)
+
+
+def _parquet(records: list[dict]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records), out)
+    return out.getvalue()
+
+
 def _written(talks: list[list[tuple[str, str]]]) -> dict[tuple[str, str], object]:
     """The same conversations in many forms: (name, what it is) -> content."""
     chats = [_messages(talk) for talk in talks]
@@ -636,6 +649,21 @@ def _written(talks: list[list[tuple[str, str]]]) -> dict[tuple[str, str], object
         ("a.json", "pretty"): "\n".join(json.dumps({"messages": chat}, indent=1) for chat in chats),
         ("a.json", "bare"): chats,
         ("a.jsonl", "history"): "\n".join(json.dumps(one) for one in history),
+        ("a.jsonl", "speakers"): "\n".join(
+            json.dumps({"dialog": [{"speaker": one["role"].title(), "text": one["content"]} for one in chat]})
+            for chat in chats
+        ),
+        ("a.jsonl", "ChatML"): "\n".join(json.dumps({"text": _marked(chat)}) for chat in chats),
+        ("a.jsonl", "prompts in ChatML"): "\n".join(
+            json.dumps(
+                {
+                    "prompt": _marked(chat[:-1]) + "<|im_start|>assistant\n",
+                    "completion": chat[-1]["content"] + "<|im_end|>",
+                }
+            )
+            for chat in chats
+        ),
+        ("a.parquet", "messages"): _parquet([{"messages": chat} for chat in chats]),
         ("a.csv", "in cells"): _csv([["Messages"], *([json.dumps(chat)] for chat in chats)]),
         ("a.csv", "semicolons"): _csv([["Conversation", "id"], *([repr(chat), "1"] for chat in chats)], delimiter=";"),
     }

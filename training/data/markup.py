@@ -153,11 +153,12 @@ MARKUPS = (
 FIRST = ("<", "#", "B")  # what a text in markup begins with; the last of Alpaca's words in front of its headings
 
 
-def in_markup(text: str) -> tuple[str, list[Turn]] | None:
+def in_markup(text: str, plainly: str = "text") -> tuple[str, list[Turn]] | None:
     """The name of the chat markup that all of a text is written in, and its turns; None for any other text.
 
     Only what begins in it and holds a question and an answer counts: a text about markup may quote some. Bad for one that
-    holds turns of others besides, which is a conversation as surely and cannot be read here.
+    holds turns of others besides, which is a conversation as surely and cannot be read here. plainly: the FORMAT that takes
+    it as it stands.
     """
     for one in MARKUPS:
         if one.sign in text and (turns := one.turns(text)):
@@ -166,7 +167,7 @@ def in_markup(text: str) -> tuple[str, list[Turn]] | None:
                 if strange := sorted(roles - LEARNABLE):
                     raise Bad(
                         f"the text is in the chat markup of {one.name}, with turns of {shorten(strange[0])}, which are read "
-                        "from messages alone; FORMAT = text learns it as plain text"
+                        f"from messages alone; FORMAT = {plainly} takes it as it stands"
                     )
                 return one.name, turns
     return None

@@ -76,7 +76,7 @@ def _in_markup(user: str, reply: str, format: str, said: list[str]) -> list[Turn
 
     The model's own template would put its marks around these again.
     """
-    if user.lstrip()[:1] not in markup.FIRST or not (found := markup.in_markup(user + reply)):
+    if user.lstrip()[:1] not in markup.FIRST or not (found := markup.in_markup(user + reply, format)):
         return None
     name, talk = found
     if talk[-1].role != "assistant" or (name == "Alpaca" and talk[0].role == "system"):
