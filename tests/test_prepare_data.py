@@ -265,6 +265,19 @@ def test_one_object_over_several_lines_is_one_row(kind: str, prepare, tmp_path: 
     assert written(done.paths) == [{"input": "Who?", "output": "Me."}]
 
 
+def test_text_in_the_markup_of_a_model_fits_chat_and_stays_text_where_text_is_asked_for(
+    prepare, tmp_path: Path
+) -> None:
+    text = "### Human: Who?\n### Assistant: Me."
+    source = jsonl(
+        tmp_path / "a.jsonl", [{"text": text}, {"prompt": "### Human: Why?\n### Assistant:", "completion": "So."}]
+    )
+    assert written(prepare(source, "text", "--no-split").paths) == [{"text": text}]
+    assert [row["output"] for row in written(prepare(source, "qa", "--no-split").paths)] == ["Me.", "So."]
+    (kept,) = written(prepare(source, "qa", "--no-split", "--format", "prompt").paths)
+    assert kept == {"input": "### Human: Why?\n### Assistant:", "output": "So."}
+
+
 TEXT = st.text(st.sampled_from('ab \n\t：:用户助手User\u3000\u2028"\\😀'), max_size=12)
 RECORDS = st.one_of(
     st.fixed_dictionaries({"instruction": TEXT, "output": TEXT}, optional={"input": st.none() | TEXT, "system": TEXT}),

@@ -113,6 +113,11 @@ def _clean(
 ) -> tuple[Row, dict[str, object]] | BadRow:
     """The row without outer white space, and its fields in the shape of `format_type`."""
     row = rows.interpret(record, path, reading)
+    if (
+        format_type == "text" and reading.format == "auto"
+    ):  # what the markup of a model makes a conversation stays text here
+        plain = rows.interpret(record, path, replace(reading, format="text"))
+        row = plain if isinstance(plain, Row) else row
     if isinstance(row, BadRow):
         return row
     fields = _shaped(record, row, path, format_type)
@@ -240,6 +245,7 @@ def reading_of(arguments: argparse.Namespace) -> Reading:
 
     written = value("columns")
     return Reading(
+        format=value("format"),
         columns=column_names.parse(written) if written else None,
         encoding=value("encoding"),
         join_turns=value("join_turns"),
@@ -249,6 +255,7 @@ def reading_of(arguments: argparse.Namespace) -> Reading:
 
 # The options of [Dataset] that say how rows are read.
 READING = {
+    "--format": "format",
     "--columns": "columns",
     "--encoding": "encoding",
     "--join-turns": "join_turns",
