@@ -465,7 +465,8 @@ def test_the_files_of_a_run_are_named(end):
     named = {file.rstrip("/") for row in rows for file in code(row[0])}
     known = {runs.CONFIG, runs.LOG, runs.EVENTS, runs.STATUS, runs.CHECKPOINTS, runs.ADAPTER, runs.MERGED, runs.REPORT}
     assert (
-        known | {runs.REJECTED, runs.TENSORBOARD, "Modelfile", "report.md", "report.html", "<name>.Q4_K_M.gguf"}
+        known
+        | {runs.REJECTED, runs.ROWS, runs.TENSORBOARD, "Modelfile", "report.md", "report.html", "<name>.Q4_K_M.gguf"}
         == named
     )
 

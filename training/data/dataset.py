@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data import oddities, parallel_reading, row_files
+from training.data import contradictions, oddities, parallel_reading, row_files
+from training.data.contradictions import Contradiction
 from training.data.oddities import Seen, count_rows
 from training.data.reading import Reading
 from training.data.reading import of_settings as reading_of
@@ -50,7 +51,7 @@ class Data:
     """The rows of a run. Each dataset has the columns of parallel_reading.schema.
 
     `sha256`: data file -> hexadecimal digest. `plain`: all rows are {text} without turns, so that the finished model takes
-    the bare prompt. `tools`: rows that offer or call tools.
+    the bare prompt. `tools`: rows that offer or call tools. `contradictions`: among the rows to train on.
     """
 
     train: datasets.Dataset
@@ -63,6 +64,7 @@ class Data:
     counts: Counts
     plain: bool
     tools: int = 0
+    contradictions: tuple[Contradiction, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,7 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
         counts=counts,
         plain=counts.turns == 0,
         tools=sum(file.seen.counts["tools"] for file in every),
+        contradictions=tuple(contradictions.find(own.rows, own.seen, parts[0])),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from training.data import Item
 from training.evaluation import scoring
 from training.evaluation.generate import Answer, answers, losses
+from training.evaluation.ledger import Ledger
 from training.evaluation.scoring import Marks, Score
 from training.system import privacy
 
@@ -35,11 +36,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What base and tuned model made of the same rows: lines of the report's tables, and the answers."""
+    """What base and tuned model made of the same rows: lines of the report's tables, and the answers.
+
+    ledger: what the training did to the rows that were learned.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     general: list[Score] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from training.data import Item, held_out
 from training.data.encoding import end_ids
 from training.distributed import Crew, launcher
 from training.errors import Interrupted, RunError
-from training.evaluation import scoring
+from training.evaluation import ledger, scoring
 from training.ollama import modelfile
 from training.pipeline import export_stages
 from training.plan import Plan
@@ -24,7 +25,7 @@ from training.report import gathering
 from training.runs import Facts, Run, Stage, checkpoint, progress
 from training.runs.handover import BaseOfRun, Prompt, Sequence
 from training.settings import Settings
-from training.system import forkserver, paths, records
+from training.system import files, forkserver, paths, records
 from training.system.events import Events
 from training.system.privacy import redact
 from training.system.signals import Signals
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512
 # Held-out rows whose loss is taken, and those that are asked: what a short run can afford.
 MEASURED, ASKED = 32, 8
+ANSWERED = 0.8  # of the evaluation, about; the rest is the ledger of rows
 LOGGED = 200  # characters of a question or an answer in the log
 CALIBRATED = 1024  # training rows that are looked at for importance.MOST tokens
 
@@ -108,8 +110,9 @@ def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Eve
     longest = plan.settings.model.max_seq_length
     general = [] if plan.data.plain else held_out.general(plan.template, plan.tokenizer, longest)
     found = evaluation.evaluate(
-        loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable, far
-    )
+        loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable,
+        lambda share: far(ANSWERED * share),
+    )  # fmt: skip
     for sample in found.samples[:QUESTIONS]:
         texts = sample.question, sample.before or "not asked", sample.after
         logger.info("asked: {}\n  before: {}\n  after:  {}", *(shorten(redact(text), LOGGED) for text in texts))
@@ -117,6 +120,7 @@ def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Eve
         logger.info(
             "evaluation on rows that were not trained on: {}", scoring.conclusion([*found.scores, *found.general])
         )
+    kept = row_ledger(plan, loaded, run, switchable, lambda share: far(ANSWERED + (1 - ANSWERED) * share))
     seconds = round(time.perf_counter() - began, 1)
     run.finish_stage(
         "evaluate",
@@ -125,9 +129,26 @@ def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Eve
             "samples": [records.plain(sample) for sample in found.samples],
             "scores": [score.left() for score in found.scores],
             "general": [score.left() for score in found.general],
+            "ledger": records.plain(kept),
         },
     )
     events.emit("stage", name="evaluate", seconds=seconds)
+
+
+def row_ledger(
+    plan: Plan, loaded: Loaded, run: Run, switchable: bool, tell: Callable[[float], None]
+) -> evaluation.Ledger:
+    """Write what the training did to the rows into the run's folder; gives what the report tells of it."""
+    found: list[evaluation.Entry] = []
+    if switchable:
+        trained = run.stage("train") or {}
+        allowed = ledger.budget(trained.get("train_seconds", 0.0))
+        found = ledger.take(loaded.model, plan.train, plan.data.contradictions, allowed, tell)
+        files.write_text(run.path / runs.ROWS, ledger.table(found))
+    kept = ledger.ledger(found, plan.data.counts.train)
+    if told := ", ".join(f"{count:,} {kind}" for kind, count in kept.counts.items() if count):
+        logger.info("of {:,} of {:,} rows that were learned: {}; see {}", kept.measured, kept.learned, told, runs.ROWS)
+    return kept
 
 
 def judge(settings: Settings, run: Run, events: Events) -> None:

@@ -87,6 +87,7 @@ def sections(report: Report) -> list[Section]:
         Section("Losses", _losses(report)),
         Section("Evaluation", evaluated.evaluation(report)),
         Section("Answers", evaluated.answers(report)),
+        Section("Rows", evaluated.rows(report)),
         Section("Files", _files(report)),
         Section("Checks", _checks(report)),
         Section("Quantised files", _quantised(report)),

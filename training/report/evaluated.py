@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from training.evaluation import LOSS, PERPLEXITY, Score, scoring
+from training.data import record
+from training.evaluation import LOSS, PERPLEXITY, Score, ledger, scoring
 from training.report import checklist
 from training.report.blocks import Answers, Asked, Block, Reply, Table, Text
 from training.report.schema import Report, Sample
@@ -96,3 +97,43 @@ def _replies(sample: Sample) -> Iterator[Reply]:
     if sample.quantised is not None:
         same = "after" if sample.quantised == sample.after else ""
         yield Reply("quantised", sample.quantised, "quantised", sample.quantised_stopped is not False, same)
+
+
+def _other(line: int | None) -> str:
+    if line is None:
+        return ""
+    return f": line {line}" if line >= 0 else f": row {-line}"
+
+
+MEANT = {
+    ledger.CONTRADICTS: "the same question, and another answer",
+    ledger.WORSE: "its loss rose: other rows taught something else, or it is unlike them",
+    ledger.STUCK: "its loss fell by less than a quarter of what others lost: garbled, unlike the rest, or too hard",
+    ledger.KNOWN: "the base model gave its answer before: the row teaches little",
+}
+
+
+def rows(report: Report) -> tuple[Block, ...]:
+    """What the training did to the rows, so that the next version of the data is better."""
+    kept = report.ledger
+    if kept is None:
+        return ()
+    every = wording.counted(kept.learned, "row")
+    which = every if kept.measured >= kept.learned else f"{kept.measured:,} of {every}, chosen by chance,"
+    words = f"The losses of {which} that were learned, with the base model and after the training; all of these are in rows.csv."
+    counts = tuple((kind, f"{count:,}", MEANT.get(kind, "")) for kind, count in kept.counts.items() if count)
+    if not counts:
+        return (Text(f"{words} No row stands out."),)
+    blocks: list[Block] = [Text(words), Table(("", "rows", "what it may mean"), counts, numbers=(1,))]
+    if kept.named:
+        found = tuple(
+            (
+                record.place(entry.file, entry.line),
+                entry.finding + _other(entry.other),
+                wording.number(entry.before, ".3f"),
+                wording.number(entry.after, ".3f"),
+            )
+            for entry in kept.named
+        )
+        blocks.append(Table(("row", "found", "before", "after"), found, numbers=(2, 3), code=(0,)))
+    return tuple(blocks)

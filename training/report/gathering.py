@@ -131,6 +131,7 @@ def gather(run: Run, state: State, error: FinetuneError | Interrupted | None = N
         samples=_samples(left),
         scores=_scores(left),
         general=tuple(left.evaluate.general),
+        ledger=left.evaluate.ledger if left.evaluate.ledger.counts else None,
         quantised=_quantised(run, left.check.quantised),
         checks=tuple(records.build(row, Outcome) for row in run.status.get("checks", [])),
         artefacts=writing.artefacts(run.path) if ended else (),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.checks import Outcome
-from training.evaluation import Score
+from training.evaluation import Ledger, Score
 from training.runs import State
 from training.runs.working_time import Session
 from training.system import privacy, records
@@ -185,6 +185,7 @@ class Report:
     samples: tuple[Sample, ...] = ()
     scores: tuple[Score, ...] = ()
     general: tuple[Score, ...] = ()  # on the shipped general questions: what the tuning cost elsewhere
+    ledger: Ledger | None = None  # what the training did to the rows that were learned; all of them are in rows.csv
     quantised: tuple[Quantised, ...] = ()
     checks: tuple[Outcome, ...] = ()
     artefacts: tuple[Artefact, ...] = ()

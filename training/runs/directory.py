@@ -33,6 +33,7 @@ from training.system.foreign_json import (
 CONFIG, LOG, EVENTS, STATUS = "config.ini", "finetune.log", "events.jsonl", "status.json"
 CHECKPOINTS, ADAPTER, MERGED = "checkpoints", "adapter", "merged"
 REPORT, REJECTED, TENSORBOARD = "report.json", "rejected.jsonl", "tensorboard"
+ROWS = "rows.csv"
 # In OUTPUT_DIR, for the newest run that is done.
 RESULTS = {"lora_adapter": ADAPTER, "merged_model": MERGED, "final_model": MERGED}
 
