@@ -41,6 +41,7 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 # Fields of a message that are read besides its role and what it says.
 KNOWN = frozenset((*LEARNED, "tool_calls", "function_call"))
 NOT_LEARNED = "with questions that are to be learned: TRAIN_ON = completion learns the answers alone"
+MARKED = "with calls of tools marked in the text of an answer, taken as calls"
 PARTS = "with texts in parts, joined as they are"
 
 
@@ -57,6 +58,7 @@ def read(value: object, name: str, said: list[str]) -> list[Turn]:
             continue
         made = _turn(turn, f"{name}, turn {number}", said, found)
         if made and made[0].role == "tool" and found and _marks_calls(found[-1]):
+            said.append(MARKED)
             found[-1], made = _with_calls(found[-1], made, f"{name}, turn {number - 1}", len(found))
         found += made
     return found
