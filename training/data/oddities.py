@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from training.data.markup import WRITTEN_TURN
 from training.data.record import SHOWN, place, places
 from training.data.rows import Row
+from training.data.turns import Turn
 from training.system.wording import shorten
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_COLUMNS = 20  # unused columns that are told of: a broken file may have a new one in every row
+BLANKS = 64  # characters: of a longer answer nobody asks whether blanks are all that it holds
 SHORT_ANSWER, LONG_ROW = 2, 100_000  # characters: a row outside of these is worth a look
 # UTF-8 that was read as Latin-1 or cp1252 ("Ã©", "â€™", "ä½\xa0"), or what a decoder puts where it gave up.
 MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€[\u0080-\u00bf™œ\u201c\u201d¦]|[äåæçèé][\u0080-\u00bf]{2}|锟斤拷")
@@ -73,22 +75,20 @@ def numbers(row: Row) -> tuple[int, int, int]:
     The prompt is what the user says before the first answer, with white space made alike; of plain text it is all of it.
     """
     texts = _texts(row)
+    roles = [turn.role for turn in row.messages or ()]
     alike = [" ".join(text.split()) for text in texts]
-    aside = _aside(row)
+    aside = [*roles, *_aside(row)]
     exact = _number(*texts, *aside)
     normalised = exact if alike == texts else _number(*alike, *aside)
     if row.messages is None:
         return exact, normalised, normalised
-    roles = [turn.role for turn in row.messages]
-    first_answer = roles.index("assistant", roles.index("user"))  # a greeting may stand in front of both
-    asked = (i for i, role in enumerate(roles[:first_answer]) if role == "user")
-    return exact, normalised, _number(*(alike[2 * i + 1] for i in asked))
+    asked = roles.index("user")
+    first_answer = roles.index("assistant", asked)  # a greeting may stand in front of both
+    return exact, normalised, _number(*(alike[i] for i in range(asked, first_answer) if roles[i] == "user"))
 
 
 def _texts(row: Row) -> list[str]:
-    if row.messages is None:
-        return [row.text or ""]
-    return [part for turn in row.messages for part in (turn.role, turn.content)]
+    return [row.text or ""] if row.messages is None else [turn.content for turn in row.messages]
 
 
 def _aside(row: Row) -> list[str]:
@@ -96,6 +96,10 @@ def _aside(row: Row) -> list[str]:
     if not row.has_aside():
         return []
     return [row.tools, *(f"{turn.trained} {turn.thoughts} {turn.more}" for turn in row.messages or ())]
+
+
+def _is_short(turn: Turn) -> bool:
+    return turn.role == "assistant" and not turn.more and len(turn.content.strip()) < SHORT_ANSWER
 
 
 def remember(row: Row, seen: Seen) -> None:
@@ -108,8 +112,10 @@ def remember(row: Row, seen: Seen) -> None:
         seen.counts["turns"] += 1
         if row.has_aside() and (row.tools or any(turn.more for turn in row.messages)):
             seen.counts["tools"] += 1
-        if any(t.role == "assistant" and not t.more and len(t.content.strip()) < SHORT_ANSWER for t in row.messages):
-            seen.note("short", row.line)
+        for turn in row.messages:
+            if len(turn.content) < BLANKS and _is_short(turn):
+                seen.note("short", row.line)
+                break
     if sum(map(len, texts)) > LONG_ROW:
         seen.note("long", row.line)
     if any(not text.isascii() and GARBLED.search(text) and MOJIBAKE.search(text) for text in texts):

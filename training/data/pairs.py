@@ -20,7 +20,7 @@ FORMAT_OF = {"prompt": "prompt", "input": "input"}
 # What pandas, SQL and spreadsheets write where there is no value.
 NULL_WORDS = frozenset(("nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nil", "nat", "\\n"))
 # Those of them that nobody writes into a field that may be empty: "None" and "N/A" people do.
-MACHINE_WORDS = frozenset(("nan", "#n/a", "<na>", "nat", "\\n"))
+MACHINE_WORDS = frozenset(("nan", "#n/a", "<na>", "nat"))
 
 
 def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading, said: list[str]) -> list[Turn]:
@@ -39,11 +39,9 @@ def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading,
             f"the answer is {reply.strip()!r}, as pandas and databases write a missing value; "
             "NULL_WORDS = keep learns it as it stands"
         )
-    if reading.null_words != "keep":
-        template = [name for _, name in reading.template.columns] if reading.template else []
-        for name in (*OPTIONAL, question, *template):
-            if fields.get(name):
-                _check_null(fields[name], name)
+    for name, value in fields.items():
+        if isinstance(value, str) and 2 < len(value) < 12:
+            _check_null(value, name, question, reading)
     system = _text(fields, "system")
     above = [Turn("system", system)] if system.strip() else []
     history = _history(fields["history"], said) if is_history(fields.get("history")) else []
@@ -88,9 +86,12 @@ def _in_markup(user: str, reply: str, format: str, said: list[str]) -> list[Turn
     return [*(replace(turn, trained=turn.role != "assistant") for turn in talk[:-1]), talk[-1]]
 
 
-def _check_null(value: object, name: str) -> None:
+def _check_null(value: str, name: str, question: str, reading: Reading) -> None:
     """A field beside the answer that is a missing value would stand in the question as a word."""
-    if isinstance(value, str) and len(value) < 12 and value.strip().casefold() in MACHINE_WORDS:
+    if value.strip().casefold() not in MACHINE_WORDS or reading.null_words == "keep":
+        return
+    template = [column for _, column in reading.template.columns] if reading.template else []
+    if name in (*OPTIONAL, question, *template):
         raise Bad(
             f"{name} is {value.strip()!r}, as pandas and databases write a missing value: leave it empty; "
             "NULL_WORDS = keep learns it as it stands"
