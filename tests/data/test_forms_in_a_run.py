@@ -50,7 +50,7 @@ def _with_tools(number: int) -> dict[str, object]:
 def test_rows_with_tools_are_trained_exported_and_measured_by_their_calls(tiny_config: Path, tmp_path: Path) -> None:
     rows = tmp_path / "tools.jsonl"
     rows.write_text("".join(json.dumps(_with_tools(number)) + "\n" for number in range(16)), "utf-8")
-    asked = ("--config", tiny_config, "--data", rows, "--set", "Training.MAX_STEPS=2")
+    asked = ("--config", tiny_config, "--data", rows, "--set", "Training.MAX_STEPS=3")
     refused = finetune(*asked, "--check")
     assert refused.code == 2
     assert refused.stderr.count("tools are offered in the row, and the chat template writes none") == 1
