@@ -819,6 +819,18 @@ def test_thoughts_in_a_field_are_learned_where_the_template_has_a_place_for_them
         assert text.strip() == "It is 4." + END[name]
 
 
+def test_rows_that_are_all_refused_are_all_named(families: dict, tmp_path: Path) -> None:
+    import datasets
+
+    words, template = families["smollm2"]
+    held = {"messages": [{"role": turn.role, "content": turn.content} for turn in ONE], "text": None, "file": "a.jsonl"}
+    more = json.dumps({"tools": TOOLS, "turns": {}})
+    data = datasets.Dataset.from_list([{**held, "line": line, "more": more} for line in (4, 7)])
+    nothing, rejected = tokenising.tokenise(data, template, words, 4096, "all", "completion", tmp_path)
+    assert nothing is None and [bad.line for bad in rejected] == [4, 7]
+    assert all("tools are offered in the row, and the chat template writes none" in bad.reason for bad in rejected)
+
+
 def test_thinking_keep_learns_no_empty_thoughts_and_leaves_the_switch_to_the_server(families: dict) -> None:
     words, template = families["qwen-3"]
     assert _learned("qwen-3", ONE, families) == ["<think>\n\n</think>\n\nIt is 4.<|im_end|>"]

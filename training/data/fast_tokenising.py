@@ -28,6 +28,8 @@ def tokeniser(tokenizer: PreTrainedTokenizerBase) -> Tokenise:
     """Texts to token ids, nothing added: a rendered chat has its own BOS."""
 
     def tokenise(texts: list[str]) -> list[list[int]]:
+        if not texts:  # of rows that are all refused; transformers fails at none
+            return []
         found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids: list[list[int]] = found["input_ids"]
         return ids
