@@ -18,12 +18,13 @@ DELIMITERS = ",;\t|"
 UNCLOSED = "unexpected end of data"  # in the error of Python's reader
 EXCEL = re.compile(r"sep=(.)\Z")  # the first line with which Excel is told the delimiter
 ESCAPED = '\\"'
+TABLE = "of a table in a TXT file"
 BLANKS = "of a table with blanks in front of quotation marks, which are left out"
 
 
-def is_header(line: str) -> bool:
-    """Whether a line names columns that are known here."""
-    delimiter = _delimiter(line)
+def is_header(line: str, between: str = "") -> bool:
+    """Whether a line names columns that are known here. between: the only delimiter that counts, where there is one."""
+    delimiter = between or _delimiter(line)
     names = tuple(name.strip(' "') for name in line.rstrip("\r").split(delimiter))
     found = columns.usual(names)
     return delimiter in line and bool(found.fields or found.refused or columns.is_whole(names))
@@ -45,7 +46,7 @@ def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     blanks = _has_blanks(sample, delimiter)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=blanks)
     names: list[str] | None = None
-    said = (BLANKS,) if blanks else ()
+    said = (*((BLANKS,) if blanks else ()), *((TABLE,) if ".txt" in path.suffixes else ()))
     behind: tuple[str, ...] = ()
     while True:
         line = before + reader.line_num + 1

@@ -111,6 +111,8 @@ def kind_of(path: Path, file: io.BufferedIOBase, given: str | None = None) -> st
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ""
     kind = KINDS.get(suffix) or _by_content(head)
+    if kind == "txt" and csv_rows.is_header(_first_line(head), "\t"):  # what Excel calls Unicode text is a table
+        return "csv"
     if kind is None:
         raise UserError(
             f"{path}: unknown kind of file {suffix!r}, and its content does not tell; known are {', '.join(KINDS)}, "
@@ -123,8 +125,11 @@ def _by_content(head: bytes) -> str | None:
     """The kind of a text whose name does not tell it; None where it may be a table or lines of text."""
     if head.lstrip().startswith((b"{", b"[")):
         return "json"
-    first = head.decode("utf-8", "ignore").lstrip().partition("\n")[0]
-    return "csv" if csv_rows.is_header(first) else None
+    return "csv" if csv_rows.is_header(_first_line(head)) else None
+
+
+def _first_line(head: bytes) -> str:
+    return head.decode("utf-8", "ignore").lstrip().partition("\n")[0]
 
 
 def nothing(path: Path) -> str:
