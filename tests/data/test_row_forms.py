@@ -535,6 +535,19 @@ def test_parquet_is_read_by_its_content_whatever_its_name() -> None:
         list(rows.read(Path("a.parquet")))
 
 
+def test_what_arrow_fills_up_with_nulls_is_not_there() -> None:
+    other = {"id": "xyz123abc", "type": "function", "function": {"name": "time", "arguments": {"zone": "UTC"}}}
+    offer = [*OFFER, {"type": "function", "function": {"name": "time", "parameters": {"required": ["zone"]}}}]
+    talks = [
+        {"messages": [said("Who?"), {"role": "assistant", "content": "", "tool_calls": [call]}], "tools": offer}
+        for call in (CALL, other)
+    ]
+    Path("a.parquet").write_bytes(_parquet(talks))
+    found = list(rows.read(Path("a.parquet")))
+    assert [json.loads(row.messages[1].more)["tool_calls"] for row in found] == [[CALL], [other]]
+    assert all(json.loads(row.tools) == offer for row in found)
+
+
 def test_an_excel_file_is_read_row_by_row() -> None:
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()

@@ -244,7 +244,10 @@ def test_a_form_that_people_have_gives_its_rows_or_one_reason(
 def test_tools_of_either_name_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     offer = [{"name": "weather"}]
-    for fields in ({"tools": offer}, {"functions": offer}, {"tools": offer, "functions": offer}):
+    for fields in (
+        {"tools": offer}, {"tools": json.dumps(offer)}, {"tools": repr(offer)}, {"tools": [json.dumps(offer[0])]}, {"functions": offer},
+        {"tools": offer, "functions": offer},
+    ):  # fmt: skip
         Path("a.jsonl").write_text(json.dumps(talk(*TALK, **fields)))
         (row,) = rows.read(Path("a.jsonl"))
         assert isinstance(row, Row) and json.loads(row.tools) == [{"type": "function", "function": offer[0]}]

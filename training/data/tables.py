@@ -47,10 +47,19 @@ def parquet(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH):
             for fields in batch.to_pylist():
                 number += 1
-                yield Record(-number, fields)
+                yield Record(-number, {name: _without_nulls(value) for name, value in fields.items()})
     except (pa.ArrowException, OSError, ValueError) as error:
         said = (str(error).splitlines() or ["unreadable"])[0]
         raise UserError(f"{path}: is no whole Parquet file, behind row {number} ({said})") from None
+
+
+def _without_nulls(value: object) -> object:
+    """What a field holds, without the nulls within it: each object has all fields that any row's has, as Arrow keeps them."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    return value
 
 
 def xlsx(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:

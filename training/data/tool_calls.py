@@ -94,9 +94,12 @@ NAMED = frozenset(("name", "function"))  # fields one of which an offered functi
 def is_offer(value: object) -> bool:
     """Whether the field `tools` of a row holds functions: in other tables it may be about tools of another kind."""
     if isinstance(value, str):
-        return value.lstrip().startswith("[") and '"name"' in value
-    return (
-        isinstance(value, list) and bool(value) and all(isinstance(one, dict) and NAMED & one.keys() for one in value)
+        return value.lstrip().startswith("[") and ('"name"' in value or "'name'" in value)
+    if not isinstance(value, list) or not value:
+        return False
+    return all(
+        bool(NAMED & one.keys()) if isinstance(one, dict) else isinstance(one, str) and is_offer(f"[{one}]")
+        for one in value
     )
 
 
