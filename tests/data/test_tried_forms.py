@@ -125,6 +125,8 @@ READ = {
     "Excel's Unicode text as it names it": table("Question\tAnswer\r\nWho?\tMe.\r\n".encode("utf-16"), name="a.txt"),
     "a table with tabs in a TXT file": table("instruction\toutput\nWho?\tMe.\n", name="a.txt"),
     "lines of text with a comma": table("question, answer\nWho?\n", ["question, answer", "Who?"], "a.txt"),
+    "CR alone at the ends of lines": table('instruction,output\rWho?,Me.\rWhy?,"So,\rso."\r',
+                                           [(Q, A), (Q2, Turn("assistant", "So,\nso."))]),
     "Windows-1252": table("instruction,output\nWho?,Été à Köln.\n".encode("cp1252"), "most likely it is CP1252.*ENCODING = cp1252"),
     "ENCODING = cp1252": table("instruction,output\nWho?,Été à Köln.\n".encode("cp1252"),
                                [(Q, Turn("assistant", "Été à Köln."))], encoding="cp1252"),

@@ -36,7 +36,7 @@ def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     sample = _sample(file)
     bad_lines: list[BadRow] = []
     last = [""]
-    lines = _lines(file, path, bad_lines, last)
+    lines = _lines(file, path, bad_lines, last, "\n" not in sample and "\r" in sample)
     first = next(lines, "")
     before = 0
     if told := EXCEL.match(first.rstrip("\r\n")):
@@ -122,14 +122,20 @@ def _whole_rows(lines: Iterable[str], delimiter: str, blanks: bool) -> int:
     return sum(1 if size == sizes[0] else -1 for size in sizes)
 
 
-def _lines(file: io.BufferedIOBase, path: Path, bad: list[BadRow], last: list[str]) -> Iterator[str]:
-    """Lines as text, the last of them also in `last`; an opened file is UTF-8, unless it is damaged or was changed since."""
+def _lines(
+    file: io.BufferedIOBase, path: Path, bad: list[BadRow], last: list[str], returns: bool = False
+) -> Iterator[str]:
+    """Lines as text, the last of them also in `last`; an opened file is UTF-8, unless it is damaged or was changed since.
+
+    returns: they end in CR alone, as Excel's "CSV (Macintosh)" has it.
+    """
     for item in numbered(file, path):
         if isinstance(item, BadRow):  # a row may go over several lines, so the reader has lost its place
             bad.append(BadRow(item.file, item.line, item.reason, fatal=True))
             return
-        last[0] = item[1].decode("utf-8", "surrogateescape") + "\n"
-        yield last[0]
+        for line in item[1].split(b"\r") if returns else (item[1],):
+            last[0] = line.decode("utf-8", "surrogateescape") + "\n"
+            yield last[0]
 
 
 def _bad(error: csv.Error, path: Path, line: int, text: str) -> BadRow:
