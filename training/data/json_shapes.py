@@ -98,10 +98,24 @@ def _wrapped(head: bytes) -> Shape | None:
 def _is_row(text: bytes) -> bool:
     """Whether a text is a whole object with the fields of a row."""
     try:
-        held = json.loads(text)
+        return _has_fields(json.loads(text))
     except (ValueError, RecursionError):
         return False
+
+
+def _has_fields(held: object) -> bool:
     return isinstance(held, dict) and (columns.is_whole(held) or bool(columns.usual(tuple(held)).fields))
+
+
+def holds_rows(head: bytes) -> bool:
+    """Whether a text is JSON with rows, whatever its file is called: its first object has the fields of one."""
+    text = head.decode("utf-8", "ignore").lstrip().removeprefix("[").lstrip()
+    if not text.startswith("{"):
+        return False
+    try:
+        return _has_fields(json.JSONDecoder().raw_decode(text)[0])
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_line_of_list(head: bytes) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.data import csv_rows, json_lines, json_list, json_shapes, raw_lines, tables, text_rows
@@ -30,6 +30,16 @@ def _json(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
         yield from json_shapes.spread(found, path) if shape.kind == "columns" else found
 
 
+IN_TXT = "of JSON in a TXT file"
+
+
+def _named_otherwise(found: Iterator[Record | BadRow], path: Path) -> Iterator[Record | BadRow]:
+    """Rows of JSON, with a word on it where the file's name says that its lines are texts."""
+    if ".txt" not in path.suffixes:
+        return found
+    return (one if isinstance(one, BadRow) else replace(one, read_as=(*one.read_as, IN_TXT)) for one in found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Form:
     """One form of files: the ends of their names, and what reads their rows.
@@ -47,8 +57,8 @@ class Form:
 FORMS = {
     "json": Form(
         suffixes=(".jsonl", ".ndjson", ".json"),
-        rows=_json,
-        lines=json_lines.lines,
+        rows=lambda file, path: _named_otherwise(_json(file, path), path),
+        lines=lambda file, path, before: _named_otherwise(json_lines.lines(file, path, before), path),
         is_lined=lambda file, path: json_shapes.shape(file).kind == "lines",
     ),
     "csv": Form(suffixes=(".csv", ".tsv"), rows=csv_rows.rows),
@@ -111,6 +121,8 @@ def kind_of(path: Path, file: io.BufferedIOBase, given: str | None = None) -> st
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ""
     kind = KINDS.get(suffix) or _by_content(head)
+    if kind == "txt" and json_shapes.holds_rows(head):
+        return "json"
     if kind == "txt" and csv_rows.is_header(_first_line(head), "\t"):  # what Excel calls Unicode text is a table
         return "csv"
     if kind is None:
