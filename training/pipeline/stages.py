@@ -23,7 +23,7 @@ from training.plan import plan as reader_view
 from training.report import gathering
 from training.runs import Facts, Run, Stage, checkpoint, progress
 from training.runs.handover import BaseOfRun, Prompt, Sequence
-from training.settings import Settings
+from training.settings import Settings, data_files
 from training.system import forkserver, paths, records
 from training.system.events import Events
 from training.system.privacy import redact
@@ -181,8 +181,17 @@ def export_stage(run: Run, events: Events) -> None:
 
 def marks(plan: Plan) -> dict[str, Any]:
     """The fingerprint of the run that a plan leads to."""
-    digests = " ".join(sorted(plan.data.sha256.values()))
-    return checkpoint.fingerprint(plan.settings, digests, plan.base, plan.template.jinja)
+    return checkpoint.fingerprint(plan.settings, _content(plan), plan.base, plan.template.jinja)
+
+
+def _content(plan: Plan) -> str:
+    """What the data files hold, whatever they are called: of several for training their order and shares count as well."""
+    digests = dict(plan.data.sha256)
+    named = data_files.named(plan.settings.dataset.dataset_file)
+    if len(named) == 1 and named[0].share == 1:
+        return " ".join(sorted(digests.values()))
+    listed = [f"{digests.pop(str(one.path), '')}*{one.share:g}" for one in named]
+    return " ".join([*listed, *sorted(digests.values())])
 
 
 def ends(plan: Plan) -> list[int]:

@@ -76,7 +76,10 @@ class Dataset:
     """[Dataset]: the rows, and what of them is learned."""
 
     dataset_file: Path = setting(
-        "train_data.jsonl", is_a="file", help="training rows: JSONL, JSON, CSV, TXT, Parquet or XLSX"
+        "train_data.jsonl",
+        read=readers.data_files,
+        is_a="files",
+        help="training rows: JSONL, JSON, CSV, TXT, Parquet or XLSX; several with commas, b.jsonl*2 twice",
     )
     format: str = setting("auto", one_of=FORMATS, help="what the rows hold; auto tells them apart row by row")
     columns: str | None = setting(
