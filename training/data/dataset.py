@@ -88,6 +88,8 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     reading = reading_of(settings)
     files.private_folder(cache_dir)
     digests = {str(path): _sha256(path) for path in _named(section)}
+    # The same masks in all files of a run, and in each run on the same rows.
+    reading = replace(reading, mask_key=hashlib.sha256("".join(digests.values()).encode()).digest())
     own_files = _own(section, reading, cache_dir, say)
     own = _joined(own_files)
     held = _read(section.validation_file, reading, cache_dir, say) if section.validation_file else None

@@ -109,6 +109,11 @@ class Dataset:
     null_words: str = setting(
         "stop", one_of=("stop", "keep"), help="an answer that is NaN, None or NULL: a bad row, or learned as it stands"
     )
+    on_private: str = setting(
+        "warn",
+        one_of=("warn", "off", "mask", "stop"),
+        help="e-mails, phones, IBANs, cards, ids, keys in rows: told of, left alone, masked, or refused",
+    )
     prompt_template: str | None = setting(
         None,
         read=readers.prompt_template,
