@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tests.support import exports
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
-from training import create_sample_data, prepare_data
+from training import chats, create_sample_data, prepare_data
 from training.data import BadRow, Record, Row, oddities, rows
 from training.data.reading import Reading
 from training.system import files
@@ -488,3 +489,70 @@ def test_without_packages_it_goes_on_in_the_python_that_has_them(samples: Path, 
     words = ["--input", samples / "sample_data.json", "--format-type", "qa", "--output-dir", tmp_path / "o"]
     done = script(*words, "--output-name", "a", python=("-S",))
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 3, done.stderr
+
+
+# ---- exports of chat programs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> dict[str, Path]:
+    return exports.every(tmp_path)
+
+
+@pytest.mark.parametrize("kind", chats.NAMES)
+def test_an_export_becomes_rows_that_training_reads(kind: str, exported: dict[str, Path], prepare) -> None:
+    mine = {"whatsapp": ["--my-name", "Ben"], "discord": ["--my-name", "Ben"], "slack": ["--my-name", "Benny"]}
+    done = prepare(exported[kind], "chat", "--no-split", *mine.get(kind, ()))
+    assert done.code == 0, done.said
+    assert done.said[0].startswith(f"{exported[kind]}: read as an export of {chats.NAMES[kind]}: ")
+    found = list(rows.read(done.paths[0]))
+    assert found and all(isinstance(row, Row) for row in found)
+    named = prepare(exported[kind], "chat", "--no-split", "--input-format", kind, *mine.get(kind, ()))
+    assert (named.code, list(rows.read(named.paths[0]))) == (0, found)
+
+
+def test_the_picture_stands_before_what_is_written(exported: dict[str, Path], prepare) -> None:
+    done = prepare(exported["whatsapp"], "chat", "--no-split", "--my-name", "ben")
+    assert done.said == [
+        f"{exported['whatsapp']}: read as an export of WhatsApp: 1 chat; messages: Ben (you) 4, Anna 3",
+        "  2 conversations, 6 turns, 3 answers to be learned, 2024-03-13 to 2024-03-14",
+        "  longest: 4 turns, 44 characters; written in: Latin letters 100%",
+        "  left out: system lines 1, media 1",
+        "  1 message edited: as they were in the end",
+        f"{exported['whatsapp']}: 2 rows read, 0 bad, 0 duplicates",
+        "rows written: 2 my.jsonl",
+    ]
+
+
+def test_without_a_name_nothing_is_written(exported: dict[str, Path], prepare, tmp_path: Path) -> None:
+    done = prepare(exported["whatsapp"], "chat")
+    assert (done.code, done.paths, list((tmp_path / "out").iterdir())) == (2, [], [])
+    assert done.said == [
+        f"{exported['whatsapp']}: --my-name says whose answers are to be learned: Ben (4 messages) or Anna (3 messages)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "said"),
+    [
+        ("chatgpt", ["--my-name", "Ben"], "--my-name Ben: an export of ChatGPT says itself who answers; leave it out"),
+        ("telegram", ["--date-order", "dmy"], "--date-order dmy: an export of Telegram says itself which is the day"),
+        ("slack", ["--columns", "input: a"], "--columns input: a: the export of a chat program has no columns to name"),
+        ("whatsapp", ["--gap-minutes", "0"], "--gap-minutes 0: must be above 0"),
+        ("whatsapp", ["--gap-minutes", "nan"], "--gap-minutes nan: must be above 0"),
+        ("whatsapp", ["--most-turns", "1"], "--most-turns 1: must be at least 2, or 0 for no limit"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(kind: str, more: list[str], said: str, exported, prepare) -> None:
+    done = prepare(exported[kind], "chat", *more)
+    assert (done.code, done.said) == (2, [said])
+
+
+@pytest.mark.parametrize("flag", ["--my-name", "--gap-minutes", "--most-turns", "--date-order"])
+def test_options_of_chats_are_refused_for_rows(flag: str, samples: Path, prepare) -> None:
+    value = {"--my-name": "Ben", "--date-order": "dmy"}.get(flag, "5")
+    done = prepare(samples / "sample_data.json", "chat", flag, value)
+    assert done.code == 2
+    assert done.said[0].startswith(
+        f"{flag}: {samples / 'sample_data.json'} is read as a file of rows, not as the export of"
+    )
