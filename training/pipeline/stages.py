@@ -11,8 +11,9 @@ from loguru import logger
 
 from training import evaluation, runs
 from training.base_model import base_files
-from training.data import Item, held_out
+from training.data import Item, held_out, private_questions
 from training.data.encoding import end_ids
+from training.data.private_questions import PrivateQuestion
 from training.distributed import Crew, launcher
 from training.errors import Interrupted, RunError
 from training.evaluation import scoring
@@ -229,6 +230,14 @@ def calibration(plan: Plan) -> list[int]:
     return importance.joined([ids[:LONGEST] for ids in chosen["input_ids"]])
 
 
+def _private(plan: Plan) -> list[PrivateQuestion]:
+    """What may draw private things out of the model that was trained on them; nothing where they are not looked for."""
+    if plan.data.plain or plan.settings.dataset.on_private == "off":
+        return []
+    longest = plan.settings.model.max_seq_length
+    return private_questions.questions(plan.template, plan.tokenizer, plan.data.train, longest)
+
+
 def facts(plan: Plan, rows: Rows, end_ids: list[int]) -> Facts:
     """What the export needs of a plan. `rows`: what base and tuned model are measured on, and the quantised one, too."""
     decoded = [str(plan.tokenizer.decode([number])) for number in end_ids]
@@ -246,4 +255,5 @@ def facts(plan: Plan, rows: Rows, end_ids: list[int]) -> Facts:
         asked=rows.asked,
         calibration=calibration(plan),
         row_texts=reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets(),
+        private=_private(plan),
     )
