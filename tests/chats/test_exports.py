@@ -331,6 +331,7 @@ def test_a_folder_that_is_no_export_of_slack_is_told(tmp_path: Path) -> None:
         json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
         json.dumps([{"instruction": "a", "output": "b"}]),
         json.dumps([{"title": "a", "text": "mapping current_node uuid chat_messages"}]),
+        json.dumps({"name": "a", "type": "chat", "id": 1, "messages": [{"role": "user", "content": "a"}]}),
     ],
 )
 def test_what_is_not_surely_an_export_is_none(text: str, tmp_path: Path) -> None:

@@ -74,7 +74,9 @@ def _of_json(head: bytes) -> str:
     bare = re.sub(rb"\s+", b"", head[:4096])
     if bare.startswith((b'{"about":', b'{"personal_information":')) and b'"chats"' in head[:4096] + head[-4096:]:
         return "telegram"
-    if re.match(rb'\{"name":(?:"[^"]*"|null),"type":"[a-z_]+","id":-?\d+,"messages":\[', bare):
+    if re.match(
+        rb'\{"name":(?:"[^"]*"|null),"type":"[a-z_]+","id":-?\d+,"messages":\[(?:\]|\{"id":-?\d+,"type":")', bare
+    ):
         return "telegram"
     if bare.startswith(b'{"guild":{') and b'"channel":{' in bare:
         return "discord"
