@@ -556,3 +556,71 @@ def test_options_of_chats_are_refused_for_rows(flag: str, samples: Path, prepare
     assert done.said[0].startswith(
         f"{flag}: {samples / 'sample_data.json'} is read as a file of rows, not as the export of"
     )
+
+
+def test_private_things_are_told_by_line_or_masked_and_alike_each_time(prepare, tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl", [{"prompt": f"q{n}", "completion": f"mail a{n % 2}@company.de"} for n in range(4)]
+    )
+    warned = prepare(path, "qa", "--no-split")
+    assert warned.said[1] == (
+        f"{path}:1: 4 rows with an e-mail address (--on-private mask writes a mask in its place); lines 1, 2, 3, 4"
+    )
+    first = written(prepare(path, "qa", "--no-split", "--on-private", "mask").paths)
+    assert "company" not in str(first) and first[0]["output"] == first[2]["output"] != first[1]["output"]
+    assert written(prepare(path, "qa", "--no-split", "--on-private", "mask").paths) == first
+    stopped = prepare(path, "qa", "--on-private", "stop")
+    assert stopped.code == 2 and "holds an e-mail address: ON_PRIVATE = mask" in stopped.said[1]
+
+
+def test_a_missing_export_is_told_as_that(prepare, tmp_path: Path) -> None:
+    done = prepare(tmp_path / "none.zip", "chat", "--my-name", "Ben")
+    assert (done.code, done.said) == (2, [f"{tmp_path / 'none.zip'}: there is no such file"])
+
+
+# ---- documents ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guide(tmp_path: Path) -> Path:
+    folder = tmp_path / "guide"
+    folder.mkdir()
+    (folder / "a.md").write_text("# A\n\n" + "User: one\nAssistant: two\n" * 10 + "\n# B\n\n" + "Text. " * 20, "utf-8")
+    (folder / "b.txt").write_text("Plain text of b.", "utf-8")
+    return folder
+
+
+def test_a_folder_of_documents_becomes_rows_of_plain_text(guide: Path, prepare) -> None:
+    done = prepare(guide, "text", "--no-split", "--characters", "300")
+    assert (done.code, done.said) == (
+        0,
+        [f"{guide}: 3 rows read, 0 bad, 0 duplicates", "rows written: 3 my.jsonl"],
+    )
+    texts = [row["text"] for row in written(done.paths)]
+    assert [text.split("\n")[0] for text in texts] == ["# A", "# B", "Plain text of b."]
+    assert all(row.text for row in rows.read(done.paths[0]) if isinstance(row, Row))
+
+
+def test_one_document_may_be_named(guide: Path, prepare) -> None:
+    done = prepare(guide / "a.md", "text", "--no-split", "--input-format", "documents")
+    assert (done.code, len(written(done.paths))) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--characters", "99"], "--characters 99: must be at least 100"),
+        (["--format-type", "chat"], "plain text has no question; --format-type text takes it"),
+        (["--my-name", "Ben"], "is read as a file of rows, not as the export of a chat program"),
+    ],
+)
+def test_what_does_not_fit_documents_is_refused(more: list[str], said: str, guide: Path, prepare) -> None:
+    done = prepare(guide, "text", *more)
+    assert done.code == 2 and said in "\n".join(done.said)
+
+
+def test_characters_are_of_documents_alone(samples: Path, prepare, tmp_path: Path) -> None:
+    done = prepare(samples / "sample_text.txt", "text", "--characters", "500")
+    assert (done.code, done.said) == (2, ["--characters 500: only documents are cut; --input-format documents"])
+    chat = prepare(exports.every(tmp_path)["telegram"], "chat", "--characters", "500")
+    assert chat.said == ["--characters 500: only documents are cut; --most-turns cuts conversations"]

@@ -29,7 +29,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from training import chats
 from training.chats.conversations import GAP_MINUTES, MOST_TURNS
 from training.chats.whatsapp_dates import ORDERS
-from training.data import BadRow, Record, Row, dataset, oddities, private, row_files, rows
+from training.data import BadRow, Record, Row, dataset, documents, oddities, private, row_files, rows
 from training.data.chat_exports import Export
 from training.data.reading import PLAIN, Reading
 from training.data.shaping import TYPES, shaped
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KINDS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "txt"}  # --input-format -> its name in row_files.FORMS
+DOCUMENTS = "documents"
 PARTS = ("train", "validation", "test")
 SEED = 3407  # the default of [Training] SEED
 
@@ -129,7 +130,13 @@ def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Call
     with tempfile.TemporaryFile(dir=folder) as kept:  # on the disk, so that memory does not grow with the text
         reading, export = reading_of(arguments, private.key_of(source)), export_of(arguments, source)
         kind = KINDS.get(arguments.input_format)
-        records = export.records() if export else row_files.records(source, kind, reading.encoding)
+        if export:
+            records = export.records()
+        elif is_documents(arguments, source):
+            characters = arguments.characters or documents.CHARACTERS
+            records, reading = documents.records(source, characters, reading.encoding), replace(reading, format="text")
+        else:
+            records = row_files.records(source, kind, reading.encoding)
         for fields, prompt in cleaned(source, records, arguments.format_type, tally, reading):
             kept.write(json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n")
             prompts.append(prompt)
@@ -181,12 +188,22 @@ def reading_of(arguments: argparse.Namespace, mask_key: bytes = b"") -> Reading:
     )
 
 
+def is_documents(arguments: argparse.Namespace, source: Path) -> bool:
+    """Whether the input is documents: named so, or a folder. UserError where --characters says nothing."""
+    found = arguments.input_format == DOCUMENTS or (arguments.input_format is None and source.is_dir())
+    if arguments.characters is not None and not found:
+        raise UserError(f"--characters {arguments.characters}: only documents are cut; --input-format {DOCUMENTS}")
+    return found
+
+
 def export_of(arguments: argparse.Namespace, source: Path) -> Export | None:
     """The export of a chat program that the input is, as --input-format says or as it shows itself; None for a file of rows.
 
     UserError where an option says nothing there.
     """
     kind = arguments.input_format or chats.kind_of(source)
+    if not source.exists():  # who reads it, tells
+        return None
     if kind not in chats.NAMES:
         for flag in ("my_name", "date_order", "gap_minutes", "most_turns"):
             if getattr(arguments, flag) is not None:
@@ -196,6 +213,8 @@ def export_of(arguments: argparse.Namespace, source: Path) -> Export | None:
                     f"--input-format names the program: {names}"
                 )
         return None
+    if arguments.characters is not None:
+        raise UserError(f"--characters {arguments.characters}: only documents are cut; --most-turns cuts conversations")
     if arguments.columns:
         raise UserError(f"--columns {arguments.columns}: the export of a chat program has no columns to name")
     gap, most = arguments.gap_minutes, arguments.most_turns
@@ -315,6 +334,8 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         problems.append(f"--gap-minutes {arguments.gap_minutes:g}: must be above 0")
     if arguments.most_turns is not None and arguments.most_turns != 0 and arguments.most_turns < 2:
         problems.append(f"--most-turns {arguments.most_turns}: must be at least 2, or 0 for no limit")
+    if arguments.characters is not None and arguments.characters < 100:
+        problems.append(f"--characters {arguments.characters}: must be at least 100")
     if arguments.seed < 0:
         problems.append(f"--seed {arguments.seed}: must be at least 0")
     return problems
@@ -329,7 +350,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the data file, gzipped or not; of a chat program also its zip or folder",
     )
     parser.add_argument(
-        "--input-format", choices=(*KINDS, *chats.NAMES), help="default: from what the file holds and its name"
+        "--input-format",
+        choices=(*KINDS, *chats.NAMES, DOCUMENTS),
+        help="default: from what the file holds and its name",
     )
     parser.add_argument("--format-type", required=True, choices=TYPES, help="the kind of rows to write")
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="where to write; made if it is not there")
@@ -351,6 +374,9 @@ def _parser() -> argparse.ArgumentParser:
         "--date-order",
         choices=ORDERS,
         help="of WhatsApp's dates (d day, m month, y year), where the file leaves a doubt",
+    )
+    parser.add_argument(
+        "--characters", type=int, metavar="N", help=f"of a row of documents at most; default: {documents.CHARACTERS}"
     )
     for flag, name in READING.items():
         parser.add_argument(flag, metavar="VALUE", help=f"as [Dataset] {name.upper()} in config.ini")
