@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tests.support import exports
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
-from training import create_sample_data, prepare_data
+from training import chats, create_sample_data, prepare_data
 from training.data import BadRow, Record, Row, oddities, rows
 from training.data.reading import Reading
 from training.system import files
@@ -509,3 +510,138 @@ def test_without_packages_it_goes_on_in_the_python_that_has_them(samples: Path, 
     words = ["--input", samples / "sample_data.json", "--format-type", "qa", "--output-dir", tmp_path / "o"]
     done = script(*words, "--output-name", "a", python=("-S",))
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 3, done.stderr
+
+
+# ---- exports of chat programs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> dict[str, Path]:
+    return exports.every(tmp_path)
+
+
+@pytest.mark.parametrize("kind", chats.NAMES)
+def test_an_export_becomes_rows_that_training_reads(kind: str, exported: dict[str, Path], prepare) -> None:
+    mine = {"whatsapp": ["--my-name", "Ben"], "discord": ["--my-name", "Ben"], "slack": ["--my-name", "Benny"]}
+    done = prepare(exported[kind], "chat", "--no-split", *mine.get(kind, ()))
+    assert done.code == 0, done.said
+    assert done.said[0].startswith(f"{exported[kind]}: read as an export of {chats.NAMES[kind]}: ")
+    found = list(rows.read(done.paths[0]))
+    assert found and all(isinstance(row, Row) for row in found)
+    named = prepare(exported[kind], "chat", "--no-split", "--input-format", kind, *mine.get(kind, ()))
+    assert (named.code, list(rows.read(named.paths[0]))) == (0, found)
+
+
+def test_the_picture_stands_before_what_is_written(exported: dict[str, Path], prepare) -> None:
+    done = prepare(exported["whatsapp"], "chat", "--no-split", "--my-name", "ben")
+    assert done.said == [
+        f"{exported['whatsapp']}: read as an export of WhatsApp: 1 chat; messages: Ben (you) 4, Anna 3",
+        "  2 conversations, 6 turns, 3 answers to be learned, 2024-03-13 to 2024-03-14",
+        "  longest: 4 turns, 44 characters; written in: Latin letters 100%",
+        "  left out: system lines 1, media 1",
+        "  1 message edited: as they were in the end",
+        f"{exported['whatsapp']}: 2 rows read, 0 bad, 0 duplicates",
+        "rows written: 2 my.jsonl",
+    ]
+
+
+def test_without_a_name_nothing_is_written(exported: dict[str, Path], prepare, tmp_path: Path) -> None:
+    done = prepare(exported["whatsapp"], "chat")
+    assert (done.code, done.paths, list((tmp_path / "out").iterdir())) == (2, [], [])
+    assert done.said == [
+        f"{exported['whatsapp']}: --my-name says whose answers are to be learned: Ben (4 messages) or Anna (3 messages)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "said"),
+    [
+        ("chatgpt", ["--my-name", "Ben"], "--my-name Ben: an export of ChatGPT says itself who answers; leave it out"),
+        ("telegram", ["--date-order", "dmy"], "--date-order dmy: an export of Telegram says itself which is the day"),
+        ("slack", ["--columns", "input: a"], "--columns input: a: the export of a chat program has no columns to name"),
+        ("whatsapp", ["--gap-minutes", "0"], "--gap-minutes 0: must be above 0"),
+        ("whatsapp", ["--gap-minutes", "nan"], "--gap-minutes nan: must be above 0"),
+        ("whatsapp", ["--most-turns", "1"], "--most-turns 1: must be at least 2, or 0 for no limit"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(kind: str, more: list[str], said: str, exported, prepare) -> None:
+    done = prepare(exported[kind], "chat", *more)
+    assert (done.code, done.said) == (2, [said])
+
+
+@pytest.mark.parametrize("flag", ["--my-name", "--gap-minutes", "--most-turns", "--date-order"])
+def test_options_of_chats_are_refused_for_rows(flag: str, samples: Path, prepare) -> None:
+    value = {"--my-name": "Ben", "--date-order": "dmy"}.get(flag, "5")
+    done = prepare(samples / "sample_data.json", "chat", flag, value)
+    assert done.code == 2
+    assert done.said[0].startswith(
+        f"{flag}: {samples / 'sample_data.json'} is read as a file of rows, not as the export of"
+    )
+
+
+def test_private_things_are_told_by_line_or_masked_and_alike_each_time(prepare, tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl", [{"prompt": f"q{n}", "completion": f"mail a{n % 2}@company.de"} for n in range(4)]
+    )
+    warned = prepare(path, "qa", "--no-split")
+    assert warned.said[1] == (
+        f"{path}:1: 4 rows with an e-mail address (--on-private mask writes a mask in its place); lines 1, 2, 3, 4"
+    )
+    first = written(prepare(path, "qa", "--no-split", "--on-private", "mask").paths)
+    assert "company" not in str(first) and first[0]["output"] == first[2]["output"] != first[1]["output"]
+    assert written(prepare(path, "qa", "--no-split", "--on-private", "mask").paths) == first
+    stopped = prepare(path, "qa", "--on-private", "stop")
+    assert stopped.code == 2 and "holds an e-mail address: ON_PRIVATE = mask" in stopped.said[1]
+
+
+def test_a_missing_export_is_told_as_that(prepare, tmp_path: Path) -> None:
+    done = prepare(tmp_path / "none.zip", "chat", "--my-name", "Ben")
+    assert (done.code, done.said) == (2, [f"{tmp_path / 'none.zip'}: there is no such file"])
+
+
+# ---- documents ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guide(tmp_path: Path) -> Path:
+    folder = tmp_path / "guide"
+    folder.mkdir()
+    (folder / "a.md").write_text("# A\n\n" + "User: one\nAssistant: two\n" * 10 + "\n# B\n\n" + "Text. " * 20, "utf-8")
+    (folder / "b.txt").write_text("Plain text of b.", "utf-8")
+    return folder
+
+
+def test_a_folder_of_documents_becomes_rows_of_plain_text(guide: Path, prepare) -> None:
+    done = prepare(guide, "text", "--no-split", "--characters", "300")
+    assert (done.code, done.said) == (
+        0,
+        [f"{guide}: 3 rows read, 0 bad, 0 duplicates", "rows written: 3 my.jsonl"],
+    )
+    texts = [row["text"] for row in written(done.paths)]
+    assert [text.split("\n")[0] for text in texts] == ["# A", "# B", "Plain text of b."]
+    assert all(row.text for row in rows.read(done.paths[0]) if isinstance(row, Row))
+
+
+def test_one_document_may_be_named(guide: Path, prepare) -> None:
+    done = prepare(guide / "a.md", "text", "--no-split", "--input-format", "documents")
+    assert (done.code, len(written(done.paths))) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--characters", "99"], "--characters 99: must be at least 100"),
+        (["--format-type", "chat"], "plain text has no question; --format-type text takes it"),
+        (["--my-name", "Ben"], "is read as a file of rows, not as the export of a chat program"),
+    ],
+)
+def test_what_does_not_fit_documents_is_refused(more: list[str], said: str, guide: Path, prepare) -> None:
+    done = prepare(guide, "text", *more)
+    assert done.code == 2 and said in "\n".join(done.said)
+
+
+def test_characters_are_of_documents_alone(samples: Path, prepare, tmp_path: Path) -> None:
+    done = prepare(samples / "sample_text.txt", "text", "--characters", "500")
+    assert (done.code, done.said) == (2, ["--characters 500: only documents are cut; --input-format documents"])
+    chat = prepare(exports.every(tmp_path)["telegram"], "chat", "--characters", "500")
+    assert chat.said == ["--characters 500: only documents are cut; --most-turns cuts conversations"]

@@ -10,6 +10,7 @@ its face, the `__init__.py`, or a module named:
    3  ollama  Modelfile and Go template
    3  create_sample_data  a script: small files in every format that is read
    4  base_model  a name becomes a local Hugging Face folder: from the Hub, a folder, a .gguf file, the embedded model
+   4  chats  exports of chat programs become conversations
    4  fast_cpu  training by hand on a CPU: kernels.c, attention.c
    5  data  rows become conversations, and these ids and labels
    6  runs  a run's directory: status, checkpoints, what training hands over

@@ -1,6 +1,7 @@
 """Clean, deduplicate and split a data file:  python training/prepare_data.py --input F --format-type chat --output-dir DIR --output-name NAME
 
-Reads every kind of row that training reads, and `question` + `answer` besides. Writes NAME_train.jsonl,
+Reads every kind of row that training reads, and exports of chat programs, of which each conversation becomes a row: what the
+one writes that --my-name names is learned as the assistant's. Writes NAME_train.jsonl,
 NAME_validation.jsonl and NAME_test.jsonl, which DATASET_FILE and VALIDATION_FILE take, and prints their paths, one a
 line, on stdout; with --no-split it is NAME.jsonl. What was left out, and why, goes to stderr.
 """
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,70 +26,40 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
     own_python.use(must=False)
 
-from training.data import BadRow, Record, Row, Turn, columns, dataset, oddities, row_files, rows
+from training import chats
+from training.chats.conversations import GAP_MINUTES, MOST_TURNS
+from training.chats.whatsapp_dates import ORDERS
+from training.data import BadRow, Record, Row, dataset, documents, oddities, private, row_files, rows
+from training.data.chat_exports import Export
 from training.data.reading import PLAIN, Reading
-from training.data.record import grouped
+from training.data.shaping import TYPES, shaped
+from training.data.tally import Tally
 from training.errors import FinetuneError, Interrupted, MachineError, UserError
 from training.settings import column_names, rules
 from training.settings.table import TABLE
 from training.system import files, last_net, listeners, paths, privacy, shell
 from training.system.plain_parser import Parser
 from training.system.signals import Signals
-from training.system.wording import shorten
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 KINDS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "txt"}  # --input-format -> its name in row_files.FORMS
-TYPES = ("alpaca", "qa", "chat", "text")
+DOCUMENTS = "documents"
 PARTS = ("train", "validation", "test")
 SEED = 3407  # the default of [Training] SEED
 
 
-@dataclass
-class Tally:
-    """What was met on the way through a file. `bad` holds the bad rows."""
-
-    rows: int = 0
-    doubles: int = 0
-    bad: list[BadRow] = field(default_factory=list)
-    unused: set[str] = field(default_factory=set)
-    read_as: dict[str, int] = field(default_factory=dict)
-
-    def reject(self, bad: BadRow) -> None:
-        """Count a bad row. UserError when nothing can be read after it."""
-        if bad.fatal:
-            raise UserError(str(bad), "the file is broken; what follows this cannot be read")
-        self.bad.append(bad)
-
-    @property
-    def bad_count(self) -> int:
-        return len(self.bad)
-
-    def lines(self, path: Path) -> Iterator[str]:
-        """What to tell the user."""
-        yield f"{path}: {self.rows:,} rows read, {self.bad_count:,} bad, {self.doubles:,} duplicates"
-        yield from (f"  {line}" for line in self.named())
-        for said, count in list(self.read_as.items())[: oddities.MOST_COLUMNS]:
-            yield f"{oddities.count_rows(count)} {said}"
-        if self.unused:
-            yield f"fields that are not taken over: {', '.join(sorted(map(shorten, self.unused)))}"
-
-    def named(self) -> list[str]:
-        """The bad rows by their reasons, up to the limit, and how many more there are."""
-        return grouped(self.bad, dataset.NAMED)
-
-
 def cleaned(
-    path: Path, kind: str | None, format_type: str, tally: Tally, reading: Reading = PLAIN
+    path: Path, records: Iterator[Record | BadRow], format_type: str, tally: Tally, reading: Reading = PLAIN
 ) -> Iterator[tuple[dict[str, object], int]]:
     """The rows worth keeping, as the fields to write, each with the number of its prompt (see dataset.numbers).
 
     Raises UserError when the file cannot be read, or not to its end.
     """
     seen: set[int] = set()
-    for record in row_files.records(path, kind, reading.encoding):
+    for record in records:
         tally.rows += 1
         if isinstance(record, BadRow):
             tally.reject(record)
@@ -100,6 +72,8 @@ def cleaned(
         tally.unused |= set(row.unused)
         for said in row.read_as:
             tally.read_as[said] = tally.read_as.get(said, 0) + 1
+        for kind in row.private:
+            tally.private.setdefault(kind, []).append(row.line)
         _, alike, prompt = oddities.numbers(row)
         if alike in seen:
             tally.doubles += 1
@@ -120,57 +94,12 @@ def _clean(
         row = plain if isinstance(plain, Row) else row
     if isinstance(row, BadRow):
         return row
-    fields = _shaped(record, row, path, format_type)
+    fields = shaped(record, row, path, format_type)
     if isinstance(fields, str):
         return BadRow(row.file, row.line, fields)
     if row.messages is None:
         return replace(row, text=(row.text or "").strip()), fields
     return replace(row, messages=tuple(replace(turn, content=turn.content.strip()) for turn in row.messages)), fields
-
-
-def _shaped(record: Record, row: Row, path: Path, format_type: str) -> dict[str, object] | str:
-    """The fields of a row of `format_type` that trains what `row` trains; or why there is none."""
-    if format_type == "text":
-        if (
-            rows.interpret(record, path, Reading("text")) == row
-        ):  # plain, or written as turns: the reader tells it again
-            name = next(name for name in record.fields if columns.usual((name,), "text").fields or name == "text")
-            return {"text": str(record.fields[name]).strip()}
-        return "turns are no text row; --format-type chat takes them"
-    if row.messages is None:
-        return "plain text has no question; --format-type text takes it"
-    if format_type == "chat":
-        tools = {"tools": json.loads(row.tools)} if row.tools else {}
-        return {"messages": [_message(turn) for turn in row.messages], **tools}
-    if row.tools or any(turn.thoughts or turn.more or not turn.trained for turn in row.messages):
-        return f"{format_type} has no place for tools, thoughts, or turns that are not learned; --format-type chat has"
-    *system, question, answer = (turn.content.strip() for turn in row.messages)
-    if len(row.messages) != 2 + (row.messages[0].role == "system"):
-        return f"{format_type} takes one question and one answer; --format-type chat takes a longer conversation"
-    above: dict[str, object] = {"system": system[0]} if system else {}
-    if format_type == "qa":
-        return {**above, "input": question, "output": answer}
-    fields = {"instruction": question, "input": "", "output": answer}
-    if "instruction" in record.fields and rows.interpret(_plain(record), path, Reading("alpaca")) == row:
-        # Its input stays apart.
-        fields |= {name: str(record.fields.get(name) or "").strip() for name in ("instruction", "input")}
-    return {**above, **fields}
-
-
-def _plain(record: Record) -> Record:
-    """The record's own instruction and input, and what answers them."""
-    names = ("instruction", "input", "output", "response", "system")
-    return Record(record.line, {name: record.fields[name] for name in names if name in record.fields})
-
-
-def _message(turn: Turn) -> dict[str, object]:
-    """A turn as a message that is read again as the same turn."""
-    message: dict[str, object] = {"role": turn.role, "content": turn.content.strip()}
-    if turn.thoughts:
-        message["reasoning_content"] = turn.thoughts
-    if turn.more:
-        message |= json.loads(turn.more)
-    return message if turn.trained else {**message, "weight": 0}
 
 
 # ---- the split ---------------------------------------------------------------------------------------------------
@@ -204,10 +133,20 @@ def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Call
     """Write the files; gives their paths. They appear when all are whole. UserError when no row is left."""
     tally, prompts = Tally(), array("Q")
     with tempfile.TemporaryFile(dir=folder) as kept:  # on the disk, so that memory does not grow with the text
+        reading, export = reading_of(arguments, private.key_of(source)), export_of(arguments, source)
         kind = KINDS.get(arguments.input_format)
-        for fields, prompt in cleaned(source, kind, arguments.format_type, tally, reading_of(arguments)):
+        if export:
+            records = export.records()
+        elif is_documents(arguments, source):
+            characters = arguments.characters or documents.CHARACTERS
+            records, reading = documents.records(source, characters, reading.encoding), replace(reading, format="text")
+        else:
+            records = row_files.records(source, kind, reading.encoding)
+        for fields, prompt in cleaned(source, records, arguments.format_type, tally, reading):
             kept.write(json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n")
             prompts.append(prompt)
+        for line in export.picture.lines() if export and export.picture else ():
+            say(line)
         if not prompts:
             reason = f"all {tally.bad_count:,} are bad" if tally.bad_count else "the file is empty"
             raise UserError(tally.named() or "nothing was written", f"{source}: no rows: {reason}")
@@ -231,7 +170,7 @@ def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Call
     return list(targets.values())
 
 
-def reading_of(arguments: argparse.Namespace) -> Reading:
+def reading_of(arguments: argparse.Namespace, mask_key: bytes = b"") -> Reading:
     """How the rows are to be read. UserError where an option has no such value."""
 
     def value(name: str) -> Any:
@@ -250,7 +189,51 @@ def reading_of(arguments: argparse.Namespace) -> Reading:
         encoding=value("encoding"),
         join_turns=value("join_turns"),
         null_words=value("null_words"),
+        on_private=value("on_private"),
+        mask_key=mask_key,
     )
+
+
+def is_documents(arguments: argparse.Namespace, source: Path) -> bool:
+    """Whether the input is documents: named so, or a folder. UserError where --characters says nothing."""
+    found = arguments.input_format == DOCUMENTS or (arguments.input_format is None and source.is_dir())
+    if arguments.characters is not None and not found:
+        raise UserError(f"--characters {arguments.characters}: only documents are cut; --input-format {DOCUMENTS}")
+    return found
+
+
+def export_of(arguments: argparse.Namespace, source: Path) -> Export | None:
+    """The export of a chat program that the input is, as --input-format says or as it shows itself; None for a file of rows.
+
+    UserError where an option says nothing there.
+    """
+    kind = arguments.input_format or chats.kind_of(source)
+    if not source.exists():  # who reads it, tells
+        return None
+    if kind not in chats.NAMES:
+        for flag in ("my_name", "date_order", "gap_minutes", "most_turns"):
+            if getattr(arguments, flag) is not None:
+                names = ", ".join(chats.NAMES)
+                raise UserError(
+                    f"--{flag.replace('_', '-')}: {source} is read as a file of rows, not as the export of a chat program; "
+                    f"--input-format names the program: {names}"
+                )
+        return None
+    if arguments.characters is not None:
+        raise UserError(f"--characters {arguments.characters}: only documents are cut; --most-turns cuts conversations")
+    if arguments.columns:
+        raise UserError(f"--columns {arguments.columns}: the export of a chat program has no columns to name")
+    gap, most = arguments.gap_minutes, arguments.most_turns
+    cutting = chats.Cutting(
+        gap_minutes=GAP_MINUTES if gap is None else gap, most_turns=MOST_TURNS if most is None else most
+    )
+    wanted = chats.Wanted(
+        my_names=arguments.my_name or (),
+        date_order=arguments.date_order,
+        encoding=reading_of(arguments).encoding,
+        cutting=cutting,
+    )
+    return Export(path=source, kind=kind, wanted=wanted)
 
 
 # The options of [Dataset] that say how rows are read.
@@ -260,6 +243,7 @@ READING = {
     "--encoding": "encoding",
     "--join-turns": "join_turns",
     "--null-words": "null_words",
+    "--on-private": "on_private",
 }
 
 
@@ -353,6 +337,12 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
         problems.append(
             f"--validation-split and --test-split make {sum(shares.values()):g}: no rows are left to train on"
         )
+    if arguments.gap_minutes is not None and not 0 < arguments.gap_minutes < math.inf:
+        problems.append(f"--gap-minutes {arguments.gap_minutes:g}: must be above 0")
+    if arguments.most_turns is not None and arguments.most_turns != 0 and arguments.most_turns < 2:
+        problems.append(f"--most-turns {arguments.most_turns}: must be at least 2, or 0 for no limit")
+    if arguments.characters is not None and arguments.characters < 100:
+        problems.append(f"--characters {arguments.characters}: must be at least 100")
     if arguments.seed < 0:
         problems.append(f"--seed {arguments.seed}: must be at least 0")
     return problems
@@ -360,14 +350,41 @@ def _problems(arguments: argparse.Namespace) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="prepare_data.py", description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False)
-    parser.add_argument("--input", required=True, metavar="F", help="the data file; it may be gzipped")
-    parser.add_argument("--input-format", choices=tuple(KINDS), help="default: from the file's name")
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="F",
+        help="the data file, gzipped or not; of a chat program also its zip or folder",
+    )
+    parser.add_argument(
+        "--input-format",
+        choices=(*KINDS, *chats.NAMES, DOCUMENTS),
+        help="default: from what the file holds and its name",
+    )
     parser.add_argument("--format-type", required=True, choices=TYPES, help="the kind of rows to write")
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="where to write; made if it is not there")
     parser.add_argument("--output-name", required=True, metavar="NAME", help="what the files' names begin with")
     parser.add_argument("--no-split", action="store_true", help="one file, NAME.jsonl")
     parser.add_argument("--validation-split", type=float, default=0.05, metavar="SHARE", help="default: 0.05")
     parser.add_argument("--test-split", type=float, default=0.05, metavar="SHARE", help="default: 0.05")
+    of_chats = parser.add_argument_group("exports of chat programs")
+    of_chats.add_argument(
+        "--my-name", action="append", metavar="NAME", help="whose answers are learned; again for another name of yours"
+    )
+    of_chats.add_argument(
+        "--gap-minutes", type=float, metavar="N", help=f"silence that ends a conversation; default: {GAP_MINUTES}"
+    )
+    of_chats.add_argument(
+        "--most-turns", type=int, metavar="N", help=f"longer conversations are cut; 0: never; default: {MOST_TURNS}"
+    )
+    of_chats.add_argument(
+        "--date-order",
+        choices=ORDERS,
+        help="of WhatsApp's dates (d day, m month, y year), where the file leaves a doubt",
+    )
+    parser.add_argument(
+        "--characters", type=int, metavar="N", help=f"of a row of documents at most; default: {documents.CHARACTERS}"
+    )
     for flag, name in READING.items():
         parser.add_argument(flag, metavar="VALUE", help=f"as [Dataset] {name.upper()} in config.ini")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help=f"of the split; default: {SEED}")

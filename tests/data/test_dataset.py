@@ -8,10 +8,12 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -362,3 +364,58 @@ def test_a_process_that_is_ended_while_it_reads_is_the_machines_fault(
 
 def test_rejected_rows_say_where_they_are() -> None:
     assert str(BadRow("a.jsonl", 3, "is bad")) == "a.jsonl:3: is bad"
+
+
+# ---- several files -----------------------------------------------------------------------------------------------
+
+
+def of_several(tmp_path: Path, written: str, **more: object) -> Data:
+    listed = ", ".join(f"{tmp_path}/{name}" for name in written.split(", "))
+    values = {"DATASET_FILE": listed} | more
+    overrides = {f"Dataset.{name}": str(value) for name, value in values.items()}
+    return dataset.load(a_settings(**overrides), tmp_path / "cache")
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    for name, count in (("a", 10), ("b", 6), ("c", 4)):
+        rows = (json.dumps({"prompt": f"{name}{n}?", "completion": f"{name}{n} it is."}) for n in range(count))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), "utf-8")
+    return tmp_path
+
+
+def questions(rows: datasets.Dataset | None) -> list[str]:
+    return [] if rows is None else [row["messages"][0]["content"] for row in rows]
+
+
+def test_rows_of_several_files_are_taken_as_often_as_their_shares_say(several: Path) -> None:
+    data = of_several(several, "a.jsonl, b.jsonl*2, c.jsonl*0.5", VALIDATION_SPLIT=0)
+    found = Counter(questions(data.train))
+    assert [found[f"a{n}?"] for n in range(10)] == [1] * 10
+    assert [found[f"b{n}?"] for n in range(6)] == [2] * 6
+    assert sum(found[f"c{n}?"] for n in range(4)) == 2
+    assert data.used == {str(several / "a.jsonl"): 10, str(several / "b.jsonl"): 12, str(several / "c.jsonl"): 2}
+    assert set(data.sha256) == set(data.used) and data.counts.train == 24 and data.counts.rows == 20
+
+
+def test_a_part_of_a_share_is_left_to_the_seed(several: Path) -> None:
+    first, again = (questions(of_several(several, "a.jsonl*1.5", VALIDATION_SPLIT=0).train) for _ in range(2))
+    assert first == again and len(first) == 15 and Counter(Counter(first).values()) == {1: 5, 2: 5}
+
+
+def test_a_row_that_is_taken_twice_is_never_validated_on(several: Path) -> None:
+    data = of_several(several, "a.jsonl*2, b.jsonl", VALIDATION_SPLIT=0.25)
+    assert questions(data.validation) and not set(questions(data.validation)) & set(questions(data.train))
+    assert max(Counter(questions(data.validation)).values()) == 1
+
+
+def test_bad_rows_of_each_file_are_named_by_it(several: Path) -> None:
+    (several / "c.jsonl").write_text('{"prompt": "x"}\n', "utf-8")
+    with pytest.raises(UserError, match=r"c.jsonl:1: no known fields"):
+        of_several(several, "a.jsonl, c.jsonl")
+
+
+def test_max_rows_counts_all_files_together(several: Path) -> None:
+    data = of_several(several, "a.jsonl, b.jsonl, c.jsonl", MAX_ROWS=12, VALIDATION_SPLIT=0)
+    assert Counter(one[0] for one in questions(data.train)) == {"a": 10, "b": 2}
+    assert list(data.used.values()) == [10, 2]

@@ -102,6 +102,18 @@ def test_rows_with_the_same_prompt_and_other_answers_contradict_each_other(tmp_p
     assert _loaded(tmp_path, rows) == [(3, 1)]
 
 
+def test_rows_of_several_files_contradict_each_other(tmp_path: Path) -> None:
+    from training.data import dataset
+
+    for name, answers in (("a", ("Me.",)), ("b", ("So.", "You."))):
+        rows = [{"instruction": question, "output": answer} for question, answer in zip(("Why?", "Who?")[-len(answers) :], answers, strict=True)]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    files = [str(tmp_path / f"{name}.jsonl") for name in "ab"]
+    settings = a_settings(DATASET_FILE=", ".join(files), VALIDATION_SPLIT=0)
+    (found,) = dataset.load(settings, tmp_path / "cache").contradictions
+    assert (found.file, found.line, found.other_file, found.other) == (files[1], 2, files[0], 1)
+
+
 @pytest.mark.tiny
 def test_a_run_leaves_the_losses_of_its_rows_and_names_some_in_its_report(undisturbed: Path) -> None:
     rows = list(csv.DictReader((undisturbed / "rows.csv").read_text("utf-8").splitlines()))

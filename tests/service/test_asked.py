@@ -149,3 +149,12 @@ def test_names_that_mean_several_settings_are_taken(own):
 
 def test_the_settings_of_the_server_are_no_fields(own):
     assert "is not a field" in refused(own, token_file="x")["token_file"]
+
+
+@pytest.mark.parametrize(
+    "value", ["rows.jsonl, ../secret.jsonl", "rows.jsonl*2", "*.jsonl", ["rows.jsonl", "../secret.jsonl"]]
+)
+def test_a_list_of_files_is_not_for_requests_so_that_each_file_is_looked_at(own, value):
+    assert refused(own, dataset_path=value) == {
+        "dataset_path": "dataset_path: names one file, without any of * , ? [: a list is for settings files"
+    }

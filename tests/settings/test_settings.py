@@ -292,7 +292,8 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
         },
         "Dataset": {
             "DATASET_FILE": str(tmp_path / "train_data.jsonl"), "FORMAT": "auto", "COLUMNS": None,
-            "ENCODING": "auto", "JOIN_TURNS": "auto", "THINKING": "auto", "NULL_WORDS": "stop", "VALIDATION_FILE": None,
+            "ENCODING": "auto", "JOIN_TURNS": "auto", "THINKING": "auto", "NULL_WORDS": "stop", "ON_PRIVATE": "warn",
+            "VALIDATION_FILE": None,
             "TEST_FILE": None,
             "VALIDATION_SPLIT": 0.1, "TEST_SPLIT": 0, "TRAIN_ON": "completion", "TRAIN_TURNS": "all",
             "PROMPT_TEMPLATE": None, "ON_BAD_ROW": "stop", "MAX_ROWS": 0,

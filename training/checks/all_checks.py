@@ -14,6 +14,7 @@ from loguru import logger
 from training import evaluation, ollama, runs
 from training.checks import as_read, gguf_files, logits
 from training.checks.check import Check, require
+from training.checks.private_things import private_things
 from training.data import chat_template
 from training.errors import RunError
 from training.evaluation import models, reference, scoring
@@ -81,7 +82,7 @@ def run(job: Job) -> Checked:
     others = {
         method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"
     }
-    done = _Done(job, 7 + len(others) + bool(prompts))
+    done = _Done(job, 7 + len(others) + bool(prompts) + bool(facts.private))
     done.append(gguf_files.merged_tensors(base, adapter, job.merged))
     rounding = done[0].figures.get("rounding_loss", 0.0)
     with _room(job) as room:
@@ -100,6 +101,8 @@ def run(job: Job) -> Checked:
         for method, path in others.items():
             cost[method] = gguf_files.quantised(job.f16, path, sequences, starts, room)
             done.append(cost[method])
+    if facts.private:
+        done.append(private_things(next(iter(others.values()), job.f16), facts.private))
     done.append(_modelfile(job))
     before = next((check.figures.get("perplexity") for check in done if check.name == "f16 GGUF"), None)
     table = [_row(row, cost.get(row["method"]), before) for row in made["quantised"]]

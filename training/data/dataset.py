@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data import contradictions, oddities, parallel_reading, row_files
-from training.data.contradictions import Contradiction
+from training.data import likeness, oddities, parallel_reading, row_files
 from training.data.oddities import Seen, count_rows
 from training.data.reading import Reading
 from training.data.reading import of_settings as reading_of
 from training.data.record import BadRow, grouped
 from training.data.rows import Row
 from training.errors import UserError
-from training.settings import Settings
+from training.settings import Settings, data_files
+from training.settings.data_files import DataFile
 from training.settings.table import Dataset
 from training.system import files, privacy
 from training.system.progress_bar import gauge
@@ -31,6 +31,7 @@ EARLY = 4 << 20  # bytes
 # Files of which the size says little, or whose readers take long to load.
 NOT_EARLY = (*row_files.PACKED, ".parquet", ".pq", ".xlsx")
 NAMED = 20  # reasons of bad rows that a message names; the rest is counted
+MOST_CONTRADICTIONS = 5000  # that the row ledger is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,23 @@ class Counts:
     test: int
 
 
+@dataclass(frozen=True)
+class Contradiction:
+    """A row, by file and line, and an earlier one that asks the same and is answered otherwise."""
+
+    file: str
+    line: int
+    other_file: str
+    other: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """The rows of a run. Each dataset has the columns of parallel_reading.schema.
 
     `sha256`: data file -> hexadecimal digest. `plain`: all rows are {text} without turns, so that the finished model takes
-    the bare prompt. `tools`: rows that offer or call tools. `contradictions`: among the rows to train on.
+    the bare prompt. `tools`: rows that offer or call tools. `contradictions`: among the rows to train on. `used`: training
+    file -> rows of it that are trained on, one that is taken twice as two.
     """
 
     train: datasets.Dataset
@@ -65,16 +77,18 @@ class Data:
     plain: bool
     tools: int = 0
     contradictions: tuple[Contradiction, ...] = ()
+    used: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """What reading one file gave: the good rows, what was noticed of them, and the bad ones."""
+    """What reading one file gave: the good rows, what was noticed of them, and the bad ones. `share`: of its rows."""
 
     path: Path
     rows: datasets.Dataset
     seen: Seen
     rejected: list[BadRow]
+    share: float = 1.0
 
 
 def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambda text: None) -> Data:
@@ -86,10 +100,13 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     reading = reading_of(settings)
     files.private_folder(cache_dir)
     digests = {str(path): _sha256(path) for path in _named(section)}
-    own = _read(section.dataset_file, reading, cache_dir, say, section.max_rows)
+    # The same masks in all files of a run, and in each run on the same rows.
+    reading = replace(reading, mask_key=hashlib.sha256("".join(digests.values()).encode()).digest())
+    own_files = _own(section, reading, cache_dir, say)
+    own = _joined(own_files)
     held = _read(section.validation_file, reading, cache_dir, say) if section.validation_file else None
     tested = _read(section.test_file, reading, cache_dir, say) if section.test_file else None
-    every = [file for file in (own, held, tested) if file]
+    every = [*own_files, *(file for file in (held, tested) if file)]
     rejected = [bad for file in every for bad in file.rejected]
     _stop_for(rejected, section.on_bad_row)
     for file in every:
@@ -106,6 +123,7 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
             warnings += _shared_prompts(own.seen.prompts, kept_out.seen.prompts, kept_out.path, kind.lower())
             if settings.get(f"Dataset.{kind}_SPLIT") and settings.written(f"Dataset.{kind}_SPLIT"):
                 notes.append(f"{kind}_FILE is given: {kind}_SPLIT is not used")
+    parts[0], used = _by_shares(parts[0], own_files, settings.training.seed)
     train, validation, test = (own.rows.select(part) if len(part) else None for part in parts)
     validation, test = held.rows if held else validation, tested.rows if tested else test
     counts = _counts(every, len(rejected), train, validation, test)
@@ -120,7 +138,8 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
         counts=counts,
         plain=counts.turns == 0,
         tools=sum(file.seen.counts["tools"] for file in every),
-        contradictions=tuple(contradictions.find(own.rows, own.seen, parts[0])),
+        contradictions=_contradictions(own, parts[0]),
+        used=used,
     )
 
 
@@ -149,12 +168,13 @@ def refuse_early(settings: Settings) -> None:
     """
     section = settings.dataset
     paths = _named(section)
+    training_files = {file.path for file in _training_files(section)}
     if any(path.suffix.lower() in NOT_EARLY for path in paths) or sum(map(parallel_reading.whole, paths)) > EARLY:
         return
     reading = reading_of(settings)
     rejected: list[BadRow] = []
     for path in paths:
-        limit = section.max_rows if path == section.dataset_file else 0
+        limit = section.max_rows if path in training_files else 0
         for part in parallel_reading.parts(path, reading, limit):
             rejected += part.bad
     _stop_for(rejected, section.on_bad_row)
@@ -218,7 +238,73 @@ def split(
 
 
 def _named(section: Dataset) -> list[Path]:
-    return [path for path in (section.dataset_file, section.validation_file, section.test_file) if path]
+    held_out = [path for path in (section.validation_file, section.test_file) if path]
+    return [*(file.path for file in _training_files(section)), *held_out]
+
+
+def _training_files(section: Dataset) -> list[DataFile]:
+    try:
+        return data_files.named(section.dataset_file)
+    except ValueError as error:
+        raise UserError(f"[Dataset] DATASET_FILE = {section.dataset_file}: {error}") from None
+
+
+def _own(section: Dataset, reading: Reading, cache_dir: Path, say: Callable[[str], None]) -> list[_File]:
+    """The training files, each read; with MAX_ROWS no more than so many rows of all of them together."""
+    found: list[_File] = []
+    for file in _training_files(section):
+        left = section.max_rows - sum(len(one.rows) for one in found) if section.max_rows else 0
+        if section.max_rows and left <= 0:
+            break
+        found.append(replace(_read(file.path, reading, cache_dir, say, left), share=file.share))
+    return found
+
+
+def _joined(every: Sequence[_File]) -> _File:
+    """Several files as one."""
+    import datasets
+
+    if len(every) == 1:
+        return every[0]
+    seen = Seen()
+    for file in every:
+        seen.add(file.seen)
+    rows = datasets.concatenate_datasets([file.rows for file in every])
+    return _File(path=every[0].path, rows=rows, seen=seen, rejected=[bad for file in every for bad in file.rejected])
+
+
+def _by_shares(train: NDArray[np.int64], every: Sequence[_File], seed: int) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """The rows to train on, those of each file as often as its share says; and how many those are of each file.
+
+    A part of a row is none: of a share of 1.5 half of the rows are taken twice, which is left to the seed.
+    """
+    import numpy as np
+
+    found, used = [], {}
+    begin = 0
+    for number, file in enumerate(every):
+        own = train[(train >= begin) & (train < begin + len(file.rows))]
+        begin += len(file.rows)
+        times = int(file.share)
+        some = round((file.share - times) * len(own))
+        chosen = np.random.default_rng((seed, number)).permutation(own)[:some]
+        found.append(np.sort(np.concatenate([*[own] * times, chosen])))
+        used[str(file.path)] = len(found[-1])
+    return np.concatenate(found) if len(every) > 1 or every[0].share != 1 else train, used
+
+
+def _contradictions(own: _File, train: NDArray[np.int64]) -> tuple[Contradiction, ...]:
+    """The first of those among the rows to train on, of all files together: a model cannot learn both."""
+    import numpy as np
+
+    chosen = np.unique(train)
+    prompts, normalised = (np.asarray(numbers)[chosen] for numbers in (own.seen.prompts, own.seen.normalised))
+    pairs = likeness.contradictions(own.rows.select(chosen), prompts, normalised)[:MOST_CONTRADICTIONS]
+    if not pairs:
+        return ()
+    later, earlier = (own.rows.select(chosen[list(numbers)]) for numbers in zip(*pairs, strict=True))
+    columns = (later["file"][:], later["line"][:], earlier["file"][:], earlier["line"][:])
+    return tuple(Contradiction(*one) for one in zip(*columns, strict=True))
 
 
 def _sha256(path: Path) -> str:

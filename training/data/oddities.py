@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.data import likeness
 from training.data.markup import WRITTEN_TURN
+from training.data.private import WHAT
 from training.data.record import SHOWN, place, places
 from training.data.rows import Row
 from training.data.turns import Turn
@@ -30,6 +32,7 @@ MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€[\u0080-\u00bf™œ\u201c\u
 GARBLED = re.compile("[\ufffdÃâäåæçèé锟]")  # what each alternative begins with: it is found many times faster
 UNUSED = "unused "  # begins the kind of a note on a column
 READ_AS = "read as "  # begins the kind of a note on how rows were read
+PRIVATE = "private "  # begins the kind of a note on private things
 
 
 @dataclass
@@ -124,6 +127,8 @@ def remember(row: Row, seen: Seen) -> None:
         seen.note(UNUSED + name, row.line)
     for said in row.read_as:
         seen.note(READ_AS + said, row.line)
+    for kind in row.private:
+        seen.note(PRIVATE + kind, row.line)
     exact, normalised, prompt = numbers(row)
     seen.exact.append(exact)
     seen.normalised.append(normalised)
@@ -141,6 +146,17 @@ def warnings(path: Path, seen: Seen, rows: datasets.Dataset) -> list[str]:
         if len(found):
             lines = rows.select(found[:SHOWN])["line"][:]
             told.append(warning(path, lines, len(found), f"the same as an earlier one{what}"))
+    for pairs, what in (
+        (likeness.near_duplicates(rows, seen.normalised), "nearly the same as an earlier one"),
+        (
+            likeness.contradictions(rows, seen.prompts, seen.normalised),
+            "with a question that an earlier one answers otherwise",
+        ),
+    ):
+        if pairs:
+            lines = rows.select([later for later, _ in pairs[:SHOWN]])["line"][:]
+            (first,) = rows.select([pairs[0][1]])["line"][:]
+            told.append(warning(path, lines, len(pairs), f"{what} ({place(path, first)})"))
     words = {
         "short": f"with an answer shorter than {SHORT_ANSWER} characters",
         "long": f"longer than {LONG_ROW:,} characters",
@@ -155,7 +171,11 @@ def warnings(path: Path, seen: Seen, rows: datasets.Dataset) -> list[str]:
         for kind in seen.lines
         if kind.startswith(UNUSED)
     }
-    for kind, what in (words | unused).items():
+    held = {
+        f"{PRIVATE}{kind}": f"with {what}, which is learned (ON_PRIVATE = mask writes a mask in its place)"
+        for kind, what in WHAT.items()
+    }
+    for kind, what in (words | held | unused).items():
         if seen.counts[kind]:
             told.append(warning(path, seen.lines[kind], seen.counts[kind], what))
     return told

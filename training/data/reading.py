@@ -13,7 +13,10 @@ from training.settings.table import FORMATS
 
 @dataclass(frozen=True)
 class Reading:
-    """FORMAT, PROMPT_TEMPLATE, COLUMNS (field -> the column that holds it), ENCODING, JOIN_TURNS and NULL_WORDS."""
+    """FORMAT, PROMPT_TEMPLATE, COLUMNS (field -> the column that holds it), ENCODING, JOIN_TURNS, NULL_WORDS, ON_PRIVATE.
+
+    mask_key: what the masks of ON_PRIVATE are made with, so that nobody without the data finds a way back.
+    """
 
     format: str = "auto"
     template: PromptTemplate | None = None
@@ -21,6 +24,8 @@ class Reading:
     encoding: str = "auto"
     join_turns: bool | str = "auto"
     null_words: str = "stop"
+    on_private: str = "off"
+    mask_key: bytes = b""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -40,4 +45,5 @@ def of_settings(settings: Settings) -> Reading:
         encoding=section.encoding,
         join_turns=section.join_turns,
         null_words=section.null_words,
+        on_private=section.on_private,
     )

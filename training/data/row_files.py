@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.data import csv_rows, json_lines, json_list, json_shapes, raw_lines, tables, text_rows
+from training.data import chat_exports, csv_rows, json_lines, json_list, json_shapes, raw_lines, tables, text_rows
 from training.data.json_list import JsonList, JsonObjects
 from training.data.opening import DAMAGE, opened
 from training.data.record import BadRow, Record
@@ -24,10 +24,10 @@ def _json(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     if shape.kind == "lines":
         yield from json_lines.lines(file, path)
     elif shape.kind == "list":
-        yield from json_list.conversation(JsonList(file, path, shape).values(), path)
+        yield from chat_exports.of_assistants(json_list.conversation(JsonList(file, path, shape).values(), path))
     else:
         found = JsonObjects(file, path, shape).values()
-        yield from json_shapes.spread(found, path) if shape.kind == "columns" else found
+        yield from json_shapes.spread(found, path) if shape.kind == "columns" else chat_exports.of_assistants(found)
 
 
 IN_TXT = "of JSON in a TXT file"
@@ -116,6 +116,7 @@ def kind_of(path: Path, file: io.BufferedIOBase, given: str | None = None) -> st
         return table
     if given:
         return given
+    chat_exports.refuse(path, head)
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()

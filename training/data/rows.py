@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from training.data import columns, markup, pairs, tool_calls, turns
+from training.data import columns, markup, pairs, private, tool_calls, turns
 from training.data.columns import KNOWN, PAIRS
 from training.data.reading import PLAIN, Reading
 from training.data.record import BadRow, Record
@@ -15,7 +15,7 @@ from training.data.turns import Turn
 from training.data.values import NOTHING, Bad, is_blank, sound
 from training.settings.prompt_template import PromptTemplate
 from training.settings.table import FORMATS
-from training.system.wording import shorten
+from training.system.wording import listed, shorten
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Row:
     """One sample: `messages` (system?, then user and assistant in turn, an assistant last), or plain `text`.
 
     `tools`: the functions that it offers, as the JSON text of OpenAI's list; "" for none. `unused`: fields of the row that
-    hold something and are not trained. `read_as`: how it was read, where that is worth saying.
+    hold something and are not trained. `read_as`: how it was read, where that is worth saying. `private`: kinds of private
+    things in it (private.WHAT), where they are to be told.
     """
 
     messages: tuple[Turn, ...] | None
@@ -33,6 +34,7 @@ class Row:
     tools: str = ""
     unused: tuple[str, ...] = field(default=(), compare=False)
     read_as: tuple[str, ...] = field(default=(), compare=False)
+    private: tuple[str, ...] = field(default=(), compare=False)
 
     def has_aside(self) -> bool:
         """Whether the row has anything besides texts that are learned as they stand: few rows do."""
@@ -71,7 +73,31 @@ def interpret(record: Record, path: Path, reading: Reading = PLAIN) -> Row | Bad
         named = "".join(f" ({one})" for one in said if one.startswith(columns.TAKEN))
         return BadRow(str(path), record.line, f"{bad}{header}{named}")
     unused = _unused(fields, found, reading.template)
-    return Row(messages, text, str(path), record.line, tools, unused, tuple(dict.fromkeys(said)) if said else ())
+    row = Row(messages, text, str(path), record.line, tools, unused, tuple(dict.fromkeys(said)) if said else ())
+    return row if reading.on_private == "off" else _about_private(row, reading)
+
+
+def _about_private(row: Row, reading: Reading) -> Row | BadRow:
+    """The row as ON_PRIVATE wants it where it holds private things: told of, masked, or refused."""
+    turns_ = row.messages or ()
+    texts = [row.text or "", row.tools, *(text for turn in turns_ for text in (turn.content, turn.thoughts, turn.more))]
+    kinds = private.kinds(texts)
+    if not kinds:
+        return row
+    if reading.on_private == "stop":
+        held = listed([private.WHAT[kind] for kind in kinds])
+        return BadRow(row.file, row.line, f"holds {held}: ON_PRIVATE = mask writes a mask in its place, warn learns it")
+    if reading.on_private == "warn":
+        return replace(row, private=kinds)
+    key = reading.mask_key
+    said = tuple(f"with {private.WHAT[kind]}, masked (ON_PRIVATE = mask)" for kind in kinds)
+    return replace(
+        row,
+        read_as=(*row.read_as, *said),
+        messages=tuple(private.masked_turn(turn, key) for turn in turns_) if row.messages is not None else None,
+        text=None if row.text is None else private.masked(row.text, key),
+        tools=private.masked(row.tools, key),
+    )
 
 
 def _offered(fields: Mapping[str, object]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from training.data import Item
-from training.data.contradictions import Contradiction
+from training.data.dataset import Contradiction
 from training.data.encoding import IGNORED
 from training.data.held_out import LONGEST
 from training.evaluation.generate import losses
@@ -36,7 +36,7 @@ BEHIND, LEARNED = 0.25, 0.05
 class Entry:
     """One row. Losses are means over `tokens` trained tokens of it, in nats; None where it was not measured.
 
-    line: as a Record has it. other: the line of the row that it contradicts.
+    line: as a Record has it. other: the line of the row that it contradicts; other_file: where that is another file.
     """
 
     file: str
@@ -46,6 +46,7 @@ class Entry:
     after: float | None = None
     finding: str = ""
     other: int | None = None
+    other_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def take(
             measured[place] = _both(measured[place], entry) if place in measured else entry
     for one in contradictions:
         place = (one.file, one.line)
-        measured[place] = replace(measured.get(place, Entry(one.file, one.line)), other=one.other)
+        elsewhere = one.other_file if one.other_file != one.file else ""
+        entry = measured.get(place, Entry(one.file, one.line))
+        measured[place] = replace(entry, other=one.other, other_file=elsewhere)
     return judged(list(measured.values()))
 
 
@@ -97,9 +100,9 @@ def _order(rows: datasets.Dataset, contradictions: Sequence[Contradiction]) -> l
 
     numbers = np.random.default_rng(SEED).permutation(len(rows))
     if contradictions:
-        lines = np.asarray(rows.with_format("numpy")["line"][:])
-        wanted = {line for one in contradictions for line in (one.line, one.other)}
-        first = np.isin(lines[numbers], list(wanted))
+        wanted = {place for one in contradictions for place in ((one.file, one.line), (one.other_file, one.other))}
+        places = zip(rows["file"][:], rows["line"][:], strict=True)
+        first = np.fromiter((place in wanted for place in places), dtype=bool, count=len(rows))[numbers]
         numbers = np.concatenate((numbers[first], numbers[~first]))
     found: list[int] = numbers[:MOST].tolist()
     return found
@@ -197,4 +200,5 @@ def _cells(entry: Entry) -> Iterator[str]:
     for number in (entry.before, entry.after, change):
         yield "" if number is None else f"{number:.4f}"
     yield entry.finding
-    yield "" if entry.other is None else str(abs(entry.other))
+    other = "" if entry.other is None else str(abs(entry.other))
+    yield f"{privacy.redact(entry.other_file)}:{other}" if entry.other_file else other

@@ -48,6 +48,7 @@ class Keywords(TypedDict, total=False):
     join_turns: bool | str | None
     thinking: str | None
     null_words: str | None
+    on_private: str | None
     validation_file: str | os.PathLike[str] | None
     val_data: str | os.PathLike[str] | None
     validation_split: float | None

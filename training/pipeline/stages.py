@@ -12,8 +12,9 @@ from loguru import logger
 
 from training import evaluation, runs
 from training.base_model import base_files
-from training.data import Item, held_out
+from training.data import Item, held_out, private_questions
 from training.data.encoding import end_ids
+from training.data.private_questions import PrivateQuestion
 from training.distributed import Crew, launcher
 from training.errors import Interrupted, RunError
 from training.evaluation import ledger, scoring
@@ -24,7 +25,7 @@ from training.plan import plan as reader_view
 from training.report import gathering
 from training.runs import Facts, Run, Stage, checkpoint, progress
 from training.runs.handover import BaseOfRun, Prompt, Sequence
-from training.settings import Settings
+from training.settings import Settings, data_files
 from training.system import files, forkserver, paths, records
 from training.system.events import Events
 from training.system.privacy import redact
@@ -202,8 +203,17 @@ def export_stage(run: Run, events: Events) -> None:
 
 def marks(plan: Plan) -> dict[str, Any]:
     """The fingerprint of the run that a plan leads to."""
-    digests = " ".join(sorted(plan.data.sha256.values()))
-    return checkpoint.fingerprint(plan.settings, digests, plan.base, plan.template.jinja)
+    return checkpoint.fingerprint(plan.settings, _content(plan), plan.base, plan.template.jinja)
+
+
+def _content(plan: Plan) -> str:
+    """What the data files hold, whatever they are called: of several for training their order and shares count as well."""
+    digests = dict(plan.data.sha256)
+    named = data_files.named(plan.settings.dataset.dataset_file)
+    if len(named) == 1 and named[0].share == 1:
+        return " ".join(sorted(digests.values()))
+    listed = [f"{digests.pop(str(one.path), '')}*{one.share:g}" for one in named]
+    return " ".join([*listed, *sorted(digests.values())])
 
 
 def ends(plan: Plan) -> list[int]:
@@ -241,6 +251,14 @@ def calibration(plan: Plan) -> list[int]:
     return importance.joined([ids[:LONGEST] for ids in chosen["input_ids"]])
 
 
+def _private(plan: Plan) -> list[PrivateQuestion]:
+    """What may draw private things out of the model that was trained on them; nothing where they are not looked for."""
+    if plan.data.plain or plan.settings.dataset.on_private == "off":
+        return []
+    longest = plan.settings.model.max_seq_length
+    return private_questions.questions(plan.template, plan.tokenizer, plan.data.train, longest)
+
+
 def facts(plan: Plan, rows: Rows, end_ids: list[int]) -> Facts:
     """What the export needs of a plan. `rows`: what base and tuned model are measured on, and the quantised one, too."""
     decoded = [str(plan.tokenizer.decode([number])) for number in end_ids]
@@ -258,4 +276,5 @@ def facts(plan: Plan, rows: Rows, end_ids: list[int]) -> Facts:
         asked=rows.asked,
         calibration=calibration(plan),
         row_texts=reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets(),
+        private=_private(plan),
     )

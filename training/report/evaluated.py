@@ -99,10 +99,13 @@ def _replies(sample: Sample) -> Iterator[Reply]:
         yield Reply("quantised", sample.quantised, "quantised", sample.quantised_stopped is not False, same)
 
 
-def _other(line: int | None) -> str:
-    if line is None:
+def _other(entry: ledger.Entry) -> str:
+    """The row that this one contradicts."""
+    if entry.other is None:
         return ""
-    return f": line {line}" if line >= 0 else f": row {-line}"
+    if entry.other_file:
+        return f": {record.place(entry.other_file, entry.other)}"
+    return f": line {entry.other}" if entry.other >= 0 else f": row {-entry.other}"
 
 
 MEANT = {
@@ -129,7 +132,7 @@ def rows(report: Report) -> tuple[Block, ...]:
         found = tuple(
             (
                 record.place(entry.file, entry.line),
-                entry.finding + _other(entry.other),
+                entry.finding + _other(entry),
                 wording.number(entry.before, ".3f"),
                 wording.number(entry.after, ".3f"),
             )

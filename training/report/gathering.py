@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -199,8 +200,9 @@ def _run(
 
 def _data(plan: Plan) -> DataFacts:
     dataset, counts, summary = plan.settings.dataset, plan.data.counts, plan.summary
+    used = plan.data.used
     roles = [
-        (dataset.dataset_file, "training", counts.train),
+        *((Path(path), "training", rows) for path, rows in used.items()),
         (dataset.validation_file, "validation", counts.validation),
         (dataset.test_file, "test", counts.test),
     ]

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from training import settings
 from training.data import ChatTemplate, Item
+from training.data.private_questions import PrivateQuestion
 from training.data.row_texts import RowTexts
 from training.errors import UserError
 from training.runs import directory
@@ -59,7 +60,7 @@ class Facts:
     `template` is without SYSTEM_PROMPT, which may hold what is nobody's business and stands in the run's config.ini.
     `questions`, `sequences`, `row_texts`: for the checks. `measured`, `asked`: the rows that base and tuned model are
     measured on and asked, and the quantised one, too. `calibration`: tokens of training rows, for an importance matrix.
-    Runs of older versions lack the last four.
+    `private`: what may draw private things of the rows out. Runs of older versions lack the last five.
     """
 
     base: BaseOfRun
@@ -74,6 +75,7 @@ class Facts:
     asked: list[Item] = field(default_factory=list)
     calibration: list[int] = field(default_factory=list)
     row_texts: RowTexts = field(default_factory=RowTexts)
+    private: list[PrivateQuestion] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Write the facts into the run directory `path`."""

@@ -25,6 +25,7 @@ KINDS_OF_FILE = ("json", "jsonl", "csv", "txt")
 # They make a process listen, or reach out to an address.
 OF_THE_SERVER = ("Hardware.NUM_MACHINES", "Hardware.MACHINE_RANK", "Hardware.MAIN_PROCESS_ADDRESS")
 CODE = "Model.TRUST_REMOTE_CODE"
+LIST = frozenset(",*?[")  # what makes a list of files, and patterns of them, of DATASET_FILE
 MOST_TEXT = 100_000  # characters of one value
 
 
@@ -119,6 +120,8 @@ def _text(name: str, key: str, value: object, own: Settings, places: Places) -> 
         raise ValueError("the server does not allow it: a request must not make it run the code of a model")
     if item.kind == "str | None":
         return _literal(text)
+    if item.name == "Dataset.DATASET_FILE" and not LIST.isdisjoint(text):
+        raise ValueError(f"names one file, without any of {' '.join(sorted(LIST))}: a list is for settings files")
     if text.strip() and _is_path(item, text, places):
         return str(places.inside(text.removeprefix("@")))
     return text

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.errors import UserError
-from training.settings import ini_file, rules
+from training.settings import data_files, ini_file, rules
 from training.system import shared_secret
 
 if TYPE_CHECKING:
@@ -80,10 +81,11 @@ def _validation(settings: Settings) -> Contradictions:
             yield ("Training.FAIL_IF_WORSE", *nothing), "there are no rows to validate on"
     elif training.early_stopping_patience and not training.eval_steps:
         yield ("Training.EARLY_STOPPING_PATIENCE", "Training.EVAL_STEPS"), "nothing is validated during training"
-    if data.validation_file == data.dataset_file:
+    if data.validation_file and data_files.holds(data.dataset_file, data.validation_file):
         yield ("Dataset.VALIDATION_FILE", "Dataset.DATASET_FILE"), "the model would be validated on its training rows"
     for other in ("DATASET_FILE", "VALIDATION_FILE") if data.test_file else ():
-        if data.test_file == settings.get(f"Dataset.{other}"):
+        held: Path | None = settings.get(f"Dataset.{other}")
+        if data.test_file and held and data_files.holds(held, data.test_file):
             yield ("Dataset.TEST_FILE", f"Dataset.{other}"), "the model would be tested on rows that it has seen"
     split = 0 if data.validation_file else data.validation_split
     if not data.test_file and split + data.test_split >= 1:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import codecs
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from training.errors import UserError
 from training.settings import column_names, ini_file, names, rules
+from training.settings import data_files as files_of_rows
 from training.settings.rules import Given, Rule
 from training.system import paths
 
@@ -111,6 +113,18 @@ def encoding(given: Given, rule: Rule) -> str:
 
 
 NO_FILES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem")
+
+
+def data_files(given: Given, rule: Rule) -> Path:
+    """[Dataset] DATASET_FILE: one file, or several with commas between them, each with its share (data_files.py)."""
+    whole = rules.absolute_path(given, rule)
+    if not files_of_rows.is_list(given.text) or not files_of_rows.is_list(str(whole)):
+        return whole
+    named = (
+        replace(part, path=rules.absolute_path(Given(str(part.path), given.folder), rule))
+        for part in files_of_rows.parts(given.text)
+    )
+    return Path(", ".join(part.written() for part in named))
 
 
 def model_name(given: Given, rule: Rule) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from training.errors import UserError
-from training.settings import ini_file, names
+from training.settings import data_files, ini_file, names
 
 Auto = Literal["auto"]
 LARGEST_INT = 2**31 - 1
@@ -47,7 +47,7 @@ class Rule:
     at_most: float | None = None
     below: float | None = None
     one_of: tuple[str, ...] = ()
-    is_a: Literal["", "file", "folder", "model"] = ""  # what must be there on the disk (missing)
+    is_a: Literal["", "file", "files", "folder", "model"] = ""  # what must be there on the disk (missing)
     # Where the annotation's own reader does not do.
     read: Callable[[Given, Rule], object] | None = None
 
@@ -239,18 +239,28 @@ def missing(value: object, rule: Rule) -> str:
     if value is None or not rule.is_a or not str(value).startswith("/"):
         return ""
     path = Path(str(value))
+    if rule.is_a == "files":
+        try:
+            reasons = (_missing(one.path, "file") for one in data_files.named(path))
+            return next(filter(None, reasons), "")
+        except ValueError as error:
+            return str(error)
+    return _missing(path, rule.is_a)
+
+
+def _missing(path: Path, is_a: str) -> str:
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
-        kind = "file or folder" if rule.is_a == "model" else "file"
-        return "" if rule.is_a == "folder" else f"no such {kind} ({ini_file.shown(path)}){_meant(path)}"
+        kind = "file or folder" if is_a == "model" else "file"
+        return "" if is_a == "folder" else f"no such {kind} ({ini_file.shown(path)}){_meant(path)}"
     except PermissionError:
         return f"permission denied ({ini_file.shown(path)})"
     except OSError as error:
         return f"cannot be used as a path: {error.strerror} ({ini_file.shown(path)})"
-    if is_folder and rule.is_a == "file":
+    if is_folder and is_a == "file":
         return f"is a folder; a file is expected ({ini_file.shown(path)})"
-    if not is_folder and rule.is_a == "folder":
+    if not is_folder and is_a == "folder":
         return f"is there already and is not a folder ({ini_file.shown(path)})"
     return "" if os.access(path, os.R_OK) else f"permission denied ({ini_file.shown(path)})"
 

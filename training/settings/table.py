@@ -76,7 +76,10 @@ class Dataset:
     """[Dataset]: the rows, and what of them is learned."""
 
     dataset_file: Path = setting(
-        "train_data.jsonl", is_a="file", help="training rows: JSONL, JSON, CSV, TXT, Parquet or XLSX"
+        "train_data.jsonl",
+        read=readers.data_files,
+        is_a="files",
+        help="training rows: JSONL, JSON, CSV, TXT, Parquet or XLSX; several with commas, b.jsonl*2 twice",
     )
     format: str = setting("auto", one_of=FORMATS, help="what the rows hold; auto tells them apart row by row")
     columns: str | None = setting(
@@ -105,6 +108,11 @@ class Dataset:
     )
     null_words: str = setting(
         "stop", one_of=("stop", "keep"), help="an answer that is NaN, None or NULL: a bad row, or learned as it stands"
+    )
+    on_private: str = setting(
+        "warn",
+        one_of=("warn", "off", "mask", "stop"),
+        help="e-mails, phones, IBANs, cards, ids, keys in rows: told of, left alone, masked, or refused",
     )
     prompt_template: str | None = setting(
         None,

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
@@ -87,6 +87,13 @@ def redact(text: str) -> str:
         return text
     text = _ADDRESS.sub(lambda match: f"{match[1] or match[2]}{HIDDEN}@", text)
     return _PASSWORD.sub(f"{HIDDEN}@", text)
+
+
+def keys(text: str) -> Iterator[re.Match[str]]:
+    """Where keys and tokens of known shapes stand in a text, and whole private keys."""
+    if "PRIVATE KEY" in text:
+        yield from _PRIVATE_KEY.finditer(text)
+    yield from _KEYS.finditer(text)
 
 
 def _of_environment() -> list[str]:

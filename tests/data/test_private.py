@@ -1,0 +1,135 @@
+"""Private things in rows: what is found and what is not, and what ON_PRIVATE makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.data import BadRow, Record, Row, private, rows
+from training.data.reading import Reading
+
+KEY = b"k" * 32
+PRIVATE = [
+    ("e-mail", "ann.o'neil+x@mail.company.co.uk", "neil+x@mail.company.co.uk"),
+    ("e-mail", "write to 王@公司.cn or ann@company.de.", "ann@company.de"),
+    ("iban", "IBAN: DE89 3704 0044 0532 0130 00 THANKS", "DE89 3704 0044 0532 0130 00"),
+    ("iban", "GB82WEST12345698765432", "GB82WEST12345698765432"),
+    ("card", "4111 1111 1111 1111", "4111 1111 1111 1111"),
+    ("card", "card 5500-0055-5555-5559, thanks", "5500-0055-5555-5559"),
+    ("card", "378282246310005", "378282246310005"),
+    ("id", "身份证11010519491231002X。", "11010519491231002X"),
+    ("id", "身分證A123456789", "A123456789"),
+    ("phone", "call +49 171 1234567 now", "+49 171 1234567"),
+    ("phone", "我的手机是13912345678", "13912345678"),
+    ("phone", "0912-345-678", "0912-345-678"),
+    ("phone", "(555) 010-0199", "(555) 010-0199"),
+    ("key", "use sk-abcdefghijklmnopqrstuvwx1234", "sk-abcdefghijklmnopqrstuvwx1234"),
+    ("key", "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text", "value"), PRIVATE, ids=[text[:30] for _, text, _ in PRIVATE])
+def test_private_things_are_found_where_they_stand(kind: str, text: str, value: str) -> None:
+    (found,) = private.find(text)
+    assert (found.kind, text[found.start : found.end]) == (kind, value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("user@example.com", "a@b", "@ann", "someone@mail.test"),
+        # A digit of each is wrong.
+        *("DE88 3704 0044 0532 0130 00", "4111 1111 1111 1112", "110105194912310021", "A123456788"),
+        *("on 2024-03-13 at 10:05:09", "1710324000", "3.14159265358979", "1,234,567,890", "v1.2.3-4567", "0 1 2 3 4 5 6 7 8 9"),
+        *("order 123456789012345678", "192.168.100.200", "2019-2024", "10000000000000", "pages 100-200"),
+    ],
+)  # fmt: skip
+def test_other_numbers_and_addresses_of_examples_are_nobodys(text: str) -> None:
+    assert private.find(text) == []
+
+
+@given(st.from_regex(r"4[0-9]{14}", fullmatch=True))
+def test_of_ten_last_digits_one_makes_a_card(number: str) -> None:
+    assert sum(private.is_card(f"{number}{last}") for last in range(10)) == 1
+
+
+@given(st.from_regex(r"110105(19|20)[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|1[0-9]|2[0-8])[0-9]{3}", fullmatch=True))
+def test_of_eleven_last_signs_one_makes_a_chinese_number(number: str) -> None:
+    assert sum(private.is_chinese_id(f"{number}{last}") for last in "0123456789X") == 1
+
+
+@given(st.from_regex(r"[A-Z][12][0-9]{7}", fullmatch=True))
+def test_of_ten_last_digits_one_makes_a_taiwanese_number(number: str) -> None:
+    assert sum(private.is_taiwanese_id(f"{number}{last}") for last in range(10)) == 1
+
+
+@given(st.text(), st.sampled_from([text for _, text, _ in PRIVATE]), st.text())
+def test_a_masked_text_holds_no_private_thing_and_keeps_the_rest(before: str, held: str, behind: str) -> None:
+    text = f"{before}\n{held}\n{behind}"
+    made = private.masked(text, KEY)
+    assert private.find(made) == []
+    at = 0
+    for one in private.find(text):
+        assert text[one.start : one.end] not in made
+        at = max(at, one.end)
+    assert made.endswith(text[at:])
+
+
+def test_masks_are_the_same_for_the_same_thing_and_others_for_others_and_with_other_data() -> None:
+    first = private.masked("call +49 171 1234567 or (+49 171-1234567)", KEY)
+    one, two = first.removeprefix("call ").replace("(", "").replace(")", "").split(" or ")
+    assert one == two and one.startswith("[phone ")
+    assert private.masked("Ann@Company.de", KEY) == private.masked("ann@company.de", KEY)
+    assert private.masked("ann@company.de", KEY) != private.masked("ben@company.de", KEY)
+    assert private.masked("ann@company.de", KEY) != private.masked("ann@company.de", b"other")
+
+
+# ---- in rows -----------------------------------------------------------------------------------------------------
+
+
+def row(on_private: str, **fields: object) -> Row | BadRow:
+    held = fields or {"prompt": "Where is Ann?", "completion": "Ask ann@company.de or +49 171 1234567."}
+    return rows.interpret(Record(3, held), Path("a.jsonl"), Reading(on_private=on_private, mask_key=KEY))
+
+
+def test_stop_refuses_the_row_with_its_line_and_does_not_print_it() -> None:
+    found = row("stop")
+    assert str(found) == (
+        "a.jsonl:3: holds an e-mail address and a phone number: ON_PRIVATE = mask writes a mask in its place, warn learns it"
+    )
+
+
+def test_warn_tells_the_kinds_and_learns_the_row() -> None:
+    found = row("warn")
+    assert isinstance(found, Row) and found.messages
+    assert (found.private, found.messages[1].content) == (("e-mail", "phone"), "Ask ann@company.de or +49 171 1234567.")
+
+
+def test_off_looks_for_nothing() -> None:
+    found = row("off")
+    assert isinstance(found, Row) and found.private == ()
+
+
+def test_mask_writes_masks_wherever_the_row_has_text() -> None:
+    call = {"name": "mail", "arguments": {"to": "ann@company.de"}}
+    messages = [
+        {"role": "system", "content": "You are ann@company.de."},
+        {"role": "user", "content": "Who?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "ann@company.de?",
+            "tool_calls": [{"function": call}],
+        },
+        {"role": "tool", "content": "sent to ann@company.de"},
+        {"role": "assistant", "content": "ann@company.de"},
+    ]
+    found = row("mask", messages=messages)
+    assert isinstance(found, Row) and found.messages
+    assert "company.de" not in repr(found) and repr(found).count("[e-mail ") == 5
+    assert "with an e-mail address, masked (ON_PRIVATE = mask)" in found.read_as
+    text = row("mask", text="Ann is ann@company.de.")
+    assert isinstance(text, Row) and text.text and text.text.startswith("Ann is [e-mail ")
