@@ -82,7 +82,8 @@ def run_fine_tuning(
         config = _checked(config.replace(**changes))
     else:
         with given_rows.held(data_path, config.settings.training.output_dir) as file:
-            config = _checked(config.replace(**changes, data_path=file))
+            changes["data_path"] = file
+            config = _checked(config.replace(**changes))
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         ini = config.write(Path(folder) / "FineTuningConfig.ini")
         return FineTuningRun(child.run(["--config", ini, "--fresh"], bar.made(progress), on_event))
