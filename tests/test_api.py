@@ -92,6 +92,7 @@ def test_what_is_wrong_is_told_before_anything_is_started(arguments, said, tmp_p
     with pytest.raises(UserError, match=said) as error:
         run_fine_tuning(**arguments)
     assert error.value.exit_code == 2 and error.value.problems
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.tiny

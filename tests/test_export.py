@@ -15,6 +15,7 @@ import pytest
 from tests.support.gguf import edit_end, edit_tensor
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune, forked
+from tests.support.runs import put_adapter
 from tests.support.session import once
 from tests.support.tiny import write_tiny_config
 from training import runs
@@ -229,6 +230,7 @@ def test_whatever_ends_a_stage_is_told_with_the_stage_what_is_safe_and_how_to_go
 
 
 def test_an_export_that_ends_before_it_has_read_its_run_leaves_a_word_of_how_to_go_on(tmp_path: Path) -> None:
+    put_adapter(tmp_path)
     told = export_stages.failure(Run(tmp_path), 2, {})
     assert str(told).startswith("export: its process ended with exit code 2, for the reason above\nthe adapter is safe")
 

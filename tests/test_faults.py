@@ -151,6 +151,8 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, f"{run}\n"), err
+    # Said once, by the run, with how to go on; its export, which it stopped, says nothing of that.
+    assert "warning: stopped by SIGTERM; the adapter is safe in" in err and "error: " not in err
     assert directory.state(runs.open_run(run)) == "interrupted"
     end = time.monotonic() + 20
     while members(mark) and time.monotonic() < end:
@@ -181,6 +183,33 @@ def scarce(causal_lm, inputs, *others):
     return real(causal_lm, inputs, *others)
 fast_loss.loss = scarce
 """
+
+
+@pytest.mark.tiny
+def test_a_run_that_was_killed_before_it_was_measured_is_measured_as_if_it_had_not_been(trained, undisturbed, tmp_path):
+    config, run = copy(trained, tmp_path / "own")
+    opened = runs.open_run(run)
+    opened.update(stages={"train": opened.status["stages"]["train"]})
+    resumed = again(config, run, alone=False)
+    said = resumed.communicate(timeout=300)[1]
+    assert resumed.returncode == 0, said
+    assert differences(run, undisturbed) == []
+
+
+@pytest.mark.tiny
+def test_an_adapter_whose_files_are_lost_is_made_again_from_the_checkpoint(trained, undisturbed, tmp_path):
+    config, run = copy(trained, tmp_path / "own")
+    (run / "adapter" / "adapter_model.safetensors").unlink()
+    alone = again(config, run, alone=True)
+    said = alone.communicate(timeout=300)[1]
+    resume = shell.lasting("run.sh", "--resume", run)
+    lost = f"{run}/adapter has lost its files; `{resume}` makes them again from the checkpoint of step 6"
+    assert alone.returncode == 1 and lost in said and "is safe" not in said
+    resumed = again(config, run, alone=False)
+    said = resumed.communicate(timeout=300)[1]
+    assert resumed.returncode == 0 and lost in said, said
+    assert differences(run, undisturbed) == []
+
 
 # The optimizer finds no memory once, in its update number `number`, after it has changed a weight; the run ends when it is trained.
 UPDATE = """

@@ -6,6 +6,7 @@ What setup.sh hands to training/system/ has its quick tests in test_set_up.py.
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import socket
 import stat
@@ -174,7 +175,7 @@ def test_a_driver_that_is_too_old_for_the_wheels_cuda_is_named_with_both_ways_ou
     assert (done.returncode, done.stdout) == (3, "")
     assert (
         "the driver (560.35.03) serves CUDA 12.6, PyTorch is built for CUDA 13.0: install driver 580 or newer, or take a "
-        "build for this one: TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 ./setup.sh\n"
+        f"build for this one: TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 {shlex.quote(str(place / 'setup.sh'))}\n"
     ) in done.stderr
     assert not (place / ".venv").exists(), "nothing was downloaded"
 

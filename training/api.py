@@ -78,18 +78,26 @@ def run_fine_tuning(
         changes["prompt_template"] = prompt_template
     if train_test_split is not None:
         changes["train_test_split"] = train_test_split
-    if data_path is not None:
-        changes["data_path"] = given_rows.file_of(data_path, config.settings.training.output_dir)
-    config = config.replace(**changes)
+    if data_path is None:
+        config = _checked(config.replace(**changes))
+    else:
+        with given_rows.held(data_path, config.settings.training.output_dir) as file:
+            changes["data_path"] = file
+            config = _checked(config.replace(**changes))
+    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
+        ini = config.write(Path(folder) / "FineTuningConfig.ini")
+        return FineTuningRun(child.run(["--config", ini, "--fresh"], bar.made(progress), on_event))
+
+
+def _checked(config: FineTuningConfig) -> FineTuningConfig:
+    """The config, once all that would refuse it was looked at. UserError with everything that is wrong."""
     if not config.settings.written("Dataset.DATASET_FILE") and not config.settings.dataset.dataset_file.is_file():
         raise UserError("data_path= is missing: a file, a list of dicts, or a datasets.Dataset")
     if config.checked().hardware.machine_rank > 0:
         raise UserError(
             f"machine_rank=: only machine 0 has a run of its own; start the others with {shell.command('run.sh')}"
         )
-    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-        file = config.write(Path(folder) / "FineTuningConfig.ini")
-        return FineTuningRun(child.run(["--config", file, "--fresh"], bar.made(progress), on_event))
+    return config
 
 
 def _alone(*others: object) -> None:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         of_drive = isinstance(error, UserError) and io_errors.behind(error)
         if of_drive:
             error = _not_read(io_errors.instead(str(error), error), arguments)
-        logger.error("{}", error)
+        _tell(error, alone)
         if not alone:
             told = error if isinstance(error, RunError) else RunError("export", str(error))
             say(stage=told.stage, message=told.message, safe=what_is_safe(job) if of_drive else told.safe)
@@ -87,6 +87,14 @@ def main(argv: Sequence[str]) -> int:
         if not alone:
             say(stage="export", message=told.message, safe=what_is_safe(job))
         return 1
+
+
+def _tell(error: FinetuneError | Interrupted, alone: bool) -> None:
+    """Log what ended the export. A signal is told by the run that it is for, where there is one."""
+    if not isinstance(error, Interrupted):
+        logger.error("{}", error)
+    elif alone:
+        logger.warning("{}; what is made stays, and the same command does the rest", error)
 
 
 def _help(stdout: IO[str]) -> int:

@@ -211,6 +211,9 @@ class Ending:
         if self.run is not None:
             # Before all else: from here on a second signal loses nothing.
             self.run.update(state=state, error=str(error), eta=None)
+            if isinstance(error, Interrupted):
+                error = failures.stopped(error, self.run)
+                self.run.update(error=str(error))
         if not isinstance(error, Told):
             (logger.warning if state == "interrupted" else logger.error)("{}", error)
         fields = {"exit_code": error.exit_code, "error": str(error), **error.parts()}

@@ -11,6 +11,7 @@ import pytest
 from tests.support.base_models import a_base_model
 from tests.support.facts import some_facts
 from tests.support.folders import write
+from tests.support.runs import put_adapter
 from tests.support.settings import a_settings
 from training.base_model import base_files, safetensors_file
 from training.errors import RunError, UserError
@@ -117,6 +118,7 @@ def job(folder: Path, run: Path, files: dict[str, str]) -> Job:
 
 
 def test_an_adapter_is_not_merged_into_a_base_that_changed(folder: Path, tmp_path: Path) -> None:
+    put_adapter(tmp_path / "run")
     asked = job(folder, tmp_path / "run", base_files.digests(folder, "folder"))
     assert asked.base == folder
     write(folder / safetensors_file.WHOLE, {**BASE, "model.norm.weight": ("BF16", (9,))})

@@ -13,10 +13,11 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
+from tests.support.runs import put_adapter
 from training import runs
 from training.control import commands, resume
 from training.runs import checkpoint, directory
-from training.system import events
+from training.system import events, log
 
 # Nothing is saved on the way, and nobody waits for the end.
 LONG = ("--set", "Training.MAX_STEPS=3000", "--set", "Training.SAVE_STEPS=3000")
@@ -160,7 +161,8 @@ def test_a_signal_stops_a_run_also_where_errors_are_borne(tiny_config, place):
     program = Program(tiny_config.parent / "said", "--config", tiny_config, code=BORNE.format(place=place))
     code, out, err = program.ended()
     [run] = (tiny_config.parent / "outputs").glob("finetune_*")
-    assert (code, out, err.splitlines()[-1]) == (143, f"{run}\n", "warning: stopped by SIGTERM"), err
+    said = f"warning: stopped by SIGTERM; nothing was trained yet; `{ROOT}/run.sh --resume {run}` begins again"
+    assert (code, out, err.splitlines()[-1]) == (143, f"{run}\n", said), err
 
 
 @pytest.mark.tiny
@@ -203,12 +205,26 @@ def test_how_a_run_ended_is_told_with_its_own_exit_code_and_how_to_go_on(tmp_pat
     from training.system.events import as_line
 
     run = ended(tmp_path, **status)
+    put_adapter(run.path)
     if event:
         fields = {key: value for key, value in event.items() if key != "event"}
         (run.path / runs.EVENTS).write_text(as_line(event["event"], **fields) + "\n", encoding="utf-8")
     told, found = commands.end_of(run)
     assert (told.startswith(words), found) == (True, code), told
     assert code == 0 or f"--resume {run.path}" in told
+
+
+def test_follow_shows_what_is_for_people_and_no_traceback_that_was_kept_for_us():
+    log_of_a_run = [
+        "2026-11-30 07:49:31 INFO    step 1/6",
+        "2026-11-30 07:49:31 DEBUG   unexpected",
+        "Traceback (most recent call last):",
+        "  File ...",
+        "2026-11-30 07:49:32 ERROR   unexpected: KeyError: 'x'; the traceback is in finetune.log",
+        "the checkpoint of step 4 is safe",
+    ]
+    shows = log.for_people()
+    assert [line for line in log_of_a_run if shows(line)] == [log_of_a_run[at] for at in (0, 4, 5)]
 
 
 def test_stop_does_not_send_a_second_signal_which_would_lose_the_steps(tmp_path, monkeypatch):

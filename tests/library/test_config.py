@@ -91,6 +91,12 @@ def test_all_that_is_wrong_is_told_at_once_and_with_what_would_do():
         FineTuningConfig().lora_rank  # noqa: B018
 
 
+def test_what_is_no_number_is_said_so():
+    with pytest.raises(UserError) as error:
+        FineTuningConfig(learning_rate=float("nan"))
+    assert error.value.problems == ["learning_rate=nan: expected a number such as 0.1 or 2e-4"]
+
+
 def test_a_text_is_taken_as_it_stands():
     for text in ("@no file", "none", "a\\n b", 'a "b"\n# c', " x "):
         config = FineTuningConfig(system_prompt=text)

@@ -65,3 +65,20 @@ def test_what_is_no_rows_is_said_so_and_nothing_is_written(tmp_path, data, said)
     with pytest.raises(UserError, match=f"^data_path=: .*{said}"):
         given_rows.file_of(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_settings_that_are_refused_are_not_left_behind(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="no such model"), given_rows.held(ROWS, out) as path:
+        assert path.is_file()
+        raise UserError("no such model")
+    assert list(tmp_path.iterdir()) == []
+    # Those that were there before, and a folder that was, stay.
+    kept = given_rows.file_of(ROWS, out)
+    for rows in (ROWS, ROWS[:1]):
+        with pytest.raises(UserError), given_rows.held(rows, out):
+            raise UserError("no such model")
+    assert [kept] == list((out / given_rows.FOLDER).iterdir())
+    with given_rows.held(ROWS[:1], out) as path:
+        pass
+    assert path.is_file()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import BROWSER, browse
+from tests.support.driven import driven
 from tests.support.reports import HOSTILE, evaluation, good, hostile, in_state, step, write_events
 from training import report
 from training.report import as_html, writing
@@ -64,6 +65,24 @@ def test_the_page_follows_the_readers_light_or_dark_scheme(
     flags = (f"--screenshot={picture}", f"--blink-settings=preferredColorScheme={scheme}", "--window-size=900,1200")
     browse(runs(tmp_path)["good"], tmp_path, *flags)
     assert first_pixel(picture) == colour
+
+
+def test_a_telephone_shows_every_verdict_without_scrolling_and_breaks_no_word_to_do_so(tmp_path: Path) -> None:
+    page_of_run = runs(tmp_path)["good"]
+    with driven(tmp_path) as page:
+        page.look(360, dark=True, height=760)
+        page.open(page_of_run.as_uri())
+        assert page.run("document.documentElement.scrollWidth") == 360
+        seen = page.run("[...document.querySelectorAll('.verdict')].map(e => e.getBoundingClientRect().right)")
+        assert len(seen) > 3 and max(seen) <= 360
+        # The checks are read as they stand; only tables of many figures, and of paths, are moved sideways.
+        sections = page.run(
+            "[...document.querySelectorAll('section')].filter(s => [...s.querySelectorAll(':scope > .wide')]"
+            ".some(e => e.scrollWidth > e.clientWidth)).map(s => s.id)"
+        )
+        assert set(sections) <= {"evaluation", "quantised-files", "settings"}, sections
+        assert page.run("document.querySelector('.bar .narrow svg').getBoundingClientRect().height") > 25
+        assert page.errors == []
 
 
 def test_the_watch_would_see_a_request_and_a_message(tmp_path: Path) -> None:

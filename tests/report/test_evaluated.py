@@ -105,6 +105,12 @@ def test_a_telephone_gets_a_chart_that_it_can_read() -> None:
     assert '<div class="narrow"><svg viewBox="0 0 340 230"' in page and "min-width: 34rem" not in page
 
 
+def test_long_names_may_be_broken_where_their_parts_end_and_numbers_nowhere() -> None:
+    logits = Outcome("merged logits", True, {"mean_kl_of_training": 0.25, "tokens": 1275})
+    page = as_html.html(good(Path("/r"), checks=(logits,)))
+    assert "mean_<wbr>kl_<wbr>of_<wbr>training 0.25" in page
+
+
 def test_report_md_breaks_no_word_in_a_terminal_of_80_columns() -> None:
     prose = [
         line for line in as_markdown.markdown(good(Path("/r"))).splitlines() if line[:1].isalpha() or line[:2] == "**"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.service import Served, served, until
+from tests.support.service import Served, put_run, served, until
 
 pytestmark = pytest.mark.slow
 TOKEN = "0123456789abcdef0123"
@@ -79,7 +80,9 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise(server):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "user@127.0.0.1", ""]
+    "host",
+    ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "user@127.0.0.1", ""]
+    + ["[", "[::1", "[x]", "127.0.0.1:x", "127.0.0.1#evil", "127.0.0.1?evil", "127.0.0.1/evil", "localhost%00"],
 )
 def test_a_forged_host_is_refused(server, host):
     assert server.get("/train/history", headers={"Host": host}).status_code in (400, 421)
@@ -224,12 +227,19 @@ def test_a_hundred_requests_at_once_are_answered_or_told_to_come_again(server):
 
 def test_its_memory_is_flat_over_ten_thousand_requests(server):
     process = psutil.Process(server.process.pid)
-    for _ in range(500):
-        server.get("/train/history")
-    before = process.memory_info().rss
-    for _ in range(10_000):
-        server.get("/train/history")
-    assert process.memory_info().rss < before + (8 << 20)
+    run = put_run(server.folder / "outputs")
+
+    def ask(times: int) -> None:
+        for _ in range(times):
+            assert server.get(f"/train/status/{run.name}").status_code == 200
+
+    try:
+        ask(500)
+        before = process.memory_info().rss
+        ask(10_000)
+        assert process.memory_info().rss < before + (8 << 20)
+    finally:
+        shutil.rmtree(run)
 
 
 def test_a_missing_run_is_not_found_whatever_it_is_called(server):

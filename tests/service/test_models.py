@@ -196,17 +196,29 @@ def test_a_model_that_dies_is_told_and_loaded_again(server, job):
     assert server.post("/generate", asked).status_code == 200
 
 
-def test_a_hundred_questions_at_once_are_answered_or_told_to_come_again(server, job):
-    server.post("/generate", {"model_name": job, "prompt": QUESTION, "max_tokens": 1}, timeout=300)
+def test_a_hundred_requests_at_once_are_answered_to_their_end_or_told_to_come_again(server, job):
+    """Questions, whole and by stream, the state of a run, and its events: none is lost, and none breaks off."""
+    asked = {"model_name": job, "prompt": QUESTION, "max_tokens": 4}
+    server.post("/generate", asked, timeout=300)
+    requests = (
+        ("POST", "/generate", asked, '"stopped":'),
+        ("POST", "/generate", {**asked, "stream": True}, "event: done"),
+        ("GET", f"/train/status/{job}", None, '"status":"completed"'),
+        ("GET", f"/train/events/{job}", None, "event: status"),
+    )
 
-    def ask(number: int) -> int:
+    def ask(number: int) -> tuple[str, int, bool]:
+        method, path, body, end = requests[number % len(requests)]
         with httpx.Client(timeout=300) as client:
-            body = {"model_name": job, "prompt": QUESTION, "max_tokens": 4, "stream": number % 2 == 0}
-            return client.post(f"{server.address}/generate", json=body).status_code
+            answer = client.request(method, f"{server.address}{path}", json=body)
+            return path, answer.status_code, end in answer.text
 
     with ThreadPoolExecutor(100) as pool:
         found = list(pool.map(ask, range(100)))
-    assert len(found) == 100 and set(found) == {200, 429}
+    assert len(found) == 100 and {status for _, status, _ in found} <= {200, 429}
+    assert all(whole == (status == 200) for _, status, whole in found), found
+    assert {path for path, status, _ in found if status == 200} == {path for _, path, _, _ in requests}
+    assert server.get("/healthz").status_code == 200
 
 
 def test_an_answer_that_nobody_waits_for_is_stopped(server, job):

@@ -572,6 +572,10 @@ def test_numbers_are_written_with_all_their_digits(number):
     assert len(text) <= len(repr(number))
 
 
+def test_what_is_no_number_is_written_so_and_read_by_nobody():
+    assert [rules.write(x) for x in (math.nan, math.inf, -math.inf)] == ["nan", "inf", "-inf"]
+
+
 def test_small_and_round_numbers_are_written_as_people_do():
     assert [rules.write(x) for x in (2e-4, 3.0, 0.1, 0.0, 1e300, 12345.0)] == [
         "2e-4",

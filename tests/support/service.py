@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 import httpx
 
 from tests.support.paths import ROOT
+from training.runs import directory
 
 
 @dataclass
@@ -57,6 +60,18 @@ def until(look: Callable[[], Any], seconds: float = 60) -> Any:
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.1)
     return found
+
+
+def put_run(outputs: Path) -> Path:
+    """A run that is done, of which there are only its state and a few events, among the runs of a server."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    # Made beside them: one that waits there would be started.
+    with tempfile.TemporaryDirectory(dir=outputs.parent) as elsewhere:
+        run = directory.queue(Path(elsewhere), "[Model]\nNEW_MODEL_NAME = mine\n", model="mine")
+        run.update(state="completed", started=1.0, pid=1, pid_started=1, step=2, total=2, progress=100.0)
+        lines = [f'{{"v":1,"event":"step","time":1.0,"step":{n},"total":2,"loss":{3 - n}.0}}\n' for n in (1, 2)]
+        (run.path / "events.jsonl").write_text("".join(lines), encoding="utf-8")
+        return shutil.copytree(run.path, outputs / run.path.name)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from training.system import (
     paths,
     serving_python,
     set_up,
+    shell,
     torch_builds,
     venv_pip,
 )
@@ -90,7 +91,7 @@ def test_a_driver_of_an_older_major_version_is_named_with_both_ways_out():
     problem = torch_builds.card_problem("nvidia", {}, smi("560.35.03", "12.6"))
     assert problem == (
         "the driver (560.35.03) serves CUDA 12.6, PyTorch is built for CUDA 13.0: install driver 580 or newer, or take a "
-        "build for this one: TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 ./setup.sh"
+        f"build for this one: TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 {shell.command('setup.sh')}"
     )
     for url in ("https://example.org/whl/cu126", "https://example.org/whl/cu126/"):
         problem = torch_builds.card_problem("nvidia", {"TORCH_INDEX_URL": url}, smi("520.61.05", "11.8"))
@@ -110,7 +111,7 @@ def test_an_amd_card_gets_the_builds_for_the_rocm_that_is_installed(tmp_path):
     environ = {"ROCM_PATH": str(tmp_path)}
     problem = torch_builds.card_problem("amd", environ)
     assert problem.startswith(f"an AMD card is here, and which ROCm is not known (no {tmp_path}/.info/version)")
-    assert problem.endswith("TORCH_INDEX_URL=https://download.pytorch.org/whl/rocm7.0 ./setup.sh")
+    assert problem.endswith(f"TORCH_INDEX_URL=https://download.pytorch.org/whl/rocm7.0 {shell.command('setup.sh')}")
     (tmp_path / ".info").mkdir()
     (tmp_path / ".info" / "version").write_text("7.1.1-38\n")
     assert torch_builds.index("gpu", "amd", environ) == "https://download.pytorch.org/whl/rocm7.1"
@@ -218,7 +219,8 @@ def test_an_archive_that_is_damaged_is_named_and_the_former_converter_stays(tmp_
     with pytest.raises(MachineError) as told:
         llama_cpp_build.unpack_converter(source, folder)
     assert str(told.value) == (
-        f"the converter could not be unpacked from {source} (is it damaged? remove it and run ./setup.sh again)"
+        f"the converter could not be unpacked from {source} "
+        f"(is it damaged? remove it and run {shell.command('setup.sh')} again)"
     )
     assert folder.is_dir() and not (tmp_path / "llama.cpp.partial").exists()
 

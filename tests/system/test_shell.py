@@ -12,11 +12,10 @@ from tests.support.paths import ROOT
 from training.settings.command_line import parse
 from training.system import shell
 
-# Texts about the programs, which nobody pastes: usage and help; and what setup.sh itself says.
+# Texts about the programs, which nobody pastes: usage and help.
 ABOUT = {
     "training/settings/usage.py", "training/settings/settings.py", "training/report/checklist.py",
-    "training/system/torch_builds.py", "training/system/set_up.py", "training/system/llama_cpp_build.py",
-    "training/system/venv_pip.py", "training/system/shell.py", "training/settings/other_names.py",
+    "training/system/shell.py", "training/settings/other_names.py",
 }  # fmt: skip
 
 

@@ -80,8 +80,9 @@ def follow(arguments: Arguments, stdout: IO[str]) -> int:
     if not path.is_file():
         raise UserError(f"{run.path} has no {path.name} that could be followed")
     say = _say_event if arguments.events else log.say
+    shows = log.for_people() if not arguments.events else lambda _: True
     try:
-        _shown_to_its_end(run, path, lambda line: say(stdout, line))
+        _shown_to_its_end(run, path, lambda line: say(stdout, line) if shows(line) else None)
     except KeyboardInterrupt:
         again = shell.command("run.sh", "--follow", run.path)
         logger.info("{} goes on without being looked at; `{}` shows it again", run.path.name, again)

@@ -142,6 +142,9 @@ def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
     log.join_run(run.path / runs.LOG)
     files.remove_partial(run.path)
     events = Events(run.path / runs.EVENTS, stdout)
+    if run.stage("train") is not None and not checkpoint.has_adapter(run.path):
+        logger.warning("{}", checkpoint.adapter_is(run.path))
+        run.update(stages={})
     done = run.stage("train") is not None
     run.update(
         state="running",

@@ -49,6 +49,8 @@ def _target(model: FineTuningConfig | str | os.PathLike[str]) -> Target:
     """A run, a part of one, an adapter, or a base model. The config says length and template of what is no run's."""
     from training.evaluation.target import Target
 
+    if not isinstance(model, (FineTuningConfig, str, os.PathLike)):
+        raise UserError(f"model= takes a run, a path, a name or a FineTuningConfig, not {type(model).__name__}")
     config = model if isinstance(model, FineTuningConfig) else FineTuningConfig()
     name = config.settings.model.base_model_name if isinstance(model, FineTuningConfig) else os.fspath(model)
     path = paths.expanded(name).absolute()

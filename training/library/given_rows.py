@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -39,6 +40,24 @@ def file_of(data: Rows, output_dir: Path) -> str | os.PathLike[str]:
         except OSError as error:
             raise MachineError(f"{path} cannot be written: {error.strerror}") from None
     return path
+
+
+@contextmanager
+def held(data: Rows, output_dir: Path) -> Iterator[str | os.PathLike[str]]:
+    """`file_of` while the settings are looked at: where those are refused, what was written goes again."""
+    folder = output_dir / FOLDER
+    before, missing = set(folder.glob("rows-*")), [place for place in (folder, output_dir) if not place.exists()]
+    path = file_of(data, output_dir)
+    try:
+        yield path
+    except UserError:
+        for new in set(folder.glob("rows-*")) - before:
+            if new == path:
+                files.remove(new)
+        for place in missing:
+            with suppress(OSError):  # somebody else has put something there
+                place.rmdir()
+        raise
 
 
 def _records(data: object) -> Iterable[object]:

@@ -217,7 +217,7 @@ def finish(job: Job) -> None:
 
 def failure(run: Run, code: int, said: dict[str, Any]) -> FinetuneError:
     """What a failed export process, and the last that it said, means to the run that started it."""
-    safe = f"the adapter is safe in {run.path / runs.ADAPTER}; {checkpoint.does_the_rest(run.path)} again"
+    safe = checkpoint.adapter_is(run.path, again=True)
     if code < 0:
         name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
         return RunError("export", f"its process was killed by {name}", safe)

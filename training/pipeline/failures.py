@@ -7,19 +7,26 @@ from loguru import logger
 from training import runs
 from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
 from training.runs import Run, checkpoint, directory
-from training.system import io_errors, log, shell
+from training.system import io_errors, log, shell, signals
 from training.system.signals import behind
 
 
 def told(error: Exception | Interrupted, run: Run | None) -> FinetuneError | Interrupted:
     """What ended a run, as it is told: a signal where one is behind it, whatever has become of that on its way."""
-    if stopped := behind(error):
-        return stopped
+    if signal := behind(error):
+        return signal
     if isinstance(error, Interrupted):
         return error
     if isinstance(error, FinetuneError):
         return in_full(error, run)
     return (not_written if io_errors.is_one(error) else unexpected)(error, run)
+
+
+def stopped(error: Interrupted, run: Run | None) -> Interrupted:
+    """A signal that ended a run. Where nobody said more than that it came: with what is safe, and how to go on."""
+    if run is None or str(error) != signals.words(error.signal_number):
+        return error
+    return Interrupted(error.signal_number, f"{error}; {what_is_safe(run)}")
 
 
 def unexpected(error: Exception, run: Run | None) -> RunError:
@@ -68,7 +75,7 @@ def _looked_at(run: Run) -> str:
     if not directory.begun(run):
         return "nothing was trained yet; start a new run"
     if run.stage("train") is not None:
-        return f"the adapter is safe in {run.path / runs.ADAPTER}; {checkpoint.does_the_rest(run.path)}"
+        return checkpoint.adapter_is(run.path)
     if checkpoint.newest(run.path / runs.CHECKPOINTS) is None:
         return f"nothing was trained yet; `{shell.lasting('run.sh', '--resume', run.path)}` begins again"
     return checkpoint.where(run.path / runs.CHECKPOINTS)

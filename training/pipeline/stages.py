@@ -106,7 +106,7 @@ def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Eve
     far = told_of(run, "evaluate", events)
     far.begin()
     if run.status.get("resumed_after_training"):
-        adapter_files.load_adapter(loaded.model, run.path / runs.ADAPTER)
+        adapter_files.load_trained(loaded.model, run.path / runs.ADAPTER, plan.settings)
     switchable = plan.settings.lora.bias == "none"
     longest = plan.settings.model.max_seq_length
     general = [] if plan.data.plain else held_out.general(plan.template, plan.tokenizer, longest)

@@ -92,7 +92,8 @@ def render(block: Block) -> str:
     if isinstance(block, Answers):
         return "\n".join(_answers(asked) for asked in block.asked)
     if isinstance(block, Bar):
-        return f'<figure class="bar"><figcaption>{text(block.title)}</figcaption>{charts.bar(block.parts)}</figure>'
+        drawn = _twice(charts.bar(block.parts), charts.bar(block.parts, NARROW[0]))
+        return f'<figure class="bar"><figcaption>{text(block.title)}</figcaption>{drawn}</figure>'
     if isinstance(block, Details):
         inner = "\n".join(render(inside) for inside in block.blocks)
         kind = "" if block.printed else ' class="steps"'
@@ -110,9 +111,14 @@ def figure(chart: Chart, width: int = 760, height: int = 280) -> str:
     if charts.scale(chart.values()).logarithmic:
         keys += '<span class="note">logarithmic</span>'
     drawn = charts.svg(chart, width, height)
-    if width > 500:  # scaled down to a telephone nobody could read it, so that it gets a drawing of its own
-        drawn = f'<div class="broad">{drawn}</div><div class="narrow">{charts.svg(chart, *NARROW, spots=False)}</div>'
+    if width > 500:
+        drawn = _twice(drawn, charts.svg(chart, *NARROW, spots=False))
     return f"<figure><figcaption>{text(chart.title)}{keys}</figcaption>{drawn}</figure>"
+
+
+def _twice(broad: str, narrow: str) -> str:
+    """A drawing and the one for a telephone: scaled down to that, nobody could read it."""
+    return f'<div class="broad">{broad}</div><div class="narrow">{narrow}</div>'
 
 
 def table(block: Table) -> str:
@@ -139,13 +145,14 @@ def _looks(block: Table, row: tuple[str, ...], at: int) -> str:
 def _cell(tag: str, value: str, looks: str, scope: str = "", link: bool = False) -> str:
     tag = tag if value else "td"  # a heading without words names nothing
     kind = (f' scope="{scope}"' if scope and tag == "th" else "") + (f' class="{looks}"' if looks else "")
-    shown = _breakable(text(value)) if "code" in looks.split() else text(value)
+    shown = _breakable(text(value), r"\w" if "code" in looks.split() else r"[^\W\d]")
     return f"<{tag}{kind}>{_link(value) if link else shown}</{tag}>"
 
 
-def _breakable(shown: str) -> str:
-    """A long name that may be broken where its parts end, and so is not broken in the middle of a word."""
-    return re.sub(r"([_./,])(?=\w)", r"\1<wbr>", shown)
+def _breakable(shown: str, before: str) -> str:
+    """A long name that may be broken where its parts end, and so is not broken in the middle of a word. `before`: what a
+    part begins with; in a text no digit, which would break a number."""
+    return re.sub(rf"([_./,])(?={before})", r"\1<wbr>", shown)
 
 
 def _answers(asked: Asked) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from loguru import logger
 
 from training.base_model import BaseModel, base_files
+from training.base_model.lora_adapter import CONFIG, WEIGHTS
 from training.errors import UserError
 from training.runs import pickled
 from training.runs.directory import ADAPTER, CHECKPOINTS, Run
@@ -346,13 +347,31 @@ def does_the_rest(run: Path) -> str:
     return f"`{shell.lasting('run.sh', '--resume', run)}` does the rest"
 
 
+def has_adapter(run: Path) -> bool:
+    """Whether what the training left is there. Where the drive does not say so it is believed to be."""
+    try:
+        return all((run / ADAPTER / name).is_file() for name in (CONFIG, WEIGHTS))
+    except OSError:
+        return True
+
+
+def adapter_is(run: Path, again: bool = False) -> str:
+    """What there is of the adapter of a run that is trained, and how to go on. `again`: the rest was begun before."""
+    if has_adapter(run):
+        return f"the adapter is safe in {run / ADAPTER}; {does_the_rest(run)}{' again' if again else ''}"
+    try:
+        last = newest(run / CHECKPOINTS)
+    except OSError:
+        last = None
+    how = f"makes them again from the checkpoint of step {last.step}" if last else "trains again"
+    return f"{run / ADAPTER} has lost its files; `{shell.lasting('run.sh', '--resume', run)}` {how}"
+
+
 def left(run: Run) -> str:
     """What a run that ended without a word of its own has lost, what it leaves, and how to go on."""
     resume = shell.lasting("run.sh", "--resume", run.path)
     if run.stage("train") is not None:
-        return (
-            f"nothing of the training is lost: the adapter is safe in {run.path / ADAPTER}; {does_the_rest(run.path)}"
-        )
+        return f"{'nothing of the training is lost: ' if has_adapter(run.path) else ''}{adapter_is(run.path)}"
     step, last = run.status.get("step", 0), newest(run.path / CHECKPOINTS)
     if last is None:
         lost = f"all {step} steps are lost" if step else "nothing is lost"

@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ UPLOADS = ("/v1/files",)
 # Seconds that a body may take, and the bytes in a second that prolong them.
 BODY_SECONDS, BODY_SPEED = 30.0, 50_000
 LINGER, LINGERING = 8 << 20, 2.0  # bytes and seconds that are read and dropped, so that a refusal arrives
+# What a Host header may be: a name or an address, an IPv6 one in brackets, and a port.
+HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(?::[0-9]{1,5})?")
 OPEN = ("/", "/page.css", "/page.js", "/healthz")  # the page itself holds nothing; it asks for the token
 
 
@@ -101,9 +104,10 @@ class Guard:
 
     def _serves(self, host: str) -> bool:
         """Whether a Host header means this server: an address, which no stranger's name is, or a name of this machine."""
-        name = urlsplit(f"//{host}").hostname if host.isascii() and "@" not in host and "/" not in host else None
-        if name is None:
+        written = HOST.fullmatch(host)
+        if written is None:
             return False
+        name = (written["address"] or written["name"]).lower()
         if is_this_machine(name) or name == self.host.lower():
             return True
         if is_this_machine(self.host):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from training.errors import FinetuneError
 from training.service import models
 from training.service.answers import documented
 from training.service.asked import Problem, Refused
+from training.service.attended import attended, begun
 from training.service.core import core
 from training.service.events_stream import sent
 from training.service.models import Model
@@ -154,17 +155,16 @@ async def generate(request: Request, body: Generate) -> Generated | Response:
     """Ask a model. Left out, temperature is 0: the likeliest token is taken each time."""
     asked, found = body.request(), core(request).models
     model = await found.get(body.model_name)
-    found.admit(model)
     pieces = found.answers(model, asked)
     if body.stream:
-        return StreamingResponse(streamed(model, pieces), media_type="text/event-stream")
-    return Generated(model_name=body.model_name, **picked(await whole(pieces)))
+        return StreamingResponse(streamed(model, await begun(request, pieces)), media_type="text/event-stream")
+    return Generated(model_name=body.model_name, **picked(await attended(request, whole(pieces))))
 
 
-async def whole(pieces: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+async def whole(pieces: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
     """The end of an answer, which has all of it."""
     last: dict[str, Any] = {}
-    async with aclosing(pieces):  # type: ignore[type-var]
+    async with aclosing(pieces):
         async for event in pieces:
             last = event
     return last
@@ -175,10 +175,10 @@ def picked(end: dict[str, Any]) -> dict[str, Any]:
     return {name: end[name] for name in ("text", "stopped", "prompt_tokens", "completion_tokens")}
 
 
-async def streamed(model: Model, pieces: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+async def streamed(model: Model, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[str]:
     """An answer as events: `piece`, then `done` or `error`."""
     try:
-        async with aclosing(pieces):  # type: ignore[type-var]
+        async with aclosing(pieces):
             async for event in pieces:
                 if "piece" in event:
                     yield sent("piece", {"text": event["piece"]})

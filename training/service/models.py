@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,14 +139,10 @@ class Models:
                 return run
         return None
 
-    def admit(self, model: Model) -> None:
-        """Look whether one more request may wait for a model; 429 where none may."""
+    async def answers(self, model: Model, request: Mapping[str, object]) -> AsyncGenerator[dict[str, Any], None]:
+        """Pieces of an answer, and its end; 429 where too many wait. One that nobody waits for any more is stopped."""
         if model.waiting >= MOST_WAITING:
             raise HTTPException(429, f"{model.name} has {MOST_WAITING} requests before this one; try again")
-
-    async def answers(self, model: Model, request: Mapping[str, object]) -> AsyncIterator[dict[str, Any]]:
-        """Pieces of an answer, and its end. One that nobody waits for any more is stopped."""
-        self.admit(model)
         model.waiting += 1
         done, turn = True, False
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from training.errors import FinetuneError
 from training.service import openai_jobs
 from training.service.answers import documented
+from training.service.attended import attended, begun
 from training.service.core import core
 from training.service.jobs import NotFound
 from training.service.model_routes import LONGEST, MANY, Name, whole
@@ -249,13 +250,12 @@ async def chat(request: Request, body: Completion) -> dict[str, Any] | Response:
     """Ask a model. Left out, temperature is 0: the likeliest token is taken each time."""
     found = core(request).models
     model = await found.get(body.model)
-    found.admit(model)
     pieces = found.answers(model, body.request())
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(_chunks(pieces, head, usage), media_type="text/event-stream")
-    end = await whole(pieces)
+        return StreamingResponse(_chunks(await begun(request, pieces), head, usage), media_type="text/event-stream")
+    end = await attended(request, whole(pieces))
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": end["text"], "refusal": None},
@@ -265,14 +265,16 @@ async def chat(request: Request, body: Completion) -> dict[str, Any] | Response:
     return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(end)}
 
 
-async def _chunks(pieces: AsyncIterator[dict[str, Any]], head: dict[str, Any], usage: bool) -> AsyncIterator[str]:
+async def _chunks(
+    pieces: AsyncGenerator[dict[str, Any], None], head: dict[str, Any], usage: bool
+) -> AsyncIterator[str]:
     def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
         return _line({**head, "object": "chat.completion.chunk", "choices": [choice]})
 
     yield chunk({"role": "assistant", "content": ""})
     try:
-        async with aclosing(pieces):  # type: ignore[type-var]
+        async with aclosing(pieces):
             async for event in pieces:
                 if "piece" in event:
                     yield chunk({"content": event["piece"]})

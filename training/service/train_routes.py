@@ -16,6 +16,7 @@ from training.service import asked, checking, events_stream, form
 from training.service.answers import documented
 from training.service.core import core
 from training.service.jobs import NotFound
+from training.system.log import for_people
 
 router = APIRouter(tags=["train"])
 RUN = documented(404)
@@ -141,7 +142,7 @@ async def events(
 
 @router.get("/train/log/{task_id}", responses=RUN, response_class=PlainTextResponse)
 def log(request: Request, task_id: str) -> PlainTextResponse:
-    """The end of a run's log."""
+    """The end of a run's log, without what was kept for a report of a mistake."""
     path = core(request).jobs.find(task_id).path / runs.LOG
     try:
         with path.open("rb") as file:
@@ -152,7 +153,8 @@ def log(request: Request, task_id: str) -> PlainTextResponse:
         return PlainTextResponse("")
     if size > TAIL:
         content = content.partition(b"\n")[2]
-    return PlainTextResponse(content.decode("utf-8", "replace"))
+    lines = content.decode("utf-8", "replace").splitlines(keepends=True)
+    return PlainTextResponse("".join(filter(for_people(), lines)))
 
 
 @router.get("/train/report/{task_id}", responses=RUN, response_class=HTMLResponse)

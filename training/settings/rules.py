@@ -306,6 +306,8 @@ def write(value: object) -> str:
 def _shortest(number: float) -> str:
     """A number with all its digits and no more signs than needed: 3 for 3.0, 2e-4 for 0.0002."""
     plain = repr(number).removesuffix(".0")
+    if number - number != 0:  # infinite, or none; `read` says so
+        return plain
     mantissa, _, exponent = f"{number:.17e}".partition("e")
     for digits in range(17):
         short = f"{number:.{digits}e}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import MachineError
+from training.system import shell
 from training.system.venv_pip import Pip, say
 
 # Of llama.cpp's sources: what the converter needs, the chat templates and the vocabularies.
@@ -143,7 +144,8 @@ def unpack_converter(archive: Path, folder: Path) -> None:
     if not whole:
         shutil.rmtree(partial, ignore_errors=True)
         raise MachineError(
-            f"the converter could not be unpacked from {archive} (is it damaged? remove it and run ./setup.sh again)"
+            f"the converter could not be unpacked from {archive} "
+            f"(is it damaged? remove it and run {shell.command('setup.sh')} again)"
         )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

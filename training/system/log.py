@@ -12,7 +12,9 @@ import fcntl
 import functools
 import io
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 SHARED_LOG = paths.SHARED_LOG
 ROTATE_AT = 10 * 1024 * 1024  # bytes; the older half of two files is kept as finetune.log.1
 FILE_FORMAT = "{time:YYYY-MM-DD HH:mm:ss} {level:<7} {message}"
+RECORD = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8} ([A-Z]+) ")  # how each begins; its other lines do not
 
 
 _early: list[str] = []  # lines from before the run had a directory
@@ -53,6 +56,19 @@ def join_run(run_log: Path) -> None:
     start(run_log)
     sink = _LockedFile(run_log, rotate=False)
     sink.write(early)
+
+
+def for_people() -> Callable[[str], bool]:
+    """Whether a line of a log is for people, asked line by line: tracebacks, and what else was kept for us, are not."""
+    kept_for_us = False
+
+    def is_one(line: str) -> bool:
+        nonlocal kept_for_us
+        if begun := RECORD.match(line):
+            kept_for_us = begun[1] == "DEBUG"
+        return not kept_for_us
+
+    return is_one
 
 
 def _terminal_format(record: Record) -> str:

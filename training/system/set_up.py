@@ -23,7 +23,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from training.errors import MachineError
-from training.system import browser, llama_cpp_build, paths, torch_builds
+from training.system import browser, llama_cpp_build, paths, shell, torch_builds
 from training.system.venv_pip import Pip, call, say
 
 SEES_A_CARD = "import sys, torch; sys.exit(not (torch.cuda.is_available() or torch.xpu.is_available()))"
@@ -76,7 +76,7 @@ class SetUp:
         if self.variant == "gpu" and self.asked.card and call(self.pip.python, "-c", SEES_A_CARD) != 0:
             say(
                 f"a card ({self.asked.card}) is here but PyTorch does not see it: does its driver run? For a build for "
-                f"older CUDA drivers remove .venv, then TORCH_INDEX_URL={torch_builds.BUILDS}/cu126 ./setup.sh"
+                f"older CUDA drivers remove .venv, then TORCH_INDEX_URL={torch_builds.BUILDS}/cu126 {shell.command('setup.sh')}"
             )
 
     def parts_work(self, how: str) -> bool:
@@ -100,7 +100,7 @@ class SetUp:
         say("trying the parts")
         if not self.parts_work("full"):
             raise MachineError(
-                f"the set-up does not work (above). Remove {self.venv} and run ./setup.sh again; if that does not help, "
+                f"the set-up does not work (above). Remove {self.venv} and run {shell.command('setup.sh')} again; if that does not help, "
                 "this Python or CPU is one that these packages do not know"
             )
         stamp(self.ready, self.asked.stamp)

@@ -103,7 +103,7 @@ class Signals:
             self._raise(number)
 
     def _raise(self, number: int) -> None:
-        error = Interrupted(number, _words(number))
+        error = Interrupted(number, words(number))
         self._raised = weakref.ref(error)
         try:
             raise error
@@ -146,7 +146,7 @@ class Signals:
             time.sleep(0.05)
         if not self._obeyed and not self.noted_only and not self._delivered:
             self._leaving = True
-            leave(Interrupted(number, _words(number)))
+            leave(Interrupted(number, words(number)))
         while not self._delivered:
             time.sleep(AGAIN)
             if self._raised() is None:
@@ -178,7 +178,8 @@ def _end(number: int, lost: Callable[[int], int] | None) -> None:
     os._exit(codes[0] if codes else code)
 
 
-def _words(number: int) -> str:
+def words(number: int) -> str:
+    """What a signal that ends a process is called, where no more is said of it."""
     return f"stopped by {signal.Signals(number).name}"
 
 

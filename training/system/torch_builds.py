@@ -4,6 +4,8 @@ python3 training/system/torch_builds.py problem CARD  prints why the build would
 is here; nothing where it would, or where nothing can be said.
 """
 
+# ruff: noqa: E402  what stands between the imports must come before some of them
+
 from __future__ import annotations
 
 import os
@@ -15,6 +17,11 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from training.system import shell
 
 BUILDS = "https://download.pytorch.org/whl"
 # What PyPI's build of the pinned torch is made for (its requirement cuda-toolkit says so), and the first driver for it.
@@ -54,7 +61,7 @@ def card_problem(card: str, environ: Mapping[str, str], nvidia_smi: str = "") ->
         where = f"no {_rocm_folder(environ)}/.info/version"
         return (
             f"an AMD card is here, and which ROCm is not known ({where}): name the index of its builds, as in "
-            f"TORCH_INDEX_URL={BUILDS}/rocm7.0 ./setup.sh"
+            f"TORCH_INDEX_URL={BUILDS}/rocm7.0 {shell.command('setup.sh')}"
         )
     wheel = _cuda_of_index(environ.get("TORCH_INDEX_URL", ""))
     cuda = re.search(r"CUDA (?:UMD )?Version: *([0-9]+)\.([0-9]+)", nvidia_smi)
@@ -65,7 +72,7 @@ def card_problem(card: str, environ: Mapping[str, str], nvidia_smi: str = "") ->
     return (
         f"the driver ({driver[1] if driver else 'version unknown'}) serves CUDA {cuda[1]}.{cuda[2]}, PyTorch is built "
         f"for CUDA {wheel}: install driver {DRIVER} or newer, or take a build for this one: "
-        f"TORCH_INDEX_URL={BUILDS}/cu126 ./setup.sh"
+        f"TORCH_INDEX_URL={BUILDS}/cu126 {shell.command('setup.sh')}"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from training.errors import MachineError
+from training.system import shell
 
 
 def say(text: str) -> None:
@@ -56,5 +57,5 @@ class Pip:
         if not self.run("install", *arguments):
             raise MachineError(
                 f"could not install: {what}. pip's reason is above. Is the package index reachable, and is there room "
-                "on the disk? Then run ./setup.sh again."
+                f"on the disk? Then run {shell.command('setup.sh')} again."
             )

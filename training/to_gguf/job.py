@@ -79,4 +79,4 @@ class Job(Handover):
 
 
 def what_is_safe(job: Job) -> str:
-    return f"the adapter is safe in {job.run.path / runs.ADAPTER}; {checkpoint.does_the_rest(job.run.path)} again"
+    return checkpoint.adapter_is(job.run.path, again=True)

@@ -16,6 +16,8 @@ from training.system import files, io_errors
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from training.settings import Settings
+
 
 def load_adapter(model: PeftModel, path: Path) -> None:
     """Put a saved adapter's weights into a model that was made with the same settings."""
@@ -23,6 +25,20 @@ def load_adapter(model: PeftModel, path: Path) -> None:
     from safetensors.torch import load_file
 
     set_peft_model_state_dict(model, load_file(path / WEIGHTS))
+
+
+def load_trained(model: PeftModel, path: Path, settings: Settings) -> None:
+    """Put a finished adapter into a model, to be measured as it would have been right after its training.
+
+    On a CPU that is in the precision of the training, which accelerate gave to the model; elsewhere it is the model's own.
+    """
+    from accelerate import Accelerator
+
+    load_adapter(model, path)
+    if settings.hardware.device == "cpu":
+        precision = settings.hardware.precision
+        accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=True)
+        accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
 
 
 def save_adapter(model: PeftModel, path: Path) -> None:

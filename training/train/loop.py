@@ -168,6 +168,8 @@ def _take_up_the_end(trainer: Mixin, found: Checkpoint) -> None:
     from transformers import TrainerState
 
     load_adapter(trainer.model, found.path)
+    # Measured as after a training: in its precision.
+    trainer.accelerator.prepare_model(trainer.model, device_placement=False, evaluation_mode=True)
     trainer.state = TrainerState.load_from_json(str(found.path / "trainer_state.json"))
 
 

@@ -207,9 +207,12 @@ function draw() {
     if (text !== undefined) made.textContent = text;
     svg.append(made);
   };
+  // As wide as it is shown, at most 640: scaled down to a telephone nobody could read its figures.
+  const width = Math.min(640, svg.clientWidth || 640);
+  svg.setAttribute("viewBox", `0 0 ${width} 220`);
   svg.replaceChildren();
   const every = [...points, ...validations];
-  const total = points.at(-1)?.[2] ?? 1, top = Math.max(...every.map((one) => one[1]), 0.001), left = 48, right = 630, bottom = 190;
+  const total = points.at(-1)?.[2] ?? 1, top = Math.max(...every.map((one) => one[1]), 0.001), left = 48, right = width - 10, bottom = 190;
   const x = (step) => left + ((right - left) * step) / Math.max(total, 1), y = (loss) => bottom - ((bottom - 12) * loss) / top;
   add("line", { class: "axis", x1: left, y1: bottom, x2: right, y2: bottom });
   add("line", { class: "axis", x1: left, y1: 12, x2: left, y2: bottom });
@@ -453,6 +456,7 @@ if (chinese) {
   document.title = CHINESE.title;
 }
 addEventListener("hashchange", turn);
+addEventListener("resize", draw);
 turn();
 form().catch(() => notice(say("lost")));
 look();
