@@ -7,7 +7,7 @@ its face, the `__init__.py`, or a module named:
    2  system  files, log, signals, processes, this machine; import its modules, it has no face
    3  llama  llama.cpp in a process of its own; GGUF files
    3  settings  config.ini and the command line become one frozen Settings, or all their problems at once
-   3  ollama  Modelfile and Go template
+   3  ollama  Modelfile and Go template; a live Ollama
    3  create_sample_data  a script: small files in every format that is read
    4  base_model  a name becomes a local Hugging Face folder: from the Hub, a folder, a .gguf file, the embedded model
    4  fast_cpu  training by hand on a CPU: kernels.c, attention.c
