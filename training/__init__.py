@@ -27,6 +27,7 @@ its face, the `__init__.py`, or a module named:
   12  control  --status, --follow, --stop, --chat, --resume, --detach
   13  proving  --prove: both engines side by side, and which to take
   13  export  a script: from the adapter to files that Ollama runs
+  13  to_ollama  a script: a run's model goes into a live Ollama, and is proved there
   13  library  what Python is given: settings by name, a run as a process of its own, answers
   14  api  the door for Python; its names are handed on below
   14  finetune  a script: the whole of it
