@@ -32,7 +32,7 @@ FUZZ = 150
 @pytest.fixture(autouse=True)
 def kept_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A test without a marker starts no program and does not load torch: the first layer is to take seconds."""
-    if any(request.node.get_closest_marker(name) for name in ("slow", "tiny", "embedded")):
+    if any(request.node.get_closest_marker(name) for name in ("slow", "tiny", "embedded", "ollama")):
         yield
         return
 
@@ -66,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
     parser.addoption("--io-faults", default="2", help="how many reads or writes of runs fail, or `all`")
     parser.addoption("--fuzz", type=int, default=FUZZ, help="how many random files and texts of each kind are tried")
+    parser.addoption("--ollama", action="store_true", help="ask a real Ollama: OLLAMA=path, else the one on the PATH")
     parser.addoption(
         "--golden", action="store_true", help="write tests/golden/ anew: a change of what users see is wanted"
     )
