@@ -187,7 +187,7 @@ def _ask(server: Server, name: str, request: CreateRequest) -> None:
     seconds, tokens = _limit("OLLAMA_ANSWER_SECONDS", 300), _limit("OLLAMA_ANSWER_TOKENS", 1000)
     logger.info("> {}", QUESTION)
     plain = request.template == "{{ .Prompt }}"
-    prompt = QUESTION if plain else [{"role": "user", "content": QUESTION}]
+    prompt: asking.Prompt = QUESTION if plain else [{"role": "user", "content": QUESTION}]
     answer = asking.answer(server, name, prompt, tokens, options={}, seconds=seconds)
     said = answer.text.strip()
     if answer.late:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def prove(server: Server, name: str, subject: Subject) -> Proof:
     template = used(shown, subject)
     exceptions = subject.exceptions if template != THE_GGUFS else ()
     prompts = served_prompts.compare(server, name, subject.trained, exceptions)
-    with nullcontext() if subject.gguf is None else llama.opened(subject.gguf, subject.request.adapter) as gguf:
+    with _opened(subject) as gguf:
         answers = served_answers.compare(server, name, subject.trained, gguf, subject.questions)
     failures = [*prompts.failures, *answers.failures]
     if template == OTHER and prompts.rendered_differently is None:
@@ -96,6 +96,16 @@ def prove(server: Server, name: str, subject: Subject) -> Proof:
     line = _line(served, prompts, answers, failures)
     hint = _hint(template, subject) if failures else ""
     return Proof(served=served, line=line, notes=tuple(notes), failures=tuple(failures), hint=hint)
+
+
+@contextmanager
+def _opened(subject: Subject) -> Iterator[llama.Process | None]:
+    """llama.cpp on the file, where that is here."""
+    if subject.gguf is None:
+        yield None
+        return
+    with llama.opened(subject.gguf, subject.request.adapter) as process:
+        yield process
 
 
 def _hint(template: str, subject: Subject) -> str:

@@ -72,7 +72,7 @@ def metadata(gguf: Path | Process) -> dict[str, Any]:
     The latter under "vocab": tokens (how many), bos, eos, eot, pad (-1: none), add_bos, add_eos, end (the ids that end an
     answer), and attributes, id -> flags of llama.h's `llama_token_attr` for every token that is not a plain one.
     """
-    with nullcontext(gguf.ask) if isinstance(gguf, Process) else worker(gguf, vocab_only=True) as ask:
+    with _asking(gguf, vocab_only=True) as ask:
         pairs: dict[str, Any] = ask({"do": "metadata"})["metadata"]
     vocab = pairs["vocab"]
     vocab["attributes"] = {int(token): flags for token, flags in vocab["attributes"].items()}
@@ -137,7 +137,7 @@ def answer(
     It ends before a token of `stop_ids`, by default those llama.cpp itself takes for the end of an answer.
     `on_text(number of the prompt, piece)` is told each piece as it comes. A Process may be given instead of its file.
     """
-    with nullcontext(gguf.ask) if isinstance(gguf, Process) else worker(gguf) as ask:
+    with _asking(gguf) as ask:
         request = {"do": "answer", "prompts": list(prompts), "max_tokens": max_tokens, "stop_ids": stop_ids}
         on_event = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
         answers = ask(request | {"stream": on_text is not None}, on_event)["answers"]
@@ -199,6 +199,16 @@ def worker(gguf: Path, vocab_only: bool = False) -> Iterator[Callable[..., dict[
     """
     with _process(gguf, vocab_only) as process:
         yield process.ask
+
+
+@contextmanager
+def _asking(gguf: Path | Process, vocab_only: bool = False) -> Iterator[Callable[..., dict[str, Any]]]:
+    """`worker` of a file, or the process that is open already."""
+    if isinstance(gguf, Process):
+        yield gguf.ask
+        return
+    with worker(gguf, vocab_only) as ask:
+        yield ask
 
 
 def _blocks(
