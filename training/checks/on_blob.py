@@ -16,6 +16,8 @@ from training.evaluation.reference import TooLarge
 from training.ollama import Server
 from training.to_gguf import Job
 
+# Of what is done when a model goes into Ollama; no check of a run.
+NAME = "adapter on blob"
 _FROM = re.compile(r"^FROM\s+(\S*sha256-([0-9a-f]{64}))\s*$", re.MULTILINE)
 
 
@@ -42,7 +44,7 @@ def adapter_on_blob(job: Job, blob: Path, adapter: Path) -> Check:
     What is found is what the file's quantisation costs; a file of another base, or a damaged adapter, goes beyond that.
     """
     check = Check(
-        "adapter on blob",
+        NAME,
         True,
         {},
         f"perplexity is finite and <= {MOST_PERPLEXITY:.0f} times that of base and adapter as trained",

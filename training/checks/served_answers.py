@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 from training import llama
 from training.checks.served_prompts import Trained
-from training.data import ChatTemplate, chat_template, held_out
+from training.data import ChatTemplate, Item, Turn, chat_template, held_out
 from training.data.fast_tokenising import tokeniser
-from training.data.held_out import Item
-from training.data.rows import Turn
 from training.errors import UserError
 from training.ollama import Server, asking
 from training.ollama.asking import Prompt

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
-from training.data import ChatTemplate, chat_template, encoding
+from training.data import ChatTemplate, Row, Turn, chat_template, encoding
 from training.data.encoding import NothingToTrain
 from training.data.fast_tokenising import tokeniser
-from training.data.rows import Row, Turn
 from training.errors import UserError
 from training.ollama import Server, asking
 from training.ollama.asking import Prompt
