@@ -115,7 +115,7 @@ def _export(asked: Namespace, stdout: IO[str]) -> None:
                 logger.info("{}", note)
             proof.require("")
             logger.info("{}", proof.line)
-            _ask(server, model.name, request)
+            ask(server, model.name, request)
             switched = asked.switch and was_there
             if switched:
                 _judge(server, job, asked.name, model.name)
@@ -182,7 +182,7 @@ def _able(server: Server, request: CreateRequest, asked: Namespace, stdout: IO[s
     )
 
 
-def _ask(server: Server, name: str, request: CreateRequest) -> None:
+def ask(server: Server, name: str, request: CreateRequest) -> None:
     """One question as people ask it, with the model's own sampling. RunError where the answer is none."""
     seconds, tokens = _limit("OLLAMA_ANSWER_SECONDS", 300), _limit("OLLAMA_ANSWER_TOKENS", 1000)
     logger.info("> {}", QUESTION)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.ollama_exchange import exchange
 from tests.support.ollama_server import FakeOllama, Model, running
-from training import ollama
+from training import ollama, to_ollama
 from training.errors import MachineError, RunError, UserError
 from training.ollama import Server, asking, delivery
 from training.ollama.address import Address
@@ -161,6 +161,28 @@ def test_an_answer_that_goes_round_in_circles_is_cut_off(fake: FakeOllama) -> No
     fake.reply = lambda file, prompt, most: (" ".join(str(number) for number in range(2000)), "stop")
     answer = asking.answer(fake.server(), "mine", CHAT, 5000)
     assert answer.stopped and not answer.looped
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (("and so on " * 9999, "length"), "the answer only repeats itself: and so on .*\n.*OLLAMA_ANSWER_TOKENS=5000"),
+        ((" ".join(map(str, range(999))), "length"), "the answer did not stop by itself within 1000 tokens: 0 1 2"),
+        (("  ", "stop"), "the answer is empty$"),
+    ],
+)
+def test_an_answer_that_is_none_is_told(fake: FakeOllama, request_of, answer: tuple[str, str], said: str) -> None:
+    fake.models["mine:latest"] = Model({}, "one")
+    fake.reply = lambda file, prompt, most: answer
+    with pytest.raises(RunError, match=said):
+        to_ollama.ask(fake.server(), "mine", request_of())
+
+
+def test_an_answer_that_is_shown_as_thoughts_is_none(fake: FakeOllama, request_of) -> None:
+    fake.models["mine:latest"] = Model({}, "one")
+    fake.thinks = True
+    with pytest.raises(RunError, match="the answer is empty, all of it is shown as thoughts"):
+        to_ollama.ask(fake.server(), "mine", request_of())
 
 
 def test_a_server_that_dies_amid_an_answer_is_told(fake: FakeOllama) -> None:
