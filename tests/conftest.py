@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support import live_ollama
 from tests.support.faults import FAULT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
@@ -77,6 +78,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if (count := config.getoption("--fuzz")) != FUZZ:
         hypothesis.settings.register_profile("fuzz", deadline=None, derandomize=True, max_examples=count)
         hypothesis.settings.load_profile("fuzz")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what asks a real Ollama where nobody asked for that, or none is here, before anything is made for it."""
+    if config.getoption("--ollama") and live_ollama.programs():
+        return
+    why = "there is no ollama command on the PATH, and OLLAMA names none"
+    if not config.getoption("--ollama"):
+        why = "a real Ollama is asked by tests/run.sh --ollama only"
+    for item in items:
+        if item.get_closest_marker("ollama"):
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 def pytest_xdist_auto_num_workers() -> int:

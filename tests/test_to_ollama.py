@@ -103,3 +103,11 @@ def test_a_switch_that_cannot_be_told_leaves_the_old_model_and_ends_with_5(fake:
     assert "mine answers as before, for the new model is not shown to be as good: only 3 held-out" in done.stderr
     assert f"All the same: ./export_ollama.sh {run} mine\n" in done.stderr
     assert fake.models == {"mine:latest": old}
+
+
+def test_without_a_real_ollama_its_tests_are_left_out_and_that_is_said() -> None:
+    path = ":".join(part for part in os.environ["PATH"].split(":") if not (Path(part) / "ollama").exists())
+    command = ["bash", str(ROOT / "tests" / "run.sh"), "--ollama"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": path}, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "left out, for no ollama command is on the PATH and OLLAMA names none" in done.stdout

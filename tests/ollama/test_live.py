@@ -38,11 +38,7 @@ NUM_CTX = 2048
 
 @pytest.fixture(scope="session", params=programs() or ["none"], ids=lambda path: path.replace("/", "_")[-24:])
 def program(request: pytest.FixtureRequest) -> str:
-    if not request.config.getoption("--ollama"):
-        pytest.skip("a real Ollama is asked by tests/run.sh --ollama only")
-    if request.param == "none":
-        pytest.skip("there is no ollama command on the PATH, and OLLAMA names none")
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,10 @@ def _check(job: Job) -> dict[str, Any]:
     found = records.plain(all_checks.run(job))
     outcomes = {str(row["name"]): row["passed"] for row in job.run.status.get("checks", [])}
     for path in {job.quantised(method) for method in job.settings.quantization.quantization_method}:
-        provenance.fill(path, outcomes)
+        try:
+            provenance.fill(path, outcomes)
+        except OSError as error:
+            logger.warning("{} will not say what its checks found: {}", path.name, io_errors.told(error, path))
     return found
 
 
