@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Put a finished run into Ollama:
-#   ./export_ollama.sh [--modelfile-only] [--adapter BASE] [RUN | RUN/merged | FILE.gguf] [NAME]
+#   ./export_ollama.sh [--modelfile-only] [--adapter BASE] [--switch] [RUN | RUN/merged | FILE.gguf] [NAME]
+#   ./export_ollama.sh --rollback NAME
 #
 #   RUN    a run's folder (default: the newest under OUTPUT_DIR of config.ini), or one of its GGUF files
 #   NAME   its name in Ollama, [namespace/]model[:tag] (default: the run's NEW_MODEL_NAME)
 #   BASE   the model that was trained on, as Ollama has it already: only the adapter is added to it
 #
-# Makes what is missing, writes Modelfile.NAME beside the GGUF, and one with whole paths into the folder you are in, runs
-# `ollama create`, and asks the model one question.
+# Makes what is missing, writes Modelfile.NAME beside the GGUF, and one with whole paths into the folder you are in, and
+# puts the model into Ollama: through the API of the server at OLLAMA_HOST, where it is proved that what is served is what
+# was trained before NAME stands for it; without the packages by `ollama create` and one question.
+# --switch: only where the new model answers the held-out questions no worse than what NAME stands for; else exit 5, and
+# NAME is left as it is. What it stood for stays as NAME-previous, and --rollback NAME goes back to that.
 # stdout is one line: the model's name; or the Modelfile's path with --modelfile-only, and where there is no Ollama (exit 3).
 # Where GGUF and Modelfile are there already, this needs no Python: RUN and this script can be copied to a Mac (bash 3.2).
 set -euo pipefail
@@ -287,6 +291,27 @@ older() {
     }'
 }
 
+# Is the API to be used? It needs the packages and what training left in the run, and a server that answers.
+has_api() {
+    [ -x "$root/.venv/bin/python" ] && [ -f "$root/training/to_ollama.py" ] || return 1
+    [ -d "$run/adapter" ] && [ -f "$run/checkpoints/export.json" ] || return 1
+    PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/to_ollama.py" --ping
+}
+
+roll_back() { # roll_back NAME
+    local python=$root/.venv/bin/python last=${1##*/} before
+    if [ -x "$python" ] && PYTHONUTF8=1 "$python" "$root/training/to_ollama.py" --ping; then
+        PYTHONUTF8=1 exec "$python" "$root/training/to_ollama.py" --rollback "$1"
+    fi
+    before=${1%"$last"}${last%%:*}-previous
+    case $last in *:*) before=$before:${last#*:} ;; esac
+    command -v ollama >/dev/null 2>&1 || fail 3 "no Ollama answers, and there is no ollama command here"
+    ollama show "$before" >/dev/null 2>&1 || fail 2 "Ollama has no $before: --switch keeps one"
+    ollama cp "$before" "$1" >&2 || fail 1 "ollama cp $before $1 failed (above)"
+    say "$1 stands again for what it was before"
+    printf '%s\n' "$1"
+}
+
 check_ollama() {
     local command version numbers answer
     command=$(printf 'ollama create %q -f %q' "$name" "$modelfile")
@@ -462,11 +487,20 @@ ask() {
 }
 
 case $patience$longest in *[!0-9]*) fail 2 "OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers" ;; esac
-modelfile_only=false adapter=""
+modelfile_only=false adapter="" switch=""
 named="" name="" seen=0
 while [ $# -gt 0 ]; do
     case $1 in
     --modelfile-only) modelfile_only=true ;;
+    --switch) switch=--switch ;;
+    --rollback)
+        case ${2-} in "" | -*) wrong_arguments "--rollback: name the model to go back with" ;; esac
+        [ $# = 2 ] && [ "$seen$modelfile_only$adapter$switch" = 0false ] ||
+            wrong_arguments "--rollback NAME stands alone"
+        check_name "$2"
+        roll_back "$2"
+        exit 0
+        ;;
     --adapter)
         adapter=${2-}
         case $adapter in
@@ -487,6 +521,13 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+if [ -n "$switch" ] && [ "$modelfile_only" = true ]; then
+    wrong_arguments "--switch and --modelfile-only exclude each other"
+fi
+# `--switch NAME` is about the newest run.
+if [ -n "$switch" ] && [ -n "$named" ] && [ -z "$name" ] && [ ! -e "$named" ]; then
+    name=$named named=""
+fi
 find_run "$named"
 [ -n "$name" ] || name=$(setting "$run/config.ini" Model NEW_MODEL_NAME)
 if [ -n "$adapter" ]; then
@@ -507,6 +548,13 @@ if [ "$modelfile_only" = true ]; then
     printf '%s\n' "$modelfile"
     exit 0
 fi
+if has_api; then
+    export PYTHONUTF8=1
+    # shellcheck disable=SC2086  # nothing, or one word
+    exec "$root/.venv/bin/python" "$root/training/to_ollama.py" "$run" \
+        --modelfile "$modelfile" --name "$name" $switch
+fi
+[ -z "$switch" ] || fail 3 "--switch needs the packages ($(command_of setup.sh)), a run of this project and an Ollama that answers"
 check_ollama
 create
 check_template

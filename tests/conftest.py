@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support import live_ollama
 from tests.support.faults import FAULT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
@@ -32,7 +33,7 @@ FUZZ = 150
 @pytest.fixture(autouse=True)
 def kept_quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A test without a marker starts no program and does not load torch: the first layer is to take seconds."""
-    if any(request.node.get_closest_marker(name) for name in ("slow", "tiny", "embedded")):
+    if any(request.node.get_closest_marker(name) for name in ("slow", "tiny", "embedded", "ollama")):
         yield
         return
 
@@ -66,6 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
     parser.addoption("--io-faults", default="2", help="how many reads or writes of runs fail, or `all`")
     parser.addoption("--fuzz", type=int, default=FUZZ, help="how many random files and texts of each kind are tried")
+    parser.addoption("--ollama", action="store_true", help="ask a real Ollama: OLLAMA=path, else the one on the PATH")
     parser.addoption(
         "--golden", action="store_true", help="write tests/golden/ anew: a change of what users see is wanted"
     )
@@ -76,6 +78,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if (count := config.getoption("--fuzz")) != FUZZ:
         hypothesis.settings.register_profile("fuzz", deadline=None, derandomize=True, max_examples=count)
         hypothesis.settings.load_profile("fuzz")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what asks a real Ollama where nobody asked for that, or none is here, before anything is made for it."""
+    if config.getoption("--ollama") and live_ollama.programs():
+        return
+    why = "there is no ollama command on the PATH, and OLLAMA names none"
+    if not config.getoption("--ollama"):
+        why = "a real Ollama is asked by tests/run.sh --ollama only"
+    for item in items:
+        if item.get_closest_marker("ollama"):
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 def pytest_xdist_auto_num_workers() -> int:

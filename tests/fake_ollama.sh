@@ -77,6 +77,7 @@ case $1 in
     [ ! -f "$store/client" ] || echo "Warning: client version is $(cat "$store/client")"
     ;;
 list) [ ! -f "$store/down" ] || { echo "Error: could not connect to ollama server" >&2; exit 1; } ;;
+cp) ;;
 create)
     [ "$3" = -f ]
     from=$(sed -n 's/^FROM //p' "$4" | tr -d '\r')

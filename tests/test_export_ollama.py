@@ -829,3 +829,31 @@ def test_the_script_keeps_to_what_bash_3_2_knows():
     assert not re.search(r"\breadlink -f|\brealpath\b|\bmktemp --|\bsed -i|\bgrep -\w*P|\bsort -V", code), (
         "not on a Mac"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rollback"], "--rollback: name the model to go back with"),
+        (["--rollback", "a", "b"], "--rollback NAME stands alone"),
+        (["--switch", "--rollback", "a"], "--rollback NAME stands alone"),
+        (["--switch", "--modelfile-only"], "--switch and --modelfile-only exclude each other"),
+    ],
+)
+def test_switch_and_rollback_are_told_how_they_are_typed(call, words, said):
+    done = call(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_without_the_packages_a_switch_is_refused_and_the_way_back_is_a_copy(call, run, store):
+    done = call("--switch", run, "mine")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "--switch needs the packages" in done.stderr
+    done = call("--rollback", "team/mine:v1")
+    assert done.returncode == 2
+    assert "Ollama has no team/mine-previous:v1: --switch keeps one" in done.stderr
+    (store / "models").write_text("team/mine-previous:v1\n")
+    done = call("--rollback", "team/mine:v1")
+    assert (done.returncode, done.stdout) == (0, "team/mine:v1\n"), done.stderr
+    assert calls(store)[-1] == "cp team/mine-previous:v1 team/mine:v1"

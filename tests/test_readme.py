@@ -43,7 +43,7 @@ TRANSLATED = (
 # Named, and there only once something has run.
 MADE_LATER = {"training/finetune.log"}
 # Words in capitals that are no setting of ours: what a user fills in, and parts of a Modelfile or of the source.
-FILLED_IN = {*usage.POSITIONS, "DIR", "EPOCHS", "FILE", "FLAGS", "KEY", "NAME", "RUN", "TEXT", "URL", "VALUE"}
+FILLED_IN = {*usage.POSITIONS, "DIR", "EPOCHS", "FILE", "FLAGS", "KEY", "MODEL", "NAME", "RUN", "TEXT", "URL", "VALUE"}
 NO_SETTINGS = {
     "GET",
     "POST",
@@ -61,7 +61,15 @@ NO_SETTINGS = {
     "UTF",
 }
 # Variables that others read; ours are found in the scripts.
-OTHERS_VARIABLES = {"HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "OLLAMA_GO_TEMPLATE", "WANDB_API_KEY"}
+OTHERS_VARIABLES = {
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OLLAMA",
+    "OLLAMA_GO_TEMPLATE",
+    "WANDB_API_KEY",
+}
 OTHERS_VARIABLES |= {"RANK", "WORLD_SIZE", "MASTER_ADDR"}
 
 
@@ -425,7 +433,7 @@ def test_every_setting_flag_stands_beside_the_setting_it_sets(end):
 def test_the_exit_codes_are_those_of_the_program(end):
     rows = table(document("command-line", end), "| exit |" if end == ".md" else "| 退出码 |")
     stopped = f"{128 + signal.SIGINT} / {128 + signal.SIGTERM}"
-    kinds = (errors.RunError, errors.UserError, errors.MachineError, errors.EndedAtOnce)
+    kinds = (errors.RunError, errors.UserError, errors.MachineError, errors.EndedAtOnce, errors.NotSwitched)
     known = ["0", *(str(kind.exit_code) for kind in kinds), stopped]
     assert [row[0] for row in rows] == known
 

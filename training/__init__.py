@@ -7,7 +7,7 @@ its face, the `__init__.py`, or a module named:
    2  system  files, log, signals, processes, this machine; import its modules, it has no face
    3  llama  llama.cpp in a process of its own; GGUF files
    3  settings  config.ini and the command line become one frozen Settings, or all their problems at once
-   3  ollama  Modelfile and Go template
+   3  ollama  Modelfile and Go template; a live Ollama
    3  create_sample_data  a script: small files in every format that is read
    4  base_model  a name becomes a local Hugging Face folder: from the Hub, a folder, a .gguf file, the embedded model
    4  chats  exports of chat programs become conversations
@@ -28,6 +28,7 @@ its face, the `__init__.py`, or a module named:
   12  control  --status, --follow, --stop, --chat, --resume, --detach
   13  proving  --prove: both engines side by side, and which to take
   13  export  a script: from the adapter to files that Ollama runs
+  13  to_ollama  a script: a run's model goes into a live Ollama, and is proved there
   13  library  what Python is given: settings by name, a run as a process of its own, answers
   14  api  the door for Python; its names are handed on below
   14  finetune  a script: the whole of it

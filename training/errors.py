@@ -59,6 +59,12 @@ class RunError(FinetuneError):
         return {"stage": self.stage, "message": self.message, "safe": self.safe}
 
 
+class NotSwitched(FinetuneError):
+    """A new model did not take the place of the one that is used (exit 5): it is worse, or that could not be told."""
+
+    exit_code = 5
+
+
 class Interrupted(BaseException):
     """Stopped by a signal after a full checkpoint (exit 128 + signal number).
 

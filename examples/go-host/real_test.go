@@ -146,7 +146,7 @@ func TestRealTwoRunsAtOnceAndExport(t *testing.T) {
 	if err := os.Symlink(fakeOllama, filepath.Join(bin, "ollama")); err != nil {
 		t.Fatal(err)
 	}
-	project.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "FAKE_OLLAMA=" + bin}
+	project.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "FAKE_OLLAMA=" + bin, "OLLAMA_HOST=127.0.0.1:9"} // no real one, should there be one
 	exported, err = project.Export(ctx, result.RunDir, colonName)
 	if err != nil || exported != (Exported{colonName, modelfile}) {
 		t.Errorf("with Ollama: %+v %v", exported, err)

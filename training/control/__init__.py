@@ -1,4 +1,4 @@
-"""The commands about runs: --status, --history, --follow, --stop, --chat, --compare, --resume, --detach."""
+"""The commands about runs: --status, --history, --follow, --stop, --chat, --compare, --whois, --resume, --detach."""
 
 from training.control.commands import COMMANDS
 

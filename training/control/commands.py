@@ -1,4 +1,4 @@
-"""Runs from outside: status, follow, stop, chat, compare."""
+"""Runs from outside: status, follow, stop, chat, compare, whois."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from loguru import logger
 from training import runs
 from training.control.history import history, worked
 from training.control.resume import NEVER_BEGAN, new_run, output_dir
+from training.control.whois import whois
 from training.errors import EndedAtOnce, MachineError, RunError, UserError
 from training.runs import Run, checkpoint, directory
 from training.settings.command_line import Arguments
@@ -193,4 +194,12 @@ def compare(arguments: Arguments, stdout: IO[str]) -> int:
     return 0
 
 
-COMMANDS = {"status": status, "history": history, "follow": follow, "stop": stop, "chat": chat, "compare": compare}
+COMMANDS = {
+    "status": status,
+    "history": history,
+    "follow": follow,
+    "stop": stop,
+    "chat": chat,
+    "compare": compare,
+    "whois": whois,
+}

@@ -47,7 +47,7 @@ def physical_cores() -> int:
 class Model:
     """A model and the requests it answers; their results are JSON, see process.py for the meaning of each."""
 
-    def __init__(self, gguf: str, vocab_only: bool, stop: threading.Event | None = None) -> None:
+    def __init__(self, gguf: str, vocab_only: bool, stop: threading.Event | None = None, adapter: str = "") -> None:
         self.stop = stop or threading.Event()  # set: the answer that is being written ends here
         self.kept: _Context | None = None  # of `converse`, with the tokens that it has read
         self.fed: list[int] = []
@@ -60,6 +60,9 @@ class Model:
         self.model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), params)
         if not self.model:
             raise ValueError("llama.cpp cannot load it")
+        self.adapter = llama_cpp.llama_adapter_lora_init(self.model, os.fsencode(adapter)) if adapter else None
+        if adapter and not self.adapter:
+            raise ValueError(f"llama.cpp cannot put the adapter {adapter} on it")
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.size = llama_cpp.llama_vocab_n_tokens(self.vocab)
 
@@ -101,7 +104,7 @@ class Model:
         first: Sequence[int],
         send: Callable[[Mapping[str, object], bytes], None],
     ) -> dict[str, Any]:
-        with _Context(self.model, max(map(len, sequences))) as context:
+        with _Context(self.model, max(map(len, sequences)), self.adapter) as context:
             for ids, start in zip(sequences, first, strict=True):
                 if not 0 <= start < len(ids):
                     raise ValueError(f"a sequence of {len(ids)} tokens has no position {start}")
@@ -126,7 +129,7 @@ class Model:
         if not all(encoded):
             raise ValueError("a prompt without tokens")
         answers = []
-        with _Context(self.model, max(map(len, encoded)) + max_tokens) as context:
+        with _Context(self.model, max(map(len, encoded)) + max_tokens, self.adapter) as context:
             for number, ids in enumerate(encoded):
 
                 def tell(piece: str, prompt: int = number) -> None:
@@ -148,7 +151,7 @@ class Model:
         """One streamed answer of a talk of at most `tokens` tokens: what the prompt shares with the last one is not read again."""
         self.stop.clear()
         if self.kept is None:
-            self.kept = _Context(self.model, tokens)
+            self.kept = _Context(self.model, tokens, self.adapter)
         same = 0
         while same < min(len(self.fed), len(prompt) - 1) and self.fed[same] == prompt[same]:
             same += 1
@@ -248,7 +251,7 @@ class Model:
 class _Context:
     """A context for one sequence of up to `tokens` tokens, with the batch that feeds it."""
 
-    def __init__(self, model: object, tokens: int) -> None:
+    def __init__(self, model: object, tokens: int, adapter: object = None) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.size = max(tokens, 8)
         params.n_batch = params.n_ubatch = BLOCK
@@ -257,6 +260,10 @@ class _Context:
         self.pointer = llama_cpp.llama_init_from_model(model, params)
         if not self.pointer:
             raise ValueError(f"llama.cpp cannot make a context of {tokens} tokens")
+        if adapter:
+            one, scale = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(1.0)
+            if llama_cpp.llama_set_adapters_lora(self.pointer, one, 1, scale):
+                raise ValueError("llama.cpp does not take the adapter")
         self.batch = llama_cpp.llama_batch_init(BLOCK, 0, 1)
 
     def __enter__(self) -> _Context:

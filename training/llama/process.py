@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -66,20 +66,22 @@ def read_prompts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
     return ids
 
 
-def metadata(gguf: Path) -> dict[str, Any]:
+def metadata(gguf: Path | Process) -> dict[str, Any]:
     """The file's key-value pairs as llama.cpp prints them (arrays shortened), and what it makes of the vocabulary.
 
     The latter under "vocab": tokens (how many), bos, eos, eot, pad (-1: none), add_bos, add_eos, end (the ids that end an
     answer), and attributes, id -> flags of llama.h's `llama_token_attr` for every token that is not a plain one.
     """
-    with worker(gguf, vocab_only=True) as ask:
+    with _asking(gguf, vocab_only=True) as ask:
         pairs: dict[str, Any] = ask({"do": "metadata"})["metadata"]
     vocab = pairs["vocab"]
     vocab["attributes"] = {int(token): flags for token, flags in vocab["attributes"].items()}
     return pairs
 
 
-def logits(gguf: Path, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None) -> list[np.ndarray]:
+def logits(
+    gguf: Path | Process, sequences: Sequence[Sequence[int]], first: Sequence[int] | None = None
+) -> list[np.ndarray]:
     """For each sequence a float32 array [tokens - first, vocabulary]: row i is the prediction of token first + i + 1.
 
     `first` (default 0) skips the leading positions of each sequence. Everything is held in memory: tokens x vocabulary
@@ -124,7 +126,7 @@ def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def answer(
-    gguf: Path,
+    gguf: Path | Process,
     prompts: Sequence[str | Sequence[int]],
     max_tokens: int,
     stop_ids: Sequence[int] | None = None,
@@ -133,9 +135,9 @@ def answer(
     """The greedy continuation of each prompt: rendered text (special tokens recognised, no BOS added) or token ids.
 
     It ends before a token of `stop_ids`, by default those llama.cpp itself takes for the end of an answer.
-    `on_text(number of the prompt, piece)` is told each piece as it comes.
+    `on_text(number of the prompt, piece)` is told each piece as it comes. A Process may be given instead of its file.
     """
-    with worker(gguf) as ask:
+    with _asking(gguf) as ask:
         request = {"do": "answer", "prompts": list(prompts), "max_tokens": max_tokens, "stop_ids": stop_ids}
         on_event = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
         answers = ask(request | {"stream": on_text is not None}, on_event)["answers"]
@@ -143,9 +145,13 @@ def answer(
 
 
 @contextmanager
-def opened(gguf: Path) -> Iterator[Process]:
-    """A worker for a talk of many requests, which can be told to stop an answer."""
-    with _process(gguf, vocab_only=False) as process:
+def opened(gguf: Path, adapter: Path | None = None) -> Iterator[Process]:
+    """A worker for a talk of many requests, which can be told to stop an answer. `adapter`: a GGUF file that goes onto it."""
+    if adapter is None:
+        with _process(gguf, vocab_only=False) as process:
+            yield process
+        return
+    with closing(Process(gguf, vocab_only=False, adapter=adapter)) as process:
         yield process
 
 
@@ -195,6 +201,16 @@ def worker(gguf: Path, vocab_only: bool = False) -> Iterator[Callable[..., dict[
         yield process.ask
 
 
+@contextmanager
+def _asking(gguf: Path | Process, vocab_only: bool = False) -> Iterator[Callable[..., dict[str, Any]]]:
+    """`worker` of a file, or the process that is open already."""
+    if isinstance(gguf, Process):
+        yield gguf.ask
+        return
+    with worker(gguf, vocab_only) as ask:
+        yield ask
+
+
 def _blocks(
     gguf: Path | Process, sequences: Sequence[Sequence[int]], first: Sequence[int] | None
 ) -> Iterator[tuple[np.ndarray, bool]]:
@@ -220,13 +236,19 @@ class _Piped(subprocess.Popen[bytes]):
 class Process:
     """One worker process and the pipes to it; see `worker` and `opened`."""
 
-    def __init__(self, gguf: Path, vocab_only: bool) -> None:
+    def __init__(self, gguf: Path, vocab_only: bool, adapter: Path | None = None) -> None:
         self.gguf = Path(gguf)
         # The end of what llama.cpp prints, for the error message.
         self.printed: deque[str] = deque(maxlen=40)
         # A session of its own: Ctrl-C on the terminal is the parent's to handle. PYTHONPATH and the like stay as they are.
         self.process = _Piped(
-            [sys.executable, str(WORKER), str(self.gguf), "vocab" if vocab_only else "model"],
+            [
+                sys.executable,
+                str(WORKER),
+                str(self.gguf),
+                "vocab" if vocab_only else "model",
+                *([str(adapter)] if adapter else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # run as a script, training/ stands first on the pat
 from training.llama.protocol import STOP
 
 
-def _serve(gguf: str, vocab_only: bool) -> None:
+def _serve(gguf: str, vocab_only: bool, adapter: str = "") -> None:
     """Answer requests from stdin until it closes."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints on stdout must not get between the results
@@ -33,7 +33,7 @@ def _serve(gguf: str, vocab_only: bool) -> None:
         # A library that is not there or does not load.
         return send({"missing": str(error)})
     try:
-        model = Model(gguf, vocab_only, stop)
+        model = Model(gguf, vocab_only, stop, adapter)
         for request in requests:
             send(getattr(model, request.pop("do"))(send=send, **request))
     except Exception as error:  # everything is told to the parent, which knows what to say
@@ -60,4 +60,4 @@ def _requests(stop: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2] == "vocab")
+    _serve(sys.argv[1], sys.argv[2] == "vocab", *sys.argv[3:4])

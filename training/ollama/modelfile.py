@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,6 +207,18 @@ def _text(
     if problems:
         raise UserError(problems, "The Modelfile cannot be written:")
     return "\n".join(lines) + "\n"
+
+
+def is_before_native(version: str) -> bool:
+    """Whether a server's version is one that does not use the chat template in a GGUF.
+
+    One that cannot be read, or 0.0.0 (built from source), is not known, which is not old.
+    """
+    numbers = re.match(r"v?(\d+)\.(\d+)", version)
+    if numbers is None or re.match(r"v?0\.0(\.0)?(?!\.?\d)", version):
+        return False
+    least = tuple(map(int, NATIVE.split(".")))[:2]
+    return (int(numbers[1]), int(numbers[2])) < least
 
 
 def place_system(pieces: Pieces, system: str | None, jinja: str = "") -> tuple[Pieces, str | None]:

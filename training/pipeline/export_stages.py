@@ -17,13 +17,14 @@ from training.base_model import generation
 from training.checks import all_checks
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama import modelfile
-from training.report import gathering
+from training.report import gathering, schema
 from training.runs import Run, Stage, checkpoint
 from training.runs.progress import Reached, Teller
 from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, io_errors, records
 from training.system.events import Events
-from training.to_gguf import Job, conversion, importance, merging, reader_metadata
+from training.system.foreign_json import Damaged
+from training.to_gguf import Job, conversion, importance, merging, provenance, reader_metadata
 from training.to_gguf.importance import Importance
 from training.to_gguf.job import FileRow, what_is_safe
 
@@ -118,10 +119,21 @@ def _merge(job: Job) -> dict[str, Any]:
 
 
 def _convert(job: Job) -> dict[str, Any]:
-    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.template)
+    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.template) | _provenance(job)
     with merging.without_template(job.merged) if job.facts.plain else nullcontext(job.merged) as folder:
         conversion.to_gguf(folder, job.f16, progress=job.told, pairs=pairs)
     return {"bytes": job.f16.stat().st_size}
+
+
+def _provenance(job: Job) -> dict[str, bool | int | str]:
+    """What the file says of its training; nothing where the run's own record of it cannot be read."""
+    if not gathering.has_plan(job.run):
+        return {}
+    try:
+        return provenance.pairs(provenance.describe(schema.plain(gathering.gather(job.run, "running", ended=False))))
+    except Damaged as damage:
+        logger.warning("the GGUF file will not say what it was trained from: {}", damage)
+        return {}
 
 
 def _quantise(job: Job) -> dict[str, Any]:
@@ -197,7 +209,14 @@ def _generation(job: Job) -> dict[str, Any]:
 
 
 def _check(job: Job) -> dict[str, Any]:
-    return records.plain(all_checks.run(job))
+    found = records.plain(all_checks.run(job))
+    outcomes = {str(row["name"]): row["passed"] for row in job.run.status.get("checks", [])}
+    for path in {job.quantised(method) for method in job.settings.quantization.quantization_method}:
+        try:
+            provenance.fill(path, outcomes)
+        except OSError as error:
+            logger.warning("{} will not say what its checks found: {}", path.name, io_errors.told(error, path))
+    return found
 
 
 def finish(job: Job) -> None:

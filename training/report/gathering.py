@@ -12,6 +12,7 @@ from loguru import logger
 from training import evaluation, runs
 from training.checks import Outcome
 from training.checks.all_checks import Measured
+from training.checks.served_facts import Served
 from training.data import held_out
 from training.data.dataset import as_row
 from training.errors import FinetuneError, Interrupted, RunError, UserError
@@ -64,6 +65,20 @@ def keep(plan: Plan, run: Run) -> None:
         warnings=(*plan.data.warnings, *odd(plan)),
     )
     files.write_json(run.path / runs.CHECKPOINTS / PLANNED, schema.plain(planned))
+
+
+def keep_served(run: Run, served: Served) -> None:
+    """Add to a finished run what a live Ollama made of it. What the disk does not take is said, and is no failure."""
+    run.update(ollama=records.plain(served))
+    path = run.path / writing.JSON
+    if not path.is_file():
+        return
+    try:
+        writing.write(run.path, dataclasses.replace(writing.read(path), ollama=served))
+    except OSError as error:
+        logger.warning("the report does not say so: {}", io_errors.told(error, run.path))
+    except Damaged as damage:
+        logger.warning("the report does not say so: {}", damage)
 
 
 def has_plan(run: Run) -> bool:
@@ -136,6 +151,7 @@ def gather(run: Run, state: State, error: FinetuneError | Interrupted | None = N
         quantised=_quantised(run, left.check.quantised),
         checks=tuple(records.build(row, Outcome) for row in run.status.get("checks", [])),
         artefacts=writing.artefacts(run.path) if ended else (),
+        ollama=records.build(run.status["ollama"], Served) if run.status.get("ollama") else None,
         warnings=(*planned.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.checks import Outcome
+from training.checks.served_facts import Served
 from training.evaluation import Ledger, Score
 from training.runs import State
 from training.runs.working_time import Session
@@ -189,6 +190,7 @@ class Report:
     quantised: tuple[Quantised, ...] = ()
     checks: tuple[Outcome, ...] = ()
     artefacts: tuple[Artefact, ...] = ()
+    ollama: Served | None = None  # what a live Ollama made of it, when it was put there last
     warnings: tuple[str, ...] = ()
     next_commands: tuple[str, ...] = ()  # empty: what the state of the run asks for
     v: int = VERSION

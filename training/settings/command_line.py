@@ -38,6 +38,7 @@ class Arguments:
     overrides: tuple[Override, ...] = ()  # in order: of two for one setting the last one holds
     typed: tuple[str, ...] = ()  # the words that set something, as they can be typed again
     runs: tuple[Path, ...] = ()  # absolute paths, or bare names to be looked up in OUTPUT_DIR
+    words: tuple[str, ...] = ()  # the same as they were written
     fresh: bool = False
     detach: bool = False
     events: bool = False
@@ -94,6 +95,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         overrides=(*positions, *parser.flags),
         typed=(*_typed_positions(parser.positions), *parser.typed),
         runs=tuple(_run(text) for text in parser.runs),
+        words=tuple(parser.runs),
         **{switch.removeprefix("--"): True for switch in parser.switches},
     )
 
@@ -239,6 +241,8 @@ def _check_together(parser: _Parser) -> None:
         parser.problems.append(f"--dataset-format {parser.form}: {reason}")
     if command == "compare" and len(parser.runs) < 2:
         parser.problems.append("--compare needs two runs or more: --compare RUN RUN; --history lists them")
+    if command == "whois" and len(parser.runs) != 1:
+        parser.problems.append("--whois needs a GGUF file, or the name of a model in Ollama")
     for switch in sorted(parser.switches):
         if command not in SWITCH_NEEDS[switch.removeprefix("--")]:
             parser.problems.append(f"{switch} does not go with {'a run' if command == 'run' else '--' + command}")

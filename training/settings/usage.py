@@ -42,6 +42,7 @@ COMMANDS = {
     "--history": ("", "all runs under OUTPUT_DIR"),
     "--chat": ("[RUN]", "talk to the GGUF file of a run in this terminal"),
     "--compare": ("RUN RUN...", "one page of several runs; prints its path"),
+    "--whois": ("MODEL", "what a GGUF file, or a model in Ollama, says of its training"),
     "--serve": ("", "a page and an HTTP service on this machine (--port, --host); Ctrl-C ends it, and no run"),
 }
 SWITCHES = {

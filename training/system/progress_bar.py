@@ -19,10 +19,11 @@ Advance = Callable[[int, int], None]  # (of the whole, rows), both since the las
 
 
 @contextmanager
-def gauge(what: str, total: int, say: Callable[[str], None]) -> Iterator[Advance]:
+def gauge(what: str, total: int, say: Callable[[str], None], unit: str = "rows") -> Iterator[Advance]:
     """Give a function to be told of what is done; `total` is that of its first numbers, in any unit.
 
-    `what` is done, for the user: "reading rows.jsonl". Short work is not spoken of; long work has the last word, too.
+    `what` is done, for the user: "reading rows.jsonl"; `unit`: what its second numbers count. Short work is not spoken
+    of; long work has the last word, too.
     """
     began = told = time.monotonic()
     done = rows = 0
@@ -31,13 +32,13 @@ def gauge(what: str, total: int, say: Callable[[str], None]) -> Iterator[Advance
     def advance(more: int, more_rows: int) -> None:
         nonlocal done, rows, told
         done, rows = done + more, rows + more_rows
-        bar.set_postfix_str(f"{rows:,} rows", refresh=False)
+        bar.set_postfix_str(f"{rows:,} {unit}", refresh=False)
         bar.update(more)
         now = time.monotonic()
         if bar.disable and now - told >= EVERY and 0 < done < total:
             told = now
             left = (now - began) / done * (total - done)
-            say(f"{what}: {rows:,} rows, {100 * done / total:.0f} %, eta {clock(left)}")
+            say(f"{what}: {rows:,} {unit}, {100 * done / total:.0f} %, eta {clock(left)}")
 
     try:
         yield advance
@@ -45,7 +46,7 @@ def gauge(what: str, total: int, say: Callable[[str], None]) -> Iterator[Advance
         bar.close()
     took = time.monotonic() - began
     if took >= EVERY:
-        say(f"{what}: {rows:,} rows in {clock(took)}, {rows / took:,.0f} a second")
+        say(f"{what}: {rows:,} {unit} in {clock(took)}, {rows / took:,.0f} a second")
 
 
 def _bar(what: str, total: int) -> Any:

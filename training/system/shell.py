@@ -23,5 +23,10 @@ def lasting(program: str, *words: object) -> str:
     return _joined(paths.ROOT / program, *words)
 
 
+def words(program: str, *arguments: object) -> str:
+    """A command of another program, such as `ollama`."""
+    return _joined(program, *arguments)
+
+
 def _joined(*words: object) -> str:
     return shlex.join(map(str, words))

@@ -1,0 +1,301 @@
+"""Against a real Ollama: tests/run.sh --ollama (`ollama` on the PATH, or OLLAMA=path, or several with colons between)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support import ollama_exchange
+from tests.support.live_ollama import Live, programs
+from tests.support.ollama_server import FakeOllama, running
+from tests.support.paths import ROOT
+from tests.support.session import once
+from tests.support.settings import a_settings
+from training import ollama
+from training.base_model import load_tokenizer
+from training.checks import on_blob, served, served_answers
+from training.checks.served import Subject
+from training.checks.served_prompts import Trained
+from training.data import ChatTemplate, chat_template, serving
+from training.errors import RunError
+from training.ollama import asking, delivery, modelfile
+from training.system import files
+from training.to_gguf import Job, adapter_gguf, conversion, reader_metadata
+from training.to_gguf.chat import chat_of
+
+pytestmark = pytest.mark.ollama
+TEMPLATES = Path(sys.prefix) / "llama.cpp/models/templates"
+NUM_CTX = 2048
+
+
+@pytest.fixture(scope="session", params=programs() or ["none"], ids=lambda path: path.replace("/", "_")[-24:])
+def program(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def live(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    one = Live(program, tmp_path_factory.mktemp("live"))
+    yield one
+    one.end()
+
+
+@pytest.fixture
+def own(program: str, tmp_path: Path) -> Iterator[Callable[..., Live]]:
+    """A server of this test alone, which it may kill."""
+    made: list[Live] = []
+
+    def start(**options: int) -> Live:
+        (tmp_path / "own").mkdir(exist_ok=True)
+        made.append(Live(program, tmp_path / "own", **options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.end()
+
+
+@pytest.fixture(scope="session")
+def tiny_f16(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    def make(folder: Path) -> None:
+        conversion.to_gguf(tiny_model, folder / "tiny.F16.gguf")
+
+    return once(tmp_path_factory, "tiny f16", make)[0] / "tiny.F16.gguf"
+
+
+def request_for(gguf: Path, folder: Path) -> ollama.CreateRequest:
+    """A model of one file that is beside no Modelfile."""
+    (folder / gguf.name).symlink_to(gguf)
+    (folder / "Modelfile").write_text(f'FROM ./{gguf.name}\nTEMPLATE """{ollama_exchange.TEMPLATE}"""\n')
+    return ollama.of_modelfile(folder / "Modelfile")
+
+
+@pytest.fixture(scope="session")
+def f16(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
+    """The embedded model as GGUF: it knows where an answer ends."""
+
+    def make(folder: Path) -> None:
+        conversion.to_gguf(embedded, folder / "model.F16.gguf")
+
+    return once(tmp_path_factory, "served f16", make)[0] / "model.F16.gguf"
+
+
+@pytest.fixture
+def subject(tmp_path: Path, embedded: Path, f16: Path) -> Callable[..., Subject]:
+    """The embedded model as it would be exported after a training with another family's chat template."""
+
+    def make(family: str | None, pairs: Mapping[str, object] | None = None) -> Subject:
+        tokenizer = load_tokenizer(embedded)
+        values = {"Model.CHAT_TEMPLATE": str(TEMPLATES / f"{family}.jinja")} if family else {}
+        settings = a_settings(tmp_path, **values)
+        template = chat_template.choose(None, settings, tokenizer)
+        template, _, _ = serving.close(template, tokenizer, thoughts=False)
+        return made(tmp_path, f16, template, tokenizer, pairs or {})
+
+    return make
+
+
+def made(folder: Path, f16: Path, template: ChatTemplate, tokenizer, pairs: Mapping[str, object]) -> Subject:
+    gguf = folder / "model.Q4_K_M.gguf"
+    again = folder / "again.F16.gguf"
+    with_pairs(f16, again, {**reader_metadata.pairs(tokenizer, template), **pairs})
+    conversion.quantise(again, gguf, "q4_k_m")
+    again.unlink()
+    chat = chat_of(template, adds_bos=False)
+    stops = template.end_tokens or (template.eos,)
+    path = folder / "Modelfile"
+    path.write_text(ollama.compose(gguf.name, chat, stops=stops, num_ctx=NUM_CTX))
+    trained = Trained(template=template, tokenizer=tokenizer, num_ctx=NUM_CTX)
+    return Subject(
+        trained=trained,
+        request=ollama.of_modelfile(path),
+        gguf=gguf,
+        exceptions=ollama.verify(path, chat, stops).exceptions,
+        questions=served_answers.questions(template, tokenizer, (), NUM_CTX)[:1],
+    )
+
+
+def with_pairs(source: Path, target: Path, pairs: dict) -> None:
+    """A copy of a GGUF file with other metadata, written by llama.cpp's own tool."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+
+    reader = GGUFReader(source)
+    kinds = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, str: GGUFValueType.STRING}
+    details = {key: MetadataDetails(kinds[type(value)], value) for key, value in pairs.items()}
+    writer = GGUFWriter(target, "llama")
+    copy_with_new_metadata(reader, writer, details, [])
+
+
+def proved(live: Live, one: Subject, name: str = "proved") -> served.Proof:
+    server = live.server()
+    with delivery.made(server, one.request, name, lambda line: None) as model:
+        return served.prove(server, model.name, one)
+
+
+FAMILIES = (
+    None,
+    "Qwen-Qwen2.5-7B-Instruct",
+    "Qwen-Qwen3-0.6B",
+    "Qwen3.5-4B",
+    "HuggingFaceTB-SmolLM3-3B",
+    "meta-llama-Llama-3.1-8B-Instruct",
+    "meta-llama-Llama-3.2-3B-Instruct",
+    "mistralai-Mistral-Nemo-Instruct-2407",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+    "microsoft-Phi-3.5-mini-instruct",
+    "google-gemma-2-2b-it",
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_served_is_what_was_trained(live: Live, subject, family: str | None, record_property) -> None:
+    one = subject(family)
+    if one.request.template is None and modelfile.is_before_native(live.version):
+        pytest.skip(f"Ollama {live.version} has no way to run a model without TEMPLATE")
+    proof = proved(live, one)
+    print(f"\n{family}: {proof.line}", *proof.notes, *proof.failures, sep="\n    ")
+    assert not proof.failures
+    assert proof.served.rendered_differently == 0
+    assert proof.served.counted_differently == 0
+    assert proof.served.template in ("modelfile", "gguf")
+
+
+def test_the_stand_in_answers_as_this_server_does(live: Live, tiny_f16: Path) -> None:
+    real = ollama_exchange.exchange("127.0.0.1", live.port, tiny_f16)
+    with running(FakeOllama(version=live.version)) as fake:
+        assert ollama_exchange.exchange("127.0.0.1", fake.port, tiny_f16) == real
+
+
+@pytest.mark.parametrize("flag", ["add_bos_token", "add_eos_token"])
+def test_a_flag_in_the_file_that_changes_prompts_is_caught(live: Live, subject, flag: str) -> None:
+    proof = proved(live, subject(None, pairs={f"tokenizer.ggml.{flag}": True}))
+    assert proof.served.counted_differently == 8
+    assert "the server reads" in proof.failures[0]
+
+
+def test_another_file_under_the_same_name_is_caught(live: Live, subject, tiny_f16: Path) -> None:
+    one = subject(None)
+    other = replace(one.request, gguf=tiny_f16)
+    proof = proved(live, replace(one, request=other))
+    assert proof.served.first_tokens_differently == 1
+    assert "is not llama.cpp's on the same file" in proof.failures[-1]
+
+
+def test_another_template_at_the_server_is_caught(live: Live, subject) -> None:
+    proof = proved(live, replace(one := subject(None), request=with_template(one, "{{ .System }} {{ .Prompt }}")))
+    assert proof.served.rendered_differently
+    assert "does not serve what was trained" in proof.line
+
+
+def with_template(one: Subject, template: str) -> ollama.CreateRequest:
+    return replace(one.request, said={**one.request.said, "template": template})
+
+
+def test_the_name_answers_through_a_switch_and_back(live: Live, tiny_f16: Path, tmp_path: Path) -> None:
+    server, request = live.server(), request_for(tiny_f16, tmp_path)
+    digests = []
+    for system in ("one", "two"):
+        with delivery.made(server, replace(request, said={**request.said, "system": system}), "swap", print) as model:
+            delivery.put_in_place(server, model, keep=bool(digests))
+        digests.append(server.digest("swap"))
+    assert digests[0] != digests[1] and server.digest("swap-previous") == digests[0]
+    delivery.roll_back(server, "swap")
+    assert (server.digest("swap"), server.digest("swap-previous")) == tuple(digests)
+    assert server.digest("swap-next") is None
+    assert asking.answer(server, "swap", "Hi", 4).tokens
+
+
+@pytest.mark.parametrize("at", ["upload", "create"])
+def test_a_server_that_is_killed_leaves_the_old_model(own, tiny_f16: Path, f16: Path, tmp_path: Path, at: str) -> None:
+    live = own()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    with delivery.made(live.server(), request_for(tiny_f16, tmp_path / "old"), "mine", print) as model:
+        delivery.put_in_place(live.server(), model)
+    before = live.server().digest("mine")
+    server, new = live.server(), request_for(f16, tmp_path / "new")
+    if at == "upload":
+        with pytest.raises(RunError, match="the line broke after|broke off"):
+            server.send_blob(f16, files.sha256(f16), lambda more: live.kill())
+    else:
+        server.send_blob(f16, files.sha256(f16), lambda more: None)
+        with pytest.raises(RunError, match="broke off while it created the model"):
+            server.create(
+                new.body("mine-next", {f16: files.sha256(f16)} | {new.gguf: files.sha256(f16)}),
+                9,
+                lambda s: live.kill(),
+            )
+    live.start()
+    assert live.server().digest("mine") == before
+    assert asking.answer(live.server(), "mine", "Hi", 4).tokens
+
+
+def test_a_full_disk_at_the_server_is_told_in_one_message(own, f16: Path, tmp_path: Path) -> None:
+    live = own(limit_blocks=40_000)
+    request = request_for(f16, tmp_path)
+    with (
+        pytest.raises(RunError, match="file too large|no space|room on its disk") as error,
+        delivery.made(live.server(), request, "mine", print),
+    ):
+        raise AssertionError("was made")
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_hangs_is_given_up(own, tiny_f16: Path, tmp_path: Path) -> None:
+    live = own()
+    os.kill(live.process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(RunError, match="nothing came in time"):
+            live.server(patience=2).digest("mine")
+    finally:
+        os.kill(live.process.pid, signal.SIGCONT)
+
+
+def test_the_command_creates_what_the_api_creates(live: Live, subject, tmp_path: Path) -> None:
+    """As on a machine without the packages: the script, the run's two files, and the `ollama` command."""
+    one = subject(None)
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    shutil.copy(ROOT / "export_ollama.sh", place)
+    env = {
+        **live.environment,
+        "PATH": f"{Path(live.program).parent}:{os.environ['PATH']}",
+        "OLLAMA_ANSWER_TOKENS": "300",
+    }
+    command = ["bash", str(place / "export_ollama.sh"), str(one.request.modelfile.parent), "by-command"]
+    (one.request.modelfile.parent / "report.json").write_text("{}")
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "by-command\n"), done.stderr
+    assert "this Ollama uses the Modelfile's TEMPLATE" in done.stderr
+    proof = served.prove(live.server(), "by-command", one)
+    assert not proof.failures
+
+
+def test_an_adapter_goes_onto_a_model_that_is_there(
+    live: Live, undisturbed: Path, tiny_f16: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    (tmp_path / "base").mkdir()
+    with delivery.made(live.server(), request_for(tiny_f16, tmp_path / "base"), "tiny-base", print) as model:
+        delivery.put_in_place(live.server(), model)
+    job = Job.of_run(run)
+    request = ollama.of_modelfile(adapter_gguf.export(job, "tiny-base", run / "Modelfile.mine"))
+    subject = served.of_job(live.server(), job, request)
+    assert subject.gguf is not None, "the base's file, in the server's own store"
+    cost = on_blob.adapter_on_blob(job, subject.gguf, request.adapter)
+    print(cost.figures, cost.failure)
+    assert cost.passed and not cost.skipped
+    assert cost.figures["mean_kl"] < 0.01, "the base is not quantised here"
+    proof = proved(live, subject, "adapted")
+    assert proof.served.first_tokens_differently == 0
+    print(proof.line, *proof.failures, sep="\n    ")
+    assert not proof.failures

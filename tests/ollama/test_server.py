@@ -1,0 +1,213 @@
+"""The client of a live Ollama, against the stand-in; the stand-in against what real servers answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.ollama_exchange import exchange
+from tests.support.ollama_server import FakeOllama, Model, running
+from training import ollama, to_ollama
+from training.errors import MachineError, RunError, UserError
+from training.ollama import Server, asking, delivery
+from training.ollama.address import Address
+from training.ollama.server import beside
+
+ANSWERS = Path(__file__).with_name("answers")
+VERSIONS = sorted(path.stem for path in ANSWERS.glob("*.json"))
+MODELFILE = 'FROM ./model.gguf\nTEMPLATE """{{ .Prompt }} it"""\nSYSTEM """Be\nbrief."""\nPARAMETER stop "<e>"\nPARAMETER stop "<f>"\nPARAMETER num_ctx 512\nPARAMETER top_p 0.5\nRENDERER qwen3\n'
+CHAT = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeOllama]:
+    with running(FakeOllama()) as server:
+        yield server
+
+
+@pytest.fixture
+def request_of(tmp_path: Path) -> Callable[..., ollama.CreateRequest]:
+    def make(text: str = MODELFILE) -> ollama.CreateRequest:
+        (tmp_path / "model.gguf").write_bytes(b"GGUF" * 1_000_000)
+        (tmp_path / "Modelfile").write_text(text)
+        return ollama.of_modelfile(tmp_path / "Modelfile")
+
+    return make
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_stand_in_answers_as_the_real_servers_did(tmp_path: Path, version: str) -> None:
+    (tmp_path / "tiny.F16.gguf").write_bytes(b"GGUF")
+    with running(FakeOllama(version=version)) as fake:
+        got = exchange("127.0.0.1", fake.port, tmp_path / "tiny.F16.gguf")
+    wanted = json.loads((ANSWERS / f"{version}.json").read_text())
+    assert wanted, "what a real server answered"
+    for what, answer in wanted.items():
+        assert got[what] == answer, what
+
+
+def test_a_modelfile_becomes_a_request_with_all_that_it_says(request_of) -> None:
+    request = request_of()
+    assert request.stops == ["<e>", "<f>"]
+    assert request.body("mine", {request.gguf: "ab"}) == {
+        "model": "mine",
+        "files": {"model.gguf": "sha256:ab"},
+        "template": "{{ .Prompt }} it",
+        "system": "Be\nbrief.",
+        "renderer": "qwen3",
+        "parameters": {"stop": ["<e>", "<f>"], "num_ctx": 512, "top_p": 0.5},
+    }
+
+
+def test_an_adapter_goes_onto_a_model_that_is_there(request_of, tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    request = request_of("FROM base:1b\nADAPTER ./a.gguf\n")
+    assert request.files == (tmp_path / "a.gguf",)
+    body = request.body("mine", {tmp_path / "a.gguf": "cd"})
+    assert (body["from"], body["adapters"]) == ("base:1b", {"a.gguf": "sha256:cd"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("FROM ./no.gguf\n", "no file ./no.gguf beside it"), ("SYSTEM x\n", "no FROM")]
+)
+def test_a_modelfile_of_what_is_not_there_is_refused(request_of, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        request_of(text)
+
+
+def test_a_model_is_made_beside_its_name_and_takes_its_place_at_once(fake: FakeOllama, request_of) -> None:
+    old = Model({}, "old")
+    fake.models["team/mine:v1"] = old
+    with delivery.made(fake.server(), request_of(), "team/mine:v1", lambda line: None) as model:
+        assert model.name == "team/mine-next:v1"
+        assert fake.models["team/mine:v1"] is old
+        delivery.put_in_place(fake.server(), model)
+    assert fake.models.keys() == {"team/mine:v1"}
+    assert fake.models["team/mine:v1"].digest == model.digest != "old"
+
+
+def test_a_file_that_is_there_is_not_sent_again(fake: FakeOllama, request_of) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        with delivery.made(fake.server(), request_of(), "mine", said.append):
+            pass
+    assert fake.calls.count("POST blob") == 1
+    assert any("has model.gguf already" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        ({"blob": "die"}, "the line broke after .* of 4,000,000 bytes of model.gguf .*is there room on its disk"),
+        ({"blob": "write /models/x: no space left on device"}, "no space left on device"),
+        ({"blob": "hang"}, "nothing came in time|took in model.gguf"),
+        ({"create": "die"}, "it broke off while it created the model"),
+        ({"create": "write /models/x: no space left on device"}, "no space left on device"),
+        ({"create": "hang"}, "it broke off while it created the model .nothing came in time"),
+    ],
+)
+def test_what_breaks_at_the_server_is_one_message_and_the_old_model_answers(
+    fake: FakeOllama, request_of, breaks: dict[str, str], said: str
+) -> None:
+    fake.models["mine:latest"] = old = Model({}, "old")
+    fake.breaks = breaks
+    with pytest.raises(RunError, match=said) as error, delivery.made(fake.server(0.3), request_of(), "mine", print):
+        raise AssertionError("was made")
+    assert "\n" not in str(error.value)
+    assert fake.models == {"mine:latest": old}
+
+
+def test_a_name_that_somebody_changes_meanwhile_is_not_put_in_place(fake: FakeOllama, request_of) -> None:
+    with (
+        pytest.raises(RunError, match="somebody else"),
+        delivery.made(fake.server(), request_of(), "mine", print) as model,
+    ):
+        fake.models["mine-next:latest"] = Model({}, "another")
+        delivery.put_in_place(fake.server(), model)
+    assert "mine:latest" not in fake.models
+
+
+def test_a_server_that_is_not_there_is_the_machines_fault() -> None:
+    with pytest.raises(MachineError, match=r"no Ollama answers at http://127.0.0.1:9 .*refused"):
+        Server(Address(port=9)).version()
+
+
+def test_a_server_that_hangs_is_given_up(fake: FakeOllama) -> None:
+    fake.breaks = {"/api/version": "hang"}
+    with pytest.raises(RunError, match="nothing came in time"):
+        fake.server(0.2).version()
+
+
+def test_what_is_no_ollama_is_told(fake: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_whole", lambda *_: b"<html>Welcome</html>")
+    with pytest.raises(RunError, match="is no Ollama: it says '<html>Welcome"):
+        fake.server().version()
+
+
+def test_a_server_behind_a_path_is_asked_there(fake: FakeOllama) -> None:
+    Server(Address(port=fake.port, path="/some where/ollama")).version()
+    assert fake.calls == ["GET /some%20where/ollama/api/version"]
+
+
+def test_an_answer_that_goes_round_in_circles_is_cut_off(fake: FakeOllama) -> None:
+    fake.models["mine:latest"] = Model({}, "one")
+    fake.reply = lambda file, prompt, most: ("and so on, " * 5000, "length")
+    answer = asking.answer(fake.server(), "mine", CHAT, 5000)
+    assert answer.looped and not answer.stopped
+    assert len(answer.text) < 1000
+    fake.reply = lambda file, prompt, most: (" ".join(str(number) for number in range(2000)), "stop")
+    answer = asking.answer(fake.server(), "mine", CHAT, 5000)
+    assert answer.stopped and not answer.looped
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (("and so on " * 9999, "length"), "the answer only repeats itself: and so on .*\n.*OLLAMA_ANSWER_TOKENS=5000"),
+        ((" ".join(map(str, range(999))), "length"), "the answer did not stop by itself within 1000 tokens: 0 1 2"),
+        (("  ", "stop"), "the answer is empty$"),
+    ],
+)
+def test_an_answer_that_is_none_is_told(fake: FakeOllama, request_of, answer: tuple[str, str], said: str) -> None:
+    fake.models["mine:latest"] = Model({}, "one")
+    fake.reply = lambda file, prompt, most: answer
+    with pytest.raises(RunError, match=said):
+        to_ollama.ask(fake.server(), "mine", request_of())
+
+
+def test_an_answer_that_is_shown_as_thoughts_is_none(fake: FakeOllama, request_of) -> None:
+    fake.models["mine:latest"] = Model({}, "one")
+    fake.thinks = True
+    with pytest.raises(RunError, match="the answer is empty, all of it is shown as thoughts"):
+        to_ollama.ask(fake.server(), "mine", request_of())
+
+
+def test_a_server_that_dies_amid_an_answer_is_told(fake: FakeOllama) -> None:
+    fake.models["mine:latest"] = Model({}, "one")
+    fake.breaks = {"answer": "die"}
+    with pytest.raises(RunError, match="broke off amid an answer"):
+        asking.answer(fake.server(), "mine", CHAT, 50)
+
+
+def test_a_server_of_old_does_not_tell_how_it_writes_a_prompt(fake: FakeOllama) -> None:
+    fake.models["mine:latest"] = Model({}, "one")
+    fake.version = "0.9.0"
+    assert asking.rendered(fake.server(), "mine", CHAT) is None
+    assert asking.counted(fake.server(), "mine", CHAT) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("mine", "mine-next"),
+        ("a/mine:v1", "a/mine-next:v1"),
+        ("h:1/a/mine", "h:1/a/mine-next"),
+        ("m" * 80, "m" * 75 + "-next"),
+    ],
+)
+def test_the_name_beside_another_is_a_name_too(name: str, wanted: str) -> None:
+    assert beside(name, "next") == wanted
+    assert not ollama.modelfile.model_name_problems(wanted)

@@ -1,0 +1,158 @@
+"""Does a live Ollama write the prompts that were trained, and make the same tokens of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from typing import TYPE_CHECKING
+
+from training.data import ChatTemplate, Row, Turn, chat_template, encoding
+from training.data.encoding import NothingToTrain
+from training.data.fast_tokenising import tokeniser
+from training.errors import UserError
+from training.ollama import Server, asking
+from training.ollama.asking import Prompt
+from training.ollama.template_parts import TEXTS, battery, difference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ANSWER, THOUGHT = "It is 4.", "<think>\nHm.\n</think>\n\n"
+COUNTED = 8  # prompts; each is read by the model, which takes its time on a CPU
+SPARE = 64  # tokens of num_ctx that are left for an answer: a chat that fills it is cut by the server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How prompts were trained. `template` None: plain text. `thoughts`: some of the rows' answers came with thoughts."""
+
+    template: ChatTemplate | None
+    tokenizer: PreTrainedTokenizerBase
+    num_ctx: int
+    thoughts: bool = False
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a prompt, BOS once where it belongs."""
+        return encoding.with_bos(tokeniser(self.tokenizer)([text])[0], self.tokenizer)
+
+    def prompts(self, prompt: Prompt) -> list[str]:
+        """The texts of which each is right before an answer to `prompt`, the trained one first: it may be followed by
+        what began every answer."""
+        if self.template is None or isinstance(prompt, str):
+            return [str(prompt)]
+        return list(dict.fromkeys(text for template in _days(self.template) for text in self._of(template, prompt)))
+
+    def _of(self, template: ChatTemplate, prompt: Sequence[Mapping[str, str]]) -> Iterator[str]:
+        turns = tuple(Turn(str(one["role"]), str(one["content"])) for one in prompt)
+        bare = chat_template.render(template, chat_template.conversation(template, turns), add_generation_prompt=True)
+        yield bare
+        yield bare + template.opening
+        for thought in ("", THOUGHT) if self.thoughts else ("",):
+            row = Row((*turns, Turn("assistant", thought + ANSWER)), None, "", 0)
+            try:
+                piece = encoding.plan_row(template, row, "last", "completion").pieces[-1]
+            except NothingToTrain:
+                continue
+            yield piece.prompt
+            written = piece.answer.partition("Hm.")[0] if thought else piece.answer.rpartition(ANSWER)[0]
+            yield piece.prompt + written
+            yield piece.prompt + written.rstrip()
+
+    def difference(self, prompt: Prompt, served: str) -> str:
+        """Where a served prompt differs from all that would be right; "" where it is one of them."""
+        bos = self.template.bos if self.template else ""
+        right = self.prompts(prompt)
+        if served.removeprefix(bos) in [text.removeprefix(bos) for text in right]:
+            return ""
+        return difference(right[0].removeprefix(bos), served.removeprefix(bos), ("training has", "the server writes"))
+
+
+@dataclass
+class Prompts:
+    """What was found. `rendered_differently` None: this server does not tell how it writes a prompt. `excused`: kinds of
+    chat that TEMPLATE is known to write otherwise, and does."""
+
+    conversations: int = 0
+    rendered_differently: int | None = 0
+    counted: int = 0
+    counted_differently: int = 0
+    excused: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def compare(server: Server, name: str, trained: Trained, exceptions: Sequence[str]) -> Prompts:
+    """Hold the server's prompts against the trained ones. exceptions: kinds of chat that may differ (TEMPLATE's own)."""
+    found = Prompts()
+    chats = list(_chats(trained))
+    counted = _spread([chat for chat in chats if not chat[0]], COUNTED)
+    for kind, what, prompt in chats:
+        served = asking.rendered(server, name, prompt) if found.rendered_differently is not None else None
+        if served is None:
+            found.rendered_differently = None
+        else:
+            _rendered(found, trained, (kind, what, prompt), served, exceptions)
+        if any(prompt is one[2] for one in counted):
+            _counted(found, server, name, trained, (what, prompt, served))
+    if trained.template is not None and found.rendered_differently is not None:
+        # What `ollama run NAME "a question"` asks for.
+        alone: Prompt = [{"role": "user", "content": TEXTS[0]}]
+        served = asking.rendered(server, name, TEXTS[0])
+        _rendered(found, trained, ("", "a question by itself", alone), served or "", ())
+        chats.append(("", "a question by itself", alone))
+    found.conversations = len(chats) if found.rendered_differently is not None else len(counted)
+    return found
+
+
+def _rendered(
+    found: Prompts, trained: Trained, chat: tuple[str, str, Prompt], served: str, exceptions: Sequence[str]
+) -> None:
+    kind, what, prompt = chat
+    if not (differs := trained.difference(prompt, served)):
+        return
+    if kind in exceptions:
+        found.excused.append(kind)
+        return
+    found.rendered_differently = (found.rendered_differently or 0) + 1
+    found.failures.append(f"{what}: {differs}")
+
+
+def _counted(found: Prompts, server: Server, name: str, trained: Trained, chat: tuple[str, Prompt, str | None]) -> None:
+    what, prompt, served = chat
+    count = asking.counted(server, name, prompt)
+    if count is None:
+        return
+    found.counted += 1
+    # Of a prompt that is known only that one counts; else any that would be right.
+    right = {len(trained.tokens(text)) for text in ([served] if served is not None else trained.prompts(prompt))}
+    if count not in right:
+        found.counted_differently += 1
+        found.failures.append(f"{what}: the server reads {count} tokens, training read {min(right)}")
+
+
+def _chats(trained: Trained) -> Iterator[tuple[str, str, Prompt]]:
+    """Chats that end in a question and that the template takes: (kind of exception or "", name, messages)."""
+    if trained.template is None:
+        yield from (("", f"a text ({number})", text) for number, text in enumerate(TEXTS))
+        return
+    for kind, name, messages in battery():
+        if messages[-1]["role"] != "user" or (messages[0]["role"] == "system" and not trained.template.takes_system):
+            continue
+        try:
+            text = trained.prompts(messages)[0]
+        except UserError:
+            continue
+        if len(trained.tokens(text)) <= trained.num_ctx - SPARE:
+            yield kind, name, messages
+
+
+def _spread(chats: list[tuple[str, str, Prompt]], most: int) -> list[tuple[str, str, Prompt]]:
+    return [chats[i * len(chats) // most] for i in range(most)] if len(chats) > most else chats
+
+
+def _days(template: ChatTemplate) -> list[ChatTemplate]:
+    """The template on the day of the run; one that asks the clock itself, today, wherever on earth the server is."""
+    if "strftime_now" not in template.exported or template.today is None:
+        return [template]
+    today = date.today()
+    return [template, *(replace(template, today=today + timedelta(days=more)) for more in (0, -1, 1))]

@@ -1,0 +1,91 @@
+"""A model goes into a live Ollama under a name of its own beside the one that is meant, and takes that one's place at once.
+
+Until then what stood under the name goes on to answer, whatever breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from training.errors import FinetuneError, RunError, UserError
+from training.ollama.create_request import CreateRequest
+from training.ollama.server import STAGE, Server, beside, sha256
+from training.system import progress_bar, wording
+
+NEXT, PREVIOUS = "next", "previous"
+LAST = 20.0  # seconds that taking away what failed may take
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model that stands beside the name it is meant for. `digest`: of what was made."""
+
+    name: str
+    meant_for: str
+    digest: str | None
+
+
+@contextmanager
+def made(server: Server, request: CreateRequest, name: str, say: Say) -> Iterator[Made]:
+    """Send what is not there yet, create it as NAME-next, and take that away in the end, whatever happened."""
+    ours = beside(name, NEXT)
+    try:
+        _create(server, request, ours, say)
+        yield Made(ours, name, server.digest(ours))
+    finally:
+        # One that hangs has taken its time already.
+        with suppress(FinetuneError):
+            Server(server.at, min(server.patience, LAST)).delete(ours)
+
+
+def _create(server: Server, request: CreateRequest, name: str, say: Say) -> None:
+    digests = {path: sha256(path) for path in request.files}
+    for path, digest in digests.items():
+        size = path.stat().st_size
+        if server.has_blob(digest):
+            say(f"{server.at} has {path.name} already")
+            continue
+        say(f"sending {path.name}, {wording.size(size)}, to {server.at}")
+        with progress_bar.gauge(f"sending {path.name}", size, say, unit="MiB") as advance:
+            server.send_blob(path, digest, lambda more: advance(more, round(more / (1 << 20))))
+    told: set[str] = set()
+
+    def heard(status: str) -> None:
+        if status and status not in told:
+            told.add(status)
+            say(f"Ollama: {status}")
+
+    server.create(request.body(name, digests), sum(path.stat().st_size for path in request.files), heard)
+
+
+def put_in_place(server: Server, model: Made, keep: bool = False) -> None:
+    """Let the name that was meant stand for the model; `keep` what stood there as NAME-previous.
+
+    RunError when it is not that model any more.
+    """
+    if server.digest(model.name) != model.digest:
+        raise RunError(STAGE, f"somebody else has changed {model.name} meanwhile: is another export at work?")
+    if keep:
+        server.copy(model.meant_for, beside(model.meant_for, PREVIOUS))
+    server.copy(model.name, model.meant_for)
+    if server.digest(model.meant_for) != model.digest:
+        raise RunError(STAGE, f"{server.at} says that it put {model.meant_for} in place, and it is another model")
+
+
+def roll_back(server: Server, name: str) -> None:
+    """Let NAME stand for NAME-previous, and NAME-previous for what NAME stood for. UserError where there is none."""
+    before, aside = beside(name, PREVIOUS), beside(name, NEXT)
+    if server.digest(before) is None:
+        raise UserError(
+            f"{server.at} has no {before}: --switch keeps one when it lets a new model take the place of {name}"
+        )
+    there = server.digest(name) is not None
+    if there:
+        server.copy(name, aside)
+    server.copy(before, name)
+    if there:
+        server.copy(aside, before)
+        server.delete(aside)
