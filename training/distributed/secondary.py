@@ -6,18 +6,23 @@ from collections.abc import Callable, Mapping
 
 from loguru import logger
 
-from training.distributed import launcher
+from training.distributed import crew
 from training.errors import Interrupted, RunError
 from training.plan import Plan
 from training.runs import Run
 from training.system import temporary
+from training.system.launchers import Seat
 from training.system.signals import Signals
 from training.system.wording import first_line
 from training.train import Loaded, Order, Session, engine, loop, machines, state
 
 
 def follow(
-    plan: Plan, fingerprint: Mapping[str, object], signals: Signals, give_up: Callable[[RunError], None]
+    seat: Seat,
+    plan: Plan,
+    fingerprint: Mapping[str, object],
+    signals: Signals,
+    give_up: Callable[[RunError | Interrupted], None],
 ) -> None:
     """What a machine does that does not own the run: train its share of the rows, from the beginning to the end.
 
@@ -25,12 +30,12 @@ def follow(
     """
     with (
         temporary.folder("second") as folder,
-        launcher.several(plan, fingerprint, Run(folder), give_up) as crew,
+        crew.several(seat, plan, fingerprint, Run(folder), give_up) as others,
     ):
         loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
-        crew.wait()
-        with crew.joined() as team:
-            _train(loaded, crew.order, state.session(loaded, crew.order, team, signals, crew))
+        others.wait()
+        with others.joined() as team:
+            _train(loaded, others.order, state.session(loaded, others.order, team, signals, others))
     logger.info("the training is done; machine 0 has the adapter, and makes the files of it")
 
 
