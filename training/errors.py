@@ -59,6 +59,10 @@ class RunError(FinetuneError):
         return {"stage": self.stage, "message": self.message, "safe": self.safe}
 
 
+class Lost(RunError):
+    """Another process of the training has ended before its time: all can go on from the checkpoint."""
+
+
 class Interrupted(BaseException):
     """Stopped by a signal after a full checkpoint (exit 128 + signal number).
 

@@ -42,7 +42,7 @@ from training import control, distributed, pipeline, proving, runs
 from training.control import background, resume, several
 from training.data import dataset
 from training.distributed import launcher, notes, secondary, worker
-from training.errors import EndedAtOnce, FinetuneError, Interrupted, RunError, UserError
+from training.errors import EndedAtOnce, FinetuneError, Interrupted, Lost, RunError, UserError
 from training.pipeline import failures, stages
 from training.pipeline.export_stages import Told
 from training.plan import Plan, lines, odd, prepare, time_estimate
@@ -130,7 +130,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
         parent_watch.stop_with_launcher(seat.folder)
         if seat.local_rank > 0:
             return worker.main(seat)
-        arguments = several.seated(seat, arguments)
+        arguments = several.again(seat, several.seated(seat, arguments))
     ending, signals = Ending(arguments, stdout), Signals()
     signals.install(ending.give_up, ending.heard, ending.lost)
     try:
@@ -236,6 +236,8 @@ class Ending:
     def failed(self, error: FinetuneError | Interrupted) -> int:
         """It did not get to its end: keep its state, say why, report what there is."""
         self._claim()
+        if isinstance(error, Lost) and self._goes_on(error):
+            return error.exit_code
         state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
         if self.run is not None:
             # Before all else: from here on a second signal loses nothing.
@@ -260,6 +262,17 @@ class Ending:
             self.events.emit(state, run=str(self.run.path), **fields)
         self._name(self.run)
         return error.exit_code
+
+    def _goes_on(self, error: Lost) -> bool:
+        """Where another process has died, and the launcher starts all again: no end is told, for it is none."""
+        seat = launchers.seat()
+        if seat is None or seat.folder is None or seat.restart >= seat.restarts:
+            return False
+        if self.run is not None:
+            self.run.update(state="interrupted", error=str(error), eta=None)
+        logger.warning("{}", error)
+        notes.broken(seat.folder)
+        return True
 
     def heard(self, _number: int, noted: bool) -> None:
         """A first signal has come. What is obeyed after the batch takes its time, and so may the end of a stage: say so."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from tests.support.faults import FAULTY, NO_EXPORT
 from tests.support.paths import ROOT
 from tests.support.programs import start, wait_for_step
-from tests.support.ranks import TWO, gone, in_rank, other_process, program, slowly, started
+from tests.support.ranks import SLOW, TWO, gone, in_rank, other_process, program, slowly, started
 from tests.support.runs import RUN_FILES, files_of, losses
 from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
@@ -202,6 +203,27 @@ def test_another_rank_that_fails_when_the_training_is_over_ends_nothing(tmp_path
     assert ranks.look({0: Program(), 1: Program(code=1)})
     assert notes.lost(tmp_path) is None
     assert not ranks.look({0: Program(code=0), 1: Program(code=1)})
+
+
+@pytest.mark.parametrize(
+    ("code", "broken", "asked", "again"),
+    [
+        (-9, False, False, True),
+        (1, True, False, True),
+        (1, False, False, False),
+        (143, False, True, False),
+        (0, False, False, False),
+    ],
+)
+def test_only_a_death_is_a_reason_to_start_again(tmp_path, code, broken, asked, again):
+    ranks = some_ranks(tmp_path, passed=asked)
+    if broken:
+        notes.broken(tmp_path)
+    notes.begin(tmp_path, Path("/a run"))
+    ranks.look({0: Program(code=code), 1: Program()})
+    assert ranks.can_go_on == again
+    ranks.begin_again(1, 3)
+    assert ranks.codes == {} and not notes.is_broken(tmp_path) and notes.run(tmp_path) == Path("/a run")
 
 
 def test_a_signal_goes_to_the_first_rank_once_though_a_service_manager_sends_it_to_every_process(tmp_path, monkeypatch):
@@ -620,6 +642,25 @@ def test_whichever_process_is_stopped_or_killed_the_run_ends_in_time_and_goes_on
 
 
 @pytest.mark.tiny
+def test_with_max_restarts_a_run_goes_on_by_itself_when_a_process_dies(tmp_path, tiny_model):
+    config = write_tiny_config(tmp_path, tiny_model)
+    flags = ("--set=Training.MAX_STEPS=8", "--set=LoRA.LORA_DROPOUT=0.1")
+    whole, _ = trained(config, *flags, "--output", str(tmp_path / "whole"))
+    process = slowly("--config", config, *TWO, *flags, "--set=Hardware.MAX_RESTARTS=2")
+    run = wait_for_step(tmp_path / "outputs", 2, process)
+    os.kill(other_process(run), signal.SIGKILL)
+    wait_for_step(tmp_path / "outputs", 5, process)
+    os.kill(started(run), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=300)
+    assert stdout == f"{run}\n" and "enough" in stderr and "Traceback" not in stderr, stderr
+    assert "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL" in stderr
+    assert "process 0 of 2 (NUM_PROCESSES) was killed by SIGKILL" in stderr
+    assert re.findall(r"starting the processes again, from the checkpoint \((\d) of 2\)", stderr) == ["1", "2"]
+    assert [e["event"] for e in events.read(run / "events.jsonl") if e["event"] in ("failed", "done")] == ["failed"]
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.tiny
 def test_started_by_torchrun_each_process_takes_its_place(tmp_path, tiny_model):
     script = tmp_path / "finetune.py"
     script.write_text(FAULTY.format(root=str(ROOT), fault=NO_EXPORT), encoding="utf-8")
@@ -728,3 +769,46 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(
     assert not (tmp_path / "m1").exists()
     ours, theirs = losses(run), losses(undisturbed)
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
+
+
+# Machines that are silent for so long are given up.
+IMPATIENT = """
+from training.distributed import heartbeat
+heartbeat.BEAT, heartbeat.SILENCE, heartbeat.NOTICING = 0.2, 4.0, 0.5
+"""
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_machine_that_falls_silent_without_closing_a_connection_is_given_up(
+    tmp_path, tiny_model, monkeypatch, frozen
+):
+    monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
+    config = write_tiny_config(tmp_path, tiny_model)
+    with socket.socket() as free:
+        free.bind((team.LOOPBACK, 0))
+        port = free.getsockname()[1]
+    common = ("--config", config, "--batch-size", "1", "--max-steps", "500", "--set=Hardware.NUM_MACHINES=2")
+    where = ("--set=Hardware.NUM_THREADS=1", f"--set=Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
+    both = [
+        subprocess.Popen(
+            program(IMPATIENT + SLOW, *common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}"),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for n in (0, 1)
+    ]  # fmt: skip
+    run = wait_for_step(tmp_path / "m0", 2, both[0])
+    ranks = [int(psutil.Process(one.pid).children()[0].pid) for one in both]
+    os.kill(ranks[frozen], signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        _, said = both[1 - frozen].communicate(timeout=120)
+        assert time.monotonic() - began < 30
+        assert both[1 - frozen].returncode == 1, said
+        assert f"training: machine {frozen} has not been heard of for 4 s: it is gone, or the line to it is cut" in said
+        if frozen == 1:
+            assert "the checkpoint of step" in said
+            assert json.loads((run / "status.json").read_text(encoding="utf-8"))["state"] == "failed"
+    finally:
+        os.kill(ranks[frozen], signal.SIGKILL)
+        both[frozen].communicate(timeout=60)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from training.control import resume
+from training.distributed import notes
 from training.errors import FinetuneError
 from training.settings import Override, load
 from training.settings.command_line import Arguments
@@ -38,3 +39,13 @@ def seated(seat: Seat, arguments: Arguments) -> Arguments:
     address = {} if own and not seat.served else {"MAIN_PROCESS_ADDRESS": seat.address}
     told = [Override("Hardware", key, str(value), seat.by) for key, value in {**says, **address}.items()]
     return replace(arguments, overrides=(*arguments.overrides, *told))
+
+
+def again(seat: Seat, arguments: Arguments) -> Arguments:
+    """What is to be done where all processes were started again: the run that they had begun goes on."""
+    path = notes.run(seat.folder) if seat.folder is not None and seat.restart else None
+    if path is None:
+        return arguments
+    # It has the rest of what was typed, and has chosen since.
+    address = tuple(one for one in arguments.overrides if f"{one.section}.{one.key}" == resume.ADDRESS)
+    return replace(arguments, command="resume", runs=(path,), overrides=address)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from training import runs
-from training.distributed import notes, rendezvous
-from training.errors import Interrupted, RunError
+from training.distributed import heartbeat, notes, rendezvous
+from training.errors import Interrupted, Lost, RunError
 from training.runs import Run, checkpoint
 from training.settings.table import Hardware
 from training.system import launchers, shared_secret, this_machine
@@ -71,9 +71,15 @@ class Crew:
         if place.machines > 1:
             self._server = rendezvous.meet(place, self._server, self.lost)
 
-    def joined(self) -> AbstractContextManager[Team]:
+    @contextmanager
+    def joined(self) -> Iterator[Team]:
         """This process as one of the ranks, once `wait` has returned."""
-        return team.joined(self.order.place, self.order.settings, self._server, self.late)
+        place = self.order.place
+        with (
+            team.joined(place, self.order.settings, self._server, self.late) as joined,
+            heartbeat.watched(place, self._silent),
+        ):
+            yield joined
 
     def lost(self, within: float = 0.0) -> RunError | Interrupted | None:
         """The error for a rank that has ended before its time, which may become known in so many seconds."""
@@ -90,6 +96,11 @@ class Crew:
         words = f"the processes have met, and do not reach each other within {JOINING:.0f} s: is a port closed between them?"
         self._give_up(RunError("training", words, checkpoint.where(self._run.path / runs.CHECKPOINTS)))
 
+    def _silent(self, words: str) -> None:
+        ours = self.order.place.machine == 0
+        safe = checkpoint.where(self._run.path / runs.CHECKPOINTS) if ours else "the run is on machine 0"
+        self._give_up(Lost("training", words, safe))
+
     def end(self) -> None:
         """The training is over."""
         self._ended.set()
@@ -104,7 +115,7 @@ class Crew:
             words += (
                 ": the kernel took its memory; set NUM_PROCESSES, MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE lower"
             )
-        return RunError("training", words, checkpoint.where(self._run.path / runs.CHECKPOINTS))
+        return Lost("training", words, checkpoint.where(self._run.path / runs.CHECKPOINTS))
 
     def _watch(self) -> None:
         """In a thread: hear what the others say, and how one ends. This rank notices by a connection that closes; a card may

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
+from loguru import logger
+
 from training.distributed import notes
 from training.settings.table import Hardware
 from training.system import launchers, this_machine
@@ -78,6 +80,21 @@ class Ranks:
             )
         return time.monotonic() < self.ends_at
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it was a death, and no end that was told: of the first rank, or of another for whose sake it ended."""
+        return not self.passed and (self.codes.get(0, -1) < 0 or notes.is_broken(self.folder))
+
+    def begin_again(self, left: int, restarts: int) -> None:
+        """All are started again."""
+        code = self.codes.get(0, -signal.SIGKILL)
+        if code < 0:
+            logger.warning("{}", notes.ended(self.first, self.size, code, ""))
+        logger.warning("starting the processes again, from the checkpoint ({} of {})", restarts - left, restarts)
+        self.codes.clear()
+        self.ends_at = None
+        notes.begin_again(self.folder)
+
     def hear(self, number: int, _frame: FrameType | None) -> None:
         """A signal for the training."""
         self.asked.append((number, time.monotonic()))
@@ -110,8 +127,10 @@ class Agent(LocalElasticAgent):
         handlers = self._pcontext.subprocess_handlers  # type: ignore[union-attr]  # it runs programs
         if self.ranks.look({number: one.proc for number, one in handlers.items()}):
             return RunResult(state=WorkerState.HEALTHY)
-        if not self.ranks.codes.get(0):
+        if self.ranks.codes.get(0) == 0:
             self._all_over(handlers)
+        if not self.ranks.can_go_on:
+            self._remaining_restarts = 0
         found: RunResult = super()._monitor_workers(worker_group)
         return found
 
@@ -125,6 +144,10 @@ class Agent(LocalElasticAgent):
         """Rank 0 has done all: what is left of the others has no more to do."""
         if len(self.ranks.codes) < len(handlers):
             self._pcontext.close(signal.SIGTERM, ENDING)  # type: ignore[union-attr]
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self.ranks.begin_again(self._remaining_restarts, worker_group.spec.max_restarts)
+        super()._restart_workers(worker_group)
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = ENDING) -> None:
         super()._shutdown(death_sig, min(timeout, ENDING))
@@ -224,7 +247,7 @@ def agent(hardware: Hardware, ranks: Ranks) -> Agent:
         # It would put the number of a rank into "${local_rank}".
         args=tuple(word.replace("$", "$$") for word in sys.orig_argv[1:]),
         rdzv_handler=handler,
-        max_restarts=0,
+        max_restarts=hardware.max_restarts,
         monitor_interval=0.1,
     )
     others = dict.fromkeys(range(1, ranks.here), Std.ALL)

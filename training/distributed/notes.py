@@ -15,7 +15,8 @@ from training.train import Order
 
 # Lines of a rank's last words that a message has.
 LAST = 3
-ORDER, RUN, LOST, STOPPING, OVER = "order", "run", "lost.json", "stopping", "over"
+ORDER, RUN, LOST, STOPPING, OVER, BROKEN = "order", "run", "lost.json", "stopping", "over", "broken"
+LEFT = ("run", "lock")  # when all are started again
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,23 @@ def lost(folder: Path) -> Lost | None:
     with suppress(FileNotFoundError):
         return Lost(**json.loads((folder / LOST).read_text(encoding="utf-8")))
     return None
+
+
+def broken(folder: Path) -> None:
+    """The first rank has ended for another one's sake, and can go on from the checkpoint."""
+    (folder / BROKEN).touch()
+
+
+def is_broken(folder: Path) -> bool:
+    """Whether it has."""
+    return (folder / BROKEN).exists()
+
+
+def begin_again(folder: Path) -> None:
+    """Forget what was said, but for the run."""
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in LEFT:
+            path.unlink(missing_ok=True)
 
 
 def said(folder: Path, local_rank: int) -> list[str]:

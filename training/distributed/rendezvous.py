@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from training.errors import Interrupted, MachineError, RunError
+from training.errors import Interrupted, Lost, MachineError, RunError
 from training.system import launchers
 from training.train import Place, meeting, team
 
@@ -80,7 +80,7 @@ def meet(place: Place, server: Store | None, lost: Callable[[], RunError | Inter
         return meeting.admitted(store, place.proof, place.machine)
     except RuntimeError as error:
         logger.debug("{}", error)
-        raise RunError("training", "machine 0 has ended, or the connection to it is lost; its log says more") from None
+        raise Lost("training", "machine 0 has ended, or the connection to it is lost; its log says more") from None
     finally:
         with suppress(RuntimeError):
             meeting.put(store, f"machine {place.machine} has heard", b"")

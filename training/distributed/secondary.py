@@ -48,7 +48,7 @@ def _train(loaded: Loaded, order: Order, session: Session) -> None:
             raise
         raise Interrupted(error.signal_number, "stopped; the checkpoint is on machine 0") from None
     except RunError as error:
-        raise RunError(error.stage, error.message, "the run is on machine 0") from None
+        raise type(error)(error.stage, error.message, "the run is on machine 0") from None
     except RuntimeError as error:
         lost = session.lost(within=loop.LOST) or machines.lost(error, session.watch)
         raise lost or RunError("training", first_line(error), "the run is on machine 0") from error

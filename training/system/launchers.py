@@ -45,6 +45,8 @@ class Seat:
     # Tells this start from every other on this machine.
     job: str
     restart: int = 0
+    # How often it starts them again at most.
+    restarts: int = 0
     # Of this program's own launcher.
     folder: Path | None = None
 
@@ -102,6 +104,7 @@ def _of_torchrun(variables: Mapping[str, str]) -> Seat:
         served=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         job=f"torchrun-{port}-{run}-{restart}",
         restart=restart,
+        restarts=int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")),
         folder=Path(folder) if folder else None,
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from training.errors import RunError
+from training.errors import Lost, RunError
 from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
 from training.system import files, wire
@@ -90,7 +90,7 @@ def lost(error: Exception, watch: Watch) -> RunError | None:
     logger.debug("{}", error)
     if watch.team.place.machines == 1:
         words = "another process of this training has ended; what started the processes says how"
-        return RunError("training", words, checkpoint.where(watch.folder))
+        return Lost("training", words, checkpoint.where(watch.folder))
     other = "another machine" if watch.team.place.machine == 0 else "machine 0, or to another one,"
     words = f"a process on {other} has ended, or the connection to it is lost; its log says more"
-    return RunError("training", words, checkpoint.where(watch.folder) if watch.team.place.machine == 0 else "")
+    return Lost("training", words, checkpoint.where(watch.folder) if watch.team.place.machine == 0 else "")
