@@ -173,7 +173,7 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
         settings = resume.settings_of(old, arguments)
     else:
         settings = load(arguments.config, arguments.overrides, check_packages=True)
-        if not arguments.fresh:
+        if not arguments.fresh and settings.hardware.machine_rank == 0:
             resume.offer_resume(settings.training.output_dir)
     dataset.refuse_early(settings)
     resume.tell_of_others(settings.training.output_dir)

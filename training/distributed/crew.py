@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # Seconds after another rank's end in which this one must have noticed.
 STUCK = 20.0
+LISTENING = 0.3
 STORE = "store"
 
 
@@ -76,8 +77,8 @@ class Crew:
         """This process as one of the ranks, once `wait` has returned."""
         place = self.order.place
         with (
-            team.joined(place, self.order.settings, self._server, self.late) as joined,
             heartbeat.watched(place, self._silent),
+            team.joined(place, self.order.settings, self._server, self.late) as joined,
         ):
             yield joined
 
@@ -120,7 +121,7 @@ class Crew:
     def _watch(self) -> None:
         """In a thread: hear what the others say, and how one ends. This rank notices by a connection that closes; a card may
         not let it."""
-        while not self._ended.wait(0.1):
+        while not self._ended.wait(LISTENING):
             self._log()
             if (lost := notes.lost(self.folder)) is not None:
                 self._lost = lost

@@ -57,11 +57,13 @@ class Ranks:
     codes: dict[int, int] = field(default_factory=dict)  # by local rank, of those that have ended
     asked: list[tuple[int, float]] = field(default_factory=list)  # signals that wait to be passed on, and since when
     passed: bool = False
+    told: bool = False
     ends_at: float | None = None
 
     def look(self, processes: Mapping[int, subprocess.Popen[bytes]]) -> bool:
         """See who has ended, and pass signals on; whether the ranks are left to themselves for now."""
-        if (path := notes.run(self.folder)) is not None:
+        if not self.told and (path := notes.run(self.folder)) is not None:
+            self.told = True
             self.begun(path)
         for number, process in processes.items():
             if (code := process.poll()) is not None and number not in self.codes:
@@ -197,7 +199,7 @@ def launch(
 ) -> int:
     """Run this command as every rank of this machine; the exit code of the first.
 
-    `begun` is told the run's directory, once there is one, again and again. `killed` tells the end of a first rank that
+    `begun` is told the run's directory, once there is one. `killed` tells the end of a first rank that
     could not do it itself, with that directory, and gives the exit code.
     """
     # What the ranks print for programs goes where this program's own would.

@@ -143,8 +143,10 @@ def _reach(place: Place, lost: Callable[[], RunError | Interrupted | None]) -> S
     waiting = False
     while True:
         try:
+            # A store that finds nobody writes pages about it.
+            socket.create_connection((place.address, place.port), TRY.total_seconds()).close()
             store = TCPStore(place.address, place.port, is_master=False, timeout=TRY)
-        except DistError:
+        except (OSError, DistError):
             if not waiting:
                 logger.info("waiting for machine 0 at {}:{}", place.address, place.port)
             waiting = True

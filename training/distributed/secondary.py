@@ -35,18 +35,27 @@ def follow(
         loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
         others.wait()
         with others.joined() as team:
-            _train(loaded, others.order, state.session(loaded, others.order, team, signals, others))
-    logger.info("the training is done; machine 0 has the adapter, and makes the files of it")
+            ours = state.session(loaded, others.order, team, signals, others)
+            done = _train(loaded, others.order, ours, foreign=seat.folder is None)
+    if done:
+        logger.info("the training is done; machine 0 has the adapter, and makes the files of it")
 
 
-def _train(loaded: Loaded, order: Order, session: Session) -> None:
+def _train(loaded: Loaded, order: Order, session: Session, foreign: bool) -> bool:
+    """Whether the training got to its end."""
     try:
         with session.signals.gentle():
             loop.follow(loaded, order, session)
+        return True
     except Interrupted as error:
         if session.first_began is None:
             raise
-        raise Interrupted(error.signal_number, "stopped; the checkpoint is on machine 0") from None
+        words = "stopped; the checkpoint is on machine 0"
+        # Who has started all may end them where one does not end well, and machine 0 has more to do.
+        if foreign:
+            logger.info(words)
+            return False
+        raise Interrupted(error.signal_number, words) from None
     except RunError as error:
         raise type(error)(error.stage, error.message, "the run is on machine 0") from None
     except RuntimeError as error:
