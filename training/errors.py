@@ -65,6 +65,10 @@ class NotSwitched(FinetuneError):
     exit_code = 5
 
 
+class Lost(RunError):
+    """Another process of the training has ended before its time: all can go on from the checkpoint."""
+
+
 class Interrupted(BaseException):
     """Stopped by a signal after a full checkpoint (exit 128 + signal number).
 

@@ -39,10 +39,10 @@ from typing import IO
 from loguru import logger
 
 from training import control, distributed, pipeline, proving, runs
-from training.control import background, resume
+from training.control import background, resume, several
 from training.data import dataset
-from training.distributed import secondary
-from training.errors import EndedAtOnce, FinetuneError, Interrupted, RunError, UserError
+from training.distributed import launcher, notes, secondary, worker
+from training.errors import EndedAtOnce, FinetuneError, Interrupted, Lost, RunError, UserError
 from training.pipeline import failures, stages
 from training.pipeline.export_stages import Told
 from training.plan import Plan, lines, odd, prepare, time_estimate
@@ -50,6 +50,7 @@ from training.report import gathering
 from training.runs import Run, State, checkpoint, directory, progress
 from training.settings import command_line, load
 from training.settings.command_line import Arguments
+from training.settings.table import Hardware
 from training.system import (
     files,
     foreign_code,
@@ -58,6 +59,7 @@ from training.system import (
     last_net,
     launchers,
     log,
+    parent_watch,
     records,
     shell,
     this_machine,
@@ -70,7 +72,9 @@ from training.train import engine, trouble
 SOON = 1.0
 
 
-def finetune(plan: Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError], None]) -> None:
+def finetune(
+    plan: Plan, run: Run, events: Events, signals: Signals, give_up: Callable[[RunError | Interrupted], None]
+) -> None:
     """The story of one run, from a plan to the report. Every stage that a former attempt has done is left out.
 
     `give_up` ends the process where it hangs.
@@ -113,10 +117,20 @@ def announce(plan: Plan, run: Run, events: Events) -> None:
     events.emit("dataset", **records.plain(plan.data.counts), tokens=plan.summary.tokens, rejected=len(plan.rejected))
     events.emit("model", name=plan.base.name, revision=plan.base.revision, parameters=plan.base.parameters)
     background.tell_parent(run.path)
+    if (seat := launchers.seat()) is not None and seat.folder is not None:
+        notes.begin(seat.folder, run.path)
 
 
 def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh` and `./run.sh --resume`: plan, run, and tell how it ended, whichever way that was."""
+    seat = launchers.seat()
+    if seat is None and (hardware := several.to_launch(arguments)) is not None:
+        return launched(hardware, arguments, stdout)
+    if seat is not None:
+        parent_watch.stop_with_launcher(seat.folder)
+        if seat.local_rank > 0:
+            return worker.main(seat)
+        arguments = several.again(seat, several.seated(seat, arguments))
     ending, signals = Ending(arguments, stdout), Signals()
     signals.install(ending.give_up, ending.heard, ending.lost)
     try:
@@ -126,8 +140,8 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
             resume.take(old)
             ending.run, ending.events = old, Events(old.path / runs.EVENTS, ending.events_on)
         plan = planned(arguments, old)
-        if plan.settings.hardware.machine_rank > 0:  # machine 0 owns the run
-            secondary.follow(plan, stages.marks(plan), signals, ending.give_up)
+        if seat is not None and seat.rank > 0:  # machine 0 owns the run
+            secondary.follow(seat, plan, stages.marks(plan), signals, ending.give_up)
             return ending.helped()
         run, events = started(plan, old, ending)
         finetune(plan, run, events, signals, ending.give_up)
@@ -138,13 +152,28 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     return ending.done(plan, run, events)
 
 
+def launched(hardware: Hardware, arguments: Arguments, stdout: IO[str]) -> int:
+    """Start the processes of a training, each with this same command; the exit code of the first."""
+
+    def killed(path: Path | None, words: str) -> int:
+        ending = Ending(arguments, stdout)
+        if path is not None:
+            ending.run = runs.open_run(path)
+            ending.events = Events(path / runs.EVENTS, ending.events_on)
+            log.join_run(path / runs.LOG)
+        return ending.failed(failures.told(RunError("training", words), ending.run))
+
+    background.take_parent()
+    return launcher.launch(hardware, stdout, background.tell_parent, killed)
+
+
 def planned(arguments: Arguments, old: Run | None) -> Plan:
     """The plan of a new run, or of the `old` one that is resumed, with its lines in the log."""
     if old is not None:
         settings = resume.settings_of(old, arguments)
     else:
         settings = load(arguments.config, arguments.overrides, check_packages=True)
-        if not arguments.fresh:
+        if not arguments.fresh and settings.hardware.machine_rank == 0:
             resume.offer_resume(settings.training.output_dir)
     dataset.refuse_early(settings)
     resume.tell_of_others(settings.training.output_dir)
@@ -207,6 +236,8 @@ class Ending:
     def failed(self, error: FinetuneError | Interrupted) -> int:
         """It did not get to its end: keep its state, say why, report what there is."""
         self._claim()
+        if isinstance(error, Lost) and self._goes_on(error):
+            return error.exit_code
         state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
         if self.run is not None:
             # Before all else: from here on a second signal loses nothing.
@@ -235,8 +266,21 @@ class Ending:
         self._name(self.run)
         return error.exit_code
 
+    def _goes_on(self, error: Lost) -> bool:
+        """Where another process has died, and the launcher starts all again: no end is told, for it is none."""
+        seat = launchers.seat()
+        if seat is None or seat.folder is None or seat.restart >= seat.restarts:
+            return False
+        if self.run is not None:
+            self.run.update(state="interrupted", error=str(error), eta=None)
+        logger.warning("{}", error)
+        notes.broken(seat.folder)
+        return True
+
     def heard(self, _number: int, noted: bool) -> None:
         """A first signal has come. What is obeyed after the batch takes its time, and so may the end of a stage: say so."""
+        if (seat := launchers.seat()) is not None and seat.folder is not None:
+            notes.stopping(seat.folder)
         if noted:
             logger.warning(
                 "stopping after this batch, with a checkpoint; Ctrl-C (or SIGTERM) again ends at once, and the steps since "
@@ -329,6 +373,9 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if arguments.command in LOADING:
         launchers.tell()
+    if (seat := launchers.seat()) is not None and seat.rank > 0 and arguments.command not in ("run", "resume"):
+        # The first one answers for all.
+        return 0
     if arguments.detach:
         return background.detach(argv, stdout)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -11,26 +10,30 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from tests.support.faults import FAULTY, NO_EXPORT
 from tests.support.paths import ROOT
-from tests.support.programs import start, wait_for_step
-from tests.support.ranks import TWO, gone, other_process, program, slowly
+from tests.support.programs import finetune, start, wait_for_step
+from tests.support.ranks import SLOW, TWO, gone, in_rank, other_process, program, slowly, started
 from tests.support.runs import RUN_FILES, files_of, losses
 from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
 from training import settings
 from training.base_model import BaseModel
-from training.distributed import Crew, launcher, rendezvous
-from training.distributed.launcher import Worker
-from training.errors import MachineError, RunError, UserError
+from training.distributed import Crew, crew, launcher, notes, rendezvous
+from training.distributed.launcher import Ranks
+from training.errors import Interrupted, MachineError, RunError, UserError
 from training.plan import choices, memory, memory_fit
 from training.runs import Run
 from training.settings import Settings
@@ -152,66 +155,133 @@ def an_order(run: Path, rank: int, **more: object) -> Order:
     return Order(place=Place(rank, rank, 2, 2, 1), settings=a_settings(DEVICE="cpu"), base=base, run=run, **parts)
 
 
-def test_an_order_arrives_whole_and_a_closed_pipe_is_told_from_one():
-    order = an_order(Path("/a run"), 1, train=list(range(300_000)))
-    pipe = io.BytesIO()
-    launcher.send(order, pipe)
-    pipe.seek(0)
-    assert launcher.receive(pipe) == order
-    assert launcher.receive(io.BytesIO(b"")) is None
+def test_an_order_arrives_whole_in_another_rank_and_is_waited_for(tmp_path):
+    assert notes.order(tmp_path) is None
+    order = an_order(Path("/a run"), 0, train=list(range(300_000)))
+    notes.give(tmp_path, order)
+    other = notes.order(tmp_path).at(1, 1)
+    assert other == replace(order, place=other.place) and other.place == Place(1, 1, 2, 2, 1)
+    assert (tmp_path / "order").stat().st_mode & 0o077 == 0
 
 
-@pytest.fixture
-def dying(tmp_path, monkeypatch) -> Callable[[str], None]:
-    """Let the other ranks be programs that end in some way."""
-
-    def die(how: str) -> None:
-        script = tmp_path / "worker.py"
-        script.write_text(f"import os, signal, sys\nprint(*'abcd', sep='\\n', flush=True)\n{how}\n", encoding="utf-8")
-        monkeypatch.setattr(launcher, "WORKER", script)
-
-    return die
+def some_ranks(folder: Path, **more: object) -> Ranks:
+    """Two ranks of one machine, as their launcher sees them."""
+    return Ranks(folder=folder, size=2, first=0, here=2, begun=lambda path: None, **more)
 
 
-KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+class Program:
+    """Stands in for a rank's process. `code`: how it has ended."""
+
+    def __init__(self, pid: int = 1, code: int | None = None) -> None:
+        self.pid, self.code = pid, code
+
+    def poll(self) -> int | None:
+        return self.code
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("code", "said"),
     [
-        (KILLED, "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL"),
-        ("sys.exit(1)", "process 1 of 2 (NUM_PROCESSES) ended with exit code 1; its last words:\n  b\n  c\n  d"),
+        (-signal.SIGKILL, "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL"),
+        (1, "process 1 of 2 (NUM_PROCESSES) ended with exit code 1; its last words:\n  b\n  c\n  d"),
     ],
 )
-def test_a_process_that_ended_is_named_with_how_and_its_last_words(how, said, tmp_path, dying):
-    dying(how)
-    ended = threading.Event()
-    worker = Worker(an_order(tmp_path, 1), lambda _: ended.set())
-    assert ended.wait(60)
-    worker.end()
-    assert worker.words() == said
+def test_a_process_that_ended_is_named_with_how_and_its_last_words(code, said, tmp_path, monkeypatch):
+    log = tmp_path / "run_x" / "attempt_0" / "1" / "stderr.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("a\nb\n\nc\nd\n", encoding="utf-8")
+    ranks = some_ranks(tmp_path)
+    assert ranks.look({0: Program(), 1: Program()}) and notes.lost(tmp_path) is None
+    monkeypatch.setattr(launcher, "GRACE", 0.0)
+    assert not ranks.look({0: Program(), 1: Program(code=code)}), "rank 0 has had its time"
+    assert notes.lost(tmp_path) == notes.Lost(1, code, said)
 
 
-@pytest.mark.slow
-def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tmp_path, dying):
-    dying(KILLED)
-    errors: queue.Queue[RunError] = queue.Queue()
+def test_another_rank_that_fails_when_the_training_is_over_ends_nothing(tmp_path):
+    notes.over(tmp_path)
+    ranks = some_ranks(tmp_path)
+    assert ranks.look({0: Program(), 1: Program(code=1)})
+    assert notes.lost(tmp_path) is None
+    assert not ranks.look({0: Program(code=0), 1: Program(code=1)})
 
-    def crew() -> Crew:
-        return Crew([an_order(tmp_path, 0), an_order(tmp_path, 1)], None, Run(tmp_path), errors.put)
 
-    noticed = crew()
+@pytest.mark.parametrize(
+    ("code", "broken", "asked", "again"),
+    [
+        (-9, False, False, True),
+        (1, True, False, True),
+        (1, False, False, False),
+        (143, False, True, False),
+        (0, False, False, False),
+    ],
+)
+def test_only_a_death_is_a_reason_to_start_again(tmp_path, code, broken, asked, again):
+    ranks = some_ranks(tmp_path, passed=asked)
+    if broken:
+        notes.broken(tmp_path)
+    notes.begin(tmp_path, Path("/a run"))
+    ranks.look({0: Program(code=code), 1: Program()})
+    assert ranks.can_go_on == again
+    ranks.begin_again(1, 3)
+    assert ranks.codes == {} and not notes.is_broken(tmp_path) and notes.run(tmp_path) == Path("/a run")
+
+
+def test_a_signal_goes_to_the_first_rank_once_though_a_service_manager_sends_it_to_every_process(tmp_path, monkeypatch):
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(launcher.os, "kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr(launcher, "HEARD", 0.0)
+    alone, together = some_ranks(tmp_path / "a"), some_ranks(tmp_path / "b")
+    for ranks in (alone, together):
+        ranks.folder.mkdir()
+        ranks.hear(signal.SIGTERM, None)
+        ranks.hear(signal.SIGTERM, None)
+    notes.stopping(together.folder)
+    programs = {0: Program(pid=7), 1: Program(pid=8)}
+    assert alone.look(programs) and sent == [(7, signal.SIGTERM)]
+    assert alone.look(programs) and sent == [(7, signal.SIGTERM)] * 2, "the second one ends at once"
+    sent.clear()
+    assert together.look(programs) and sent == []
+    assert together.look(programs) and sent == [(7, signal.SIGTERM)]
+
+
+def test_a_signal_that_has_just_come_waits_until_the_first_rank_may_have_it(tmp_path, monkeypatch):
+    sent: list[int] = []
+    monkeypatch.setattr(launcher.os, "kill", lambda pid, number: sent.append(number))
+    ranks = some_ranks(tmp_path)
+    ranks.hear(signal.SIGINT, None)
+    assert ranks.look({0: Program()}) and sent == []
+    ranks.asked[0] = (signal.SIGUSR1, ranks.asked[0][1])
+    assert ranks.look({0: Program()}) and sent == [signal.SIGUSR1]
+
+
+def test_a_rank_0_that_hangs_when_another_rank_has_died_is_ended(monkeypatch, tmp_path):
+    errors: queue.Queue[RunError | Interrupted] = queue.Queue()
+
+    def a_crew(name: str) -> Crew:
+        (tmp_path / name).mkdir()
+        return Crew(an_order(tmp_path, 0), tmp_path / name, None, Run(tmp_path), errors.put)
+
+    noticed = a_crew("noticed")
+    notes.lose(noticed.folder, 1, 2, -signal.SIGKILL, "")
     assert "was killed by SIGKILL" in str(noticed.lost(within=60))
     noticed.end()
-    assert errors.empty()
-    monkeypatch.setattr(launcher, "STUCK", 0.05)
-    hanging = crew()
+    assert errors.empty() and notes.is_over(noticed.folder)
+    monkeypatch.setattr(crew, "STUCK", 0.05)
+    hanging = a_crew("hanging")
+    notes.lose(hanging.folder, 1, 2, -signal.SIGKILL, "")
     words = "training: process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL\nno checkpoint was written yet"
     assert str(errors.get(timeout=60)).startswith(words)
     hanging.late()
     assert "the processes have met, and do not reach each other within 300 s" in str(errors.get(timeout=60))
     hanging.end()
+
+
+def test_another_rank_that_was_stopped_by_a_signal_stops_all_as_one(tmp_path):
+    ours = Crew(an_order(tmp_path, 0), tmp_path, None, Run(tmp_path), lambda error: None)
+    notes.lose(tmp_path, 1, 2, 143, "")
+    stopped = ours.lost(within=60)
+    assert isinstance(stopped, Interrupted) and stopped.exit_code == 143 and str(stopped) == "stopped by SIGTERM"
+    ours.end()
 
 
 @pytest.mark.parametrize(
@@ -374,7 +444,7 @@ def test_a_process_that_ends_while_machines_wait_for_each_other_ends_the_waiting
 @pytest.mark.parametrize(("rank", "other"), [(0, "another machine"), (1, "machine 0, or to another one,")])
 def test_a_connection_that_closes_is_told_from_other_errors(rank, other, tmp_path):
     class OfTwo(Alone):
-        place = Place(rank, 0, 2, 1, 1)
+        place, size = Place(rank, 0, 2, 1, 1), 2
 
         def __init__(self) -> None:
             """Nothing is started."""
@@ -383,6 +453,11 @@ def test_a_connection_that_closes_is_told_from_other_errors(rank, other, tmp_pat
     found = machines.lost(RuntimeError("Connection closed by peer [10.0.0.6]:1"), watch)
     assert f"a process on {other} has ended, or the connection to it is lost; its log says more" in str(found)
     assert machines.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), watch) is None
+    watch.team.place = Place(rank, rank, 2, 2)
+    found = machines.lost(RuntimeError("Connection closed by peer [127.0.0.1]:1"), watch)
+    assert "another process of this training has ended; what started the processes says how" in str(found)
+    watch.team.size = 1
+    assert machines.lost(RuntimeError("Connection closed by peer"), watch) is None
 
 
 def ended(fault: str, *arguments: str | Path) -> subprocess.CompletedProcess:
@@ -434,8 +509,6 @@ def joined(*arguments):
         pickle.loads, pickle.load, pickle.Unpickler, c10d._unpickler, c10d._tensor_to_object = before
 team.joined = joined
 """
-# The other process is started with this instead of distributed/worker.py.
-OTHER = "import sys\nsys.path.insert(0, {root!r})\n{fault}\nfrom training.distributed import worker\nraise SystemExit(worker.main())\n"
 # SIGTERM comes in the fourth step.
 FOURTH = """
 import os, signal
@@ -450,20 +523,13 @@ updates.begin_step = begin_step
 """
 
 
-def with_other(tmp_path: Path, fault: str) -> str:
-    """A fault of rank 0, with which the other rank has this one."""
-    script = tmp_path / "other.py"
-    script.write_text(OTHER.format(root=str(ROOT), fault=fault), encoding="utf-8")
-    return f"from pathlib import Path\nfrom training.distributed import launcher\nlauncher.WORKER = Path({str(script)!r})\n"
-
-
 @pytest.mark.tiny
 def test_no_rank_unpickles_what_came_through_a_socket(tmp_path, tiny_model, monkeypatch):
     """Through training, validation, checkpoints and a resume; also where accelerate is told to compare shapes in pickles."""
     monkeypatch.setenv("ACCELERATE_DEBUG_MODE", "1")
-    config, fault = write_tiny_config(tmp_path, tiny_model), NO_PICKLES + with_other(tmp_path, NO_PICKLES)
+    config, fault = write_tiny_config(tmp_path, tiny_model), NO_PICKLES
     monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
-    stopped = ended(FOURTH + fault, "--config", config, *TWO)
+    stopped = ended(in_rank(0, FOURTH) + fault, "--config", config, *TWO)
     assert stopped.returncode == 143, stopped.stderr
     resumed = ended(fault, "--config", config, "--resume")
     assert resumed.returncode == 1 and "enough" in resumed.stderr, resumed.stderr
@@ -487,26 +553,19 @@ def test_rows_that_only_fill_a_batch_up_are_cut_off_whether_padded_or_joined():
 
 
 # One of the two finds no memory for more than so many rows.
-SCARCE_IN_ONE = """
-import sys
-sys.path.insert(0, {root!r})
-from training.fast_cpu import fast_loss; from training.distributed import worker
+SCARCE = """
 real = fast_loss.loss
 def scarce(causal_lm, inputs, *others):
     if len(inputs["input_ids"]) > 1:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     return real(causal_lm, inputs, *others)
 fast_loss.loss = scarce
-raise SystemExit(worker.main())
 """
 
 
 @pytest.mark.tiny
 def test_memory_that_one_process_lacks_halves_the_batch_of_all(tmp_path, tiny_model, undisturbed):
-    scarce = tmp_path / "scarce.py"
-    scarce.write_text(SCARCE_IN_ONE.format(root=str(ROOT)), encoding="utf-8")
-    other = f"from pathlib import Path\nfrom training.distributed import launcher\nlauncher.WORKER = Path({str(scarce)!r})\n"
-    run, said = trained(write_tiny_config(tmp_path, tiny_model), fault=other)
+    run, said = trained(write_tiny_config(tmp_path, tiny_model), fault=in_rank(1, SCARCE))
     assert "out of memory: PER_DEVICE_TRAIN_BATCH_SIZE is now 1, GRADIENT_ACCUMULATION_STEPS 2; going on from" in said
     ours, theirs = losses(run), losses(undisturbed)
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
@@ -549,6 +608,87 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     assert files_of(run) == RUN_FILES
 
 
+@pytest.mark.tiny
+def test_whichever_process_is_stopped_or_killed_the_run_ends_in_time_and_goes_on_with_the_losses_of_an_undisturbed_one(
+    tmp_path, tiny_model
+):
+    config = write_tiny_config(tmp_path, tiny_model)
+    eight = "--set=Training.MAX_STEPS=8"
+    whole, _ = trained(config, eight, "--output", str(tmp_path / "whole"))
+
+    def hurt(step: int, how: Callable[[Path, int], None], *arguments: str) -> tuple[int, str, dict[str, object]]:
+        process = slowly("--config", config, *(arguments or ("--resume",)))
+        run = wait_for_step(tmp_path / "outputs", step, process)
+        ranks = started(run), other_process(run)
+        how(run, process.pid)
+        began = time.monotonic()
+        stdout, stderr = process.communicate(timeout=120)
+        assert all(map(gone, ranks)) and time.monotonic() - began < 60
+        assert "Traceback" not in stderr
+        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        assert (stdout.strip() == str(run)) and status["step"] < 8, stderr
+        return process.returncode, stderr, status
+
+    code, stderr, status = hurt(2, lambda run, _: os.kill(other_process(run), signal.SIGTERM), *TWO, eight)
+    assert (code, status["state"]) == (143, "interrupted"), stderr
+    code, stderr, status = hurt(status["step"] + 1, lambda run, _: os.kill(started(run), signal.SIGKILL))
+    assert (code, status["state"]) == (1, "failed"), stderr
+    assert "training: process 0 of 2 (NUM_PROCESSES) was killed by SIGKILL\nthe checkpoint of step" in stderr
+    code, stderr, status = hurt(status["step"] + 1, lambda _, launcher: os.kill(launcher, signal.SIGKILL))
+    assert (code, status["state"]) == (-signal.SIGKILL, "interrupted"), stderr
+    done = ended("", "--config", config, "--resume")
+    assert "enough" in done.stderr, done.stderr
+    assert losses(Path(done.stdout.strip())) == losses(whole)
+
+
+@pytest.mark.tiny
+def test_with_max_restarts_a_run_goes_on_by_itself_when_a_process_dies(tmp_path, tiny_model):
+    config = write_tiny_config(tmp_path, tiny_model)
+    flags = ("--set=Training.MAX_STEPS=8", "--set=LoRA.LORA_DROPOUT=0.1")
+    whole, _ = trained(config, *flags, "--output", str(tmp_path / "whole"))
+    process = slowly("--config", config, *TWO, *flags, "--set=Hardware.MAX_RESTARTS=2")
+    run = wait_for_step(tmp_path / "outputs", 2, process)
+    os.kill(other_process(run), signal.SIGKILL)
+    wait_for_step(tmp_path / "outputs", 5, process)
+    os.kill(started(run), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=300)
+    assert stdout == f"{run}\n" and "enough" in stderr and "Traceback" not in stderr, stderr
+    assert "process 1 of 2 (NUM_PROCESSES) was killed by SIGKILL" in stderr
+    assert "process 0 of 2 (NUM_PROCESSES) was killed by SIGKILL" in stderr
+    assert re.findall(r"starting the processes again, from the checkpoint \((\d) of 2\)", stderr) == ["1", "2"]
+    assert [e["event"] for e in events.read(run / "events.jsonl") if e["event"] in ("failed", "done")] == ["failed"]
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.tiny
+def test_a_detached_run_of_several_processes_tells_its_directory_and_is_stopped_by_that(tmp_path, tiny_model):
+    config = write_tiny_config(tmp_path, tiny_model)
+    run = finetune("--config", config, *TWO, "--max-steps", "5000", "--detach").run
+    end = time.monotonic() + 60
+    while max(losses(run), default=0) < 2:
+        assert time.monotonic() < end, (run / "finetune.log").read_text(encoding="utf-8")
+        time.sleep(0.1)
+    ranks = started(run), other_process(run)
+    stopped = finetune("--stop", run, "--config", config)
+    assert stopped.code == 0 and all(map(gone, ranks)), stopped.stderr
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    assert (status["state"], status["error"].splitlines()[0][:15]) == ("interrupted", "stopped at step")
+
+
+@pytest.mark.tiny
+def test_started_by_torchrun_each_process_takes_its_place(tmp_path, tiny_model, undisturbed):
+    script = tmp_path / "finetune.py"
+    script.write_text(FAULTY.format(root=str(ROOT), fault=NO_EXPORT), encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    config = write_tiny_config(tmp_path, tiny_model)
+    arguments = ["--config", str(config), "--set=Hardware.NUM_THREADS=1", "--batch-size=1"]
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=600)
+    assert "enough" in done.stderr and "6 steps of 4 rows in 2 processes" in done.stderr, done.stderr
+    assert done.stderr.count("started by torchrun: it takes its place among them") == 1, "one log"
+    ours, theirs = losses(Path(done.stdout.strip())), losses(undisturbed)
+    assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
+
+
 # The other rank is ready, and never comes.
 NEVER = """
 import time
@@ -573,12 +713,12 @@ loop.build = build
 # A line that the run says when it has loaded its model.
 SAYS = """
 from loguru import logger
-from training.distributed import launcher
-real_wait = launcher.Crew.wait
+from training.distributed import crew
+real_wait = crew.Crew.wait
 def wait(self):
     real_wait(self)
     logger.info("all are ready")
-launcher.Crew.wait = wait
+crew.Crew.wait = wait
 """
 
 
@@ -594,7 +734,7 @@ launcher.Crew.wait = wait
 def test_a_signal_before_the_first_step_ends_a_run_that_waits_inside_a_library(
     tmp_path, tiny_model, several, number, line
 ):
-    fault = SAYS + with_other(tmp_path, NEVER) if several else BUILT
+    fault = SAYS + in_rank(1, NEVER) if several else BUILT
     command = program(fault, "--config", write_tiny_config(tmp_path, tiny_model), *(TWO if several else ()))
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -646,3 +786,46 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(
     assert not (tmp_path / "m1").exists()
     ours, theirs = losses(run), losses(undisturbed)
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
+
+
+# Machines that are silent for so long are given up.
+IMPATIENT = """
+from training.distributed import heartbeat
+heartbeat.BEAT, heartbeat.SILENCE, heartbeat.NOTICING = 0.2, 4.0, 0.5
+"""
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_machine_that_falls_silent_without_closing_a_connection_is_given_up(
+    tmp_path, tiny_model, monkeypatch, frozen
+):
+    monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
+    config = write_tiny_config(tmp_path, tiny_model)
+    with socket.socket() as free:
+        free.bind((team.LOOPBACK, 0))
+        port = free.getsockname()[1]
+    common = ("--config", config, "--batch-size", "1", "--max-steps", "500", "--set=Hardware.NUM_MACHINES=2")
+    where = ("--set=Hardware.NUM_THREADS=1", f"--set=Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
+    both = [
+        subprocess.Popen(
+            program(IMPATIENT + SLOW, *common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}"),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for n in (0, 1)
+    ]  # fmt: skip
+    run = wait_for_step(tmp_path / "m0", 2, both[0])
+    ranks = [int(psutil.Process(one.pid).children()[0].pid) for one in both]
+    os.kill(ranks[frozen], signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        _, said = both[1 - frozen].communicate(timeout=120)
+        assert time.monotonic() - began < 30
+        assert both[1 - frozen].returncode == 1, said
+        assert f"training: machine {frozen} has not been heard of for 4 s: it is gone, or the line to it is cut" in said
+        if frozen == 1:
+            assert "the checkpoint of step" in said
+            assert json.loads((run / "status.json").read_text(encoding="utf-8"))["state"] == "failed"
+    finally:
+        os.kill(ranks[frozen], signal.SIGKILL)
+        both[frozen].communicate(timeout=60)

@@ -160,6 +160,7 @@ CONTRADICTIONS = [
     ("[Model]\nREVISION = main\nBASE_MODEL_NAME = qwen3:0.6b", "config.ini:2: [Model] REVISION = main: only models on the Hub have revisions: [Model] BASE_MODEL_NAME = qwen3:0.6b (config.ini:3)"),
     ("[Hardware]\nNUM_MACHINES = 2", "config.ini:2: [Hardware] NUM_MACHINES = 2: several machines need the address of machine 0, as host:port: [Hardware] MAIN_PROCESS_ADDRESS is empty (the default)"),
     ("[Hardware]\nNUM_MACHINES = 2\nMACHINE_RANK = 2\nMAIN_PROCESS_ADDRESS = a", "config.ini:3: [Hardware] MACHINE_RANK = 2: must be less than the number of machines: [Hardware] NUM_MACHINES = 2 (config.ini:2)"),
+    ("[Hardware]\nMAX_RESTARTS = 1", "config.ini:2: [Hardware] MAX_RESTARTS = 1: one process is not watched by others; set it to 0, or let a service manager start ./run.sh --resume: [Hardware] NUM_PROCESSES = 1 (the default) and [Hardware] NUM_MACHINES = 1 (the default)"),
     ("[Hardware]\nSHARDING = fsdp", "config.ini:2: [Hardware] SHARDING = fsdp: there is only one process to spread the model over: [Hardware] NUM_PROCESSES = 1 (the default) and [Hardware] NUM_MACHINES = 1 (the default)"),
     ("[Hardware]\nDEVICE = cpu\n[Training]\nOPTIM = adamw_8bit", "config.ini:4: [Training] OPTIM = adamw_8bit: this optimizer runs on a GPU only: [Hardware] DEVICE = cpu (config.ini:2)"),
     ("[Hardware]\nDEVICE = cpu\nAUTO_FP16_BF16 = false\nPRECISION = fp16", "config.ini:4: [Hardware] PRECISION = fp16: a CPU trains in bf16 or fp32: [Hardware] DEVICE = cpu (config.ini:2)"),
@@ -312,7 +313,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
         "Hardware": {
             "AUTO_FP16_BF16": True, "PRECISION": "bf16", "ENGINE": "auto", "DEVICE": "auto", "FAST_CPU": "auto",
             "NUM_THREADS": "auto", "NUM_PROCESSES": 1, "NUM_MACHINES": 1, "MACHINE_RANK": 0,
-            "MAIN_PROCESS_ADDRESS": None, "SHARDING": "none",
+            "MAIN_PROCESS_ADDRESS": None, "MAX_RESTARTS": 0, "SHARDING": "none",
         },
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,12 @@ def program(fault: str, *arguments: str | Path) -> list[str]:
     """The program with something changed in it, that ends when it is trained."""
     code = FAULTY.format(root=str(ROOT), fault=fault + NO_EXPORT)
     return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def in_rank(rank: int, fault: str) -> str:
+    """A fault of one rank: all of them, and their launcher, are the same program."""
+    inner = "\n".join(f"    {line}" for line in fault.splitlines())
+    return f"from training.system import launchers\nif launchers.seat() is not None and launchers.seat().rank == {rank}:\n{inner}\n"
 
 
 # A step takes its time, so that a signal surely comes in the middle of the training.
@@ -45,6 +52,11 @@ def slowly(*arguments: str | Path, **options) -> subprocess.Popen:
 def other_process(run: Path) -> int:
     """The pid of the rank that is not the run's own process."""
     return int(re.findall(r"process 1 of 2 \(pid (\d+)\)", (run / "finetune.log").read_text(encoding="utf-8"))[-1])
+
+
+def started(run: Path) -> int:
+    """The pid of the rank that owns the run."""
+    return int(json.loads((run / "status.json").read_text(encoding="utf-8"))["pid"])
 
 
 def gone(pid: int, seconds: float = 20) -> bool:

@@ -1,4 +1,4 @@
-"""What a launcher or a job system says of processes is left out of account by every program here, and said once."""
+"""What a launcher or a job system says of processes: torchrun and srun give a place, the rest is left out of account, and said."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,8 @@ TORCHRUN = {
     "ROLE_NAME": "default", "MASTER_ADDR": "10.255.255.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none",
     "TORCHELASTIC_USE_AGENT_STORE": "True",
 }  # fmt: skip
+# Of a training without torchrun, in which each process is told of the others by hand.
+BY_HAND = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "10.255.255.1", "MASTER_PORT": "29500"}
 ACCELERATE = {
     "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_MIXED_PRECISION": "fp8",
     "ACCELERATE_TORCH_DEVICE": "meta", "PARALLELISM_CONFIG_TP_SIZE": "8", "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
@@ -33,7 +36,12 @@ MPI = {
     "PMI_RANK": "2",
     "MPI_LOCALNRANKS": "4",
 }
-SLURM = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"}
+# As they stand in a batch script, which is one process.
+SLURM = {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
+SRUN = {
+    **SLURM, "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_STEP_NODELIST": "node[03-04]",
+}  # fmt: skip
 KEPT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "NCCL_DEBUG": "WARN", **SLURM}
 
 
@@ -44,22 +52,74 @@ def logged(monkeypatch):
     logger = log.logger
     number = logger.add(lambda line: lines.append((line.record["level"].name, line.record["message"])))
     monkeypatch.setattr(launchers, "_left_out", {})
+    monkeypatch.setattr(launchers, "_seat", None)
     yield lines
     logger.remove(number)
 
 
-@pytest.mark.parametrize("given", [JOB, TORCHRUN, ACCELERATE, MPI])
+@pytest.mark.parametrize("given", [JOB, BY_HAND, ACCELERATE, MPI])
 def test_they_are_taken_out_of_the_environment_and_nothing_else_is(monkeypatch, logged, given):
     for name, value in {**given, **KEPT}.items():
         monkeypatch.setenv(name, value)
     before = set(os.environ)
     launchers.leave_out()
     assert before - set(os.environ) == set(given)
+    assert launchers.seat() is None
     launchers.tell()
     launchers.tell()
-    several = "WARNING" if given in (TORCHRUN, MPI) else "INFO"
+    several = "WARNING" if given in (BY_HAND, MPI) else "INFO"
     words = "a launcher's, left out of account; NUM_PROCESSES and NUM_MACHINES say how many processes train, and this program"
     assert logged == [(several, f"{', '.join(sorted(given))}: {words} starts them itself")]
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "address"),
+    [
+        (TORCHRUN, (1, 1, 2, 2, 0, 1), "10.255.255.1:29500"),
+        (TORCHRUN | ACCELERATE | SRUN, (1, 1, 2, 2, 0, 1), "10.255.255.1:29500"),
+        (SRUN, (3, 1, 4, 2, 1, 2), "node03:29508"),
+    ],
+)
+def test_torchrun_accelerate_and_srun_give_a_place_that_is_taken_and_said_once(
+    monkeypatch, logged, given, place, address
+):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    launchers.leave_out()
+    launchers.leave_out()
+    seat = launchers.seat()
+    assert (seat.rank, seat.local_rank, seat.size, seat.local_size, seat.machine, seat.machines) == place
+    assert seat.address == address and seat.folder is None
+    assert not [name for name in TORCHRUN if name in os.environ], "torch's libraries would obey them everywhere"
+    launchers.tell()
+    assert logged == [], "the first one says it"
+    monkeypatch.setattr(launchers, "_seat", replace(seat, rank=0))
+    launchers.tell()
+    assert logged == [("INFO", f"process 0 of {seat.size}, started by {seat.by}: it takes its place among them")]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        SLURM,
+        {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+        {**TORCHRUN, "RANK": "one"},
+        {**TORCHRUN, "WORLD_SIZE": "3"},
+        {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2,1"},
+        {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+    ],
+)
+def test_what_gives_no_whole_place_gives_none(given):
+    assert launchers.found(given) is None
+
+
+@pytest.mark.parametrize(
+    ("listed", "first"),
+    [("node7", "node7"), ("a,b", "a"), ("node[03-05,9],x", "node03"), ("a1-b[2,4]-c", "a1-b2-c"), ("gpu-1", "gpu-1")],
+)
+def test_the_first_machine_of_slurms_list_is_read(listed, first):
+    assert launchers.hosts(listed) == first
 
 
 def test_without_them_nothing_is_said(monkeypatch, logged):
@@ -97,7 +157,7 @@ open({str(tmp_path / "left")!r}, "w").write(" ".join(name for name in {sorted(TO
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize(("given", "several"), [(JOB, False), (TORCHRUN | ACCELERATE | MPI | SLURM, True)])
+@pytest.mark.parametrize(("given", "several"), [(JOB, False), (BY_HAND | ACCELERATE | MPI | SLURM, True)])
 def test_a_run_trains_as_without_them(tmp_path, tiny_model, given, several):
     config = write_tiny_config(tmp_path, tiny_model)
     code = FAULTY.format(root=str(ROOT), fault=NO_EXPORT)

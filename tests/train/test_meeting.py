@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.programs import wait_for_step
-from tests.support.ranks import TWO, gone, other_process, program, slowly
+from tests.support.ranks import TWO, gone, other_process, program, slowly, started
 from tests.support.runs import losses
 from tests.support.tiny import write_tiny_config
 from training import settings
@@ -85,30 +85,48 @@ def test_a_seal_belongs_to_a_key_a_name_and_a_value():
 
 
 def test_the_ranks_of_one_machine_meet_in_a_folder_of_this_user_alone_that_is_gone_afterwards():
-    with meeting.private_file() as file:
-        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert not file.parent.exists()
+    assert meeting.folder_of("a job") is None
+    with meeting.private_folder("a job") as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert meeting.folder_of("a job") == folder and meeting.folder_of("another job") is None
+        folder.chmod(0o755)
+        assert meeting.folder_of("a job") is None, "others could have been there"
+    assert not folder.exists()
+
+
+def test_a_folder_that_a_killed_process_has_left_is_nobodys_meeting_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(meeting.tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "finetune-a job-x.held"
+    left.mkdir(mode=0o700)
+    (left / "lock").touch()
+    assert meeting.folder_of("a job") is None
 
 
 def test_a_temporary_folder_that_cannot_be_made_is_told(monkeypatch, tmp_path):
-    def full(**_):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(meeting.tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(meeting.temporary, "folder", full)
     with pytest.raises(MachineError, match=r"no temporary folder can be made \(No space left on device\); set TMPDIR"):
-        meeting.private_file().__enter__()
+        meeting.private_folder().__enter__()
 
 
-def test_a_temporary_folder_without_locks_or_modes_is_told(monkeypatch):
+def test_a_temporary_folder_without_locks_or_modes_is_told(monkeypatch, tmp_path):
+    @contextmanager
+    def plain(_what):
+        (tmp_path / "plain").mkdir(mode=0o700, exist_ok=True)
+        yield tmp_path / "plain"
+
     def no_locks(*_):
         raise OSError(95, "Operation not supported")
 
+    monkeypatch.setattr(meeting.temporary, "folder", plain)
     monkeypatch.setattr(meeting.fcntl, "flock", no_locks)
     with pytest.raises(MachineError, match=r"cannot be locked \(Operation not supported\); set TMPDIR"):
-        meeting.private_file().__enter__()
+        meeting.private_folder().__enter__()
     monkeypatch.setattr(meeting.stat, "S_IMODE", lambda mode: 0o777)
     with pytest.raises(MachineError, match="this file system lets other users in; set TMPDIR"):
-        meeting.private_file().__enter__()
+        meeting.private_folder().__enter__()
 
 
 # Which of the ports answers as torch's store does? One of its own does, and others may not answer at all.
@@ -183,7 +201,8 @@ def test_a_stranger_on_this_machine_finds_no_door_and_his_garbage_changes_nothin
     gate.unlink()
     process, second = run("disturbed")
     (folder,) = there.glob("finetune-ranks-*")
-    open_ports = ports(process.pid) | ports(other_process(second))
+    ranks = process.pid, started(second), other_process(second)
+    open_ports = set.union(*map(ports, ranks))
     assert open_ports, "gloo listens on the loopback"
     asked = subprocess.run([sys.executable, "-c", ASK, *map(str, open_ports)], capture_output=True, text=True)
     assert asked.stdout == "a store at its own\n", asked.stderr

@@ -17,6 +17,7 @@ from training.system import listeners, log, paths, privacy, shell
 
 # Names the descriptor on which a detached run tells its parent that it has started.
 PARENT = "FINETUNE_PARENT"
+_kept = ""
 
 
 def detach(argv: Sequence[str], stdout: IO[str]) -> int:
@@ -62,9 +63,16 @@ def serve(argv: Sequence[str]) -> int:
     os.execv(sys.executable, [sys.executable, str(paths.TRAINING / "service" / "server.py"), *argv])
 
 
+def take_parent() -> None:
+    """Keep to this process, of those that it starts, to tell a waiting parent."""
+    global _kept
+    _kept = os.environ.pop(PARENT, "")
+
+
 def tell_parent(path: Path | None) -> None:
     """Tell a waiting parent the run directory (or, with None, that there will be none), once; then forget the terminal."""
-    number = _pipe(os.environ.pop(PARENT, ""))
+    global _kept
+    number, _kept = _pipe(_kept or os.environ.pop(PARENT, "")), ""
     if number is None:
         return
     with os.fdopen(number, "w", encoding="utf-8") as pipe:

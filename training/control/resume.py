@@ -15,10 +15,11 @@ from training.plan import Plan
 from training.runs import Run, checkpoint, directory
 from training.settings import Settings
 from training.settings.command_line import Arguments
-from training.system import files, log, shell
+from training.system import files, launchers, log, shell
 from training.system.events import Events
 from training.system.this_machine import oom_kills
 
+ADDRESS = "Hardware.MAIN_PROCESS_ADDRESS"
 HANDED_OVER = 10.0  # seconds in which a queue lets go of a run that it has started
 # Of a run that ended before its settings were written.
 NEVER_BEGAN = f"ended before it began: it has no {runs.CONFIG}, and nothing was trained; start a new run"
@@ -60,7 +61,7 @@ def to_resume(arguments: Arguments) -> Run | None:
             )
         run = every[-1]
     state = directory.state(run)
-    if state in ("running", "queued") and not directory.waiting(run) and run.status.get("pid") != os.getpid():
+    if state in ("running", "queued") and not directory.waiting(run) and not _ours(run):
         shows = f"{shell.command('run.sh', '--follow', run.path)} shows it"
         raise UserError(f"{run.path} is running (process {run.status['pid']}); {shows}")
     if state == "completed":
@@ -68,6 +69,13 @@ def to_resume(arguments: Arguments) -> Run | None:
     if not directory.begun(run):
         raise UserError(f"{run.path} {NEVER_BEGAN}")
     return run
+
+
+def _ours(run: Run) -> bool:
+    """Whether a run was given to this process, or to the one that has started it as a rank."""
+    seat = launchers.seat()
+    launcher = [os.getppid()] if seat is not None and seat.folder is not None else []
+    return run.status.get("pid") in (os.getpid(), *launcher)
 
 
 def settings_of(run: Run, arguments: Arguments) -> Settings:
@@ -79,13 +87,14 @@ def settings_of(run: Run, arguments: Arguments) -> Settings:
     problems = [
         f"{override.source}: {override.section}.{override.key} is {own.get(key)} in the run, not {changed.get(key)}"
         for override in arguments.overrides
-        if own.get(key := f"{override.section}.{override.key}") != changed.get(key)
+        if (key := f"{override.section}.{override.key}") != ADDRESS and own.get(key) != changed.get(key)
     ]
     if problems:
         raise UserError(
             [*problems, "leave it out, or start a new run with --fresh"], f"{run.path.name} has settings of its own"
         )
-    return own
+    # The machines may be others now.
+    return own if own.get(ADDRESS) == changed.get(ADDRESS) else changed
 
 
 def began_on(run: Run | None) -> date | None:
@@ -108,7 +117,7 @@ def offer_resume(folder: Path) -> None:
 def tell_of_others(folder: Path) -> None:
     """Say that other runs of this folder are at work, before this one takes its share of the machine."""
     for run in runs.history(folder):
-        if directory.state(run) in ("queued", "running") and run.status.get("pid") != os.getpid():
+        if directory.state(run) in ("queued", "running") and not _ours(run):
             logger.warning(
                 "{} is running, too (process {}, step {} of {}): both take longer, and share the memory",
                 run.path.name, run.status["pid"], run.status.get("step", 0), run.status.get("total", 0),

@@ -1,238 +1,259 @@
-"""The other processes of a training on this machine: rank 0, which owns the run, starts them, watches them, ends them.
+"""Start a training in several processes: torchrun's agent, with this same command as each of its ranks on this machine.
 
-Each is a worker.py in a session of its own: a terminal's Ctrl-C is for rank 0, which tells them when to stop. Its stdin
-brings what it is to do, and closes with rank 0, however that ended; the worker then ends too. What it says comes back in
-a pipe, into the run's log.
+The agent is torch.distributed.elastic's own: it starts the ranks, watches them, and ends those that are left. Here it is
+told three things that it does not know. Signals are for rank 0 of this machine, which tells the others when to stop. When
+another rank has died, rank 0 is first given the time to tell how, and to leave the run as it must be left. And the ranks
+of other machines are not looked for by torchrun's own rendezvous, which unpickles what anybody writes to its port, and
+numbers the machines as it likes: they meet by a secret (distributed/rendezvous.py).
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
 import signal
-import struct
-import threading
+import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from loguru import logger
 
-from training import runs
-from training.distributed import rendezvous
-from training.errors import RunError
-from training.runs import Run, checkpoint
+from training.distributed import notes
 from training.settings.table import Hardware
-from training.system import forkserver, shared_secret, this_machine
-from training.train import Order, Place, Team, meeting, team
-from training.train.meeting import Key
-from training.train.team import JOINING
+from training.system import launchers, this_machine
+from training.train import meeting
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    import subprocess
 
-    # The other processes have no use for all that makes a plan.
-    from training.plan import Plan
+    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
+else:
+    LocalElasticAgent = RendezvousHandler = object
 
-WORKER = Path(__file__).with_name("worker.py")
-READY = b"@ready\n"  # a worker's line: its model is loaded
-# Lines of a worker's last words that a message has.
-LAST = 3
-# Seconds in which a worker ends by itself after the training.
-ENDING = 10.0
-# Seconds after a worker's end in which rank 0 must have noticed.
-STUCK = 60.0
-
-
-def send(order: Order, stream: IO[bytes]) -> None:
-    """Write an order to a worker's stdin."""
-    data = pickle.dumps(order)  # between this program's own processes, and never on a disk
-    rest = memoryview(struct.pack("!Q", len(data)) + data)
-    while rest:  # an unbuffered pipe may take a part only
-        rest = rest[stream.write(rest) :]
-    stream.flush()
+# Seconds that rank 0 has to end by itself after another rank has died.
+GRACE = 45.0
+# Seconds in which rank 0 may have heard a signal itself: a service manager sends it to every process.
+HEARD = 0.5
+# Torch's agent ends ranks by SIGTERM, and after so many seconds by SIGKILL.
+ENDING = 10
 
 
-def receive(stream: IO[bytes]) -> Order | None:
-    """Read it there; None when rank 0 has gone."""
-    head = stream.read(8)
-    data = stream.read(struct.unpack("!Q", head)[0]) if len(head) == 8 else b""
-    order: Order | None = pickle.loads(data) if data else None
-    return order
+@dataclass
+class Ranks:
+    """The ranks of this machine, as their agent sees them."""
 
+    folder: Path
+    size: int
+    first: int  # the rank of the first
+    here: int
+    begun: Callable[[Path], None]
+    codes: dict[int, int] = field(default_factory=dict)  # by local rank, of those that have ended
+    asked: list[tuple[int, float]] = field(default_factory=list)  # signals that wait to be passed on, and since when
+    passed: bool = False
+    told: bool = False
+    ends_at: float | None = None
 
-class Worker:
-    """One of the other ranks: its process, and what it last said."""
-
-    def __init__(self, order: Order, on_end: Callable[[Worker], None]) -> None:
-        self.rank, self.size = order.place.rank, order.place.size
-        self.ready = threading.Event()
-        self.pid: int | None = None  # known once it runs
-        self.code: int | None = None
-        self._last: deque[str] = deque(maxlen=LAST)
-        on_cpu = order.settings.hardware.device == "cpu"
-        # Neither a card nor its environment variables may be touched before a fork.
-        card = {} if on_cpu else this_machine.card(order.place.local_rank)
-        self.process = forkserver.popen(WORKER, [], card, fork=on_cpu)
-        self._thread = threading.Thread(target=self._attend, args=(order, on_end), daemon=True)
-        self._thread.start()
-
-    def _attend(self, order: Order, on_end: Callable[[Worker], None]) -> None:
-        """Give it its order, listen until it has nothing more to say, and note how it ended."""
-        self.pid = self.process.pid
-        with suppress(OSError):  # it has ended already; the exit code says how
-            send(order, self.process.stdin)
-        for line in self.process.stdout:
-            if line == READY:
-                logger.debug("process {} of {} (pid {}) has its model", self.rank, self.size, self.pid)
-                self.ready.set()
-            elif words := line.decode("utf-8", "replace").rstrip():
-                self._last.append(words)
-                logger.debug("process {}: {}", self.rank, words)
-        self.code = self.process.wait()
-        on_end(self)
-
-    def end(self) -> None:
-        """Let it end, or make it; returns when it has."""
-        with suppress(OSError, ValueError):
-            self.process.stdin.close()
-        self._thread.join(ENDING)
-        if self.code is None and self.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            self._thread.join(ENDING)
-
-    def words(self) -> str:
-        """How it ended, for a person."""
-        who = f"process {self.rank} of {self.size} (NUM_PROCESSES)"
-        if self.code is not None and self.code < 0:
-            return f"{who} was killed by {signal.Signals(-self.code).name}"
-        last = "\n  ".join(self._last)
-        return f"{who} ended with exit code {self.code}" + (f"; its last words:\n  {last}" if last else "")
-
-
-class Crew:
-    """All of them, and the order of the process that started them."""
-
-    def __init__(
-        self, orders: list[Order], server: Store | None, run: Run, give_up: Callable[[RunError], None]
-    ) -> None:
-        self.order = orders[0]
-        self._server = server
-        self._run = run
-        self._give_up = give_up
-        self._kills = this_machine.oom_kills()
-        self._ended = threading.Event()  # by rank 0, or noticed by it
-        self._lost: Worker | None = None
-        self.workers = [Worker(order, self._on_end) for order in orders[1:]]
-
-    def wait(self) -> None:
-        """Until all, on every machine, have their models loaded. Raises RunError when one ends instead."""
-        for worker in self.workers:
-            while not worker.ready.wait(0.05):
-                if lost := self.lost():
-                    raise lost
-        if self.order.place.machines > 1:
-            self._server = rendezvous.meet(self.order.place, self._server, self.lost)
-
-    def joined(self) -> AbstractContextManager[Team]:
-        """This process as one of the ranks, once `wait` has returned."""
-        return team.joined(self.order.place, self.order.settings, self._server, self.late)
-
-    def lost(self, within: float = 0.0) -> RunError | None:
-        """The error for a worker that has ended before its time, which may become known in so many seconds."""
-        end = time.monotonic() + within
-        while self._lost is None and time.monotonic() < end:
-            time.sleep(0.05)
-        if self._lost is None:
-            return None
-        self._ended.set()
-        return self._error(self._lost)
-
-    def late(self) -> None:
-        """The ranks have met, and do not reach each other: end this process, which waits for them in a library."""
-        words = f"the processes have met, and do not reach each other within {JOINING:.0f} s: is a port closed between them?"
-        self._give_up(RunError("training", words, checkpoint.where(self._run.path / runs.CHECKPOINTS)))
-
-    def end(self) -> None:
-        """End what is still there."""
-        self._ended.set()
-        for worker in self.workers:
-            worker.end()
-
-    def _error(self, worker: Worker) -> RunError:
-        words = worker.words()
-        kills = this_machine.oom_kills()
-        if worker.code == -signal.SIGKILL and kills is not None and self._kills is not None and kills > self._kills:
-            words += (
-                ": the kernel took its memory; set NUM_PROCESSES, MAX_SEQ_LENGTH or PER_DEVICE_TRAIN_BATCH_SIZE lower"
+    def look(self, processes: Mapping[int, subprocess.Popen[bytes]]) -> bool:
+        """See who has ended, and pass signals on; whether the ranks are left to themselves for now."""
+        if not self.told and (path := notes.run(self.folder)) is not None:
+            self.told = True
+            self.begun(path)
+        for number, process in processes.items():
+            if (code := process.poll()) is not None and number not in self.codes:
+                self.codes[number] = code
+        if 0 in self.codes:
+            return False
+        self._pass_on(processes[0].pid)
+        dead = [number for number, code in self.codes.items() if code]
+        if not dead or notes.is_over(self.folder):
+            return True
+        if self.ends_at is None:
+            self.ends_at = time.monotonic() + GRACE
+            number = dead[0]
+            notes.lose(
+                self.folder, self.first + number, self.size, self.codes[number], notes.last_words(self.folder, number)
             )
-        return RunError("training", words, checkpoint.where(self._run.path / runs.CHECKPOINTS))
+        return time.monotonic() < self.ends_at
 
-    def _on_end(self, worker: Worker) -> None:
-        """In the thread of a worker that has ended. Rank 0 notices by a connection that closes; a card may not let it."""
-        if worker.code == 0 or self._ended.is_set() or self._lost is not None:
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it was a death, and no end that was told: of the first rank, or of another for whose sake it ended."""
+        return not self.passed and (self.codes.get(0, -1) < 0 or notes.is_broken(self.folder))
+
+    def begin_again(self, left: int, restarts: int) -> None:
+        """All are started again."""
+        code = self.codes.get(0, -signal.SIGKILL)
+        if code < 0:
+            logger.warning("{}", notes.ended(self.first, self.size, code, ""))
+        logger.warning("starting the processes again, from the checkpoint ({} of {})", restarts - left, restarts)
+        self.codes.clear()
+        self.ends_at = None
+        notes.begin_again(self.folder)
+
+    def hear(self, number: int, _frame: FrameType | None) -> None:
+        """A signal for the training."""
+        self.asked.append((number, time.monotonic()))
+
+    def _pass_on(self, pid: int) -> None:
+        """Give rank 0 one of the signals: the first only where it has not come there by itself."""
+        if not self.asked:
             return
-        self._lost = worker
-        if not self._ended.wait(STUCK):
-            self._give_up(self._error(worker))
+        number, when = self.asked[0]
+        stops = number != signal.SIGUSR1
+        if stops and not self.passed and time.monotonic() - when < HEARD:
+            return
+        del self.asked[0]
+        if stops and not self.passed:
+            self.passed = True
+            if notes.is_stopping(self.folder):
+                return
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
-def order_of(plan: Plan, fingerprint: Mapping[str, object], run: Path, place: Place = team.ALONE) -> Order:
-    """What the rank in a place must know of a plan to train."""
-    return Order(
-        place=place,
-        settings=plan.settings,
-        base=plan.base,
-        train=plan.train,
-        validation=plan.validation,
-        longest=plan.summary.total.longest,
-        steps=plan.steps,
-        fingerprint=fingerprint,
-        run=run,
-    )
+class Agent(LocalElasticAgent):
+    """torchrun's agent, with the three things that it is told. Mixed into torch's class, which is imported late."""
+
+    ranks: Ranks
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+
+        handlers = self._pcontext.subprocess_handlers  # type: ignore[union-attr]  # it runs programs
+        if self.ranks.look({number: one.proc for number, one in handlers.items()}):
+            return RunResult(state=WorkerState.HEALTHY)
+        if self.ranks.codes.get(0) == 0:
+            self._all_over(handlers)
+        if not self.ranks.can_go_on:
+            self._remaining_restarts = 0
+        found: RunResult = super()._monitor_workers(worker_group)
+        return found
+
+    def code(self) -> int:
+        """How the first rank has ended: its exit code; negative, the signal that killed it."""
+        first = self._pcontext.subprocess_handlers[0].proc  # type: ignore[union-attr]  # it runs programs
+        code: int = first.wait(ENDING)
+        return code
+
+    def _all_over(self, handlers: Mapping[int, object]) -> None:
+        """Rank 0 has done all: what is left of the others has no more to do."""
+        if len(self.ranks.codes) < len(handlers):
+            self._pcontext.close(signal.SIGTERM, ENDING)  # type: ignore[union-attr]
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self.ranks.begin_again(self._remaining_restarts, worker_group.spec.max_restarts)
+        super()._restart_workers(worker_group)
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = ENDING) -> None:
+        super()._shutdown(death_sig, min(timeout, ENDING))
+
+    def _exit_barrier(self) -> None:
+        """Machine 0 has more to do than the others, who do not wait for it."""
 
 
-def started(
-    plan: Plan, fingerprint: Mapping[str, object], run: Run, give_up: Callable[[RunError], None]
-) -> AbstractContextManager[Crew | None]:
-    """The other ranks of a training on this machine, loading their models; None where it has one process only, or is done.
+class Here(RendezvousHandler):
+    """For torchrun's agent: the number of this machine, as the settings have it. Nobody is asked for it."""
 
-    `give_up` ends this process with an error, where it hangs in a library.
+    def __init__(self, machine: int, machines: int) -> None:
+        self.machine, self.machines = machine, machines
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """The place of this machine, and a store of this process alone."""
+        from torch.distributed import HashStore
+        from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStoreInfo
+
+        return RendezvousInfo(HashStore(), self.machine, self.machines, RendezvousStoreInfo("", 0))
+
+    def get_backend(self) -> str:
+        return "settings"
+
+    @property
+    def use_agent_store(self) -> bool:
+        return False
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """No machine can come later."""
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return "run"
+
+    def shutdown(self) -> bool:
+        return True
+
+
+def launch(
+    hardware: Hardware, stdout: IO[str], begun: Callable[[Path], None], killed: Callable[[Path | None, str], int]
+) -> int:
+    """Run this command as every rank of this machine; the exit code of the first.
+
+    `begun` is told the run's directory, once there is one. `killed` tells the end of a first rank that
+    could not do it itself, with that directory, and gives the exit code.
     """
-    if plan.settings.processes == 1 or run.stage("train") is not None:
-        return nullcontext()
-    return several(plan, fingerprint, run, give_up)
+    # What the ranks print for programs goes where this program's own would.
+    os.dup2(stdout.fileno(), 1)
+    with meeting.private_folder() as folder:
+        ranks = Ranks(
+            folder=folder,
+            size=hardware.num_processes * hardware.num_machines,
+            first=hardware.num_processes * hardware.machine_rank,
+            here=hardware.num_processes,
+            begun=begun,
+        )
+        told = {
+            launchers.FOLDER: str(folder),
+            # The ranks follow from the numbers: nothing is asked of a store.
+            "TORCH_ELASTIC_WORKER_IDENTICAL": "1",
+            # The others are heard here.
+            "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT",
+        }
+        with this_machine.variables(told):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, ranks.hear)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            running = agent(hardware, ranks)
+            running.run()
+        code = running.code()
+        path = notes.run(folder)
+        if code >= 0:
+            return code
+    return killed(path, notes.ended(ranks.first, ranks.size, code, ""))
 
 
-@contextmanager
-def several(
-    plan: Plan, fingerprint: Mapping[str, object], run: Run, give_up: Callable[[RunError], None]
-) -> Iterator[Crew]:
-    """The same of a training that has more processes than this one."""
-    with _first_place(plan.settings.hardware, plan.settings.processes) as (first, server):
-        places = [replace(first, rank=first.rank + n, local_rank=n) for n in range(first.local_size)]
-        crew = Crew([order_of(plan, fingerprint, run.path, place) for place in places], server, run, give_up)
-        try:
-            yield crew
-        finally:
-            crew.end()
+def agent(hardware: Hardware, ranks: Ranks) -> Agent:
+    """torchrun's agent for the ranks of this machine."""
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-
-@contextmanager
-def _first_place(hardware: Hardware, size: int) -> Iterator[tuple[Place, Store | None]]:
-    """The place of this machine's first rank, and the store that it serves to other machines."""
-    here = hardware.num_processes
-    if hardware.num_machines == 1:
-        with meeting.private_file() as file:
-            yield Place(rank=0, local_rank=0, size=size, local_size=here, file=file), None
-        return
-    # Without the address the settings refuse several machines.
-    address, port = rendezvous.address(hardware.main_process_address or "")
-    server = rendezvous.serve(address, port, size) if hardware.machine_rank == 0 else None
-    key, rank = Key(shared_secret.secret()), hardware.machine_rank * here
-    yield Place(rank=rank, local_rank=0, size=size, local_size=here, port=port, address=address, key=key), server
+    # What it says is told by the ranks, or here.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)
+    handler = type("Here", (Here, RendezvousHandler), {})(hardware.machine_rank, hardware.num_machines)
+    spec = WorkerSpec(
+        role="rank",
+        local_world_size=ranks.here,
+        entrypoint=sys.executable,
+        # It would put the number of a rank into "${local_rank}".
+        args=tuple(word.replace("$", "$$") for word in sys.orig_argv[1:]),
+        rdzv_handler=handler,
+        max_restarts=hardware.max_restarts,
+        monitor_interval=0.1,
+    )
+    others = dict.fromkeys(range(1, ranks.here), Std.ALL)
+    made: Agent = type("Agent", (Agent, LocalElasticAgent), {"ranks": ranks})(
+        spec, DefaultLogsSpecs(log_dir=str(ranks.folder), redirects=others)
+    )
+    return made

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from training.errors import MachineError, RunError
+from training.errors import Interrupted, Lost, MachineError, RunError
+from training.system import launchers
 from training.train import Place, meeting, team
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-PORT = 29500  # torchrun's
 # For one attempt to reach machine 0.
 TRY = timedelta(seconds=5)
 # Seconds that the other machines have to hear why nothing comes of the training.
@@ -33,7 +33,7 @@ HEARD = 5.0
 def address(written: str) -> tuple[str, int]:
     """Host and port of MAIN_PROCESS_ADDRESS."""
     host, colon, port = written.rpartition(":") if written.rpartition(":")[2].isdigit() else (written, "", "")
-    return host.strip("[]"), int(port) if colon else PORT
+    return host.strip("[]"), int(port) if colon else launchers.PORT
 
 
 def serve(host: str, port: int, size: int) -> Store:
@@ -65,7 +65,7 @@ def serve(host: str, port: int, size: int) -> Store:
         ) from None
 
 
-def meet(place: Place, server: Store | None, lost: Callable[[], RunError | None]) -> Store:
+def meet(place: Place, server: Store | None, lost: Callable[[], RunError | Interrupted | None]) -> Store:
     """Wait until the processes of every machine are ready to join; gives the store.
 
     `server`: machine 0's, where this is it. `lost` gives an error where a process of this machine has ended. Raises
@@ -80,13 +80,13 @@ def meet(place: Place, server: Store | None, lost: Callable[[], RunError | None]
         return meeting.admitted(store, place.proof, place.machine)
     except RuntimeError as error:
         logger.debug("{}", error)
-        raise RunError("training", "machine 0 has ended, or the connection to it is lost; its log says more") from None
+        raise Lost("training", "machine 0 has ended, or the connection to it is lost; its log says more") from None
     finally:
         with suppress(RuntimeError):
             meeting.put(store, f"machine {place.machine} has heard", b"")
 
 
-def _welcome(place: Place, store: Store, lost: Callable[[], RunError | None]) -> None:
+def _welcome(place: Place, store: Store, lost: Callable[[], RunError | Interrupted | None]) -> None:
     """Machine 0: hear every machine, and tell all whether they go together."""
     own = {"nonce": place.proof.nonce, "shape": _shape(place)}
     meeting.put(store, "machine 0", place.proof.sealed("machine 0", own))
@@ -106,7 +106,7 @@ def _welcome(place: Place, store: Store, lost: Callable[[], RunError | None]) ->
         _until_heard(place, store)
 
 
-def _introduce(place: Place, store: Store, lost: Callable[[], RunError | None]) -> None:
+def _introduce(place: Place, store: Store, lost: Callable[[], RunError | Interrupted | None]) -> None:
     """Another machine: answer machine 0, and wait until it has heard all."""
     name = f"machine {place.machine}"
     _await(store, "machine 0", "machine 0", lost)
@@ -118,7 +118,7 @@ def _introduce(place: Place, store: Store, lost: Callable[[], RunError | None]) 
     _await(store, "go", "the other machines", lost)
 
 
-def _await(store: Store, name: str, whom: str, lost: Callable[[], RunError | None]) -> None:
+def _await(store: Store, name: str, whom: str, lost: Callable[[], RunError | Interrupted | None]) -> None:
     if not store.check([name]):
         logger.info("waiting for {}", whom)
     while not store.check([name]):
@@ -137,14 +137,16 @@ def _shape(place: Place) -> str:
     return f"{place.machines} machines with {place.local_size} processes each"
 
 
-def _reach(place: Place, lost: Callable[[], RunError | None]) -> Store:
+def _reach(place: Place, lost: Callable[[], RunError | Interrupted | None]) -> Store:
     from torch.distributed import DistError, TCPStore
 
     waiting = False
     while True:
         try:
+            # A store that finds nobody writes pages about it.
+            socket.create_connection((place.address, place.port), TRY.total_seconds()).close()
             store = TCPStore(place.address, place.port, is_master=False, timeout=TRY)
-        except DistError:
+        except (OSError, DistError):
             if not waiting:
                 logger.info("waiting for machine 0 at {}:{}", place.address, place.port)
             waiting = True
@@ -154,7 +156,7 @@ def _reach(place: Place, lost: Callable[[], RunError | None]) -> Store:
             return store
 
 
-def _pause(lost: Callable[[], RunError | None]) -> None:
+def _pause(lost: Callable[[], RunError | Interrupted | None]) -> None:
     time.sleep(0.2)
     if error := lost():
         raise error

@@ -6,18 +6,23 @@ from collections.abc import Callable, Mapping
 
 from loguru import logger
 
-from training.distributed import launcher
+from training.distributed import crew
 from training.errors import Interrupted, RunError
 from training.plan import Plan
 from training.runs import Run
 from training.system import temporary
+from training.system.launchers import Seat
 from training.system.signals import Signals
 from training.system.wording import first_line
 from training.train import Loaded, Order, Session, engine, loop, machines, state
 
 
 def follow(
-    plan: Plan, fingerprint: Mapping[str, object], signals: Signals, give_up: Callable[[RunError], None]
+    seat: Seat,
+    plan: Plan,
+    fingerprint: Mapping[str, object],
+    signals: Signals,
+    give_up: Callable[[RunError | Interrupted], None],
 ) -> None:
     """What a machine does that does not own the run: train its share of the rows, from the beginning to the end.
 
@@ -25,25 +30,34 @@ def follow(
     """
     with (
         temporary.folder("second") as folder,
-        launcher.several(plan, fingerprint, Run(folder), give_up) as crew,
+        crew.several(seat, plan, fingerprint, Run(folder), give_up) as others,
     ):
         loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
-        crew.wait()
-        with crew.joined() as team:
-            _train(loaded, crew.order, state.session(loaded, crew.order, team, signals, crew))
-    logger.info("the training is done; machine 0 has the adapter, and makes the files of it")
+        others.wait()
+        with others.joined() as team:
+            ours = state.session(loaded, others.order, team, signals, others)
+            done = _train(loaded, others.order, ours, foreign=seat.folder is None)
+    if done:
+        logger.info("the training is done; machine 0 has the adapter, and makes the files of it")
 
 
-def _train(loaded: Loaded, order: Order, session: Session) -> None:
+def _train(loaded: Loaded, order: Order, session: Session, foreign: bool) -> bool:
+    """Whether the training got to its end."""
     try:
         with session.signals.gentle():
             loop.follow(loaded, order, session)
+        return True
     except Interrupted as error:
         if session.first_began is None:
             raise
-        raise Interrupted(error.signal_number, "stopped; the checkpoint is on machine 0") from None
+        words = "stopped; the checkpoint is on machine 0"
+        # Who has started all may end them where one does not end well, and machine 0 has more to do.
+        if foreign:
+            logger.info(words)
+            return False
+        raise Interrupted(error.signal_number, words) from None
     except RunError as error:
-        raise RunError(error.stage, error.message, "the run is on machine 0") from None
+        raise type(error)(error.stage, error.message, "the run is on machine 0") from None
     except RuntimeError as error:
         lost = session.lost(within=loop.LOST) or machines.lost(error, session.watch)
         raise lost or RunError("training", first_line(error), "the run is on machine 0") from error

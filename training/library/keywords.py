@@ -110,6 +110,7 @@ class Keywords(TypedDict, total=False):
     num_machines: int | None
     machine_rank: int | None
     main_process_address: str | None
+    max_restarts: int | None
     sharding: str | None
     fp16: bool | None
     bf16: bool | None

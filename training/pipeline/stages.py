@@ -15,7 +15,7 @@ from training.base_model import base_files
 from training.data import Item, held_out, private_questions
 from training.data.encoding import end_ids
 from training.data.private_questions import PrivateQuestion
-from training.distributed import Crew, launcher
+from training.distributed import Crew, crew
 from training.errors import Interrupted, RunError
 from training.evaluation import ledger, scoring
 from training.ollama import modelfile
@@ -69,7 +69,7 @@ def train_stage(
     run.update(stage="train")
     end_ids = ends(plan)
     facts(plan, rows, end_ids).write(run.path)
-    order = others.order if others else launcher.order_of(plan, marks(plan), run.path)
+    order = others.order if others else crew.order_of(plan, marks(plan), run.path)
     if others:
         others.wait()
     with others.joined() if others else team.joined(order.place, order.settings) as joined:

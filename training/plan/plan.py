@@ -22,7 +22,7 @@ from training.data.record import SHOWN, place
 from training.data.row_texts import RowTexts, row_texts
 from training.data.tokenising import Summary
 from training.errors import UserError
-from training.plan import choices, disk_space, memory, memory_fit, system_text
+from training.plan import choices, disk_space, memory, memory_fit, system_text, traffic
 from training.plan.choices import choose_for_rows, fit_to_model
 from training.settings import Settings, clamp, contradictions
 from training.system import foreign_code, paths, privacy, this_machine, wording
@@ -184,6 +184,8 @@ def lines(plan: Plan) -> list[str]:
     shared = f" in {settings.processes} processes" if settings.processes > 1 else ""
     steps, rows = wording.counted(plan.steps, "step"), wording.counted(settings.rows_a_step, "row")
     out.append(f"{steps} of {rows}{shared} ({why}), {wording.counted(epochs, 'epoch')}")
+    if settings.processes > 1:
+        out.append(traffic.line(settings, disk_space.adapter_parameters(settings, plan.base)))
     free = memory_fit.free(settings, plan.machine)
     out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
     out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({disk_space.words(plan.disk)})")

@@ -24,7 +24,7 @@ from training.system import before_torch
 before_torch.settle()
 
 from training import base_model, settings
-from training.distributed import launcher
+from training.distributed import crew
 from training.errors import FinetuneError
 from training.fast_cpu import policy
 from training.pipeline import stages
@@ -76,7 +76,7 @@ def train(given: Settings, folder: Path) -> Figures:
     began = time.perf_counter()
     loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
     load_peak = callback.peak_memory()
-    order = replace(launcher.order_of(plan, stages.marks(plan), folder), validation=None)
+    order = replace(crew.order_of(plan, stages.marks(plan), folder), validation=None)
     session = Counting(
         settings=plan.settings,
         run=Run(folder),

@@ -52,6 +52,7 @@ NOT_COMPARED = {
     "Training.PER_DEVICE_TRAIN_BATCH_SIZE",  # their product counts: "effective batch"
     "Training.GRADIENT_ACCUMULATION_STEPS",
     "Hardware.MACHINE_RANK",
+    "Hardware.MAX_RESTARTS",
     "Hardware.MAIN_PROCESS_ADDRESS",
     "Dataset.DATASET_FILE",  # its content counts: "data SHA-256"
     "Dataset.VALIDATION_FILE",

@@ -187,6 +187,7 @@ class Hardware:
     main_process_address: str | None = setting(
         None, read=readers.address, help="host:port of machine 0, when there are several"
     )
+    max_restarts: int = setting(0, at_least=0, at_most=1000, help="times to go on by itself when one of several dies")
     sharding: str = setting("none", one_of=("none", "fsdp"), help="fsdp spreads the model over the processes")
 
 

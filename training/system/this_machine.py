@@ -71,15 +71,15 @@ class Machine:
         return lines
 
 
-def show_one_card(device: str) -> None:
-    """Let this process see one card only: the one that DEVICE names, or the first. Before torch looks for them.
+def show_one_card(device: str, number: int = 0) -> None:
+    """Let this process see one card only: the one that DEVICE names, or the one of this number. Before torch looks for them.
 
     With several in sight the trainer spreads each batch over all of them (nn.DataParallel), and Unsloth the model.
     A card is counted among those that the caller's own variable shows; one that is not there is then found missing.
     """
     global _cards
     _cards = {name: os.environ[name] for names in CARDS for name in names if name in os.environ}
-    os.environ.update(card(int(device.partition(":")[2] or 0)))
+    os.environ.update(card(int(device.partition(":")[2] or number)))
 
 
 def card(number: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from training.errors import RunError
+from training.errors import Lost, RunError
 from training.runs import checkpoint
 from training.runs.checkpoint import Checkpoint
 from training.system import files, wire
@@ -84,10 +84,13 @@ def _pieces(path: Path, team: Team) -> Iterator[bytes]:
 
 
 def lost(error: Exception, watch: Watch) -> RunError | None:
-    """The error for a connection to another machine that has closed, if `error` says that."""
-    if watch.team.place.machines == 1 or not any(word in str(error) for word in CLOSED):
+    """The error for a connection to another process that has closed, if `error` says that."""
+    if watch.team.size == 1 or not any(word in str(error) for word in CLOSED):
         return None
     logger.debug("{}", error)
+    if watch.team.place.machines == 1:
+        words = "another process of this training has ended; what started the processes says how"
+        return Lost("training", words, checkpoint.where(watch.folder))
     other = "another machine" if watch.team.place.machine == 0 else "machine 0, or to another one,"
     words = f"a process on {other} has ended, or the connection to it is lost; its log says more"
-    return RunError("training", words, checkpoint.where(watch.folder) if watch.team.place.machine == 0 else "")
+    return Lost("training", words, checkpoint.where(watch.folder) if watch.team.place.machine == 0 else "")

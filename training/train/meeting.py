@@ -8,21 +8,24 @@ What torch then sends from address to address is not sealed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.errors import MachineError, RunError
+from training.system import temporary
 from training.system.shared_secret import SECRET
 
 if TYPE_CHECKING:
@@ -39,23 +42,36 @@ OTHER_SECRET = (
 
 
 @contextmanager
-def private_file() -> Iterator[Path]:
-    """A file through which the ranks of one machine find each other, in a folder that nobody but this user can enter."""
+def private_folder(what: str = "ranks") -> Iterator[Path]:
+    """A folder through which the ranks of one machine find each other, that nobody but this user can enter."""
     advice = "set TMPDIR to a folder on a local disk that can be written"
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="finetune-ranks-")
-    except OSError as error:
-        raise MachineError(f"no temporary folder can be made ({error.strerror or error}); {advice}") from None
-    with folder as name:
-        path = Path(name) / "store"
-        if stat.S_IMODE(Path(name).stat().st_mode) & 0o077:
-            raise MachineError(f"{name}: this file system lets other users in; {advice}")
+    with contextlib.ExitStack() as kept:
         try:
-            with path.open("wb") as file:
+            folder = kept.enter_context(temporary.folder(what))
+        except OSError as error:
+            raise MachineError(f"no temporary folder can be made ({error.strerror or error}); {advice}") from None
+        if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+            raise MachineError(f"{folder}: this file system lets other users in; {advice}")
+        try:
+            with (folder / "lock").open("wb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise MachineError(f"{name}: a file in it cannot be locked ({error.strerror or error}); {advice}") from None
-        yield path
+            reason = error.strerror or error
+            raise MachineError(f"{folder}: a file in it cannot be locked ({reason}); {advice}") from None
+        yield folder
+
+
+def folder_of(what: str) -> Path | None:
+    """The folder that another process of this user has made with `private_folder`, and holds; None before it has."""
+    for path in Path(tempfile.gettempdir()).glob(f"{temporary.NAME}{what}-*{temporary.END}"):
+        with suppress(OSError):
+            found = path.lstat()
+            own = (
+                stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+            )
+            if own and (path / "lock").exists() and temporary.held(path):
+                return path
+    return None
 
 
 # ---- several machines -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,3 +29,7 @@ class Order:
     steps: int
     fingerprint: Mapping[str, object]  # of the run
     run: Path
+
+    def at(self, rank: int, local_rank: int) -> Order:
+        """The same for another rank of this machine."""
+        return replace(self, place=replace(self.place, rank=rank, local_rank=local_rank))

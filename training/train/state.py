@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from training import runs
 from training.data import Item
-from training.errors import RunError
+from training.errors import Interrupted, RunError
 from training.runs import Run
 from training.settings import Settings
 from training.system.events import Events
@@ -34,7 +34,7 @@ SAVE = 1000  # beyond every signal's number
 class Others(Protocol):
     """The processes of the other ranks on this machine, for the one that has started them (distributed.Crew)."""
 
-    def lost(self, within: float = 0.0) -> RunError | None:
+    def lost(self, within: float = 0.0) -> RunError | Interrupted | None:
         """The error for one that has ended before its time, which may become known in so many seconds."""
 
 
@@ -73,7 +73,7 @@ class Session:
         stop = next((one % SAVE for one in asked if one % SAVE), None)
         return stop, any(one >= SAVE for one in asked)
 
-    def lost(self, within: float) -> RunError | None:
+    def lost(self, within: float) -> RunError | Interrupted | None:
         """The error for another rank on this machine that has ended, which may become known in so many seconds."""
         return None if self.crew is None else self.crew.lost(within)
 

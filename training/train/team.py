@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 # A rank may be alone at work for a long time (rank 0 asks sample questions, or writes to a slow disk), and one that dies
-# is noticed by other means (distributed/launcher.py, and the connection that closes): so long until a rank that does
+# is noticed by other means (distributed/crew.py, and the connection that closes): so long until a rank that does
 # neither is given up.
 PATIENCE = timedelta(hours=2)
 # Seconds in which ranks that are all ready have connected to each other.

@@ -1,0 +1,32 @@
+"""What the processes of a training send each other in every step."""
+
+from __future__ import annotations
+
+from training.settings import Settings
+from training.system.wording import duration, size
+
+# Bytes of a gradient on its way.
+FLOAT = 4
+# Links for which the time is said, in Gbit/s: a plain network, a data centre's, a fast one.
+LINKS = (1, 10, 100)
+
+
+def sent(adapter: int, processes: int) -> int:
+    """Bytes that each process sends in a step: the adapter's gradients are added up in a ring, so that each passes every
+    part on twice but its own share."""
+    return 2 * FLOAT * adapter * (processes - 1) // processes
+
+
+def line(settings: Settings, adapter: int) -> str:
+    """The same for the plan, with the time that it takes."""
+    each = sent(adapter, settings.processes)
+    times = ", ".join(f"{_words(8 * each / (link * 1e9))} at {link} Gbit/s" for link in LINKS)
+    return f"between the processes: each sends {size(each)} a step, the gradients of the adapter ({times})"
+
+
+def _words(seconds: float) -> str:
+    if seconds < 0.001:
+        return "under 1 ms"
+    if seconds >= 1:
+        return duration(seconds)
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
