@@ -5,6 +5,7 @@ What it does otherwise than transformers + PEFT:
   future of a whole block of queries.
 - Projections that read the same input are one product (q, k, v; gate, up), and so are their adapters. The frozen weights
   are not copied: the model's own become views of the joined ones.
+- Rows that begin alike are computed once for what they share (shared.py), where `shares`.
 - Frozen weights get no gradient, adapters multiply in the model's dtype from float32 masters.
 - What is no matrix product (norms, rotation, softmax, SwiGLU, cross-entropy) is one pass each, forward and backward,
   in kernels.c. Attention in bf16 is all in attention.c on CPUs whose vector units multiply bf16.
@@ -13,7 +14,6 @@ Shapes: N tokens of the micro-batch, H heads in KV groups of G, D dimensions a h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -73,21 +73,23 @@ class Layer:
 class Decoder:
     """The hidden states of a causal language model with LoRA, for training. Made once; holds the joined weights."""
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, shares: bool = True) -> None:
         if why := unsupported(causal_lm):
             raise ValueError(why)
         self.model = _stack(causal_lm)
         self.head = cast("torch.nn.Linear", causal_lm.get_output_embeddings())
         config = causal_lm.config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.shares = shares
+        # Tokens computed, and tokens, of the first micro-batch whose rows began alike.
+        self.shared: tuple[int, int] | None = None
         self.window = getattr(config, "sliding_window", None) if _slides(config) else None
         with torch.no_grad():
             self.layers = [_joined_layer(layer) for layer in self.model.layers]
 
-    def hidden(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    def hidden(self, ids: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The last hidden states [N, hidden] of rows that stand one after the other in `ids` [N]."""
         states = self.model.embed_tokens(ids)
-        rows = Rows(lengths)
         angles = self.model.rotary_emb(states, rows.positions[None])
         cosine, sine = (part[0].to(states.dtype).contiguous() for part in angles)
         repeat = self.model.gradient_checkpointing and self.model.training

@@ -110,12 +110,17 @@ def sums(tensor: torch.Tensor) -> torch.dtype:
 class HeadLoss(Function):
     """The sum of the cross-entropies of hidden states [trained tokens, hidden] under a frozen output layer.
 
-    The gradient is computed in the same pass, chunk by chunk: no logits are kept, and none computed twice.
+    `times`: how often each of them counts; None: once. The gradient is computed in the same pass, chunk by chunk: no logits are kept, and none computed twice.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        ctx: Context,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        times: torch.Tensor | None = None,
     ) -> torch.Tensor:
         total = 0.0
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -123,7 +128,8 @@ class HeadLoss(Function):
             chunk = slice(start, start + policy.HEAD_CHUNK)
             part, wanted = hidden[chunk], targets[chunk].contiguous()
             logits = functional.linear(part, weight, bias)
-            total += kernels.call("cross_entropy", logits, logits, wanted, *logits.shape)
+            counted = None if times is None else times[chunk].contiguous()
+            total += kernels.call("cross_entropy", logits, logits, wanted, counted, *logits.shape)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[chunk])
             # Before the next chunk's are there.
@@ -136,4 +142,4 @@ class HeadLoss(Function):
     @once_differentiable
     def backward(ctx: Context, outer: torch.Tensor) -> Gradients:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer.to(gradient.dtype), None, None, None
+        return gradient * outer.to(gradient.dtype), None, None, None, None

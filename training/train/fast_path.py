@@ -23,6 +23,7 @@ class FastPath(Mixin):
 
     _fast_is_proved = False
     _layers: Decoder | None = None
+    _told = False
 
     def compute_loss(
         self,
@@ -41,10 +42,18 @@ class FastPath(Mixin):
         if not self.watch.fast:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, self._layers)
+        self._tell_shared()
         # As the plain way does: the gradients' mean over the ranks follows (Team.mean_gradients).
         if num_items_in_batch is not None:
             value = value * self.watch.team.size
         return (value, {"loss": value}) if return_outputs else value
+
+    def _tell_shared(self) -> None:
+        """Say once that rows begin alike, and how much of a micro-batch that leaves to compute."""
+        found = self._layers.shared if self._layers is not None else None
+        if found is not None and not self._told:
+            self._told = True
+            logger.info("rows that begin alike are computed once for what they share: here {:,} of {:,} tokens", *found)
 
     def _prove_fast(self, model: torch.nn.Module, bare: PeftModel, inputs: Batch) -> None:
         """Compare the fast path with the plain one on some rows of a first micro-batch; leave off what differs.
@@ -58,7 +67,7 @@ class FastPath(Mixin):
         causal_lm = cast("PreTrainedModel", bare.get_base_model())
         if (taken := watch.carried.fast_path) is not None:
             watch.fast = taken != "none"
-            self._layers = fast_loss.layers(causal_lm) if taken == "layers" else None
+            self._layers = fast_loss.layers(causal_lm, watch.carried.shares) if taken == "layers" else None
             return
         few, plain = fast_loss.sample(inputs), super().compute_loss
 
@@ -82,6 +91,7 @@ class FastPath(Mixin):
                 self._layers = None
             if watch.fast and self._layers is None:
                 watch.fast = equal(None)
+        watch.carried.shares = self._layers is not None
         watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"
         if not watch.fast:
             logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
