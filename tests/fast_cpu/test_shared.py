@@ -180,8 +180,8 @@ def test_a_run_says_once_what_it_shares_and_a_resumed_one_does_as_it_did(monkeyp
             raise AssertionError("the plain way")
 
     asked = []
-    by_hand = SimpleNamespace(shared=(1166, 2446))
-    monkeypatch.setattr(fast_loss, "layers", lambda causal_lm, shares=True: asked.append(shares) or by_hand)
+    layers = SimpleNamespace(shared=(1166, 2446), by=SimpleNamespace(name="onednn"))
+    monkeypatch.setattr(fast_loss, "layers", lambda *given: asked.append(given[1:]) or layers)
     monkeypatch.setattr(fast_loss, "agrees", lambda *_: True)
     monkeypatch.setattr(fast_loss, "plain_head", lambda causal_lm: True)
     monkeypatch.setattr(fast_loss, "sample", lambda inputs: inputs)
@@ -192,7 +192,8 @@ def test_a_run_says_once_what_it_shares_and_a_resumed_one_does_as_it_did(monkeyp
         trainer = hooks.hooked(Plain, Watch(folder=tmp_path, fingerprint={}, keep=1, carried=carried, fast=True))()
         trainer.compute_loss(model, {})
         trainer.compute_loss(model, {})
-    assert asked == [False, True] and newer.shares and Carried.read(newer.as_dict()).shares
+    assert asked == [(False, None), ()], "the older run had neither"
+    assert Carried.read(newer.as_dict()) == newer and (newer.shares, newer.products) == (True, layers.by.name)
     said = [line for line in logged if "begin alike" in line]
     assert said == ["rows that begin alike are computed once for what they share: here 1,166 of 2,446 tokens"] * 2
 

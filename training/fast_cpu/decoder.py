@@ -31,6 +31,7 @@ from training.fast_cpu.model_parts import (
     base_of,
     is_adapted,
 )
+from training.fast_cpu.products import TORCH, Products
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -73,14 +74,14 @@ class Layer:
 class Decoder:
     """The hidden states of a causal language model with LoRA, for training. Made once; holds the joined weights."""
 
-    def __init__(self, causal_lm: PreTrainedModel, shares: bool = True) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, shares: bool = True, by: Products = TORCH) -> None:
         if why := unsupported(causal_lm):
             raise ValueError(why)
         self.model = _stack(causal_lm)
         self.head = cast("torch.nn.Linear", causal_lm.get_output_embeddings())
         config = causal_lm.config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
-        self.shares = shares
+        self.shares, self.by = shares, by
         # Tokens computed, and tokens, of the first micro-batch whose rows began alike.
         self.shared: tuple[int, int] | None = None
         self.window = getattr(config, "sliding_window", None) if _slides(config) else None
@@ -116,7 +117,7 @@ class Decoder:
         own, attention = layer.own, layer.own.self_attn
         norm = own.input_layernorm
         states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
-        inner = project(layer.qkv, inner)
+        inner = project(layer.qkv, inner, self.by)
         head_norms: list[Norm | None] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         inner = Attention.apply(
             inner, cosine, sine, rows, self.heads, self.groups, attention.scaling,
@@ -124,8 +125,9 @@ class Decoder:
             head_norms[0].variance_epsilon if head_norms[0] is not None else 0.0,
         )  # fmt: skip
         norm = own.post_attention_layernorm
-        states, inner = AddNorm.apply(states, project(layer.out, inner), norm.weight, norm.variance_epsilon)
-        return states, project(layer.down, SwiGLU.apply(project(layer.gate_up, inner)))
+        states, inner = AddNorm.apply(states, project(layer.out, inner, self.by), norm.weight, norm.variance_epsilon)
+        inner = SwiGLU.apply(project(layer.gate_up, inner, self.by))
+        return states, project(layer.down, inner, self.by)
 
 
 def _stack(causal_lm: PreTrainedModel) -> DecoderStack:
@@ -201,7 +203,7 @@ def _joined(modules: tuple[Projection, ...]) -> Group:
     return Group(modules, weight, joined)
 
 
-def project(group: Group, inputs: torch.Tensor) -> torch.Tensor:
+def project(group: Group, inputs: torch.Tensor, by: Products = TORCH) -> torch.Tensor:
     """The projections of `inputs` [N, inputs] side by side, [N, outputs], adapters included."""
-    outputs: torch.Tensor = LoraLinear.apply(inputs, group.weight, group.bias, *group.adapters())
+    outputs: torch.Tensor = LoraLinear.apply(inputs, group.weight, group.bias, *group.adapters(), by)
     return outputs

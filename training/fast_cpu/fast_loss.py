@@ -50,18 +50,21 @@ def built() -> str:
     return ""
 
 
-def layers(causal_lm: PreTrainedModel, shares: bool = True) -> Decoder | None:
+def layers(causal_lm: PreTrainedModel, shares: bool = True, by: str | None = "") -> Decoder | None:
     """The hand-written layers of a model, or None where they do not fit; the log says why.
 
-    `shares`: rows that begin alike are computed once for what they share.
+    `shares`: rows that begin alike are computed once for what they share. `by`: whose products (products.py) a run that was
+    begun before had; "": the quickest ones.
     """
+    from training.fast_cpu import products
     from training.fast_cpu.decoder import Decoder
 
     # Where they cannot be, that was said before training.
     if built():
         return None
     try:
-        return Decoder(causal_lm, shares)
+        quickest = products.chosen(causal_lm.dtype) if by == "" else products.named(by)
+        return Decoder(causal_lm, shares, quickest)
     except ValueError as error:
         logger.info("training without the hand-written layers for CPUs: {}", error)
         return None
@@ -125,7 +128,7 @@ def _loss_by_hand(
         pairs, times = pairs.unique(dim=0, return_counts=True)
         places, targets = pairs[:, 0], pairs[:, 1].contiguous()
     head = decoder.head
-    return HeadLoss.apply(states[places], head.weight, head.bias, targets, times), len(trained)
+    return HeadLoss.apply(states[places], head.weight, head.bias, targets, times, decoder.by), len(trained)
 
 
 def joined(inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:

@@ -48,6 +48,14 @@ class FastPath(Mixin):
             value = value * self.watch.team.size
         return (value, {"loss": value}) if return_outputs else value
 
+    def _same_products(self) -> None:
+        """Rank 0's choice of products for all, for it is the one that goes with the checkpoints."""
+        from training.fast_cpu import products
+
+        name = self.watch.team.first(lambda: self._layers.by.name if self._layers is not None else None)
+        if self._layers is not None and name is not None:
+            self._layers.by = products.named(name)
+
     def _tell_shared(self) -> None:
         """Say once that rows begin alike, and how much of a micro-batch that leaves to compute."""
         found = self._layers.shared if self._layers is not None else None
@@ -67,7 +75,8 @@ class FastPath(Mixin):
         causal_lm = cast("PreTrainedModel", bare.get_base_model())
         if (taken := watch.carried.fast_path) is not None:
             watch.fast = taken != "none"
-            self._layers = fast_loss.layers(causal_lm, watch.carried.shares) if taken == "layers" else None
+            carried = watch.carried
+            self._layers = fast_loss.layers(causal_lm, carried.shares, carried.products) if taken == "layers" else None
             return
         few, plain = fast_loss.sample(inputs), super().compute_loss
 
@@ -86,12 +95,14 @@ class FastPath(Mixin):
         with torch.enable_grad():
             watch.fast = fast_loss.plain_head(causal_lm)
             self._layers = fast_loss.layers(causal_lm) if watch.fast else None
+            self._same_products()
             if self._layers is not None and not equal(self._layers):
                 logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
                 self._layers = None
             if watch.fast and self._layers is None:
                 watch.fast = equal(None)
         watch.carried.shares = self._layers is not None
+        watch.carried.products = self._layers.by.name if self._layers is not None else None
         watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"
         if not watch.fast:
             logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
