@@ -180,18 +180,25 @@ def test_a_run_says_once_what_it_shares_and_a_resumed_one_does_as_it_did(monkeyp
             raise AssertionError("the plain way")
 
     asked = []
-    layers = SimpleNamespace(shared=(1166, 2446), by=SimpleNamespace(name="onednn"))
+    layers = SimpleNamespace(shared=None, by=SimpleNamespace(name="onednn"))
+
+    def loss(causal_lm, inputs, *_):
+        layers.shared = inputs["shared"]
+        return 0.0
+
     monkeypatch.setattr(fast_loss, "layers", lambda *given: asked.append(given[1:]) or layers)
-    monkeypatch.setattr(fast_loss, "agrees", lambda *_: True)
+    # The proof is made with some rows alone.
+    monkeypatch.setattr(fast_loss, "agrees", lambda model, plain, fast: fast() == 0)
     monkeypatch.setattr(fast_loss, "plain_head", lambda causal_lm: True)
-    monkeypatch.setattr(fast_loss, "sample", lambda inputs: inputs)
-    monkeypatch.setattr(fast_loss, "loss", lambda *_: 0.0)
+    monkeypatch.setattr(fast_loss, "sample", lambda inputs: {"shared": (20, 30)})
+    monkeypatch.setattr(fast_loss, "loss", loss)
+    monkeypatch.setattr("torch.is_tensor", lambda value: True)
     model = SimpleNamespace(get_base_model=lambda: None)
     older, newer = Carried(fast_path="layers"), Carried()
     for carried in (older, newer):
         trainer = hooks.hooked(Plain, Watch(folder=tmp_path, fingerprint={}, keep=1, carried=carried, fast=True))()
-        trainer.compute_loss(model, {})
-        trainer.compute_loss(model, {})
+        for tokens in (None, (1166, 2446), (1000, 2000)):
+            trainer.compute_loss(model, {"shared": tokens})
     assert asked == [(False, None), ()], "the older run had neither"
     assert Carried.read(newer.as_dict()) == newer and (newer.shares, newer.products) == (True, layers.by.name)
     said = [line for line in logged if "begin alike" in line]

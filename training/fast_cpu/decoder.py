@@ -82,7 +82,7 @@ class Decoder:
         config = causal_lm.config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.shares, self.by = shares, by
-        # Tokens computed, and tokens, of the first micro-batch whose rows began alike.
+        # Tokens computed, and tokens, of the last micro-batch whose rows began alike.
         self.shared: tuple[int, int] | None = None
         self.window = getattr(config, "sliding_window", None) if _slides(config) else None
         with torch.no_grad():

@@ -115,7 +115,7 @@ def _loss_by_hand(
     if alike is None:
         states = decoder.hidden(ids, Rows(lengths))
     else:
-        decoder.shared = decoder.shared or (len(alike.ids), len(ids))
+        decoder.shared = len(alike.ids), len(ids)
         states = decoder.hidden(alike.ids, alike.rows)
     # What stands after each token; nothing after the last of a row.
     wanted = labels.roll(-1)

@@ -101,6 +101,9 @@ class FastPath(Mixin):
                 self._layers = None
             if watch.fast and self._layers is None:
                 watch.fast = equal(None)
+        if self._layers is not None:
+            # What is told is of a whole micro-batch.
+            self._layers.shared = None
         watch.carried.shares = self._layers is not None
         watch.carried.products = self._layers.by.name if self._layers is not None else None
         watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"
