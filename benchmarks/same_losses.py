@@ -72,7 +72,8 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=128, help="tokens, to which rows are cut")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.batch, args.shape, args.length, args.rows = (2, 4), None, None, 8 * args.steps + HELD_OUT
+    args.batch, args.shape, args.length, args.system = (2, 4), None, None, 0
+    args.rows = 8 * args.steps + HELD_OUT
     if args.way:
         print(json.dumps(work(args)))
         return

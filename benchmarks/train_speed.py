@@ -2,17 +2,20 @@
 
 In turn, each in a process of its own, on the same tokenised rows with the same hyper-parameters:
   ours    this program's trainer with its fast path (training/fast_cpu/fast_loss.py)
-  trl     TRL's SFTTrainer with its defaults: float32 weights, bf16 autocast, gradient checkpointing
-  tuned   TRL with bf16 weights and without checkpointing
+  apart   the same, but what rows begin with alike is computed for each of them
+  trl     TRL's SFTTrainer with its defaults: float32 weights, gradient checkpointing, and bf16 autocast where the CPU
+          has bf16 units (elsewhere it takes many times as long, and nobody leaves it on)
+  tuned   TRL without checkpointing, its weights in bf16 where the CPU has units for it
   bound   nothing but the frozen matrix products, forward and input gradient, of as many tokens as ours has in a
-          micro-batch: no LoRA training with these products can be faster
+          micro-batch: no LoRA training that computes every token with these products can be faster
 and prints tokens a second (padding not counted; steps 3 to the last), peak memory and the last loss. Shared machines drift:
 compare within a round, and look at the ratios.
 
 Each way has the environment that its users have; variables that are set already stand.
 
 Without --data the rows are random tokens, 40 to 520 of them, 210 in the mean, which is what short instruction data
-looks like. --length N: rows of exactly N tokens. --shape qwen3-0.6b: a random model of that shape instead of a folder.
+looks like. --length N: rows of exactly N tokens. --system N: before each row the same N tokens, which are not trained, as a
+system text is. --class AVX2: libraries and kernels are held to a lesser class of CPU than this one is. --shape qwen3-0.6b: a random model of that shape instead of a folder.
 --ways ours,trl,...: only these.
 """
 
@@ -36,10 +39,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
+from benchmarks import cpu_class
 from training.system import before_torch
 
 WAYS = ("ours", "trl", "tuned", "bound")
-OWN = {"ours": before_torch.THREADS | before_torch.CACHES}  # which users of TRL do not set
+# Which users of TRL do not set.
+OWN = dict.fromkeys(("ours", "apart"), before_torch.THREADS | before_torch.CACHES)
 SHAPES = {
     "qwen3-0.6b": {
         "model_type": "qwen3",
@@ -57,7 +62,15 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def rows(args: argparse.Namespace, vocabulary: int) -> list[dict]:
-    """Tokenised rows, input_ids and labels: of a JSON file of instruction/input/output, or random."""
+    """Tokenised rows, input_ids and labels: of a JSON file of instruction/input/output, or random; --system before them."""
+    import random
+
+    made, chance = _rows(args, vocabulary), random.Random(1)
+    system = [chance.randrange(100, vocabulary or 40_000) for _ in range(args.system)]
+    return [{"input_ids": system + row["input_ids"], "labels": [-100] * len(system) + row["labels"]} for row in made]
+
+
+def _rows(args: argparse.Namespace, vocabulary: int) -> list[dict]:
     import random
 
     chance = random.Random(0)
@@ -126,18 +139,22 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     from training.fast_cpu import policy
     from training.train import Watch, hooks
 
+    dtype = cpu_class.keep_within().dtype
     micro, accumulation = args.batch
-    trainer_class, options = SFTTrainer, {"gradient_checkpointing": False}
-    if args.way == "ours":
+    trainer_class, options = SFTTrainer, {"gradient_checkpointing": False, "bf16": dtype == "bfloat16"}
+    if args.way in OWN:
         lengths = [len(row["input_ids"]) for row in data]
-        micro, accumulation = policy.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths))
+        alike = args.system if args.way == "ours" else 0
+        micro, accumulation = policy.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths), alike)
         watch = Watch(folder=Path(folder), fingerprint={}, keep=1, fast=True)
+        if args.way == "apart":
+            policy.LEAST_SAVED = 1.0
         trainer_class = hooks.hooked(SFTTrainer, watch)
     elif args.way == "trl":
-        options = {}
+        del options["gradient_checkpointing"]
     elif args.way == "float32":
-        options |= {"bf16": False}
-    model = load(args, "float32" if args.way in ("trl", "float32") else "bfloat16")
+        options["bf16"] = False
+    model = load(args, "float32" if args.way in ("trl", "float32") else dtype)
     torch.manual_seed(0)
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
     chosen = SFTConfig(
@@ -158,7 +175,7 @@ def work(args: argparse.Namespace) -> dict:
     data, noted = rows(args, min(config["vocab_size"], 49_000)), clock()
     if args.way == "bound":
         trained = sum(sum(label != -100 for label in row["labels"]) for row in data)
-        return bound(config, args.tokens, trained / sum(len(row["labels"]) for row in data))
+        return bound(config, args.tokens, trained / sum(len(row["labels"]) for row in data), cpu_class.now().dtype)
     with tempfile.TemporaryDirectory() as folder:
         one = prepared(args, data, folder, noted)
         one.train()
@@ -178,19 +195,20 @@ def _tokenizer(args: argparse.Namespace):
     return AutoTokenizer.from_pretrained(args.model)
 
 
-def bound(config: dict, tokens: int, head_share: float, seconds: float = 5.0) -> dict:
-    """Tokens a second of the frozen products alone, in bf16; `head_share` of the tokens, the trained ones, meet the output layer."""
+def bound(config: dict, tokens: int, head_share: float, dtype: str, seconds: float = 5.0) -> dict:
+    """Tokens a second of the frozen products alone; `head_share` of the tokens, the trained ones, meet the output layer."""
     import torch
     from torch.nn.functional import linear
 
+    of = getattr(torch, dtype)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     query, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
     shapes = [(query, hidden), (keys, hidden), (keys, hidden), (hidden, query)]
     shapes += [(inner, hidden), (inner, hidden), (hidden, inner)]
-    weights = [torch.randn(size).bfloat16() for _ in range(config["num_hidden_layers"]) for size in shapes]
-    head = torch.randn(config["vocab_size"], hidden).bfloat16()
-    inputs = {width: torch.randn(tokens, width).bfloat16() for width in (hidden, query, keys, inner)}
+    weights = [torch.randn(size).to(of) for _ in range(config["num_hidden_layers"]) for size in shapes]
+    head = torch.randn(config["vocab_size"], hidden).to(of)
+    inputs = {width: torch.randn(tokens, width).to(of) for width in (hidden, query, keys, inner)}
     trained = max(1, int(head_share * tokens))
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -215,6 +233,9 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--length", type=int)
+    parser.add_argument("--system", type=int, default=0)
+    names = [one.name for one in cpu_class.here()]
+    parser.add_argument("--class", dest="cpu", choices=names, default=names[0])
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch", default="2x4", type=lambda text: tuple(map(int, text.split("x"))))
     parser.add_argument("--ways", default=",".join(WAYS), type=lambda text: text.split(","))
@@ -226,6 +247,9 @@ def main() -> None:
         return
     if not args.shape and not Path(args.model).is_dir():
         parser.error(f"{args.model} is not there; ./run.sh --check unpacks the embedded model, --model names another")
+    chosen = next(one for one in cpu_class.here() if one.name == args.cpu)
+    forced = {} if args.cpu == names[0] else {cpu_class.FORCED: args.cpu, **dict(chosen.environ)}
+    print(cpu_class.line(chosen))
     print(f"{'round':<7}{'way':<7}{'tokens/s':>10}{'of bound':>10}{'GB':>7}{'loss':>9}")
     found: dict[str, list[float]] = {way: [] for way in args.ways}
     for number in range(1, args.rounds + 1):
@@ -234,7 +258,7 @@ def main() -> None:
             tokens = figures.get("ours", {}).get("tokens", args.tokens)
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--tokens", str(tokens)]
             done = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, check=True, env={**OWN.get(way, {}), **os.environ}
+                command, stdout=subprocess.PIPE, text=True, check=True, env={**OWN.get(way, {}), **forced, **os.environ}
             )
             figures[way] = json.loads(done.stdout.splitlines()[-1])
         limit = figures.get("bound", {}).get("tokens_per_second")

@@ -424,6 +424,15 @@ def test_sequences_are_run_together_within_bounds() -> None:
     assert list(reference.groups([], [], 100)) == []
 
 
+def test_llama_cpp_answers_prompts_together_as_it_answers_each_alone(chain: Chain) -> None:
+    prompts = [ids[:length] for ids, length in zip(chain.sequences * 2, (3, 9, 1, 5, 2), strict=False)]
+    alone = [llama.answer(chain.f16, [prompt], 6)[0] for prompt in prompts]
+    found = llama.answer(chain.f16, prompts, 6)
+    assert [(one.text, one.ids, one.stopped) for one in found] == [(one.text, one.ids, one.stopped) for one in alone]
+    streamed = llama.answer(chain.f16, prompts, 6, on_text=lambda number, piece: None)
+    assert [one.ids for one in streamed] == [one.ids for one in alone]
+
+
 def test_together_a_model_predicts_and_answers_as_alone(chain: Chain, model) -> None:
     import numpy as np
 

@@ -8,37 +8,12 @@ import subprocess
 
 import pytest
 
+from tests.support import by_hand
+from tests.support.by_hand import SHAPE, adapted, measured
+
 pytestmark = pytest.mark.tiny
 
 ROUNDING = 16 * 2**-23  # relative; float32 keeps 24 bits
-
-SHAPE = {
-    "hidden_size": 48,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 101,
-    "max_position_embeddings": 2048,
-}
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def adapted(family: str = "llama", targets=ALL, dtype="float64", **more):
-    """A random model of a family with a random adapter."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SHAPE, **more}))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name:
-                parameter.normal_(1, 0.3)
-    lora = {"r": 4, "lora_alpha": 6, "target_modules": list(targets), "init_lora_weights": False}
-    return get_peft_model(model.to(getattr(torch, dtype)), LoraConfig(**lora)).to(getattr(torch, dtype)).train()
 
 
 def batch(lengths=(9, 17, 1, 12)):
@@ -52,16 +27,6 @@ def batch(lengths=(9, 17, 1, 12)):
     mask = (at < torch.tensor(lengths)[:, None]).long()
     trained = mask.bool() & (at >= torch.tensor(lengths)[:, None] // 3)
     return {"input_ids": ids, "labels": torch.where(trained, ids, -100), "attention_mask": mask}
-
-
-def measured(model, inputs, decoder=None):
-    """Loss and gradients, by the model's own forward pass or by the hand-written layers."""
-    from training.fast_cpu import fast_loss
-
-    model.zero_grad()
-    value = fast_loss.loss(model.get_base_model(), inputs, None, decoder) if decoder else model(**inputs).loss
-    value.backward()
-    return float(value.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_equal(model, inputs, tolerance=ROUNDING):
@@ -215,10 +180,7 @@ def attended(dtype, lengths, heads, groups, dim):
 @pytest.fixture
 def vectors():
     """attention.c is for this CPU."""
-    from training.fast_cpu import kernels
-
-    if not kernels.attends():
-        pytest.skip("the vector units of this CPU do not multiply bf16, or it has matrix units")
+    by_hand.needs_vectors()
 
 
 @pytest.mark.parametrize(("heads", "groups", "dim"), [(9, 3, 64), (2, 2, 16), (7, 1, 80), (4, 2, 128)])

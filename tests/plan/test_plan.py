@@ -76,6 +76,12 @@ def test_short_rows_of_one_step_are_taken_together_and_their_number_stays():
     assert policy.regrouped(3, 5, longest=64, mean=60) == (15, 1)
 
 
+def test_rows_that_begin_alike_count_for_what_is_computed_of_them_within_the_memory_of_all():
+    assert policy.regrouped(2, 4, longest=900, mean=800, alike=700) == (8, 1)
+    assert policy.regrouped(2, 4, longest=1500, mean=800, alike=700) == (4, 2), "the longest rows would take the memory"
+    assert policy.regrouped(2, 4, longest=900, mean=800, alike=100) == (2, 4)
+
+
 def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken():
     on_gpu = a_settings(DEVICE="cuda", ENGINE="transformers")
     assert policy.wanted(on_gpu) == (False, "it is for training with transformers on a CPU")

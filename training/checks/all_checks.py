@@ -120,7 +120,8 @@ def _evaluate(job: Job, others: Mapping[str, Path]) -> Measured:
     said: tuple[Said, ...] = ()
     for number, path in enumerate(others.values()):
         with models.gguf(path.name, path) as speaker:
-            answers = speaker.answers(asked)
+            # Of the others only how fast they are is told.
+            answers = speaker.answers(asked if number == 0 else asked[:1])
             speeds[path.name] = speaker.speed
             if number == 0:
                 said = tuple(Said(text=answer.text, stopped=answer.stopped) for answer in answers)

@@ -4,8 +4,9 @@
  * of such small matrices, a new shape for each length of a row, take four times as long, and compute the future too.
  * Scores stay in float. A block of query rows is taken at a time, and of the keys those that it may see.
  *
- * Shapes: a row of text of L tokens has, one after the other, for each key-value head: queries [L x group, dim], keys and
- * values [L, dim]. `starts` and `lengths`: first token and tokens of each row of text. dim is a multiple of 16.
+ * Shapes: a row of text of L tokens, which may follow `before` tokens that are computed elsewhere (shared.py), has for each
+ * key-value head, one after the other: queries [L x group, dim]; keys and values [before + L, dim]. `starts` and
+ * `lengths`: first token and tokens of each row of text, `key_starts`: its first key. dim is a multiple of 16.
  * Right-hand operands of products are packed in panels of 64 columns, [panel][pair of k][64], each entry a pair of bf16.
  */
 #if defined(__AVX512F__) && defined(__AVX512BF16__)
@@ -129,7 +130,7 @@ static void pairs_of(const float *x, long rows, long across, long columns, pair 
             for (long i = 0; i < columns; i++) out[i] = to_bf16(x[i]);
 }
 
-/* Entries of 4 bytes that one thread needs for rows of text of up to `longest` tokens. */
+/* Entries of 4 bytes that one thread needs for rows of text of up to `longest` tokens of keys. */
 long attention_scratch(long longest, long dim) {
     long columns = up(longest, PANEL), wide = up(dim, PANEL), pairs = (longest + 1) / 2;
     return up(dim * columns + pairs * wide + 4 * BLOCK * columns + 2 * BLOCK * wide + 2 * longest * wide, 16);
@@ -137,16 +138,16 @@ long attention_scratch(long longest, long dim) {
 
 /* What a row of text and a key-value head have in common in both passes. */
 typedef struct {
-    long tokens, rows, columns, wide, pairs; /* rows: of queries */
-    long queries, keys;                      /* where the head begins */
+    long before, tokens, rows, columns, wide, pairs; /* tokens: of keys; rows: of queries */
+    long queries, keys;                              /* where the head begins */
     float *scratch;
 } Task;
 
-static Task task(long number, const long *starts, const long *lengths, long longest, long heads, long group, long dim,
-                 float *scratch) {
-    long text = number / heads, tokens = lengths[text];
-    long keys = (starts[text] * heads + number % heads * tokens) * dim;
-    return (Task){tokens, tokens * group, up(tokens, PANEL), up(dim, PANEL), (tokens + 1) / 2, keys * group, keys,
+static Task task(long number, const long *starts, const long *lengths, const long *key_starts, const long *befores,
+                 long longest, long heads, long group, long dim, float *scratch) {
+    long text = number / heads, head = number % heads, own = lengths[text], tokens = befores[text] + own;
+    long queries = (starts[text] * heads + head * own) * group * dim, keys = (key_starts[text] * heads + head * tokens) * dim;
+    return (Task){befores[text], tokens, own * group, up(tokens, PANEL), up(dim, PANEL), (tokens + 1) / 2, queries, keys,
                   scratch + omp_get_thread_num() * attention_scratch(longest, dim)};
 }
 
@@ -154,18 +155,19 @@ static Task task(long number, const long *starts, const long *lengths, long long
  * sees; what an earlier one does not see is 0, up to the next even number. */
 static long probabilities(const bf16 *q, const pair *turned_keys, Task t, long first, long rows, long group, long dim,
                           float scale, float *out) {
-    long seen = (first + rows - 1) / group + 1;
+    long seen = t.before + (first + rows - 1) / group + 1;
     product((const pair *)(q + first * dim), dim / 2, 1, rows, turned_keys, dim / 2, dim / 2, out, t.columns, up(seen, 16), 0);
-    for (long row = 0; row < rows; row++) softmax(out + row * t.columns, (first + row) / group + 1, up(seen, 2), scale);
+    for (long row = 0; row < rows; row++)
+        softmax(out + row * t.columns, t.before + (first + row) / group + 1, up(seen, 2), scale);
     return seen;
 }
 
 void attention_bf16(const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out, float *scratch, const long *starts,
-                    const long *lengths, long texts, long longest, long heads, long group, long dim, double scale,
-                    int threads) {
+                    const long *lengths, const long *key_starts, const long *befores, long texts, long longest, long heads,
+                    long group, long dim, double scale, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (long number = 0; number < texts * heads; number++) {
-        Task t = task(number, starts, lengths, longest, heads, group, dim, scratch);
+        Task t = task(number, starts, lengths, key_starts, befores, longest, heads, group, dim, scratch);
         const bf16 *q = query + t.queries;
         pair *turned_keys = (pair *)t.scratch, *packed_values = turned_keys + dim / 2 * t.columns;
         float *scores = (float *)(packed_values + t.pairs * t.wide), *sums = scores + BLOCK * t.columns;
@@ -184,10 +186,11 @@ void attention_bf16(const bf16 *query, const bf16 *key, const bf16 *value, bf16 
 
 void attention_backward_bf16(const bf16 *query, const bf16 *key, const bf16 *value, const bf16 *outer, bf16 *for_query,
                              bf16 *for_key, bf16 *for_value, float *scratch, const long *starts, const long *lengths,
-                             long texts, long longest, long heads, long group, long dim, double scale, int threads) {
+                             const long *key_starts, const long *befores, long texts, long longest, long heads, long group,
+                             long dim, double scale, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (long number = 0; number < texts * heads; number++) {
-        Task t = task(number, starts, lengths, longest, heads, group, dim, scratch);
+        Task t = task(number, starts, lengths, key_starts, befores, longest, heads, group, dim, scratch);
         const bf16 *q = query + t.queries, *incoming = outer + t.queries;
         pair *turned_keys = (pair *)t.scratch, *turned_values = turned_keys + dim / 2 * t.columns;
         pair *packed_keys = turned_values + dim / 2 * t.columns;

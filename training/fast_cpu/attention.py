@@ -108,7 +108,7 @@ def _attention_backward(
                 continue
             row = sums.setdefault(block.start, [split.zeros(key, block) for _ in targets])[number]
             row[:, : block.end] += torch.bmm(left.transpose(1, 2), right)
-            if block.end == block.length:
+            if block.end == block.keys:
                 targets[number].copy_(row)
     return for_query, for_key, for_value
 
@@ -123,17 +123,24 @@ def _product(left: torch.Tensor, right: torch.Tensor, into: torch.Tensor) -> Non
 
 @dataclass(frozen=True)
 class _Block:
-    """Some queries of one row: `count` from position `first` of the row that begins at token `start`."""
+    """Some queries of one row: `count` from its own token `first` on, of the row that begins at token `start`."""
 
     start: int
     first: int
     count: int
     length: int  # tokens of the row
+    before: int  # keys that all of its tokens see
+    key_start: int
 
     @property
     def end(self) -> int:
         """Keys that these queries may see."""
-        return self.first + self.count
+        return self.before + self.first + self.count
+
+    @property
+    def keys(self) -> int:
+        """Keys that the row's last token sees."""
+        return self.before + self.length
 
     @property
     def whole(self) -> bool:
@@ -142,22 +149,49 @@ class _Block:
 
 
 class Rows:
-    """The rows of a micro-batch that stand one after the other: where each begins, and their blocks of queries."""
+    """The rows of a micro-batch that stand one after the other: where each begins, and their blocks of queries.
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self.counts = torch.tensor(lengths)  # of each row
+    A row may go on where others have ended (shared.py): each of its tokens then sees the keys of the `befores` tokens
+    before it, too. `sources`: of all keys, row after row, the tokens that they are of; None where each row has its own.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], befores: Sequence[int] | None = None, sources: torch.Tensor | None = None
+    ) -> None:
+        befores = befores or [0] * len(lengths)
+        self.counts, self.befores = torch.tensor(lengths), torch.tensor(befores)  # of each row
         self.firsts = self.counts.cumsum(0) - self.counts
-        self.longest = max(lengths)
-        self.lengths = self.counts.repeat_interleave(self.counts)  # [N], of each token's row
-        self.starts = self.firsts.repeat_interleave(self.counts)
-        self.positions = torch.arange(len(self.starts)) - self.starts
+        keys = self.counts + self.befores
+        self.key_firsts = keys.cumsum(0) - keys
+        self.longest = int(keys.max())
+        self.queries = Places(self.firsts, self.counts)
+        self.keys = Places(self.key_firsts, keys, sources) if sources is not None else self.queries
+        self.positions = torch.arange(int(self.counts.sum())) - (self.firsts - self.befores).repeat_interleave(
+            self.counts
+        )
         self.blocks: list[_Block] = []
-        start = 0
-        for length in lengths:
+        start = key_start = 0
+        for length, before in zip(lengths, befores, strict=True):
             self.blocks += [
-                _Block(start, at, min(policy.BLOCK, length - at), length) for at in range(0, length, policy.BLOCK)
+                _Block(start, at, min(policy.BLOCK, length - at), length, before, key_start)
+                for at in range(0, length, policy.BLOCK)
             ]
-            start += length
+            start, key_start = start + length, key_start + before + length
+
+
+class Places:
+    """Where the vectors of rows lie: of each, the row's first one and how many that has; with `sources` also whose they are."""
+
+    def __init__(self, firsts: torch.Tensor, counts: torch.Tensor, sources: torch.Tensor | None = None) -> None:
+        self.starts, self.lengths = firsts.repeat_interleave(counts), counts.repeat_interleave(counts)
+        self.sources = self.copies = self.begins = None
+        if sources is not None:
+            # Of each token its copies, those of the first token first.
+            self.sources, self.copies = sources, sources.argsort(stable=True)
+            self.begins = torch.nn.functional.pad(torch.bincount(sources).cumsum(0), (1, 0))
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
 
 class _Split:
@@ -173,9 +207,11 @@ class _Split:
         self, part: torch.Tensor, number: int, cosine: torch.Tensor | None = None, sine: torch.Tensor | None = None
     ) -> torch.Tensor:
         """A part [N, its size], whose rows may lie apart, as a flat tensor of rows."""
-        result = part.new_empty(self.tokens * self.sizes[number])
-        places = (self.rows.starts, self.rows.lengths)
-        kernels.call("to_heads", part, part, part.stride(0), cosine, sine, *places, result, *self._shape(number))
+        places = self._places(number)
+        result = part.new_empty(len(places) * self.sizes[number])
+        where = (places.sources, places.starts, places.lengths)
+        shape = (len(places), self.groups, self._group(number), self.dim)
+        kernels.call("to_heads", part, part, part.stride(0), cosine, sine, *where, result, *shape)
         return result
 
     def from_heads(
@@ -186,13 +222,22 @@ class _Split:
         cosine: torch.Tensor | None = None,
         sine: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The way back; fills and gives `into`, whose rows may lie apart."""
-        places = (self.rows.starts, self.rows.lengths)
-        kernels.call("from_heads", flat, flat, into.stride(0), cosine, sine, *places, into, *self._shape(number))
+        """The way back; fills and gives `into`, whose rows may lie apart. Of a token with copies their sum."""
+        places = self._places(number)
+        turned, where, heads = (cosine, sine), (places.starts, places.lengths), (self.tokens, self.groups)
+        if places.begins is not None:
+            copies = (places.begins, places.copies)
+            kernels.call("sum_heads", flat, flat, into.stride(0), *turned, *copies, *where, into, *heads, self.dim)
+        else:
+            shape = (*heads, self._group(number), self.dim)
+            kernels.call("from_heads", flat, flat, into.stride(0), *turned, *where, into, *shape)
         return into
 
-    def _shape(self, number: int) -> tuple[int, int, int, int]:
-        return self.tokens, self.groups, self.group if number == 0 else 1, self.dim
+    def _places(self, number: int) -> Places:
+        return self.rows.queries if number == 0 else self.rows.keys
+
+    def _group(self, number: int) -> int:
+        return self.group if number == 0 else 1
 
     def by_vectors(self, like: torch.Tensor) -> bool:
         """Whether attention.c is taken; it gives each head of each row to one thread."""
@@ -203,30 +248,31 @@ class _Split:
         """What attention.c is told of the rows: room to work in, where each begins, how long each is, and the shape."""
         rows = self.rows
         room = kernels.scratch(rows.longest, self.dim)
-        return room, rows.firsts, rows.counts, len(rows.counts), rows.longest, self.groups, self.group, self.dim
+        where = (rows.firsts, rows.counts, rows.key_firsts, rows.befores)
+        return room, *where, len(rows.counts), rows.longest, self.groups, self.group, self.dim
 
     def queries(self, flat: torch.Tensor, block: _Block) -> torch.Tensor:
         """[KV, count x G, D] of a block."""
-        row = self._row(flat, block, self.group)
-        return row[:, block.first * self.group : block.end * self.group]
+        row = self._row(flat, block.start, block.length, self.group)
+        return row[:, block.first * self.group : (block.first + block.count) * self.group]
 
     def keys(self, flat: torch.Tensor, block: _Block) -> torch.Tensor:
         """[KV, end, D]: the keys or values that a block may see."""
-        return self._row(flat, block, 1)[:, : block.end]
+        return self._row(flat, block.key_start, block.keys, 1)[:, : block.end]
 
     def zeros(self, like: torch.Tensor, block: _Block) -> torch.Tensor:
-        """[KV, tokens of the row, D] in the dtype of sums."""
-        return torch.zeros(self.groups, block.length, self.dim, dtype=sums(like))
+        """[KV, keys of the row, D] in the dtype of sums."""
+        return torch.zeros(self.groups, block.keys, self.dim, dtype=sums(like))
 
-    def _row(self, flat: torch.Tensor, block: _Block, group: int) -> torch.Tensor:
+    def _row(self, flat: torch.Tensor, start: int, length: int, group: int) -> torch.Tensor:
         size = self.groups * group * self.dim  # of a token
-        row = flat[block.start * size : (block.start + block.length) * size]
-        return row.view(self.groups, block.length * group, self.dim)
+        row = flat[start * size : (start + length) * size]
+        return row.view(self.groups, length * group, self.dim)
 
     def scores(self, block: _Block) -> tuple[int, int, int, int, int]:
         """What the softmax must know of a block's scores: rows, columns, rows a head, group, first position."""
         a_head = block.count * self.group
-        return self.groups * a_head, block.end, a_head, self.group, block.first
+        return self.groups * a_head, block.end, a_head, self.group, block.before + block.first
 
 
 def _probabilities(split: _Split, query: torch.Tensor, key: torch.Tensor, block: _Block, scale: float) -> torch.Tensor:

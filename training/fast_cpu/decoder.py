@@ -5,6 +5,7 @@ What it does otherwise than transformers + PEFT:
   future of a whole block of queries.
 - Projections that read the same input are one product (q, k, v; gate, up), and so are their adapters. The frozen weights
   are not copied: the model's own become views of the joined ones.
+- Rows that begin alike are computed once for what they share (shared.py), where `shares`.
 - Frozen weights get no gradient, adapters multiply in the model's dtype from float32 masters.
 - What is no matrix product (norms, rotation, softmax, SwiGLU, cross-entropy) is one pass each, forward and backward,
   in kernels.c. Attention in bf16 is all in attention.c on CPUs whose vector units multiply bf16.
@@ -13,7 +14,6 @@ Shapes: N tokens of the micro-batch, H heads in KV groups of G, D dimensions a h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -31,6 +31,7 @@ from training.fast_cpu.model_parts import (
     base_of,
     is_adapted,
 )
+from training.fast_cpu.products import TORCH, Products
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -73,21 +74,23 @@ class Layer:
 class Decoder:
     """The hidden states of a causal language model with LoRA, for training. Made once; holds the joined weights."""
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, shares: bool = True, by: Products = TORCH) -> None:
         if why := unsupported(causal_lm):
             raise ValueError(why)
         self.model = _stack(causal_lm)
         self.head = cast("torch.nn.Linear", causal_lm.get_output_embeddings())
         config = causal_lm.config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.shares, self.by = shares, by
+        # Tokens computed, and tokens, of the last micro-batch whose rows began alike.
+        self.shared: tuple[int, int] | None = None
         self.window = getattr(config, "sliding_window", None) if _slides(config) else None
         with torch.no_grad():
             self.layers = [_joined_layer(layer) for layer in self.model.layers]
 
-    def hidden(self, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    def hidden(self, ids: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The last hidden states [N, hidden] of rows that stand one after the other in `ids` [N]."""
         states = self.model.embed_tokens(ids)
-        rows = Rows(lengths)
         angles = self.model.rotary_emb(states, rows.positions[None])
         cosine, sine = (part[0].to(states.dtype).contiguous() for part in angles)
         repeat = self.model.gradient_checkpointing and self.model.training
@@ -114,7 +117,7 @@ class Decoder:
         own, attention = layer.own, layer.own.self_attn
         norm = own.input_layernorm
         states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
-        inner = project(layer.qkv, inner)
+        inner = project(layer.qkv, inner, self.by)
         head_norms: list[Norm | None] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         inner = Attention.apply(
             inner, cosine, sine, rows, self.heads, self.groups, attention.scaling,
@@ -122,8 +125,9 @@ class Decoder:
             head_norms[0].variance_epsilon if head_norms[0] is not None else 0.0,
         )  # fmt: skip
         norm = own.post_attention_layernorm
-        states, inner = AddNorm.apply(states, project(layer.out, inner), norm.weight, norm.variance_epsilon)
-        return states, project(layer.down, SwiGLU.apply(project(layer.gate_up, inner)))
+        states, inner = AddNorm.apply(states, project(layer.out, inner, self.by), norm.weight, norm.variance_epsilon)
+        inner = SwiGLU.apply(project(layer.gate_up, inner, self.by))
+        return states, project(layer.down, inner, self.by)
 
 
 def _stack(causal_lm: PreTrainedModel) -> DecoderStack:
@@ -199,7 +203,7 @@ def _joined(modules: tuple[Projection, ...]) -> Group:
     return Group(modules, weight, joined)
 
 
-def project(group: Group, inputs: torch.Tensor) -> torch.Tensor:
+def project(group: Group, inputs: torch.Tensor, by: Products = TORCH) -> torch.Tensor:
     """The projections of `inputs` [N, inputs] side by side, [N, outputs], adapters included."""
-    outputs: torch.Tensor = LoraLinear.apply(inputs, group.weight, group.bias, *group.adapters())
+    outputs: torch.Tensor = LoraLinear.apply(inputs, group.weight, group.bias, *group.adapters(), by)
     return outputs

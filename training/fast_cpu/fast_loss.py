@@ -7,7 +7,7 @@ What TRL's plain path leaves lying on a CPU (benchmarks/train_speed.py measures 
 - TRL computes the output layer for whole chunks of 256 tokens, and a second time in the backward pass. Short answers
   train a few dozen: here it is computed for these, once.
 - The layers of the usual architectures are computed by hand, without padding, in fewer passes over memory
-  (decoder.py).
+  (decoder.py), and what rows begin with alike is computed once (shared.py).
 The trainer stays TRL's. At the start the loss and the gradients of one micro-batch are compared with the plain path's.
 """
 
@@ -50,15 +50,21 @@ def built() -> str:
     return ""
 
 
-def layers(causal_lm: PreTrainedModel) -> Decoder | None:
-    """The hand-written layers of a model, or None where they do not fit; the log says why."""
+def layers(causal_lm: PreTrainedModel, shares: bool = True, by: str | None = "") -> Decoder | None:
+    """The hand-written layers of a model, or None where they do not fit; the log says why.
+
+    `shares`: rows that begin alike are computed once for what they share. `by`: whose products (products.py) a run that was
+    begun before had; "": the quickest ones.
+    """
+    from training.fast_cpu import products
     from training.fast_cpu.decoder import Decoder
 
     # Where they cannot be, that was said before training.
     if built():
         return None
     try:
-        return Decoder(causal_lm)
+        quickest = products.chosen(causal_lm.dtype) if by == "" else products.named(by)
+        return Decoder(causal_lm, shares, quickest)
     except ValueError as error:
         logger.info("training without the hand-written layers for CPUs: {}", error)
         return None
@@ -99,15 +105,30 @@ def _loss_by_hand(
     decoder: Decoder, ids: torch.Tensor, labels: torch.Tensor, lengths: list[int]
 ) -> tuple[torch.Tensor, int]:
     """The sum over the trained tokens, and how many they are."""
+    import torch
+
+    from training.fast_cpu import shared
+    from training.fast_cpu.attention import Rows
     from training.fast_cpu.functions import HeadLoss
 
-    states = decoder.hidden(ids, lengths)
+    alike = shared.found(ids, lengths) if decoder.shares else None
+    if alike is None:
+        states = decoder.hidden(ids, Rows(lengths))
+    else:
+        decoder.shared = len(alike.ids), len(ids)
+        states = decoder.hidden(alike.ids, alike.rows)
     # What stands after each token; nothing after the last of a row.
     wanted = labels.roll(-1)
     wanted[[end - 1 for end in itertools.accumulate(lengths)]] = -100
     trained = (wanted != -100).nonzero().squeeze(1)
+    places, targets, times = trained, wanted[trained], None
+    if alike is not None:
+        # Rows may train the same token after the same beginning, too.
+        pairs = torch.stack((alike.places[trained], targets), 1)
+        pairs, times = pairs.unique(dim=0, return_counts=True)
+        places, targets = pairs[:, 0], pairs[:, 1].contiguous()
     head = decoder.head
-    return HeadLoss.apply(states[trained], head.weight, head.bias, wanted[trained]), len(trained)
+    return HeadLoss.apply(states[places], head.weight, head.bias, targets, times, decoder.by), len(trained)
 
 
 def joined(inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:

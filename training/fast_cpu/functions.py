@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from training.fast_cpu import kernels, policy
+from training.fast_cpu import kernels, policy, products
 
 # Of all that a function took; None for what gets none.
 Gradients = tuple[torch.Tensor | None, ...]
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
         saved_tensors: tuple[torch.Tensor, ...]
         needs_input_grad: tuple[bool, ...]
+        by: products.Products
 
 
 class LoraLinear(Function):
@@ -35,8 +35,10 @@ class LoraLinear(Function):
         bias: torch.Tensor | None,
         down: torch.Tensor | None,
         up: torch.Tensor | None,
+        by: products.Products = products.TORCH,
     ) -> torch.Tensor:
-        result = functional.linear(x, weight, bias)
+        ctx.by = by
+        result = by.linear(x, weight, bias)
         if down is None or up is None:
             ctx.save_for_backward(weight)
             return result
@@ -48,14 +50,14 @@ class LoraLinear(Function):
     @once_differentiable
     def backward(ctx: Context, gradient: torch.Tensor) -> Gradients:
         weight, *adapter = ctx.saved_tensors
-        for_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        for_x = ctx.by.back(gradient, weight, None) if ctx.needs_input_grad[0] else None
         if not adapter:
-            return for_x, None, None, None, None
+            return for_x, *(None,) * 5
         down, up, x, inner = adapter
         for_inner = gradient @ up
         if for_x is not None:
             for_x.addmm_(for_inner, down)
-        return for_x, None, None, for_inner.t() @ x, gradient.t() @ inner
+        return for_x, None, None, for_inner.t() @ x, gradient.t() @ inner, None
 
 
 class AddNorm(Function):
@@ -110,22 +112,29 @@ def sums(tensor: torch.Tensor) -> torch.dtype:
 class HeadLoss(Function):
     """The sum of the cross-entropies of hidden states [trained tokens, hidden] under a frozen output layer.
 
-    The gradient is computed in the same pass, chunk by chunk: no logits are kept, and none computed twice.
+    `times`: how often each of them counts; None: once. The gradient is computed in the same pass, chunk by chunk: no logits are kept, and none computed twice.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        ctx: Context,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        times: torch.Tensor | None = None,
+        by: products.Products = products.TORCH,
     ) -> torch.Tensor:
         total = 0.0
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), policy.HEAD_CHUNK):
             chunk = slice(start, start + policy.HEAD_CHUNK)
             part, wanted = hidden[chunk], targets[chunk].contiguous()
-            logits = functional.linear(part, weight, bias)
-            total += kernels.call("cross_entropy", logits, logits, wanted, *logits.shape)
+            logits = by.linear(part, weight, bias)
+            counted = None if times is None else times[chunk].contiguous()
+            total += kernels.call("cross_entropy", logits, logits, wanted, counted, *logits.shape)
             if gradient is not None:
-                torch.mm(logits, weight, out=gradient[chunk])
+                by.back(logits, weight, gradient[chunk])
             # Before the next chunk's are there.
             del logits
         if gradient is not None:
@@ -136,4 +145,4 @@ class HeadLoss(Function):
     @once_differentiable
     def backward(ctx: Context, outer: torch.Tensor) -> Gradients:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer.to(gradient.dtype), None, None, None
+        return gradient * outer.to(gradient.dtype), *(None,) * 5

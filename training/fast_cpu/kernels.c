@@ -97,20 +97,21 @@ void NAME(rms_norm_backward)(const T *gradient, const T *more, const T *x, const
 
 /* From [token, head, dimension] (rows of `stride`) to [key-value head, token, group, dimension] within each row of text,
  * one row of text after the other, turned by the tokens' angles where `cosine` [token, dimension] is given. `first` and
- * `length` [token]: see place(). */
-void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, const long *first, const long *length, T *out,
-                    long tokens, long heads, long group, long dim, int threads) {
+ * `length` [token]: see place(). With `source` a token of `out` is a copy of the token source[token] of x. */
+void NAME(to_heads)(const T *x, long stride, const T *cosine, const T *sine, const long *source, const long *first,
+                    const long *length, T *out, long tokens, long heads, long group, long dim, int threads) {
     long half = dim / 2;
 #pragma omp parallel for num_threads(threads)
     for (long token = 0; token < tokens; token++)
         for (long head = 0; head < heads * group; head++) {
-            const T *in = x + token * stride + head * dim;
+            long from = source ? source[token] : token;
+            const T *in = x + from * stride + head * dim;
             T *to = out + place(first[token], length[token], token, head, heads, group) * dim;
             if (!cosine) {
                 memcpy(to, in, dim * sizeof(T));
                 continue;
             }
-            const T *c = cosine + token * dim, *s = sine + token * dim;
+            const T *c = cosine + from * dim, *s = sine + from * dim;
 #pragma omp simd
             for (long i = 0; i < half; i++) {
                 ACC a = GET(in[i]), b = GET(in[i + half]);
@@ -137,6 +138,38 @@ void NAME(from_heads)(const T *x, long stride, const T *cosine, const T *sine, c
 #pragma omp simd
             for (long i = 0; i < half; i++) {
                 ACC a = GET(in[i]), b = GET(in[i + half]);
+                to[i] = PUT(a * GET(c[i]) + b * GET(s[i + half]));
+                to[i + half] = PUT(b * GET(c[i + half]) - a * GET(s[i]));
+            }
+        }
+}
+
+/* The gradient of to_heads with `source`, of one vector a head (group 1): of each token the sum over its copies, which are
+ * copies[begins[token]] up to before copies[begins[token + 1]]. `first` and `length` are those of the copies. */
+void NAME(sum_heads)(const T *x, long stride, const T *cosine, const T *sine, const long *begins, const long *copies,
+                     const long *first, const long *length, T *out, long tokens, long heads, long dim, int threads) {
+    long half = dim / 2;
+#pragma omp parallel for num_threads(threads)
+    for (long token = 0; token < tokens; token++)
+        for (long head = 0; head < heads; head++) {
+            ACC sums[dim];
+            for (long i = 0; i < dim; i++) sums[i] = 0;
+            for (long at = begins[token]; at < begins[token + 1]; at++) {
+                long copy = copies[at];
+                const T *in = x + place(first[copy], length[copy], copy, head, heads, 1) * dim;
+#pragma omp simd
+                for (long i = 0; i < dim; i++) sums[i] += GET(in[i]);
+            }
+            T *to = out + token * stride + head * dim;
+            if (!cosine) {
+#pragma omp simd
+                for (long i = 0; i < dim; i++) to[i] = PUT(sums[i]);
+                continue;
+            }
+            const T *c = cosine + token * dim, *s = sine + token * dim;
+#pragma omp simd
+            for (long i = 0; i < half; i++) {
+                ACC a = sums[i], b = sums[i + half];
                 to[i] = PUT(a * GET(c[i]) + b * GET(s[i + half]));
                 to[i + half] = PUT(b * GET(c[i + half]) - a * GET(s[i]));
             }
@@ -216,8 +249,9 @@ void NAME(swiglu_backward)(const T *gradient, const T *both, T *out, long rows, 
     }
 }
 
-/* The sum of -log softmax(logits)[target] over the rows; logits become its gradient, softmax - one at the target. */
-double NAME(cross_entropy)(T *logits, const long *targets, long rows, long classes, int threads) {
+/* The sum of -log softmax(logits)[target] over the rows; logits become its gradient, softmax - one at the target. With
+ * `times` a row counts so many times. */
+double NAME(cross_entropy)(T *logits, const long *targets, const long *times, long rows, long classes, int threads) {
     double sum = 0;
 #pragma omp parallel for num_threads(threads) reduction(+ : sum)
     for (long row = 0; row < rows; row++) {
@@ -228,6 +262,14 @@ double NAME(cross_entropy)(T *logits, const long *targets, long rows, long class
 #pragma omp simd reduction(+ : total)
         for (long i = 0; i < classes; i++) total += EXP(GET(x[i]) - largest);
         ACC target = GET(x[targets[row]]), offset = largest + log(total);
+        if (times) {
+            ACC count = times[row];
+            sum += count * (offset - target);
+#pragma omp simd
+            for (long i = 0; i < classes; i++) x[i] = PUT(count * EXP(GET(x[i]) - offset));
+            x[targets[row]] = PUT(count * (EXP(target - offset) - 1));
+            continue;
+        }
         sum += offset - target;
 #pragma omp simd
         for (long i = 0; i < classes; i++) x[i] = PUT(EXP(GET(x[i]) - offset));

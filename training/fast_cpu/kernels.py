@@ -41,7 +41,7 @@ def load() -> ctypes.CDLL:
     """The library, compiled when it is not there yet. Raises Unavailable when there is no compiler, or it fails."""
     source = b"".join(path.read_bytes() for path in (HEADER, *SOURCES))
     # The same checkout may be used by machines with other CPUs (a network disk): their flags are part of the name.
-    key = hashlib.sha256(source + " ".join(FLAGS).encode() + _cpu()).hexdigest()[:16]
+    key = hashlib.sha256(source + " ".join(FLAGS).encode() + cpu()).hexdigest()[:16]
     library = CACHE / f"kernels-{key}.so"
     if not library.is_file():
         _compile(library)
@@ -59,7 +59,7 @@ def load() -> ctypes.CDLL:
 @cache
 def attends() -> bool:
     """Whether attention.c is for this CPU: its vector units multiply bf16, and it has no matrix units (AMX) for torch to use."""
-    return hasattr(load(), "attention_bf16") and b"amx_bf16" not in _cpu()
+    return hasattr(load(), "attention_bf16") and b"amx_bf16" not in cpu()
 
 
 def scratch(longest: int, dim: int) -> torch.Tensor:
@@ -88,7 +88,8 @@ def _compile(library: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _cpu() -> bytes:
+def cpu() -> bytes:
+    """What tells this CPU from others: its flags."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "").encode()

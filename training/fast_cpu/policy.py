@@ -11,6 +11,8 @@ MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake o
 LOSS_CHUNK, HEAD_CHUNK = 1024, 512
 # Whose layers are built of exactly the parts of decoder.py.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# Rows that begin with so many equal tokens are computed once for these, where that leaves out so much of a micro-batch.
+LEAST_SHARED, LEAST_SAVED = 16, 0.05
 # Queries taken together. Of a longer row, keys that lie after the whole block are not multiplied.
 BLOCK = 512
 
@@ -28,14 +30,14 @@ def wanted(settings: Settings) -> Choice:
     return Choice(True, "checked against the plain path when training starts")
 
 
-def regrouped(micro: int, accumulation: int, longest: int, mean: float) -> tuple[int, int]:
+def regrouped(micro: int, accumulation: int, longest: int, mean: float, alike: int = 0) -> tuple[int, int]:
     """Rows a micro-batch and micro-batches a step, with the same product: as many rows together as ENOUGH tokens hold.
 
-    `longest` and `mean`: tokens a row.
+    `longest` and `mean`: tokens a row; `alike`: those that all rows begin with, which are computed once.
     """
     step = micro * accumulation
     fitting = [size for size in range(micro, step + 1) if step % size == 0]
-    fitting = [size for size in fitting if size * mean <= ENOUGH and size * longest <= MOST]
+    fitting = [size for size in fitting if size * (mean - alike) + alike <= ENOUGH and size * longest <= MOST]
     together = max(fitting, default=micro)
     return together, step // together
 

@@ -19,6 +19,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from training.llama import together
 from training.llama.protocol import BLOCK
 from training.llama.sampling import GREEDY, Sampling
 from training.system import this_machine
@@ -140,6 +141,42 @@ class Model:
                 answers.append(self._continue(context, ids, max_tokens, stop_ids, tell))
         return {"answers": answers}
 
+    def answer_together(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: Sequence[int],
+        stop_ids: Sequence[int] | None,
+        send: object = None,
+    ) -> dict[str, Any]:
+        """The greedy answers to tokenised prompts, several at once; each has its own limit."""
+        if not all(prompts):
+            raise ValueError("a prompt without tokens")
+        answers: list[dict[str, Any]] = []
+        for group in together.groups([len(ids) + most for ids, most in zip(prompts, max_tokens, strict=True)]):
+            chosen, limits = [prompts[n] for n in group], [max_tokens[n] for n in group]
+            longest = max(len(ids) + most for ids, most in zip(chosen, limits, strict=True))
+            with _Context(self.model, longest, self.adapter, len(group)) as context:
+
+                def read(sequence: int, ids: Sequence[int], context: _Context = context) -> np.ndarray:
+                    for begin in range(0, len(ids), BLOCK):
+                        block = ids[begin : begin + BLOCK]
+                        wanted = [begin + i == len(ids) - 1 for i in range(len(block))]
+                        rows = self._decode(context, block, begin, wanted, sequence)
+                    last: np.ndarray = rows[-1]
+                    return last
+
+                def step(fed: Sequence[tuple[int, int, int]], context: _Context = context) -> np.ndarray:
+                    return self._feed(context, fed, [True] * len(fed))
+
+                answers += together.grow(chosen, limits, read, step, self._ends(stop_ids), self._piece)
+        return {"answers": answers}
+
+    def _ends(self, stop_ids: Sequence[int] | None) -> Callable[[int], bool]:
+        """Whether a token ends an answer: one of `stop_ids`, by default what llama.cpp itself takes for an end."""
+        if stop_ids is not None:
+            return set(stop_ids).__contains__
+        return lambda token: bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+
     def converse(
         self,
         prompt: Sequence[int],
@@ -207,17 +244,23 @@ class Model:
         seconds = time.perf_counter() - began
         return {"text": text, "ids": ids, "stopped": bool(stopped), "seconds": seconds, "unread": False}
 
-    def _decode(self, context: _Context, ids: Sequence[int], position: int, wanted: Sequence[bool]) -> np.ndarray:
+    def _decode(
+        self, context: _Context, ids: Sequence[int], position: int, wanted: Sequence[bool], sequence: int = 0
+    ) -> np.ndarray:
         """Feed tokens; give the logits [wanted tokens, vocabulary] after those that are wanted (a copy)."""
-        if any(not 0 <= token < self.size for token in ids):
-            raise ValueError(f"a token outside the vocabulary of {self.size}: {max(ids)}")
+        return self._feed(context, [(sequence, token, position + i) for i, token in enumerate(ids)], wanted)
+
+    def _feed(self, context: _Context, fed: Sequence[tuple[int, int, int]], wanted: Sequence[bool]) -> np.ndarray:
+        """The same for tokens of several sequences: each with its sequence and its position in that."""
+        if any(not 0 <= token < self.size for _, token, _ in fed):
+            raise ValueError(f"a token outside the vocabulary of {self.size}: {max(token for _, token, _ in fed)}")
         batch = context.batch
-        batch.n_tokens = len(ids)
-        for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, position + i, 1, 0
+        batch.n_tokens = len(fed)
+        for i, (sequence, token, position) in enumerate(fed):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, position, 1, sequence
             batch.logits[i] = wanted[i]
         if code := llama_cpp.llama_decode(context.pointer, batch):
-            raise ValueError(f"llama_decode gave {code} at token {position} of {context.size}")
+            raise ValueError(f"llama_decode gave {code} at token {fed[0][2]} of {context.size}")
         count = sum(wanted)
         if not count:
             return np.empty((0, self.size), np.float32)
@@ -249,11 +292,13 @@ class Model:
 
 
 class _Context:
-    """A context for one sequence of up to `tokens` tokens, with the batch that feeds it."""
+    """A context for sequences (one, or several at once) of up to `tokens` tokens each, with the batch that feeds it."""
 
-    def __init__(self, model: object, tokens: int, adapter: object = None) -> None:
+    def __init__(self, model: object, tokens: int, adapter: object = None, sequences: int = 1) -> None:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = self.size = max(tokens, 8)
+        self.size = max(tokens, 8)
+        # Each sequence has its own part.
+        params.n_ctx, params.n_seq_max, params.kv_unified = self.size * sequences, sequences, False
         params.n_batch = params.n_ubatch = BLOCK
         params.n_threads = params.n_threads_batch = physical_cores()
         params.no_perf = True

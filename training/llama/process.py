@@ -135,13 +135,22 @@ def answer(
     """The greedy continuation of each prompt: rendered text (special tokens recognised, no BOS added) or token ids.
 
     It ends before a token of `stop_ids`, by default those llama.cpp itself takes for the end of an answer.
-    `on_text(number of the prompt, piece)` is told each piece as it comes. A Process may be given instead of its file.
+    `on_text(number of the prompt, piece)` is told each piece as it comes. Token ids without it are answered together. A
+    Process may be given instead of its file.
     """
     with _asking(gguf) as ask:
+        if on_text is None and not any(isinstance(prompt, str) for prompt in prompts):
+            limits = [max_tokens] * len(prompts)
+            together = {"do": "answer_together", "prompts": list(prompts), "max_tokens": limits, "stop_ids": stop_ids}
+            return [_answer(one) for one in ask(together)["answers"]]
         request = {"do": "answer", "prompts": list(prompts), "max_tokens": max_tokens, "stop_ids": stop_ids}
         on_event = (lambda event: on_text(event["prompt"], event["piece"])) if on_text else None
         answers = ask(request | {"stream": on_text is not None}, on_event)["answers"]
-    return [Answer(one["text"], tuple(one["ids"]), one["stopped"], one["seconds"]) for one in answers]
+    return [_answer(one) for one in answers]
+
+
+def _answer(words: Mapping[str, Any]) -> Answer:
+    return Answer(words["text"], tuple(words["ids"]), words["stopped"], words["seconds"])
 
 
 @contextmanager

@@ -245,16 +245,20 @@ def _rate_of_another_model(settings: Settings, base: BaseModel) -> Settings:
     return settings.with_choice("Training.LEARNING_RATE", usual, reason)
 
 
-def choose_for_rows(settings: Settings, base: BaseModel, summary: Summary, machine: Machine) -> Settings:
-    """Choices that depend on the length of the rows."""
+def choose_for_rows(
+    settings: Settings, base: BaseModel, summary: Summary, machine: Machine, alike: int = 0
+) -> Settings:
+    """Choices that depend on the length of the rows. `alike`: tokens that all of them begin with."""
     fast = policy.wanted(settings)
     if fast.value is False and settings.hardware.fast_cpu is True:
         raise UserError(f"{settings.place('Hardware.FAST_CPU')}: {fast.reason}")
     settings = chosen(settings, "Hardware.FAST_CPU", fast)
     if fast.value:
-        if policy.by_hand(settings, base.config.get("model_type", "")) and (why := fast_loss.built()):
+        by_hand = policy.by_hand(settings, base.config.get("model_type", ""))
+        if by_hand and (why := fast_loss.built()):
             logger.info(why)
-        settings = _regrouped(settings, summary)
+            by_hand = False
+        settings = _regrouped(settings, summary, alike if by_hand else 0)
     if settings.training.gradient_checkpointing == "auto":
         checkpointing = disk_space.checkpointing(settings, base, summary, machine)
         settings = settings.with_choice("Training.GRADIENT_CHECKPOINTING", *checkpointing)
@@ -265,14 +269,15 @@ def choose_for_rows(settings: Settings, base: BaseModel, summary: Summary, machi
     return settings
 
 
-def _regrouped(settings: Settings, summary: Summary) -> Settings:
+def _regrouped(settings: Settings, summary: Summary, alike: int) -> Settings:
     """Short rows of one optimizer step taken together; the step stays what it was."""
+    alike = alike if alike >= policy.LEAST_SHARED else 0
     before = settings.training.per_device_train_batch_size, settings.training.gradient_accumulation_steps
-    after = policy.regrouped(*before, summary.total.longest, summary.tokens / summary.sequences)
+    lengths = summary.total.longest, summary.tokens / summary.sequences
+    after = policy.regrouped(*before, *lengths, alike)
     if after == before:
         return settings
-    reason = (
-        f"rows are short, so those of one step are taken together: {before[0]} x {before[1]} = {after[0]} x {after[1]}"
-    )
+    why = "are short" if after == policy.regrouped(*before, *lengths) else f"begin with {alike:,} equal tokens"
+    reason = f"rows {why}, so those of one step are taken together: {before[0]} x {before[1]} = {after[0]} x {after[1]}"
     settings = settings.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", after[0], reason)
     return settings.with_choice("Training.GRADIENT_ACCUMULATION_STEPS", after[1], reason)

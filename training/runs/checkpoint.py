@@ -66,6 +66,10 @@ class Carried:
 
     # The way to the loss on a CPU that has proved equal: "layers", "head" or "none".
     fast_path: str | None = None
+    # Of the layers: rows that begin alike are computed once. Not so in runs that older versions began.
+    shares: bool = False
+    # And whose matrix products were the quickest there. None, as in runs of older versions: torch's own.
+    products: str | None = None
     # Validation losses: of the base model, and of the last evaluation, which was at this step.
     before: float | None = None
     after: float | None = None
@@ -97,10 +101,10 @@ class Carried:
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
-    "fast_path": (str,),
+    **dict.fromkeys(("fast_path", "products"), (str,)),
     **dict.fromkeys(("before", "after", "best_loss"), (float, int)),
     **dict.fromkeys(("evaluated_at", "best_step", "worse"), (int,)),
-    **dict.fromkeys(("stopped_early", "rises_at_once"), (bool,)),
+    **dict.fromkeys(("shares", "stopped_early", "rises_at_once"), (bool,)),
 }
 
 

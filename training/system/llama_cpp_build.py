@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ WANTED = (
     *("models/templates/", "models/ggml-vocab-"),
 )
 WHAT = "llama.cpp's library and quantiser"
+FASTER = Path(__file__).with_suffix(".cmake")
 A_DAY = 24 * 60 * 60
 
 
@@ -76,9 +78,11 @@ class Build:
     def make(self, archive: Path) -> Path:
         """Build the wheel, and keep it."""
         work = Path(tempfile.mkdtemp(prefix="build.", dir=self.cache))
-        say("llama.cpp: building it, about 7 minutes on two cores, once on this machine")
+        say("llama.cpp: building it, about 2 minutes on two cores, once on this machine")
         cores = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.sysconf("SC_NPROCESSORS_ONLN"))
-        environ = {"CMAKE_ARGS": self.flags, "CMAKE_BUILD_PARALLEL_LEVEL": cores}
+        # No part of the name under which a build is kept: with or without it, the library does the same.
+        faster = shlex.quote(f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={FASTER}")
+        environ = {"CMAKE_ARGS": f"{self.flags} {faster}", "CMAKE_BUILD_PARALLEL_LEVEL": cores}
         # --no-cache-dir: pip's own cache does not tell a native build from a portable one.
         if not self.pip.run("wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", work, archive, environ=environ):
             raise MachineError("llama.cpp could not be built; the compiler's reason is above")

@@ -23,6 +23,7 @@ class FastPath(Mixin):
 
     _fast_is_proved = False
     _layers: Decoder | None = None
+    _told = False
 
     def compute_loss(
         self,
@@ -41,10 +42,26 @@ class FastPath(Mixin):
         if not self.watch.fast:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, self._layers)
+        self._tell_shared()
         # As the plain way does: the gradients' mean over the ranks follows (Team.mean_gradients).
         if num_items_in_batch is not None:
             value = value * self.watch.team.size
         return (value, {"loss": value}) if return_outputs else value
+
+    def _same_products(self) -> None:
+        """Rank 0's choice of products for all, for it is the one that goes with the checkpoints."""
+        from training.fast_cpu import products
+
+        name = self.watch.team.first(lambda: self._layers.by.name if self._layers is not None else None)
+        if self._layers is not None and name is not None:
+            self._layers.by = products.named(name)
+
+    def _tell_shared(self) -> None:
+        """Say once that rows begin alike, and how much of a micro-batch that leaves to compute."""
+        found = self._layers.shared if self._layers is not None else None
+        if found is not None and not self._told:
+            self._told = True
+            logger.info("rows that begin alike are computed once for what they share: here {:,} of {:,} tokens", *found)
 
     def _prove_fast(self, model: torch.nn.Module, bare: PeftModel, inputs: Batch) -> None:
         """Compare the fast path with the plain one on some rows of a first micro-batch; leave off what differs.
@@ -58,7 +75,8 @@ class FastPath(Mixin):
         causal_lm = cast("PreTrainedModel", bare.get_base_model())
         if (taken := watch.carried.fast_path) is not None:
             watch.fast = taken != "none"
-            self._layers = fast_loss.layers(causal_lm) if taken == "layers" else None
+            carried = watch.carried
+            self._layers = fast_loss.layers(causal_lm, carried.shares, carried.products) if taken == "layers" else None
             return
         few, plain = fast_loss.sample(inputs), super().compute_loss
 
@@ -77,11 +95,17 @@ class FastPath(Mixin):
         with torch.enable_grad():
             watch.fast = fast_loss.plain_head(causal_lm)
             self._layers = fast_loss.layers(causal_lm) if watch.fast else None
+            self._same_products()
             if self._layers is not None and not equal(self._layers):
                 logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
                 self._layers = None
             if watch.fast and self._layers is None:
                 watch.fast = equal(None)
+        if self._layers is not None:
+            # What is told is of a whole micro-batch.
+            self._layers.shared = None
+        watch.carried.shares = self._layers is not None
+        watch.carried.products = self._layers.by.name if self._layers is not None else None
         watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"
         if not watch.fast:
             logger.warning("the fast path for CPUs gives another loss for this model; going on without it")

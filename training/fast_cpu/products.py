@@ -1,0 +1,116 @@
+"""The products of float32 inputs with frozen weights, by the library that is quickest at them on this CPU.
+
+torch gives them to MKL, which does not use all that the CPUs of other makers have; oneDNN, which torch brings along,
+does (benchmarks/README.md). Which of the two is quicker is measured in half a second, kept with the machine and stored
+with a run's checkpoints, for the order of the sums differs. In bf16 torch takes oneDNN by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch.nn import functional
+
+from training.fast_cpu import kernels
+from training.system import files
+
+ROUNDS, LONGEST = 12, 0.5  # of a measurement, and seconds
+# The other library is taken where it needs less than this share of the time: measurements differ by some per cent.
+CLEARLY = 0.92
+SHAPE = (512, 1024, 2048)  # tokens, inputs and outputs that are tried
+
+
+@dataclass(frozen=True)
+class Products:
+    """`linear(x, weight, bias)`: x W^T + bias. `back(gradient, weight, into)`: gradient W, in `into` where that is given."""
+
+    name: str
+    linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+    back: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return cast("torch.Tensor", torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
+
+
+def _torch_back(gradient: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.mm(gradient, weight) if into is None else torch.mm(gradient, weight, out=into)
+
+
+def _onednn_back(gradient: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+    result = _onednn(gradient, weight.t())
+    return result if into is None else into.copy_(result)
+
+
+TORCH = Products("torch", functional.linear, _torch_back)
+ONEDNN = Products("onednn", _onednn, _onednn_back)
+
+
+def named(name: str | None) -> Products:
+    """Those of a run that was begun before; a run of an older version had torch's."""
+    return ONEDNN if name == ONEDNN.name and _has_onednn() else TORCH
+
+
+def chosen(dtype: torch.dtype) -> Products:
+    """The quicker ones for a model of this dtype: as measured before on this machine, else now."""
+    if dtype != torch.float32 or not _has_onednn():
+        return TORCH
+    place = _place()
+    try:
+        return named(json.loads(place.read_text(encoding="utf-8"))["products"])
+    # Not measured yet, or no record of ours.
+    except (OSError, ValueError, KeyError, TypeError):
+        found = quicker()
+    # Else the next run measures again.
+    with contextlib.suppress(OSError):
+        files.write_json(place, {"products": found.name})
+    return found
+
+
+def quicker(seconds: Callable[[Callable[[], object]], float] | None = None) -> Products:
+    """Measure both in turn. `seconds`: times a call."""
+    seconds = seconds or _seconds
+    tokens, inputs, outputs = SHAPE
+    # torch.manual_seed is the run's.
+    x, weight, gradient = (torch.ones(size) for size in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
+    ways = (TORCH, ONEDNN)
+    for way in ways:  # the first call sets buffers up
+        way.linear(x, weight, None)
+        way.back(gradient, weight, None)
+    best = dict.fromkeys((TORCH.name, ONEDNN.name), (float("inf"), float("inf")))
+    end = time.perf_counter() + LONGEST
+    for number in range(ROUNDS):
+        for way in ways:
+            forward = seconds(functools.partial(way.linear, x, weight, None))
+            back = seconds(functools.partial(way.back, gradient, weight, None))
+            best[way.name] = (min(best[way.name][0], forward), min(best[way.name][1], back))
+        if number and time.perf_counter() > end:
+            break
+    return ONEDNN if sum(best[ONEDNN.name]) < CLEARLY * sum(best[TORCH.name]) else TORCH
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _place() -> Path:
+    """The record of this CPU, with this torch and so many threads, under switches that change what libraries do."""
+    switches = [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")]
+    said = [*switches, torch.__version__, str(torch.get_num_threads()), repr(kernels.cpu())]
+    return kernels.CACHE / f"products-{hashlib.sha256(' '.join(said).encode()).hexdigest()[:16]}.json"
