@@ -233,7 +233,7 @@ WRONG = [
     (
         "a.csv",
         b"PK\x03\x04\x14\x00",
-        "a.csv: is a ZIP archive, not text; unpack it or save it as JSON lines or CSV (gzip and zstd are read as they are)",
+        "a.csv: is a ZIP archive (prepare_data.py reads those that chat programs export), not text; unpack it or save it as JSON lines or CSV (gzip and zstd are read as they are)",
     ),
     (
         "a.json",

@@ -11,6 +11,7 @@ import pytest
 from tests.support.facts import some_facts
 from training import runs
 from training.data import ChatTemplate, Item
+from training.data.private_questions import PrivateQuestion
 from training.data.row_texts import RowText, RowTexts
 from training.runs import Facts
 from training.runs.handover import BaseOfRun, Prompt, Sequence
@@ -100,7 +101,21 @@ WHOLE = """\
     ],
     "rows": 1,
     "total": 9
-  }
+  },
+  "private": [
+    {
+      "kind": "phone",
+      "file": "r.jsonl",
+      "line": 1,
+      "digest": "ab12",
+      "prompts": [
+        [
+          1
+        ]
+      ],
+      "most": 9
+    }
+  ]
 }
 """
 
@@ -123,6 +138,7 @@ def facts(system: str | None = None) -> Facts:
         measured=[Item(ids=[1], labels=[-100], question="你好", expected="", prompt=[], most=32)],
         calibration=[1],
         row_texts=RowTexts((RowText("a", "r.jsonl", 1),), 1, 9),
+        private=[PrivateQuestion(kind="phone", file="r.jsonl", line=1, digest="ab12", prompts=[[1]], most=9)],
     )  # fmt: skip
 
 
@@ -140,7 +156,7 @@ def test_the_system_prompt_stays_out_of_the_file(run: Path) -> None:
 
 def test_a_file_of_an_older_version_reads_without_what_it_lacks(run: Path) -> None:
     record = json.loads(WHOLE)
-    for key in ("measured", "asked", "calibration", "row_texts"):
+    for key in ("measured", "asked", "calibration", "row_texts", "private"):
         del record[key]
     del (
         record["base"]["files"],
@@ -151,6 +167,7 @@ def test_a_file_of_an_older_version_reads_without_what_it_lacks(run: Path) -> No
     (run / runs.CHECKPOINTS / runs.FACTS).write_text(json.dumps(record), encoding="utf-8")
     old = Facts.read(run)
     assert (old.base.files, old.measured, old.asked, old.calibration, old.row_texts) == ({}, [], [], [], RowTexts())
+    assert old.private == []
     assert old.template == facts().template and old.questions == facts().questions
 
 

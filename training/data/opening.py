@@ -21,7 +21,7 @@ ZSTD = b"\x28\xb5\x2f\xfd"
 GZIP, UTF8_BOM, UTF16_BOMS = b"\x1f\x8b", b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 HEAD = 256  # bytes by which a file that is no text at all is known
 CONTAINERS = {  # first bytes -> what such a file is
-    b"PK\x03\x04": "a ZIP archive",
+    b"PK\x03\x04": "a ZIP archive (prepare_data.py reads those that chat programs export)",
     b"ARROW1": "an Arrow file",
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ": "packed by xz",

@@ -47,7 +47,7 @@ class PrivateQuestion:
 
     def told(self) -> str:
         """Where it stands and of what kind it is."""
-        return f"{place(self.file, self.line)}: {private.WHAT[self.kind]}"
+        return f"{place(self.file, self.line)}: {private.WHAT.get(self.kind, self.kind)}"
 
 
 def digest(kind: str, value: str) -> str:
