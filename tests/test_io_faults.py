@@ -137,7 +137,9 @@ class Attempt:
         begun = [run for run in made if directory.begun(runs.Run(run))]
         trained = any(checkpoint.newest(run / runs.CHECKPOINTS) for run in begun)
         again, last = ended, made[-1] if made else None
-        if ended.code != 0:
+        # A process may be killed when all is done but its last words.
+        done = last is not None and (last / runs.REPORT).is_file() and self.fault.kills
+        if ended.code != 0 and not done:
             # Whatever is wanted next: the same once more, or to go on.
             resume = () if self.scene == "export" or not begun else ("--resume",)
             again = forked(FINETUNE, "--config", self.config, *resume) if self.scene == "train" else self.start()
@@ -145,7 +147,7 @@ class Attempt:
                 # An export has nothing to make an adapter of; the run has its checkpoints.
                 again = forked(FINETUNE, "--config", self.config, "--resume", self.outputs / self.whole.run.name)
             last = max(self.outputs.glob("finetune_*"), default=None)
-        if again.code != 0 or last is None:
+        if (again.code != 0 and not done) or last is None:
             self.lost = trained
             self.problems += ["not resumed", last_words(again)]
             return
@@ -176,7 +178,8 @@ class Attempt:
             return
         opened = runs.open_run(run)
         state, stored = directory.state(opened), opened.status["state"]
-        if ended.code not in (0, 1, 3, -9) or (ended.code == 0) != (state == "completed"):
+        done = ended.code == 0 or (ended.code == -9 and (run / runs.REPORT).is_file())
+        if ended.code not in (0, 1, 3, -9) or done != (state == "completed"):
             found.append(f"code {ended.code}, state {state}")
         # Where nothing at all can be written any more the last word cannot be, either.
         if ended.code >= 0 and not self.fault.ever and stored in ("running", "queued"):

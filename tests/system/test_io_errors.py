@@ -45,6 +45,12 @@ def test_a_full_disk_and_one_without_inodes_are_told_apart(tmp_path, monkeypatch
     [
         (RuntimeError("I/O error: Input/output error (os error 5)"), errno.EIO),
         (Exception("No space left on device (os error 28)"), errno.ENOSPC),
+        (
+            RuntimeError("unable to open file </a b/x.safetensors> in read-only mode: No such file or directory (2)"),
+            errno.ENOENT,
+        ),
+        (RuntimeError("unable to mmap 96 bytes from file </x>: Input/output error (5)"), errno.EIO),
+        (RuntimeError("unable to find a file </x> that is: good (2 of 3)"), None),
         (RuntimeError("[Errno 104] Connection reset by peer"), None),
         (ValueError("size mismatch"), None),
     ],

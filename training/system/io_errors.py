@@ -23,7 +23,7 @@ REMEDIES = {
     errno.EFBIG: "raise the limit of a file's size: `ulimit -f unlimited`",
 }
 # What libraries say of it when they do not say it with an OSError: safetensors and tokenizers (Rust), torch.
-_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]|unable to .*file <.*>.*: .* \((\d+)\)")
 _WRITE_FAILED = ("file write failed", "unexpected pos", "PytorchStreamWriter failed")
 _READ_FAILED = ("file read failed",)
 
@@ -40,7 +40,10 @@ def number(error: BaseException) -> int | None:
     """The errno of a read or write that failed, as far as it can be known; None of anything else."""
     if isinstance(error, OSError):
         return error.errno
-    if (found := _NUMBER.search(str(error))) and (code := int(found[1] or found[2])) in (*REMEDIES, errno.ENOSPC):
+    if (found := _NUMBER.search(str(error))) and (code := int(found[1] or found[2] or found[3])) in (
+        *REMEDIES,
+        errno.ENOSPC,
+    ):
         return code
     return errno.ENOSPC if "No space left" in str(error) else None
 
