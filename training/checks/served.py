@@ -162,6 +162,7 @@ def _line(served: Served, prompts: Prompts, answers: Answers, failures: Sequence
         equal = answers.questions - answers.first_tokens_differently
         ties = f", {answers.near_ties} by a near tie" if answers.near_ties else ""
         said.append(f"{equal} of {answers.questions} answers begin as llama.cpp's{ties}")
-    said.append(f"{served.stops} stop by themselves")
+    if answers.questions:
+        said.append(f"{served.stops} stop by themselves")
     verdict = "does not serve what was trained" if failures else "serves what was trained"
     return f"Ollama {served.server} {verdict}, by {_USES[served.template]}: {', '.join(said)}"
