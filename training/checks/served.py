@@ -134,7 +134,7 @@ def _notes(prompts: Prompts, template: str) -> list[str]:
     notes = []
     if prompts.excused:
         kinds = ", ".join(dict.fromkeys(prompts.excused))
-        notes.append(f"TEMPLATE writes some chats otherwise, as the Modelfile says: {kinds}")
+        notes.append(f"some chats are written otherwise, as is known of this template or of llama.cpp: {kinds}")
     if template == RENDERER:
         notes.append("this Ollama writes prompts with a renderer of its own for this architecture")
     return notes
