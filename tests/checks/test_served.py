@@ -186,3 +186,11 @@ def test_without_the_file_here_the_first_tokens_are_left_out(fake: FakeOllama, s
     proof = served.prove(fake.server(60), "mine", replace(subject, gguf=None))
     assert proof.served.first_tokens_differently is None
     assert "llama.cpp" not in proof.line
+
+
+def test_outer_white_space_that_llama_cpp_leaves_is_said_and_fails_nothing(fake: FakeOllama, subject: Subject) -> None:
+    write = fake.write
+    fake.write = lambda messages: write(messages).replace("x \u3000\n", "x")
+    proof = prove(fake, subject, "0.32.15")
+    proof.require("")
+    assert any(note.endswith("of llama.cpp: outer white space") for note in proof.notes)

@@ -89,37 +89,35 @@ def f16(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
 
 
 @pytest.fixture
-def subject(tmp_path: Path, embedded: Path, f16: Path) -> Callable[..., Subject]:
-    """The embedded model as it would be exported after a training with another family's chat template."""
+def subject(tmp_path: Path, embedded: Path, tiny_f16: Path) -> Callable[..., Subject]:
+    """A model as it would be exported after a training with another family's chat template: a tiny one, whose tokenizer is
+    the embedded model's, or `weights`."""
 
-    def make(family: str | None, pairs: Mapping[str, object] | None = None) -> Subject:
+    def make(
+        family: str | None, pairs: Mapping[str, object] | None = None, weights: Path | None = None, asked: int = 0
+    ) -> Subject:
         tokenizer = load_tokenizer(embedded)
         values = {"Model.CHAT_TEMPLATE": str(TEMPLATES / f"{family}.jinja")} if family else {}
-        settings = a_settings(tmp_path, **values)
-        template = chat_template.choose(None, settings, tokenizer)
+        template = chat_template.choose(None, a_settings(tmp_path, **values), tokenizer)
         template, _, _ = serving.close(template, tokenizer, thoughts=False)
-        return made(tmp_path, f16, template, tokenizer, pairs or {})
+        gguf = tmp_path / "model.F16.gguf"
+        with_pairs(weights or tiny_f16, gguf, {**reader_metadata.pairs(tokenizer, template), **(pairs or {})})
+        return made(gguf, template, tokenizer, asked)
 
     return make
 
 
-def made(folder: Path, f16: Path, template: ChatTemplate, tokenizer, pairs: Mapping[str, object]) -> Subject:
-    gguf = folder / "model.Q4_K_M.gguf"
-    again = folder / "again.F16.gguf"
-    with_pairs(f16, again, {**reader_metadata.pairs(tokenizer, template), **pairs})
-    conversion.quantise(again, gguf, "q4_k_m")
-    again.unlink()
+def made(gguf: Path, template: ChatTemplate, tokenizer: object, asked: int) -> Subject:
     chat = chat_of(template, adds_bos=False)
     stops = template.end_tokens or (template.eos,)
-    path = folder / "Modelfile"
+    path = gguf.with_name("Modelfile")
     path.write_text(ollama.compose(gguf.name, chat, stops=stops, num_ctx=NUM_CTX))
-    trained = Trained(template=template, tokenizer=tokenizer, num_ctx=NUM_CTX)
     return Subject(
-        trained=trained,
+        trained=Trained(template=template, tokenizer=tokenizer, num_ctx=NUM_CTX),
         request=ollama.of_modelfile(path),
         gguf=gguf,
         exceptions=ollama.verify(path, chat, stops).exceptions,
-        questions=served_answers.questions(template, tokenizer, (), NUM_CTX)[:1],
+        questions=served_answers.questions(template, tokenizer, (), NUM_CTX)[:asked],
     )
 
 
@@ -182,8 +180,15 @@ def test_a_flag_in_the_file_that_changes_prompts_is_caught(live: Live, subject, 
     assert "the server reads" in proof.failures[0]
 
 
-def test_another_file_under_the_same_name_is_caught(live: Live, subject, tiny_f16: Path) -> None:
-    one = subject(None)
+def test_a_model_that_knows_where_to_end_answers_as_llama_cpp_does(live: Live, subject, f16: Path) -> None:
+    proof = proved(live, subject(None, weights=f16, asked=2))
+    print(proof.line, *proof.notes, *proof.failures, sep="\n    ")
+    assert not proof.failures
+    assert (proof.served.first_tokens_differently, proof.served.counted_differently) == (0, 0)
+
+
+def test_another_file_under_the_same_name_is_caught(live: Live, subject, f16: Path, tiny_f16: Path) -> None:
+    one = subject(None, weights=f16, asked=1)
     other = replace(one.request, gguf=tiny_f16)
     proof = proved(live, replace(one, request=other))
     assert proof.served.first_tokens_differently == 1
@@ -260,9 +265,9 @@ def test_a_server_that_hangs_is_given_up(own, tiny_f16: Path, tmp_path: Path) ->
         os.kill(live.process.pid, signal.SIGCONT)
 
 
-def test_the_command_creates_what_the_api_creates(live: Live, subject, tmp_path: Path) -> None:
+def test_the_command_creates_what_the_api_creates(live: Live, subject, f16: Path, tmp_path: Path) -> None:
     """As on a machine without the packages: the script, the run's two files, and the `ollama` command."""
-    one = subject(None)
+    one = subject(None, weights=f16)
     place = tmp_path / "elsewhere"
     place.mkdir()
     shutil.copy(ROOT / "export_ollama.sh", place)

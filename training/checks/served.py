@@ -134,7 +134,7 @@ def _notes(prompts: Prompts, template: str) -> list[str]:
     notes = []
     if prompts.excused:
         kinds = ", ".join(dict.fromkeys(prompts.excused))
-        notes.append(f"TEMPLATE writes some chats otherwise, as the Modelfile says: {kinds}")
+        notes.append(f"some chats are written otherwise, as is known of this template or of llama.cpp: {kinds}")
     if template == RENDERER:
         notes.append("this Ollama writes prompts with a renderer of its own for this architecture")
     return notes
@@ -162,6 +162,7 @@ def _line(served: Served, prompts: Prompts, answers: Answers, failures: Sequence
         equal = answers.questions - answers.first_tokens_differently
         ties = f", {answers.near_ties} by a near tie" if answers.near_ties else ""
         said.append(f"{equal} of {answers.questions} answers begin as llama.cpp's{ties}")
-    said.append(f"{served.stops} stop by themselves")
+    if answers.questions:
+        said.append(f"{served.stops} stop by themselves")
     verdict = "does not serve what was trained" if failures else "serves what was trained"
     return f"Ollama {served.server} {verdict}, by {_USES[served.template]}: {', '.join(said)}"
