@@ -161,7 +161,8 @@ def launched(hardware: Hardware, arguments: Arguments, stdout: IO[str]) -> int:
             ending.run = runs.open_run(path)
             ending.events = Events(path / runs.EVENTS, ending.events_on)
             log.join_run(path / runs.LOG)
-        return ending.failed(failures.told(RunError("training", words), ending.run))
+        at = "train" if ending.run is None else ending.run.status.get("stage") or "train"
+        return ending.failed(failures.told(RunError("training" if at == "train" else at, words), ending.run))
 
     background.take_parent()
     return launcher.launch(hardware, stdout, background.tell_parent, killed)

@@ -754,7 +754,7 @@ def test_a_signal_before_the_first_step_ends_a_run_that_waits_inside_a_library(
 
 
 @pytest.mark.tiny
-def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(
+def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0_also_after_a_death(
     tmp_path, tiny_model, undisturbed, monkeypatch
 ):
     monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
@@ -763,7 +763,8 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(
         free.bind((team.LOOPBACK, 0))
         port = free.getsockname()[1]
     one_row = re.sub("BATCH_SIZE = .*", "BATCH_SIZE = 1", config.read_text(encoding="utf-8"))
-    config.write_text(f"{one_row}[Hardware]\nNUM_MACHINES = 2\nNUM_THREADS = 1\n", encoding="utf-8")
+    hardware = "[Hardware]\nNUM_MACHINES = 2\nNUM_THREADS = 1\nMAX_RESTARTS = 1\n"
+    config.write_text(f"{one_row}{hardware}", encoding="utf-8")
     flags = ("--config", config, "--set", f"Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
 
     def both(*more: str) -> list[subprocess.Popen]:
@@ -780,9 +781,16 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0(
     assert "stopped; the checkpoint is on machine 0" in said
 
     machine_0, machine_1 = both("--resume")
+    end = time.monotonic() + 120
+    while "going on from the checkpoint" not in (run / "finetune.log").read_text(encoding="utf-8"):
+        assert time.monotonic() < end and machine_0.poll() is None
+        time.sleep(0.05)
+    os.kill(psutil.Process(machine_1.pid).children()[0].pid, signal.SIGKILL)  # a death is no end: all start again
     (_, stderr), (_, said) = machine_0.communicate(timeout=120), machine_1.communicate(timeout=120)
     assert (machine_0.returncode, machine_1.returncode) == (1, 0), stderr + said
     assert "enough" in stderr and "the training is done; machine 0 has the adapter" in said
+    again = "starting the processes again, from the checkpoint (1 of 1)"
+    assert again in stderr and again in said and "a process on another machine has ended" in stderr
     assert not (tmp_path / "m1").exists()
     ours, theirs = losses(run), losses(undisturbed)
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)

@@ -22,7 +22,7 @@ def to_launch(arguments: Arguments) -> Hardware | None:
         if old is not None and old.stage("train") is not None:
             return None
         settings = resume.settings_of(old, arguments) if old else load(arguments.config, arguments.overrides)
-    except FinetuneError:
+    except (FinetuneError, OSError):
         return None
     return settings.hardware if settings.processes > 1 else None
 

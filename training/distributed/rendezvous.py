@@ -140,7 +140,7 @@ def _shape(place: Place) -> str:
 def _reach(place: Place, lost: Callable[[], RunError | Interrupted | None]) -> Store:
     from torch.distributed import DistError, TCPStore
 
-    waiting = False
+    waiting = busy = False
     while True:
         try:
             # A store that finds nobody writes pages about it.
@@ -153,7 +153,13 @@ def _reach(place: Place, lost: Callable[[], RunError | Interrupted | None]) -> S
             _pause(lost)
         else:
             store.set_timeout(team.PATIENCE)
-            return store
+            # Of a training that all have begun: one that is ending, where machines are started again.
+            if not store.check(["go"]):
+                return store
+            if not busy:
+                logger.info("machine 0 at {}:{} is in a training; waiting for its end", place.address, place.port)
+            busy = True
+            _pause(lost)
 
 
 def _pause(lost: Callable[[], RunError | Interrupted | None]) -> None:
