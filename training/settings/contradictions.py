@@ -109,7 +109,9 @@ def _machines(settings: Settings) -> Contradictions:
         reason = "several machines need the address of machine 0, as host:port"
         yield ("Hardware.NUM_MACHINES", "Hardware.MAIN_PROCESS_ADDRESS"), reason
     if hardware.max_restarts and hardware.num_machines * hardware.num_processes == 1:
-        reason = "one process is not watched by others; set it to 0, or let a service manager start it again with --resume"
+        reason = (
+            "one process is not watched by others; set it to 0, or let a service manager start it again with --resume"
+        )
         yield ("Hardware.MAX_RESTARTS", "Hardware.NUM_PROCESSES", "Hardware.NUM_MACHINES"), reason
     if hardware.sharding != "none" and hardware.num_machines * hardware.num_processes == 1:
         reason = "there is only one process to spread the model over"
