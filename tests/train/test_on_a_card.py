@@ -108,6 +108,7 @@ def a_trainer(losses: list[float], steps: int) -> Any:
     class Base:
         class accelerator:  # noqa: N801
             native_amp, device, sync_gradients = False, torch.device("cpu"), False
+            gather_for_metrics = None
 
         class args:  # noqa: N801
             device = torch.device("cpu")
@@ -147,6 +148,37 @@ def test_a_card_is_not_waited_for_in_every_micro_batch(monkeypatch):
     assert reads == []
     trainer.training_step(None, batch)
     assert reads == ["tolist"] and trainer.watch.tokens == 20
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("loss_type", ["nll", "chunked_nll"])
+def test_trl_reads_no_figure_of_a_micro_batch(monkeypatch, tiny_model, tmp_path, loss_type):
+    import datasets
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    class Trainer(Ranks, SFTTrainer):
+        watch = Watch(folder=Path(), fingerprint={}, keep=1, team=team.Alone())
+
+    read_by_trl: list[float] = []
+    read = torch.Tensor.item
+
+    def item(tensor: torch.Tensor) -> float:
+        if sys._getframe(1).f_code.co_filename.endswith("sft_trainer.py"):
+            read_by_trl.append(read(tensor))
+        return read(tensor)
+
+    rows = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7, 8]] * 4, "labels": [[5, 6, 7, 8]] * 4})
+    arguments = SFTConfig(
+        str(tmp_path), max_steps=1, gradient_accumulation_steps=2, per_device_train_batch_size=2, use_cpu=True,
+        bf16=False, report_to=[], loss_type=loss_type, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(tiny_model))
+    monkeypatch.setattr(torch.Tensor, "item", item)
+    trainer.train()
+    assert read_by_trl and set(read_by_trl) == {0}
 
 
 @pytest.mark.slow

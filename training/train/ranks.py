@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from training.train import team
@@ -36,7 +36,7 @@ class Ranks(FastPath):
         code, loss = 0, torch.zeros((), device=self.args.device)
         try:
             if inputs is not self._filling:
-                with self._uncast(model):
+                with self._uncast(model), self._without_figures():
                     loss = super().training_step(model, inputs, num_items_in_batch)
                 watch.unread.append((_tokens(inputs), loss))
             else:
@@ -70,6 +70,20 @@ class Ranks(FastPath):
 
         on_card = self.accelerator.device.type != "cpu"
         return disable_input_dtype_casting(model, active=on_card and self.accelerator.native_amp)
+
+    @contextmanager
+    def _without_figures(self) -> Iterator[None]:
+        """TRL reads figures of each micro-batch (entropy, accuracy, tokens), for each of which a card is waited for. Nobody
+        looks at them: it is given a zero that is in no card's memory. What is trained does not depend on them."""
+        import torch
+
+        accelerator = self.accelerator
+        gather = accelerator.gather_for_metrics
+        accelerator.gather_for_metrics = lambda *given, **more: torch.zeros(1, dtype=torch.int64)
+        try:
+            yield
+        finally:
+            accelerator.gather_for_metrics = gather
 
     def _idle(self, model: torch.nn.Module, inputs: Batch) -> None:
         """What the other ranks do in a micro-step besides training."""
