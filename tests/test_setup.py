@@ -3,6 +3,7 @@
 What setup.sh hands to training/system/ has its quick tests in test_set_up.py.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
@@ -269,6 +271,25 @@ def test_a_second_set_up_takes_seconds_and_changes_nothing():
 
 def lines(name):
     return [line for line in (REQUIREMENTS / name).read_text().splitlines() if line and not line.startswith(("#", "-"))]
+
+
+def test_what_a_package_of_the_tests_brings_along_is_held_to_the_release_that_the_program_has():
+    """Else `setup.sh --tests` puts another one in its place, and the next set-up finds .venv broken."""
+
+    def name(requirement: str) -> str:
+        return re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0].lower().replace("_", "-")
+
+    ours, held = ({name(line) for line in lines(file)} for file in ("common.txt", "constraints.txt"))
+    found, left = set(), {name(line) for file in ("test.txt", "service.txt") for line in lines(file)}
+    while left:
+        found |= left
+        brought = set()
+        for package in left:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                brought |= {name(one) for one in metadata.requires(package) or () if "extra ==" not in one}
+        left = brought - found
+    assert "charset-normalizer" in found & ours
+    assert found & ours - held == set()
 
 
 def test_no_package_of_the_set_for_cards_is_built_for_another_cuda_than_torch():

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -110,8 +110,10 @@ def a_trainer(losses: list[float], steps: int) -> Any:
             native_amp, device, sync_gradients = False, torch.device("cpu"), False
             gather_for_metrics = None
 
+        _metrics: ClassVar[dict[str, dict[str, list[float]]]] = {"train": {}}
+
         class args:  # noqa: N801
-            device = torch.device("cpu")
+            device, report_to = torch.device("cpu"), ()
 
         class state:  # noqa: N801
             global_step = 7
@@ -179,6 +181,7 @@ def test_trl_reads_no_figure_of_a_micro_batch(monkeypatch, tiny_model, tmp_path,
     monkeypatch.setattr(torch.Tensor, "item", item)
     trainer.train()
     assert read_by_trl and set(read_by_trl) == {0}
+    assert not any("entropy" in logs or "mean_token_accuracy" in logs for logs in trainer.state.log_history)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         model: PeftModel
         train_dataset: Dataset
         eval_dataset: Dataset  # None where nothing is measured
+        _metrics: dict[str, dict[str, list[float]]]  # TRL's, by "train" and "eval"
 
 else:
 

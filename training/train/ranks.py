@@ -73,10 +73,14 @@ class Ranks(FastPath):
 
     @contextmanager
     def _without_figures(self) -> Iterator[None]:
-        """TRL reads figures of each micro-batch (entropy, accuracy, tokens), for each of which a card is waited for. Nobody
-        looks at them: it is given a zero that is in no card's memory. What is trained does not depend on them."""
+        """TRL reads figures of each micro-batch (entropy, accuracy, tokens), for each of which a card is waited for. Only a
+        tracker gets them: where there is none (REPORT_TO) it is given a zero that is in no card's memory, and what it made of
+        that is dropped. What is trained does not depend on them."""
         import torch
 
+        if self.args.report_to:
+            yield
+            return
         accelerator = self.accelerator
         gather = accelerator.gather_for_metrics
         accelerator.gather_for_metrics = lambda *given, **more: torch.zeros(1, dtype=torch.int64)
@@ -84,6 +88,7 @@ class Ranks(FastPath):
             yield
         finally:
             accelerator.gather_for_metrics = gather
+            self._metrics["train"].clear()
 
     def _idle(self, model: torch.nn.Module, inputs: Batch) -> None:
         """What the other ranks do in a micro-step besides training."""
