@@ -696,7 +696,7 @@ def test_through_a_link_and_with_streams_closed_it_still_works(place, tmp_path, 
 def test_help_is_on_stdout(call):
     done = call("--help")
     assert done.returncode == 0
-    assert "[--adapter BASE] [RUN | RUN/merged | FILE.gguf] [NAME]" in done.stdout
+    assert "[--adapter BASE] [--switch] [RUN | RUN/merged | FILE.gguf] [NAME]" in done.stdout
     assert call("--nonsense").returncode == 2
 
 
