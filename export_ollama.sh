@@ -195,6 +195,12 @@ check_name() {
     fi
 }
 
+# What all spellings of a name have in common: Ollama takes them for one.
+listed() {
+    printf '%s' "$1" | LC_ALL=C tr 'A-Z' 'a-z' |
+        sed -e 's|^registry\.ollama\.ai/||' -e 's|^library/\([^/]*\)$|\1|' -e 's|:latest$||'
+}
+
 # Is everything there that this script starts from? A run that stopped before its checks were through is not.
 is_exported() {
     [ -f "$run/Modelfile" ] || return 1
@@ -532,7 +538,7 @@ find_run "$named"
 [ -n "$name" ] || name=$(setting "$run/config.ini" Model NEW_MODEL_NAME)
 if [ -n "$adapter" ]; then
     check_name "$adapter"
-    if [ "$name" = "$adapter" ]; then
+    if [ "$(listed "$name")" = "$(listed "$adapter")" ]; then
         fail 2 "$name is the model that the adapter is for; give the new one another NAME"
     fi
     [ -n "$name" ] || name=$(basename "$run")

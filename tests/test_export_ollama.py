@@ -646,6 +646,7 @@ def test_an_adapter_for_a_model_that_ollama_has_not_says_how_to_get_it(call, run
         (("one", "name", "more"), "wrong arguments\n  too many arguments, from more on\n"),
         (("--adapter", "a b"), "a b is no name for a model"),
         (("--adapter", "team/my-assistant:v1"), "is the model that the adapter is for; give the new one another NAME"),
+        (("--adapter", "registry.ollama.ai/Team/my-assistant:v1"), "is the model that the adapter is for"),
     ],
 )
 def test_a_base_that_cannot_be_is_refused(call, run, arguments, said):

@@ -130,6 +130,40 @@ def test_a_name_that_somebody_changes_meanwhile_is_not_put_in_place(fake: FakeOl
     assert "mine:latest" not in fake.models
 
 
+@pytest.mark.parametrize(
+    ("listed", "asked"),
+    [
+        ("mine:latest", "library/Mine"),
+        ("Mine:latest", "registry.ollama.ai/library/mine:Latest"),
+        ("Team/mine:v1", "registry.ollama.ai/team/MINE:v1"),
+        ("h.x:5000/library/mine:latest", "H.x:5000/library/mine"),
+    ],
+)
+def test_a_name_is_known_however_it_is_spelt(fake: FakeOllama, request_of, listed: str, asked: str) -> None:
+    fake.models[listed] = Model({}, "old")
+    server = fake.server()
+    assert server.digest(asked) == "old"
+    assert server.digest(asked + "s") is None
+    with delivery.made(server, request_of(), asked, print) as model:
+        delivery.put_in_place(server, model, keep=True)
+    assert len(fake.models) == 2
+    assert fake.models[listed].digest == model.digest != "old"
+    assert server.digest(beside(asked, "previous")) == "old"
+
+
+def test_a_namespace_of_another_host_is_part_of_the_name(fake: FakeOllama) -> None:
+    fake.models["mine:latest"] = Model({}, "old")
+    assert fake.server().digest("h.x/library/mine") is None
+    assert fake.server().digest("team/mine") is None
+
+
+def test_a_model_that_the_server_does_not_list_takes_no_place(fake: FakeOllama) -> None:
+    fake.models["mine:latest"] = old = Model({}, "old")
+    with pytest.raises(RunError, match="does not list mine-next, which it has just made"):
+        delivery.put_in_place(fake.server(), delivery.Made("mine-next", "mine", None))
+    assert fake.models == {"mine:latest": old}
+
+
 def test_a_server_that_is_not_there_is_the_machines_fault() -> None:
     with pytest.raises(MachineError, match=r"no Ollama answers at http://127.0.0.1:9 .*refused"):
         Server(Address(port=9)).version()

@@ -21,7 +21,9 @@ from typing import Any
 
 from training.ollama import modelfile
 from training.ollama.address import Address
-from training.ollama.server import Server, full_name
+from training.ollama.server import Server
+
+HOST, NAMESPACE = "registry.ollama.ai", "library"
 
 
 def chatml(messages: list[dict[str, str]]) -> str:
@@ -69,6 +71,21 @@ class FakeOllama:
     def native(self) -> bool:
         return self._numbers() >= [0, 30] or self._numbers() == [0, 0]
 
+    def named(self, name: str) -> str:
+        """A name as the server lists it, in the letters of those that are there (getExistingName, DisplayShortest)."""
+        parts = _parts_of(name)
+        for there in self.models:
+            parts = [
+                one if one.lower() == part.lower() else part for one, part in zip(_parts_of(there), parts, strict=True)
+            ]
+        host, namespace, model, tag = parts
+        front = ""
+        if host.lower() != HOST:
+            front = f"{host}/{namespace}/"
+        elif namespace.lower() != NAMESPACE:
+            front = f"{namespace}/"
+        return f"{front}{model}:{tag}"
+
     def _numbers(self) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", self.version)[:2]]
 
@@ -79,6 +96,14 @@ class FakeOllama:
         if self.native and jinja and (own is None or modelfile.prefers_jinja(jinja)):
             return jinja
         return "{{ .Prompt }}" if own is None else str(own)
+
+
+def _parts_of(name: str) -> list[str]:
+    """Host, namespace, model and tag (types/model/name.go)."""
+    front, _, last = name.rpartition("/")
+    host, _, namespace = front.rpartition("/")
+    model, _, tag = last.partition(":")
+    return [host or HOST, namespace or NAMESPACE, model, tag or "latest"]
 
 
 @contextmanager
@@ -151,9 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _model(self, name: str, quoted: str = "'{}'") -> Model | None:
-        model = self.fake.models.get(full_name(name))
+        model = self.fake.models.get(self.fake.named(name))
         if model is None:
-            shown = full_name(name) if self.fake.native and self.path == "/api/show" else name
+            shown = self.fake.named(name) if self.fake.native and self.path == "/api/show" else name
             self._send(404, {"error": f"model {quoted.format(shown)} not found"})
         return model
 
@@ -174,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = self._body()["model"]
         self.fake.calls.append(f"DELETE {name}")
         if self._model(name):
-            del self.fake.models[full_name(name)]
+            del self.fake.models[self.fake.named(name)]
             self._send(200)
 
     def do_POST(self) -> None:
@@ -189,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if what == "copy":
             if model := self._model(body["source"], '"{}"'):
-                self.fake.models[full_name(body["destination"])] = model
+                self.fake.models[self.fake.named(body["destination"])] = model
                 self._send(200)
             return None
         if model := self._model(body["model"]):
@@ -232,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
         events += [{"status": words} for words in (said, *last)]
         plain = {key: value for key, value in body.items() if key not in ("model", "stream")}
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-        self.fake.models[full_name(body["model"])] = Model(
+        self.fake.models[self.fake.named(body["model"])] = Model(
             {**plain, "jinja": self.fake.breaks.get("jinja", "")}, digest
         )
         self._parts(events)

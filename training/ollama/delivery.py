@@ -66,6 +66,8 @@ def put_in_place(server: Server, model: Made, keep: bool = False) -> None:
 
     RunError when it is not that model any more.
     """
+    if model.digest is None:
+        raise RunError(STAGE, f"{server.at} does not list {model.name}, which it has just made")
     if server.digest(model.name) != model.digest:
         raise RunError(STAGE, f"somebody else has changed {model.name} meanwhile: is another export at work?")
     if keep:

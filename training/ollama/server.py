@@ -62,7 +62,7 @@ class Server:
             raise
 
     def digest(self, name: str) -> str | None:
-        """The digest of what a name stands for now; None for nothing. It changes with every create."""
+        """The digest of what a name stands for now; None for nothing. The same content has the same one."""
         models = self.ask("GET", "/api/tags").get("models") or []
         found = {
             full_name(str(one.get("name"))): str(one.get("digest") or "") for one in models if isinstance(one, dict)
@@ -234,8 +234,13 @@ class Server:
 
 
 def full_name(name: str) -> str:
-    """A name as the server lists it: with the tag that is meant where none is written."""
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+    """What all spellings of a name have in common, for the server takes them for one: small letters, the tag that is
+    meant where none is written, without the host and namespace that are meant then (server/routes.go, getExistingName).
+    """
+    found = name.lower().removeprefix("registry.ollama.ai/")
+    if found.count("/") == 1:
+        found = found.removeprefix("library/")
+    return found if ":" in found.rpartition("/")[2] else f"{found}:latest"
 
 
 def beside(name: str, what: str) -> str:
