@@ -92,6 +92,12 @@ def test_a_switch_keeps_what_was_there_and_going_back_can_be_taken_back(fake: Fa
         }
 
 
+def test_the_same_switch_again_keeps_the_way_back(fake: FakeOllama) -> None:
+    for _ in range(2):
+        delivery.put_in_place(fake.server(), Made("mine-next", "mine", "new"), keep=True)
+    assert fake.models["mine-previous:latest"].digest == "old"
+
+
 def test_without_a_previous_one_there_is_no_way_back(fake: FakeOllama) -> None:
     with pytest.raises(UserError, match="has no mine-previous: --switch keeps one"):
         delivery.roll_back(fake.server(), "mine")

@@ -70,6 +70,9 @@ def put_in_place(server: Server, model: Made, keep: bool = False) -> None:
         raise RunError(STAGE, f"{server.at} does not list {model.name}, which it has just made")
     if server.digest(model.name) != model.digest:
         raise RunError(STAGE, f"somebody else has changed {model.name} meanwhile: is another export at work?")
+    if server.digest(model.meant_for) == model.digest:
+        # The same export again: what was kept the first time is the way back.
+        return
     if keep:
         server.copy(model.meant_for, beside(model.meant_for, PREVIOUS))
     server.copy(model.name, model.meant_for)
