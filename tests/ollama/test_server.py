@@ -120,6 +120,30 @@ def test_what_breaks_at_the_server_is_one_message_and_the_old_model_answers(
     assert fake.models == {"mine:latest": old}
 
 
+def test_a_model_of_somebody_beside_the_name_is_left_alone(fake: FakeOllama, request_of) -> None:
+    fake.models = {
+        "my:latest": Model({}, "old"),
+        "my-next:latest": Model({}, "own"),
+        "my-previous:latest": Model({}, "1"),
+    }
+    there = dict(fake.models)
+    with pytest.raises(UserError, match="has a model my-next, .*Where it may go:  ollama rm my-next$"):
+        with delivery.made(fake.server(), request_of(), "my", print):
+            raise AssertionError("was made")
+    with pytest.raises(UserError, match="a --rollback was killed .ollama cp my-next my-previous keeps it"):
+        delivery.roll_back(fake.server(), "my")
+    assert fake.models == there
+    assert "POST blob" not in fake.calls, "nothing was sent for it"
+
+
+def test_a_name_that_cannot_have_another_one_beside_it_is_refused(fake: FakeOllama, request_of) -> None:
+    name = "m" * 75 + "-next"
+    fake.models[f"{name}:latest"] = Model({}, "old")
+    with pytest.raises(UserError, match="is needed here"), delivery.made(fake.server(), request_of(), name, print):
+        raise AssertionError("was made")
+    assert fake.models.keys() == {f"{name}:latest"}
+
+
 def test_a_name_that_somebody_changes_meanwhile_is_not_put_in_place(fake: FakeOllama, request_of) -> None:
     with (
         pytest.raises(RunError, match="somebody else"),

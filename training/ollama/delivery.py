@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama.create_request import CreateRequest
-from training.ollama.server import STAGE, Server, beside, sha256
+from training.ollama.server import STAGE, Server, beside, full_name, sha256
 from training.system import progress_bar, wording
 
 NEXT, PREVIOUS = "next", "previous"
@@ -30,8 +30,11 @@ class Made:
 
 @contextmanager
 def made(server: Server, request: CreateRequest, name: str, say: Say) -> Iterator[Made]:
-    """Send what is not there yet, create it as NAME-next, and take that away in the end, whatever happened."""
-    ours = beside(name, NEXT)
+    """Send what is not there yet, create it as NAME-next, and take that away in the end, whatever happened.
+
+    UserError where there is a NAME-next already: it may be somebody's own.
+    """
+    ours = _free(server, name, NEXT, "what an export that was killed has left")
     try:
         _create(server, request, ours, say)
         yield Made(ours, name, server.digest(ours))
@@ -39,6 +42,20 @@ def made(server: Server, request: CreateRequest, name: str, say: Say) -> Iterato
         # One that hangs has taken its time already.
         with suppress(FinetuneError):
             Server(server.at, min(server.patience, LAST)).delete(ours)
+
+
+def _free(server: Server, name: str, what: str, left: str) -> str:
+    """The name of a model beside NAME for our own use. UserError where one is there: we would delete it in the end.
+
+    `left`: what else it may be, beside somebody's own model.
+    """
+    ours = beside(name, what)
+    if full_name(ours) == full_name(name) or server.digest(ours) is not None:
+        raise UserError(
+            f"{server.at} has a model {ours}, a name that is needed here for a while: it is somebody's own, of an export "
+            f"that is at work now, or {left}. Where it may go:  ollama rm {ours}"
+        )
+    return ours
 
 
 def _create(server: Server, request: CreateRequest, name: str, say: Say) -> None:
@@ -82,11 +99,14 @@ def put_in_place(server: Server, model: Made, keep: bool = False) -> None:
 
 def roll_back(server: Server, name: str) -> None:
     """Let NAME stand for NAME-previous, and NAME-previous for what NAME stood for. UserError where there is none."""
-    before, aside = beside(name, PREVIOUS), beside(name, NEXT)
+    before = beside(name, PREVIOUS)
     if server.digest(before) is None:
         raise UserError(
             f"{server.at} has no {before}: --switch keeps one when it lets a new model take the place of {name}"
         )
+    kept = beside(name, NEXT)
+    left = f"what {name} stood for when a --rollback was killed (ollama cp {kept} {before} keeps it)"
+    aside = _free(server, name, NEXT, left)
     there = server.digest(name) is not None
     if there:
         server.copy(name, aside)
