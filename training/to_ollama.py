@@ -26,6 +26,7 @@ from training import ollama
 from training.checks.served_facts import Served
 from training.errors import FinetuneError, Interrupted, MachineError, NotSwitched, RunError, UserError
 from training.ollama import CreateRequest, Server, address, asking, delivery, modelfile
+from training.ollama.server import NoServer
 from training.runs import Run
 from training.system import last_net, log, privacy, shell
 from training.system.plain_parser import Parser
@@ -101,10 +102,8 @@ def _export(asked: Namespace, stdout: IO[str]) -> None:
     request = ollama.of_modelfile(asked.modelfile)
     job = Job.of_run(asked.run)
     _able(server, request, asked, stdout)
-    was_there = server.digest(asked.name) is not None
-    safe = (
-        f"{asked.name} {'answers in Ollama as before' if was_there else 'is not in Ollama'}; {asked.modelfile} is there"
-    )
+    before = server.digest(asked.name)
+    placing = False
     try:
         with delivery.made(server, request, asked.name, logger.info) as model:
             subject = served.of_job(server, job, request)
@@ -116,15 +115,35 @@ def _export(asked: Namespace, stdout: IO[str]) -> None:
             proof.require("")
             logger.info("{}", proof.line)
             ask(server, model.name, request)
-            switched = asked.switch and was_there
+            switched = asked.switch and before is not None
             if switched:
                 _judge(server, job, asked.name, model.name)
+            placing = True
             delivery.put_in_place(server, model, keep=switched)
-    except RunError as error:
-        raise RunError(error.stage, error.message, safe) from error
+    except (RunError, NoServer) as error:
+        raise _failed(error, f"{_stands(server, asked.name, before, placing)}; {asked.modelfile} is there") from error
     _keep(job.run, proof.served, asked.name)
     logger.info("done:  ollama run {}", asked.name)
     log.say(stdout, asked.name)
+
+
+def _failed(error: RunError | NoServer, safe: str) -> RunError:
+    """A server that is gone amid the work is a failure of the work: what is safe is told then, too."""
+    stage, message = (error.stage, error.message) if isinstance(error, RunError) else ("ollama", str(error))
+    return RunError(stage, message, safe)
+
+
+def _stands(server: Server, name: str, before: str | None, placing: bool) -> str:
+    """What the name stands for after a failure: as before, unless it was to be put in place just then."""
+    now = before
+    if placing:
+        try:
+            now = Server(server.at, min(server.patience, delivery.LAST)).digest(name)
+        except FinetuneError:
+            return f"whether {name} stands for the new model by now is not known, for the server does not tell"
+    if now == before:
+        return f"{name} is not in Ollama" if now is None else f"{name} answers in Ollama as before"
+    return f"{name} is not in Ollama any more" if now is None else f"{name} stands for another model than before"
 
 
 def _on_blob(job: Job, blob: Path, request: CreateRequest) -> None:

@@ -127,9 +127,9 @@ def test_a_model_of_somebody_beside_the_name_is_left_alone(fake: FakeOllama, req
         "my-previous:latest": Model({}, "1"),
     }
     there = dict(fake.models)
-    with pytest.raises(UserError, match="has a model my-next, .*Where it may go:  ollama rm my-next$"):
-        with delivery.made(fake.server(), request_of(), "my", print):
-            raise AssertionError("was made")
+    said = "has a model my-next, .*Where it may go:  ollama rm my-next$"
+    with pytest.raises(UserError, match=said), delivery.made(fake.server(), request_of(), "my", print):
+        raise AssertionError("was made")
     with pytest.raises(UserError, match="a --rollback was killed .ollama cp my-next my-previous keeps it"):
         delivery.roll_back(fake.server(), "my")
     assert fake.models == there

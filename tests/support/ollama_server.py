@@ -54,6 +54,7 @@ class FakeOllama:
     folder: Path | None = None
     breaks: dict[str, str] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
+    layers: set[str] = field(default_factory=set)  # on its disk, of the models that were copied: a digest each
     blobs: dict[str, bytes | Path] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -198,8 +199,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         name = self._body()["model"]
         self.fake.calls.append(f"DELETE {name}")
+        if self._broken("delete"):
+            return
         if self._model(name):
-            del self.fake.models[self.fake.named(name)]
+            gone = self.fake.models.pop(self.fake.named(name)).digest
+            # What no other name needs (Layer.Remove). CopyModel removes nothing.
+            if gone not in [model.digest for model in self.fake.models.values()]:
+                self.fake.layers.discard(gone)
             self._send(200)
 
     def do_POST(self) -> None:
@@ -214,7 +220,10 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if what == "copy":
             if model := self._model(body["source"], '"{}"'):
+                self.fake.layers |= {one.digest for one in self.fake.models.values()}
                 self.fake.models[self.fake.named(body["destination"])] = model
+                if self._broken("copied"):
+                    return None
                 self._send(200)
             return None
         if model := self._model(body["model"]):

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from loguru import logger
+
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama.create_request import CreateRequest
 from training.ollama.server import STAGE, Server, beside, full_name, sha256
 from training.system import progress_bar, wording
 
-NEXT, PREVIOUS = "next", "previous"
+NEXT, PREVIOUS, REPLACED = "next", "previous", "replaced"
 LAST = 20.0  # seconds that taking away what failed may take
 Say = Callable[[str], None]
 
@@ -90,11 +92,27 @@ def put_in_place(server: Server, model: Made, keep: bool = False) -> None:
     if server.digest(model.meant_for) == model.digest:
         # The same export again: what was kept the first time is the way back.
         return
+    replaced = ""
+    # Only what is deleted by its name frees the server's disk; what is copied over stays there for ever.
     if keep:
+        server.delete(beside(model.meant_for, PREVIOUS))
         server.copy(model.meant_for, beside(model.meant_for, PREVIOUS))
+    elif server.digest(model.meant_for) is not None:
+        replaced = _free(server, model.meant_for, REPLACED, "what an export that was killed has left")
+        server.copy(model.meant_for, replaced)
     server.copy(model.name, model.meant_for)
+    if replaced:
+        _deleted(server, replaced)
     if server.digest(model.meant_for) != model.digest:
         raise RunError(STAGE, f"{server.at} says that it put {model.meant_for} in place, and it is another model")
+
+
+def _deleted(server: Server, name: str) -> None:
+    """What cannot be deleted is told: the new model has its place all the same."""
+    try:
+        server.delete(name)
+    except FinetuneError as error:
+        logger.warning("{} was not deleted ({}); it takes room on the server's disk:  ollama rm {}", name, error, name)
 
 
 def roll_back(server: Server, name: str) -> None:

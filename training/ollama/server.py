@@ -33,6 +33,10 @@ MOST_WORDS = 400  # characters of the server's own words that are told
 Sent = Callable[[int], None]  # hears of bytes that were sent
 
 
+class NoServer(MachineError):
+    """No server answers."""
+
+
 class Refused(RunError):
     """The server has answered, and does not do it."""
 
@@ -165,7 +169,7 @@ class Server:
             line = kinds[self.at.scheme](self.at.host, self.at.port, timeout=CONNECTS)
             line.connect()
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise MachineError(f"no Ollama answers at {self.at} ({_reason(error)})") from None
+            raise NoServer(f"no Ollama answers at {self.at} ({_reason(error)})") from None
         return line
 
     @staticmethod
