@@ -70,6 +70,12 @@ def test_a_model_that_does_not_stop_any_more_is_worse(fake: FakeOllama) -> None:
     assert "100% -> 0% stop by themselves" in judged.words
 
 
+def test_a_model_that_stops_less_often_is_not_taken_even_where_that_may_be_chance(fake: FakeOllama) -> None:
+    judged = judge(fake, right, lambda number: (EXPECTED[number], "length" if number == 3 else "stop"))
+    assert judged.verdict == rivals.UNCLEAR
+    assert "100% -> 92% stop by themselves" in judged.words
+
+
 def test_what_cannot_be_told_is_said(fake: FakeOllama) -> None:
     mixed = judge(fake, lambda n: right(n) if n % 2 else wrong(n), lambda n: wrong(n) if n % 2 else right(n))
     assert mixed.verdict == rivals.UNCLEAR
