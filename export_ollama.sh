@@ -556,6 +556,10 @@ if [ -n "$switch" ] && [ "$modelfile_only" = true ]; then
 fi
 # `--switch NAME` is about the newest run.
 if [ -n "$switch" ] && [ -n "$named" ] && [ -z "$name" ] && [ ! -e "$named" ]; then
+    # A path that is mistyped may look like namespace/model.
+    if case $named in *.gguf) true ;; */*) [ -d "${named%%/*}" ] ;; *) false ;; esac then
+        fail 2 "$named: no such folder or file. A model of that name: $(command_of export_ollama.sh --switch RUN "$named")"
+    fi
     name=$named named=""
 fi
 find_run "$named"

@@ -847,6 +847,16 @@ def test_switch_and_rollback_are_told_how_they_are_typed(call, words, said):
     assert said in done.stderr
 
 
+@pytest.mark.parametrize("named", ["outputs/finetune_2", "mine.Q4_K_M.gguf"])
+def test_a_mistyped_run_is_not_taken_for_the_models_name(call, place, named):
+    done = call("--switch", named, cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        f"{named}: no such folder or file. A model of that name: ./export_ollama.sh --switch RUN {named}" in done.stderr
+    )
+    assert not list(place.rglob("Modelfile.*"))
+
+
 def content(store):
     """What each name stands for in the fake Ollama: what it was copied from, or itself."""
     held = dict(line.split() for line in (store / "content").read_text().splitlines())
