@@ -26,7 +26,7 @@ from training import ollama
 from training.checks.served_facts import Served
 from training.errors import FinetuneError, Interrupted, MachineError, NotSwitched, RunError, UserError
 from training.ollama import CreateRequest, Server, address, asking, delivery, modelfile
-from training.ollama.server import NoServer
+from training.ollama.server import NoServer, beside
 from training.runs import Run
 from training.system import last_net, log, privacy, shell
 from training.system.plain_parser import Parser
@@ -117,7 +117,7 @@ def _export(asked: Namespace, stdout: IO[str]) -> None:
             ask(server, model.name, request)
             switched = asked.switch and before is not None
             if switched:
-                _judge(server, job, asked.name, model.name)
+                _judge(server, job, request, asked.name, model.name)
             placing = True
             delivery.put_in_place(server, model, keep=switched)
     except (RunError, NoServer) as error:
@@ -163,7 +163,7 @@ def _on_blob(job: Job, blob: Path, request: CreateRequest) -> None:
     )  # fmt: skip
 
 
-def _judge(server: Server, job: Job, old: str, new: str) -> None:
+def _judge(server: Server, job: Job, request: CreateRequest, old: str, new: str) -> None:
     """NotSwitched unless the new model is shown to be no worse than the old one."""
     from training.checks import served_answers
     from training.evaluation import rivals
@@ -176,8 +176,29 @@ def _judge(server: Server, job: Job, old: str, new: str) -> None:
         logger.info("{} is not worse than {}: {}", new, old, judged.words)
         return
     why = "is worse" if judged.verdict == rivals.WORSE else "is not shown to be as good"
-    anyway = shell.command("export_ollama.sh", job.run.path, old)
-    raise NotSwitched(f"{old} answers as before, for the new model {why}: {judged.words}. All the same: {anyway}")
+    kept = shell.words("ollama", "cp", old, beside(old, delivery.PREVIOUS))
+    raise NotSwitched(
+        f"{old} answers as before, for the new model {why}: {judged.words}.\n"
+        f"All the same, and the old model is deleted:  {_without_switch(job.run.path, request, old)}\n"
+        f"To keep it for --rollback, first:  {kept}"
+    )
+
+
+def _without_switch(run: Path, request: CreateRequest, name: str) -> str:
+    """The command that was typed, without --switch: the run, or the one of its files that was chosen."""
+    if request.adapter is not None:
+        return shell.command("export_ollama.sh", "--adapter", request.base, run, name)
+    chosen = request.gguf is not None and not _is_own(run, request.gguf)
+    return shell.command("export_ollama.sh", request.gguf if chosen else run, name)
+
+
+def _is_own(run: Path, gguf: Path) -> bool:
+    """Whether the run's Modelfile names this file, so that the run's folder stands for it."""
+    try:
+        own = ollama.of_modelfile(run / "Modelfile").gguf
+    except (OSError, UserError):
+        return False
+    return own is not None and own.resolve() == gguf.resolve()
 
 
 def _roll_back(name: str, stdout: IO[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.support.ollama_exchange import exchange
 from tests.support.ollama_server import FakeOllama, Model, running
 from training import ollama, to_ollama
 from training.errors import MachineError, RunError, UserError
-from training.ollama import Server, asking, delivery
+from training.ollama import CreateRequest, Server, asking, delivery
 from training.ollama.address import Address
 from training.ollama.server import beside
 
@@ -68,6 +69,15 @@ def test_an_adapter_goes_onto_a_model_that_is_there(request_of, tmp_path: Path) 
     assert request.files == (tmp_path / "a.gguf",)
     body = request.body("mine", {tmp_path / "a.gguf": "cd"})
     assert (body["from"], body["adapters"]) == ("base:1b", {"a.gguf": "sha256:cd"})
+
+
+def test_what_a_refused_switch_offers_is_what_was_typed(request_of, tmp_path: Path) -> None:
+    own = request_of()
+    assert to_ollama._without_switch(tmp_path, own, "mine").endswith(f"export_ollama.sh {tmp_path} mine")
+    chosen = replace(own, gguf=tmp_path / "model.F16.gguf")
+    assert to_ollama._without_switch(tmp_path, chosen, "mine").endswith(f" {tmp_path}/model.F16.gguf mine")
+    adapter = CreateRequest(own.modelfile, base="base:1b", adapter=tmp_path / "a.gguf")
+    assert to_ollama._without_switch(tmp_path, adapter, "mine").endswith(f" --adapter base:1b {tmp_path} mine")
 
 
 @pytest.mark.parametrize(
