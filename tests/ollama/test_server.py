@@ -63,6 +63,24 @@ def test_a_modelfile_becomes_a_request_with_all_that_it_says(request_of) -> None
     }
 
 
+def test_a_messages_text_loses_its_quotes_as_at_ollamas_reader(request_of) -> None:
+    text = (
+        'FROM base\nMESSAGE user "Hi"\nMessage assistant """Hello: you.\nSYSTEM is a word."""\nMESSAGE user so: what\n'
+    )
+    assert request_of(text).said["messages"] == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello: you.\nSYSTEM is a word."},
+        {"role": "user", "content": "so: what"},
+    ]
+    with pytest.raises(UserError, match="Modelfile:2: not a line that Ollama reads"):
+        request_of("FROM base\nMESSAGE User Hi\n")
+
+
+def test_a_draft_is_not_left_out_without_a_word(request_of) -> None:
+    with pytest.raises(UserError, match=r"DRAFT ./d.gguf is not sent through the API; .*:  ollama create NAME -f /"):
+        request_of("FROM ./model.gguf\nDRAFT ./d.gguf\n")
+
+
 def test_an_adapter_goes_onto_a_model_that_is_there(request_of, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     request = request_of("FROM base:1b\nADAPTER ./a.gguf\n")
