@@ -516,7 +516,10 @@ ask() {
     done
 }
 
-case $patience$longest in *[!0-9]*) fail 2 "OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers" ;; esac
+for limit in "$patience" "$longest"; do # also for training/to_ollama.py
+    [[ $limit =~ ^0*[1-9][0-9]{0,5}$ ]] ||
+        fail 2 "OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers from 1 to 999999"
+done
 modelfile_only=false adapter="" switch=""
 named="" name="" seen=0
 while [ $# -gt 0 ]; do

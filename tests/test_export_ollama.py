@@ -454,10 +454,10 @@ def test_a_long_answer_that_ends_is_an_answer(call, store):
 
 @pytest.mark.parametrize("variable", ["OLLAMA_ANSWER_SECONDS", "OLLAMA_ANSWER_TOKENS"])
 def test_a_limit_that_is_no_number_is_refused(call, variable):
-    for value in ("five", "-1", "1.5", "a[$(touch evil)]"):
+    for value in ("five", "-1", "1.5", "0", "9999999999", "a[$(touch evil)]"):
         done = call(**{variable: value})
         assert (done.returncode, done.stdout) == (2, "")
-        assert "are whole numbers" in done.stderr
+        assert "are whole numbers from 1 to 999999" in done.stderr
 
 
 def test_where_stderr_is_no_terminal_no_escape_codes_stand_in_it(call, store):

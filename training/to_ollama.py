@@ -7,6 +7,7 @@ model's name on stdout; the Modelfile's where this Ollama cannot run the model.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -258,8 +259,8 @@ def _keep(run: Run, served: Served, name: str) -> None:
 
 def _limit(variable: str, usual: int) -> int:
     written = os.environ.get(variable, "") or str(usual)
-    if not (written.isascii() and written.isdigit()):
-        raise UserError("OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers")
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", written):
+        raise UserError("OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers from 1 to 999999")
     return int(written)
 
 

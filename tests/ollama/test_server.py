@@ -264,6 +264,19 @@ def test_an_answer_that_is_none_is_told(fake: FakeOllama, request_of, answer: tu
         to_ollama.ask(fake.server(), "mine", request_of())
 
 
+@pytest.mark.parametrize("written", ["0", "000", "1000000", "9999999999", "-1", "1.5", "1e3", " 5", "5\n", "\u0663"])
+def test_a_limit_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("OLLAMA_ANSWER_SECONDS", written)
+    with pytest.raises(UserError, match="whole numbers from 1 to 999999"):
+        to_ollama._limit("OLLAMA_ANSWER_SECONDS", 300)
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("", 300), ("1", 1), ("0090", 90), ("999999", 999_999)])
+def test_a_limit_is_a_decimal_number(monkeypatch: pytest.MonkeyPatch, written: str, seconds: int) -> None:
+    monkeypatch.setenv("OLLAMA_ANSWER_SECONDS", written)
+    assert to_ollama._limit("OLLAMA_ANSWER_SECONDS", 300) == seconds
+
+
 def test_an_answer_that_is_shown_as_thoughts_is_none(fake: FakeOllama, request_of) -> None:
     fake.models["mine:latest"] = Model({}, "one")
     fake.thinks = True
