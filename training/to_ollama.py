@@ -27,6 +27,7 @@ from training import ollama
 from training.checks.served_facts import Served
 from training.errors import FinetuneError, Interrupted, MachineError, NotSwitched, RunError, UserError
 from training.ollama import CreateRequest, Server, address, asking, delivery, modelfile
+from training.ollama.go_template import PLAIN
 from training.ollama.server import NoServer, beside
 from training.runs import Run
 from training.system import last_net, log, privacy, shell
@@ -227,7 +228,7 @@ def ask(server: Server, name: str, request: CreateRequest) -> None:
     """One question as people ask it, with the model's own sampling. RunError where the answer is none."""
     seconds, tokens = _limit("OLLAMA_ANSWER_SECONDS", 300), _limit("OLLAMA_ANSWER_TOKENS", 1000)
     logger.info("> {}", QUESTION)
-    plain = request.template == "{{ .Prompt }}"
+    plain = request.template == PLAIN
     prompt: asking.Prompt = QUESTION if plain else [{"role": "user", "content": QUESTION}]
     answer = asking.answer(server, name, prompt, tokens, options={}, seconds=seconds)
     said = answer.text.strip()

@@ -13,8 +13,8 @@ from loguru import logger
 
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama.create_request import CreateRequest
-from training.ollama.server import STAGE, Server, beside, full_name, sha256
-from training.system import progress_bar, wording
+from training.ollama.server import STAGE, Server, beside, full_name
+from training.system import files, progress_bar, wording
 
 NEXT, PREVIOUS, REPLACED = "next", "previous", "replaced"
 LAST = 20.0  # seconds that taking away what failed may take
@@ -61,7 +61,7 @@ def _free(server: Server, name: str, what: str, left: str) -> str:
 
 
 def _create(server: Server, request: CreateRequest, name: str, say: Say) -> None:
-    digests = {path: sha256(path) for path in request.files}
+    digests = {path: files.sha256(path) for path in request.files}
     for path, digest in digests.items():
         size = path.stat().st_size
         if server.has_blob(digest):

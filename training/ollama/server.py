@@ -20,7 +20,7 @@ from urllib.parse import quote
 from training.errors import MachineError, RunError
 from training.ollama import address
 from training.ollama.address import Address
-from training.system import files, privacy
+from training.system import privacy
 
 STAGE = "ollama"
 CONNECTS = 10.0  # seconds
@@ -252,11 +252,6 @@ def beside(name: str, what: str) -> str:
     front, slash, last = name.rpartition("/")
     model, colon, tag = last.partition(":")
     return f"{front}{slash}{model[: 79 - len(what)]}-{what}{colon}{tag}"
-
-
-def sha256(path: Path) -> str:
-    """The digest by which a server knows a file."""
-    return files.sha256(path)
 
 
 def _words(value: object) -> str:
