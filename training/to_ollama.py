@@ -28,7 +28,7 @@ from training.checks.served_facts import Served
 from training.errors import FinetuneError, Interrupted, MachineError, NotSwitched, RunError, UserError
 from training.ollama import CreateRequest, Server, address, asking, delivery, modelfile
 from training.ollama.go_template import PLAIN
-from training.ollama.server import NoServer, beside
+from training.ollama.server import NoServer, beside, full_name
 from training.runs import Run
 from training.system import last_net, log, privacy, shell
 from training.system.plain_parser import Parser
@@ -210,7 +210,10 @@ def _roll_back(name: str, stdout: IO[str]) -> None:
 
 
 def _able(server: Server, request: CreateRequest, asked: Namespace, stdout: IO[str]) -> None:
-    """MachineError where this server cannot run the model; the Modelfile is then the result."""
+    """MachineError where this server cannot run the model; the Modelfile is then the result. UserError where the base
+    of an adapter has the name of what is kept."""
+    if asked.switch and request.base and full_name(request.base) == full_name(beside(asked.name, delivery.PREVIOUS)):
+        raise UserError(f"--switch keeps the old {asked.name} as {request.base}, which is the base: give another NAME")
     command = shell.words("ollama", "create", asked.name, "-f", asked.modelfile)
     if request.base and server.show(request.base) is None:
         raise MachineError(f"Ollama has no model {request.base}: ollama pull {request.base}, then:  {command}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +164,25 @@ def test_a_model_of_somebody_beside_the_name_is_left_alone(fake: FakeOllama, req
         delivery.roll_back(fake.server(), "my")
     assert fake.models == there
     assert "POST blob" not in fake.calls, "nothing was sent for it"
+
+
+def test_a_model_under_the_name_for_what_is_replaced_is_told_before_anything_is_sent(
+    fake: FakeOllama, request_of
+) -> None:
+    fake.models["my-replaced:latest"] = own = Model({}, "own")
+    with (
+        pytest.raises(UserError, match="ollama rm my-replaced"),
+        delivery.made(fake.server(), request_of(), "my", print),
+    ):
+        raise AssertionError("was made")
+    assert "POST blob" not in fake.calls and fake.models == {"my-replaced:latest": own}
+
+
+def test_a_switch_does_not_put_the_old_model_in_the_place_of_the_base(fake: FakeOllama, tmp_path: Path) -> None:
+    request = CreateRequest(tmp_path / "Modelfile", base="Team/my-previous:latest")
+    asked = Namespace(name="team/my", switch=True, modelfile=request.modelfile)
+    with pytest.raises(UserError, match="which is the base: give another NAME"):
+        to_ollama._able(fake.server(), request, asked, io.StringIO())
 
 
 def test_a_name_that_cannot_have_another_one_beside_it_is_refused(fake: FakeOllama, request_of) -> None:

@@ -34,9 +34,11 @@ class Made:
 def made(server: Server, request: CreateRequest, name: str, say: Say) -> Iterator[Made]:
     """Send what is not there yet, create it as NAME-next, and take that away in the end, whatever happened.
 
-    UserError where there is a NAME-next already: it may be somebody's own.
+    UserError where there is a model of a name that is needed then: it may be somebody's own.
     """
-    ours = _free(server, name, NEXT, "what an export that was killed has left")
+    left = "what an export that was killed has left"
+    _free(server, name, REPLACED, left)
+    ours = _free(server, name, NEXT, left)
     try:
         _create(server, request, ours, say)
         yield Made(ours, name, server.digest(ours))
