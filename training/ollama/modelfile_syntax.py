@@ -64,7 +64,8 @@ _BETWEEN = re.compile(r"(?:[ \t\n\r]|#[^\n\r]*(?=[\n\r]|\Z))*")
 def read(path: Path) -> list[tuple[str, str]]:
     """The commands of a Modelfile as Ollama's reader sees them: [("from", "./x.gguf"), ("stop", "</s>"), ...].
 
-    A PARAMETER stands under its own name, a MESSAGE's role before its text: ("message", "user: Hi"). UserError, with the line, for what Ollama would not read either.
+    A PARAMETER stands under its own name, a MESSAGE's role before its text: ("message", "user: Hi"). UserError, with the
+    line, for what Ollama would not read either.
     """
     text = path.read_bytes().decode("utf-8-sig")
     commands: list[tuple[str, str]] = []
