@@ -195,6 +195,12 @@ check_name() {
     fi
 }
 
+# What all spellings of a name have in common: Ollama takes them for one.
+listed() {
+    printf '%s' "$1" | LC_ALL=C tr '[:upper:]' '[:lower:]' |
+        sed -e 's|^registry\.ollama\.ai/||' -e 's|^library/\([^/]*\)$|\1|' -e 's|:latest$||'
+}
+
 # Is everything there that this script starts from? A run that stopped before its checks were through is not.
 is_exported() {
     [ -f "$run/Modelfile" ] || return 1
@@ -298,17 +304,41 @@ has_api() {
     PYTHONUTF8=1 "$root/.venv/bin/python" "$root/training/to_ollama.py" --ping
 }
 
+# The name of another model beside NAME, not longer than names may be: as training/ollama/server.py has it.
+beside() { # beside NAME WHAT
+    local last=${1##*/} tag="" model most=$((79 - ${#2}))
+    model=${last%%:*}
+    case $last in *:*) tag=:${last#*:} ;; esac
+    printf '%s%s-%s%s' "${1%"$last"}" "${model:0:most}" "$2" "$tag"
+}
+
+copy_model() { # copy_model FROM TO [MESSAGE]
+    ollama cp "$1" "$2" >&2 || fail 1 "ollama cp $1 $2 failed (above)${3:+; $3}"
+}
+
 roll_back() { # roll_back NAME
-    local python=$root/.venv/bin/python last=${1##*/} before
+    local python=$root/.venv/bin/python before aside answer
     if [ -x "$python" ] && PYTHONUTF8=1 "$python" "$root/training/to_ollama.py" --ping; then
         PYTHONUTF8=1 exec "$python" "$root/training/to_ollama.py" --rollback "$1"
     fi
-    before=${1%"$last"}${last%%:*}-previous
-    case $last in *:*) before=$before:${last#*:} ;; esac
+    before=$(beside "$1" previous)
+    aside=$(beside "$1" next)
     command -v ollama >/dev/null 2>&1 || fail 3 "no Ollama answers, and there is no ollama command here"
+    answer=$(ollama list 2>&1) || fail 3 "Ollama does not answer (${answer##*$'\n'}). Start it (ollama serve)"
     ollama show "$before" >/dev/null 2>&1 || fail 2 "Ollama has no $before: --switch keeps one"
-    ollama cp "$before" "$1" >&2 || fail 1 "ollama cp $before $1 failed (above)"
-    say "$1 stands again for what it was before"
+    if ollama show "$aside" >/dev/null 2>&1; then
+        fail 2 "Ollama has a model $aside, a name that is needed here for a while: it is somebody's own, or what $1 stood" \
+            "for when a --rollback was killed (ollama cp $aside $before keeps it). Where it may go:  ollama rm $aside"
+    fi
+    if ollama show "$1" >/dev/null 2>&1; then
+        copy_model "$1" "$aside"
+        copy_model "$before" "$1" "$1 is as it was, and also called $aside"
+        copy_model "$aside" "$before" "what $1 stood for is called $aside now"
+        ollama rm "$aside" >&2 || say "warning: $aside could not be removed (above); $before is the same model"
+    else
+        copy_model "$before" "$1"
+    fi
+    say "$1 stands again for what it was before; the same command goes forward"
     printf '%s\n' "$1"
 }
 
@@ -486,7 +516,10 @@ ask() {
     done
 }
 
-case $patience$longest in *[!0-9]*) fail 2 "OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers" ;; esac
+for limit in "$patience" "$longest"; do # also for training/to_ollama.py
+    [[ $limit =~ ^0*[1-9][0-9]{0,5}$ ]] ||
+        fail 2 "OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers from 1 to 999999"
+done
 modelfile_only=false adapter="" switch=""
 named="" name="" seen=0
 while [ $# -gt 0 ]; do
@@ -526,13 +559,17 @@ if [ -n "$switch" ] && [ "$modelfile_only" = true ]; then
 fi
 # `--switch NAME` is about the newest run.
 if [ -n "$switch" ] && [ -n "$named" ] && [ -z "$name" ] && [ ! -e "$named" ]; then
+    # A path that is mistyped may look like namespace/model.
+    if case $named in *.gguf) true ;; */*) [ -d "${named%%/*}" ] ;; *) false ;; esac then
+        fail 2 "$named: no such folder or file. A model of that name: $(command_of export_ollama.sh --switch RUN "$named")"
+    fi
     name=$named named=""
 fi
 find_run "$named"
 [ -n "$name" ] || name=$(setting "$run/config.ini" Model NEW_MODEL_NAME)
 if [ -n "$adapter" ]; then
     check_name "$adapter"
-    if [ "$name" = "$adapter" ]; then
+    if [ "$(listed "$name")" = "$(listed "$adapter")" ]; then
         fail 2 "$name is the model that the adapter is for; give the new one another NAME"
     fi
     [ -n "$name" ] || name=$(basename "$run")

@@ -77,7 +77,20 @@ case $1 in
     [ ! -f "$store/client" ] || echo "Warning: client version is $(cat "$store/client")"
     ;;
 list) [ ! -f "$store/down" ] || { echo "Error: could not connect to ollama server" >&2; exit 1; } ;;
-cp) ;;
+cp) # $store/models has the names, $store/content what one that was copied stands for
+    grep -qxF -e "$2" "$store/models" || { echo "Error: model \"$2\" not found" >&2; exit 1; }
+    [ "$3" != "$(cat "$store/full" 2>/dev/null)" ] || { echo "Error: no space left on device" >&2; exit 1; }
+    content=$(awk -v name="$2" '$1 == name { found = $2 } END { print found }' "$store/content" 2>/dev/null) || true
+    printf '%s %s\n' "$3" "${content:-$2}" >>"$store/content"
+    grep -qxF -e "$3" "$store/models" || printf '%s\n' "$3" >>"$store/models"
+    echo "copied '$2' to '$3'"
+    ;;
+rm)
+    grep -qxF -e "$2" "$store/models" || { echo "Error: model '$2' not found" >&2; exit 1; }
+    awk -v name="$2" '$0 != name' "$store/models" >"$store/models.less"
+    mv "$store/models.less" "$store/models"
+    echo "deleted '$2'"
+    ;;
 create)
     [ "$3" = -f ]
     from=$(sed -n 's/^FROM //p' "$4" | tr -d '\r')
@@ -106,7 +119,10 @@ show)
         printf 'FROM %s\nTEMPLATE """%s"""\n' "$store/gguf" "$(template stored)"
         [ ! -f "$store/renderer" ] || printf 'RENDERER %s\nPARSER %s\n' "$(cat "$store/renderer")" "$(cat "$store/renderer")"
         ;;
-    *) exec grep -qxF -e "$2" "$store/models" ;;
+    *)
+        [ ! -f "$store/down" ] || { echo "Error: could not connect to ollama server" >&2; exit 1; }
+        exec grep -qxF -e "$2" "$store/models"
+        ;;
     esac
     ;;
 run)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.settings import a_settings
-from training.ollama import Chat, compose, modelfile, modelfile_syntax, template_probe
+from training.ollama import Chat, compose, modelfile, modelfile_syntax, server, template_probe
 from training.settings import ini_file, names, table
 
 pytestmark = pytest.mark.slow
@@ -454,10 +454,10 @@ def test_a_long_answer_that_ends_is_an_answer(call, store):
 
 @pytest.mark.parametrize("variable", ["OLLAMA_ANSWER_SECONDS", "OLLAMA_ANSWER_TOKENS"])
 def test_a_limit_that_is_no_number_is_refused(call, variable):
-    for value in ("five", "-1", "1.5", "a[$(touch evil)]"):
+    for value in ("five", "-1", "1.5", "0", "9999999999", "a[$(touch evil)]"):
         done = call(**{variable: value})
         assert (done.returncode, done.stdout) == (2, "")
-        assert "are whole numbers" in done.stderr
+        assert "are whole numbers from 1 to 999999" in done.stderr
 
 
 def test_where_stderr_is_no_terminal_no_escape_codes_stand_in_it(call, store):
@@ -646,6 +646,7 @@ def test_an_adapter_for_a_model_that_ollama_has_not_says_how_to_get_it(call, run
         (("one", "name", "more"), "wrong arguments\n  too many arguments, from more on\n"),
         (("--adapter", "a b"), "a b is no name for a model"),
         (("--adapter", "team/my-assistant:v1"), "is the model that the adapter is for; give the new one another NAME"),
+        (("--adapter", "registry.ollama.ai/Team/my-assistant:v1"), "is the model that the adapter is for"),
     ],
 )
 def test_a_base_that_cannot_be_is_refused(call, run, arguments, said):
@@ -846,14 +847,59 @@ def test_switch_and_rollback_are_told_how_they_are_typed(call, words, said):
     assert said in done.stderr
 
 
-def test_without_the_packages_a_switch_is_refused_and_the_way_back_is_a_copy(call, run, store):
+@pytest.mark.parametrize("named", ["outputs/finetune_2", "mine.Q4_K_M.gguf"])
+def test_a_mistyped_run_is_not_taken_for_the_models_name(call, place, named):
+    done = call("--switch", named, cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        f"{named}: no such folder or file. A model of that name: ./export_ollama.sh --switch RUN {named}" in done.stderr
+    )
+    assert not list(place.rglob("Modelfile.*"))
+
+
+def content(store):
+    """What each name stands for in the fake Ollama: what it was copied from, or itself."""
+    held = dict(line.split() for line in (store / "content").read_text().splitlines())
+    return {name: held.get(name, name) for name in (store / "models").read_text().split()}
+
+
+def test_without_the_packages_a_switch_is_refused_and_the_way_back_lets_the_two_change_places(call, run, store):
     done = call("--switch", run, "mine")
     assert (done.returncode, done.stdout) == (3, "")
     assert "--switch needs the packages" in done.stderr
     done = call("--rollback", "team/mine:v1")
     assert done.returncode == 2
     assert "Ollama has no team/mine-previous:v1: --switch keeps one" in done.stderr
-    (store / "models").write_text("team/mine-previous:v1\n")
-    done = call("--rollback", "team/mine:v1")
-    assert (done.returncode, done.stdout) == (0, "team/mine:v1\n"), done.stderr
-    assert calls(store)[-1] == "cp team/mine-previous:v1 team/mine:v1"
+    (store / "models").write_text("team/mine-previous:v1\nteam/mine:v1\n")
+    for now, before in (("mine-previous", "mine"), ("mine", "mine-previous")):
+        done = call("--rollback", "team/mine:v1")
+        assert (done.returncode, done.stdout) == (0, "team/mine:v1\n"), done.stderr
+        assert content(store) == {"team/mine:v1": f"team/{now}:v1", "team/mine-previous:v1": f"team/{before}:v1"}
+
+
+def test_the_way_back_without_the_packages_loses_no_model(call, store):
+    (store / "models").write_text("mine\nmine-previous\n")
+    (store / "down").touch()
+    done = call("--rollback", "mine")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "Ollama does not answer (Error: could not connect to ollama server)" in done.stderr
+    (store / "down").unlink()
+    (store / "full").write_text("mine-previous")
+    done = call("--rollback", "mine")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        "ollama cp mine-next mine-previous failed (above); what mine stood for is called mine-next now" in done.stderr
+    )
+    assert content(store) == {"mine": "mine-previous", "mine-previous": "mine-previous", "mine-next": "mine"}
+    done = call("--rollback", "mine")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "(ollama cp mine-next mine-previous keeps it). Where it may go:  ollama rm mine-next" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["mine", "a/mine:v1", "h:1/a/mine", "m" * 80, f"a/{'m' * 75}:v"])
+@pytest.mark.parametrize("what", ["next", "previous"])
+def test_the_script_and_the_package_cut_a_name_alike(name, what):
+    done = subprocess.run(
+        ["bash", "-c", functions("beside") + '\nbeside "$1" "$2"', "bash", name, what], capture_output=True, check=True
+    )
+    assert done.stdout.decode() == server.beside(name, what)

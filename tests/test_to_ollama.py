@@ -101,7 +101,8 @@ def test_a_switch_that_cannot_be_told_leaves_the_old_model_and_ends_with_5(fake:
     done = export(fake, "--switch", run, "mine")
     assert (done.returncode, done.stdout) == (5, ""), done.stderr
     assert "mine answers as before, for the new model is not shown to be as good: only 3 held-out" in done.stderr
-    assert f"All the same: ./export_ollama.sh {run} mine\n" in done.stderr
+    assert f"All the same, and the old model is deleted:  ./export_ollama.sh {run} mine\n" in done.stderr
+    assert "To keep it for --rollback, first:  ollama cp mine mine-previous\n" in done.stderr
     assert fake.models == {"mine:latest": old}
 
 

@@ -7,6 +7,7 @@ model's name on stdout; the Modelfile's where this Ollama cannot run the model.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from training import ollama
 from training.checks.served_facts import Served
 from training.errors import FinetuneError, Interrupted, MachineError, NotSwitched, RunError, UserError
 from training.ollama import CreateRequest, Server, address, asking, delivery, modelfile
+from training.ollama.go_template import PLAIN
+from training.ollama.server import NoServer, beside, full_name
 from training.runs import Run
 from training.system import last_net, log, privacy, shell
 from training.system.plain_parser import Parser
@@ -101,10 +104,8 @@ def _export(asked: Namespace, stdout: IO[str]) -> None:
     request = ollama.of_modelfile(asked.modelfile)
     job = Job.of_run(asked.run)
     _able(server, request, asked, stdout)
-    was_there = server.digest(asked.name) is not None
-    safe = (
-        f"{asked.name} {'answers in Ollama as before' if was_there else 'is not in Ollama'}; {asked.modelfile} is there"
-    )
+    before = server.digest(asked.name)
+    placing = False
     try:
         with delivery.made(server, request, asked.name, logger.info) as model:
             subject = served.of_job(server, job, request)
@@ -116,15 +117,35 @@ def _export(asked: Namespace, stdout: IO[str]) -> None:
             proof.require("")
             logger.info("{}", proof.line)
             ask(server, model.name, request)
-            switched = asked.switch and was_there
+            switched = asked.switch and before is not None
             if switched:
-                _judge(server, job, asked.name, model.name)
+                _judge(server, job, request, asked.name, model.name)
+            placing = True
             delivery.put_in_place(server, model, keep=switched)
-    except RunError as error:
-        raise RunError(error.stage, error.message, safe) from error
+    except (RunError, NoServer) as error:
+        raise _failed(error, f"{_stands(server, asked.name, before, placing)}; {asked.modelfile} is there") from error
     _keep(job.run, proof.served, asked.name)
     logger.info("done:  ollama run {}", asked.name)
     log.say(stdout, asked.name)
+
+
+def _failed(error: RunError | NoServer, safe: str) -> RunError:
+    """A server that is gone amid the work is a failure of the work: what is safe is told then, too."""
+    stage, message = (error.stage, error.message) if isinstance(error, RunError) else ("ollama", str(error))
+    return RunError(stage, message, safe)
+
+
+def _stands(server: Server, name: str, before: str | None, placing: bool) -> str:
+    """What the name stands for after a failure: as before, unless it was to be put in place just then."""
+    now = before
+    if placing:
+        try:
+            now = Server(server.at, min(server.patience, delivery.LAST)).digest(name)
+        except FinetuneError:
+            return f"whether {name} stands for the new model by now is not known, for the server does not tell"
+    if now == before:
+        return f"{name} is not in Ollama" if now is None else f"{name} answers in Ollama as before"
+    return f"{name} is not in Ollama any more" if now is None else f"{name} stands for another model than before"
 
 
 def _on_blob(job: Job, blob: Path, request: CreateRequest) -> None:
@@ -144,7 +165,7 @@ def _on_blob(job: Job, blob: Path, request: CreateRequest) -> None:
     )  # fmt: skip
 
 
-def _judge(server: Server, job: Job, old: str, new: str) -> None:
+def _judge(server: Server, job: Job, request: CreateRequest, old: str, new: str) -> None:
     """NotSwitched unless the new model is shown to be no worse than the old one."""
     from training.checks import served_answers
     from training.evaluation import rivals
@@ -157,8 +178,29 @@ def _judge(server: Server, job: Job, old: str, new: str) -> None:
         logger.info("{} is not worse than {}: {}", new, old, judged.words)
         return
     why = "is worse" if judged.verdict == rivals.WORSE else "is not shown to be as good"
-    anyway = shell.command("export_ollama.sh", job.run.path, old)
-    raise NotSwitched(f"{old} answers as before, for the new model {why}: {judged.words}. All the same: {anyway}")
+    kept = shell.words("ollama", "cp", old, beside(old, delivery.PREVIOUS))
+    raise NotSwitched(
+        f"{old} answers as before, for the new model {why}: {judged.words}.\n"
+        f"All the same, and the old model is deleted:  {_without_switch(job.run.path, request, old)}\n"
+        f"To keep it for --rollback, first:  {kept}"
+    )
+
+
+def _without_switch(run: Path, request: CreateRequest, name: str) -> str:
+    """The command that was typed, without --switch: the run, or the one of its files that was chosen."""
+    if request.adapter is not None:
+        return shell.command("export_ollama.sh", "--adapter", request.base, run, name)
+    chosen = request.gguf is not None and not _is_own(run, request.gguf)
+    return shell.command("export_ollama.sh", request.gguf if chosen else run, name)
+
+
+def _is_own(run: Path, gguf: Path) -> bool:
+    """Whether the run's Modelfile names this file, so that the run's folder stands for it."""
+    try:
+        own = ollama.of_modelfile(run / "Modelfile").gguf
+    except (OSError, UserError):
+        return False
+    return own is not None and own.resolve() == gguf.resolve()
 
 
 def _roll_back(name: str, stdout: IO[str]) -> None:
@@ -168,7 +210,10 @@ def _roll_back(name: str, stdout: IO[str]) -> None:
 
 
 def _able(server: Server, request: CreateRequest, asked: Namespace, stdout: IO[str]) -> None:
-    """MachineError where this server cannot run the model; the Modelfile is then the result."""
+    """MachineError where this server cannot run the model; the Modelfile is then the result. UserError where the base
+    of an adapter has the name of what is kept."""
+    if asked.switch and request.base and full_name(request.base) == full_name(beside(asked.name, delivery.PREVIOUS)):
+        raise UserError(f"--switch keeps the old {asked.name} as {request.base}, which is the base: give another NAME")
     command = shell.words("ollama", "create", asked.name, "-f", asked.modelfile)
     if request.base and server.show(request.base) is None:
         raise MachineError(f"Ollama has no model {request.base}: ollama pull {request.base}, then:  {command}")
@@ -186,7 +231,7 @@ def ask(server: Server, name: str, request: CreateRequest) -> None:
     """One question as people ask it, with the model's own sampling. RunError where the answer is none."""
     seconds, tokens = _limit("OLLAMA_ANSWER_SECONDS", 300), _limit("OLLAMA_ANSWER_TOKENS", 1000)
     logger.info("> {}", QUESTION)
-    plain = request.template == "{{ .Prompt }}"
+    plain = request.template == PLAIN
     prompt: asking.Prompt = QUESTION if plain else [{"role": "user", "content": QUESTION}]
     answer = asking.answer(server, name, prompt, tokens, options={}, seconds=seconds)
     said = answer.text.strip()
@@ -218,8 +263,8 @@ def _keep(run: Run, served: Served, name: str) -> None:
 
 def _limit(variable: str, usual: int) -> int:
     written = os.environ.get(variable, "") or str(usual)
-    if not (written.isascii() and written.isdigit()):
-        raise UserError("OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers")
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", written):
+        raise UserError("OLLAMA_ANSWER_SECONDS and OLLAMA_ANSWER_TOKENS are whole numbers from 1 to 999999")
     return int(written)
 
 

@@ -188,6 +188,13 @@ def test_without_the_file_here_the_first_tokens_are_left_out(fake: FakeOllama, s
     assert "llama.cpp" not in proof.line
 
 
+def test_outer_white_space_excuses_no_other_word(fake: FakeOllama, subject: Subject) -> None:
+    write = fake.write
+    fake.write = lambda messages: write(messages) + "Well, " * any("\u3000" in one["content"] for one in messages)
+    with pytest.raises(RunError, match="does not serve what was trained"):
+        prove(fake, subject, "0.32.15").require("")
+
+
 def test_outer_white_space_that_llama_cpp_leaves_is_said_and_fails_nothing(fake: FakeOllama, subject: Subject) -> None:
     write = fake.write
     fake.write = lambda messages: write(messages).replace("x \u3000\n", "x")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from tests.support.ollama_exchange import exchange
 from tests.support.ollama_server import FakeOllama, Model, running
 from training import ollama, to_ollama
 from training.errors import MachineError, RunError, UserError
-from training.ollama import Server, asking, delivery
+from training.ollama import CreateRequest, Server, asking, delivery
 from training.ollama.address import Address
 from training.ollama.server import beside
 
@@ -62,12 +65,39 @@ def test_a_modelfile_becomes_a_request_with_all_that_it_says(request_of) -> None
     }
 
 
+def test_a_messages_text_loses_its_quotes_as_at_ollamas_reader(request_of) -> None:
+    text = (
+        'FROM base\nMESSAGE user "Hi"\nMessage assistant """Hello: you.\nSYSTEM is a word."""\nMESSAGE user so: what\n'
+    )
+    assert request_of(text).said["messages"] == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello: you.\nSYSTEM is a word."},
+        {"role": "user", "content": "so: what"},
+    ]
+    with pytest.raises(UserError, match="Modelfile:2: not a line that Ollama reads"):
+        request_of("FROM base\nMESSAGE User Hi\n")
+
+
+def test_a_draft_is_not_left_out_without_a_word(request_of) -> None:
+    with pytest.raises(UserError, match=r"DRAFT ./d.gguf is not sent through the API; .*:  ollama create NAME -f /"):
+        request_of("FROM ./model.gguf\nDRAFT ./d.gguf\n")
+
+
 def test_an_adapter_goes_onto_a_model_that_is_there(request_of, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     request = request_of("FROM base:1b\nADAPTER ./a.gguf\n")
     assert request.files == (tmp_path / "a.gguf",)
     body = request.body("mine", {tmp_path / "a.gguf": "cd"})
     assert (body["from"], body["adapters"]) == ("base:1b", {"a.gguf": "sha256:cd"})
+
+
+def test_what_a_refused_switch_offers_is_what_was_typed(request_of, tmp_path: Path) -> None:
+    own = request_of()
+    assert to_ollama._without_switch(tmp_path, own, "mine").endswith(f"export_ollama.sh {tmp_path} mine")
+    chosen = replace(own, gguf=tmp_path / "model.F16.gguf")
+    assert to_ollama._without_switch(tmp_path, chosen, "mine").endswith(f" {tmp_path}/model.F16.gguf mine")
+    adapter = CreateRequest(own.modelfile, base="base:1b", adapter=tmp_path / "a.gguf")
+    assert to_ollama._without_switch(tmp_path, adapter, "mine").endswith(f" --adapter base:1b {tmp_path} mine")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +150,49 @@ def test_what_breaks_at_the_server_is_one_message_and_the_old_model_answers(
     assert fake.models == {"mine:latest": old}
 
 
+def test_a_model_of_somebody_beside_the_name_is_left_alone(fake: FakeOllama, request_of) -> None:
+    fake.models = {
+        "my:latest": Model({}, "old"),
+        "my-next:latest": Model({}, "own"),
+        "my-previous:latest": Model({}, "1"),
+    }
+    there = dict(fake.models)
+    said = "has a model my-next, .*Where it may go:  ollama rm my-next$"
+    with pytest.raises(UserError, match=said), delivery.made(fake.server(), request_of(), "my", print):
+        raise AssertionError("was made")
+    with pytest.raises(UserError, match="a --rollback was killed .ollama cp my-next my-previous keeps it"):
+        delivery.roll_back(fake.server(), "my")
+    assert fake.models == there
+    assert "POST blob" not in fake.calls, "nothing was sent for it"
+
+
+def test_a_model_under_the_name_for_what_is_replaced_is_told_before_anything_is_sent(
+    fake: FakeOllama, request_of
+) -> None:
+    fake.models["my-replaced:latest"] = own = Model({}, "own")
+    with (
+        pytest.raises(UserError, match="ollama rm my-replaced"),
+        delivery.made(fake.server(), request_of(), "my", print),
+    ):
+        raise AssertionError("was made")
+    assert "POST blob" not in fake.calls and fake.models == {"my-replaced:latest": own}
+
+
+def test_a_switch_does_not_put_the_old_model_in_the_place_of_the_base(fake: FakeOllama, tmp_path: Path) -> None:
+    request = CreateRequest(tmp_path / "Modelfile", base="Team/my-previous:latest")
+    asked = Namespace(name="team/my", switch=True, modelfile=request.modelfile)
+    with pytest.raises(UserError, match="which is the base: give another NAME"):
+        to_ollama._able(fake.server(), request, asked, io.StringIO())
+
+
+def test_a_name_that_cannot_have_another_one_beside_it_is_refused(fake: FakeOllama, request_of) -> None:
+    name = "m" * 75 + "-next"
+    fake.models[f"{name}:latest"] = Model({}, "old")
+    with pytest.raises(UserError, match="is needed here"), delivery.made(fake.server(), request_of(), name, print):
+        raise AssertionError("was made")
+    assert fake.models.keys() == {f"{name}:latest"}
+
+
 def test_a_name_that_somebody_changes_meanwhile_is_not_put_in_place(fake: FakeOllama, request_of) -> None:
     with (
         pytest.raises(RunError, match="somebody else"),
@@ -128,6 +201,40 @@ def test_a_name_that_somebody_changes_meanwhile_is_not_put_in_place(fake: FakeOl
         fake.models["mine-next:latest"] = Model({}, "another")
         delivery.put_in_place(fake.server(), model)
     assert "mine:latest" not in fake.models
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked"),
+    [
+        ("mine:latest", "library/Mine"),
+        ("Mine:latest", "registry.ollama.ai/library/mine:Latest"),
+        ("Team/mine:v1", "registry.ollama.ai/team/MINE:v1"),
+        ("h.x:5000/library/mine:latest", "H.x:5000/library/mine"),
+    ],
+)
+def test_a_name_is_known_however_it_is_spelt(fake: FakeOllama, request_of, listed: str, asked: str) -> None:
+    fake.models[listed] = Model({}, "old")
+    server = fake.server()
+    assert server.digest(asked) == "old"
+    assert server.digest(asked + "s") is None
+    with delivery.made(server, request_of(), asked, print) as model:
+        delivery.put_in_place(server, model, keep=True)
+    assert len(fake.models) == 2
+    assert fake.models[listed].digest == model.digest != "old"
+    assert server.digest(beside(asked, "previous")) == "old"
+
+
+def test_a_namespace_of_another_host_is_part_of_the_name(fake: FakeOllama) -> None:
+    fake.models["mine:latest"] = Model({}, "old")
+    assert fake.server().digest("h.x/library/mine") is None
+    assert fake.server().digest("team/mine") is None
+
+
+def test_a_model_that_the_server_does_not_list_takes_no_place(fake: FakeOllama) -> None:
+    fake.models["mine:latest"] = old = Model({}, "old")
+    with pytest.raises(RunError, match="does not list mine-next, which it has just made"):
+        delivery.put_in_place(fake.server(), delivery.Made("mine-next", "mine", None))
+    assert fake.models == {"mine:latest": old}
 
 
 def test_a_server_that_is_not_there_is_the_machines_fault() -> None:
@@ -176,6 +283,19 @@ def test_an_answer_that_is_none_is_told(fake: FakeOllama, request_of, answer: tu
     fake.reply = lambda file, prompt, most: answer
     with pytest.raises(RunError, match=said):
         to_ollama.ask(fake.server(), "mine", request_of())
+
+
+@pytest.mark.parametrize("written", ["0", "000", "1000000", "9999999999", "-1", "1.5", "1e3", " 5", "5\n", "\u0663"])
+def test_a_limit_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("OLLAMA_ANSWER_SECONDS", written)
+    with pytest.raises(UserError, match="whole numbers from 1 to 999999"):
+        to_ollama._limit("OLLAMA_ANSWER_SECONDS", 300)
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("", 300), ("1", 1), ("0090", 90), ("999999", 999_999)])
+def test_a_limit_is_a_decimal_number(monkeypatch: pytest.MonkeyPatch, written: str, seconds: int) -> None:
+    monkeypatch.setenv("OLLAMA_ANSWER_SECONDS", written)
+    assert to_ollama._limit("OLLAMA_ANSWER_SECONDS", 300) == seconds
 
 
 def test_an_answer_that_is_shown_as_thoughts_is_none(fake: FakeOllama, request_of) -> None:

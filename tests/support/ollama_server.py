@@ -21,7 +21,9 @@ from typing import Any
 
 from training.ollama import modelfile
 from training.ollama.address import Address
-from training.ollama.server import Server, full_name
+from training.ollama.server import Server
+
+HOST, NAMESPACE = "registry.ollama.ai", "library"
 
 
 def chatml(messages: list[dict[str, str]]) -> str:
@@ -52,6 +54,7 @@ class FakeOllama:
     folder: Path | None = None
     breaks: dict[str, str] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
+    layers: set[str] = field(default_factory=set)  # on its disk, of the models that were copied: a digest each
     blobs: dict[str, bytes | Path] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -69,6 +72,21 @@ class FakeOllama:
     def native(self) -> bool:
         return self._numbers() >= [0, 30] or self._numbers() == [0, 0]
 
+    def named(self, name: str) -> str:
+        """A name as the server lists it, in the letters of those that are there (getExistingName, DisplayShortest)."""
+        parts = _parts_of(name)
+        for there in self.models:
+            parts = [
+                one if one.lower() == part.lower() else part for one, part in zip(_parts_of(there), parts, strict=True)
+            ]
+        host, namespace, model, tag = parts
+        front = ""
+        if host.lower() != HOST:
+            front = f"{host}/{namespace}/"
+        elif namespace.lower() != NAMESPACE:
+            front = f"{namespace}/"
+        return f"{front}{model}:{tag}"
+
     def _numbers(self) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", self.version)[:2]]
 
@@ -79,6 +97,14 @@ class FakeOllama:
         if self.native and jinja and (own is None or modelfile.prefers_jinja(jinja)):
             return jinja
         return "{{ .Prompt }}" if own is None else str(own)
+
+
+def _parts_of(name: str) -> list[str]:
+    """Host, namespace, model and tag (types/model/name.go)."""
+    front, _, last = name.rpartition("/")
+    host, _, namespace = front.rpartition("/")
+    model, _, tag = last.partition(":")
+    return [host or HOST, namespace or NAMESPACE, model, tag or "latest"]
 
 
 @contextmanager
@@ -151,9 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _model(self, name: str, quoted: str = "'{}'") -> Model | None:
-        model = self.fake.models.get(full_name(name))
+        model = self.fake.models.get(self.fake.named(name))
         if model is None:
-            shown = full_name(name) if self.fake.native and self.path == "/api/show" else name
+            shown = self.fake.named(name) if self.fake.native and self.path == "/api/show" else name
             self._send(404, {"error": f"model {quoted.format(shown)} not found"})
         return model
 
@@ -173,8 +199,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         name = self._body()["model"]
         self.fake.calls.append(f"DELETE {name}")
+        if self._broken("delete"):
+            return
         if self._model(name):
-            del self.fake.models[full_name(name)]
+            gone = self.fake.models.pop(self.fake.named(name)).digest
+            # What no other name needs (Layer.Remove). CopyModel removes nothing.
+            if gone not in [model.digest for model in self.fake.models.values()]:
+                self.fake.layers.discard(gone)
             self._send(200)
 
     def do_POST(self) -> None:
@@ -189,7 +220,10 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if what == "copy":
             if model := self._model(body["source"], '"{}"'):
-                self.fake.models[full_name(body["destination"])] = model
+                self.fake.layers |= {one.digest for one in self.fake.models.values()}
+                self.fake.models[self.fake.named(body["destination"])] = model
+                if self._broken("copied"):
+                    return None
                 self._send(200)
             return None
         if model := self._model(body["model"]):
@@ -232,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
         events += [{"status": words} for words in (said, *last)]
         plain = {key: value for key, value in body.items() if key not in ("model", "stream")}
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-        self.fake.models[full_name(body["model"])] = Model(
+        self.fake.models[self.fake.named(body["model"])] = Model(
             {**plain, "jinja": self.fake.breaks.get("jinja", "")}, digest
         )
         self._parts(events)

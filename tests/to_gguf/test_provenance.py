@@ -52,6 +52,17 @@ def test_a_file_tells_data_base_run_scores_and_checks(gguf: Path, described: dic
     assert any(key.startswith("score ") for key in said)
 
 
+def test_a_file_that_was_made_up_is_told_in_lines_too(tmp_path: Path) -> None:
+    made = {"run": [1], "steps": {"a": []}, "rows": {"x": [[]]}, "scores": [[["a"], [1], {}]], "data": [{"rows": {}}]}
+    made["validation_loss"] = [10**400, True]
+    found = {"checks": {"answers": [], "tensors": {}, "merged": 1}}
+    pairs = {"general.architecture": "llama", provenance.MADE: json.dumps(made), provenance.FOUND: json.dumps(found)}
+    lines = told(str(write_gguf(tmp_path / "model.gguf", pairs))).splitlines()
+    assert all(": " in line and len(line) < 500 for line in lines)
+    assert {"check answers: left out", "check tensors: left out", "check merged: left out"} <= set(lines)
+    assert any(line.startswith("validation_loss: 1000") for line in lines)
+
+
 def test_what_the_checks_found_goes_into_the_room_left_for_it_and_nowhere_else(gguf: Path) -> None:
     before = gguf.read_bytes()
     provenance.fill(gguf, {"merged tensors": True})

@@ -58,4 +58,6 @@ def _judged(likeness: Score, stops: Score) -> Judged:
     )
     if high < 0 or stops.verdict == WORSE:
         return Judged(WORSE, words)
-    return Judged(NOT_WORSE if low >= -MARGIN else UNCLEAR, words)
+    # A loss that may be chance is no proof of a loss, and none that there is none.
+    stops_as_often = (stops.after or 0.0) >= (stops.before or 0.0)
+    return Judged(NOT_WORSE if low >= -MARGIN and stops_as_often else UNCLEAR, words)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.errors import UserError
 from training.ollama.modelfile_syntax import read
+from training.system import shell
 
 _PLAIN = ("template", "system", "renderer", "parser", "requires")
 _NUMBER = re.compile(r"[-+]?\d+")
@@ -70,8 +71,13 @@ def of_modelfile(modelfile: Path) -> CreateRequest:
         elif command == "license":
             said["license"] = [*_list(said.get("license")), value]
         elif command == "message":
-            role, _, content = value.partition(" ")
+            role, _, content = value.partition(": ")
             said["messages"] = [*_list(said.get("messages")), {"role": role, "content": content}]
+        elif command == "draft":
+            raise UserError(
+                f"{modelfile}: DRAFT {value} is not sent through the API; take it out, or:  "
+                + shell.words("ollama", "create", "NAME", "-f", modelfile)
+            )
         elif command == "stop":
             parameters["stop"] = [*_list(parameters.get("stop")), value]
         else:

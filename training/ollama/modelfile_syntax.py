@@ -54,15 +54,18 @@ def model_name_problems(name: str) -> list[str]:
     return [f"{name!r} is not the name of an Ollama model: expected [namespace/]model[:tag], of letters, digits, . _ -"]
 
 
-_COMMANDS = "from|adapter|template|system|license|message|draft|renderer|parser|requires"
-_COMMAND = re.compile(rf"(?:({_COMMANDS})|parameter[ \t]([a-z0-9_]+))[ \t]", re.IGNORECASE)
+_COMMANDS = "from|adapter|template|system|license|draft|renderer|parser|requires"
+_COMMAND = re.compile(
+    rf"(?:({_COMMANDS})|parameter[ \t]([a-z0-9_]+)|(message)[ \t]((?-i:system|user|assistant)))[ \t]", re.IGNORECASE
+)
 _BETWEEN = re.compile(r"(?:[ \t\n\r]|#[^\n\r]*(?=[\n\r]|\Z))*")
 
 
 def read(path: Path) -> list[tuple[str, str]]:
     """The commands of a Modelfile as Ollama's reader sees them: [("from", "./x.gguf"), ("stop", "</s>"), ...].
 
-    A PARAMETER stands under its own name. UserError, with the line, for what Ollama would not read either.
+    A PARAMETER stands under its own name, a MESSAGE's role before its text: ("message", "user: Hi"). UserError, with the
+    line, for what Ollama would not read either.
     """
     text = path.read_bytes().decode("utf-8-sig")
     commands: list[tuple[str, str]] = []
@@ -73,7 +76,8 @@ def read(path: Path) -> list[tuple[str, str]]:
         if command is None or end < 0:
             line = text.count("\n", 0, at) + 1
             raise UserError(f"{path}:{line}: not a line that Ollama reads, or one whose quotes are not closed")
-        commands.append(((command[1] or command[2]).lower(), value))
+        name = command[1] or command[2] or command[3]
+        commands.append((name.lower(), f"{command[4]}: {value}" if command[4] else value))
         at = _after_space(text, end)
     return commands
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from training.errors import MachineError, RunError
 from training.ollama import address
 from training.ollama.address import Address
-from training.system import files, privacy
+from training.system import privacy
 
 STAGE = "ollama"
 CONNECTS = 10.0  # seconds
@@ -31,6 +31,10 @@ MOST_BYTES = 64 << 20  # of an answer that is read whole
 MOST_WORDS = 400  # characters of the server's own words that are told
 
 Sent = Callable[[int], None]  # hears of bytes that were sent
+
+
+class NoServer(MachineError):
+    """No server answers."""
 
 
 class Refused(RunError):
@@ -62,7 +66,7 @@ class Server:
             raise
 
     def digest(self, name: str) -> str | None:
-        """The digest of what a name stands for now; None for nothing. It changes with every create."""
+        """The digest of what a name stands for now; None for nothing. The same content has the same one."""
         models = self.ask("GET", "/api/tags").get("models") or []
         found = {
             full_name(str(one.get("name"))): str(one.get("digest") or "") for one in models if isinstance(one, dict)
@@ -165,7 +169,7 @@ class Server:
             line = kinds[self.at.scheme](self.at.host, self.at.port, timeout=CONNECTS)
             line.connect()
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise MachineError(f"no Ollama answers at {self.at} ({_reason(error)})") from None
+            raise NoServer(f"no Ollama answers at {self.at} ({_reason(error)})") from None
         return line
 
     @staticmethod
@@ -234,8 +238,13 @@ class Server:
 
 
 def full_name(name: str) -> str:
-    """A name as the server lists it: with the tag that is meant where none is written."""
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+    """What all spellings of a name have in common, for the server takes them for one: small letters, the tag that is
+    meant where none is written, without the host and namespace that are meant then (server/routes.go, getExistingName).
+    """
+    found = name.lower().removeprefix("registry.ollama.ai/")
+    if found.count("/") == 1:
+        found = found.removeprefix("library/")
+    return found if ":" in found.rpartition("/")[2] else f"{found}:latest"
 
 
 def beside(name: str, what: str) -> str:
@@ -243,11 +252,6 @@ def beside(name: str, what: str) -> str:
     front, slash, last = name.rpartition("/")
     model, colon, tag = last.partition(":")
     return f"{front}{slash}{model[: 79 - len(what)]}-{what}{colon}{tag}"
-
-
-def sha256(path: Path) -> str:
-    """The digest by which a server knows a file."""
-    return files.sha256(path)
 
 
 def _words(value: object) -> str:

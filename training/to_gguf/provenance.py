@@ -84,7 +84,7 @@ def lines(fields: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         if isinstance(pair, list) and len(pair) == 2 and any(value is not None for value in pair):
             yield _text(name), " -> ".join(_figure(value) for value in pair)
     for name, passed in _object(found.get("checks")).items():
-        yield f"check {_text(name)}", {True: "passed", False: "failed"}.get(passed, "left out")
+        yield f"check {_text(name)}", "passed" if passed is True else "failed" if passed is False else "left out"
 
 
 def _scores(value: object) -> Iterator[tuple[str, object]]:
@@ -107,7 +107,10 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 
 def _figure(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else "not measured"
+    try:
+        return f"{value:.4g}" if isinstance(value, (int, float)) else "not measured"
+    except OverflowError:  # a whole number that is none of a loss
+        return _text(value)
 
 
 def _text(value: object) -> str:
