@@ -137,6 +137,27 @@ def test_tables_of_other_exporters_from_wechat(table: str, names: list[str], tmp
     assert turns(path, "wechat-csv", *names) == [[("user", "在吗"), ("assistant", "在")]]
 
 
+TIMES = "id,type_name,is_sender,talker,room_name,msg,src,CreateTime\n"
+
+
+def test_a_table_that_was_saved_again_keeps_its_order_and_its_pauses(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        f"{TIMES}3,文本,0,a,r,三,,2024/3/10 9:05\n4,文本,1,b,r,四,,2024/3/10 9:06\n"
+        "1,文本,0,a,r,一,,2024/3/4 9:05\n2,文本,1,b,r,二,,2024/3/4 10:06\n",
+        "utf-8",
+    )
+    assert turns(path, "wechat-csv") == [[("user", "一"), ("assistant", "二")], [("user", "三"), ("assistant", "四")]]
+
+
+def test_where_a_time_is_not_known_the_order_of_the_file_stays_and_it_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{TIMES}1,文本,0,a,r,一,,2024/3/4 9:05\n2,文本,1,b,r,二,,gestern\n", "utf-8")
+    assert turns(path, "wechat-csv") == [[("user", "一"), ("assistant", "二")]]
+    said = "  r: 1 message with a time that cannot be read (line 3 first): its messages stay in the order of the file"
+    assert any(line.startswith(said) for line in told(path, "wechat-csv"))
+
+
 def test_a_table_in_gbk_is_read_where_that_is_named(every: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "gbk.csv"
     path.write_bytes(exports.WECHAT.lstrip("\ufeff").encode("gb18030"))
@@ -238,6 +259,9 @@ def test_any_value_anywhere_in_an_export_is_borne(number: int, random: object, v
         ("1710324000", 1710324000.0), (1710324000123, 1710324000.123), ("2024-03-13T10:00:00Z", 1710324000.0),
         ("2024-03-13 10:00:00", 1710324000.0), ("2024-03-13T11:00:00.5+01:00", 1710324000.5), (True, None), ("x", None),
         (float("nan"), None), (10**400, None), (None, None), ("2024/03/13 10:00:00", 1710324000.0),
+        ("2024/3/4 9:05", 1709543100.0), ("2024/3/4 9:05:07.25", 1709543107.25), ("2024-3-4T9:05:7Z", 1709543107.0),
+        ("2024.3.4 9:05", 1709543100.0), ("2024/3/4", 1709510400.0), ("2024-3-4 10:05 +01:00", 1709543100.0),
+        ("2024/3/4 9:05.5", None), ("2024/13/4 9:05", None), ("3/4/2024 9:05", None),
     ],
 )  # fmt: skip
 def test_moments(value: object, expected: float | None) -> None:
