@@ -186,6 +186,64 @@ def test_an_answer_to_an_image_is_not_learned(tmp_path: Path) -> None:
     assert "1 answer to what is not in the export (an image, a file)" in "\n".join(told(path, "chatgpt"))
 
 
+IMAGE, WORDS = {"content_type": "image_asset_pointer", "asset_pointer": "file-service://x"}, "What is in it?"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"content": {"content_type": "multimodal_text", "parts": [IMAGE, WORDS]}},
+        {"content": {"content_type": "text", "parts": [WORDS]}, "metadata": {"attachments": [{"id": "1", "name": "a.pdf"}]}},
+        {"content": {"content_type": "multimodal_text", "parts": [
+            {"content_type": "audio_transcription", "text": WORDS}, {"content_type": "real_time_user_audio_video_asset_pointer",
+             "audio_asset_pointer": {}, "video_container_asset_pointer": {"content_type": "video"}}]}},
+    ],
+)  # fmt: skip
+def test_an_answer_to_an_image_or_file_with_words_is_not_learned_from_chatgpt(more: dict, tmp_path: Path) -> None:
+    found = copy.deepcopy(exports.CHATGPT[:1])
+    found[0]["mapping"]["n5"]["message"] |= more
+    assert turns(exports.as_json(tmp_path / "conversations.json", found), "chatgpt") == [EXPECTED["chatgpt"][0][:2]]
+
+
+def test_what_was_spoken_to_chatgpt_is_learned_by_its_words(tmp_path: Path) -> None:
+    found = copy.deepcopy(exports.CHATGPT[:1])
+    parts = [{"content_type": "audio_transcription", "text": "Who says so?"}, {"content_type": "audio_asset_pointer"}]
+    found[0]["mapping"]["n5"]["message"]["content"] = {"content_type": "multimodal_text", "parts": parts}
+    assert turns(exports.as_json(tmp_path / "conversations.json", found), "chatgpt") == EXPECTED["chatgpt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "is_learned"),
+    [
+        ({"files": [{"file_name": "a.png"}]}, False),
+        ({"attachments": [{"file_name": "a.pdf", "extracted_content": ""}]}, False),
+        ({"content": [{"type": "text", "text": "Sum it up."}, {"type": "image", "source": {}}]}, False),
+        ({"files": [{"file_name": "paste.txt"}]}, True),
+    ],
+)
+def test_an_answer_to_a_file_is_learned_from_claude_where_the_export_holds_it(
+    more: dict, is_learned: bool, tmp_path: Path
+) -> None:
+    found = copy.deepcopy(exports.CLAUDE)
+    found[0]["chat_messages"][0] |= more
+    path = exports.as_json(tmp_path / "conversations.json", found)
+    assert turns(path, "claude") == (EXPECTED["claude"] if is_learned else [])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"files": [{"type": "image", "url": "data:image/png;base64,"}]},
+        {"content": [{"type": "text", "text": "How hot?"}, {"type": "image_url", "image_url": {"url": "data:"}}]},
+    ],
+)
+def test_an_answer_to_an_image_or_file_is_not_learned_from_open_webui(more: dict, tmp_path: Path) -> None:
+    found = copy.deepcopy(exports.OPENWEBUI)
+    every = found[0]["chat"]["history"]["messages"]
+    next(one for one in every.values() if one["role"] == "user").update(more)
+    assert turns(exports.as_json(tmp_path / "conversations.json", found), "openwebui") == []
+
+
 def test_without_a_current_node_the_last_branch_is_read() -> None:
     found = copy.deepcopy(exports.CHATGPT[0])
     del found["current_node"]
