@@ -7,6 +7,7 @@ are read by any Python; names of people are not looked for, since no list has th
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -156,6 +157,10 @@ class Found:
     value: str
 
 
+# A line break or a quotation mark as JSON writes it into a text, also in JSON within JSON: its letter is of no word behind it.
+ESCAPED = re.compile(r'\\+[nrtbf"/]?')
+
+
 def find(text: str) -> list[Found]:
     """The private things of a text, in order; none within another."""
     found: list[Found] = []
@@ -171,6 +176,8 @@ def find(text: str) -> list[Found]:
 def _looked_for(text: str) -> Iterator[tuple[str, int, int]]:
     """What is looked for, the surest first, each only in a text that can hold it: most hold nothing."""
     yield from (("key", *match.span()) for match in privacy.keys(text))
+    if "\\" in text:
+        text = ESCAPED.sub(lambda match: "\0" * len(match[0]), text)
     if "@" in text:
         yield from (("e-mail", *match.span()) for match in EMAIL.finditer(text))
     if not DIGITS.search(text):
@@ -243,24 +250,72 @@ def mask(kind: str, value: str, key: bytes) -> str:
 
 
 def masked(text: str, key: bytes) -> str:
-    """The text with a mask for each private thing."""
+    """The text with a mask for each private thing. One that is JSON stays JSON: the mask of a number is a text."""
     made, last = [], 0
     for one in find(text):
         made += [text[last : one.start], mask(one.kind, one.value, key)]
         last = one.end
-    return "".join([*made, text[last:]]) if made else text
+    if not made:
+        return text
+    whole = "".join([*made, text[last:]])
+    if text.lstrip().startswith(("{", "[")) and (held := _as_json(text)) is not None:
+        wanted = masked_value(held, key)
+        return whole if _as_json(whole) == wanted else json.dumps(wanted, ensure_ascii=False)
+    return whole
 
 
-def kinds(texts: Iterable[str]) -> tuple[str, ...]:
-    """The kinds of private things in texts, each once, in the order of WHAT."""
-    there = {one.kind for text in texts for one in find(text)}
+def _as_json(text: str) -> object:
+    try:
+        found: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
+def masked_value(value: object, key: bytes) -> object:
+    """A value as JSON has it, with masks in all its texts, names and numbers."""
+    if isinstance(value, str):
+        return masked(value, key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return written if (written := masked(str(value), key)) != str(value) else value
+    if isinstance(value, list):
+        return [masked_value(one, key) for one in value]
+    if isinstance(value, dict):
+        return {masked(name, key): masked_value(one, key) for name, one in value.items()}
+    return value
+
+
+def masked_json(text: str, key: bytes) -> str:
+    """A JSON text with masks in all that it holds; "" stays that."""
+    return json.dumps(masked_value(json.loads(text), key), ensure_ascii=False) if text else text
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """All texts, names and whole numbers of a value as JSON has it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts_in(one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield name
+            yield from texts_in(one)
+
+
+def kinds(texts: Iterable[str], written: Iterable[str] = ()) -> tuple[str, ...]:
+    """The kinds of private things in texts, each once, in the order of WHAT. `written`: JSON texts, of what they hold."""
+    every = [*texts, *(one for text in written if text for one in texts_in(json.loads(text)))]
+    there = {one.kind for text in every for one in find(text)}
     return tuple(kind for kind in WHAT if kind in there)
 
 
 def masked_turn(turn: Turn, key: bytes) -> Turn:
     """The turn with masks in all that it says."""
     return replace(
-        turn, content=masked(turn.content, key), thoughts=masked(turn.thoughts, key), more=masked(turn.more, key)
+        turn, content=masked(turn.content, key), thoughts=masked(turn.thoughts, key), more=masked_json(turn.more, key)
     )
 
 
