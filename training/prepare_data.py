@@ -94,7 +94,7 @@ def _clean(
         row = plain if isinstance(plain, Row) else row
     if isinstance(row, BadRow):
         return row
-    fields = shaped(record, row, path, format_type)
+    fields = shaped(record, row, path, format_type, reading)
     if isinstance(fields, str):
         return BadRow(row.file, row.line, fields)
     if row.messages is None:
