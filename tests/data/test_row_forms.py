@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -699,3 +700,68 @@ def test_any_form_of_the_same_conversations_reads_back_to_them(talks: list[list[
         ({"prompt": [one for one, _ in single], "completion": [one for _, one in single]}, "a.json"),
     ):
         assert [[turn.content for turn in row.messages] for row in read(table, name)] == single
+
+
+# ---- what would be lost beside what a row is read by -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "correct"),
+    [
+        ("question,A,B,C,D,correct", "the answer's column"),
+        ("Question,a,b,answer", "answer"),
+        ("q,a,b", "the answer's column"),
+    ],
+)
+def test_the_first_choice_is_not_taken_for_the_answer(columns: str, correct: str) -> None:
+    names = columns.split(",")
+    told = reason(f"{columns}\n{','.join('x' * len(names))}\n", "a.csv")
+    assert f"{names[1]} and {names[2]} look like the choices of a question" in told
+    assert f"COLUMNS = instruction: {names[0]}, output: {correct}" in told
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"question": "Who?", "answer": "Me.", "choices": ["Me.", "You."]}, "choices holds the choices .* COLUMNS = instruction: question, output: answer goes on"),
+        ({"instruction": "Who?", "output": "Me.", "options": {"A": "Me."}}, "options holds the choices"),
+        ({"text": "A passage.", "question": "Who?", "answer": "Me."}, "text, question and answer all hold text: COLUMNS = instruction: question, input: text, output: answer .*FORMAT = text learns"),
+        ({"text": "A passage of Me.", "Query": "Who?", "Reply": "Me."}, "text, Query and Reply all"),
+        ({"instruction": "Who?", "text": "A passage of Me.", "output": "Me."}, "text holds text beside instruction and output.*COLUMNS = instruction: instruction, input: text, output: output takes"),
+        ({"prompt": "Who?", "input": "A passage.", "completion": "Me."}, "input holds text beside prompt and completion.*COLUMNS = instruction: prompt, input: input, output: completion takes it"),
+        ({"prompt": "Who?", "input": "A passage.", "output": "Me."}, "prompt holds text beside input and output.*COLUMNS = instruction: prompt, input: input, output: output takes it"),
+        ({"messages": [said("Who?"), said("Me.")], "context": "A passage."}, "context stands beside messages, .*FORMAT = messages goes on without it"),
+        ({"messages": [said("Who?"), said("Me.")], "history": [["a", "b"]]}, "history stands beside messages"),
+    ],
+)  # fmt: skip
+def test_what_belongs_to_a_row_is_not_lost_with_a_warning(row: dict, told: str) -> None:
+    assert re.search(told, reason(row)), reason(row)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"text": "Below is a task. Who? Response: Me."},
+        {"text": " "},
+        {"text": None},
+        {"choices": []},
+        {"prompt": "Who?"},
+    ],
+)
+def test_what_says_nothing_new_is_left_out_as_before(more: dict) -> None:
+    assert turns({"instruction": "Who?", "output": "Me.", **more}) == (Q, A)
+
+
+@pytest.mark.parametrize(
+    ("row", "reading"),
+    [
+        ({"instruction": "Who?", "text": "A passage.", "output": "Me."}, Reading("alpaca")),
+        ({"question": "Who?", "choices": ["a"], "answer": "Me."},
+         Reading(columns=column_names.parse("instruction: question, output: answer"))),
+        ({"question": "Who?", "A": "x", "B": "y", "answer": "Me."},
+         Reading(columns=column_names.parse("instruction: question, output: answer"))),
+        ({"messages": [said("Who?"), said("Me.")], "context": "A passage."}, Reading("messages")),
+    ],
+)  # fmt: skip
+def test_who_says_how_rows_are_read_has_decided(row: dict, reading: Reading) -> None:
+    assert turns(row, reading=reading) == (Q, A)

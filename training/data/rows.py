@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from training.data import columns, markup, pairs, private, tool_calls, turns
+from training.data import columns, lost_fields, markup, pairs, private, tool_calls, turns
 from training.data.columns import KNOWN, PAIRS
 from training.data.reading import PLAIN, Reading
 from training.data.record import BadRow, Record
@@ -67,6 +67,7 @@ def interpret(record: Record, path: Path, reading: Reading = PLAIN) -> Row | Bad
         fields = _named(record.fields, reading, said)
         found = _format(fields, reading)
         messages, text = _meaning(fields, found, reading, said)
+        lost_fields.refuse(fields, found, reading, record.fields)
         tools = _offered(fields) if messages else ""
     except Bad as bad:
         header = "; the first line of a CSV file must name the columns" if _is_unnamed_table(bad, path) else ""
