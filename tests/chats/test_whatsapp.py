@@ -190,6 +190,12 @@ DELETED = [
 OWN = [
     "\u200eMissed voice call",
     "Missed video call",
+    "Missed voice call at 10:05 pm",
+    "Missed group video call. Tap to call back",
+    "Voice call, 1 min",
+    "Video call. \u200e2 hr 3 min",
+    "Waiting for this message. This may take a while.",
+    "Verpasster Sprachanruf um 10:05",
     "\u200eAnn added Ben",
     "Messages and calls are end-to-end encrypted.",
 ]
@@ -249,6 +255,9 @@ def test_what_is_written_to_a_picture_stays(body: str, text: str, read) -> None:
     [
         "I think this message was deleted by mistake?", "<3", "<b>", "<sighs heavily>", "the image omitted the date",
         "note: call me", "it costs 3: no, 4", "missed you", "null and void", "10:30",
+        "see <https://example.com> please", "<https://www.example.com>", "mail <mailto:ann@example.com>", "Video call, 8pm?",
+        "Missed video call again, sorry! I was out", "Missed voice call?", "Waiting for this message all day",
+        "I think the video omitted", "Live location shared with me, thanks",
     ],
 )  # fmt: skip
 def test_what_only_reminds_of_it_is_a_persons_word(body: str, read) -> None:

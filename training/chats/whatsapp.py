@@ -218,7 +218,12 @@ def _text(body: str, tags: Counter[str], left: Left) -> tuple[str, str]:
     if (
         words.ATTACHED.fullmatch(first)
         or is_tag
-        and (words.is_one_of(words.OMITTED, first.strip("<>")) or tags[bare] >= AS_TAG and not _is_markup(first))
+        and (
+            words.is_one_of(words.OMITTED, first.strip("<>"))
+            or tags[bare] >= AS_TAG
+            and ":" not in first
+            and not _is_markup(first)
+        )
     ):
         # Below it stands what was written to it, or the name of a file.
         below = below.strip()
@@ -227,7 +232,7 @@ def _text(body: str, tags: Counter[str], left: Left) -> tuple[str, str]:
         return "", kinds.MEDIA
     if words.OMITTED_ON_IPHONE.fullmatch(first):
         return "", kinds.MEDIA
-    if marked or words.CALL.match(bare) or words.EVENT.search(first) and words.NOTICE.match(first):
+    if marked or words.CALL.fullmatch(bare) or words.EVENT.search(first) and words.NOTICE.match(first):
         return "", kinds.SYSTEM
     left.edited += edited
     return bare, ""
