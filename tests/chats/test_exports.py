@@ -21,6 +21,7 @@ from training.chats.messages import Left
 from training.chats.opening import Source
 from training.errors import UserError
 
+zipfile_class = zipfile.ZipFile
 MINE = {"whatsapp": ["Ben"], "discord": ["Ben"], "slack": ["benny"]}  # the others say themselves whose they are
 EXPECTED: dict[str, list[list[tuple[str, str]]]] = {
     "whatsapp": [
@@ -366,6 +367,17 @@ def test_a_zip_file_that_swells_is_refused_and_not_unpacked(tmp_path: Path, monk
     ):
         turns(path, "chatgpt")
     assert [one.name for one in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_the_list_of_a_zip_file_is_read_but_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.json", "[]")
+    opened = []
+    monkeypatch.setattr(opening.zipfile, "ZipFile", lambda *how: opened.append(how) or zipfile_class(*how))
+    assert [member.json() for member in Source(path).members(".json")] == [[], [], []]
+    assert len(opened) == 1
 
 
 def test_names_that_lead_out_of_a_zip_file_lead_nowhere(tmp_path: Path) -> None:

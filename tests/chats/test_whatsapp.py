@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -376,3 +377,12 @@ def test_a_file_whose_time_only_runs_back_does_not_take_for_ever(read) -> None:
     lines = [f"{day - timedelta(days=2 * n):%Y/%m/%d, %H:%M} - Ann: {n}" for n in range(2_000)] * 10
     messages, _ = read("\n".join(lines), "ymd")
     assert len(messages) < 2_000
+
+
+def test_time_grows_with_the_messages_and_not_with_their_square(read) -> None:
+    lines = [f"{1 + at // 1440:02}/06/18, {at // 60 % 24:02}:{at % 60:02} - Ann: a" for at in range(40_000)]
+    begun = time.process_time()
+    messages, left = read("\n".join([*lines, "01/01/15, 21:25 - Ben: quoted"]) + "\n")
+    assert len(messages) == 40_000 and "1 line like the head of a message, but out of time" in left.notes[0]
+    # Each looked for among all that are kept takes more than 10 seconds.
+    assert time.process_time() - begun < 7

@@ -64,7 +64,8 @@ def read(member: Member, left: Left, order: str | None = None, encoding: str = "
         raise UserError(f"{member.place()}: --date-order {order} does not fit its dates")
     kept = _in_their_time(times)
     if quoted := len(heads) - len(kept):
-        first = next(head.index for at, head in enumerate(heads) if at not in kept) + 1
+        own = set(kept)
+        first = next(head.index for at, head in enumerate(heads) if at not in own) + 1
         left.notes.append(
             f"{counted(quoted, 'line')} like the head of a message, but out of time (line {first} first): a part of the "
             "message before"
