@@ -14,6 +14,7 @@ from training.chats import messages as kinds
 from training.chats.fields import Fields, objects, seconds, text
 from training.chats.messages import Chat, Left, Message
 
+LINKS = frozenset(("parent", "children"))
 MOST_NODES = 100_000  # of one conversation
 # References to what a search found, which ChatGPT writes between characters of its own: citeturn0search3; and 【12†L3】.
 CITED = re.compile("\ue200[^\ue200\ue201]{0,400}\ue201|【\\d+(?::\\d+)?†[^【】\n]{0,200}】|[\ue200-\ue206]")
@@ -38,7 +39,12 @@ class _Said:
 def is_chatgpt(conversation: Fields) -> bool:
     """Whether an object is a conversation of ChatGPT's export."""
     nodes = conversation.get("mapping")
-    return isinstance(nodes, dict) and ("current_node" in conversation or "title" in conversation)
+    if not isinstance(nodes, dict):
+        return False
+    if not nodes:
+        return "current_node" in conversation
+    # Other programs have a mapping and a title, too.
+    return any(isinstance(one, dict) and "message" in one and not LINKS.isdisjoint(one) for one in nodes.values())
 
 
 def is_claude(conversation: Fields) -> bool:
