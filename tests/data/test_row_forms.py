@@ -765,3 +765,48 @@ def test_what_says_nothing_new_is_left_out_as_before(more: dict) -> None:
 )  # fmt: skip
 def test_who_says_how_rows_are_read_has_decided(row: dict, reading: Reading) -> None:
     assert turns(row, reading=reading) == (Q, A)
+
+
+# ---- offers, calls and thoughts in other places ------------------------------------------------------------------
+
+WEATHER = {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize("offer", [WEATHER, json.dumps(WEATHER), {"type": "function", "function": WEATHER}])
+def test_one_function_that_is_offered_without_a_list_is_offered(offer: object) -> None:
+    (row,) = read({"messages": [said("Who?"), said("Me.")], "tools": offer})
+    assert json.loads(row.tools) == [{"type": "function", "function": WEATHER}]
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_an_answer_that_is_a_list_of_calls_beside_offers_is_calls(is_text: bool) -> None:
+    calls = [{"name": "weather", "arguments": {"city": "Oslo"}}, {"name": "weather", "arguments": {"city": "Rome"}}]
+    row = {"id": 1, "query": "Who?", "answers": json.dumps(calls) if is_text else calls, "tools": json.dumps([WEATHER])}
+    (found,) = read(row)
+    assert isinstance(found, Row) and found.messages and found.messages[0] == Q and found.messages[1].content == ""
+    made = json.loads(found.messages[1].more)["tool_calls"]
+    assert [one["function"] for one in made] == calls and "taken as calls" in " ".join(found.read_as)
+
+
+def test_a_list_of_objects_without_offers_is_the_answers_text() -> None:
+    text = json.dumps([{"name": "weather", "arguments": {}}])
+    assert turns({"query": "Who?", "answers": text}) == (Q, Turn("assistant", text))
+
+
+def test_a_call_and_what_is_said_after_it_are_not_joined() -> None:
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    told = reason({"messages": [said("Who?"), called, said("Me.")]}, reading=Reading(join_turns=True))
+    assert told.startswith("an answer that calls tools and the next one, which says something, are not one")
+    before = turns({"messages": [said("Who?"), said("Me."), called]}, reading=Reading(join_turns=True))
+    assert before == (Q, Turn("assistant", "Me.", more=CALLED.more))
+
+
+def test_thoughts_in_parts_are_refused_beside_others_as_in_fields() -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Me."}]
+    told = reason({"messages": [said("Who?"), said(parts, reasoning_content="so")]})
+    assert told == "messages, turn 2 holds thoughts in a field, and others in its parts: leave one"
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "<think>\nso\n</think>\nMe."}]
+    assert "and others in the answer: leave one" in reason({"messages": [said("Who?"), said(parts)]})
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Me."}]
+    same = turns({"messages": [said("Who?"), said(parts, reasoning_content="hm")]})
+    assert same == (Q, Turn("assistant", "Me.", thoughts="hm"))
