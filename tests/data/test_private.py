@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,27 @@ def test_masks_are_the_same_for_the_same_thing_and_others_for_others_and_with_ot
     assert private.masked("Ann@Company.de", KEY) == private.masked("ann@company.de", KEY)
     assert private.masked("ann@company.de", KEY) != private.masked("ben@company.de", KEY)
     assert private.masked("ann@company.de", KEY) != private.masked("ann@company.de", b"other")
+
+
+def test_time_grows_with_what_is_found_and_not_with_its_square() -> None:
+    text = " ".join(f"ann{number}@company.de" for number in range(20_000))
+    begun = time.process_time()
+    assert len(private.find(text)) == 20_000
+    # Each compared with each takes some 15 seconds.
+    assert time.process_time() - begun < 5
+
+
+def test_masks_of_thousands_of_addresses_differ() -> None:
+    assert len({private.mask("e-mail", f"ann{number}@company.de", KEY) for number in range(5000)}) == 5000
+
+
+def test_the_key_of_a_folder_is_of_what_its_files_hold_and_not_of_what_was_written_there(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("one")
+    first = private.key_of(tmp_path)
+    (tmp_path / "my.jsonl").write_text("{}")
+    assert private.key_of(tmp_path) == first
+    (tmp_path / "a.md").write_text("two")
+    assert private.key_of(tmp_path) != first
 
 
 # ---- in rows -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ are read by any Python; names of people are not looked for, since no list has th
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from training.data import documents
 from training.data.turns import Turn
 from training.system import files, privacy
 
@@ -25,6 +27,8 @@ WHAT = {
     "card": "a card number",
     "phone": "a phone number",
 }
+# The files of a folder that are read: documents, and exports of chat programs. What is written are .jsonl files.
+READ = (*documents.ENDINGS, ".json", ".csv")
 # What is reserved for examples (RFC 2606) is nobody's.
 EMAIL = re.compile(
     r"(?<![A-Za-z0-9_.%+-])[A-Za-z0-9_.%+-]{1,64}@(?!(?:[\w-]+\.)*(?:example(?:\.(?:com|net|org))?|test|invalid|localhost)\b)"
@@ -164,13 +168,16 @@ ESCAPED = re.compile(r'\\+[nrtbf"/]?')
 def find(text: str) -> list[Found]:
     """The private things of a text, in order; none within another."""
     found: list[Found] = []
+    begins: list[int] = []
     for kind, start, end in _looked_for(text):
-        if all(end <= other.start or start >= other.end for other in found):
+        at = bisect.bisect(begins, start)
+        if (not at or found[at - 1].end <= start) and (at == len(found) or end <= found[at].start):
             value = text[start:end]
             if kind not in ("key", "e-mail"):
                 value = re.sub(r"[ ()./-]", "", value)
-            found.append(Found(kind, start, end, value if kind == "key" else value.casefold()))
-    return sorted(found, key=lambda one: one.start)
+            begins.insert(at, start)
+            found.insert(at, Found(kind, start, end, value if kind == "key" else value.casefold()))
+    return found
 
 
 def _looked_for(text: str) -> Iterator[tuple[str, int, int]]:
@@ -246,7 +253,7 @@ def is_taiwanese_id(number: str) -> bool:
 
 def mask(kind: str, value: str, key: bytes) -> str:
     """What stands for a private thing: the same for the same thing in all rows, and no way back to it without the data."""
-    return f"[{kind} {hashlib.blake2b(value.encode('utf-8', 'replace'), key=key[:64], digest_size=2).hexdigest()}]"
+    return f"[{kind} {hashlib.blake2b(value.encode('utf-8', 'replace'), key=key[:64], digest_size=4).hexdigest()}]"
 
 
 def masked(text: str, key: bytes) -> str:
@@ -320,13 +327,19 @@ def masked_turn(turn: Turn, key: bytes) -> Turn:
 
 
 def key_of(source: Path) -> bytes:
-    """What to make masks with for a file or folder: nobody has it who has not the data, and it is the same each time."""
+    """What to make masks with for a file or folder: nobody has it who has not the data, and it is the same each time.
+
+    Of a folder what its files hold that may be read; rows that were written into it are no part of it.
+    """
     digest = hashlib.sha256()
     try:
         if source.is_file():
             return bytes.fromhex(files.sha256(source))
         for path in sorted(source.rglob("*")):
-            digest.update(f"{path.relative_to(source)} {path.lstat().st_size}\0".encode("utf-8", "surrogateescape"))
+            below = path.relative_to(source)
+            hidden = any(part.startswith(".") for part in below.parts)
+            if path.suffix.lower() in READ and not hidden and path.is_file() and not path.is_symlink():
+                digest.update(f"{below.as_posix()}\0{files.sha256(path)}\0".encode("utf-8", "surrogateescape"))
     except OSError:  # the reader says what is wrong with it
         pass
     return digest.digest()
