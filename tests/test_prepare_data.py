@@ -594,6 +594,27 @@ def test_private_things_are_told_by_line_or_masked_and_alike_each_time(prepare, 
     assert stopped.code == 2 and "holds an e-mail address: ON_PRIVATE = mask" in stopped.said[1]
 
 
+def test_texts_are_masked_and_taken_from_the_column_that_is_named(prepare, tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        [
+            {"Body": "Ann: ann@company.de"},
+            {"Body": "User: Where is Ann?\nAssistant: Ask ben@company.de."},
+            {"Body": "x"},
+        ],
+    )
+    done = prepare(path, "text", "--no-split", "--columns", "text: Body", "--on-private", "mask")
+    one, two, three = (found["text"] for found in written(done.paths))
+    assert "company" not in one + two and one.startswith("Ann: [e-mail ")
+    assert two.startswith("User: Where is Ann?\nAssistant: Ask [e-mail ") and three == "x"
+
+
+def test_an_input_stays_apart_with_a_mask(prepare, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"instruction": "Who?", "input": "ann@company.de", "output": "Ann."}])
+    (found,) = written(prepare(path, "alpaca", "--no-split", "--on-private", "mask").paths)
+    assert found["instruction"] == "Who?" and found["input"].startswith("[e-mail ")
+
+
 def test_a_missing_export_is_told_as_that(prepare, tmp_path: Path) -> None:
     done = prepare(tmp_path / "none.zip", "chat", "--my-name", "Ben")
     assert (done.code, done.said) == (2, [f"{tmp_path / 'none.zip'}: there is no such file"])

@@ -94,7 +94,7 @@ def _clean(
         row = plain if isinstance(plain, Row) else row
     if isinstance(row, BadRow):
         return row
-    fields = shaped(record, row, path, format_type)
+    fields = shaped(record, row, path, format_type, reading)
     if isinstance(fields, str):
         return BadRow(row.file, row.line, fields)
     if row.messages is None:
@@ -133,7 +133,9 @@ def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Call
     """Write the files; gives their paths. They appear when all are whole. UserError when no row is left."""
     tally, prompts = Tally(), array("Q")
     with tempfile.TemporaryFile(dir=folder) as kept:  # on the disk, so that memory does not grow with the text
-        reading, export = reading_of(arguments, private.key_of(source)), export_of(arguments, source)
+        reading, export = reading_of(arguments), export_of(arguments, source)
+        if reading.on_private == "mask":
+            reading = replace(reading, mask_key=private.key_of(source))
         kind = KINDS.get(arguments.input_format)
         if export:
             records = export.records()
@@ -148,7 +150,8 @@ def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Call
         for line in export.picture.lines() if export and export.picture else ():
             say(line)
         if not prompts:
-            reason = f"all {tally.bad_count:,} are bad" if tally.bad_count else "the file is empty"
+            nothing = "nothing of this export can be learned" if export else "the file is empty"
+            reason = f"all {tally.bad_count:,} are bad" if tally.bad_count else nothing
             raise UserError(tally.named() or "nothing was written", f"{source}: no rows: {reason}")
         for line in tally.lines(source):
             say(line)

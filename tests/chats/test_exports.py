@@ -21,6 +21,7 @@ from training.chats.messages import Left
 from training.chats.opening import Source
 from training.errors import UserError
 
+zipfile_class = zipfile.ZipFile
 MINE = {"whatsapp": ["Ben"], "discord": ["Ben"], "slack": ["benny"]}  # the others say themselves whose they are
 EXPECTED: dict[str, list[list[tuple[str, str]]]] = {
     "whatsapp": [
@@ -137,6 +138,27 @@ def test_tables_of_other_exporters_from_wechat(table: str, names: list[str], tmp
     assert turns(path, "wechat-csv", *names) == [[("user", "在吗"), ("assistant", "在")]]
 
 
+TIMES = "id,type_name,is_sender,talker,room_name,msg,src,CreateTime\n"
+
+
+def test_a_table_that_was_saved_again_keeps_its_order_and_its_pauses(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        f"{TIMES}3,文本,0,a,r,三,,2024/3/10 9:05\n4,文本,1,b,r,四,,2024/3/10 9:06\n"
+        "1,文本,0,a,r,一,,2024/3/4 9:05\n2,文本,1,b,r,二,,2024/3/4 10:06\n",
+        "utf-8",
+    )
+    assert turns(path, "wechat-csv") == [[("user", "一"), ("assistant", "二")], [("user", "三"), ("assistant", "四")]]
+
+
+def test_where_a_time_is_not_known_the_order_of_the_file_stays_and_it_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{TIMES}1,文本,0,a,r,一,,2024/3/4 9:05\n2,文本,1,b,r,二,,gestern\n", "utf-8")
+    assert turns(path, "wechat-csv") == [[("user", "一"), ("assistant", "二")]]
+    said = "  r: 1 message with a time that cannot be read (line 3 first): its messages stay in the order of the file"
+    assert any(line.startswith(said) for line in told(path, "wechat-csv"))
+
+
 def test_a_table_in_gbk_is_read_where_that_is_named(every: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "gbk.csv"
     path.write_bytes(exports.WECHAT.lstrip("\ufeff").encode("gb18030"))
@@ -163,6 +185,64 @@ def test_an_answer_to_an_image_is_not_learned(tmp_path: Path) -> None:
     path = exports.as_json(tmp_path / "conversations.json", found)
     assert turns(path, "chatgpt") == [EXPECTED["chatgpt"][0][:2]]
     assert "1 answer to what is not in the export (an image, a file)" in "\n".join(told(path, "chatgpt"))
+
+
+IMAGE, WORDS = {"content_type": "image_asset_pointer", "asset_pointer": "file-service://x"}, "What is in it?"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"content": {"content_type": "multimodal_text", "parts": [IMAGE, WORDS]}},
+        {"content": {"content_type": "text", "parts": [WORDS]}, "metadata": {"attachments": [{"id": "1", "name": "a.pdf"}]}},
+        {"content": {"content_type": "multimodal_text", "parts": [
+            {"content_type": "audio_transcription", "text": WORDS}, {"content_type": "real_time_user_audio_video_asset_pointer",
+             "audio_asset_pointer": {}, "video_container_asset_pointer": {"content_type": "video"}}]}},
+    ],
+)  # fmt: skip
+def test_an_answer_to_an_image_or_file_with_words_is_not_learned_from_chatgpt(more: dict, tmp_path: Path) -> None:
+    found = copy.deepcopy(exports.CHATGPT[:1])
+    found[0]["mapping"]["n5"]["message"] |= more
+    assert turns(exports.as_json(tmp_path / "conversations.json", found), "chatgpt") == [EXPECTED["chatgpt"][0][:2]]
+
+
+def test_what_was_spoken_to_chatgpt_is_learned_by_its_words(tmp_path: Path) -> None:
+    found = copy.deepcopy(exports.CHATGPT[:1])
+    parts = [{"content_type": "audio_transcription", "text": "Who says so?"}, {"content_type": "audio_asset_pointer"}]
+    found[0]["mapping"]["n5"]["message"]["content"] = {"content_type": "multimodal_text", "parts": parts}
+    assert turns(exports.as_json(tmp_path / "conversations.json", found), "chatgpt") == EXPECTED["chatgpt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "is_learned"),
+    [
+        ({"files": [{"file_name": "a.png"}]}, False),
+        ({"attachments": [{"file_name": "a.pdf", "extracted_content": ""}]}, False),
+        ({"content": [{"type": "text", "text": "Sum it up."}, {"type": "image", "source": {}}]}, False),
+        ({"files": [{"file_name": "paste.txt"}]}, True),
+    ],
+)
+def test_an_answer_to_a_file_is_learned_from_claude_where_the_export_holds_it(
+    more: dict, is_learned: bool, tmp_path: Path
+) -> None:
+    found = copy.deepcopy(exports.CLAUDE)
+    found[0]["chat_messages"][0] |= more
+    path = exports.as_json(tmp_path / "conversations.json", found)
+    assert turns(path, "claude") == (EXPECTED["claude"] if is_learned else [])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"files": [{"type": "image", "url": "data:image/png;base64,"}]},
+        {"content": [{"type": "text", "text": "How hot?"}, {"type": "image_url", "image_url": {"url": "data:"}}]},
+    ],
+)
+def test_an_answer_to_an_image_or_file_is_not_learned_from_open_webui(more: dict, tmp_path: Path) -> None:
+    found = copy.deepcopy(exports.OPENWEBUI)
+    every = found[0]["chat"]["history"]["messages"]
+    next(one for one in every.values() if one["role"] == "user").update(more)
+    assert turns(exports.as_json(tmp_path / "conversations.json", found), "openwebui") == []
 
 
 def test_without_a_current_node_the_last_branch_is_read() -> None:
@@ -238,6 +318,9 @@ def test_any_value_anywhere_in_an_export_is_borne(number: int, random: object, v
         ("1710324000", 1710324000.0), (1710324000123, 1710324000.123), ("2024-03-13T10:00:00Z", 1710324000.0),
         ("2024-03-13 10:00:00", 1710324000.0), ("2024-03-13T11:00:00.5+01:00", 1710324000.5), (True, None), ("x", None),
         (float("nan"), None), (10**400, None), (None, None), ("2024/03/13 10:00:00", 1710324000.0),
+        ("2024/3/4 9:05", 1709543100.0), ("2024/3/4 9:05:07.25", 1709543107.25), ("2024-3-4T9:05:7Z", 1709543107.0),
+        ("2024.3.4 9:05", 1709543100.0), ("2024/3/4", 1709510400.0), ("2024-3-4 10:05 +01:00", 1709543100.0),
+        ("2024/3/4 9:05.5", None), ("2024/13/4 9:05", None), ("3/4/2024 9:05", None),
     ],
 )  # fmt: skip
 def test_moments(value: object, expected: float | None) -> None:
@@ -284,6 +367,17 @@ def test_a_zip_file_that_swells_is_refused_and_not_unpacked(tmp_path: Path, monk
     ):
         turns(path, "chatgpt")
     assert [one.name for one in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_the_list_of_a_zip_file_is_read_but_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.json", "[]")
+    opened = []
+    monkeypatch.setattr(opening.zipfile, "ZipFile", lambda *how: opened.append(how) or zipfile_class(*how))
+    assert [member.json() for member in Source(path).members(".json")] == [[], [], []]
+    assert len(opened) == 1
 
 
 def test_names_that_lead_out_of_a_zip_file_lead_nowhere(tmp_path: Path) -> None:

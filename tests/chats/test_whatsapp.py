@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -190,6 +191,12 @@ DELETED = [
 OWN = [
     "\u200eMissed voice call",
     "Missed video call",
+    "Missed voice call at 10:05 pm",
+    "Missed group video call. Tap to call back",
+    "Voice call, 1 min",
+    "Video call. \u200e2 hr 3 min",
+    "Waiting for this message. This may take a while.",
+    "Verpasster Sprachanruf um 10:05",
     "\u200eAnn added Ben",
     "Messages and calls are end-to-end encrypted.",
 ]
@@ -249,6 +256,9 @@ def test_what_is_written_to_a_picture_stays(body: str, text: str, read) -> None:
     [
         "I think this message was deleted by mistake?", "<3", "<b>", "<sighs heavily>", "the image omitted the date",
         "note: call me", "it costs 3: no, 4", "missed you", "null and void", "10:30",
+        "see <https://example.com> please", "<https://www.example.com>", "mail <mailto:ann@example.com>", "Video call, 8pm?",
+        "Missed video call again, sorry! I was out", "Missed voice call?", "Waiting for this message all day",
+        "I think the video omitted", "Live location shared with me, thanks",
     ],
 )  # fmt: skip
 def test_what_only_reminds_of_it_is_a_persons_word(body: str, read) -> None:
@@ -367,3 +377,12 @@ def test_a_file_whose_time_only_runs_back_does_not_take_for_ever(read) -> None:
     lines = [f"{day - timedelta(days=2 * n):%Y/%m/%d, %H:%M} - Ann: {n}" for n in range(2_000)] * 10
     messages, _ = read("\n".join(lines), "ymd")
     assert len(messages) < 2_000
+
+
+def test_time_grows_with_the_messages_and_not_with_their_square(read) -> None:
+    lines = [f"{1 + at // 1440:02}/06/18, {at // 60 % 24:02}:{at % 60:02} - Ann: a" for at in range(40_000)]
+    begun = time.process_time()
+    messages, left = read("\n".join([*lines, "01/01/15, 21:25 - Ben: quoted"]) + "\n")
+    assert len(messages) == 40_000 and "1 line like the head of a message, but out of time" in left.notes[0]
+    # Each looked for among all that are kept takes more than 10 seconds.
+    assert time.process_time() - begun < 7

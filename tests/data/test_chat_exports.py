@@ -49,3 +49,19 @@ def test_an_export_that_does_not_say_who_answers_is_refused_with_the_command(kin
     said = str(raised.value)
     assert said.startswith(f"{every[kind]}: is an export of {chats.NAMES[kind]}, not a file of rows; prepare_data.py")
     assert "training/prepare_data.py --input" in said and "--my-name 'YOUR NAME'" in said
+
+
+def test_an_export_of_which_nothing_can_be_learned_is_refused_and_says_so(tmp_path: Path) -> None:
+    path = exports.as_json(tmp_path / "conversations.json", exports.CHATGPT[1:])
+    with pytest.raises(
+        UserError, match=r"conversations.json: is an export of conversations of which nothing can be learned"
+    ):
+        list(rows.read(path))
+
+
+def test_rows_with_a_mapping_and_a_title_are_no_conversations_of_chatgpt(tmp_path: Path) -> None:
+    row = {"title": "t", "mapping": {"a": 1, "b": {"title": "x"}}, "instruction": "Who?", "output": "Me."}
+    path = exports.as_json(tmp_path / "a.json", [row, {**row, "mapping": {}}])
+    first, second = rows.read(path)
+    assert isinstance(first, Row) and isinstance(second, Row)
+    assert first.messages and [turn.content for turn in first.messages] == ["Who?", "Me."]

@@ -183,7 +183,7 @@ def test_columns_that_are_not_used_are_warned_of(load: Load, tmp_path: Path) -> 
         {"messages": turns, "id": 7},
         {**_row(2), "category": "y"},
         {"text": "plain", "system": "S"},
-        {"input": "Q", "output": "O", "prompt": "P"},
+        {"input": "Q", "output": "O", "rating": "P"},
     ]
     path = tmp_path / "a.jsonl"
     assert [told for told in load(rows).warnings if "not used" in told] == [
@@ -191,7 +191,7 @@ def test_columns_that_are_not_used_are_warned_of(load: Load, tmp_path: Path) -> 
         f"{path}:4: 1 row with 'id', which is not used",
         f"{path}:4: 1 row with 'messages: name', which is not used",
         f"{path}:6: 1 row with 'system', which is not used",
-        f"{path}:7: 1 row with 'prompt', which is not used",
+        f"{path}:7: 1 row with 'rating', which is not used",
     ]
 
 
@@ -421,3 +421,35 @@ def test_max_rows_counts_all_files_together(several: Path) -> None:
     data = of_several(several, "a.jsonl, b.jsonl, c.jsonl", MAX_ROWS=12, VALIDATION_SPLIT=0)
     assert Counter(one[0] for one in questions(data.train)) == {"a": 10, "b": 2}
     assert list(data.used.values()) == [10, 2]
+
+
+def test_all_rows_of_a_file_are_bad_counts_its_own(several: Path) -> None:
+    (several / "b.jsonl").write_text('{"prompt": "x"}\n' * 2, "utf-8")
+    with (several / "a.jsonl").open("a") as file:
+        file.write('\n{"prompt": "x"}\n')
+    with pytest.raises(UserError, match=r"b.jsonl: no rows: all 2 are bad"):
+        of_several(several, "a.jsonl, b.jsonl", ON_BAD_ROW="skip")
+
+
+def test_a_share_that_is_no_whole_row_is_said_and_of_all_files_refused(several: Path) -> None:
+    data = of_several(several, "a.jsonl, c.jsonl*0.1", VALIDATION_SPLIT=0)
+    told = f"{several / 'c.jsonl'}: nothing of it is trained on: a share of 0.1 of its rows is no whole row"
+    assert told in data.warnings
+    with pytest.raises(UserError, match=r"nothing to train on: DATASET_FILE takes no whole row of its files") as error:
+        of_several(several, "c.jsonl*0.1", VALIDATION_SPLIT=0)
+    assert told in str(error.value)
+
+
+def test_a_file_that_max_rows_leaves_unread_is_said_and_its_bad_rows_stop_nothing(several: Path) -> None:
+    (several / "c.jsonl").write_text('{"prompt": "x"}\n', "utf-8")
+    with (several / "b.jsonl").open("a") as file:
+        file.write('\n{"prompt": "x"}\n')
+    data = of_several(several, "a.jsonl, b.jsonl, c.jsonl", MAX_ROWS=12, VALIDATION_SPLIT=0)
+    assert f"{several / 'c.jsonl'}: is not read: MAX_ROWS = 12 was reached before it" in data.warnings
+    names = ", ".join(f"{several}/{name}.jsonl" for name in "abc")
+    dataset.refuse_early(a_settings(**{"Dataset.DATASET_FILE": names, "Dataset.MAX_ROWS": "12"}))
+
+
+def test_rows_that_are_taken_twice_count_once_among_the_different_ones(several: Path) -> None:
+    data = of_several(several, "a.jsonl*2, b.jsonl", VALIDATION_SPLIT=0)
+    assert (data.counts.train, data.different) == (26, 16)

@@ -79,3 +79,10 @@ def test_a_folder_without_documents_and_one_with_too_much_are_told(tmp_path: Pat
     monkeypatch.setattr(documents, "MOST_FILES", 1)
     with pytest.raises(UserError, match="holds more than 1 documents: name a folder in it"):
         list(documents.records(tmp_path))
+
+
+def test_front_matter_of_any_length_is_left_out_and_takes_no_time() -> None:
+    front = "---\ntitle: a: b\n" + "key: value\n  - inner: x\n- a: b\n\n" * 40
+    assert documents.FRONT.sub("", f"{front}---\nText.\n") == "Text.\n"
+    # It never ends, and no line of it may be tried in two ways.
+    assert documents.FRONT.sub("", f"{front}no more\n") == f"{front}no more\n"

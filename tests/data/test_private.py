@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,27 @@ def test_masks_are_the_same_for_the_same_thing_and_others_for_others_and_with_ot
     assert private.masked("ann@company.de", KEY) != private.masked("ann@company.de", b"other")
 
 
+def test_time_grows_with_what_is_found_and_not_with_its_square() -> None:
+    text = " ".join(f"ann{number}@company.de" for number in range(20_000))
+    begun = time.process_time()
+    assert len(private.find(text)) == 20_000
+    # Each compared with each takes some 15 seconds.
+    assert time.process_time() - begun < 5
+
+
+def test_masks_of_thousands_of_addresses_differ() -> None:
+    assert len({private.mask("e-mail", f"ann{number}@company.de", KEY) for number in range(5000)}) == 5000
+
+
+def test_the_key_of_a_folder_is_of_what_its_files_hold_and_not_of_what_was_written_there(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("one")
+    first = private.key_of(tmp_path)
+    (tmp_path / "my.jsonl").write_text("{}")
+    assert private.key_of(tmp_path) == first
+    (tmp_path / "a.md").write_text("two")
+    assert private.key_of(tmp_path) != first
+
+
 # ---- in rows -----------------------------------------------------------------------------------------------------
 
 
@@ -133,3 +156,31 @@ def test_mask_writes_masks_wherever_the_row_has_text() -> None:
     assert "with an e-mail address, masked (ON_PRIVATE = mask)" in found.read_as
     text = row("mask", text="Ann is ann@company.de.")
     assert isinstance(text, Row) and text.text and text.text.startswith("Ann is [e-mail ")
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"a": "x\n13912345678"}, {"a": "x\nann@company.de"}, {"a": "x\tann@company.de\n"}, {"a": 13912345678},
+        {"a": [4111111111111111, {"b": "+49 171 1234567"}]}, {"ann@company.de": 1}, {"a": '{"b": "x\\n13912345678"}'},
+        {"a": '{"b": 13912345678}'},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("on_private", ["mask", "stop"])
+def test_calls_and_offers_are_looked_through_value_by_value_and_stay_json(held: dict, on_private: str) -> None:
+    tools = [{"type": "function", "function": {"name": "save", "parameters": {"default": held}}}]
+    call = {"id": "abc123def", "type": "function", "function": {"name": "save", "arguments": held}}
+    messages = [{"role": "user", "content": "Do."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    messages += [{"role": "tool", "content": json.dumps(held)}, {"role": "assistant", "content": "Done."}]
+    found = row(on_private, messages=messages, tools=tools)
+    if on_private == "stop":
+        assert isinstance(found, BadRow) and "holds a" in found.reason
+        return
+    assert isinstance(found, Row) and found.messages
+    called, result = json.loads(found.messages[1].more), json.loads(found.messages[2].content)
+    arguments = called["tool_calls"][0]["function"]["arguments"]
+    assert arguments == result == json.loads(found.tools)[0]["function"]["parameters"]["default"]
+    assert not any(sign in str(arguments) for sign in ("13912345678", "company", "4111111111111111", "1234567"))
+    assert private.kinds([], [json.dumps(arguments)]) == ()
+    if isinstance(held.get("a"), str) and held["a"].startswith("{"):
+        json.loads(arguments["a"])

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -699,3 +700,113 @@ def test_any_form_of_the_same_conversations_reads_back_to_them(talks: list[list[
         ({"prompt": [one for one, _ in single], "completion": [one for _, one in single]}, "a.json"),
     ):
         assert [[turn.content for turn in row.messages] for row in read(table, name)] == single
+
+
+# ---- what would be lost beside what a row is read by -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "correct"),
+    [
+        ("question,A,B,C,D,correct", "the answer's column"),
+        ("Question,a,b,answer", "answer"),
+        ("q,a,b", "the answer's column"),
+    ],
+)
+def test_the_first_choice_is_not_taken_for_the_answer(columns: str, correct: str) -> None:
+    names = columns.split(",")
+    told = reason(f"{columns}\n{','.join('x' * len(names))}\n", "a.csv")
+    assert f"{names[1]} and {names[2]} look like the choices of a question" in told
+    assert f"COLUMNS = instruction: {names[0]}, output: {correct}" in told
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"question": "Who?", "answer": "Me.", "choices": ["Me.", "You."]}, "choices holds the choices .* COLUMNS = instruction: question, output: answer goes on"),
+        ({"instruction": "Who?", "output": "Me.", "options": {"A": "Me."}}, "options holds the choices"),
+        ({"text": "A passage.", "question": "Who?", "answer": "Me."}, "text, question and answer all hold text: COLUMNS = instruction: question, input: text, output: answer .*FORMAT = text learns"),
+        ({"text": "A passage of Me.", "Query": "Who?", "Reply": "Me."}, "text, Query and Reply all"),
+        ({"instruction": "Who?", "text": "A passage of Me.", "output": "Me."}, "text holds text beside instruction and output.*COLUMNS = instruction: instruction, input: text, output: output takes"),
+        ({"prompt": "Who?", "input": "A passage.", "completion": "Me."}, "input holds text beside prompt and completion.*COLUMNS = instruction: prompt, input: input, output: completion takes it"),
+        ({"prompt": "Who?", "input": "A passage.", "output": "Me."}, "prompt holds text beside input and output.*COLUMNS = instruction: prompt, input: input, output: output takes it"),
+        ({"messages": [said("Who?"), said("Me.")], "context": "A passage."}, "context stands beside messages, .*FORMAT = messages goes on without it"),
+        ({"messages": [said("Who?"), said("Me.")], "history": [["a", "b"]]}, "history stands beside messages"),
+    ],
+)  # fmt: skip
+def test_what_belongs_to_a_row_is_not_lost_with_a_warning(row: dict, told: str) -> None:
+    assert re.search(told, reason(row)), reason(row)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"text": "Below is a task. Who? Response: Me."},
+        {"text": " "},
+        {"text": None},
+        {"choices": []},
+        {"prompt": "Who?"},
+    ],
+)
+def test_what_says_nothing_new_is_left_out_as_before(more: dict) -> None:
+    assert turns({"instruction": "Who?", "output": "Me.", **more}) == (Q, A)
+
+
+@pytest.mark.parametrize(
+    ("row", "reading"),
+    [
+        ({"instruction": "Who?", "text": "A passage.", "output": "Me."}, Reading("alpaca")),
+        ({"question": "Who?", "choices": ["a"], "answer": "Me."},
+         Reading(columns=column_names.parse("instruction: question, output: answer"))),
+        ({"question": "Who?", "A": "x", "B": "y", "answer": "Me."},
+         Reading(columns=column_names.parse("instruction: question, output: answer"))),
+        ({"messages": [said("Who?"), said("Me.")], "context": "A passage."}, Reading("messages")),
+    ],
+)  # fmt: skip
+def test_who_says_how_rows_are_read_has_decided(row: dict, reading: Reading) -> None:
+    assert turns(row, reading=reading) == (Q, A)
+
+
+# ---- offers, calls and thoughts in other places ------------------------------------------------------------------
+
+WEATHER = {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize("offer", [WEATHER, json.dumps(WEATHER), {"type": "function", "function": WEATHER}])
+def test_one_function_that_is_offered_without_a_list_is_offered(offer: object) -> None:
+    (row,) = read({"messages": [said("Who?"), said("Me.")], "tools": offer})
+    assert json.loads(row.tools) == [{"type": "function", "function": WEATHER}]
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_an_answer_that_is_a_list_of_calls_beside_offers_is_calls(is_text: bool) -> None:
+    calls = [{"name": "weather", "arguments": {"city": "Oslo"}}, {"name": "weather", "arguments": {"city": "Rome"}}]
+    row = {"id": 1, "query": "Who?", "answers": json.dumps(calls) if is_text else calls, "tools": json.dumps([WEATHER])}
+    (found,) = read(row)
+    assert isinstance(found, Row) and found.messages and found.messages[0] == Q and found.messages[1].content == ""
+    made = json.loads(found.messages[1].more)["tool_calls"]
+    assert [one["function"] for one in made] == calls and "taken as calls" in " ".join(found.read_as)
+
+
+def test_a_list_of_objects_without_offers_is_the_answers_text() -> None:
+    text = json.dumps([{"name": "weather", "arguments": {}}])
+    assert turns({"query": "Who?", "answers": text}) == (Q, Turn("assistant", text))
+
+
+def test_a_call_and_what_is_said_after_it_are_not_joined() -> None:
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    told = reason({"messages": [said("Who?"), called, said("Me.")]}, reading=Reading(join_turns=True))
+    assert told.startswith("an answer that calls tools and the next one, which says something, are not one")
+    before = turns({"messages": [said("Who?"), said("Me."), called]}, reading=Reading(join_turns=True))
+    assert before == (Q, Turn("assistant", "Me.", more=CALLED.more))
+
+
+def test_thoughts_in_parts_are_refused_beside_others_as_in_fields() -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Me."}]
+    told = reason({"messages": [said("Who?"), said(parts, reasoning_content="so")]})
+    assert told == "messages, turn 2 holds thoughts in a field, and others in its parts: leave one"
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "<think>\nso\n</think>\nMe."}]
+    assert "and others in the answer: leave one" in reason({"messages": [said("Who?"), said(parts)]})
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Me."}]
+    same = turns({"messages": [said("Who?"), said(parts, reasoning_content="hm")]})
+    assert same == (Q, Turn("assistant", "Me.", thoughts="hm"))

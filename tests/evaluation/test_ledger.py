@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import datasets
 import pytest
 
 from tests.support.settings import a_settings
@@ -123,3 +125,22 @@ def test_a_run_leaves_the_losses_of_its_rows_and_names_some_in_its_report(undist
     assert all(float(row["after"]) < float(row["before"]) and row["file"].endswith("rows.jsonl") for row in rows)
     assert len({row["line"] for row in rows}) == len(rows)
     assert "## Rows" in (undisturbed / "report.md").read_text("utf-8")
+
+
+def test_a_row_that_is_taken_twice_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [
+        {"file": "a.jsonl", "line": line, "input_ids": [1, 2, line], "labels": [-100, 2, line]}
+        for line in (1, 2, 1, 2, 3)
+    ]
+    # Two answers of one row are two sequences of it, and both count.
+    held.append({"file": "a.jsonl", "line": 3, "input_ids": [1, 2, 4], "labels": [-100, 2, 4]})
+    asked: list[Mapping[str, object]] = []
+
+    def measured(model: object, rows: list[Mapping[str, object]]) -> list[Entry]:
+        asked.extend(rows)
+        return [Entry(str(row["file"]), int(str(row["line"])), 2, 2.0, 1.0) for row in rows]
+
+    monkeypatch.setattr(ledger, "_measured", measured)
+    found = ledger.take(None, datasets.Dataset.from_list(held), (), 60)
+    assert sorted(one.line for one in found) == [1, 2, 3] and len(asked) == 4
+    assert {one.line: one.tokens for one in found} == {1: 2, 2: 2, 3: 4}

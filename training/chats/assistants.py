@@ -14,6 +14,7 @@ from training.chats import messages as kinds
 from training.chats.fields import Fields, objects, seconds, text
 from training.chats.messages import Chat, Left, Message
 
+LINKS = frozenset(("parent", "children"))
 MOST_NODES = 100_000  # of one conversation
 # References to what a search found, which ChatGPT writes between characters of its own: citeturn0search3; and 【12†L3】.
 CITED = re.compile("\ue200[^\ue200\ue201]{0,400}\ue201|【\\d+(?::\\d+)?†[^【】\n]{0,200}】|[\ue200-\ue206]")
@@ -23,18 +24,27 @@ FOLDED = re.compile(r"<details type=\"(?:reasoning|tool_calls|code_interpreter)\
 
 @dataclass(frozen=True, kw_only=True)
 class _Said:
-    """A message of a tree: whose it is ("" for nobody's that is learned), what it says, and why it says nothing."""
+    """A message of a tree: whose it is ("" for nobody's that is learned), what it says, and why it says nothing.
+
+    unseen: it was sent with what the export does not hold, an image or a file, so that nothing can be learned of an answer to it.
+    """
 
     role: str
     text: str = ""
     time: float | None = None
     why: str = ""
+    unseen: bool = False
 
 
 def is_chatgpt(conversation: Fields) -> bool:
     """Whether an object is a conversation of ChatGPT's export."""
     nodes = conversation.get("mapping")
-    return isinstance(nodes, dict) and ("current_node" in conversation or "title" in conversation)
+    if not isinstance(nodes, dict):
+        return False
+    if not nodes:
+        return "current_node" in conversation
+    # Other programs have a mapping and a title, too.
+    return any(isinstance(one, dict) and "message" in one and not LINKS.isdisjoint(one) for one in nodes.values())
 
 
 def is_claude(conversation: Fields) -> bool:
@@ -73,11 +83,18 @@ def _of_chatgpt(message: Fields) -> _Said:
     if role == "assistant" and message.get("recipient") not in (None, "all"):
         return _Said(role="", why=kinds.TOOLS)
     parts = content.get("parts")
-    found = []
-    for part in parts if isinstance(parts, list) else ():
-        found.append(text(part) if isinstance(part, str) else text(kinds_of.fields(part).get("text")))
+    held = parts if isinstance(parts, list) else []
+    found = [text(part) if isinstance(part, str) else text(kinds_of.fields(part).get("text")) for part in held]
     said = CITED.sub("", "\n".join(part for part in found if part.strip()))
-    return _Said(role=role, text=said, time=at, why="" if said.strip() else kinds.MEDIA)
+    unseen = role == "user" and (bool(more.get("attachments")) or any(_is_unseen(one) for one in objects(held)))
+    return _Said(role=role, text=said, time=at, why=kinds.MEDIA if unseen or not said.strip() else "", unseen=unseen)
+
+
+def _is_unseen(part: Fields) -> bool:
+    """Whether a part of a message is an image or film, or anything else without a text; what was spoken is also written."""
+    if part.get("video_container_asset_pointer") or part.get("frames_asset_pointers"):
+        return True
+    return "audio" not in text(part.get("content_type")) and not text(part.get("text")).strip()
 
 
 def claude(conversation: Fields, number: int, left: Left) -> Chat:
@@ -97,11 +114,18 @@ def _of_claude(message: Fields) -> _Said:
         found for one in blocks if one.get("type") == "text" and (found := text(one.get("text"))).strip()
     )
     said = said or ("" if blocks else text(message.get("text")))
-    for attached in objects(message.get("attachments")):
+    held, files = list(objects(message.get("attachments"))), list(objects(message.get("files")))
+    read = {text(one.get("file_name")) for one in held if text(one.get("extracted_content")).strip()}
+    for attached in held:
         if (content := text(attached.get("extracted_content"))).strip():
             said = f"{said}\n\n{content}".strip()
+    unseen = role == "user" and (
+        any(text(one.get("file_name")) not in read for one in (*held, *files))
+        or any(one.get("type") in ("image", "document") for one in blocks)
+    )
     why = "" if said.strip() else kinds.TOOLS if role == "assistant" and blocks else kinds.MEDIA
-    return _Said(role=role, text=said, time=seconds(message.get("created_at")), why=why)
+    at = seconds(message.get("created_at"))
+    return _Said(role=role, text=said, time=at, why=kinds.MEDIA if unseen else why, unseen=unseen)
 
 
 def openwebui(conversation: Fields, number: int, left: Left) -> Chat:
@@ -122,8 +146,11 @@ def _of_openwebui(message: Fields) -> _Said:
     if role not in ("user", "assistant"):
         return _Said(role="")
     said = FOLDED.sub("", said).strip()
+    # What a file said is kept beside the chats, not in what was asked.
+    unseen = role == "user" and (bool(message.get("files")) or any(map(_is_unseen, objects(content))))
     why = "" if said else kinds.TOOLS if role == "assistant" else kinds.MEDIA
-    return _Said(role=role, text=said, time=seconds(message.get("timestamp")), why=why)
+    at = seconds(message.get("timestamp"))
+    return _Said(role=role, text=said, time=at, why=kinds.MEDIA if unseen else why, unseen=unseen)
 
 
 READERS = {"chatgpt": (is_chatgpt, chatgpt), "claude": (is_claude, claude), "openwebui": (is_openwebui, openwebui)}
@@ -169,6 +196,7 @@ def _chat(name: str, said: Iterable[_Said], number: int, left: Left) -> Chat:
     for one in said:
         left.counts[one.why] += bool(one.why)
         if one.role and (one.text.strip() or one.role == "user"):
-            text_ = one.text.strip()
+            # A question to what cannot be seen is none: as one that says nothing.
+            text_ = "" if one.unseen else one.text.strip()
             messages.append(Message(who=one.role, text=text_, time=one.time, line=number, role=one.role))
     return Chat(name=name, messages=messages, whole=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from training.system.wording import counted
 
 # What is counted and not taken over, in the words of `Left.said`.
 MEDIA, SYSTEM, DELETED, FORWARDED, BOTS = "media", "system lines", "deleted messages", "forwarded messages", "of bots"
@@ -57,3 +60,16 @@ class Left:
     def said(self) -> str:
         """`media 61, system lines 4`; "" for nothing."""
         return ", ".join(f"{what} {count:,}" for what, count in self.counts.most_common() if count)
+
+
+def in_order(messages: Sequence[Message], name: str, left: Left) -> list[Message]:
+    """The messages by their times; where those of some are not known, in the order of the file, with a note of it."""
+    known = [message.time for message in messages if message.time is not None]
+    if len(known) == len(messages):
+        return sorted(messages, key=lambda message: message.time or 0.0)
+    first = next(message.line for message in messages if message.time is None)
+    left.notes.append(
+        f"{name}: {counted(len(messages) - len(known), 'message')} with a time that cannot be read (line {first} first): "
+        "its messages stay in the order of the file, and a pause before such a one ends no conversation"
+    )
+    return list(messages)

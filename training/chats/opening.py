@@ -76,6 +76,7 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._opened: zipfile.ZipFile | None = None
         if not path.exists():
             raise UserError(f"{path}: there is no such file")
         if path.is_dir():
@@ -102,18 +103,24 @@ class Source:
         """The first `most` bytes of a file in it."""
         with _told(self.path):
             if self.kind == "zip":
-                with zipfile.ZipFile(self.path) as archive, archive.open(name) as member:
+                with self._archive().open(name) as member:
                     return member.read(most)
             path = self.path if self.kind == "file" else self.path / name
             with path.open("rb") as file:
                 return file.read(most)
 
+    def _archive(self) -> zipfile.ZipFile:
+        """The zip file, its list of members read but once: an export may have as many as days."""
+        if self._opened is None:
+            self._opened = zipfile.ZipFile(self.path)
+        return self._opened
+
     def _names(self) -> Iterator[str]:
         if self.kind == "file":
             yield self.path.name
         elif self.kind == "zip":
-            with _told(self.path), zipfile.ZipFile(self.path) as archive:
-                yield from (one.filename for one in archive.infolist() if not one.is_dir())
+            with _told(self.path):
+                yield from (one.filename for one in self._archive().infolist() if not one.is_dir())
         else:
             # A link may lead anywhere, round in a circle or to a device: what is exported has none.
             for path in self.path.rglob("*"):

@@ -8,7 +8,7 @@ import re
 from training.chats import fields as kinds_of
 from training.chats import messages as kinds
 from training.chats.fields import Fields, objects, seconds, text
-from training.chats.messages import Chat, Left, Message
+from training.chats.messages import Chat, Left, Message, in_order
 from training.chats.opening import Member, Source
 from training.errors import UserError
 
@@ -167,9 +167,9 @@ def slack(source: Source, left: Left) -> list[Chat]:
                 continue
             thread = text(message.get("thread_ts"))
             (threads.setdefault(thread, []) if thread else flow).append(made)
-        found.append(Chat(name=channel, messages=sorted(flow, key=_by_time)))
+        found.append(Chat(name=channel, messages=in_order(flow, channel, left)))
         for answered in threads.values():
-            found.append(Chat(name=channel, messages=sorted(answered, key=_by_time), whole=True))
+            found.append(Chat(name=channel, messages=in_order(answered, channel, left), whole=True))
     return found
 
 
@@ -227,10 +227,6 @@ def _plain(said: str, people: dict[str, tuple[str, ...]], channels: dict[str, st
         return label or what.removeprefix("mailto:")
 
     return html.unescape(MARKED.sub(shown, said))
-
-
-def _by_time(message: Message) -> float:
-    return message.time or 0.0
 
 
 def _whole(value: object) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from training.chats import messages as kinds
 from training.chats.fields import fields, seconds, text
-from training.chats.messages import Chat, Left, Message
+from training.chats.messages import Chat, Left, Message, in_order
 from training.chats.opening import Member
 from training.errors import UserError
 
@@ -93,7 +93,7 @@ def read(member: Member, left: Left, encoding: str = "auto") -> list[Chat]:
             chats.setdefault(chat, Chat(name=chat or member.name, messages=[])).messages.append(message)
     for one in chats.values():
         # A table of all chats has each by itself; one by a database may not stand in the order of time.
-        one.messages.sort(key=lambda message: message.time or 0.0)
+        one.messages = in_order(one.messages, one.name, left)
     return list(chats.values())
 
 

@@ -64,7 +64,8 @@ def read(member: Member, left: Left, order: str | None = None, encoding: str = "
         raise UserError(f"{member.place()}: --date-order {order} does not fit its dates")
     kept = _in_their_time(times)
     if quoted := len(heads) - len(kept):
-        first = next(head.index for at, head in enumerate(heads) if at not in kept) + 1
+        own = set(kept)
+        first = next(head.index for at, head in enumerate(heads) if at not in own) + 1
         left.notes.append(
             f"{counted(quoted, 'line')} like the head of a message, but out of time (line {first} first): a part of the "
             "message before"
@@ -218,7 +219,12 @@ def _text(body: str, tags: Counter[str], left: Left) -> tuple[str, str]:
     if (
         words.ATTACHED.fullmatch(first)
         or is_tag
-        and (words.is_one_of(words.OMITTED, first.strip("<>")) or tags[bare] >= AS_TAG and not _is_markup(first))
+        and (
+            words.is_one_of(words.OMITTED, first.strip("<>"))
+            or tags[bare] >= AS_TAG
+            and ":" not in first
+            and not _is_markup(first)
+        )
     ):
         # Below it stands what was written to it, or the name of a file.
         below = below.strip()
@@ -227,7 +233,7 @@ def _text(body: str, tags: Counter[str], left: Left) -> tuple[str, str]:
         return "", kinds.MEDIA
     if words.OMITTED_ON_IPHONE.fullmatch(first):
         return "", kinds.MEDIA
-    if marked or words.CALL.match(bare) or words.EVENT.search(first) and words.NOTICE.match(first):
+    if marked or words.CALL.fullmatch(bare) or words.EVENT.search(first) and words.NOTICE.match(first):
         return "", kinds.SYSTEM
     left.edited += edited
     return bare, ""

@@ -34,13 +34,16 @@ _GONE = (
     "|отсутствует|опущено"
 )
 OMITTED_ON_IPHONE = re.compile(
-    rf"(?:.*\b(?:{_WHAT}) (?:{_GONE})|(?:图像|图片|影像|視訊|视频|音訊|音频|語音|贴图|貼圖|文件|文件夹|動態圖片|GIF)(?:已忽略|已略去|略去|忽略)"
+    rf"(?:(?:.*(?:•|\.\w{{2,5}}\b).*)?\b(?:{_WHAT}) (?:{_GONE})|(?:图像|图片|影像|視訊|视频|音訊|音频|語音|贴图|貼圖|文件|文件夹|動態圖片|GIF)(?:已忽略|已略去|略去|忽略)"
     r"|(?:画像|動画|音声|スタンプ|GIF)は含まれていません|(?:사진|동영상|음성|이모티콘) 생략)",
     re.IGNORECASE,
 )
 # `IMG-20240304-WA0003.jpg (file attached)`, in any language; on an iPhone `<attached: 00000012-PHOTO-....jpg>`.
 ATTACHED = re.compile(r"[^\n/\\:*?\"<>|]{1,200}\.\w{2,5} \([^()\n]{3,40}\)")
-ATTACHED_ON_IPHONE = re.compile(r"\u200e?<[^<>:\n]{3,30}: ?[^<>\n]{1,200}\.\w{2,5}>")
+# People write links so, too: <https://...>, <mailto:...>.
+ATTACHED_ON_IPHONE = re.compile(
+    r"(?:\u200e<[^<>:：\n]{2,30}[:：] ?|<[^<>:\n]{3,30}:[ \u00a0])(?!//)[^<>\n]{1,200}\.\w{2,5}>"
+)
 LOCATION = re.compile(r"\S+ ?: https://maps\.google\.com/\?q=\S+")
 POLL = re.compile(
     r"(?:POLL|UMFRAGE|ENCUESTA|SONDAGE|SONDAGGIO|ENQUETE|VOTAÇÃO|PEILING|ОПРОС|投票|アンケート|투표) ?:\n"
@@ -75,11 +78,20 @@ EDITED = frozenset(
     .strip()
     .split("|")
 )
-_CALLS = (
-    r"(?:missed|silenced) (?:group )?(?:voice|video) call|(?:voice|video) call[.,]|verpasster (?:sprach|video)anruf"
+# A call, and what stands behind it: nothing, when it was, how to call back, how long it took. Anything else somebody wrote.
+_MISSED = (
+    r"(?:missed|silenced) (?:group )?(?:voice|video) call|verpasster (?:sprach|video)anruf"
     r"|llamada perdida|videollamada perdida|appel (?:vocal|vidéo) manqué|chiamata vocale persa|chamada de (?:voz|vídeo) perdida"
     r"|gemiste (?:spraak|video)oproep|пропущенный (?:аудио|видео)?звонок|未接语音通话|未接视频通话|未接語音來電|未接視訊來電"
-    r"|live location shared|standort wird live geteilt|waiting for this message"
+)
+_WHEN = r" ?\w{0,6} ?\d{1,2}[:.]\d\d(?: ?[ap]\.?m\.?)?"
+_AGAIN = (
+    r"(?:tap|click|zum zurückrufen|toca|pulsa|appuyez|touchez|tocca|toque|tik|нажмите|点击|點擊|點按)[^.!?\n]{0,40}"
+)
+_LONG = r"(?:\d+ ?(?:h|hrs?|hours?|mins?|minutes?|secs?|seconds?|std|sek|s)\b\.?,? ?){1,3}|no answer|not answered"
+_CALLS = (
+    rf"(?:{_MISSED})(?:{_WHEN})?(?:[.,，]? ?\u200e?(?:{_AGAIN}))?|(?:voice|video) call[.,] ?(?:\u200e.{{0,40}}|{_LONG})"
+    r"|live location shared|standort wird live geteilt|waiting for this message(?:\. this may take a while)?"
 )
 _EVENTS = (
     r"end-to-end encrypted|ende-zu-ende-verschl|extremo a extremo|de bout en bout|end-to-end-versleuteld"
@@ -102,7 +114,7 @@ OWN = re.compile(
     r"|seu código de segurança|il tuo codice di sicurezza|je beveiligingscode)",
     re.IGNORECASE,
 )
-CALL = re.compile(rf"(?:{_CALLS})", re.IGNORECASE)
+CALL = re.compile(rf"(?:{_CALLS})\.?", re.IGNORECASE)
 
 
 def is_one_of(words: frozenset[str], text: str) -> bool:

@@ -46,16 +46,17 @@ def refuse(path: Path, head: bytes) -> None:
         )
 
 
-def of_assistants(found: Iterator[Record | BadRow]) -> Iterator[Record | BadRow]:
+def of_assistants(found: Iterator[Record | BadRow], path: Path) -> Iterator[Record | BadRow]:
     """The rows of a list, those of them that are conversations of ChatGPT, Claude or Open WebUI turned into such.
 
-    One that nobody answered is no bad row: every export holds some. They are counted.
+    One that nobody answered is no bad row: every export holds some. They are counted. UserError where that is all of them.
     """
     held: Record | None = None
-    empty = 0
+    empty, others = 0, 0
     for record in found:
         kind = "" if isinstance(record, BadRow) else program_of(record.fields)
         if isinstance(record, BadRow) or not kind:
+            others += 1
             yield record
             continue
         chat = READERS[kind][1](record.fields, 0, Left())
@@ -67,6 +68,11 @@ def of_assistants(found: Iterator[Record | BadRow]) -> Iterator[Record | BadRow]
             yield held
         said = f"that are conversations of {NAMES[kind]}, of which the branch is read that was shown last"
         held = Record(record.line, {"messages": made.messages()}, (*record.read_as, said))
+    if held is None and empty and not others:
+        raise UserError(
+            f"{path}: is an export of conversations of which nothing can be learned: in none of its {empty:,} stands an answer "
+            "to what the export holds"
+        )
     if held is not None:
         said = (
             f"that ends an export of which {empty:,} conversation{'s' * (empty != 1)} without an answer were left out"

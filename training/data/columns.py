@@ -180,6 +180,16 @@ def _main(names: tuple[str, ...], format: str) -> Named:
     if not (asks and answers):
         # A table of texts has other columns as well, which are no questions.
         return Named({others[0]: OTHERS[by_bare[others[0]]]}) if len(others) == 1 else Named({})
+    choices = [name for letter in ("a", "b") for name, known in by_bare.items() if known == letter]
+    if len(choices) > 1:
+        listed = " and ".join(map(shorten, choices))
+        correct = next((name for name in answers if by_bare[name] != "a"), "the answer's column")
+        return Named(
+            {},
+            "",
+            f"{listed} look like the choices of a question, of which none is known to be the answer: COLUMNS says what asks and "
+            f"what answers, as in COLUMNS = instruction: {shorten(asks[0])}, output: {shorten(correct)}",
+        )
     inputs: list[str] = []
     if len(asks) == 2 and any(by_bare[name] in INSTRUCTIONS for name in asks):
         inputs = [name for name in asks if by_bare[name] in INPUTS]

@@ -63,7 +63,7 @@ class Data:
 
     `sha256`: data file -> hexadecimal digest. `plain`: all rows are {text} without turns, so that the finished model takes
     the bare prompt. `tools`: rows that offer or call tools. `contradictions`: among the rows to train on. `used`: training
-    file -> rows of it that are trained on, one that is taken twice as two.
+    file -> rows of it that are trained on, one that is taken twice as two; `different`: all of them, such a one as one.
     """
 
     train: datasets.Dataset
@@ -78,6 +78,7 @@ class Data:
     tools: int = 0
     contradictions: tuple[Contradiction, ...] = ()
     used: dict[str, int] = field(default_factory=dict)
+    different: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +110,7 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     every = [*own_files, *(file for file in (held, tested) if file)]
     rejected = [bad for file in every for bad in file.rejected]
     _stop_for(rejected, section.on_bad_row)
-    for file in every:
-        if not len(file.rows):
-            reason = f"all {len(rejected)} are bad" if rejected else row_files.nothing(file.path)
-            raise UserError(f"{file.path}: no rows: {reason}")
-
+    _refuse_empty(every)
     warnings = [line for file in every for line in oddities.warnings(file.path, file.seen, file.rows)]
     validation_share = 0.0 if held else section.validation_split
     test_share = 0.0 if tested else section.test_split
@@ -124,6 +121,7 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
             if settings.get(f"Dataset.{kind}_SPLIT") and settings.written(f"Dataset.{kind}_SPLIT"):
                 notes.append(f"{kind}_FILE is given: {kind}_SPLIT is not used")
     parts[0], used = _by_shares(parts[0], own_files, settings.training.seed)
+    warnings += _not_trained_on(section, own_files, used)
     train, validation, test = (own.rows.select(part) if len(part) else None for part in parts)
     validation, test = held.rows if held else validation, tested.rows if tested else test
     counts = _counts(every, len(rejected), train, validation, test)
@@ -140,7 +138,15 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
         tools=sum(file.seen.counts["tools"] for file in every),
         contradictions=_contradictions(own, parts[0]),
         used=used,
+        different=len(set(parts[0].tolist())),
     )
+
+
+def _refuse_empty(every: Sequence[_File]) -> None:
+    for file in every:
+        if not len(file.rows):
+            reason = f"all {len(file.rejected)} are bad" if file.rejected else row_files.nothing(file.path)
+            raise UserError(f"{file.path}: no rows: {reason}")
 
 
 def _counts(
@@ -173,10 +179,16 @@ def refuse_early(settings: Settings) -> None:
         return
     reading = reading_of(settings)
     rejected: list[BadRow] = []
+    taken = 0
     for path in paths:
-        limit = section.max_rows if path in training_files else 0
-        for part in parallel_reading.parts(path, reading, limit):
+        is_own = path in training_files
+        if is_own and section.max_rows and taken >= section.max_rows:
+            continue
+        for part in parallel_reading.parts(
+            path, reading, section.max_rows - taken if is_own and section.max_rows else 0
+        ):
             rejected += part.bad
+            taken += part.batch.num_rows if is_own else 0
     _stop_for(rejected, section.on_bad_row)
 
 
@@ -291,6 +303,23 @@ def _by_shares(train: NDArray[np.int64], every: Sequence[_File], seed: int) -> t
         found.append(np.sort(np.concatenate([*[own] * times, chosen])))
         used[str(file.path)] = len(found[-1])
     return np.concatenate(found) if len(every) > 1 or every[0].share != 1 else train, used
+
+
+def _not_trained_on(section: Dataset, own: Sequence[_File], used: Mapping[str, int]) -> list[str]:
+    """What to say of files of which nothing is trained on. UserError where that is all of them."""
+    none = [file for file in own if not used[str(file.path)]]
+    said = [
+        f"{file.path}: nothing of it is trained on: a share of {file.share:g} of its rows is no whole row"
+        if file.share < 1
+        else f"{file.path}: nothing of it is trained on: its rows are all held out"
+        for file in none
+    ]
+    if len(none) == len(own):
+        raise UserError(
+            said, "nothing to train on: DATASET_FILE takes no whole row of its files (file*0.5: a share of them)"
+        )
+    unread = _training_files(section)[len(own) :]
+    return said + [f"{file.path}: is not read: MAX_ROWS = {section.max_rows} was reached before it" for file in unread]
 
 
 def _contradictions(own: _File, train: NDArray[np.int64]) -> tuple[Contradiction, ...]:

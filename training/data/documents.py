@@ -23,7 +23,10 @@ HEADING = re.compile(r"#{1,6}[ \t]+\S")
 UNDERLINE = re.compile(r"(=|-|~|\^)\1{2,}[ \t]*")
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 # What Jekyll, Hugo and others keep of a page in front of it.
-FRONT = re.compile(r"\A---[ \t]*\n(?:[^\n]*:[^\n]*\n|[ \t]+[^\n]*\n|\n|- [^\n]*\n)*?---[ \t]*\n")
+FRONT = re.compile(
+    # No line fits two of these, or it would take time that doubles with each line.
+    r"\A---[ \t]*\n(?:[ \t][^\n]*\n|\n|- [^\n]*\n|(?!-)[^\s:][^\n:]*:[^\n]*\n)*?---[ \t]*\n"
+)
 
 
 def files_in(folder: Path) -> list[Path]:

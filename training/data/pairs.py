@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from training.data import markup, turns
+from training.data import markup, tool_calls, turns
 from training.data.reading import Reading
 from training.data.record import describe
 from training.data.turns import Turn
@@ -27,7 +28,8 @@ def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading,
     """The turns of a question and its answer, in the fields of these names, after those of the row's history."""
     question, answer = names
     user = _question(fields, question, reading.template)
-    reply = sound(fields[answer], answer)
+    calls = tool_calls.answered(fields[answer], fields, answer) if len(fields) > 2 else []
+    reply = answer if calls else sound(fields[answer], answer)
     if question == "prompt":  # the Go host writes each with its role in front
         user, reply = _without_role(user), _without_role(reply)
     if is_blank(user):
@@ -46,6 +48,10 @@ def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading,
     above = [Turn("system", system)] if system.strip() else []
     history = _history(fields["history"], said) if is_history(fields.get("history")) else []
     thoughts = turns.thoughts_in(fields, "", reply) if len(fields) > 2 else ""
+    if calls:
+        said.append(tool_calls.CALLED)
+        more = json.dumps({"tool_calls": calls}, ensure_ascii=False)
+        return [*above, *history, Turn("user", user), Turn("assistant", "", thoughts=thoughts, more=more)]
     plain = reading.format != "auto" or reading.template or thoughts
     if not plain and (talk := _in_markup(user, reply, FORMAT_OF.get(question, "alpaca"), said)):
         return [*above, *history, *talk]

@@ -6,13 +6,16 @@ are read by any Python; names of people are not looked for, since no list has th
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from training.data import documents
 from training.data.turns import Turn
 from training.system import files, privacy
 
@@ -24,6 +27,8 @@ WHAT = {
     "card": "a card number",
     "phone": "a phone number",
 }
+# The files of a folder that are read: documents, and exports of chat programs. What is written are .jsonl files.
+READ = (*documents.ENDINGS, ".json", ".csv")
 # What is reserved for examples (RFC 2606) is nobody's.
 EMAIL = re.compile(
     r"(?<![A-Za-z0-9_.%+-])[A-Za-z0-9_.%+-]{1,64}@(?!(?:[\w-]+\.)*(?:example(?:\.(?:com|net|org))?|test|invalid|localhost)\b)"
@@ -156,21 +161,30 @@ class Found:
     value: str
 
 
+# A line break or a quotation mark as JSON writes it into a text, also in JSON within JSON: its letter is of no word behind it.
+ESCAPED = re.compile(r'\\+[nrtbf"/]?')
+
+
 def find(text: str) -> list[Found]:
     """The private things of a text, in order; none within another."""
     found: list[Found] = []
+    begins: list[int] = []
     for kind, start, end in _looked_for(text):
-        if all(end <= other.start or start >= other.end for other in found):
+        at = bisect.bisect(begins, start)
+        if (not at or found[at - 1].end <= start) and (at == len(found) or end <= found[at].start):
             value = text[start:end]
             if kind not in ("key", "e-mail"):
                 value = re.sub(r"[ ()./-]", "", value)
-            found.append(Found(kind, start, end, value if kind == "key" else value.casefold()))
-    return sorted(found, key=lambda one: one.start)
+            begins.insert(at, start)
+            found.insert(at, Found(kind, start, end, value if kind == "key" else value.casefold()))
+    return found
 
 
 def _looked_for(text: str) -> Iterator[tuple[str, int, int]]:
     """What is looked for, the surest first, each only in a text that can hold it: most hold nothing."""
     yield from (("key", *match.span()) for match in privacy.keys(text))
+    if "\\" in text:
+        text = ESCAPED.sub(lambda match: "\0" * len(match[0]), text)
     if "@" in text:
         yield from (("e-mail", *match.span()) for match in EMAIL.finditer(text))
     if not DIGITS.search(text):
@@ -239,39 +253,93 @@ def is_taiwanese_id(number: str) -> bool:
 
 def mask(kind: str, value: str, key: bytes) -> str:
     """What stands for a private thing: the same for the same thing in all rows, and no way back to it without the data."""
-    return f"[{kind} {hashlib.blake2b(value.encode('utf-8', 'replace'), key=key[:64], digest_size=2).hexdigest()}]"
+    return f"[{kind} {hashlib.blake2b(value.encode('utf-8', 'replace'), key=key[:64], digest_size=4).hexdigest()}]"
 
 
 def masked(text: str, key: bytes) -> str:
-    """The text with a mask for each private thing."""
+    """The text with a mask for each private thing. One that is JSON stays JSON: the mask of a number is a text."""
     made, last = [], 0
     for one in find(text):
         made += [text[last : one.start], mask(one.kind, one.value, key)]
         last = one.end
-    return "".join([*made, text[last:]]) if made else text
+    if not made:
+        return text
+    whole = "".join([*made, text[last:]])
+    if text.lstrip().startswith(("{", "[")) and (held := _as_json(text)) is not None:
+        wanted = masked_value(held, key)
+        return whole if _as_json(whole) == wanted else json.dumps(wanted, ensure_ascii=False)
+    return whole
 
 
-def kinds(texts: Iterable[str]) -> tuple[str, ...]:
-    """The kinds of private things in texts, each once, in the order of WHAT."""
-    there = {one.kind for text in texts for one in find(text)}
+def _as_json(text: str) -> object:
+    try:
+        found: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
+def masked_value(value: object, key: bytes) -> object:
+    """A value as JSON has it, with masks in all its texts, names and numbers."""
+    if isinstance(value, str):
+        return masked(value, key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return written if (written := masked(str(value), key)) != str(value) else value
+    if isinstance(value, list):
+        return [masked_value(one, key) for one in value]
+    if isinstance(value, dict):
+        return {masked(name, key): masked_value(one, key) for name, one in value.items()}
+    return value
+
+
+def masked_json(text: str, key: bytes) -> str:
+    """A JSON text with masks in all that it holds; "" stays that."""
+    return json.dumps(masked_value(json.loads(text), key), ensure_ascii=False) if text else text
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """All texts, names and whole numbers of a value as JSON has it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts_in(one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield name
+            yield from texts_in(one)
+
+
+def kinds(texts: Iterable[str], written: Iterable[str] = ()) -> tuple[str, ...]:
+    """The kinds of private things in texts, each once, in the order of WHAT. `written`: JSON texts, of what they hold."""
+    every = [*texts, *(one for text in written if text for one in texts_in(json.loads(text)))]
+    there = {one.kind for text in every for one in find(text)}
     return tuple(kind for kind in WHAT if kind in there)
 
 
 def masked_turn(turn: Turn, key: bytes) -> Turn:
     """The turn with masks in all that it says."""
     return replace(
-        turn, content=masked(turn.content, key), thoughts=masked(turn.thoughts, key), more=masked(turn.more, key)
+        turn, content=masked(turn.content, key), thoughts=masked(turn.thoughts, key), more=masked_json(turn.more, key)
     )
 
 
 def key_of(source: Path) -> bytes:
-    """What to make masks with for a file or folder: nobody has it who has not the data, and it is the same each time."""
+    """What to make masks with for a file or folder: nobody has it who has not the data, and it is the same each time.
+
+    Of a folder what its files hold that may be read; rows that were written into it are no part of it.
+    """
     digest = hashlib.sha256()
     try:
         if source.is_file():
             return bytes.fromhex(files.sha256(source))
         for path in sorted(source.rglob("*")):
-            digest.update(f"{path.relative_to(source)} {path.lstat().st_size}\0".encode("utf-8", "surrogateescape"))
+            below = path.relative_to(source)
+            hidden = any(part.startswith(".") for part in below.parts)
+            if path.suffix.lower() in READ and not hidden and path.is_file() and not path.is_symlink():
+                digest.update(f"{below.as_posix()}\0{files.sha256(path)}\0".encode("utf-8", "surrogateescape"))
     except OSError:  # the reader says what is wrong with it
         pass
     return digest.digest()

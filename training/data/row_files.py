@@ -24,10 +24,12 @@ def _json(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     if shape.kind == "lines":
         yield from json_lines.lines(file, path)
     elif shape.kind == "list":
-        yield from chat_exports.of_assistants(json_list.conversation(JsonList(file, path, shape).values(), path))
+        yield from chat_exports.of_assistants(json_list.conversation(JsonList(file, path, shape).values(), path), path)
     else:
         found = JsonObjects(file, path, shape).values()
-        yield from json_shapes.spread(found, path) if shape.kind == "columns" else chat_exports.of_assistants(found)
+        yield from (
+            json_shapes.spread(found, path) if shape.kind == "columns" else chat_exports.of_assistants(found, path)
+        )
 
 
 IN_TXT = "of JSON in a TXT file"

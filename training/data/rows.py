@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from training.data import columns, markup, pairs, private, tool_calls, turns
+from training.data import columns, lost_fields, markup, pairs, private, tool_calls, turns
 from training.data.columns import KNOWN, PAIRS
 from training.data.reading import PLAIN, Reading
 from training.data.record import BadRow, Record
@@ -67,6 +67,7 @@ def interpret(record: Record, path: Path, reading: Reading = PLAIN) -> Row | Bad
         fields = _named(record.fields, reading, said)
         found = _format(fields, reading)
         messages, text = _meaning(fields, found, reading, said)
+        lost_fields.refuse(fields, found, reading, record.fields)
         tools = _offered(fields) if messages else ""
     except Bad as bad:
         header = "; the first line of a CSV file must name the columns" if _is_unnamed_table(bad, path) else ""
@@ -80,8 +81,8 @@ def interpret(record: Record, path: Path, reading: Reading = PLAIN) -> Row | Bad
 def _about_private(row: Row, reading: Reading) -> Row | BadRow:
     """The row as ON_PRIVATE wants it where it holds private things: told of, masked, or refused."""
     turns_ = row.messages or ()
-    texts = [row.text or "", row.tools, *(text for turn in turns_ for text in (turn.content, turn.thoughts, turn.more))]
-    kinds = private.kinds(texts)
+    texts = [row.text or "", *(text for turn in turns_ for text in (turn.content, turn.thoughts))]
+    kinds = private.kinds(texts, [row.tools, *(turn.more for turn in turns_)])
     if not kinds:
         return row
     if reading.on_private == "stop":
@@ -96,7 +97,7 @@ def _about_private(row: Row, reading: Reading) -> Row | BadRow:
         read_as=(*row.read_as, *said),
         messages=tuple(private.masked_turn(turn, key) for turn in turns_) if row.messages is not None else None,
         text=None if row.text is None else private.masked(row.text, key),
-        tools=private.masked(row.tools, key),
+        tools=private.masked_json(row.tools, key),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from training.data import columns, rows
-from training.data.reading import Reading
+from training.data import columns, private, rows
+from training.data.reading import PLAIN, Reading
 from training.data.record import Record
 from training.data.rows import Row
 from training.data.turns import Turn
@@ -14,15 +15,11 @@ from training.data.turns import Turn
 TYPES = ("alpaca", "qa", "chat", "text")
 
 
-def shaped(record: Record, row: Row, path: Path, format_type: str) -> dict[str, object] | str:
-    """The fields of a row of `format_type` that trains what `row` trains; or why there is none."""
+def shaped(record: Record, row: Row, path: Path, format_type: str, reading: Reading = PLAIN) -> dict[str, object] | str:
+    """The fields of a row of `format_type` that trains what `row` trains; or why there is none. `reading`: how it was read."""
     if format_type == "text":
-        if (
-            rows.interpret(record, path, Reading("text")) == row
-        ):  # plain, or written as turns: the reader tells it again
-            name = next(name for name in record.fields if columns.usual((name,), "text").fields or name == "text")
-            return {"text": str(record.fields[name]).strip()}
-        return "turns are no text row; --format-type chat takes them"
+        fields = _text(record, row, path, reading)
+        return fields if fields else "turns are no text row; --format-type chat takes them"
     if row.messages is None:
         return "plain text has no question; --format-type text takes it"
     if format_type == "chat":
@@ -37,16 +34,39 @@ def shaped(record: Record, row: Row, path: Path, format_type: str) -> dict[str, 
     if format_type == "qa":
         return {**above, "input": question, "output": answer}
     fields = {"instruction": question, "input": "", "output": answer}
-    if "instruction" in record.fields and rows.interpret(_plain(record), path, Reading("alpaca")) == row:
-        # Its input stays apart.
-        fields |= {name: str(record.fields.get(name) or "").strip() for name in ("instruction", "input")}
-    return {**above, **fields}
+    # Its input stays apart, where it has one and no more than that.
+    own = {name: _masked(record.fields.get(name), reading) for name in ("instruction", "input")}
+    apart = {**above, **fields, **own}
+    return apart if own["instruction"] and _trains(apart, row, path, reading, "alpaca") else {**above, **fields}
 
 
-def _plain(record: Record) -> Record:
-    """The record's own instruction and input, and what answers them."""
-    names = ("instruction", "input", "output", "response", "system")
-    return Record(record.line, {name: record.fields[name] for name in names if name in record.fields})
+def _text(record: Record, row: Row, path: Path, reading: Reading) -> dict[str, object] | None:
+    """A row of text that is plain, or written as turns, which the reader tells again; None for another."""
+    if row.messages is None:
+        return {"text": (row.text or "").strip()}
+    taken = columns.by_setting(record.fields, reading.columns) if reading.columns else record.fields
+    name = next((name for name in taken if columns.usual((name,), "text").fields or name == "text"), "")
+    fields: dict[str, object] = {"text": _masked(taken.get(name), reading)}
+    return fields if _trains(fields, row, path, reading, "text") else None
+
+
+def _trains(fields: dict[str, object], row: Row, path: Path, reading: Reading, format: str) -> bool:
+    """Whether what is written trains what was read, but for outer white space."""
+    how = replace(reading, format=format, columns=None, template=None, on_private="off")
+    again = rows.interpret(Record(row.line, fields), path, how)
+    return isinstance(again, Row) and _bare(again) == _bare(row)
+
+
+def _bare(row: Row) -> Row:
+    return replace(
+        row, messages=row.messages and tuple(replace(one, content=one.content.strip()) for one in row.messages)
+    )
+
+
+def _masked(value: object, reading: Reading) -> str:
+    """A field as it is written, with masks where the row is to have them; "" where it is no text."""
+    text = value.strip() if isinstance(value, str) else ""
+    return private.masked(text, reading.mask_key) if reading.on_private == "mask" else text
 
 
 def _message(turn: Turn) -> dict[str, object]:

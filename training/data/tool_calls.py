@@ -86,6 +86,26 @@ def _id(name: str, arguments: Mapping[str, object], place: int) -> str:
     return "".join(signs)
 
 
+CALLED = "with answers that are a list of calls, beside the functions that they call, taken as calls"
+OF_A_CALL = {"name", "arguments"}
+
+
+def answered(value: object, fields: Mapping[str, object], where: str) -> list[Call]:
+    """The calls that an answer is which is a list of them, in a row that offers functions (xLAM); none for another answer."""
+    if isinstance(value, str) and not (value.lstrip().startswith(("[", "{")) and '"arguments"' in value):
+        return []
+    if not isinstance(value, (str, list, dict)) or not any(is_offer(fields.get(name)) for name in OFFERS):
+        return []
+    try:
+        held = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return []
+    calls = held if isinstance(held, list) else [held]
+    if not calls or not all(isinstance(one, dict) and one.keys() >= OF_A_CALL and len(one) <= 4 for one in calls):
+        return []
+    return [_call(one, where, number) for number, one in enumerate(calls, 1)]
+
+
 # The fields of a row that offer functions; the second is of OpenAI's older form.
 OFFERS = ("tools", "functions")
 NAMED = frozenset(("name", "function"))  # fields one of which an offered function has
@@ -93,8 +113,10 @@ NAMED = frozenset(("name", "function"))  # fields one of which an offered functi
 
 def is_offer(value: object) -> bool:
     """Whether the field `tools` of a row holds functions: in other tables it may be about tools of another kind."""
+    if isinstance(value, dict):
+        return bool(NAMED & value.keys())
     if isinstance(value, str):
-        return value.lstrip().startswith("[") and ('"name"' in value or "'name'" in value)
+        return value.lstrip().startswith(("[", "{")) and ('"name"' in value or "'name'" in value)
     if not isinstance(value, list) or not value:
         return False
     return all(
@@ -108,6 +130,8 @@ def offered(value: object, where: str = "tools") -> str:
     held = written_list(value, where)
     if held in NOTHING:
         return ""
+    if isinstance(held, dict):  # the only one
+        held = [held]
     if not isinstance(held, list):
         raise Bad(f"{where} is {describe(held)}, not a list of functions")
     found = []

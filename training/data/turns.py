@@ -133,7 +133,10 @@ def _turn(turn: object, where: str, said: list[str], before: Sequence[Turn]) -> 
         parts = tool_calls.parts(content, f"{where}: {keys[1]}", len(before))
         if len(parts.texts) > 1:
             said.append(PARTS)
-        calls, content, thoughts = [*calls, *parts.calls], "".join(parts.texts), thoughts or parts.thoughts
+        calls, content = [*calls, *parts.calls], "".join(parts.texts)
+        if thoughts and parts.thoughts and thoughts.strip() != parts.thoughts.strip():
+            raise Bad(f"{where} holds thoughts in a field, and others in its parts: leave one")
+        thoughts = _outside(thoughts or parts.thoughts, content, where, "a field or part")
         if parts.results:
             results = [Turn("tool", text, more=_more(tool_call_id=number)) for number, text in parts.results]
             return [*results, *([Turn("user", content)] if content.strip() else [])]
@@ -168,13 +171,16 @@ def thoughts_in(fields: Mapping[str, object], where: str, answer: object = "") -
     texts = [sound(fields[name], f"{where}: {name}" if where else name) for name in found]
     if len(set(texts)) > 1:
         raise Bad(f"{where + ' ' if where else ''}holds different thoughts in {' and '.join(found)}: leave one")
-    if isinstance(answer, str) and "</think>" in answer:
-        if texts[0].strip() not in answer:
-            raise Bad(
-                f"{where + ' ' if where else ''}holds thoughts in {found[0]}, and others in the answer: leave one"
-            )
-        return ""
-    return texts[0]
+    return _outside(texts[0], answer, where, found[0])
+
+
+def _outside(thoughts: str, answer: object, where: str, place: str) -> str:
+    """Thoughts beside an answer; "" where the answer itself holds them."""
+    if not thoughts or not isinstance(answer, str) or "</think>" not in answer:
+        return thoughts
+    if thoughts.strip() not in answer:
+        raise Bad(f"{where + ' ' if where else ''}holds thoughts in {place}, and others in the answer: leave one")
+    return ""
 
 
 def _trained(turn: Mapping[str, object], role: str, where: str, said: list[str]) -> bool:
@@ -287,6 +293,11 @@ def _joined(turns: list[Turn], said: list[str]) -> list[Turn]:
         if turn.role == "assistant" and last.trained != turn.trained:
             raise Bad(
                 "two neighbouring turns of the assistant, of which one is learned and the other is not, are not one"
+            )
+        if last.more and turn.content.strip():
+            raise Bad(
+                "an answer that calls tools and the next one, which says something, are not one: what it says would stand "
+                "before the calls; JOIN_TURNS = false keeps them apart"
             )
         said.append(JOINED)
         content = "\n\n".join(text for text in (last.content, turn.content) if text.strip())

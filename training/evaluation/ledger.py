@@ -73,12 +73,14 @@ def take(
     began = time.monotonic()
     measured: dict[tuple[str, int], Entry] = {}
     numbers = _order(rows, contradictions)
+    met: set[int] = set()
     for at in range(0, len(numbers), TOGETHER):
         spent = time.monotonic() - began
         if at and spent > seconds:
             break
         tell(min(1.0, max(at / len(numbers), spent / seconds)))
-        for entry in _measured(model, [rows[number] for number in numbers[at : at + TOGETHER]]):
+        chosen = [rows[number] for number in numbers[at : at + TOGETHER]]
+        for entry in _measured(model, [row for row in chosen if _is_new(row, met)]):
             place = (entry.file, entry.line)
             measured[place] = _both(measured[place], entry) if place in measured else entry
     for one in contradictions:
@@ -106,6 +108,15 @@ def _order(rows: datasets.Dataset, contradictions: Sequence[Contradiction]) -> l
         numbers = np.concatenate((numbers[first], numbers[~first]))
     found: list[int] = numbers[:MOST].tolist()
     return found
+
+
+def _is_new(row: Mapping[str, Any], met: set[int]) -> bool:
+    """Whether a sequence is none that was met: a row that is taken twice (mine.jsonl*2) is measured once."""
+    mark = hash((row["file"], row["line"], *row["input_ids"], None, *row["labels"]))
+    if mark in met:
+        return False
+    met.add(mark)
+    return True
 
 
 def _measured(model: PeftModel, rows: Sequence[Mapping[str, Any]]) -> list[Entry]:

@@ -146,7 +146,7 @@ def row_ledger(
         allowed = ledger.budget(trained.get("train_seconds", 0.0))
         found = ledger.take(loaded.model, plan.train, plan.data.contradictions, allowed, tell)
         files.write_text(run.path / runs.ROWS, ledger.table(found))
-    kept = ledger.ledger(found, plan.data.counts.train)
+    kept = ledger.ledger(found, plan.data.different)
     if told := ", ".join(f"{count:,} {kind}" for kind, count in kept.counts.items() if count):
         logger.info("of {:,} of {:,} rows that were learned: {}; see {}", kept.measured, kept.learned, told, runs.ROWS)
     return kept
