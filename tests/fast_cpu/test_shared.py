@@ -95,14 +95,15 @@ def test_gradients_that_meet_in_a_shared_token_are_the_same_bit_for_bit_each_tim
     assert all(one.equal(found[0]) for one in found)
 
 
-@pytest.mark.parametrize("form", ["padded", "joined", "one joined"])
+@pytest.mark.parametrize("form", ["padded", "joined", "one joined", "a short one"])
 def test_the_rows_of_the_proof_begin_alike_so_that_sharing_is_tried(form):
     import torch
 
     from training.fast_cpu import fast_loss, shared
 
     torch.manual_seed(0)
-    rows = [torch.randint(0, 101, (length,)) for length in ((300,) if form == "one joined" else (100, 40, 30))]
+    lengths = {"one joined": (300,), "a short one": (250, 9)}.get(form, (100, 40, 30))
+    rows = [torch.randint(0, 101, (length,)) for length in lengths]
     inputs = padded(rows, untrained=0)
     if form != "padded":
         positions = torch.cat([torch.arange(len(row)) for row in rows])[None]

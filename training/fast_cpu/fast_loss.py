@@ -175,11 +175,13 @@ def sample(inputs: Batch) -> Batch:
 
 
 def _begin_alike(few: Batch) -> None:
-    """Give two rows one beginning, of half the shorter one; in place. Of rows that are joined a single one becomes two."""
+    """Give two rows one beginning, of half the shorter one; in place. Of rows that are joined, and of which no two are long
+    enough, two equally long ones are made."""
     ids, positions = few["input_ids"], few.get("position_ids")
-    if positions is not None and int((positions == 0).sum()) < 2:
+    if positions is not None and sum(length >= policy.LEAST_SHARED for length in joined(few)[2]) < 2:
+        positions.copy_(positions.new_ones(positions.shape).cumsum(1) - 1)
         half = positions.shape[1] // 2
-        positions[:, half:] -= positions[:, half : half + 1].clone()
+        positions[:, half:] -= half
     mask, (*_, lengths) = few.get("attention_mask"), joined(few)
     if len(lengths) < 2:
         return
