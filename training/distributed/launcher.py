@@ -57,9 +57,8 @@ class Ranks:
     here: int
     begun: Callable[[Path], None]
     codes: dict[int, int] = field(default_factory=dict)  # by local rank, of those that have ended
-    asked: list[tuple[int, float]] = field(
-        default_factory=list
-    )  # signals to be passed on, and when (time.time) they came
+    # Signals that wait to be passed on, and when they came, by the clock of files.
+    asked: list[tuple[int, float]] = field(default_factory=list)
     passed: bool = False
     told: bool = False
     ends_at: float | None = None
