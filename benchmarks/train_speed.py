@@ -175,7 +175,7 @@ def work(args: argparse.Namespace) -> dict:
     data, noted = rows(args, min(config["vocab_size"], 49_000)), clock()
     if args.way == "bound":
         trained = sum(sum(label != -100 for label in row["labels"]) for row in data)
-        return bound(config, args.tokens, trained / sum(len(row["labels"]) for row in data), cpu_class.now().dtype)
+        return bound(config, args.tokens, trained / sum(len(row["labels"]) for row in data), cpu_class.keep_within().dtype)
     with tempfile.TemporaryDirectory() as folder:
         one = prepared(args, data, folder, noted)
         one.train()
@@ -198,9 +198,12 @@ def _tokenizer(args: argparse.Namespace):
 def bound(config: dict, tokens: int, head_share: float, dtype: str, seconds: float = 5.0) -> dict:
     """Tokens a second of the frozen products alone; `head_share` of the tokens, the trained ones, meet the output layer."""
     import torch
-    from torch.nn.functional import linear
+
+    from training.fast_cpu import products
 
     of = getattr(torch, dtype)
+    # As ours has them: the other library's may be slower, and no bound.
+    by = products.chosen(of)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     query, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
@@ -215,11 +218,11 @@ def bound(config: dict, tokens: int, head_share: float, dtype: str, seconds: flo
     while time.perf_counter() < end or len(times) < 4:
         began = time.perf_counter()
         for weight in weights:
-            linear(inputs[weight.shape[1]], weight)
-            inputs[weight.shape[0]] @ weight
+            by.linear(inputs[weight.shape[1]], weight, None)
+            by.back(inputs[weight.shape[0]], weight, None)
         for start in range(0, trained, 512):
-            logits = linear(inputs[hidden][start : min(trained, start + 512)], head)
-            logits @ head
+            logits = by.linear(inputs[hidden][start : min(trained, start + 512)], head, None)
+            by.back(logits, head, None)
         times.append(time.perf_counter() - began)
     return {"tokens_per_second": tokens / statistics.median(times[1:]), "memory": 0, "loss": None, "tokens": tokens}
 

@@ -127,7 +127,7 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
     if seat is None and (hardware := several.to_launch(arguments)) is not None:
         return launched(hardware, arguments, stdout)
     if seat is not None:
-        parent_watch.stop_with_launcher(seat.folder)
+        parent_watch.stop_with_launcher(seat.folder, notes.launcher(seat.folder) if seat.folder else None)
         if seat.local_rank > 0:
             return worker.main(seat)
         arguments = several.again(seat, several.seated(seat, arguments))
@@ -144,7 +144,8 @@ def run_or_resume(arguments: Arguments, stdout: IO[str]) -> int:
             secondary.follow(seat, plan, stages.marks(plan), signals, ending.give_up)
             return ending.helped()
         run, events = started(plan, old, ending)
-        finetune(plan, run, events, signals, ending.give_up)
+        with distributed.not_needed(run):
+            finetune(plan, run, events, signals, ending.give_up)
         signals.delivered()
     except (Exception, Interrupted) as error:
         signals.delivered()
@@ -377,6 +378,13 @@ def main(argv: Sequence[str]) -> int:
     if (seat := launchers.seat()) is not None and seat.rank > 0 and arguments.command not in ("run", "resume"):
         # The first one answers for all.
         return 0
+    if arguments.detach and (seat := launchers.seat()) is not None:
+        words = (
+            "each of its processes would start a run of its own; leave it out, and send the launcher to the background"
+        )
+        if seat.rank == 0:
+            logger.error("--detach: this program was started by {}, and {}", seat.by, words)
+        return 2
     if arguments.detach:
         return background.detach(argv, stdout)
     try:

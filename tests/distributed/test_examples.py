@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from tests.support.paths import ROOT
+from training.runs import Run
 from training.settings.table import TABLE
 
 EXAMPLES = ROOT / "examples"
@@ -40,3 +42,51 @@ def test_the_commands_of_all_files_are_good_shell(tmp_path):
         [ROOT / ".venv" / "bin" / "shellcheck", *scripts], capture_output=True, text=True, timeout=60
     )
     assert checked.returncode == 0, checked.stdout
+
+
+def a_run(outputs: Path, trained: bool = False) -> None:
+    """A run of a job with a checkpoint, and perhaps with its training done."""
+    path = outputs / "finetune_1"
+    (path / "checkpoints" / "checkpoint-5").mkdir(parents=True, exist_ok=True)
+    Run(path).update(state="interrupted", stages={"train": {"steps": 5}} if trained else {})
+
+
+def started(command: list[str], tmp_path: Path, **variables: str) -> list[str]:
+    """The words of what a script starts, which a program prints that stands in for it."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ, **variables}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+def test_a_job_of_slurm_has_an_output_of_its_own_and_goes_on_with_its_own_run_alone(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    (tmp_path / "srun").chmod(0o700)
+    output = tmp_path / "outputs" / "slurm-7"
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
+    job |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FINETUNE_SECRET_FILE": str(tmp_path / "secret")}
+    script = ["bash", str(EXAMPLES / "slurm" / "finetune.sbatch"), "my.ini"]
+    rest = ["--config", "my.ini", "--output", str(output)]
+    begin = ["--kill-on-bad-exit=1", "--wait=0"]
+    a_run(tmp_path / "outputs" / "slurm-6")
+    assert started(script, tmp_path, **job) == [*begin, "./run.sh", *rest], "another job's run is none of its own"
+    a_run(output)
+    assert started(script, tmp_path, **job) == [*begin, "./run.sh", "--resume", *rest]
+    a_run(output, trained=True)
+    one = ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
+    assert started(script, tmp_path, **job) == [*begin, *one, "./run.sh", "--resume", *rest]
+
+
+@pytest.mark.slow
+def test_pods_that_are_started_again_go_on_and_those_that_helped_end_where_the_training_is_done(tmp_path):
+    text = commands(EXAMPLES / "kubernetes" / "trainjob.yaml")
+    text = text.replace("/data", str(tmp_path)).replace("exec /finetune/run.sh", "echo")
+    both = [{"PET_NNODES": "2", "PET_NODE_RANK": rank, "PET_MASTER_ADDR": "a"} for rank in "01"]
+    again = lambda: [started(["bash", "-c", text], tmp_path, **pod)[:1] for pod in both]  # noqa: E731
+    assert again() == [["--config"], ["--config"]]
+    a_run(tmp_path / "outputs")
+    assert again() == [["--resume"], ["--resume"]]
+    a_run(tmp_path / "outputs", trained=True)
+    assert again() == [["--resume"], []]

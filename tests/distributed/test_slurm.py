@@ -127,7 +127,7 @@ def test_a_job_on_two_nodes_trains_is_preempted_waits_again_and_goes_on_to_its_e
     told = cluster.ask(
         "sbatch", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={out}",
         "examples/slurm/finetune.sbatch", config,
-        FINETUNE_SECRET_FILE=str(tmp_path / "secret"),
+        FINETUNE_SECRET_FILE=str(tmp_path / "secret"), FINETUNE_OUTPUT=str(tmp_path / "outputs"),
     )  # fmt: skip
     number = told.split()[-1]
 

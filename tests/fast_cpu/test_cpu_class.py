@@ -40,3 +40,24 @@ def test_a_process_of_the_benchmark_is_of_the_class_that_its_environment_names(m
     monkeypatch.setattr(kernels, "FLAGS", kernels.FLAGS)
     cpu_class.keep_within()
     assert "-march=x86-64-v3" in kernels.FLAGS and "-march=native" not in kernels.FLAGS
+
+
+@pytest.mark.tiny
+def test_the_bound_of_a_benchmark_has_the_products_that_training_takes(monkeypatch):
+    from dataclasses import replace
+
+    from benchmarks import train_speed
+    from training.fast_cpu import products
+
+    taken = []
+    counted = replace(
+        products.TORCH,
+        linear=lambda x, weight, bias: taken.append("there") or products.TORCH.linear(x, weight, bias),
+        back=lambda gradient, weight, into: taken.append("back") or products.TORCH.back(gradient, weight, into),
+    )
+    monkeypatch.setattr(products, "chosen", lambda dtype: counted)
+    shape = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    found = train_speed.bound({**shape, "num_hidden_layers": 1, "vocab_size": 32}, 4, 0.5, "float32", seconds=0.0)
+    assert found["tokens"] == 4 and taken[:16] == ["there", "back"] * 8, (
+        "seven products of a layer and the output layer's"
+    )

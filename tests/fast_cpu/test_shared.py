@@ -76,6 +76,45 @@ def test_gradient_checkpointing_changes_nothing_of_it():
     assert after[0] == before[0] and off(after[1], before[1]) <= ORDER
 
 
+def test_gradients_that_meet_in_a_shared_token_are_the_same_bit_for_bit_each_time():
+    import torch
+
+    from training.fast_cpu import fast_loss
+
+    # More than 32,768 numbers, which threads share out; most are of one token.
+    torch.manual_seed(0)
+    places = torch.where(torch.arange(400) < 200, 3, torch.randint(0, 300, (400,)))
+    gradient = torch.randn(400, 576) * torch.logspace(-4, 4, 400)[:, None]
+    states, threads, found = torch.randn(300, 576, requires_grad=True), torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(30):
+            found.append(torch.autograd.grad(fast_loss.picked(states, places), states, gradient)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(one.equal(found[0]) for one in found)
+
+
+@pytest.mark.parametrize("form", ["padded", "joined", "one joined", "a short one"])
+def test_the_rows_of_the_proof_begin_alike_so_that_sharing_is_tried(form):
+    import torch
+
+    from training.fast_cpu import fast_loss, shared
+
+    torch.manual_seed(0)
+    lengths = {"one joined": (300,), "a short one": (250, 9)}.get(form, (100, 40, 30))
+    rows = [torch.randint(0, 101, (length,)) for length in lengths]
+    inputs = padded(rows, untrained=0)
+    if form != "padded":
+        positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
+        inputs = {"input_ids": torch.cat(rows)[None], "labels": torch.cat(rows)[None], "position_ids": positions}
+    before = {name: value.clone() for name, value in inputs.items()}
+    ids, _, lengths = fast_loss.joined(fast_loss.sample(inputs))
+    alike = shared.found(ids, lengths)
+    assert alike is not None and len(alike.ids) < len(ids)
+    assert len(lengths) >= 2 and all(inputs[name].equal(before[name]) for name in inputs), "the batch stays as it was"
+
+
 def test_rows_joined_without_padding_share_too():
     import torch
 
@@ -180,7 +219,7 @@ def test_a_run_says_once_what_it_shares_and_a_resumed_one_does_as_it_did(monkeyp
             raise AssertionError("the plain way")
 
     asked = []
-    layers = SimpleNamespace(shared=None, by=SimpleNamespace(name="onednn"))
+    layers = SimpleNamespace(shared=None, shares=True, by=SimpleNamespace(name="onednn"))
 
     def loss(causal_lm, inputs, *_):
         layers.shared = inputs["shared"]

@@ -1,5 +1,5 @@
 """Training in several processes, on this machine and on others."""
 
-from training.distributed.crew import Crew, started
+from training.distributed.crew import Crew, not_needed, started
 
-__all__ = ["Crew", "started"]
+__all__ = ["Crew", "not_needed", "started"]

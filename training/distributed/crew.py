@@ -5,6 +5,7 @@ They were started with it, by this program's launcher, torchrun or srun, and wai
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
 # Seconds after another rank's end in which this one must have noticed.
 STUCK = 20.0
 LISTENING = 0.3
+# Seconds in which the other machines are back after a restart.
+BACK = 600.0
+# Seconds in which the other ranks have heard that they are not needed.
+LEAVING = 60.0
 STORE = "store"
 
 
 class Crew:
-    """The other ranks, and the order of all."""
+    """The other ranks, and the order of all. `again`: all were started again."""
 
     def __init__(
         self,
@@ -49,7 +54,9 @@ class Crew:
         server: Store | None,
         run: Run,
         give_up: Callable[[RunError | Interrupted], None],
+        again: bool = False,
     ) -> None:
+        self._waits_until = time.monotonic() + BACK if again else math.inf
         self.order, self.folder = order, folder
         self._server, self._run, self._give_up = server, run, give_up
         self._kills = this_machine.oom_kills()
@@ -70,7 +77,8 @@ class Crew:
                     raise lost
             logger.debug("process {} of {} (pid {}) has its model", place.rank + number, place.size, pid)
         if place.machines > 1:
-            self._server = rendezvous.meet(place, self._server, self.lost)
+            self._server = rendezvous.meet(place, self._server, self._lost_or_away)
+            notes.met(self.folder)
 
     @contextmanager
     def joined(self) -> Iterator[Team]:
@@ -92,15 +100,24 @@ class Crew:
         self._ended.set()
         return self._error(self._lost)
 
+    def _lost_or_away(self) -> RunError | Interrupted | None:
+        """The same while the machines wait for each other; after a restart one may never come back."""
+        if time.monotonic() > self._waits_until:
+            words = f"the processes were started again, and a machine has not come back within {BACK / 60:.0f} minutes"
+            return RunError("training", words, self._safe())
+        return self.lost()
+
     def late(self) -> None:
         """The ranks have met, and do not reach each other: end this process, which waits for them in a library."""
         words = f"the processes have met, and do not reach each other within {JOINING:.0f} s: is a port closed between them?"
         self._give_up(RunError("training", words, checkpoint.where(self._run.path / runs.CHECKPOINTS)))
 
     def _silent(self, words: str) -> None:
+        self._give_up(Lost("training", words, self._safe()))
+
+    def _safe(self) -> str:
         ours = self.order.place.machine == 0
-        safe = checkpoint.where(self._run.path / runs.CHECKPOINTS) if ours else "the run is on machine 0"
-        self._give_up(Lost("training", words, safe))
+        return checkpoint.where(self._run.path / runs.CHECKPOINTS) if ours else "the run is on machine 0"
 
     def end(self) -> None:
         """The training is over."""
@@ -166,6 +183,25 @@ def started(
 
 
 @contextmanager
+def not_needed(run: Run) -> Iterator[None]:
+    """Around the rest of a run that is trained already: the other ranks of this machine, which somebody else's launcher
+    has started, are told to end."""
+    seat = launchers.seat()
+    if seat is None or seat.folder is not None or run.stage("train") is None:
+        yield
+        return
+    if seat.machines > 1:
+        logger.warning("the run is trained already: the other machines are not needed, and may be ended")
+    with meeting.private_folder(seat.job) as folder:
+        notes.over(folder)
+        yield
+        # They may still be loading their libraries.
+        end = time.monotonic() + LEAVING
+        while any(notes.pid(folder, one) is None for one in range(1, seat.local_size)) and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+@contextmanager
 def several(
     seat: Seat,
     plan: Plan,
@@ -177,7 +213,7 @@ def several(
     with ExitStack() as kept:
         folder = seat.folder or kept.enter_context(meeting.private_folder(seat.job))
         place, server = _place(seat, plan.settings.hardware, folder)
-        crew = Crew(order_of(plan, fingerprint, run.path, place), folder, server, run, give_up)
+        crew = Crew(order_of(plan, fingerprint, run.path, place), folder, server, run, give_up, again=seat.restart > 0)
         try:
             yield crew
         finally:

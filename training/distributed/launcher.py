@@ -41,6 +41,8 @@ else:
 GRACE = 45.0
 # Seconds in which rank 0 may have heard a signal itself: a service manager sends it to every process.
 HEARD = 0.5
+# Seconds between what two processes hear of one signal.
+SAME = 2.0
 # Torch's agent ends ranks by SIGTERM, and after so many seconds by SIGKILL.
 ENDING = 10
 
@@ -55,7 +57,8 @@ class Ranks:
     here: int
     begun: Callable[[Path], None]
     codes: dict[int, int] = field(default_factory=dict)  # by local rank, of those that have ended
-    asked: list[tuple[int, float]] = field(default_factory=list)  # signals that wait to be passed on, and since when
+    # Signals that wait to be passed on, and when they came, by the clock of files.
+    asked: list[tuple[int, float]] = field(default_factory=list)
     passed: bool = False
     told: bool = False
     ends_at: float | None = None
@@ -99,7 +102,7 @@ class Ranks:
 
     def hear(self, number: int, _frame: FrameType | None) -> None:
         """A signal for the training."""
-        self.asked.append((number, time.monotonic()))
+        self.asked.append((number, time.time()))
 
     def _pass_on(self, pid: int) -> None:
         """Give rank 0 one of the signals: the first only where it has not come there by itself."""
@@ -107,12 +110,14 @@ class Ranks:
             return
         number, when = self.asked[0]
         stops = number != signal.SIGUSR1
-        if stops and not self.passed and time.monotonic() - when < HEARD:
+        if stops and not self.passed and time.time() - when < HEARD:
             return
         del self.asked[0]
         if stops and not self.passed:
             self.passed = True
-            if notes.is_stopping(self.folder):
+            # An earlier one came there by itself: this is the second.
+            heard = notes.stopping_since(self.folder)
+            if heard is not None and heard > when - SAME:
                 return
         with suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -205,6 +210,7 @@ def launch(
     # What the ranks print for programs goes where this program's own would.
     os.dup2(stdout.fileno(), 1)
     with meeting.private_folder() as folder:
+        notes.launch(folder)
         ranks = Ranks(
             folder=folder,
             size=hardware.num_processes * hardware.num_machines,

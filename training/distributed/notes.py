@@ -16,7 +16,8 @@ from training.train import Order
 # Lines of a rank's last words that a message has.
 LAST = 3
 ORDER, RUN, LOST, STOPPING, OVER, BROKEN = "order", "run", "lost.json", "stopping", "over", "broken"
-LEFT = ("run", "lock")  # when all are started again
+MET, LAUNCHER = "met", "launcher"
+LEFT = ("run", "lock", "launcher")  # when all are started again
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,18 @@ def run(folder: Path) -> Path | None:
     return None
 
 
+def launch(folder: Path) -> None:
+    """This process starts the ranks."""
+    files.write_text(folder / LAUNCHER, str(os.getpid()))
+
+
+def launcher(folder: Path) -> int:
+    """The process that has started the ranks; -1, which is none, where it has left nothing or another has removed it."""
+    with suppress(FileNotFoundError):
+        return int((folder / LAUNCHER).read_text(encoding="utf-8"))
+    return -1
+
+
 def ready(folder: Path, local_rank: int) -> None:
     """This rank has its model."""
     files.write_text(folder / f"ready-{local_rank}", str(os.getpid()))
@@ -66,14 +79,27 @@ def pid(folder: Path, local_rank: int) -> int | None:
     return None
 
 
+def met(folder: Path) -> None:
+    """The first rank has met the other machines, in this training."""
+    (folder / MET).touch()
+
+
+def has_met(folder: Path) -> bool:
+    """Whether it has."""
+    return (folder / MET).exists()
+
+
 def stopping(folder: Path) -> None:
     """The first rank has heard a signal."""
-    (folder / STOPPING).touch()
+    with suppress(FileExistsError):
+        (folder / STOPPING).touch(exist_ok=False)
 
 
-def is_stopping(folder: Path) -> bool:
-    """Whether it has."""
-    return (folder / STOPPING).exists()
+def stopping_since(folder: Path) -> float | None:
+    """When it heard the first one; None where it has not."""
+    with suppress(FileNotFoundError):
+        return (folder / STOPPING).stat().st_mtime
+    return None
 
 
 def over(folder: Path) -> None:

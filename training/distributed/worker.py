@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from loguru import logger
 
 from training.distributed import notes
-from training.errors import FinetuneError, Interrupted
+from training.errors import FinetuneError, Interrupted, RunError
 from training.system import foreign_code, this_machine
 from training.system.launchers import Seat
 from training.system.signals import Signals
@@ -29,7 +30,13 @@ def main(seat: Seat) -> int:
     signals.install()
     try:
         folder = _folder(seat)
-        work(_order(seat, folder), folder, signals)
+        if (order := _order(seat, folder)) is None:
+            with suppress(OSError):
+                notes.ready(folder, seat.local_rank)
+        elif seat.folder is None:
+            told(order, folder, signals)
+        else:
+            work(order, folder, signals)
     except Interrupted as error:
         return error.exit_code
     except FinetuneError as error:
@@ -43,6 +50,17 @@ def main(seat: Seat) -> int:
     return 0
 
 
+def told(order: Order, folder: Path, signals: Signals) -> None:
+    """`work`; where that fails, the first rank hears of it, as it does from this program's own launcher."""
+    try:
+        work(order, folder, signals)
+    except Exception as error:
+        if not notes.is_over(folder) and notes.lost(folder) is None:
+            with suppress(OSError):
+                notes.lose(folder, order.place.rank, order.place.size, 1, str(error))
+        raise
+
+
 def work(order: Order, folder: Path, signals: Signals) -> None:
     """Load the model, tell the first rank, and train with the others. Raises what `loop.follow` raises."""
     foreign_code.trust(order.settings.model.trust_remote_code)
@@ -51,6 +69,7 @@ def work(order: Order, folder: Path, signals: Signals) -> None:
     engine.start(order.settings)
     loaded = engine.load(order.base, order.settings, order.longest)
     notes.ready(folder, order.place.local_rank)
+    _until_met(order, folder)
     with team.joined(order.place, order.settings) as joined, signals.gentle():
         ours = session(loaded, order, joined, signals)
         try:
@@ -60,6 +79,15 @@ def work(order: Order, folder: Path, signals: Signals) -> None:
                 raise
 
 
+def _until_met(order: Order, folder: Path) -> None:
+    """Until the first rank of this machine has met the others: before, what stands in the store of machine 0 may be of a
+    training that is ending."""
+    while order.place.machines > 1 and not notes.has_met(folder):
+        if notes.is_over(folder) or not folder.exists():
+            raise RunError("training", "the first process of this machine has ended; its log says more")
+        time.sleep(0.05)
+
+
 def _folder(seat: Seat) -> Path:
     """Where the first rank leaves word."""
     while (folder := seat.folder or meeting.folder_of(seat.job)) is None:
@@ -67,8 +95,10 @@ def _folder(seat: Seat) -> Path:
     return folder
 
 
-def _order(seat: Seat, folder: Path) -> Order:
-    """What this rank is to do, as the first one says."""
+def _order(seat: Seat, folder: Path) -> Order | None:
+    """What this rank is to do, as the first one says; None where the run is trained already."""
     while (order := notes.order(folder)) is None:
+        if notes.is_over(folder):
+            return None
         time.sleep(0.1)
     return order.at(seat.rank, seat.local_rank)

@@ -128,7 +128,14 @@ def _loss_by_hand(
         pairs, times = pairs.unique(dim=0, return_counts=True)
         places, targets = pairs[:, 0], pairs[:, 1].contiguous()
     head = decoder.head
-    return HeadLoss.apply(states[places], head.weight, head.bias, targets, times, decoder.by), len(trained)
+    return HeadLoss.apply(picked(states, places), head.weight, head.bias, targets, times, decoder.by), len(trained)
+
+
+def picked(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The states [places, hidden] at `places`, where one may be there several times."""
+    # `states[places]` adds the gradients of such a one up in whatever order its threads come (atomic additions, in
+    # float32): a resumed run would not have the losses of an undisturbed one.
+    return states.index_select(0, places)
 
 
 def joined(inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
@@ -156,13 +163,32 @@ def plain_head(causal_lm: PreTrainedModel) -> bool:
 def sample(inputs: Batch) -> Batch:
     """Two rows of a micro-batch, PROVED tokens of each, with every token trained: enough to tell two ways apart.
 
-    All of the micro-batch would take a large model's time and, the plain way keeping more, its memory.
+    They are made to begin alike, as other rows of the training may. All of the micro-batch would take a large model's time
+    and, the plain way keeping more, its memory.
     """
-    few = {name: value[:2, :PROVED] for name, value in inputs.items()}
+    few = {name: value[:2, :PROVED].clone() for name, value in inputs.items()}
+    _begin_alike(few)
     mask, positions = few.get("attention_mask"), few.get("position_ids")
     left_out = (mask == 0) if mask is not None else (positions == 0) if positions is not None else None
     labels = few["input_ids"] if left_out is None else few["input_ids"].masked_fill(left_out, -100)
     return {**few, "labels": labels}
+
+
+def _begin_alike(few: Batch) -> None:
+    """Give two rows one beginning, of half the shorter one; in place. Of rows that are joined, and of which no two are long
+    enough, two equally long ones are made."""
+    ids, positions = few["input_ids"], few.get("position_ids")
+    if positions is not None and sum(length >= policy.LEAST_SHARED for length in joined(few)[2]) < 2:
+        positions.copy_(positions.new_ones(positions.shape).cumsum(1) - 1)
+        half = positions.shape[1] // 2
+        positions[:, half:] -= half
+    mask, (*_, lengths) = few.get("attention_mask"), joined(few)
+    if len(lengths) < 2:
+        return
+    real = (ids == ids if mask is None else mask.bool()).flatten().nonzero().squeeze(1)
+    one, other = sorted(real.split(lengths), key=len)[-2:]
+    same = min(len(one), max(policy.LEAST_SHARED, len(one) // 2))
+    ids.view(-1)[one[:same]] = ids.view(-1)[other[:same]]
 
 
 def agrees(model: torch.nn.Module, plain: Callable[[], torch.Tensor], fast: Callable[[], torch.Tensor]) -> bool:

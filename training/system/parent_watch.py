@@ -27,10 +27,10 @@ def end_with_parent(before: Callable[[], None] = lambda: None) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def stop_with_launcher(folder: Path | None) -> None:
+def stop_with_launcher(folder: Path | None, launcher: int | None = None) -> None:
     """Stop this process as SIGTERM does when its parent is gone, however that ended; `folder`: what the parent would have
-    removed. All ranks of a launcher do, together."""
-    launcher = os.getppid()
+    removed; `launcher`: its number, where that is known: it may be gone by now. All ranks of a launcher do, together."""
+    launcher = launcher or os.getppid()
 
     def wait() -> None:
         while os.getppid() == launcher:

@@ -102,9 +102,11 @@ class FastPath(Mixin):
             if watch.fast and self._layers is None:
                 watch.fast = equal(None)
         if self._layers is not None:
+            # What was not tried, for want of rows, is not taken; by all ranks alike.
+            self._layers.shares = all(watch.team.round(self._layers.shared is not None))
             # What is told is of a whole micro-batch.
             self._layers.shared = None
-        watch.carried.shares = self._layers is not None
+        watch.carried.shares = self._layers is not None and self._layers.shares
         watch.carried.products = self._layers.by.name if self._layers is not None else None
         watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"
         if not watch.fast:
