@@ -175,7 +175,9 @@ def work(args: argparse.Namespace) -> dict:
     data, noted = rows(args, min(config["vocab_size"], 49_000)), clock()
     if args.way == "bound":
         trained = sum(sum(label != -100 for label in row["labels"]) for row in data)
-        return bound(config, args.tokens, trained / sum(len(row["labels"]) for row in data), cpu_class.keep_within().dtype)
+        return bound(
+            config, args.tokens, trained / sum(len(row["labels"]) for row in data), cpu_class.keep_within().dtype
+        )
     with tempfile.TemporaryDirectory() as folder:
         one = prepared(args, data, folder, noted)
         one.train()
