@@ -334,7 +334,7 @@ roll_back() { # roll_back NAME
         copy_model "$1" "$aside"
         copy_model "$before" "$1" "$1 is as it was, and also called $aside"
         copy_model "$aside" "$before" "what $1 stood for is called $aside now"
-        ollama rm "$aside" >&2 || say "warning: $aside could not be removed (above); $before is the same model"
+        ollama rm "$aside" 2>&1 | progress_as_lines >&2 || say "warning: $aside could not be removed (above); $before is the same model"
     else
         copy_model "$before" "$1"
     fi

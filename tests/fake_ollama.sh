@@ -89,6 +89,7 @@ rm)
     grep -qxF -e "$2" "$store/models" || { echo "Error: model '$2' not found" >&2; exit 1; }
     awk -v name="$2" '$0 != name' "$store/models" >"$store/models.less"
     mv "$store/models.less" "$store/models"
+    progress ""
     echo "deleted '$2'"
     ;;
 create)

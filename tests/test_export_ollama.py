@@ -874,6 +874,7 @@ def test_without_the_packages_a_switch_is_refused_and_the_way_back_lets_the_two_
     for now, before in (("mine-previous", "mine"), ("mine", "mine-previous")):
         done = call("--rollback", "team/mine:v1")
         assert (done.returncode, done.stdout) == (0, "team/mine:v1\n"), done.stderr
+        assert "deleted 'team/mine-next:v1'" in done.stderr and "\033" not in done.stderr
         assert content(store) == {"team/mine:v1": f"team/{now}:v1", "team/mine-previous:v1": f"team/{before}:v1"}
 
 
