@@ -378,13 +378,6 @@ def main(argv: Sequence[str]) -> int:
     if (seat := launchers.seat()) is not None and seat.rank > 0 and arguments.command not in ("run", "resume"):
         # The first one answers for all.
         return 0
-    if arguments.detach and (seat := launchers.seat()) is not None:
-        words = (
-            "each of its processes would start a run of its own; leave it out, and send the launcher to the background"
-        )
-        if seat.rank == 0:
-            logger.error("--detach: this program was started by {}, and {}", seat.by, words)
-        return 2
     if arguments.detach:
         return background.detach(argv, stdout)
     try:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_team import Program, Store, an_order, places, some_ranks
+from tests.support.crews import Program, Store, an_order, places, some_ranks
 from training import finetune
+from training.control import background
 from training.distributed import Crew, crew, launcher, notes, rendezvous, worker
 from training.errors import RunError
 from training.runs import Run
@@ -116,7 +117,7 @@ def test_detach_is_refused_in_a_process_that_a_launcher_has_started(monkeypatch,
     monkeypatch.setattr(launchers, "_seat", a_seat(0))
     monkeypatch.setattr(finetune.log, "claim_stdout", lambda: None)
     monkeypatch.setattr(finetune.log, "start", lambda: None)
-    monkeypatch.setattr(finetune.background, "detach", lambda *_: pytest.fail("N runs"))
+    monkeypatch.setattr(background.subprocess, "Popen", lambda *_, **__: pytest.fail("N runs"))
     assert finetune.main(["--detach"]) == 2
     assert (
         "--detach: this program was started by srun, and each of its processes would start a run of its own"

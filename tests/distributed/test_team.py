@@ -22,25 +22,22 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from tests.support.crews import Program, Store, an_order, places, some_ranks
 from tests.support.faults import FAULTY, NO_EXPORT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
 from tests.support.ranks import SLOW, TWO, gone, in_rank, other_process, program, slowly, started
 from tests.support.runs import RUN_FILES, files_of, losses
-from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
 from training import settings
-from training.base_model import BaseModel
 from training.distributed import Crew, crew, launcher, notes, rendezvous
-from training.distributed.launcher import Ranks
 from training.errors import Interrupted, MachineError, RunError, UserError
 from training.plan import choices, memory, memory_fit
 from training.runs import Run
 from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
-from training.train import Order, Place, Watch, machines, meeting, team
-from training.train.meeting import Key
+from training.train import Place, Watch, machines, meeting, team
 from training.train.team import Alone
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
@@ -148,13 +145,6 @@ def test_on_a_cpu_each_process_has_the_whole_model_and_one_process_is_advised_wh
     assert advice.startswith("set NUM_PROCESSES = 1 with GRADIENT_ACCUMULATION_STEPS = 12")
 
 
-def an_order(run: Path, rank: int, **more: object) -> Order:
-    """The order of one of two ranks, without a model and rows."""
-    parts = {"train": None, "validation": None, "longest": 64, "steps": 10, "fingerprint": {"a": 1}, **more}
-    base = BaseModel("a model", Path("/a model"), "folder", None, {}, 1000, None)
-    return Order(place=Place(rank, rank, 2, 2, 1), settings=a_settings(DEVICE="cpu"), base=base, run=run, **parts)
-
-
 def test_an_order_arrives_whole_in_another_rank_and_is_waited_for(tmp_path):
     assert notes.order(tmp_path) is None
     order = an_order(Path("/a run"), 0, train=list(range(300_000)))
@@ -162,21 +152,6 @@ def test_an_order_arrives_whole_in_another_rank_and_is_waited_for(tmp_path):
     other = notes.order(tmp_path).at(1, 1)
     assert other == replace(order, place=other.place) and other.place == Place(1, 1, 2, 2, 1)
     assert (tmp_path / "order").stat().st_mode & 0o077 == 0
-
-
-def some_ranks(folder: Path, **more: object) -> Ranks:
-    """Two ranks of one machine, as their launcher sees them."""
-    return Ranks(folder=folder, size=2, first=0, here=2, begun=lambda path: None, **more)
-
-
-class Program:
-    """Stands in for a rank's process. `code`: how it has ended."""
-
-    def __init__(self, pid: int = 1, code: int | None = None) -> None:
-        self.pid, self.code = pid, code
-
-    def poll(self) -> int | None:
-        return self.code
 
 
 @pytest.mark.parametrize(
@@ -349,25 +324,6 @@ def test_one_process_is_a_team_of_one_that_says_and_hears_itself():
         alone.round(team.NOT_FINITE)
     with team.joined(team.ALONE, settings.load(ROOT / "config.ini")) as joined:
         assert isinstance(joined, Alone)
-
-
-class Store(dict):
-    """Stands in for torch's store: two machines in one process."""
-
-    def check(self, names: list[str]) -> bool:
-        return all(name in self for name in names)
-
-    def set(self, name: str, value: bytes) -> None:
-        self[name] = value
-
-    def get(self, name: str) -> bytes:
-        return self[name]
-
-
-def places(*secrets: bytes, processes: tuple[int, ...] = (1, 1)) -> list[Place]:
-    """Two machines with a secret each."""
-    both = zip(secrets, processes, strict=True)
-    return [Place(n * here, 0, 2 * here, here, 1, key=Key(secret)) for n, (secret, here) in enumerate(both)]
 
 
 def met(store: Store, *two: Place) -> list[Exception | None]:

@@ -13,7 +13,7 @@ from typing import IO
 
 from loguru import logger
 
-from training.system import listeners, log, paths, privacy, shell
+from training.system import launchers, listeners, log, paths, privacy, shell
 
 # Names the descriptor on which a detached run tells its parent that it has started.
 PARENT = "FINETUNE_PARENT"
@@ -22,6 +22,13 @@ _kept = ""
 
 def detach(argv: Sequence[str], stdout: IO[str]) -> int:
     """Start the run in a session of its own; print its directory once it has really started, or its error."""
+    if (seat := launchers.seat()) is not None:
+        words = (
+            "each of its processes would start a run of its own; leave it out, and send the launcher to the background"
+        )
+        if seat.rank == 0:
+            logger.error("--detach: this program was started by {}, and {}", seat.by, words)
+        return 2
     rest = [word for word in argv if word.replace("_", "-") != "--detach"]
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as messages:
