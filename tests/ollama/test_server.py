@@ -144,7 +144,8 @@ def test_what_breaks_at_the_server_is_one_message_and_the_old_model_answers(
 ) -> None:
     fake.models["mine:latest"] = old = Model({}, "old")
     fake.breaks = breaks
-    with pytest.raises(RunError, match=said) as error, delivery.made(fake.server(0.3), request_of(), "mine", print):
+    server = fake.server(0.3 if "hang" in breaks.values() else 60)
+    with pytest.raises(RunError, match=said) as error, delivery.made(server, request_of(), "mine", print):
         raise AssertionError("was made")
     assert "\n" not in str(error.value)
     assert fake.models == {"mine:latest": old}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,8 +14,11 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+import gguf
+
 from tests.support.paths import ROOT
 from training import runs
+from training.to_gguf import provenance
 
 FAULT = (
     "fault"  # a test's property (what was done to a run, whether nothing was lost): properties come back from workers
@@ -70,7 +74,10 @@ def done(run: Path, stage: str) -> bool:
 
 
 def result(run: Path) -> dict:
-    """What must be equal in two reports: every loss, check and file, but for config.ini with its own folders."""
+    """What must be equal in two reports: every loss, check and file.
+
+    But for config.ini with its own folders, and for rows.csv, which has as many rows as there was time for.
+    """
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     return {
         "losses": [
@@ -78,10 +85,27 @@ def result(run: Path) -> dict:
         ],
         "evaluations": report["training"]["evaluations"],
         "checks": [(check["name"], check["passed"], check["figures"]) for check in report["checks"]],
-        "files": {a["path"]: a["sha256"] for a in report["artefacts"] if a["path"] != "config.ini"},
+        "files": {
+            name: content(run / name) if name.endswith(".gguf") else a["sha256"]
+            for a in report["artefacts"]
+            if (name := a["path"]) not in ("config.ini", "rows.csv")
+        },
         "samples": report["samples"],
         "stages": list(report["run"]["stages"]),
     }
+
+
+def content(path: Path) -> str:
+    """A digest of a GGUF file without what it says of its own run (--whois)."""
+    reader = gguf.GGUFReader(path)
+    digest = hashlib.sha256()
+    for name, field in reader.fields.items():
+        if name not in (provenance.MADE, provenance.FOUND) and not name.startswith("GGUF."):
+            for part in field.parts:
+                digest.update(part.tobytes())
+    for tensor in reader.tensors:
+        digest.update(tensor.name.encode() + tensor.data.tobytes())
+    return digest.hexdigest()
 
 
 # ---- memory, and numbers that are none ----------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class FakeOllama:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
 
-    def server(self, patience: float = 5.0) -> Server:
+    def server(self, patience: float = 60.0) -> Server:
         return Server(Address(port=self.port), patience)
 
     @property

@@ -11,7 +11,7 @@ RUN_FILES = {
     "Modelfile", "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
     "finetune.log", "merged/README.md", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
     "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "report.html", "report.json",
-    "report.md", "status.json", "tiny.Q4_K_M.gguf",
+    "report.md", "rows.csv", "status.json", "tiny.Q4_K_M.gguf",
 }  # fmt: skip
 
 

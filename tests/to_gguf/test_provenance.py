@@ -133,7 +133,7 @@ def test_the_command_takes_one_model() -> None:
 def test_the_files_of_a_run_say_whose_child_they_are(undisturbed: Path) -> None:
     said = dict(line.split(": ", 1) for line in told(str(undisturbed / "tiny.Q4_K_M.gguf")).splitlines())
     assert said["run"] == undisturbed.name
-    assert said["data_1"].startswith("training, 16 rows, sha256 ")
+    assert said["data_1"].startswith("training, 13 rows, sha256 "), "those that are trained on"
     assert said["check GGUF as read"] == "passed"
     assert {"base", "steps", "validation_loss", "rows_training"} <= said.keys()
     assert str(undisturbed.parent) not in "".join(said.values())
