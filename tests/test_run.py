@@ -23,7 +23,7 @@ SHIPPED_FILES = {
     "Modelfile", "adapter/README.md", "merged/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
     "finetune.log", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
     "merged/model.safetensors", "merged/tokenizer.json", "merged/tokenizer_config.json", "my-assistant.Q4_K_M.gguf",
-    "my-assistant.Q8_0.gguf", "report.html", "report.json", "report.md", "status.json",
+    "my-assistant.Q8_0.gguf", "report.html", "report.json", "report.md", "rows.csv", "status.json",
 }  # fmt: skip
 STEPS = ("--set", "Training.MAX_STEPS=20", "--set", "Quantization.QUANTIZATION_METHOD=q4_k_m,q8_0")
 OWN_VENV = Path(sys.prefix) == ROOT / ".venv"  # tests/run.sh sees to it
