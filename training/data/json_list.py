@@ -79,12 +79,24 @@ class JsonList:
                 depth += 1
             elif depth and mark in b"}]":
                 depth -= 1
-            elif not depth and mark in b",]":
-                self._closed = mark == b"]"
-                yield from self._row(token.start(), token.end())
+                if not depth:
+                    yield from self._after_value(token.end())
+            elif not depth:
+                yield from self._between(token.start(), token.end())
                 if self._closed:
                     return
         self._depth, self._position = depth, len(self._buffer)
+
+    def _after_value(self, end: int) -> Iterator[Record | BadRow]:
+        """A value ends there. In [ ] its row ends with the comma or bracket behind it."""
+        return iter(())
+
+    def _between(self, start: int, end: int) -> Iterator[Record | BadRow]:
+        """A mark of JSON that stands between values."""
+        mark = self._buffer[start:end]
+        if mark in (b",", b"]"):
+            self._closed = mark == b"]"
+            yield from self._row(start, end)
 
     def _row(self, end: int, next_start: int) -> Iterator[Record | BadRow]:
         """The row up to `end` in the buffer. In [ ] there is none."""
@@ -153,24 +165,14 @@ class JsonList:
 class JsonObjects(JsonList):
     """Cuts objects that stand one after the other, each over any number of lines, with or without commas between them."""
 
-    def _in_buffer(self) -> Iterator[Record | BadRow]:
-        depth = self._depth
-        for token in TOKEN.finditer(self._buffer, self._position):
-            mark, closing = token.group(0, 1)
-            if closing is not None:
-                if not closing:  # the string is not whole yet
-                    self._depth, self._position = depth, token.start()
-                    return
-            elif mark in b"{[":
-                depth += 1
-            elif depth and mark in b"}]":
-                depth -= 1
-                if not depth:
-                    yield from self._row(token.end(), token.end())
-            elif not depth and mark == b"," and not self._buffer[self._start : token.start()].strip():
-                self._line += self._buffer.count(b"\n", self._start, token.end())
-                self._start = token.end()
-        self._depth, self._position = depth, len(self._buffer)
+    def _after_value(self, end: int) -> Iterator[Record | BadRow]:
+        yield from self._row(end, end)
+
+    def _between(self, start: int, end: int) -> Iterator[Record | BadRow]:
+        if self._buffer[start:end] == b"," and not self._buffer[self._start : start].strip():
+            self._line += self._buffer.count(b"\n", self._start, end)
+            self._start = end
+        return iter(())
 
     def fill(self) -> BadRow | None:
         """Read on; at the end of the file nothing may be left over."""
