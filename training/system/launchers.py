@@ -30,8 +30,26 @@ FOLDER = "FINETUNE_RANKS"
 PORT = 29500  # torchrun's
 
 
+class OnMachines:
+    """Where a process stands: its rank of `size`, of which each machine has `local_size`."""
+
+    rank: int
+    size: int
+    local_size: int
+
+    @property
+    def machine(self) -> int:
+        """The number of its machine; machine 0 owns the run."""
+        return self.rank // self.local_size
+
+    @property
+    def machines(self) -> int:
+        """How many machines there are."""
+        return self.size // self.local_size
+
+
 @dataclass(frozen=True, kw_only=True)
-class Seat:
+class Seat(OnMachines):
     """The place of this process among those that a launcher has started."""
 
     rank: int
@@ -49,16 +67,6 @@ class Seat:
     restarts: int = 0
     # Of this program's own launcher.
     folder: Path | None = None
-
-    @property
-    def machine(self) -> int:
-        """The number of its machine."""
-        return self.rank // self.local_size
-
-    @property
-    def machines(self) -> int:
-        """How many machines there are."""
-        return self.size // self.local_size
 
 
 _left_out: dict[str, str] = {}

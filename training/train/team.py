@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from training.settings import Settings
-from training.system import this_machine, wire
+from training.system import launchers, this_machine, wire
 from training.train import meeting
 from training.train.meeting import Key
 
@@ -49,7 +49,7 @@ Told = TypeVar("Told")
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(launchers.OnMachines):
     """Where a process stands among all: its rank, and where the ranks find each other: on one machine through a file, on
     several through machine 0's server, to which they prove themselves with a key."""
 
@@ -61,16 +61,6 @@ class Place:
     address: str = LOOPBACK
     file: Path | None = None
     key: Key | None = None
-
-    @property
-    def machine(self) -> int:
-        """The number of its machine; machine 0 owns the run."""
-        return self.rank // self.local_size
-
-    @property
-    def machines(self) -> int:
-        """How many machines there are."""
-        return self.size // self.local_size
 
     @property
     def proof(self) -> Key:
