@@ -549,8 +549,8 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     other = other_process(run)
     os.killpg(process.pid, signal.SIGTERM)  # as a terminal or a service manager does: to every process of the group
     os.kill(other, signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 143
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr
     status = json.loads((run / "status.json").read_text(encoding="utf-8"))
     assert status["state"] == "interrupted" and status["step"] < 8
     assert gone(other)
@@ -561,7 +561,8 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert losses(run) == losses(whole)
-    assert files_of(run) == RUN_FILES
+    # With trained biases the base model is not to be had by switching the adapter off: no row is measured before and after.
+    assert files_of(run) == RUN_FILES - {"rows.csv"}
 
 
 @pytest.mark.tiny

@@ -181,3 +181,23 @@ runpy.run_path({str(ROOT / "training" / "finetune.py")!r}, run_name="__main__")
         environment = os.environ | {"NUMBER": str(int(number))}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
         assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+
+
+def test_a_signal_that_comes_when_the_end_is_told_does_not_change_it():
+    """A launcher passes a signal on to a process that has stopped for it already, and torch takes its time to go."""
+    going = """
+class Slow:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"going\\n")
+        sleep(3)
+print("waiting", flush=True)
+slow = Slow()
+time.sleep(1)
+ours.delivered()
+sys.exit(143)
+"""
+    process = started(going)
+    assert process.stdout.readline() == "going\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143

@@ -11,6 +11,7 @@ for the first one, and the second one is its alone, so that one thread says how 
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -60,6 +61,7 @@ class Signals:
         signal.signal(signal.SIGUSR1, self._on_save)
         signal.signal(signal.SIGUSR2, self._on_again)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        atexit.register(_told)
         arrivals, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -181,6 +183,13 @@ def _end(number: int, lost: Callable[[int], int] | None) -> None:
 def words(number: int) -> str:
     """What a signal that ends a process is called, where no more is said of it."""
     return f"stopped by {signal.Signals(number).name}"
+
+
+def _told() -> None:
+    """The end is told, and the interpreter goes. It would give the signals back to the system first, and one that comes then
+    (a launcher passes one on that this process was told of already) would kill it: with that as its end, and not its own."""
+    for number in (*STOPS, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(error: Interrupted) -> None:
