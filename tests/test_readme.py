@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from training import control, errors, runs, settings
+from training import control, errors, runs
 from training.data import rows
 from training.pipeline import export_stages
-from training.plan import choices
-from training.settings import Override, other_names, rules, usage
+from training.settings import other_names, rules, usage
 from training.settings.rules import Given
 from training.settings.table import EVERY as SETTINGS
 from training.settings.table import EVERY_SECTION, reference
@@ -488,25 +487,6 @@ def test_the_checks_and_the_stages_of_the_export_are_those_of_the_program(end):
     assert ("、" if end == CHINESE else ", ").join(export_stages.STAGES) in document("ollama", end)
 
 
-@BOTH
-def test_what_is_said_to_be_not_built_is_refused(end):
-    title = "## Not built yet\n" if end == ".md" else "## 尚未实现\n"
-    said = code(document("settings", end).split(title)[1].split("\n#")[0])
-    flags = [word for word in said if word in usage.COMMANDS]
-    assert flags == [
-        flag
-        for flag in usage.COMMANDS
-        if flag not in ("--resume", "--check", "--prove", "--serve") and not known_command(flag)
-    ]
-    values = {"NUM_PROCESSES": "2", "NUM_MACHINES": "2", "MAIN_PROCESS_ADDRESS": "10.0.0.5", "SHARDING": "fsdp"}
-    several = [Override("Hardware", key, value, key) for key, value in values.items()]
-    with pytest.raises(errors.UserError) as refused:
-        choices.check_built(settings.load(ROOT / "config.ini", several))
-    refusals = re.findall(r"^ *([A-Z_]+).* not built yet", str(refused.value), re.MULTILINE)
-    assert sorted(refusals) == ["SHARDING"]
-    assert set(refusals) <= set(said)
-
-
-def known_command(flag: str) -> bool:
-    """Whether the program does something at this flag."""
-    return flag.removeprefix("--") in control.COMMANDS
+def test_every_command_of_the_usage_does_something():
+    built = {"resume", "check", "prove", "serve", *control.COMMANDS}
+    assert {flag.removeprefix("--") for flag in usage.COMMANDS} <= built

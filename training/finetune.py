@@ -32,7 +32,7 @@ before_torch.settle()
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -83,9 +83,9 @@ def finetune(
         with distributed.started(plan, stages.marks(plan), run, give_up) as others:
             loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
             rows = stages.held_out_rows(plan)
-            if run.stage("train") is None:
-                pipeline.train_stage(plan, loaded, rows, run, events, signals, others)
-        pipeline.evaluate_stage(plan, loaded, rows, run, events)
+            to_train = run.stage("train") is None
+            with pipeline.trained(plan, loaded, rows, run, events, signals, others) if to_train else nullcontext():
+                pipeline.evaluate_stage(plan, loaded, rows, run, events)
         del loaded
         trouble.free_memory()
     pipeline.judge(plan.settings, run, events)

@@ -106,6 +106,44 @@ def test_4_bits_are_for_cuda_and_rocm_and_left_out_with_the_reason_elsewhere(tmp
         assert reasons == ([] if loaded else ["no CUDA device"])
 
 
+SPREAD = "[Hardware]\nENGINE = transformers\nNUM_PROCESSES = 4\nSHARDING = fsdp\n"
+
+
+def test_a_card_holds_its_share_of_a_spread_model_and_what_is_put_together_of_it(tmp_path, monkeypatch):
+    where = machine("Tesla T4")
+    asked = decided(tmp_path, monkeypatch, where, SPREAD)
+    reason = "SHARDING = fsdp spreads weights of 16 bit; those that bitsandbytes keeps in 4 cannot be cut into shares"
+    assert ("Quantization.LOAD_IN_4BIT", False, reason) in asked.choices
+    together = 2 * (EIGHT.embeddings + 2 * EIGHT.layer_weights)
+    assert memory.estimate(asked, EIGHT, 512)["weights"] == 2 * EIGHT.parameters // 4 + together
+    roomy = replace(where, memory_available=64 * GB)
+    asked = asked.with_choice("Training.GRADIENT_CHECKPOINTING", True, "")
+    assert memory_fit.check(asked, EIGHT, 2048, roomy) is None, "16 bit of 8B on four cards of 16 GB"
+    whole = asked.with_choice("Hardware.SHARDING", "none", "")
+    with pytest.raises(MachineError, match=r"needed, 15\.8 GB free; set SHARDING = fsdp"):
+        memory_fit.check(whole, EIGHT, 2048, roomy)
+
+
+def test_a_model_that_machine_0_cannot_read_whole_is_refused_before_it_is_spread(tmp_path, monkeypatch):
+    where = replace(machine("Tesla T4"), memory_available=8 * GB)
+    asked = decided(tmp_path, monkeypatch, where, SPREAD)
+    with pytest.raises(MachineError) as caught:
+        memory_fit.check(asked, EIGHT, 512, where)
+    assert str(caught.value) == (
+        "too little memory beside the cards: SHARDING = fsdp reads the whole model first, 16.1 GB, and 8.0 GB are free; "
+        "choose a smaller BASE_MODEL_NAME, or a machine with more"
+    )
+    other = asked.with_choice("Hardware.NUM_MACHINES", 2, "").with_choice("Hardware.MACHINE_RANK", 1, "")
+    assert memory_fit.check(other.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), EIGHT, 512, where) is None
+
+
+def test_on_a_cpu_the_whole_model_stands_beside_the_shares_while_they_are_made(tmp_path, monkeypatch):
+    asked = decided(
+        tmp_path, monkeypatch, machine(), SPREAD + "DEVICE = cpu\nPRECISION = bf16\nAUTO_FP16_BF16 = false\n"
+    )
+    assert memory.estimate(asked, EIGHT, 512)["weights"] >= 2 * (2 * EIGHT.parameters // 4) * 4
+
+
 def test_what_the_program_holds_of_a_card_already_is_not_counted_against_what_is_free(tmp_path, monkeypatch):
     """The context of this process was there when the card was asked: 0.5 GB or so, which 0.8 GB for the program held too."""
     asked = decided(tmp_path, monkeypatch, machine("Tesla T4"))

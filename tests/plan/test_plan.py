@@ -15,7 +15,7 @@ from training.base_model import BaseModel
 from training.errors import MachineError, UserError
 from training.fast_cpu import policy
 from training.plan import Plan, choices, disk_space, time_estimate
-from training.settings import Override, Settings
+from training.settings import Choice, Override, Settings
 from training.system.this_machine import Gpu
 
 ON_CPU = {"DEVICE": "cpu", "ENGINE": "transformers"}
@@ -182,12 +182,9 @@ def test_the_ollama_that_is_here_is_told_before_training(tmp_path, monkeypatch, 
     assert told[-1].startswith("WARNING" if "will need" in said else "INFO")
 
 
-def test_a_setting_that_is_not_built_yet_is_refused():
-    with pytest.raises(UserError) as caught:
-        choices.check_built(a_settings(NUM_PROCESSES=2, SHARDING="fsdp"))
-    assert [problem.split(": ")[-1] for problem in caught.value.problems] == [
-        "sharding is not built yet; set it to none",
-    ]
+def test_a_spread_model_is_trained_by_its_own_layers():
+    asked = a_settings(NUM_PROCESSES="2", SHARDING="fsdp", DEVICE="cpu", ENGINE="transformers")
+    assert policy.wanted(asked) == Choice(False, "SHARDING = fsdp puts the model's own layers together")
 
 
 def planned(asked: Settings, **config: object) -> Plan:

@@ -14,7 +14,7 @@ from training.system import temporary
 from training.system.launchers import Seat
 from training.system.signals import Signals
 from training.system.wording import first_line
-from training.train import Loaded, Order, Session, engine, loop, machines, state
+from training.train import Loaded, Order, Session, engine, loop, machines, sharding, state
 
 
 def follow(
@@ -32,9 +32,12 @@ def follow(
         temporary.folder("second") as folder,
         crew.several(seat, plan, fingerprint, Run(folder), give_up) as others,
     ):
-        loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
+        spread = sharding.wanted(plan.settings)
+        loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer, empty=spread)
         others.wait()
         with others.joined() as team:
+            if spread:
+                sharding.spread(loaded.model, team, plan.settings.hardware.device)
             ours = state.session(loaded, others.order, team, signals, others)
             done = _train(loaded, others.order, ours, foreign=seat.folder is None)
     if done:
@@ -46,6 +49,8 @@ def _train(loaded: Loaded, order: Order, session: Session, foreign: bool) -> boo
     try:
         with session.signals.gentle():
             loop.follow(loaded, order, session)
+            if session.watch.spread:
+                sharding.accompany(loaded.model, session.watch.team, lambda: session.signals.stop)
         return True
     except Interrupted as error:
         if session.first_began is None:

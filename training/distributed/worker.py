@@ -15,7 +15,7 @@ from training.errors import FinetuneError, Interrupted, RunError
 from training.system import foreign_code, this_machine
 from training.system.launchers import Seat
 from training.system.signals import Signals
-from training.train import Order, engine, loop, meeting, team
+from training.train import Loaded, Order, Session, engine, loop, meeting, sharding, team
 from training.train.state import session
 
 
@@ -67,16 +67,31 @@ def work(order: Order, folder: Path, signals: Signals) -> None:
     if order.settings.hardware.device != "cpu":
         this_machine.show_one_card(order.settings.hardware.device, order.place.local_rank)
     engine.start(order.settings)
-    loaded = engine.load(order.base, order.settings, order.longest)
+    spread = sharding.wanted(order.settings)
+    loaded = engine.load(order.base, order.settings, order.longest, empty=spread)
     notes.ready(folder, order.place.local_rank)
     _until_met(order, folder)
     with team.joined(order.place, order.settings) as joined, signals.gentle():
+        if spread:
+            sharding.spread(loaded.model, joined, order.settings.hardware.device)
         ours = session(loaded, order, joined, signals)
         try:
             loop.follow(loaded, order, ours)
+            if spread:
+                _help_to_evaluate(ours, loaded, folder)
         except Interrupted:
             if ours.first_began is None:
                 raise
+
+
+def _help_to_evaluate(ours: Session, loaded: Loaded, folder: Path) -> None:
+    """Where the model is spread: take part in what the first rank asks it after the training."""
+    try:
+        sharding.accompany(loaded.model, ours.watch.team, lambda: ours.signals.stop)
+    except RuntimeError:
+        # The first rank has ended, and has told why.
+        if not notes.is_over(folder):
+            raise
 
 
 def _until_met(order: Order, folder: Path) -> None:

@@ -61,6 +61,10 @@ def _generate(
     # TRL switches it on; the loss of the experts' balance takes no such batch.
     if getattr(model.config, "output_router_logits", False):
         options["output_router_logits"] = False
+    if torch.distributed.is_initialized():
+        # Of a model that is spread over several processes it would ask in each step whether the others still generate:
+        # they do not, they follow (train/sharding.py).
+        options["synced_gpus"] = False
     model.eval()
     with torch.no_grad():
         # PreTrainedModel's type does not say that it can.

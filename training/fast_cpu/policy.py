@@ -24,6 +24,8 @@ def wanted(settings: Settings) -> Choice:
         return Choice(False, "FAST_CPU")
     if hardware.device != "cpu" or hardware.engine != "transformers":
         return Choice(False, "it is for training with transformers on a CPU")
+    if hardware.sharding != "none":
+        return Choice(False, "SHARDING = fsdp puts the model's own layers together")
     for name in ("lm_head", "embed_tokens"):
         if name in settings.lora.target_modules:
             return Choice(False, f"{name} is trained")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from training.system.privacy import redact
 from training.system.signals import Signals
 from training.system.wording import shorten
 from training.to_gguf import importance
-from training.train import Loaded, Session, adapter_files, loop, state, team
+from training.train import Loaded, Session, adapter_files, loop, sharding, state, team
 
 if TYPE_CHECKING:
     import datasets
@@ -55,7 +56,8 @@ class Rows:
     asked: list[Item]
 
 
-def train_stage(
+@contextmanager
+def trained(
     plan: Plan,
     loaded: Loaded,
     rows: Rows,
@@ -63,8 +65,11 @@ def train_stage(
     events: Events,
     signals: Signals,
     others: Crew | None = None,
-) -> None:
-    """Train, with the `others` if any, and keep what the later stages need; the adapter is on the disk at the end."""
+) -> Iterator[None]:
+    """Train, with the `others` if any, and keep what the later stages need; the adapter is on the disk within the block.
+
+    There the model can be asked: the others take part in that where it is spread over them, and have ended where not.
+    """
     began = time.perf_counter()
     run.update(stage="train")
     end_ids = ends(plan)
@@ -72,7 +77,10 @@ def train_stage(
     order = others.order if others else crew.order_of(plan, marks(plan), run.path)
     if others:
         others.wait()
-    with others.joined() if others else team.joined(order.place, order.settings) as joined:
+    with ExitStack() as kept:
+        joined = kept.enter_context(others.joined() if others else team.joined(order.place, order.settings))
+        if sharding.wanted(plan.settings):
+            sharding.spread(loaded.model, joined, plan.settings.hardware.device)
         session = Session(
             settings=plan.settings,
             run=run,
@@ -87,17 +95,25 @@ def train_stage(
             crew=others,
         )
         result = loop.train(loaded, order, session)
+        if not session.watch.spread:
+            kept.close()
+        _finish_training(plan, loaded, run, events, result, round(time.perf_counter() - began, 1))
+        if signals.stop is not None:  # it came with the last step: the training is done, the rest is for --resume
+            words = f"stopped after training; the adapter is safe, {checkpoint.does_the_rest(run.path)}"
+            raise Interrupted(signals.stop, words)
+        with sharding.led(loaded.model, joined) if session.watch.spread else nullcontext():
+            yield
+
+
+def _finish_training(plan: Plan, loaded: Loaded, run: Run, events: Events, result: loop.Result, seconds: float) -> None:
+    """Keep what the training came to."""
     trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
-    seconds = round(time.perf_counter() - began, 1)
     fingerprint = checkpoint.kept(marks(plan))
     run.finish_stage(
         "train", {**records.plain(result), "seconds": seconds, "trainable": trainable, "fingerprint": fingerprint}
     )
     logger.info("adapter saved in {}", run.path / runs.ADAPTER)
     events.emit("stage", name="train", seconds=seconds)
-    if signals.stop is not None:  # it came with the last step: the training is done, the rest is for --resume
-        words = f"stopped after training; the adapter is safe, {checkpoint.does_the_rest(run.path)}"
-        raise Interrupted(signals.stop, words)
 
 
 def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Events) -> None:

@@ -151,11 +151,29 @@ def weights(settings: Settings, model: Shape) -> int:
     """Bytes of the frozen base model. Loading it takes no more than training does: in 4 bits transformers reads one matrix in
     16 bit at a time (core_model_loading.py of 5.17: it uses no threads where it quantises)."""
     width = _width(settings)
+    if settings.hardware.sharding != "none":
+        return _spread_weights(settings, model)
     if not settings.quantization.load_in_4bit:
         return model.parameters * width
     # While a layer is at work its largest matrix stands in 16 bit.
     largest = 2 * max(inputs * outputs for inputs, outputs in model.linear.values())
     return int(model.embeddings * 2 + (model.parameters - model.embeddings) * NF4 + largest)
+
+
+def whole_weights(settings: Settings, model: Shape) -> int:
+    """Bytes of the model in 16 or 32 bit as rank 0 reads it, in the machine's memory, where it is spread over several."""
+    return model.parameters * _width(settings)
+
+
+def _spread_weights(settings: Settings, model: Shape) -> int:
+    """Bytes that a rank has of a model spread over all (train/sharding.py): its share, and put together what stands outside
+    of the layers, the layer that is at work, and the next one, which is fetched meanwhile."""
+    width = _width(settings)
+    together = model.embeddings + 2 * model.layer_weights
+    share = whole_weights(settings, model) // settings.processes
+    # On a CPU rank 0's whole model stands beside the shares while these are made of it.
+    loading = share if settings.hardware.device == "cpu" else 0
+    return share + max(together * width, loading)
 
 
 def _width(settings: Settings) -> int:

@@ -9,7 +9,7 @@ from loguru import logger
 
 from training import base_model
 from training.errors import MachineError
-from training.plan.memory import Shape, estimate, shape, words
+from training.plan.memory import Shape, estimate, shape, whole_weights, words
 from training.settings import Settings
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
@@ -39,6 +39,7 @@ def check(settings: Settings, model: Shape, longest: int, machine: Machine, adap
 
     On a GPU a batch that does not fit is halved while training, so only one that is too large at one row is refused.
     """
+    _reads_whole(settings, model, machine)
     parts, room = estimate(settings, model, longest, adapter), free(settings, machine)
     needed = sum(parts.values())
     if needed <= room:
@@ -53,6 +54,19 @@ def check(settings: Settings, model: Shape, longest: int, machine: Machine, adap
     if certain:
         raise MachineError(text)
     return text
+
+
+def _reads_whole(settings: Settings, model: Shape, machine: Machine) -> None:
+    """A model that is spread over cards is read whole into the memory of machine 0 first: MachineError where it has not so
+    much."""
+    if settings.hardware.sharding == "none" or settings.hardware.device == "cpu" or settings.hardware.machine_rank:
+        return
+    whole = whole_weights(settings, model)
+    if whole > MARGIN * machine.memory_available:
+        raise MachineError(
+            f"too little memory beside the cards: SHARDING = fsdp reads the whole model first, {gigabytes(whole)}, and "
+            f"{gigabytes(machine.memory_available)} are free; choose a smaller BASE_MODEL_NAME, or a machine with more"
+        )
 
 
 def check_before_download(settings: Settings, machine: Machine) -> None:
@@ -114,7 +128,10 @@ def _ways(settings: Settings, model: Shape, longest: int, room: int) -> list[Way
         size = next((n for n in sizes if _total(_batch(settings, n), model, longest) <= room), 1)
         text = f"PER_DEVICE_TRAIN_BATCH_SIZE = {size} with GRADIENT_ACCUMULATION_STEPS = {product // size}"
         ways.append(Way(text, lambda settings: _batch(settings, size), longest))
-    if not on_cpu and not settings.quantization.load_in_4bit:
+    several = settings.processes > 1
+    if not on_cpu and several and settings.hardware.sharding == "none":
+        ways.append(_way("SHARDING = fsdp", longest, "Hardware.SHARDING", "fsdp"))
+    if not on_cpu and not settings.quantization.load_in_4bit and settings.hardware.sharding == "none":
         ways.append(_way("LOAD_IN_4BIT = true", longest, "Quantization.LOAD_IN_4BIT", True))
     if on_cpu and settings.hardware.precision == "fp32":
         ways.append(_way("AUTO_FP16_BF16 = false with PRECISION = bf16", longest, "Hardware.PRECISION", "bf16"))

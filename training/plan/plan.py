@@ -88,7 +88,6 @@ def prepare(settings: Settings, today: date | None = None, on_disk: int = 0, wei
     machine = this_machine.inspect()
     for line in machine.lines():
         logger.info(line)
-    choices.check_built(settings)
     settings = choices.decide(settings, machine)
     if problems := [message for _, message in contradictions.find(settings)]:
         raise UserError(problems)
@@ -194,7 +193,8 @@ def lines(plan: Plan) -> list[str]:
     steps, rows = wording.counted(plan.steps, "step"), wording.counted(settings.rows_a_step, "row")
     out.append(f"{steps} of {rows}{shared} ({why}), {wording.counted(epochs, 'epoch')}")
     if settings.processes > 1:
-        out.append(traffic.line(settings, disk_space.adapter_parameters(settings, plan.base)))
+        whole = memory.whole_weights(settings, memory.shape(plan.base.config, plan.base.parameters))
+        out.append(traffic.line(settings, disk_space.adapter_parameters(settings, plan.base), whole))
     free = memory_fit.free(settings, plan.machine)
     out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
     out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({disk_space.words(plan.disk)})")

@@ -17,11 +17,20 @@ def sent(adapter: int, processes: int) -> int:
     return 2 * FLOAT * adapter * (processes - 1) // processes
 
 
-def line(settings: Settings, adapter: int) -> str:
-    """The same for the plan, with the time that it takes."""
-    each = sent(adapter, settings.processes)
+def sent_weights(whole: int, processes: int, micro_batches: int) -> int:
+    """The same of a model of `whole` bytes that is spread over the processes: in every micro-batch its layers are put
+    together twice, forward and backward, of shares that go round in a ring."""
+    return 2 * micro_batches * whole * (processes - 1) // processes
+
+
+def line(settings: Settings, adapter: int, whole: int) -> str:
+    """The same for the plan, with the time that it takes. whole: bytes of the frozen model."""
+    each, what = sent(adapter, settings.processes), "the gradients of the adapter"
+    if settings.hardware.sharding != "none":
+        each += sent_weights(whole, settings.processes, settings.training.gradient_accumulation_steps)
+        what = f"the weights twice a micro-batch (SHARDING = fsdp), and {what}"
     times = ", ".join(f"{_words(8 * each / (link * 1e9))} at {link} Gbit/s" for link in LINKS)
-    return f"between the processes: each sends {size(each)} a step, the gradients of the adapter ({times})"
+    return f"between the processes: each sends {size(each)} a step, {what} ({times})"
 
 
 def _words(seconds: float) -> str:

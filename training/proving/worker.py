@@ -55,7 +55,6 @@ def look(given: Settings) -> Here:
     this_machine.show_one_card(given.hardware.device)
     machine = this_machine.inspect()
     given = choices.decide(given, machine)
-    choices.check_built(given)
     return Here(
         device=given.hardware.device.partition(":")[0],
         engine=given.hardware.engine,

@@ -13,7 +13,7 @@ from training import evaluation, runs
 from training.runs import progress
 from training.system import files, privacy
 from training.system.wording import clock
-from training.train import updates
+from training.train import sharding, updates
 from training.train.state import Session
 from training.train.trouble import StopNow, not_finite
 
@@ -90,8 +90,8 @@ class Hooks(TrainerCallback):
         session.tokens += watch.tokens
         watch.tokens_per_second = watch.tokens / took
         every = session.settings.training.sample_steps
-        if every and state.global_step % every == 0 and session.first:
-            _sample(session, kwargs["model"], state.global_step)
+        if every and state.global_step % every == 0:
+            _sample_together(session, kwargs["model"], state.global_step)
         _obey(session, control)
 
     def on_prediction_step(
@@ -192,6 +192,19 @@ def _report_evaluation(session: Session, step: int, loss: float, control: Traine
             patience,
             carried.best_step,
         )
+
+
+def _sample_together(session: Session, model: PeftModel, step: int) -> None:
+    """`_sample`, which is the first rank's; the others take part where the model is spread over them."""
+    if not session.watch.spread:
+        if session.first:
+            _sample(session, model, step)
+    elif session.first:
+        with sharding.led(model, session.watch.team):
+            _sample(session, model, step)
+    else:
+        sharding.accompany(model, session.watch.team)
+        model.train()
 
 
 def _sample(session: Session, model: PeftModel, step: int) -> None:

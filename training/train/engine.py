@@ -116,12 +116,19 @@ def _keeps_spaces(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> None:
     )
 
 
-def load(base: BaseModel, settings: Settings, longest: int, own: PreTrainedTokenizerBase | None = None) -> Loaded:
+def load(
+    base: BaseModel,
+    settings: Settings,
+    longest: int,
+    own: PreTrainedTokenizerBase | None = None,
+    empty: bool = False,
+) -> Loaded:
     """Load the base model and put a fresh LoRA adapter on it, seeded.
 
     `longest` is the longest row in tokens; it decides the attention on a CPU. `own`: the model's own tokenizer, where
-    it is loaded already; both engines keep it, for the rows were made with it. Raises RunError when the weights
-    cannot be read or no module fits TARGET_MODULES.
+    it is loaded already; both engines keep it, for the rows were made with it. `empty`: without any weights, for a rank
+    that gets its share of them from another (sharding.spread). Raises RunError when the weights cannot be read or no
+    module fits TARGET_MODULES.
     """
     from transformers import set_seed
 
@@ -130,7 +137,7 @@ def load(base: BaseModel, settings: Settings, longest: int, own: PreTrainedToken
         own = own or tokenizer(base)
         if settings.hardware.engine == "unsloth":
             return _load_unsloth(base, settings, own)
-        return _load_transformers(base, settings, longest, own)
+        return _load_transformers(base, settings, longest, own, empty)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise RunError("model", f"{base.name} cannot be loaded for training: {error}") from error
 
@@ -150,12 +157,14 @@ def lora(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _load_transformers(base: BaseModel, settings: Settings, longest: int, tokenizer: PreTrainedTokenizerBase) -> Loaded:
+def _load_transformers(
+    base: BaseModel, settings: Settings, longest: int, tokenizer: PreTrainedTokenizerBase, empty: bool
+) -> Loaded:
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    model = _base_model(base, settings, longest)
+    model = (_empty_model if empty else _base_model)(base, settings, longest)
     # As Unsloth does: the same first values of the adapter on both engines.
     set_seed(settings.training.seed)
     # autocast_adapter_dtype keeps the adapter in float32: in bf16 small updates would be rounded away.
@@ -163,7 +172,7 @@ def _load_transformers(base: BaseModel, settings: Settings, longest: int, tokeni
         config = LoraConfig(task_type="CAUSAL_LM", **lora(settings))
         # A PeftMixedModel it is only where that is asked for.
         adapted = cast("PeftModel", get_peft_model(model, config, autocast_adapter_dtype=True))
-    if settings.lora.use_dora:
+    if settings.lora.use_dora and not empty:
         _require_lengths(adapted)
     # PEFT would write the whole matrix of a targeted head or embedding beside what is trained, in every checkpoint.
     save = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
@@ -176,8 +185,7 @@ def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrained
     import torch
     from transformers import AutoModelForCausalLM
 
-    on_cpu = settings.hardware.device == "cpu"
-    options: dict[str, Any] = {"attn_implementation": "eager" if on_cpu and longest <= EAGER_UP_TO else "sdpa"}
+    options: dict[str, Any] = {"attn_implementation": _attention(settings, longest)}
     if settings.quantization.load_in_4bit:
         from transformers import BitsAndBytesConfig
 
@@ -187,16 +195,10 @@ def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrained
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, DTYPES[settings.hardware.precision]),
         )
-    # fp16 training scales the loss over float32 weights; bf16 weights are trained as they are.
-    dtype = (
-        torch.float32
-        if settings.hardware.precision in ("fp16", "fp32") and on_cpu
-        else getattr(torch, DTYPES[settings.hardware.precision])
-    )
     with leftovers.kept_out(base.path) as folder:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=_dtype(settings),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -212,13 +214,49 @@ def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrained
     return model
 
 
+def _empty_model(base: BaseModel, settings: Settings, longest: int) -> PreTrainedModel:
+    """The same without weights: its parameters have shapes alone, and its buffers, which no file has, their values."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = settings.model.trust_remote_code
+    config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=trust)
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config,
+            dtype=_dtype(settings),
+            attn_implementation=_attention(settings, longest),
+            trust_remote_code=trust,
+        )
+    # What stood in two places was put to rest in each by itself.
+    model.tie_weights()
+    model.config.use_cache = False
+    return model
+
+
+def _dtype(settings: Settings) -> torch.dtype:
+    """Of the frozen weights. fp16 training scales the loss over float32 weights; bf16 weights are trained as they are."""
+    import torch
+
+    on_cpu = settings.hardware.device == "cpu"
+    if settings.hardware.precision in ("fp16", "fp32") and on_cpu:
+        return torch.float32
+    found: torch.dtype = getattr(torch, DTYPES[settings.hardware.precision])
+    return found
+
+
+def _attention(settings: Settings, longest: int) -> str:
+    return "eager" if settings.hardware.device == "cpu" and longest <= EAGER_UP_TO else "sdpa"
+
+
 def device_map(settings: Settings) -> dict[str, str] | None:
-    """The device map of transformers: the one card that is visible, by its number.
+    """The device map of transformers: the one card that is visible, by its number; none for the CPU's memory, from which a
+    model that is spread goes to the cards by shares.
 
     Without the number accelerate refuses to train a model in 4 bits in several processes, as one on another device.
     """
     kind = settings.hardware.device.partition(":")[0]
-    return None if kind == "cpu" else {"": f"{kind}:0"}
+    return None if kind == "cpu" or settings.hardware.sharding != "none" else {"": f"{kind}:0"}
 
 
 def trained_dtypes(model: PeftModel) -> dict[str, torch.dtype]:

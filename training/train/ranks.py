@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from training.train import team
 from training.train.fast_path import FastPath
@@ -46,7 +46,8 @@ class Ranks(FastPath):
                 watch.tokens, finite = _read(watch.unread)
                 code = 0 if finite else team.NOT_FINITE
         except (RuntimeError, MemoryError) as error:
-            if watch.team.size == 1 or not is_out_of_memory(error):
+            # Of a model that is spread the others wait in the middle of it, for this one, and hear nothing.
+            if watch.team.size == 1 or watch.spread or not is_out_of_memory(error):
                 raise
             code = team.NO_MEMORY
         except Trouble as trouble:
@@ -96,9 +97,21 @@ class Ranks(FastPath):
 
         if self.watch.fast and not self._fast_is_proved:
             self._prove_fast(model, self.accelerator.unwrap_model(model), inputs)
+        if self.watch.spread:
+            self._take_part(model, inputs)
         # With fp16 the scaler begins with its first use, which may be its unscaling.
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.scale(torch.zeros((), device=self.args.device))
+
+    def _take_part(self, model: torch.nn.Module, inputs: Batch) -> None:
+        """Go through a model that is spread as the others do, for nothing: it is put together by all of them."""
+        import torch
+
+        training = not self._measuring
+        with torch.set_grad_enabled(training), self._uncast(model), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, {**inputs, "labels": inputs["input_ids"]})
+        if training:
+            (0.0 * cast("torch.Tensor", loss)).backward()
 
     def _for_all(self, trouble: Trouble) -> Exception:
         if trouble.code == team.NOT_FINITE:

@@ -17,6 +17,7 @@ from training.runs import Run
 from training.settings import Settings
 from training.system.events import Events
 from training.system.signals import Signals
+from training.train import sharding
 from training.train.engine import Loaded
 from training.train.order import Order
 from training.train.team import Team
@@ -117,5 +118,6 @@ def watch(order: Order, team: Team) -> Watch:
         fingerprint=order.fingerprint,
         keep=order.settings.training.save_total_limit,
         fast=order.settings.hardware.fast_cpu is True,
+        spread=sharding.wanted(order.settings),
         team=team,
     )

@@ -1,0 +1,135 @@
+"""The frozen model spread over the ranks of a training (SHARDING = fsdp), by torch's FSDP2.
+
+Each rank keeps a share of every frozen weight. A layer is put together for its turn, forward and backward, and let go of
+again. The adapter is not spread: it is small, and so its gradients, checkpoints and files are those of any training in
+several processes.
+
+Rank 0 alone reads the weights from the disk, and hands each its share; and rank 0 alone asks the tuned model its
+questions. For that the others must take part in every forward pass, whatever goes through it: see `led` and `accompany`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, cast
+
+from training.errors import Interrupted
+from training.settings import Settings
+from training.system.signals import words
+from training.train.team import Team
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel
+
+# What rank 0 says in a round: another forward pass, or that there is none any more.
+FORWARD, DONE = 1, 2
+
+
+def wanted(settings: Settings) -> bool:
+    """Whether the model is spread."""
+    return settings.hardware.sharding != "none"
+
+
+def spread(model: PeftModel, team: Team, device: str) -> None:
+    """Give each rank its share of the frozen weights, on its device, and the adapter of rank 0.
+
+    Every rank calls it, once its process group is there: rank 0 with the whole model on the CPU, the others with one that
+    has no weights (`engine.load(..., empty=True)`).
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = device.partition(":")[0]
+    bare = cast("PreTrainedModel", model.get_base_model())
+    trained = {name: value for name, value in bare.named_parameters() if value.requires_grad}
+    whole = {name: value.detach() for name, value in bare.named_parameters() if name not in trained}
+    mesh = init_device_mesh(kind, (team.size,))
+    own = set(trained.values())
+    for layer in layers(bare):
+        fully_shard(layer, mesh=mesh, ignored_params=own)
+    # What stands outside of the layers is let go of, too. Else it would stay after an evaluation, but in rank 0, where
+    # saving the adapter lets go of it: the ranks would ask each other for different things.
+    fully_shard(bare, mesh=mesh, ignored_params=own, reshard_after_forward=True)
+    _share_out(bare, whole, mesh, team.rank, kind)
+    for value in trained.values():
+        here = torch.empty_like(value, device=kind) if value.is_meta else value.detach().to(kind)
+        dist.broadcast(here, src=0)
+        if value.is_meta:
+            # Data on a device cannot be put into a parameter on none.
+            torch.utils.swap_tensors(value, torch.nn.Parameter(here, requires_grad=True))
+        else:
+            value.data = here
+
+
+def _share_out(bare: PreTrainedModel, whole: dict[str, torch.Tensor], mesh: DeviceMesh, rank: int, kind: str) -> None:
+    """Rank 0's frozen weights, one after the other; of each a rank is sent its share alone."""
+    import torch
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    shares: dict[str, torch.Tensor] = {}
+    for name, value in list(bare.named_parameters()):
+        if not isinstance(value, DTensor):
+            continue
+        full = whole.pop(name)
+        there = full.to(kind) if rank == 0 else torch.empty(full.shape, dtype=full.dtype, device=kind)
+        shares[name] = distribute_tensor(there, mesh, value.placements)
+        del full, there
+    # A matrix that stands in two places, as a tied head does, is named once here.
+    bare.load_state_dict(shares, strict=False, assign=True)
+    bare.tie_weights()
+
+
+def layers(bare: PreTrainedModel) -> list[torch.nn.Module]:
+    """The layers of a model, of which each is put together by itself: the members of its longest lists of equal modules."""
+    import torch
+
+    lists = [one for one in bare.modules() if isinstance(one, torch.nn.ModuleList) and len(one) > 1]
+    most = max((len(one) for one in lists), default=0)
+    # A list within a layer, of its experts for example, is no list of layers.
+    outer = [one for one in lists if not any(other is not one and one in set(other.modules()) for other in lists)]
+    return [layer for one in outer if len(one) == most or len(outer) > 1 for layer in one]
+
+
+@contextmanager
+def led(model: PeftModel, team: Team) -> Iterator[None]:
+    """In rank 0: within this block each forward pass is told to the others, who `accompany` it.
+
+    Raises Interrupted where another rank has heard a signal.
+    """
+
+    def tell(*_: object) -> None:
+        if stop := next((one for one in team.round(FORWARD)[1:] if one), None):
+            raise Interrupted(stop, words(stop))
+
+    hook = model.get_base_model().register_forward_pre_hook(tell, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+        # They may have gone, which has been told elsewhere.
+        with suppress(RuntimeError):
+            team.round(DONE)
+
+
+def accompany(model: PeftModel, team: Team, stop: Callable[[], int | None] = lambda: None) -> None:
+    """In every other rank: take part in rank 0's forward passes until it says that there are none any more.
+
+    What goes through the model here is one token that nobody reads: what counts is that the layers are put together.
+    `stop`: the signal that has come here, if any, for rank 0 to stop by.
+    """
+    import torch
+
+    model.eval()
+    bare = model.get_base_model()
+    token = torch.zeros((1, 1), dtype=torch.long, device=next(bare.buffers()).device)
+    with torch.no_grad():
+        while (heard := team.round(stop() or 0))[0] != DONE:
+            # Rank 0 obeys a signal that one of the others has heard, and goes no further.
+            if not any(heard[1:]):
+                bare(input_ids=token, use_cache=False)
