@@ -13,13 +13,17 @@ from training import runs, settings
 from training.errors import UserError
 from training.plan import Plan
 from training.runs import Run, checkpoint, directory
+from training.runs import processes as shares
 from training.settings import Settings
 from training.settings.command_line import Arguments
 from training.system import files, launchers, log, shell
 from training.system.events import Events
 from training.system.this_machine import oom_kills
+from training.system.wording import counted, listed
 
 ADDRESS = "Hardware.MAIN_PROCESS_ADDRESS"
+# What may be another when a run goes on: which machines there are, and how many processes.
+PLACES = (ADDRESS, "Hardware.NUM_PROCESSES", "Hardware.NUM_MACHINES", "Hardware.MACHINE_RANK")
 HANDED_OVER = 10.0  # seconds in which a queue lets go of a run that it has started
 # Of a run that ended before its settings were written.
 NEVER_BEGAN = f"ended before it began: it has no {runs.CONFIG}, and nothing was trained; start a new run"
@@ -87,14 +91,33 @@ def settings_of(run: Run, arguments: Arguments) -> Settings:
     problems = [
         f"{override.source}: {override.section}.{override.key} is {own.get(key)} in the run, not {changed.get(key)}"
         for override in arguments.overrides
-        if (key := f"{override.section}.{override.key}") != ADDRESS and own.get(key) != changed.get(key)
+        if (key := f"{override.section}.{override.key}") not in PLACES and own.get(key) != changed.get(key)
     ]
     if problems:
         raise UserError(
             [*problems, "leave it out, or start a new run with --fresh"], f"{run.path.name} has settings of its own"
         )
     # The machines may be others now.
-    return own if own.get(ADDRESS) == changed.get(ADDRESS) else changed
+    return same_step(own, changed) if any(own.get(key) != changed.get(key) for key in PLACES) else own
+
+
+def same_step(own: Settings, changed: Settings) -> Settings:
+    """The settings for another number of processes, with as many rows a step as the run has. UserError where they cannot be
+    shared out evenly."""
+    rows, processes = own.rows_a_step, changed.processes
+    if processes == own.processes:
+        return changed
+    if rows % processes:
+        fitting = listed([str(number) for number in range(1, rows + 1) if rows % number == 0]).replace(" and ", " or ")
+        raise UserError(
+            f"{changed.place('Hardware.NUM_PROCESSES')}: a step of this run has {counted(rows, 'row')}, which {processes} "
+            f"processes cannot share evenly; {fitting} can"
+        )
+    each = shares.divided(rows // processes, own.training.per_device_train_batch_size)
+    reason = f"NUM_PROCESSES is {processes} in all, and was {own.processes}: a step keeps its {counted(rows, 'row')}"
+    for key, value in zip(("PER_DEVICE_TRAIN_BATCH_SIZE", "GRADIENT_ACCUMULATION_STEPS"), each, strict=True):
+        changed = changed.with_choice(f"Training.{key}", value, reason)
+    return changed
 
 
 def began_on(run: Run | None) -> date | None:

@@ -20,7 +20,7 @@ from loguru import logger
 from training.base_model import BaseModel, base_files
 from training.base_model.lora_adapter import CONFIG, WEIGHTS
 from training.errors import UserError
-from training.runs import pickled
+from training.runs import pickled, processes
 from training.runs.directory import ADAPTER, CHECKPOINTS, Run
 from training.settings import Settings
 from training.settings.table import TABLE
@@ -170,7 +170,7 @@ def fingerprint(settings: Settings, data_sha256: str, base: BaseModel, template:
         if key not in NOT_COMPARED and not key.startswith(("Quantization.QUANTIZATION", "Quantization.KEEP"))
     }
     return kept | {
-        "effective batch": settings.rows_a_step,
+        processes.STEP: settings.rows_a_step,
         "data SHA-256": data_sha256,
         "base model revision": base.revision,
         "chat template": template,
@@ -209,11 +209,12 @@ def refuse_mismatch(stored: Mapping[str, object], current: Mapping[str, object])
     A setting that came after the run was made had no other value than its default.
     """
     stored, current = _plain(stored), _plain(current)
+    problems = processes.unlike(stored, current)
     later = {name: item.rule.default for name, item in TABLE.items() if name in current and name not in stored}
     stored |= _plain(later)
     if not any(field.startswith(BASE) for field in stored):  # a run from before they were kept
         current = {field: value for field, value in current.items() if not field.startswith(BASE)}
-    problems = [
+    problems += [
         _difference(field, stored.get(field), current.get(field))
         for field in sorted({*stored, *current})
         if not _equal(stored.get(field), current.get(field))

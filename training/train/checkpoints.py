@@ -67,7 +67,12 @@ class Checkpoints(Mixin):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            random_state.put_back_xpu(Path(checkpoint) / self._states_file(self.watch.team.rank))
+            own = Path(checkpoint) / self._states_file(self.watch.team.rank)
+            if own.is_file():
+                random_state.put_back_xpu(own)
+            else:
+                # As many processes as now have not written it: the first one's state is in any.
+                random_state.put_back_of_first(Path(checkpoint))
         self.watch.random_state = random_state.take()
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:

@@ -11,7 +11,7 @@ from loguru import logger
 from training import runs
 from training.base_model.lora_adapter import WEIGHTS
 from training.errors import FinetuneError, Interrupted, RunError
-from training.runs import checkpoint
+from training.runs import checkpoint, processes
 from training.runs.checkpoint import Checkpoint
 from training.system import io_errors
 from training.system.wording import first_line
@@ -96,7 +96,10 @@ def follow(loaded: Loaded, order: Order, session: Session) -> None:
         if found is not None:
             checkpoint.refuse_mismatch(found.manifest.fingerprint, watch.fingerprint)
             found = machines.fetched(found, watch)
-            watch.micro_batch = watch.micro_batch if shrunk else found.manifest.micro_batch
+            if not shrunk:
+                watch.micro_batch = processes.shared_out(
+                    found.manifest.micro_batch, found.manifest.fingerprint, watch.team.size
+                )
             watch.carried = replace(found.manifest.carried)
             session.first_step = found.step
             logger.info("going on from the checkpoint of step {}", found.step)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     # The name of the generator, its numbers, where it is in them, and a second normal number that waits.
     NumpyState = tuple[str, NDArray[uint32], int, int, float]
 
+# The first process's, of one or of several.
+FIRST = ("rng_state.pth", "rng_state_0.pth")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandomState:
@@ -77,6 +80,20 @@ def put_back_xpu(file: Path) -> None:
         saved = torch.load(file, weights_only=True)
     if states := saved.get("xpu"):
         torch.xpu.set_rng_state_all(states)
+
+
+def put_back_of_first(folder: Path) -> None:
+    """The first process's state of a checkpoint, without that of its cards: from it the order of the rows is drawn."""
+    import numpy
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    file = next(file for name in FIRST if (file := folder / name).is_file())
+    with safe_globals():
+        saved = torch.load(file, weights_only=True)
+    random.setstate(saved["python"])
+    numpy.random.set_state(saved["numpy"])
+    torch.set_rng_state(saved["cpu"])
 
 
 def told(state: RandomState) -> dict[str, object]:
