@@ -589,6 +589,30 @@ def test_a_run_of_which_the_disk_takes_neither_report_nor_state_is_no_success(re
     assert caught.value.safe.endswith(f"`{shell.lasting('run.sh', '--resume', run.path)}` writes what is missing")
 
 
+@pytest.mark.parametrize("name", ["write", "model_card.write"])
+def test_report_and_cards_of_a_finished_run_are_tried_again_where_the_disk_refuses_them_once(
+    name, tmp_path, monkeypatch, logged
+):
+    from training.report import gathering
+
+    run, refused = runs.create(tmp_path), []
+
+    def once(*_: object) -> None:
+        if not refused:
+            refused.append(name)
+            raise OSError(5, "Input/output error", str(tmp_path / "x"))
+
+    monkeypatch.setattr(directory, "WAITS", (0.0,))
+    monkeypatch.setattr(gathering, "has_plan", lambda run: True)
+    monkeypatch.setattr(gathering, "gather", lambda *_, **__: None)
+    monkeypatch.setattr(gathering.contents, "result", lambda report: SimpleNamespace(text="done"))
+    monkeypatch.setattr(gathering, "write", lambda *_: None)
+    monkeypatch.setattr(gathering.model_card, "write", lambda *_: None)
+    monkeypatch.setattr(f"training.report.gathering.{name}", once)
+    gathering.complete(run)
+    assert refused and logged == ["done"]
+
+
 def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_model(tmp_path, monkeypatch):
     from training.report import gathering
 
@@ -596,6 +620,7 @@ def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_mod
         raise OSError(28, "No space left on device", str(tmp_path / "report.html"))
 
     monkeypatch.setattr(gathering, "write", refuse)
+    monkeypatch.setattr(directory, "WAITS", ())
     run, said = runs.create(tmp_path), []
     sink = logger.add(said.append, format="{message}")
     gathering.complete(run)
