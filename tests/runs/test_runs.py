@@ -524,6 +524,26 @@ def test_a_run_that_ended_before_its_settings_were_written_says_so_and_leaves_ol
         resume.to_resume(command_line.parse(options))
 
 
+def test_a_run_that_was_trained_and_has_lost_its_settings_is_not_said_to_have_never_begun(tmp_path):
+    from training.control import resume
+    from training.pipeline import failures
+    from training.runs import Handover
+
+    older, run = runs.create(tmp_path), runs.create(tmp_path)
+    (older.path / "config.ini").write_text("", encoding="utf-8")
+    for one in (older, run):
+        one.update(state="failed", step=2)
+    lost = f"{run.path} has lost its config.ini, without which nothing goes on: put that file back, or start a new run"
+    for options in (["--resume"], ["--resume", str(run.path)]):
+        with pytest.raises(UserError, match=lost):
+            resume.to_resume(command_line.parse([*options, "--output", str(tmp_path)]))
+    assert f"{run.path} {commands.killed_by(run)}" == failures.what_is_safe(run) == lost
+    (run.path / "adapter").mkdir()
+    (run.path / "checkpoints" / "export.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=lost):
+        Handover.of_run(run.path)
+
+
 def test_a_run_directory_that_cannot_be_filled_is_told_and_not_left(tmp_path, monkeypatch):
     def refuse(path: Path) -> None:
         raise OSError(30, "Read-only file system", str(path))

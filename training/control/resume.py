@@ -53,7 +53,8 @@ def to_resume(arguments: Arguments) -> Run | None:
         every = [
             run
             for run in runs.history(output_dir(arguments))
-            if directory.state(run) in ("interrupted", "failed", "killed") and directory.begun(run)
+            if directory.state(run) in ("interrupted", "failed", "killed")
+            and (directory.begun(run) or directory.lost_settings(run))
         ]
         if not every:
             raise UserError(
@@ -67,7 +68,7 @@ def to_resume(arguments: Arguments) -> Run | None:
     if state == "completed":
         raise UserError(f"{run.path} is done already; {new_run(arguments)} starts a new run")
     if not directory.begun(run):
-        raise UserError(f"{run.path} {NEVER_BEGAN}")
+        raise UserError(f"{run.path} {directory.LOST_SETTINGS if directory.lost_settings(run) else NEVER_BEGAN}")
     return run
 
 

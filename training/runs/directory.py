@@ -42,6 +42,7 @@ Read = TypeVar("Read")
 Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
 PROCESSES = Path("/proc")
+LOST_SETTINGS = f"has lost its {CONFIG}, without which nothing goes on: put that file back, or start a new run"
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
 WAITS = (0.1, 0.5, 2.0)
 SECONDS = Kind(
@@ -366,6 +367,11 @@ def state(run: Run) -> State:
 def begun(run: Run) -> bool:
     """Whether a run got as far as its own settings, without which nothing was trained and nothing can go on."""
     return (run.path / CONFIG).is_file()
+
+
+def lost_settings(run: Run) -> bool:
+    """Whether a run did get as far as its own settings, and has them no more."""
+    return not begun(run) and any(run.status.get(sign) for sign in ("step", "stages"))
 
 
 def seconds_of_stages(run: Run) -> dict[str, float]:
