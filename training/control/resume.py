@@ -81,7 +81,8 @@ def _ours(run: Run) -> bool:
 
 def settings_of(run: Run, arguments: Arguments) -> Settings:
     """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
-    own = settings.of_run(run.path / runs.CONFIG, check_packages=True)
+    with directory.reading_settings(run):
+        own = settings.of_run(run.path / runs.CONFIG, check_packages=True)
     if not arguments.overrides:
         return own
     changed = settings.of_run(run.path / runs.CONFIG, arguments.overrides, check_packages=True)

@@ -8,7 +8,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -372,6 +373,17 @@ def begun(run: Run) -> bool:
 def lost_settings(run: Run) -> bool:
     """Whether a run did get as far as its own settings, and has them no more."""
     return not begun(run) and any(run.status.get(sign) for sign in ("step", "stages"))
+
+
+@contextmanager
+def reading_settings(run: Run) -> Iterator[None]:
+    """While a run's own settings are read: a UserError that says what to do where they have gone, however late."""
+    try:
+        yield
+    except UserError as error:
+        if lost_settings(run):
+            raise UserError(f"{run.path} {LOST_SETTINGS}") from error
+        raise
 
 
 def seconds_of_stages(run: Run) -> dict[str, float]:
