@@ -209,7 +209,9 @@ class Attempt:
         opened = runs.open_run(run)
         state, stored = directory.state(opened), opened.status["state"]
         done = ended.code == 0 or (ended.code == -9 and (run / runs.REPORT).is_file())
-        if ended.code not in (0, 1, 3, -9) or done != (state == "completed"):
+        # That a file of the user's is missing is told as such.
+        codes = (0, 1, 3, -9, 2) if directory.LOST_SETTINGS in ours else (0, 1, 3, -9)
+        if ended.code not in codes or done != (state == "completed"):
             found.append(f"code {ended.code}, state {state}")
         # Where nothing at all can be written any more the last word cannot be, either.
         if ended.code >= 0 and not self.fault.ever and stored in ("running", "queued"):
