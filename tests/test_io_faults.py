@@ -1,12 +1,13 @@
 """Reads and writes that fail, or in which a process dies, over all that a run does: nothing is lost, all is told.
 
-`--io-faults N` says how many there are, `--io-faults all` takes every answer of a disk to every operation on every file
-(some hours); a table of what was tried and lost stands at the end of pytest's output. The shim is
-tests/support/io_faults.c, which says what it cannot see.
+`--io-faults N` says how many there are; `--io-faults each` takes every operation on every file once, with one answer of a
+disk (an hour or two); `--io-faults all` takes every answer to each. A table of what was tried and lost stands at the end
+of pytest's output. The shim is tests/support/io_faults.c, which says what it cannot see.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,12 +22,12 @@ from tests.support.io_faults import Fault, Shim
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, forked
 from tests.support.session import once
-from tests.support.tiny import write_tiny_config
+from tests.support.tiny import write_smallest_model, write_tiny_config
 from training import runs
 from training.runs import checkpoint, directory
 from training.system import forkserver, paths
 
-PARTS = 100  # the tests into which "all" is cut
+PARTS = 100  # the tests into which "each" and "all" are cut
 FINETUNE, EXPORT = ROOT / "training" / "finetune.py", ROOT / "training" / "export.py"
 SCENES = ("train", "export")
 # How to go on, as it is told: one of these.
@@ -40,10 +41,18 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
         made = io_faults.started(tmp_path_factory.mktemp("shim"), patch)
     if made is None:
         pytest.skip("no C compiler")
+    # A core for each worker: what would be shared with others waits for them, and takes three times as long.
+    os.sched_setaffinity(made.server.process.pid, {core_of_worker()})
     yield made
     made.server.process.stdin.close()
     made.server.process.wait()
     made.server.requests.close()
+
+
+def core_of_worker() -> int:
+    """One of the cores that we may use."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % len(cores)]
 
 
 @pytest.fixture
@@ -53,9 +62,9 @@ def hurt(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> Shim:
     return shim
 
 
-def looked_at(folder: Path, model: Path) -> list[Path]:
+def looked_at(folder: Path, model: Path) -> dict[str, Path]:
     """Where operations are looked at: settings, rows and runs, the base model, and what all runs share."""
-    return [folder, model, paths.CACHE / "rows"]
+    return {"runs": folder, "model": model, "rows": paths.CACHE / "rows"}
 
 
 @dataclass(frozen=True)
@@ -67,31 +76,43 @@ class Undisturbed:
     seen: dict[str, dict[tuple[str, str], int]]
 
 
+@pytest.fixture(scope="session")
+def smallest_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
+    """The quickest model that is real in every part."""
+    return once(tmp_path_factory, "smallest", lambda folder: write_smallest_model(folder, embedded))[0]
+
+
 @pytest.fixture
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, hurt: Shim) -> Undisturbed:
+def whole(tmp_path_factory: pytest.TempPathFactory, smallest_model: Path, hurt: Shim) -> Undisturbed:
     """Made by the first worker that asks."""
+    folder, run = once(tmp_path_factory, "io-operations", lambda folder: undisturbed(folder, smallest_model, hurt))
+    return as_seen(folder, Path(run), smallest_model)
 
-    def make(folder: Path) -> str:
-        config = write_tiny_config(folder, tiny_model)
-        hurt.arm(looked_at(folder, tiny_model), log=folder / "train.log")
-        ended = forked(FINETUNE, "--config", config)
-        hurt.disarm()
-        assert ended.code == 0, ended.stderr
-        copy_unexported(ended.run, folder / "trained")
-        again = folder / "again" / "outputs" / ended.run.name
-        shutil.copytree(folder / "trained", again)
-        hurt.arm(looked_at(folder / "again", tiny_model), log=folder / "export.log")
-        exported = forked(EXPORT, again)
-        hurt.disarm()
-        assert exported.code == 0, exported.stderr
-        return str(ended.run)
 
-    folder, run = once(tmp_path_factory, "io-operations", make)
+def undisturbed(folder: Path, model: Path, shim: Shim) -> str:
+    """Run training and export into a folder with nothing hurt, and log their operations; gives the run."""
+    config = write_tiny_config(folder, model)
+    shim.arm(looked_at(folder, model), log=folder / "train.log")
+    ended = forked(FINETUNE, "--config", config)
+    shim.disarm()
+    assert ended.code == 0, ended.stderr
+    copy_unexported(ended.run, folder / "trained")
+    again = folder / "again" / "outputs" / ended.run.name
+    shutil.copytree(folder / "trained", again)
+    shim.arm(looked_at(folder / "again", model), log=folder / "export.log")
+    exported = forked(EXPORT, again)
+    shim.disarm()
+    assert exported.code == 0, exported.stderr
+    return str(ended.run)
+
+
+def as_seen(folder: Path, run: Path, model: Path) -> Undisturbed:
+    """What `undisturbed` has left in a folder."""
     seen = {
-        "train": io_faults.operations(folder / "train.log", folder),
-        "export": io_faults.operations(folder / "export.log", folder / "again"),
+        "train": io_faults.operations(folder / "train.log", looked_at(folder, model)),
+        "export": io_faults.operations(folder / "export.log", looked_at(folder / "again", model)),
     }
-    return Undisturbed(Path(run), folder / "trained", seen)
+    return Undisturbed(run, folder / "trained", seen)
 
 
 def copy_unexported(run: Path, copy: Path) -> None:
@@ -134,6 +155,7 @@ class Attempt:
         self.came = shim.disarm()
         made = sorted(self.outputs.glob("finetune_*"))
         self.judge(ended, made[-1] if made else None)
+        self.put_back(made)
         begun = [run for run in made if directory.begun(runs.Run(run))]
         trained = any(checkpoint.newest(run / runs.CHECKPOINTS) for run in begun)
         again, last = ended, made[-1] if made else None
@@ -159,6 +181,14 @@ class Attempt:
         elif "no report" not in again.stderr:
             self.problems.append("no report, and not a word of it")
 
+    def put_back(self, made: list[Path]) -> None:
+        """Settings that have vanished come from a backup, as the user is told."""
+        for run in made:
+            if (run / runs.STATUS).is_file() and directory.lost_settings(runs.open_run(run)):
+                ours = (self.whole.run / runs.CONFIG).read_text(encoding="utf-8")
+                ours = ours.replace(str(self.whole.run.parents[1]), str(self.config.parent))
+                (run / runs.CONFIG).write_text(ours, encoding="utf-8")
+
     def judge(self, ended: Ended, run: Path | None) -> None:
         """Note what a hurt run should not have said, or left."""
         found, ours = self.problems, ended.stderr
@@ -179,7 +209,9 @@ class Attempt:
         opened = runs.open_run(run)
         state, stored = directory.state(opened), opened.status["state"]
         done = ended.code == 0 or (ended.code == -9 and (run / runs.REPORT).is_file())
-        if ended.code not in (0, 1, 3, -9) or done != (state == "completed"):
+        # That a file of the user's is missing is told as such.
+        codes = (0, 1, 3, -9, 2) if directory.LOST_SETTINGS in ours else (0, 1, 3, -9)
+        if ended.code not in codes or done != (state == "completed"):
             found.append(f"code {ended.code}, state {state}")
         # Where nothing at all can be written any more the last word cannot be, either.
         if ended.code >= 0 and not self.fault.ever and stored in ("running", "queued"):
@@ -198,29 +230,43 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """As many faults as --io-faults says."""
     if "part" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--io-faults")
-        metafunc.parametrize("part", range(PARTS if wanted == "all" else int(wanted)))
+        metafunc.parametrize("part", range(PARTS if wanted in ("each", "all") else int(wanted)))
 
 
 def chosen(part: int, wanted: str, seen: dict[str, dict[tuple[str, str], int]]) -> list[tuple[str, Fault]]:
-    """The faults of one test, each with its scene: one of a sample, or a part of all."""
-    if wanted != "all":
-        scene = SCENES[part % len(SCENES)]
-        every = io_faults.every(seen[scene], SEED)
-        return [(scene, every[part // len(SCENES) % len(every)])]
-    every = [(scene, fault) for scene in SCENES for fault in io_faults.every(seen[scene], SEED)]
-    return every[part::PARTS]
+    """The faults of one test, each with its scene: one of a sample, or a part of each or all."""
+    if wanted == "each":
+        return io_faults.each(seen, SEED)[part::PARTS]
+    if wanted == "all":
+        return [(scene, fault) for scene in SCENES for fault in io_faults.every(seen[scene], SEED)][part::PARTS]
+    scene = SCENES[part % len(SCENES)]
+    every = io_faults.every(seen[scene], SEED)
+    return [(scene, every[part // len(SCENES) % len(every)])]
+
+
+def test_each_takes_every_operation_on_every_file_once_and_every_answer_in_turn():
+    names = [name for name, answers in io_faults.ANSWERS.items() for _ in answers]
+    train = {(name, f"runs/outputs/{number}"): number for number, name in enumerate(names, start=1)}
+    export = dict.fromkeys(list(train)[::2], 1) | {("read", "runs/outputs/new"): 1}
+    drawn = io_faults.each({"train": train, "export": export}, SEED)
+    assert sorted((fault.name, fault.path) for _, fault in drawn) == sorted({*train, *export})
+    for name, answers in io_faults.ANSWERS.items():
+        assert {fault.how for _, fault in drawn if fault.name == name} == set(answers)
+    seen = {"train": train, "export": export}
+    assert all(1 <= fault.at <= seen[scene][fault.name, fault.path] for scene, fault in drawn)
+    assert drawn == io_faults.each({"train": train, "export": export}, SEED)
 
 
 @pytest.mark.tiny
 def test_a_run_in_which_a_read_or_write_fails_tells_it_and_goes_on_to_the_same_end(
-    part, whole, hurt, tiny_model, tmp_path, request, record_property
+    part, whole, hurt, smallest_model, tmp_path, request, record_property
 ):
     problems = []
     for number, (scene, fault) in enumerate(chosen(part, request.config.getoption("--io-faults"), whole.seen)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        attempt = Attempt(scene, fault, write_tiny_config(folder, tiny_model), whole)
-        attempt.run(hurt, tiny_model)
+        attempt = Attempt(scene, fault, write_tiny_config(folder, smallest_model), whole)
+        attempt.run(hurt, smallest_model)
         shutil.rmtree(folder)
         said = "unexpected" if "unexpected" in attempt.problems else "told" if attempt.came else "did not come"
         record_property(FAULT, (f"{scene}: {fault.kind} ({said})", not attempt.lost))

@@ -524,6 +524,26 @@ def test_a_run_that_ended_before_its_settings_were_written_says_so_and_leaves_ol
         resume.to_resume(command_line.parse(options))
 
 
+def test_a_run_that_was_trained_and_has_lost_its_settings_is_not_said_to_have_never_begun(tmp_path):
+    from training.control import resume
+    from training.pipeline import failures
+    from training.runs import Handover
+
+    older, run = runs.create(tmp_path), runs.create(tmp_path)
+    (older.path / "config.ini").write_text("", encoding="utf-8")
+    for one in (older, run):
+        one.update(state="failed", step=2)
+    lost = f"{run.path} has lost its config.ini, without which nothing goes on: put that file back, or start a new run"
+    for options in (["--resume"], ["--resume", str(run.path)]):
+        with pytest.raises(UserError, match=lost):
+            resume.to_resume(command_line.parse([*options, "--output", str(tmp_path)]))
+    assert f"{run.path} {commands.killed_by(run)}" == failures.what_is_safe(run) == lost
+    (run.path / "adapter").mkdir()
+    (run.path / "checkpoints" / "export.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=lost):
+        Handover.of_run(run.path)
+
+
 def test_a_run_directory_that_cannot_be_filled_is_told_and_not_left(tmp_path, monkeypatch):
     def refuse(path: Path) -> None:
         raise OSError(30, "Read-only file system", str(path))
@@ -589,6 +609,30 @@ def test_a_run_of_which_the_disk_takes_neither_report_nor_state_is_no_success(re
     assert caught.value.safe.endswith(f"`{shell.lasting('run.sh', '--resume', run.path)}` writes what is missing")
 
 
+@pytest.mark.parametrize("name", ["write", "model_card.write"])
+def test_report_and_cards_of_a_finished_run_are_tried_again_where_the_disk_refuses_them_once(
+    name, tmp_path, monkeypatch, logged
+):
+    from training.report import gathering
+
+    run, refused = runs.create(tmp_path), []
+
+    def once(*_: object) -> None:
+        if not refused:
+            refused.append(name)
+            raise OSError(5, "Input/output error", str(tmp_path / "x"))
+
+    monkeypatch.setattr(directory, "WAITS", (0.0,))
+    monkeypatch.setattr(gathering, "has_plan", lambda run: True)
+    monkeypatch.setattr(gathering, "gather", lambda *_, **__: None)
+    monkeypatch.setattr(gathering.contents, "result", lambda report: SimpleNamespace(text="done"))
+    monkeypatch.setattr(gathering, "write", lambda *_: None)
+    monkeypatch.setattr(gathering.model_card, "write", lambda *_: None)
+    monkeypatch.setattr(f"training.report.gathering.{name}", once)
+    gathering.complete(run)
+    assert refused and logged == ["done"]
+
+
 def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_model(tmp_path, monkeypatch):
     from training.report import gathering
 
@@ -596,6 +640,7 @@ def test_a_report_that_the_disk_does_not_take_makes_no_failure_of_a_finished_mod
         raise OSError(28, "No space left on device", str(tmp_path / "report.html"))
 
     monkeypatch.setattr(gathering, "write", refuse)
+    monkeypatch.setattr(directory, "WAITS", ())
     run, said = runs.create(tmp_path), []
     sink = logger.add(said.append, format="{message}")
     gathering.complete(run)

@@ -31,7 +31,7 @@ struct control {
   char folders[2048];      /* operations on what lies under one of them are looked at; a line break stands behind each */
   char log[1024];          /* each of them is written there, a line: name, blank, path; empty: nowhere */
   char name[32];           /* the operation that is hurt */
-  char path[1024];         /* the path, a pattern as the shell has them */
+  char path[1024];         /* the path, a pattern as the shell has them; a star alone: any */
   char how[32];            /* an errno; "short": half of a write; "vanish": the file is removed first;
                               "kill-before", "kill-after": SIGKILL */
 };
@@ -72,7 +72,7 @@ static int met(const char *name, const char *path) {
   if (!c || !path || !under(c->folders, path)) return NOTHING;
   if (c->log[0]) note(c->log, name, path);
   errno = before;
-  if (!c->how[0] || strcmp(c->name, name) || fnmatch(c->path, path, 0)) return NOTHING;
+  if (!c->how[0] || strcmp(c->name, name) || fnmatch(c->path, path, strcmp(c->path, "*") ? FNM_PATHNAME : 0)) return NOTHING;
   uint64_t number = __atomic_add_fetch(&c->met, 1, __ATOMIC_SEQ_CST);
   if (c->ever ? number < c->at : number != c->at) return NOTHING;
   __atomic_add_fetch(&c->hurt, 1, __ATOMIC_SEQ_CST);

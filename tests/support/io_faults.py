@@ -7,13 +7,13 @@ import random
 import re
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from training.system import forkserver, paths
+from training.system import forkserver
 from training.system.forkserver import Server
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -30,25 +30,27 @@ ANSWERS: dict[str, tuple[int | str, ...]] = {
     **dict.fromkeys(("read", "stat", "list"), (errno.EIO, errno.ESTALE)),
     "look": (errno.EIO, errno.ESTALE, "vanish"),
 }
-# Files without which nobody can go on: they do not vanish here, but for the moment of one operation.
-NEEDED = ("*/config.ini", "*/status.json", "*/rows.jsonl")
+# Imported once, in the fork server, and not again in every run that is hurt.
+IMPORTED = (*forkserver.PRELOADED, "datasets", "pandas", "trl.trainer.sft_trainer")
 # Names that are others in each run, as patterns.
 VARYING = (
     (r"finetune_\d{8}_\d{6}(_\d+)?", "finetune_*"),
-    (r"\.latest\.\d+$", ".latest.*"),
+    (r"/(\.\w+)\.\d+$", r"/\1.*"),
     (r"\.\d+(\.files)?\.partial", r".*\1.partial"),
     (r"checkpoint-\d+", "checkpoint-*"),
     (r"/\d\.npy", "/*.npy"),
-    (r"^/tmp/.*/tiny/", "*/tiny/"),
     (r"/tmp\w{8}", "/tmp*"),
     (r"\.tmp\w{6}$", ".tmp*"),
-    (r"/rows/[^/]+", "/rows/*"),
+    (r"^rows/.+", "rows/*"),
 )
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One operation that fails. `path`: a pattern; `how`: an errno, or what io_faults.c calls it; `ever`: those after it too."""
+    """One operation that fails. `how`: an errno, or what io_faults.c calls it; `ever`: those after it too.
+
+    `path`: a pattern, whose first name stands for a folder that is looked at; "*" for any path.
+    """
 
     name: str
     path: str
@@ -78,12 +80,12 @@ class Shim:
     server: Server
     control: Path
 
-    def arm(self, folders: Iterable[Path], fault: Fault | None = None, log: Path | None = None) -> None:
+    def arm(self, folders: Mapping[str, Path], fault: Fault | None = None, log: Path | None = None) -> None:
         """From now on let operations under `folders` fail (`fault`), or have them written to `log`."""
         if log:
             log.touch()
-        which = "".join(f"{folder}/\n" for folder in folders).encode()
-        texts = [fault.name, fault.path, str(fault.how)] if fault else ["", "", ""]
+        which = "".join(f"{folder}/\n" for folder in folders.values()).encode()
+        texts = [fault.name, _pattern(fault.path, folders), str(fault.how)] if fault else ["", "", ""]
         rest = [0, 0, fault.at if fault else 0, int(fault.ever) if fault else 0, which, str(log or "").encode()]
         packed = CONTROL.pack(*rest, *(text.encode() for text in texts))
         with self.control.open("r+b") as file:
@@ -92,8 +94,14 @@ class Shim:
     def disarm(self) -> bool:
         """Let everything be as it is without it. Whether the operation that was to fail had come."""
         hurt = CONTROL.unpack(self.control.read_bytes())[1] > 0
-        self.arm(())
+        self.arm({})
         return hurt
+
+
+def _pattern(path: str, folders: Mapping[str, Path]) -> str:
+    """A fault's path as the shim has it: the folder itself in the place of its name."""
+    first, slash, rest = path.partition("/")
+    return f"{folders[first]}/{rest}" if slash else path
 
 
 def started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Shim | None:
@@ -108,18 +116,19 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Shim | None:
         patch.setenv("LD_PRELOAD", str(library))
         patch.setenv("IO_CONTROL", str(control))
         patch.setattr(forkserver, "server", None)
-        forkserver.start()
+        forkserver.start(IMPORTED)
         server = forkserver.server
     assert server is not None
     return Shim(server, control)
 
 
-def operations(log: Path, folder: Path) -> dict[tuple[str, str], int]:
+def operations(log: Path, folders: Mapping[str, Path]) -> dict[tuple[str, str], int]:
     """The operations of a logged run: (name, pattern of the path) -> how often."""
     found: dict[tuple[str, str], int] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         name, _, path = line.partition(" ")
-        path = path.replace(str(folder), "*").replace(str(paths.ROOT), "*")
+        for first, folder in folders.items():
+            path = path.replace(f"{folder}/", f"{first}/")
         for varying, pattern in VARYING:
             path = re.sub(varying, pattern, path)
         if name in ANSWERS:
@@ -133,12 +142,35 @@ def every(seen: dict[tuple[str, str], int], seed: int) -> list[Fault]:
     for (name, path), often in sorted(seen.items()):
         for how in ANSWERS[name]:
             at = draw.randint(1, often)
-            if how == "vanish" and (path in NEEDED or not path.startswith("*/outputs")):
-                continue
-            found.append(Fault(name, path, how, at))
+            if _can(how, path):
+                found.append(Fault(name, path, how, at))
     # A disk that fills, or fails, does so for all that comes after.
     for name in ("open", "write", "fsync", "rename", "mkdir"):
         total = sum(often for (one, _), often in seen.items() if one == name)
         found += [Fault(name, "*", how, draw.randint(1, total), True) for how in FULL for _ in range(3)]
     draw.shuffle(found)
     return found
+
+
+def each(scenes: Mapping[str, dict[tuple[str, str], int]], seed: int) -> list[tuple[str, Fault]]:
+    """Every operation on every file once, with its scene: the answers to an operation take turns over the files.
+
+    What is done in several scenes, by the same program, is hurt in one of them: three times of four in the last, the
+    quickest.
+    """
+    draw, found = random.Random(seed), []
+    for name, answers in ANSWERS.items():
+        files = sorted({path for seen in scenes.values() for one, path in seen if one == name})
+        turns = draw.sample(answers, len(answers))
+        for number, path in enumerate(draw.sample(files, len(files))):
+            how = next(how for how in (*turns[number % len(turns) :], *turns) if _can(how, path))
+            *others, last = (scene for scene, seen in scenes.items() if (name, path) in seen)
+            scene = draw.choice([*others, last, last, last])
+            found.append((scene, Fault(name, path, how, draw.randint(1, scenes[scene][name, path]))))
+    draw.shuffle(found)
+    return found
+
+
+def _can(how: int | str, path: str) -> bool:
+    """Whether a disk may answer so: only what the run has made itself vanishes."""
+    return how != "vanish" or path.startswith("runs/outputs/")

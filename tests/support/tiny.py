@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
+from dataclasses import replace
 from pathlib import Path
+
+from training.base_model import gguf_tokenizer
+from training.llama import gguf_file
+from training.to_gguf import conversion
+
+# Of Llama 2's vocabulary: where the special pieces and the bytes end, and how many of its pieces are kept besides letters.
+BYTES_END, FIRST = 259, 640
+LETTERS = "▁" + string.printable
 
 
 def write_tiny_model(folder: Path, embedded: Path) -> None:
@@ -23,6 +33,40 @@ def write_tiny_model(folder: Path, embedded: Path) -> None:
     for file in embedded.iterdir():
         if file.name.startswith(("tokenizer", "special", "vocab", "merges", "chat_template")):
             shutil.copy(file, folder)
+
+
+def write_smallest_model(folder: Path, embedded: Path) -> None:
+    """Write a model of one layer and some 700 pieces of SentencePiece into a folder: a run on it is four times as quick.
+
+    Those are the first of Llama 2's, which llama.cpp brings, so that every text is cut as llama.cpp cuts it.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = gguf_tokenizer.read(
+        gguf_file.read(conversion.CONVERTER.parent / "models" / "ggml-vocab-llama-spm.gguf")
+    )
+    letters = [n for n, piece in enumerate(vocabulary.tokens) if n >= FIRST and len(piece) == 1 and piece in LETTERS]
+    kept = [*range(FIRST), *letters]
+    tokens = [vocabulary.tokens[n] for n in kept]
+    begin, end = 1, 2
+    tokens[begin], tokens[end] = "<|im_start|>", "<|im_end|>"
+    attributes = {at: vocabulary.special["attributes"][n] for at, n in enumerate(kept) if n < BYTES_END}
+    ends = {"bos": begin, "eos": end, "eot": end, "pad": end, "end": [end], "add_bos": False, "add_eos": False}
+    small = replace(
+        vocabulary, tokens=tokens, scores=[vocabulary.scores[n] for n in kept], space_prefix=False,
+        special={**vocabulary.special, **ends, "attributes": attributes},
+    )  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    gguf_tokenizer.save(gguf_tokenizer.build(small), small, folder, 512)
+    shutil.copy(embedded / "chat_template.jinja", folder)
+    config = LlamaConfig(
+        vocab_size=len(tokens), hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=begin,
+        eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
 def write_tiny_config(tmp_path: Path, tiny_model: Path) -> Path:

@@ -154,6 +154,11 @@ def test_the_drive_that_a_started_program_died_of_is_read_from_its_last_words():
     lines = ["OSError: [Errno 5] Input/output error: '/m/a b.json'", "more"]
     assert (found := io_errors.quoted(lines)) and (found.errno, found.filename) == (errno.EIO, "/m/a b.json")
     assert io_errors.quoted(["FileNotFoundError: [Errno 2] No such file or directory: '/m'", "[Errno 5]"]) is None
+    of_rust = "Exception: Stale file handle (os error 116)"
+    of_cpp = "RuntimeError: basic_filebuf::underflow error reading the file: Stale file handle"
+    for line in ("OSError: [Errno 116] Stale file handle", of_rust, of_cpp):
+        assert io_errors.number(RuntimeError(line)) == errno.ESTALE
+        assert (found := io_errors.quoted([line])) and (found.errno, found.filename) == (errno.ESTALE, None)
 
 
 def test_an_error_of_a_run_says_what_is_safe_and_one_of_a_drive_is_nobodys_mistake(tmp_path):

@@ -71,6 +71,11 @@ def test_every_method_has_its_own_number_in_llama_cpp():
         (["NotImplementedError: BPE pre-tokenizer was not recognized - update"], 1, "does not know this tokenizer"),
         (["ValueError: Can not map tensor 'model.layers.0.x.absmax'"], 1, "model.layers.0.x.absmax has no place"),
         (["ModuleNotFoundError: No module named 'sentencepiece'"], 1, "sentencepiece is missing: run ./setup.sh"),
+        (
+            ["FileNotFoundError: [Errno 2] No such file or directory: '/m/a.json'"],
+            1,
+            "/m/a.json is not there (any more)",
+        ),
         (["MemoryError"], 1, "not enough memory"),
         (["llama_model_quantize: failed to quantize: unsupported"], 1, "llama.cpp: unsupported"),
         ([], -signal.SIGKILL, "memory ran out"),
@@ -115,13 +120,19 @@ def test_a_failure_of_another_part_of_the_converter_is_not_taken_for_the_tokeniz
 
 
 @pytest.mark.slow
-def test_a_drive_that_fails_under_the_converter_is_told_as_one(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "raised, at",
+    [
+        ("OSError(5, 'Input/output error', '/m/config.json')", r"/m/config.json"),
+        ("OSError(5, 'Input/output error')", r"at work on .*/out"),
+        ("RuntimeError('error reading the file: Input/output error')", r"at work on .*/out"),
+    ],
+)
+def test_a_drive_that_fails_under_the_converter_is_told_as_one(raised, at, monkeypatch, tmp_path):
     script = tmp_path / "worker.py"
     monkeypatch.setattr(conversion, "WORKER", script)
-    script.write_text("raise OSError(5, 'Input/output error', '/m/config.json')\n", encoding="utf-8")
-    with pytest.raises(
-        RunError, match=r"^convert: /m/config.json: Input/output error; the drive, .* `dmesg` tells more$"
-    ):
+    script.write_text(f"raise {raised}\n", encoding="utf-8")
+    with pytest.raises(RunError, match=rf"^convert: {at}: Input/output error; the drive, .* `dmesg` tells more$"):
         conversion.work("convert", tmp_path / "out", 1, [], None)
 
 

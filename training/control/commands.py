@@ -60,7 +60,7 @@ def status(arguments: Arguments, stdout: IO[str]) -> int:
 def killed_by(run: Run) -> str:
     """Why a process is gone without a word: out of memory where the kernel counts a kill since the run began."""
     if not directory.begun(run):
-        return NEVER_BEGAN
+        return directory.LOST_SETTINGS if directory.lost_settings(run) else NEVER_BEGAN
     before = run.status.get("oom_kills")
     now = oom_kills()
     if before is not None and now is not None and now > before:

@@ -57,7 +57,8 @@ def to_resume(arguments: Arguments) -> Run | None:
         every = [
             run
             for run in runs.history(output_dir(arguments))
-            if directory.state(run) in ("interrupted", "failed", "killed") and directory.begun(run)
+            if directory.state(run) in ("interrupted", "failed", "killed")
+            and (directory.begun(run) or directory.lost_settings(run))
         ]
         if not every:
             raise UserError(
@@ -71,7 +72,7 @@ def to_resume(arguments: Arguments) -> Run | None:
     if state == "completed":
         raise UserError(f"{run.path} is done already; {new_run(arguments)} starts a new run")
     if not directory.begun(run):
-        raise UserError(f"{run.path} {NEVER_BEGAN}")
+        raise UserError(f"{run.path} {directory.LOST_SETTINGS if directory.lost_settings(run) else NEVER_BEGAN}")
     return run
 
 
@@ -84,7 +85,8 @@ def _ours(run: Run) -> bool:
 
 def settings_of(run: Run, arguments: Arguments) -> Settings:
     """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
-    own = settings.of_run(run.path / runs.CONFIG, check_packages=True)
+    with directory.reading_settings(run):
+        own = settings.of_run(run.path / runs.CONFIG, check_packages=True)
     if not arguments.overrides:
         return own
     changed = settings.of_run(run.path / runs.CONFIG, arguments.overrides, check_packages=True)

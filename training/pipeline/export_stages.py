@@ -17,7 +17,7 @@ from training.base_model import generation
 from training.checks import all_checks
 from training.errors import FinetuneError, RunError, UserError
 from training.ollama import modelfile
-from training.report import gathering, schema
+from training.report import gathering, model_card, schema
 from training.runs import Run, Stage, checkpoint
 from training.runs.progress import Reached, Teller
 from training.settings.names import NEED_IMPORTANCE_MATRIX
@@ -99,7 +99,7 @@ def _gone(job: Job, only: Stage) -> list[Stage]:
     """The stages whose files were not kept (KEEP_MERGED, KEEP_F16) and that `only` works on: they are made again."""
     f16 = only in ("quantise", "check") and not job.f16.is_file()
     run = only == "quantise" and any(m in NEED_IMPORTANCE_MATRIX for m in job.settings.quantization.quantization_method)
-    merged = (only in ("convert", "check") or f16 or run) and not job.merged.is_dir()
+    merged = (only in ("convert", "check") or f16 or run) and not _merged(job)
     gone: list[tuple[Stage, bool]] = [("merge", merged), ("convert", f16)]
     return [stage for stage, missing in gone if missing]
 
@@ -115,7 +115,9 @@ def _forget_later(job: Job, name: Stage) -> None:
 def _merge(job: Job) -> dict[str, Any]:
     template = job.template.exported if job.template else None
     record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template)
-    return {"merge": records.plain(record)}
+    # Those that are not the report's: by their names it is seen later whether one has gone.
+    names = sorted(file.name for file in job.merged.iterdir() if file.name != model_card.NAME)
+    return {"merge": records.plain(record), "files": names}
 
 
 def _convert(job: Job) -> dict[str, Any]:
@@ -253,6 +255,13 @@ def tidy(job: Job) -> None:
         files.remove(job.f16)
 
 
+def _merged(job: Job) -> bool:
+    """Whether the merged folder is there with all its files. A run of an older version does not say which those are."""
+    names = (job.run.stage("merge") or {}).get("files")
+    known = names if isinstance(names, list) else []
+    return job.merged.is_dir() and all((job.merged / str(name)).exists() for name in known)
+
+
 def _all_quantised(job: Job) -> bool:
     return all(job.quantised(method).is_file() for method in job.settings.quantization.quantization_method)
 
@@ -264,7 +273,7 @@ def _finished(job: Job) -> bool:
 
 # Is its result there; do it.
 STAGES: dict[Stage, tuple[Callable[[Job], bool], Callable[[Job], dict[str, Any]]]] = {
-    "merge": (lambda job: job.merged.is_dir() or _finished(job), _merge),
+    "merge": (lambda job: _merged(job) or _finished(job), _merge),
     "convert": (lambda job: job.f16.is_file() or _finished(job), _convert),
     "quantise": (_all_quantised, _quantise),
     "modelfile": (lambda job: (job.run.path / "Modelfile").is_file(), _modelfile),

@@ -72,6 +72,8 @@ def what_is_safe(run: Run) -> str:
 
 
 def _looked_at(run: Run) -> str:
+    if directory.lost_settings(run):
+        return f"{run.path} {directory.LOST_SETTINGS}"
     if not directory.begun(run):
         return "nothing was trained yet; start a new run"
     if run.stage("train") is not None:

@@ -130,9 +130,7 @@ def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Eve
         loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable,
         lambda share: far(ANSWERED * share),
     )  # fmt: skip
-    for sample in found.samples[:QUESTIONS]:
-        texts = sample.question, sample.before or "not asked", sample.after
-        logger.info("asked: {}\n  before: {}\n  after:  {}", *(shorten(redact(text), LOGGED) for text in texts))
+    tell_answers(found.samples[:QUESTIONS])
     if found.scores:
         logger.info(
             "evaluation on rows that were not trained on: {}", scoring.conclusion([*found.scores, *found.general])
@@ -150,6 +148,13 @@ def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Eve
         },
     )
     events.emit("stage", name="evaluate", seconds=seconds)
+
+
+def tell_answers(samples: list[evaluation.Sample]) -> None:
+    """Log questions with the answers of the base model, which may be empty, and of the tuned one."""
+    for sample in samples:
+        texts = sample.question, "not asked" if sample.before is None else sample.before, sample.after
+        logger.info("asked: {}\n  before: {}\n  after:  {}", *(shorten(redact(text), LOGGED) for text in texts))
 
 
 def row_ledger(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from loguru import logger
 
@@ -37,6 +38,7 @@ from training.system.foreign_json import Damaged
 if TYPE_CHECKING:
     import datasets
 
+Written = TypeVar("Written")
 PERCENTILES = ("50", "90", "99", "100")
 PROFILED = 1000  # rows
 PLANNED = "report.json"  # in checkpoints/: what the plan gives to the report, for whichever process writes it
@@ -91,6 +93,18 @@ def write(run: Run, state: State, error: FinetuneError | Interrupted | None = No
     return writing.write(run.path, gather(run, state, error))
 
 
+def _tried(write: Callable[[], Written]) -> Written:
+    """Write, and where a drive does not take it try again, as with the state: what a finished run lacks nobody writes later."""
+    for wait in directory.WAITS:
+        try:
+            return write()
+        except FileNotFoundError:  # what is gone does not come back
+            raise
+        except OSError:
+            time.sleep(wait)
+    return write()
+
+
 def complete(run: Run) -> None:
     """The end of a run that is done: its report, and the state that says so.
 
@@ -100,7 +114,7 @@ def complete(run: Run) -> None:
     reported = True
     try:
         _write_cards(run)
-        logger.info("{}", contents.result(write(run, "completed")).text)
+        logger.info("{}", contents.result(_tried(lambda: write(run, "completed"))).text)
     except OSError as error:
         reported = False
         logger.warning(
@@ -125,7 +139,7 @@ def _write_cards(run: Run) -> None:
     if not has_plan(run):
         return
     try:
-        model_card.write(run, gather(run, "completed", ended=False))
+        _tried(lambda: model_card.write(run, gather(run, "completed", ended=False)))
     except UserError as error:
         logger.warning("no model card: {}", error)
     except OSError as error:

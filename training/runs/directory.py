@@ -8,7 +8,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ Read = TypeVar("Read")
 Stage = Literal["train", "evaluate", "merge", "convert", "quantise", "modelfile", "check"]
 State = Literal["queued", "running", "completed", "interrupted", "failed", "killed"]
 PROCESSES = Path("/proc")
+LOST_SETTINGS = f"has lost its {CONFIG}, without which nothing goes on: put that file back, or start a new run"
 # The seconds after which the end of a run is tried to be written again: programs wait for it.
 WAITS = (0.1, 0.5, 2.0)
 SECONDS = Kind(
@@ -366,6 +368,22 @@ def state(run: Run) -> State:
 def begun(run: Run) -> bool:
     """Whether a run got as far as its own settings, without which nothing was trained and nothing can go on."""
     return (run.path / CONFIG).is_file()
+
+
+def lost_settings(run: Run) -> bool:
+    """Whether a run did get as far as its own settings, and has them no more."""
+    return not begun(run) and any(run.status.get(sign) for sign in ("step", "stages"))
+
+
+@contextmanager
+def reading_settings(run: Run) -> Iterator[None]:
+    """While a run's own settings are read: a UserError that says what to do where they have gone, however late."""
+    try:
+        yield
+    except UserError as error:
+        if lost_settings(run):
+            raise UserError(f"{run.path} {LOST_SETTINGS}") from error
+        raise
 
 
 def seconds_of_stages(run: Run) -> dict[str, float]:

@@ -111,7 +111,8 @@ class Handover:
             raise UserError(
                 f"{path} has no finished adapter to export; {shell.command('run.sh', '--resume', path)} goes on with its training"
             )
-        own = settings.load(run.path / directory.CONFIG, check_files=False)
+        with directory.reading_settings(run):
+            own = settings.load(run.path / directory.CONFIG, check_files=False)
         foreign_code.trust(own.model.trust_remote_code)
         return cls(run=run, settings=own, facts=Facts.read(run.path))
 

@@ -29,8 +29,10 @@ _READ_FAILED = ("file read failed",)
 
 # What a drive or a network drive says of itself, never of a file that a user has left out or spoiled.
 _OF_DRIVES = (errno.EIO, errno.EDQUOT, errno.EROFS, errno.ESTALE)
-# How a program that was started says it, at the end of its traceback.
-_QUOTED = re.compile(r"\[Errno (\d+)\] [^:]*: '([^']+)'")
+# Its words, by which C++ says it. A program that was started ends its traceback with them, and with the file where a call
+# was given a name: a read or a write was not.
+_SAID = {os.strerror(code): code for code in _OF_DRIVES}
+_QUOTED = re.compile(rf"({'|'.join(map(re.escape, _SAID))})(?:: '([^']+)')?")
 
 # OSErrors that are about no file.
 _OF_PROCESSES = (ConnectionError, BrokenPipeError, ChildProcessError, ProcessLookupError, BlockingIOError)
@@ -45,6 +47,8 @@ def number(error: BaseException) -> int | None:
         errno.ENOSPC,
     ):
         return code
+    if found := _QUOTED.search(str(error)):
+        return _SAID[found[1]]
     return errno.ENOSPC if "No space left" in str(error) else None
 
 
@@ -82,10 +86,13 @@ def instead(message: str, error: BaseException) -> str:
 
 
 def quoted(lines: Sequence[str]) -> OSError | None:
-    """The failure of a drive that a program which was started has died of, by what it printed last of it."""
+    """The failure of a drive that a program which was started has died of, by what it printed last of it.
+
+    Without a file where it named none.
+    """
     for line in reversed(lines):
-        if (found := _QUOTED.search(line)) and int(found[1]) in _OF_DRIVES:
-            return OSError(int(found[1]), os.strerror(int(found[1])), found[2])
+        if found := _QUOTED.search(line):
+            return OSError(_SAID[found[1]], found[1], found[2])
     return None
 
 

@@ -205,8 +205,10 @@ def work(stage: str, out: Path, need: int, arguments: Sequence[object], progress
             if io_errors.out_of_inodes(out.parent):
                 raise RunError(stage, io_errors.told(OSError(errno.ENOSPC, ""), out))
             raise RunError(stage, f"the disk is full: {out} needs {need:,} bytes, {free:,} are free")
-        refused = io_errors.quoted(printed)
-        raise RunError(stage, io_errors.told(refused) if refused else reason(printed, code))
+        if refused := io_errors.quoted(printed):
+            at = "" if refused.filename else f"at work on {out}: "
+            raise RunError(stage, f"{at}{io_errors.told(refused)}")
+        raise RunError(stage, reason(printed, code))
     return printed
 
 
@@ -259,6 +261,7 @@ MEANINGS = (
         "the tensor {0} has no place in a GGUF file; are the weights quantised or of another architecture?",
     ),
     (r"Refused: (.+)", "{0}"),
+    (r"FileNotFoundError: \[Errno 2\] [^:]*: '([^']+)'", "{0} is not there (any more)"),
     (r"No module named '([^']+)'", "the Python package {0} is missing: run {setup}"),
     (r"MemoryError|Cannot allocate memory|std::bad_alloc", "not enough memory"),
     (r"failed to quantize: (.+)", "llama.cpp: {0}"),
