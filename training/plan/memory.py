@@ -54,6 +54,7 @@ class Shape:
     head_dim: int
     vocabulary: int
     model_type: str = ""
+    dtype: str = ""  # of the weights in its files, as far as its config says
 
     @property
     def embeddings(self) -> int:
@@ -96,6 +97,7 @@ def shape(config: Mapping[str, object], parameters: int) -> Shape:
         head_dim=number(config, "head_dim", hidden // heads),
         vocabulary=number(config, "vocab_size", 32_000),
         model_type=str(_of_text(config).get("model_type") or ""),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
     )
 
 
@@ -151,11 +153,22 @@ def weights(settings: Settings, model: Shape) -> int:
     """Bytes of the frozen base model. Loading it takes no more than training does: in 4 bits transformers reads one matrix in
     16 bit at a time (core_model_loading.py of 5.17: it uses no threads where it quantises)."""
     width = _width(settings)
+    if settings.hardware.fast_cpu == policy.INT8 and policy.by_hand(settings, model.model_type):
+        return _in_8_bits(settings, model)
     if not settings.quantization.load_in_4bit:
         return model.parameters * width
     # While a layer is at work its largest matrix stands in 16 bit.
     largest = 2 * max(inputs * outputs for inputs, outputs in model.linear.values())
     return int(model.embeddings * 2 + (model.parameters - model.embeddings) * NF4 + largest)
+
+
+def _in_8_bits(settings: Settings, model: Shape) -> int:
+    """Bytes of the weights with those of the layers in 8 bits (fast_cpu/int8.py). The exact ones beside them stay in the
+    model's file, whose pages the system takes back; where they are in another dtype there, they are in memory."""
+    layers = sum(inputs * outputs for inputs, outputs in model.linear.values()) * model.layers
+    width, in_file = _width(settings), {"bfloat16": "bf16", "float32": "fp32"}.get(model.dtype)
+    exact = 0 if in_file == settings.hardware.precision else width
+    return (model.parameters - layers) * width + layers * (1 + exact)
 
 
 def _width(settings: Settings) -> int:
@@ -236,7 +249,7 @@ def _logits(settings: Settings, model: Shape, tokens: int) -> int:
         return max(
             min(tokens, policy.HEAD_CHUNK) * model.vocabulary * _width(settings), min(tokens, TRL_CHUNK) * a_token
         )
-    if settings.hardware.fast_cpu is True:
+    if policy.taken(settings):
         return min(tokens, policy.LOSS_CHUNK) * a_token
     if "lm_head" in settings.lora.target_modules:
         return tokens * model.vocabulary * TRAINED_HEAD
