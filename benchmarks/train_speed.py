@@ -3,6 +3,7 @@
 In turn, each in a process of its own, on the same tokenised rows with the same hyper-parameters:
   ours    this program's trainer with its fast path (training/fast_cpu/fast_loss.py)
   apart   the same, but what rows begin with alike is computed for each of them
+  int8    the same as ours with FAST_CPU = int8
   trl     TRL's SFTTrainer with its defaults: float32 weights, gradient checkpointing, and bf16 autocast where the CPU
           has bf16 units (elsewhere it takes many times as long, and nobody leaves it on)
   tuned   TRL without checkpointing, its weights in bf16 where the CPU has units for it
@@ -44,7 +45,7 @@ from training.system import before_torch
 
 WAYS = ("ours", "trl", "tuned", "bound")
 # Which users of TRL do not set.
-OWN = dict.fromkeys(("ours", "apart"), before_torch.THREADS | before_torch.CACHES)
+OWN = dict.fromkeys(("ours", "apart", "int8"), before_torch.THREADS | before_torch.CACHES)
 SHAPES = {
     "qwen3-0.6b": {
         "model_type": "qwen3",
@@ -144,9 +145,9 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     trainer_class, options = SFTTrainer, {"gradient_checkpointing": False, "bf16": dtype == "bfloat16"}
     if args.way in OWN:
         lengths = [len(row["input_ids"]) for row in data]
-        alike = args.system if args.way == "ours" else 0
+        alike = 0 if args.way == "apart" else args.system
         micro, accumulation = policy.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths), alike)
-        watch = Watch(folder=Path(folder), fingerprint={}, keep=1, fast=True)
+        watch = Watch(folder=Path(folder), fingerprint={}, keep=1, fast=True, in_8_bits=args.way == "int8")
         if args.way == "apart":
             policy.LEAST_SAVED = 1.0
         trainer_class = hooks.hooked(SFTTrainer, watch)

@@ -176,8 +176,15 @@ def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
     monkeypatch.setattr(fast_loss, "agrees", agrees)
     monkeypatch.setattr(fast_loss, "plain_head", lambda causal_lm: True)
     monkeypatch.setattr(fast_loss, "sample", lambda inputs: inputs)
-    by_hand = SimpleNamespace(shared=None, shares=True, by=SimpleNamespace(name="onednn"))
-    monkeypatch.setattr(fast_loss, "layers", lambda causal_lm, shares=True, by="": by_hand)
+    by_hand = SimpleNamespace(
+        shared=None,
+        shares=True,
+        by=SimpleNamespace(name="onednn"),
+        in_8_bits=False,
+        set_aside=lambda: None,
+        sound=lambda: True,
+    )
+    monkeypatch.setattr(fast_loss, "layers", lambda causal_lm, shares=True, by="", in_8_bits=False: by_hand)
     monkeypatch.setattr(fast_loss, "loss", lambda causal_lm, inputs, num_items, layers: "layers" if layers else "head")
     watch = Watch(folder=tmp_path, fingerprint={}, keep=1, carried=Carried(fast_path=carried), fast=True)
     model = SimpleNamespace(get_base_model=lambda: None)

@@ -13,7 +13,8 @@ from training.settings import other_names
 from training.settings.table import TABLE
 
 KINDS = {
-    "int": "int", "float": "float", "bool": "bool", "bool | Auto": "bool | str", "int | Auto": "int | str", "str": "str",
+    "int": "int", "float": "float", "bool": "bool", "bool | Auto": "bool | str", "bool | Auto | Int8": "bool | str",
+    "int | Auto": "int | str", "str": "str",
     "str | None": "str", "Path": "str | os.PathLike[str]", "Path | None": "str | os.PathLike[str]",
     "tuple[str, ...]": "str | Sequence[str]",
 }  # fmt: skip

@@ -267,6 +267,23 @@ def test_each_way_to_the_loss_is_reckoned_with_the_tokens_that_it_takes_at_once(
     assert memory.estimate(asked, plain, 1024)["logits"] == min(rows, policy.LOSS_CHUNK) * SMALL.vocabulary * 16
 
 
+def test_weights_in_8_bits_take_a_byte_and_the_exact_ones_stay_in_a_file_of_their_own_dtype(tmp_path, monkeypatch):
+    asked = decided(tmp_path, monkeypatch, machine(), CPU).with_choice("Hardware.FAST_CPU", "int8", "")
+    in_file = lambda dtype: replace(EIGHT, model_type="llama", dtype=dtype)  # noqa: E731
+    layers = EIGHT.layers * EIGHT.layer_weights
+    rest = 2 * (EIGHT.parameters - layers)
+    assert memory.weights(asked, in_file("bfloat16")) == rest + layers
+    assert memory.weights(asked, in_file("float32")) == memory.weights(asked, in_file("")) == rest + 3 * layers
+    checkpointed = asked.with_choice("Training.GRADIENT_CHECKPOINTING", True, "")
+    checkpointed = checkpointed.with_choice("Training.PER_DEVICE_TRAIN_BATCH_SIZE", 1, "")
+    assert (
+        total(checkpointed, in_file("bfloat16"), 1024)
+        < 12 * GB
+        < total(checkpointed.with_choice("Hardware.FAST_CPU", True, ""), in_file("bfloat16"), 1024)
+    )
+    assert memory.shape({"torch_dtype": "bfloat16"}, 1).dtype == "bfloat16"
+
+
 def test_the_adapter_is_counted_from_the_config_as_from_the_weights(tmp_path, monkeypatch, embedded):
     asked = decided(tmp_path, monkeypatch, machine(), CPU)
     assert memory.adapter_parameters(asked, SMALL) == disk_space.adapter_parameters(asked, a_base_model(path=embedded))

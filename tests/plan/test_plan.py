@@ -89,6 +89,30 @@ def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken():
     assert policy.wanted(off) == (False, "FAST_CPU")
 
 
+def test_weights_in_8_bits_are_taken_where_that_is_asked_for_and_can_be_had(monkeypatch):
+    asked = a_settings(FAST_CPU="int8", **ON_CPU)
+    assert policy.wanted(asked).value == "int8"
+    assert policy.taken(asked) and policy.by_hand(asked, "qwen3") and not policy.without_layers(asked, "qwen3")
+    assert not policy.taken(a_settings(FAST_CPU=False, **ON_CPU))
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "missing", "why"),
+    [
+        ({}, "gemma3", "", "it is for models of the kinds llama, mistral, qwen2, qwen3, and this one is gemma3; write auto"),
+        ({"LORA_DROPOUT": 0.1}, "llama", "", "it goes with plain LoRA alone: USE_DORA = false, LORA_DROPOUT = 0 and BIAS = none; write auto"),
+        ({"ENGINE": "unsloth"}, "llama", "", "it is for training with transformers on a CPU"),
+        ({}, "llama", "there is no C compiler", "there is no C compiler; write auto"),
+    ],
+)  # fmt: skip
+def test_weights_in_8_bits_that_cannot_be_had_are_refused_before_training(monkeypatch, more, kind, missing, why):
+    monkeypatch.setattr("training.fast_cpu.fast_loss.without_8_bits", lambda: missing)
+    asked = a_settings(**{"FAST_CPU": "int8", **ON_CPU, **more})
+    with pytest.raises(UserError) as raised:
+        choices.choose_for_rows(asked, a_base_model({"model_type": kind}, 1000), a_summary(10), CPU)
+    assert str(raised.value).endswith(f"FAST_CPU = int8: {why}")
+
+
 def test_the_reasons_of_automatic_choices_outlive_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr("training.system.this_machine.versions", dict)
     first = choices.decide(in_file(tmp_path, "[Hardware]\nENGINE = transformers\n"), CPU)

@@ -13,6 +13,7 @@ import pytest
 from tests.support.environments import python_with
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
+from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
 from training.errors import MachineError, RunError, UserError
 from training.proving import command, prove
@@ -238,3 +239,10 @@ def test_on_a_cpu_all_three_engines_train_the_same_steps(tmp_path, tiny_model):
     assert len({tuple(figures["tokens"]) for figures in record["figures"].values()}) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"config.ini", "rows.jsonl", "outputs"}
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [page.parent.name], "no run, no checkpoint"
+
+
+def test_weights_in_8_bits_are_not_held_against_exact_ones():
+    from training.proving import worker
+
+    with pytest.raises(UserError, match="FAST_CPU = int8: --prove compares ways that give the same numbers"):
+        worker.look(a_settings(FAST_CPU="int8"))

@@ -531,7 +531,8 @@ def legal(item):
         return st.floats(low, most, exclude_min=rule.above is not None, exclude_max=rule.below is not None)
     path = any_text(min_size=1).map(lambda t: Path("/") / t.lstrip("/"))
     return {
-        "bool": st.booleans(), "bool | Auto": st.sampled_from([True, False, "auto"]), "Path": path, "Path | None": st.none() | path,
+        "bool": st.booleans(), "bool | Auto": st.sampled_from([True, False, "auto"]),
+        "bool | Auto | Int8": st.sampled_from([True, False, "auto", "int8"]), "Path": path, "Path | None": st.none() | path,
         "str | None": st.none() | any_text(min_size=1).filter(str.strip),
     }[item.kind]  # fmt: skip
 

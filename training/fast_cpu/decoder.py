@@ -6,6 +6,7 @@ What it does otherwise than transformers + PEFT:
 - Projections that read the same input are one product (q, k, v; gate, up), and so are their adapters. The frozen weights
   are not copied: the model's own become views of the joined ones.
 - Rows that begin alike are computed once for what they share (shared.py), where `shares`.
+- Frozen weights may be kept in 8 bits (int8.py); the model's own are then left as they are.
 - Frozen weights get no gradient, adapters multiply in the model's dtype from float32 masters.
 - What is no matrix product (norms, rotation, softmax, SwiGLU, cross-entropy) is one pass each, forward and backward,
   in kernels.c. Attention in bf16 is all in attention.c on CPUs whose vector units multiply bf16.
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from training.fast_cpu import kernels, policy
+from training.fast_cpu import int8, kernels, policy
 from training.fast_cpu.attention import Attention, Rows
 from training.fast_cpu.functions import AddNorm, LoraLinear, SwiGLU
+from training.fast_cpu.int8 import Int8
 from training.fast_cpu.model_parts import (
     DecoderLayer,
     DecoderStack,
@@ -42,19 +44,19 @@ class Group:
     """Projections of the same input as one: `weight` [sum of outputs, inputs] and `bias` are frozen and joined."""
 
     modules: tuple[Projection, ...]
-    weight: torch.Tensor
+    weight: torch.Tensor | Int8
     bias: torch.Tensor | None
 
     def adapters(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """A [ranks, inputs] and B [outputs, ranks] (scaled) of all of them, in the dtype of the weight."""
-        down, up, dtype = [], [], self.weight.dtype
+        """A [ranks, inputs] and B [outputs, ranks] (scaled) of all of them, in the dtype of the model's weights."""
+        down, up, dtype = [], [], base_of(self.modules[0]).weight.dtype
         for module in self.modules:
             if is_adapted(module) and not module.disable_adapters:
                 name = module.active_adapters[0]
                 down.append(module.lora_A[name].weight)
                 up.append(module.lora_B[name].weight * module.scaling[name])
             else:
-                up.append(self.weight.new_zeros(base_of(module).out_features, 0))
+                up.append(base_of(module).weight.new_zeros(base_of(module).out_features, 0))
         if not down:
             return None, None
         return torch.cat(down).to(dtype), torch.block_diag(*(part.to(dtype) for part in up))
@@ -75,7 +77,7 @@ class Decoder:
     """The hidden states of a causal language model with LoRA, for training. Made once; holds the joined weights."""
 
     def __init__(self, causal_lm: PreTrainedModel, shares: bool = True, by: Products = TORCH) -> None:
-        if why := unsupported(causal_lm):
+        if why := unsupported(causal_lm, by.in_8_bits):
             raise ValueError(why)
         self.model = _stack(causal_lm)
         self.head = cast("torch.nn.Linear", causal_lm.get_output_embeddings())
@@ -85,8 +87,9 @@ class Decoder:
         # Tokens computed, and tokens, of the last micro-batch whose rows began alike.
         self.shared: tuple[int, int] | None = None
         self.window = getattr(config, "sliding_window", None) if _slides(config) else None
+        self.in_8_bits = by.in_8_bits
         with torch.no_grad():
-            self.layers = [_joined_layer(layer) for layer in self.model.layers]
+            self.layers = [_joined_layer(layer, self.in_8_bits) for layer in self.model.layers]
 
     def hidden(self, ids: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The last hidden states [N, hidden] of rows that stand one after the other in `ids` [N]."""
@@ -104,6 +107,22 @@ class Decoder:
         norm = self.model.norm
         last: torch.Tensor = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)[1]
         return last
+
+    def sound(self) -> bool:
+        """Whether the products of a first layer's weights in 8 bits are what they should be."""
+        if not self.in_8_bits:
+            return True
+        one = self.layers[0]
+        weights = (group.weight for group in (one.qkv, one.out, one.gate_up, one.down))
+        dtype = base_of(one.down.modules[0]).weight.dtype
+        return all(int8.sound(weight, dtype) for weight in weights if isinstance(weight, Int8))
+
+    def set_aside(self) -> None:
+        """Give back the memory of the model's own weights, where they stand in a file and 8 bits are multiplied."""
+        if self.in_8_bits:
+            for layer in self.layers:
+                groups = (layer.qkv, layer.out, layer.gate_up, layer.down)
+                int8.set_aside([base_of(module).weight for group in groups for module in group.modules])
 
     def _layer(
         self,
@@ -135,8 +154,8 @@ def _stack(causal_lm: PreTrainedModel) -> DecoderStack:
     return cast("DecoderStack", causal_lm.get_decoder())
 
 
-def unsupported(causal_lm: PreTrainedModel) -> str:
-    """Why this model's layers are not to be computed here; empty when they are."""
+def unsupported(causal_lm: PreTrainedModel, in_8_bits: bool = False) -> str:
+    """Why this model's layers are not to be computed here; empty when they are. `in_8_bits`: with such weights."""
     config = causal_lm.config
     if config.model_type not in policy.FAMILIES or config.hidden_act != "silu":
         return f"no hand-written layers for {config.model_type}"
@@ -145,7 +164,11 @@ def unsupported(causal_lm: PreTrainedModel) -> str:
     for layer in _stack(causal_lm).layers:
         attention, mlp = layer.self_attn, layer.mlp
         for module in (*_qkv(attention), attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
-            if why := _unsupported(module):
+            weight = base_of(module).weight
+            why = _unsupported(module)
+            if in_8_bits and not why:
+                why = int8.unsuited(weight.shape[0], weight.shape[1], weight.dtype)
+            if why:
                 return why
     return ""
 
@@ -182,10 +205,16 @@ def _qkv(attention: SelfAttention) -> tuple[Projection, Projection, Projection]:
     return attention.q_proj, attention.k_proj, attention.v_proj
 
 
-def _joined_layer(layer: DecoderLayer) -> Layer:
+def _joined_layer(layer: DecoderLayer, in_8_bits: bool) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     groups = (_qkv(attention), (attention.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,))
-    return Layer(layer, *map(_joined, groups))
+    return Layer(layer, *map(_in_8_bits if in_8_bits else _joined, groups))
+
+
+def _in_8_bits(modules: tuple[Projection, ...]) -> Group:
+    """One weight in 8 bits for several projections. Theirs stay, for evaluations and what is compared with them."""
+    bases = [base_of(module) for module in modules]
+    return Group(modules, int8.rounded([base.weight.data for base in bases]), _joined_bias(bases))
 
 
 def _joined(modules: tuple[Projection, ...]) -> Group:
@@ -196,11 +225,13 @@ def _joined(modules: tuple[Projection, ...]) -> Group:
     weight = torch.cat([base.weight.data for base in bases])
     for base, part in zip(bases, weight.split([base.out_features for base in bases]), strict=True):
         base.weight.data = part
-    biases = [base.bias for base in bases]
-    joined = None
-    if any(bias is not None for bias in biases):
-        joined = torch.cat([weight.new_zeros(b.out_features) if b.bias is None else b.bias.data for b in bases])
-    return Group(modules, weight, joined)
+    return Group(modules, weight, _joined_bias(bases))
+
+
+def _joined_bias(bases: list[torch.nn.Linear]) -> torch.Tensor | None:
+    if all(base.bias is None for base in bases):
+        return None
+    return torch.cat([b.weight.new_zeros(b.out_features) if b.bias is None else b.bias.data for b in bases])
 
 
 def project(group: Group, inputs: torch.Tensor, by: Products = TORCH) -> torch.Tensor:

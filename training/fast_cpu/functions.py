@@ -8,7 +8,8 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from training.fast_cpu import kernels, policy, products
+from training.fast_cpu import int8, kernels, policy, products
+from training.fast_cpu.int8 import Int8
 
 # Of all that a function took; None for what gets none.
 Gradients = tuple[torch.Tensor | None, ...]
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
         saved_tensors: tuple[torch.Tensor, ...]
         needs_input_grad: tuple[bool, ...]
         by: products.Products
+        weight: torch.Tensor | Int8
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor | Int8, bias: torch.Tensor | None, by: products.Products
+) -> torch.Tensor:
+    """x W^T + bias."""
+    return int8.linear(x, weight, bias) if isinstance(weight, Int8) else by.linear(x, weight, bias)
+
+
+def back(gradient: torch.Tensor, weight: torch.Tensor | Int8, by: products.Products) -> torch.Tensor:
+    """gradient W."""
+    return int8.back(gradient, weight) if isinstance(weight, Int8) else by.back(gradient, weight, None)
 
 
 class LoraLinear(Function):
@@ -31,26 +45,26 @@ class LoraLinear(Function):
     def forward(
         ctx: Context,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: torch.Tensor | Int8,
         bias: torch.Tensor | None,
         down: torch.Tensor | None,
         up: torch.Tensor | None,
         by: products.Products = products.TORCH,
     ) -> torch.Tensor:
-        ctx.by = by
-        result = by.linear(x, weight, bias)
+        # A frozen weight is nothing that could be changed before the backward pass.
+        ctx.by, ctx.weight = by, weight
+        result = linear(x, weight, bias, by)
         if down is None or up is None:
-            ctx.save_for_backward(weight)
             return result
         inner = x @ down.t()
-        ctx.save_for_backward(weight, down, up, x, inner)
+        ctx.save_for_backward(down, up, x, inner)
         return result.addmm_(inner, up.t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, gradient: torch.Tensor) -> Gradients:
-        weight, *adapter = ctx.saved_tensors
-        for_x = ctx.by.back(gradient, weight, None) if ctx.needs_input_grad[0] else None
+        adapter, weight = ctx.saved_tensors, ctx.weight
+        for_x = back(gradient, weight, ctx.by) if ctx.needs_input_grad[0] else None
         if not adapter:
             return for_x, *(None,) * 5
         down, up, x, inner = adapter

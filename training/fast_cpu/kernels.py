@@ -1,4 +1,4 @@
-"""Compile and call kernels.c and attention.c: the parts of a decoder layer that are written for training on a CPU.
+"""Compile and call kernels.c, attention.c and int8.c: the parts of a decoder layer that are written for training on a CPU.
 
 The library is compiled once for this machine's CPU (about two seconds) and kept under .cache/. No compiler: `load`
 says so, and training goes on without these.
@@ -21,7 +21,7 @@ from training.system import paths
 if TYPE_CHECKING:
     import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "int8.c"))
 HEADER = Path(__file__).with_name("bf16.h")
 CACHE = paths.CACHE / "kernels"
 # Sums may be taken in any order, which vector units need; NaN and infinity keep their meaning: training looks for them.
@@ -53,6 +53,8 @@ def load() -> ctypes.CDLL:
         getattr(loaded, f"cross_entropy_{suffix}").restype = ctypes.c_double
     if hasattr(loaded, "attention_scratch"):
         loaded.attention_scratch.restype = ctypes.c_long
+    if hasattr(loaded, "int8_offset"):
+        loaded.int8_offset.restype = ctypes.c_long
     return loaded
 
 
@@ -60,6 +62,11 @@ def load() -> ctypes.CDLL:
 def attends() -> bool:
     """Whether attention.c is for this CPU: its vector units multiply bf16, and it has no matrix units (AMX) for torch to use."""
     return hasattr(load(), "attention_bf16") and b"amx_bf16" not in cpu()
+
+
+def multiplies_bytes() -> bool:
+    """Whether int8.c is for this CPU: its vector units have dot products of bytes, or what these are made of."""
+    return hasattr(load(), "int8_product_f32")
 
 
 def scratch(longest: int, dim: int) -> torch.Tensor:

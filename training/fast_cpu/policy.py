@@ -9,6 +9,7 @@ MOST = 4 * ENOUGH  # tokens in a micro-batch of the longest rows, for the sake o
 # Trained tokens whose logits are computed at once: under the model's own layers (1024 x 49k x 4 bytes = 200 MB), and by
 # hand (functions.HeadLoss).
 LOSS_CHUNK, HEAD_CHUNK = 1024, 512
+INT8 = "int8"  # FAST_CPU: the frozen weights of the layers in 8 bits
 # Whose layers are built of exactly the parts of decoder.py.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Rows that begin with so many equal tokens are computed once for these, where that leaves out so much of a micro-batch.
@@ -29,7 +30,22 @@ def wanted(settings: Settings) -> Choice:
     for name in ("lm_head", "embed_tokens"):
         if name in settings.lora.target_modules:
             return Choice(False, f"{name} is trained")
-    return Choice(True, "checked against the plain path when training starts")
+    reason = "checked against the plain path when training starts"
+    return Choice("int8", f"weights in 8 bits; {reason}") if hardware.fast_cpu == INT8 else Choice(True, reason)
+
+
+def taken(settings: Settings) -> bool:
+    """Whether the fast path is to be tried, once that was chosen."""
+    return settings.hardware.fast_cpu in (True, INT8)
+
+
+def without_layers(settings: Settings, model_type: str) -> str:
+    """Why FAST_CPU = int8 is not for such a run: the plain layers have no weights in 8 bits. Empty where it is."""
+    if by_hand(settings, model_type):
+        return ""
+    if model_type not in FAMILIES:
+        return f"it is for models of the kinds {', '.join(FAMILIES)}, and this one is {model_type or 'another'}"
+    return "it goes with plain LoRA alone: USE_DORA = false, LORA_DROPOUT = 0 and BIAS = none"
 
 
 def regrouped(micro: int, accumulation: int, longest: int, mean: float, alike: int = 0) -> tuple[int, int]:
@@ -48,4 +64,4 @@ def by_hand(settings: Settings, model_type: str) -> bool:
     """Whether the hand-written layers are for such a run (decoder.unsupported looks at the model itself later)."""
     lora = settings.lora
     plain_lora = not lora.use_dora and lora.lora_dropout == 0 and lora.bias == "none"
-    return settings.hardware.fast_cpu is True and model_type in FAMILIES and plain_lora
+    return taken(settings) and model_type in FAMILIES and plain_lora

@@ -8,6 +8,7 @@ with a run's checkpoints, for the order of the sums differs. In bf16 torch takes
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -37,6 +38,8 @@ class Products:
     name: str
     linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
     back: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+    # The frozen weights of the layers are kept in 8 bits, and multiplied by int8.py; these are for the output layer.
+    in_8_bits: bool = False
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -56,8 +59,18 @@ TORCH = Products("torch", functional.linear, _torch_back)
 ONEDNN = Products("onednn", _onednn, _onednn_back)
 
 
+PREFIX = "int8 "
+
+
+def in_8_bits(rest: Products) -> Products:
+    """With the weights of the layers in 8 bits."""
+    return dataclasses.replace(rest, name=PREFIX + rest.name, in_8_bits=True)
+
+
 def named(name: str | None) -> Products:
     """Those of a run that was begun before; a run of an older version had torch's."""
+    if name is not None and name.startswith(PREFIX):
+        return in_8_bits(named(name.removeprefix(PREFIX)))
     return ONEDNN if name == ONEDNN.name and _has_onednn() else TORCH
 
 

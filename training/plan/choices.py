@@ -249,8 +249,9 @@ def choose_for_rows(
 ) -> Settings:
     """Choices that depend on the length of the rows. `alike`: tokens that all of them begin with."""
     fast = policy.wanted(settings)
-    if fast.value is False and settings.hardware.fast_cpu is True:
+    if fast.value is False and policy.taken(settings):
         raise UserError(f"{settings.place('Hardware.FAST_CPU')}: {fast.reason}")
+    _require_8_bits(settings, base)
     settings = chosen(settings, "Hardware.FAST_CPU", fast)
     if fast.value:
         by_hand = policy.by_hand(settings, base.config.get("model_type", ""))
@@ -266,6 +267,15 @@ def choose_for_rows(
             "Training.PACKING", False, "rows are padded to the longest of their micro-batch"
         )
     return settings
+
+
+def _require_8_bits(settings: Settings, base: BaseModel) -> None:
+    """UserError where FAST_CPU = int8 cannot be had for this model, with this adapter or on this machine."""
+    if settings.hardware.fast_cpu != policy.INT8:
+        return
+    why = policy.without_layers(settings, str(base.config.get("model_type", ""))) or fast_loss.without_8_bits()
+    if why:
+        raise UserError(f"{settings.place('Hardware.FAST_CPU')}: {why}; write auto")
 
 
 def _regrouped(settings: Settings, summary: Summary, alike: int) -> Settings:

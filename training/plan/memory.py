@@ -54,6 +54,7 @@ class Shape:
     head_dim: int
     vocabulary: int
     model_type: str = ""
+    dtype: str = ""  # of the weights in its files, as far as its config says
 
     @property
     def embeddings(self) -> int:
@@ -96,6 +97,7 @@ def shape(config: Mapping[str, object], parameters: int) -> Shape:
         head_dim=number(config, "head_dim", hidden // heads),
         vocabulary=number(config, "vocab_size", 32_000),
         model_type=str(_of_text(config).get("model_type") or ""),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
     )
 
 
@@ -153,6 +155,8 @@ def weights(settings: Settings, model: Shape) -> int:
     width = _width(settings)
     if settings.hardware.sharding != "none":
         return _spread_weights(settings, model)
+    if settings.hardware.fast_cpu == policy.INT8 and policy.by_hand(settings, model.model_type):
+        return _in_8_bits(settings, model)
     if not settings.quantization.load_in_4bit:
         return model.parameters * width
     # While a layer is at work its largest matrix stands in 16 bit.
@@ -174,6 +178,15 @@ def _spread_weights(settings: Settings, model: Shape) -> int:
     # On a CPU rank 0's whole model stands beside the shares while these are made of it.
     loading = share if settings.hardware.device == "cpu" else 0
     return share + max(together * width, loading)
+
+
+def _in_8_bits(settings: Settings, model: Shape) -> int:
+    """Bytes of the weights with those of the layers in 8 bits (fast_cpu/int8.py). The exact ones beside them stay in the
+    model's file, whose pages the system takes back; where they are in another dtype there, they are in memory."""
+    layers = sum(inputs * outputs for inputs, outputs in model.linear.values()) * model.layers
+    width, in_file = _width(settings), {"bfloat16": "bf16", "float32": "fp32"}.get(model.dtype)
+    exact = 0 if in_file == settings.hardware.precision else width
+    return (model.parameters - layers) * width + layers * (1 + exact)
 
 
 def _width(settings: Settings) -> int:
@@ -254,7 +267,7 @@ def _logits(settings: Settings, model: Shape, tokens: int) -> int:
         return max(
             min(tokens, policy.HEAD_CHUNK) * model.vocabulary * _width(settings), min(tokens, TRL_CHUNK) * a_token
         )
-    if settings.hardware.fast_cpu is True:
+    if policy.taken(settings):
         return min(tokens, policy.LOSS_CHUNK) * a_token
     if "lm_head" in settings.lora.target_modules:
         return tokens * model.vocabulary * TRAINED_HEAD

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from loguru import logger
 
 from training.data.encoding import IGNORED
-from training.fast_cpu import fast_loss
+from training.fast_cpu import fast_loss, policy
 from training.plan import memory
 from training.plan.plan import Plan
 from training.system import this_machine, wording
@@ -98,8 +98,9 @@ def timed_pass(plan: Plan, layers: int, batch: dict[str, torch.Tensor]) -> tuple
     """Seconds by the clock and of the processor for a forward and backward pass of the model with so many layers."""
     model = _shallow(plan, layers)
     bare = cast("PreTrainedModel", model.get_base_model())
-    fast = plan.settings.hardware.fast_cpu is True and fast_loss.plain_head(bare)
-    decoder = fast_loss.layers(bare) if fast else None
+    fast = policy.taken(plan.settings) and fast_loss.plain_head(bare)
+    in_8_bits = plan.settings.hardware.fast_cpu == policy.INT8
+    decoder = fast_loss.layers(bare, in_8_bits=in_8_bits) if fast else None
     taken = []
     for _ in range(3):  # the first one sets buffers up
         began, used = time.perf_counter(), time.process_time()

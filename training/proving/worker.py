@@ -25,7 +25,7 @@ before_torch.settle()
 
 from training import base_model, settings
 from training.distributed import crew
-from training.errors import FinetuneError
+from training.errors import FinetuneError, UserError
 from training.fast_cpu import policy
 from training.pipeline import stages
 from training.plan import choices, prepare
@@ -51,7 +51,12 @@ class Counting(Session):
 
 
 def look(given: Settings) -> Here:
-    """Where these settings train on this machine, and with what."""
+    """Where these settings train on this machine, and with what. UserError where no two sides give the same numbers."""
+    if given.hardware.fast_cpu == policy.INT8:
+        raise UserError(
+            f"{given.place('Hardware.FAST_CPU')}: --prove compares ways that give the same numbers, and weights in 8 bits "
+            "give others; write auto"
+        )
     this_machine.show_one_card(given.hardware.device)
     machine = this_machine.inspect()
     given = choices.decide(given, machine)

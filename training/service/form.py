@@ -64,6 +64,8 @@ def _choices(item: Item) -> list[str]:
         return ["true", "false"]
     if item.kind == "bool | Auto":
         return ["auto", "true", "false"]
+    if item.kind == "bool | Auto | Int8":
+        return ["auto", "true", "false", "int8"]
     return list(item.rule.one_of) if item.name != "Hardware.DEVICE" else []
 
 

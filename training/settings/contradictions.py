@@ -125,7 +125,7 @@ def _device(settings: Settings) -> Contradictions:
             yield ("Training.OPTIM", "Hardware.DEVICE"), "this optimizer runs on a GPU only"
         if hardware.precision == "fp16" and not hardware.auto_fp16_bf16:
             yield ("Hardware.PRECISION", "Hardware.DEVICE"), "a CPU trains in bf16 or fp32"
-    if hardware.fast_cpu is True and hardware.device not in ("auto", "cpu"):
+    if hardware.fast_cpu in (True, "int8") and hardware.device not in ("auto", "cpu"):
         yield ("Hardware.FAST_CPU", "Hardware.DEVICE"), "is for training on the CPU"
     if hardware.device[-1].isdigit() and hardware.num_processes > 1:
         yield ("Hardware.DEVICE", "Hardware.NUM_PROCESSES"), "one card cannot serve several processes; write cuda"

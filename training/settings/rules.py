@@ -21,6 +21,7 @@ from training.errors import UserError
 from training.settings import data_files, ini_file, names
 
 Auto = Literal["auto"]
+Int8 = Literal["int8"]
 LARGEST_INT = 2**31 - 1
 
 Number = TypeVar("Number", int, float)
@@ -127,6 +128,15 @@ def _switch_or_auto(given: Given, rule: Rule) -> bool | Auto:
     return "auto" if word == "auto" else word == "true"
 
 
+def _switch_auto_or_int8(given: Given, rule: Rule) -> bool | Auto | Int8:
+    word = given.text.strip().lower()
+    if word not in ("true", "false", "auto", "int8"):
+        raise ValueError("expected auto, true, false or int8")
+    if word == "int8":
+        return "int8"
+    return "auto" if word == "auto" else word == "true"
+
+
 def _whole_or_auto(given: Given, rule: Rule) -> int | Auto:
     if given.text.strip().lower() == "auto":
         return "auto"
@@ -224,6 +234,7 @@ READERS: dict[str, Callable[[Given, Rule], object]] = {
     "float": _number,
     "bool": _switch,
     "bool | Auto": _switch_or_auto,
+    "bool | Auto | Int8": _switch_auto_or_int8,
     "int | Auto": _whole_or_auto,
     "str": one_word,
     "str | None": optional_text,
@@ -280,6 +291,7 @@ def allowed(rule: Rule, kind: str) -> str:
     words = {
         "bool": "true, false",
         "bool | Auto": "auto, true, false",
+        "bool | Auto | Int8": "auto, true, false, int8",
         "Path": "path",
         "Path | None": "path, or none",
         "str | None": "text, or none",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.settings import readers, rules
-from training.settings.rules import Auto, Rule, setting
+from training.settings.rules import Auto, Int8, Rule, setting
 
 # What a row may hold; data/rows.py reads each.
 FORMATS = ("auto", "messages", "conversations", "alpaca", "prompt", "input", "text")
@@ -179,7 +179,9 @@ class Hardware:
     device: str = setting(
         "auto", one_of=("auto", "cpu", "cuda", "xpu"), read=readers.device, help="or cuda:1, one card"
     )
-    fast_cpu: bool | Auto = setting("auto", help="the faster kernels for training on a CPU")
+    fast_cpu: bool | Auto | Int8 = setting(
+        "auto", help="the faster kernels for training on a CPU; int8 keeps the frozen weights in 8 bits"
+    )
     num_threads: int | Auto = setting("auto", at_least=1, at_most=4096, help="CPU threads; auto is one per core")
     num_processes: int = setting(1, at_least=1, at_most=1024, help="processes on each machine: one per GPU")
     num_machines: int = setting(1, at_least=1, at_most=1024, help="machines that train together")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from loguru import logger
@@ -41,7 +42,10 @@ class FastPath(Mixin):
             self._prove_fast(model, bare, tensors)
         if not self.watch.fast:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, self._layers)
+        # What is evaluated is what ships: the adapter on the exact weights.
+        exact = self._layers is not None and self._layers.in_8_bits and not model.training
+        layers = None if exact else self._layers
+        value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, layers)
         self._tell_shared()
         # As the plain way does: the gradients' mean over the ranks follows (Team.mean_gradients).
         if num_items_in_batch is not None:
@@ -63,6 +67,22 @@ class FastPath(Mixin):
             self._told = True
             logger.info("rows that begin alike are computed once for what they share: here {:,} of {:,} tokens", *found)
 
+    def _prove_layers(self, causal_lm: PreTrainedModel, equal: Callable[[Decoder], bool]) -> None:
+        """Take the hand-written layers that prove equal: with weights in 8 bits where these are asked for, else exact ones."""
+        for in_8_bits in (True, False) if self.watch.in_8_bits else (False,):
+            self._layers = fast_loss.layers(causal_lm, in_8_bits=in_8_bits)
+            self._same_products()
+            if self._layers is not None and equal(self._layers):
+                return
+            if in_8_bits:
+                logger.warning(
+                    "FAST_CPU = int8: this model's weights do not go into 8 bits, or give another loss or gradients too far "
+                    "from the exact ones; training goes on with the exact weights, in more memory"
+                )
+            elif self._layers is not None:
+                logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
+        self._layers = None
+
     def _prove_fast(self, model: torch.nn.Module, bare: PeftModel, inputs: Batch) -> None:
         """Compare the fast path with the plain one on some rows of a first micro-batch; leave off what differs.
 
@@ -77,28 +97,25 @@ class FastPath(Mixin):
             watch.fast = taken != "none"
             carried = watch.carried
             self._layers = fast_loss.layers(causal_lm, carried.shares, carried.products) if taken == "layers" else None
+            if self._layers is not None:
+                self._layers.set_aside()
             return
         few, plain = fast_loss.sample(inputs), super().compute_loss
 
         def equal(layers: Decoder | None) -> bool:
             """In all ranks."""
-            return all(
-                watch.team.round(
-                    fast_loss.agrees(
-                        bare,
-                        lambda: cast("torch.Tensor", plain(model, dict(few), False, None)),
-                        lambda: fast_loss.loss(causal_lm, few, None, layers),
-                    )
-                )
+            same = fast_loss.agrees(
+                bare,
+                lambda: cast("torch.Tensor", plain(model, dict(few), False, None)),
+                lambda: fast_loss.loss(causal_lm, few, None, layers),
+                layers is not None and layers.in_8_bits,
             )
+            return all(watch.team.round(same and (layers is None or layers.sound())))
 
         with torch.enable_grad():
             watch.fast = fast_loss.plain_head(causal_lm)
-            self._layers = fast_loss.layers(causal_lm) if watch.fast else None
-            self._same_products()
-            if self._layers is not None and not equal(self._layers):
-                logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
-                self._layers = None
+            if watch.fast:
+                self._prove_layers(causal_lm, equal)
             if watch.fast and self._layers is None:
                 watch.fast = equal(None)
         if self._layers is not None:
@@ -106,6 +123,7 @@ class FastPath(Mixin):
             self._layers.shares = all(watch.team.round(self._layers.shared is not None))
             # What is told is of a whole micro-batch.
             self._layers.shared = None
+            self._layers.set_aside()
         watch.carried.shares = self._layers is not None and self._layers.shares
         watch.carried.products = self._layers.by.name if self._layers is not None else None
         watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from training import runs
 from training.data import Item
 from training.errors import Interrupted, RunError
+from training.fast_cpu import policy
 from training.runs import Run
 from training.settings import Settings
 from training.system.events import Events
@@ -117,7 +118,8 @@ def watch(order: Order, team: Team) -> Watch:
         folder=order.run / runs.CHECKPOINTS,
         fingerprint=order.fingerprint,
         keep=order.settings.training.save_total_limit,
-        fast=order.settings.hardware.fast_cpu is True,
         spread=sharding.wanted(order.settings),
+        fast=policy.taken(order.settings),
+        in_8_bits=order.settings.hardware.fast_cpu == policy.INT8,
         team=team,
     )

@@ -25,6 +25,7 @@ class Watch:
     micro_batch: tuple[int, int] = (1, 1)  # rows a micro-batch, micro-batches a step
     carried: Carried = field(default_factory=Carried)
     fast: bool = False  # take the fast path of a CPU, once it has proved equal
+    in_8_bits: bool = False  # and there frozen weights in 8 bits
     spread: bool = False  # the frozen weights are spread over the ranks, which go through the model together
     tokens: int = 0  # real tokens of the last whole step
     # Of the step that is under way, a micro-batch each: its real tokens and its loss, perhaps on a card still.
