@@ -109,7 +109,7 @@ class Dataset:
     tool_form: str = setting(
         "ollama",
         one_of=("ollama", "own"),
-        help="functions and calls: in the order and with the fields that Ollama serves, or as the rows have them",
+        help="functions and calls: as Ollama serves them (its order and fields), or as the rows have them",
     )
     null_words: str = setting(
         "stop", one_of=("stop", "keep"), help="an answer that is NaN, None or NULL: a bad row, or learned as it stands"
