@@ -210,6 +210,15 @@ def test_outer_white_space_that_llama_cpp_leaves_is_said_and_fails_nothing(fake:
     assert any(note.endswith("of llama.cpp: outer white space") for note in proof.notes)
 
 
+def test_a_server_that_shows_thoughts_in_the_text_is_told_of_in_a_line(fake: FakeOllama, subject: Subject) -> None:
+    thinking = replace(subject, trained=replace(subject.trained, thoughts=True))
+    (note,) = (note for note in prove(fake, thinking, "0.24.0").notes if "trained with thoughts" in note)
+    assert "they stand in the text of an answer" in note
+    assert not any("trained with thoughts" in note for note in prove(fake, subject, "0.24.0").notes)
+    fake.models["mine:latest"].body["jinja"] = "<think></think>"
+    assert not any("trained with thoughts" in note for note in prove(fake, thinking, "0.32.15").notes)
+
+
 # ---- functions and calls -----------------------------------------------------------------------------------------
 
 QWEN = Path(sys.prefix) / "llama.cpp/models/templates/Qwen-Qwen2.5-7B-Instruct.jinja"

@@ -104,7 +104,9 @@ class FakeOllama:
         """What a model can do, found by words in the template in use (Capabilities)."""
         template = self.template(model)
         if template == model.body.get("jinja"):
-            return [*(["tools"] if "tools" in template or "tool_call" in template else []), "completion"]
+            tools = ["tools"] if "tools" in template or "tool_call" in template else []
+            thinks = ["thinking"] if "<think>" in template and "</think>" in template else []
+            return [*tools, *thinks, "completion"]
         return ["completion", *(["tools"] if ".Tools" in template else [])]
 
 

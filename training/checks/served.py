@@ -99,7 +99,12 @@ def prove(server: Server, name: str, subject: Subject) -> Proof:
         stops=f"{answers.stops} of {answers.questions}",
         tools=served_tools.figure(tools),
     )
-    notes = [*answers.notes, *_notes(prompts, template), *served_tools.notes(server, name, tools, subject.trained)]
+    notes = [
+        *answers.notes,
+        *_notes(prompts, template),
+        *_thoughts(subject.trained, shown),
+        *served_tools.notes(server, name, tools, subject.trained),
+    ]
     line = _line(served, prompts, answers, failures)
     hint = _hint(template, subject) if failures else ""
     return Proof(served=served, line=line, notes=tuple(notes), failures=tuple(failures), hint=hint)
@@ -145,6 +150,17 @@ def _notes(prompts: Prompts, template: str) -> list[str]:
     if template == RENDERER:
         notes.append("this Ollama writes prompts with a renderer of its own for this architecture")
     return notes
+
+
+def _thoughts(trained: Trained, shown: Mapping[str, Any]) -> list[str]:
+    """What a server makes of thoughts, where some were trained and it does not know them with this model."""
+    capabilities = shown.get("capabilities")
+    if not trained.thoughts or not isinstance(capabilities, list) or "thinking" in capabilities:
+        return []
+    return [
+        "rows were trained with thoughts, which this Ollama does not know with this model: they stand in the text of an "
+        f"answer, and requests with think are refused; Ollama {modelfile.NATIVE} and later take them out"
+    ]
 
 
 _USES = {
