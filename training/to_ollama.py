@@ -153,15 +153,18 @@ def _on_blob(job: Job, blob: Path, request: CreateRequest) -> None:
     from training.checks import on_blob, require
 
     assert request.adapter is not None
-    check = on_blob.adapter_on_blob(job, blob, request.adapter)
-    require([check])
+    made = on_blob.checks(job, blob, request.adapter)
+    require(made)
+    check = made[-1]
     if check.skipped:
         logger.info("{} with the adapter was not held against what was trained: {}", request.base, check.skipped)
         return
+    own = on_blob.is_own(job, blob)
     logger.info(
         "{} with the adapter against base and adapter as trained: mean KL {:.4f}, first choices equal {:.1%}, perplexity "
-        "times {:.3f}; that is what its quantisation costs",
+        "times {:.3f}; {}",
         request.base, check.figures["mean_kl"], check.figures["top1"], check.figures["perplexity_ratio"],
+        "it is the file that was trained on" if own else "that is what its quantisation costs",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.ollama_server import FakeOllama, Model, running
 from training import llama
 from training.checks import on_blob
 from training.errors import RunError
+from training.system import files
 from training.to_gguf import Job, adapter_gguf, conversion
 
 pytestmark = pytest.mark.tiny
@@ -57,6 +59,39 @@ def test_what_quantising_costs_is_reported_and_another_base_is_seen(
     check = on_blob.adapter_on_blob(job, coarse, adapter)
     assert not check.passed
     assert "is it the model that was trained on?" in check.failure
+
+
+@pytest.fixture
+def own(job: Job, blob: Path, tmp_path: Path) -> Job:
+    """The same run, as if its base had been unpacked from the file."""
+    folder = tmp_path / f"base-1b-{files.sha256(blob)[:12]}"
+    folder.symlink_to(job.base)
+    return replace(job, facts=replace(job.facts, base=replace(job.facts.base, kind="ollama", path=folder, files={})))
+
+
+def test_on_the_file_that_was_trained_on_an_adapter_is_held_to_what_a_merged_model_is(
+    own: Job, job: Job, blob: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = tmp_path / f"sha256-{files.sha256(blob)}"
+    stored.symlink_to(blob)
+    made = on_blob.checks(own, stored, adapter)
+    assert [check.name for check in made] == ["GGUF tokenizer", on_blob.NAME]
+    assert all(check.passed and not check.skipped for check in made)
+    assert made[-1].threshold.startswith("mean KL <= 0.02 nats")
+    assert [check.name for check in on_blob.checks(job, stored, adapter)] == [on_blob.NAME]
+    monkeypatch.setattr(on_blob, "KL", 0.0)
+    broken = on_blob.adapter_on_blob(own, stored, adapter)
+    assert not broken.passed
+    assert broken.failure.startswith("the file that was trained on does not predict with the adapter on it")
+
+
+def test_another_form_of_the_base_that_was_trained_on_is_not_taken_for_it(
+    own: Job, blob: Path, adapter: Path, tmp_path: Path
+) -> None:
+    coarse = tmp_path / "base.Q4_0.gguf"
+    conversion.quantise(blob, coarse, "q4_0")
+    assert on_blob.is_own(own, blob) and not on_blob.is_own(own, coarse)
+    assert "perplexity is finite" in on_blob.adapter_on_blob(own, coarse, adapter).threshold
 
 
 def test_an_adapter_that_does_not_fit_is_told(job: Job, adapter: Path, embedded: Path, tmp_path: Path) -> None:

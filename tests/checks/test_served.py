@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import string
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +20,7 @@ from training.base_model import load_tokenizer
 from training.checks import served, served_answers
 from training.checks.served import Subject
 from training.checks.served_prompts import Trained
-from training.data import chat_template
+from training.data import ChatTemplate, Turn, chat_template, tool_form
 from training.errors import RunError
 from training.llama import Answer
 from training.to_gguf.chat import chat_of
@@ -190,7 +193,11 @@ def test_without_the_file_here_the_first_tokens_are_left_out(fake: FakeOllama, s
 
 def test_outer_white_space_excuses_no_other_word(fake: FakeOllama, subject: Subject) -> None:
     write = fake.write
-    fake.write = lambda messages: write(messages) + "Well, " * any("\u3000" in one["content"] for one in messages)
+
+    def wide(text: str) -> bool:
+        return text.strip() != text.strip(string.whitespace)
+
+    fake.write = lambda messages: write(messages) + "Well, " * any(wide(one["content"]) for one in messages)
     with pytest.raises(RunError, match="does not serve what was trained"):
         prove(fake, subject, "0.32.15").require("")
 
@@ -201,3 +208,102 @@ def test_outer_white_space_that_llama_cpp_leaves_is_said_and_fails_nothing(fake:
     proof = prove(fake, subject, "0.32.15")
     proof.require("")
     assert any(note.endswith("of llama.cpp: outer white space") for note in proof.notes)
+
+
+def test_a_server_that_shows_thoughts_in_the_text_is_told_of_in_a_line(fake: FakeOllama, subject: Subject) -> None:
+    thinking = replace(subject, trained=replace(subject.trained, thoughts=True))
+    (note,) = (note for note in prove(fake, thinking, "0.24.0").notes if "trained with thoughts" in note)
+    assert "they stand in the text of an answer" in note
+    assert not any("trained with thoughts" in note for note in prove(fake, subject, "0.24.0").notes)
+    fake.models["mine:latest"].body["jinja"] = "<think></think>"
+    assert not any("trained with thoughts" in note for note in prove(fake, thinking, "0.32.15").notes)
+
+
+# ---- functions and calls -----------------------------------------------------------------------------------------
+
+QWEN = Path(sys.prefix) / "llama.cpp/models/templates/Qwen-Qwen2.5-7B-Instruct.jinja"
+
+
+@pytest.fixture
+def with_tools(fake: FakeOllama, subject: Subject, tmp_path: Path) -> Subject:
+    """Rows with functions were trained, in the template of a family that writes them; the server does as it should."""
+    tokenizer = subject.trained.tokenizer
+    template = chat_template.choose(None, a_settings(tmp_path, **{"Model.CHAT_TEMPLATE": str(QWEN)}), tokenizer)
+    trained = Trained(template=template, tokenizer=tokenizer, num_ctx=NUM_CTX, tools=tool_form.OLLAMA)
+    fake.models["mine:latest"] = Model({"template": "{{ range .Messages }}", "jinja": template.exported}, "one")
+    fake.write = lambda messages: chat_template.prompt_served(template, messages, True)
+    fake.write_tools = lambda messages, tools: served_as(template, messages, tool_form.tools(json.dumps(tools), {}))
+    return replace(subject, trained=trained, questions=())
+
+
+def served_as(template: ChatTemplate, messages: list[dict], tools: str) -> str:
+    """What Ollama hands to a template: functions and calls in its own form."""
+    for call in (call for m in messages for call in m.get("tool_calls", ())):
+        call.setdefault("id", "")
+    turns = [
+        Turn(m["role"], m["content"], more=json.dumps({k: v for k, v in m.items() if k not in ("role", "content")}))
+        for m in messages
+    ]
+    formed = [tool_form.turn(turn)[0] if "tool_calls" in turn.more else turn for turn in turns]
+    return chat_template.render(template, formed, True, "" if tools == "[]" else tools)
+
+
+def test_functions_that_are_served_as_trained_pass_and_the_line_says_so(fake: FakeOllama, with_tools: Subject) -> None:
+    proof = prove(fake, with_tools, "0.32.15")
+    proof.require("")
+    assert proof.served.tools == "11 of 11"
+    assert proof.line.endswith("with functions 11 of 11")
+
+
+def test_functions_in_another_order_than_trained_are_caught(fake: FakeOllama, with_tools: Subject) -> None:
+    template = with_tools.trained.template
+    fake.write_tools = lambda messages, tools: served_as(template, messages, json.dumps(tools, ensure_ascii=False))
+    proof = prove(fake, with_tools, "0.32.15")
+    with pytest.raises(RunError, match="functions: at character .* training has .* the server writes") as error:
+        proof.require("")
+    assert "does not serve what was trained" in str(error.value)
+    assert proof.served.tools == "1 of 11", "the chat in which none are offered"
+
+
+def test_functions_of_which_the_server_reads_other_tokens_are_caught(fake: FakeOllama, with_tools: Subject) -> None:
+    fake.count = lambda prompt: len(with_tools.trained.tokens(prompt)) + ("# Tools" in prompt)
+    with pytest.raises(RunError, match=r"functions: the server reads \d+ tokens, training read \d+"):
+        prove(fake, with_tools, "0.32.15").require("")
+
+
+def test_rows_own_form_is_no_failure_where_it_was_asked_for(fake: FakeOllama, with_tools: Subject) -> None:
+    own = replace(with_tools, trained=replace(with_tools.trained, tools=tool_form.OWN))
+    proof = prove(fake, own, "0.32.15")
+    proof.require("")
+    assert proof.served.tools == "0 of 11"
+    (note,) = (note for note in proof.notes if "TOOL_FORM = own" in note)
+    assert note.startswith("functions are served otherwise than trained")
+
+
+def test_a_server_that_takes_no_functions_is_told_of_in_a_line(fake: FakeOllama, with_tools: Subject) -> None:
+    proof = prove(fake, with_tools, "0.24.0")
+    proof.require("")
+    assert proof.served.tools == "refused"
+    assert any("this Ollama refuses requests with them: TEMPLATE knows none" in note for note in proof.notes)
+    assert not any("tools" in body for body in fake.bodies), "each would be an error"
+
+
+def test_of_rows_without_functions_none_are_asked(fake: FakeOllama, with_tools: Subject) -> None:
+    plain = replace(with_tools, trained=replace(with_tools.trained, tools=""))
+    assert prove(fake, plain, "0.32.15").served.tools == ""
+    assert not any("tools" in body for body in fake.bodies)
+
+
+def test_what_the_server_refuses_to_write_is_a_failure_with_its_words(fake: FakeOllama, with_tools: Subject) -> None:
+    fake.breaks = {"functions": "No user query found"}
+    with pytest.raises(RunError, match="functions: the server refuses it: .*No user query found"):
+        prove(fake, with_tools, "0.32.15").require("")
+
+
+def test_a_template_that_refuses_calls_without_an_id_is_told_of(fake: FakeOllama, with_tools: Subject) -> None:
+    assert not any("without an id" in note for note in prove(fake, with_tools, "0.32.15").notes)
+    fake.breaks = {"no id": "Tool call IDs should be alphanumeric strings with length 9!"}
+    proof = prove(fake, with_tools, "0.32.15")
+    proof.require("")
+    (note,) = (note for note in proof.notes if "without an id" in note)
+    assert note.endswith("Tool call IDs should be alphanumeric strings with length 9! (400)")

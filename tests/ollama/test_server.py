@@ -271,6 +271,17 @@ def test_an_answer_that_goes_round_in_circles_is_cut_off(fake: FakeOllama) -> No
     assert answer.stopped and not answer.looped
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_answer_that_the_server_cuts_off_for_saying_one_token_only_goes_round_in_circles(
+    fake: FakeOllama, version: str
+) -> None:
+    fake.version, fake.models["mine:latest"] = version, Model({}, "one")
+    fake.reply = lambda file, prompt, most: ("ha " * 60, "length")
+    answer = asking.answer(fake.server(), "mine", "Hi", 100)
+    assert answer.looped and not answer.stopped
+    assert answer.text == "ha " * 31, "as the server has sent it"
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [

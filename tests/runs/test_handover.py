@@ -115,7 +115,8 @@ WHOLE = """\
       ],
       "most": 9
     }
-  ]
+  ],
+  "tools": "ollama"
 }
 """
 
@@ -139,6 +140,7 @@ def facts(system: str | None = None) -> Facts:
         calibration=[1],
         row_texts=RowTexts((RowText("a", "r.jsonl", 1),), 1, 9),
         private=[PrivateQuestion(kind="phone", file="r.jsonl", line=1, digest="ab12", prompts=[[1]], most=9)],
+        tools="ollama",
     )  # fmt: skip
 
 
@@ -156,7 +158,7 @@ def test_the_system_prompt_stays_out_of_the_file(run: Path) -> None:
 
 def test_a_file_of_an_older_version_reads_without_what_it_lacks(run: Path) -> None:
     record = json.loads(WHOLE)
-    for key in ("measured", "asked", "calibration", "row_texts", "private"):
+    for key in ("measured", "asked", "calibration", "row_texts", "private", "tools"):
         del record[key]
     del (
         record["base"]["files"],
@@ -168,6 +170,7 @@ def test_a_file_of_an_older_version_reads_without_what_it_lacks(run: Path) -> No
     old = Facts.read(run)
     assert (old.base.files, old.measured, old.asked, old.calibration, old.row_texts) == ({}, [], [], [], RowTexts())
     assert old.private == []
+    assert old.tools == ""
     assert old.template == facts().template and old.questions == facts().questions
 
 

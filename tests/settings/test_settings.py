@@ -293,7 +293,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
         },
         "Dataset": {
             "DATASET_FILE": str(tmp_path / "train_data.jsonl"), "FORMAT": "auto", "COLUMNS": None,
-            "ENCODING": "auto", "JOIN_TURNS": "auto", "THINKING": "auto", "NULL_WORDS": "stop", "ON_PRIVATE": "warn",
+            "ENCODING": "auto", "JOIN_TURNS": "auto", "THINKING": "auto", "TOOL_FORM": "ollama", "NULL_WORDS": "stop", "ON_PRIVATE": "warn",
             "VALIDATION_FILE": None,
             "TEST_FILE": None,
             "VALIDATION_SPLIT": 0.1, "TEST_SPLIT": 0, "TRAIN_ON": "completion", "TRAIN_TURNS": "all",

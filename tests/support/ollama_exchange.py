@@ -18,6 +18,7 @@ from training.system import files
 NAME = "exchanged"
 TEMPLATE = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 CHAT = {"model": NAME, "messages": [{"role": "user", "content": "Hi"}]}
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]
 ONE = {"options": {"num_predict": 1, "temperature": 0}}
 
 
@@ -43,6 +44,7 @@ def exchange(host: str, port: int, gguf: Path) -> dict[str, Any]:
         ("chat", "POST", "/api/chat", {**CHAT, **ONE, "stream": False}),
         ("text", "POST", "/api/generate", {"model": NAME, "prompt": "Hi", **ONE, "stream": False}),
         ("chat in parts", "POST", "/api/chat", {**CHAT, **ONE}),
+        ("chat with functions", "POST", "/api/chat", {**CHAT, **ONE, "tools": TOOLS, "stream": False, "_debug_render_only": True}),
         ("chat of no model", "POST", "/api/chat", {**CHAT, "model": "nothing"}),
         ("copy", "POST", "/api/copy", {"source": NAME, "destination": f"{NAME}-copy"}),
         ("copy of no model", "POST", "/api/copy", {"source": "nothing", "destination": "else"}),

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from training import llama, ollama
-from training.checks import on_blob, served_answers, served_prompts
+from training.checks import on_blob, served_answers, served_prompts, served_tools
 from training.checks.served_answers import Answers, Question
 from training.checks.served_facts import Served
 from training.checks.served_prompts import Prompts, Trained
-from training.data import chat_template
+from training.data import chat_template, tool_form
 from training.errors import RunError
 from training.ollama import CreateRequest, Server, modelfile
 from training.to_gguf import Job, reader_metadata
@@ -60,7 +60,10 @@ def of_job(server: Server, job: Job, request: CreateRequest) -> Subject:
     folder = job.merged if job.merged.is_dir() else job.base
     words = reader_metadata.tokenizer(folder)
     thoughts = any("</think>" in item.expected for item in (*job.facts.asked, *job.facts.measured))
-    trained = Trained(template=job.template, tokenizer=words, num_ctx=job.facts.num_ctx, thoughts=thoughts)
+    facts = job.facts
+    trained = Trained(
+        template=job.template, tokenizer=words, num_ctx=facts.num_ctx, thoughts=thoughts, tools=facts.tools
+    )
     # An adapter may be all that the run has; BOS is then the base's, whose tokenizer was trained with.
     adds_bos = job.adds_bos if request.gguf else chat_template.adds_bos(words)
     held = ollama.verify(request.modelfile, job.chat(adds_bos), job.facts.stops)
@@ -78,7 +81,10 @@ def prove(server: Server, name: str, subject: Subject) -> Proof:
     prompts = served_prompts.compare(server, name, subject.trained, exceptions)
     with _opened(subject) as gguf:
         answers = served_answers.compare(server, name, subject.trained, gguf, subject.questions)
+    tools = served_tools.asked(server, name, subject.trained, shown)
     failures = [*prompts.failures, *answers.failures]
+    if tools and subject.trained.tools != tool_form.OWN:
+        failures += tools.failures
     if template == OTHER and prompts.rendered_differently is None:
         failures.insert(0, "another chat template stands there than the one of the Modelfile and the one in the GGUF")
     served = Served(
@@ -91,8 +97,14 @@ def prove(server: Server, name: str, subject: Subject) -> Proof:
         first_tokens_differently=answers.first_tokens_differently,
         near_ties=answers.near_ties,
         stops=f"{answers.stops} of {answers.questions}",
+        tools=served_tools.figure(tools),
     )
-    notes = [*answers.notes, *_notes(prompts, template)]
+    notes = [
+        *answers.notes,
+        *_notes(prompts, template),
+        *_thoughts(subject.trained, shown),
+        *served_tools.notes(server, name, tools, subject.trained),
+    ]
     line = _line(served, prompts, answers, failures)
     hint = _hint(template, subject) if failures else ""
     return Proof(served=served, line=line, notes=tuple(notes), failures=tuple(failures), hint=hint)
@@ -140,6 +152,17 @@ def _notes(prompts: Prompts, template: str) -> list[str]:
     return notes
 
 
+def _thoughts(trained: Trained, shown: Mapping[str, Any]) -> list[str]:
+    """What a server makes of thoughts, where some were trained and it does not know them with this model."""
+    capabilities = shown.get("capabilities")
+    if not trained.thoughts or not isinstance(capabilities, list) or "thinking" in capabilities:
+        return []
+    return [
+        "rows were trained with thoughts, which this Ollama does not know with this model: they stand in the text of an "
+        f"answer, and requests with think are refused; Ollama {modelfile.NATIVE} and later take them out"
+    ]
+
+
 _USES = {
     OURS: "the Modelfile's TEMPLATE",
     THE_GGUFS: "the chat template in the GGUF",
@@ -164,5 +187,7 @@ def _line(served: Served, prompts: Prompts, answers: Answers, failures: Sequence
         said.append(f"{equal} of {answers.questions} answers begin as llama.cpp's{ties}")
     if answers.questions:
         said.append(f"{served.stops} stop by themselves")
+    if served.tools:
+        said.append(f"with functions {served.tools}")
     verdict = "does not serve what was trained" if failures else "serves what was trained"
     return f"Ollama {served.server} {verdict}, by {_USES[served.template]}: {', '.join(said)}"

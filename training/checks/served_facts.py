@@ -11,7 +11,8 @@ class Served:
 
     template: which of two the server uses: `modelfile` or `gguf`; `renderer`: its own for the architecture; `other`.
     Counts of what is not as trained are None where the server does not tell. stops: "2 of 3" answers that end by
-    themselves.
+    themselves. tools: "11 of 11" conversations with functions that are written as trained; "refused" where the server
+    takes none with this model; "" where none were trained.
     """
 
     server: str  # its version
@@ -23,3 +24,4 @@ class Served:
     first_tokens_differently: int | None = None
     near_ties: int = 0
     stops: str = ""
+    tools: str = ""

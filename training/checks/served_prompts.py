@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
@@ -26,12 +26,14 @@ SPARE = 64  # tokens of num_ctx that are left for an answer: a chat that fills i
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How prompts were trained. `template` None: plain text. `thoughts`: some of the rows' answers came with thoughts."""
+    """How prompts were trained. `template` None: plain text. `thoughts`: some of the rows' answers came with thoughts.
+    `tools`: the form of the rows' functions and calls (TOOL_FORM), "" where none of them had any."""
 
     template: ChatTemplate | None
     tokenizer: PreTrainedTokenizerBase
     num_ctx: int
     thoughts: bool = False
+    tools: str = ""
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a prompt, BOS once where it belongs."""
@@ -42,15 +44,20 @@ class Trained:
         what began every answer."""
         if self.template is None or isinstance(prompt, str):
             return [str(prompt)]
-        return list(dict.fromkeys(text for template in _days(self.template) for text in self._of(template, prompt)))
+        return self.written([Turn(str(one["role"]), str(one["content"])) for one in prompt])
 
-    def _of(self, template: ChatTemplate, prompt: Sequence[Mapping[str, str]]) -> Iterator[str]:
-        turns = tuple(Turn(str(one["role"]), str(one["content"])) for one in prompt)
-        bare = chat_template.render(template, chat_template.conversation(template, turns), add_generation_prompt=True)
+    def written(self, turns: Sequence[Turn], tools: str = "") -> list[str]:
+        """The same for a chat in which functions are offered. UserError where the template does not take it."""
+        assert self.template is not None
+        every = (text for template in _days(self.template) for text in self._of(template, tuple(turns), tools))
+        return list(dict.fromkeys(every))
+
+    def _of(self, template: ChatTemplate, turns: tuple[Turn, ...], tools: str) -> Iterator[str]:
+        bare = chat_template.render(template, chat_template.conversation(template, turns), True, tools)
         yield bare
         yield bare + template.opening
         for thought in ("", THOUGHT) if self.thoughts else ("",):
-            row = Row((*turns, Turn("assistant", thought + ANSWER)), None, "", 0)
+            row = Row((*turns, Turn("assistant", thought + ANSWER)), None, "", 0, tools)
             try:
                 piece = encoding.plan_row(template, row, "last", "completion").pieces[-1]
             except NothingToTrain:
@@ -62,8 +69,11 @@ class Trained:
 
     def difference(self, prompt: Prompt, served: str) -> str:
         """Where a served prompt differs from all that would be right; "" where it is one of them."""
+        return self.differs(self.prompts(prompt), served)
+
+    def differs(self, right: Sequence[str], served: str) -> str:
+        """The same of prompts that would be `right`."""
         bos = self.template.bos if self.template else ""
-        right = self.prompts(prompt)
         if served.removeprefix(bos) in [text.removeprefix(bos) for text in right]:
             return ""
         return difference(right[0].removeprefix(bos), served.removeprefix(bos), ("training has", "the server writes"))
@@ -114,13 +124,19 @@ def _rendered(
     found: Prompts, trained: Trained, chat: tuple[str, str, Prompt], served: str, exceptions: Sequence[str]
 ) -> None:
     kind, what, prompt = chat
-    if not (differs := trained.difference(prompt, served)):
+    if not trained.difference(prompt, served):
         return
     if kind in exceptions or (_wide(prompt) and trained.differs_in_white_space(prompt, served)):
         found.excused.append(kind)
         return
-    found.rendered_differently = (found.rendered_differently or 0) + 1
-    found.failures.append(f"{what}: {differs}")
+    hold(found, trained, what, trained.prompts(prompt), served)
+
+
+def hold(found: Prompts, trained: Trained, what: str, right: Sequence[str], served: str) -> None:
+    """Hold a served prompt against those that would be right."""
+    if differs := trained.differs(right, served):
+        found.rendered_differently = (found.rendered_differently or 0) + 1
+        found.failures.append(f"{what}: {differs}")
 
 
 def _dense(text: str) -> str:
@@ -132,20 +148,25 @@ def _wide(prompt: Prompt) -> bool:
     llama.cpp (Ollama 0.32.15) leaves it there."""
     if isinstance(prompt, str):
         return False
-    return any(one["content"].strip() != one["content"].strip(string.whitespace) for one in prompt)
+    texts = [str(one["content"]) for one in prompt]
+    return any(text.strip() != text.strip(string.whitespace) for text in texts)
 
 
 def _counted(found: Prompts, server: Server, name: str, trained: Trained, chat: tuple[str, Prompt, str | None]) -> None:
     what, prompt, served = chat
-    count = asking.counted(server, name, prompt)
-    if count is None:
-        return
-    found.counted += 1
     # Of a prompt that is known only that one counts; else any that would be right.
     right = {len(trained.tokens(text)) for text in ([served] if served is not None else trained.prompts(prompt))}
-    if count not in right:
+    count(found, what, asking.counted(server, name, prompt), right)
+
+
+def count(found: Prompts, what: str, tokens: int | None, right: set[int]) -> None:
+    """Hold a server's count of a prompt's tokens against those that would be right. None: it does not tell."""
+    if tokens is None:
+        return
+    found.counted += 1
+    if tokens not in right:
         found.counted_differently += 1
-        found.failures.append(f"{what}: the server reads {count} tokens, training read {min(right)}")
+        found.failures.append(f"{what}: the server reads {tokens} tokens, training read {min(right)}")
 
 
 def _chats(trained: Trained) -> Iterator[tuple[str, str, Prompt]]:

@@ -13,7 +13,8 @@ from training.settings.table import FORMATS
 
 @dataclass(frozen=True)
 class Reading:
-    """FORMAT, PROMPT_TEMPLATE, COLUMNS (field -> the column that holds it), ENCODING, JOIN_TURNS, NULL_WORDS, ON_PRIVATE.
+    """FORMAT, PROMPT_TEMPLATE, COLUMNS (field -> the column that holds it), ENCODING, JOIN_TURNS, TOOL_FORM, NULL_WORDS,
+    ON_PRIVATE.
 
     mask_key: what the masks of ON_PRIVATE are made with, so that nobody without the data finds a way back.
     """
@@ -23,6 +24,7 @@ class Reading:
     columns: Mapping[str, str] | None = None
     encoding: str = "auto"
     join_turns: bool | str = "auto"
+    tool_form: str = "own"
     null_words: str = "stop"
     on_private: str = "off"
     mask_key: bytes = b""
@@ -44,6 +46,7 @@ def of_settings(settings: Settings) -> Reading:
         columns=column_names.parse(section.columns) if section.columns else None,
         encoding=section.encoding,
         join_turns=section.join_turns,
+        tool_form=section.tool_form,
         null_words=section.null_words,
         on_private=section.on_private,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from training.data import columns, lost_fields, markup, pairs, private, tool_calls, turns
+from training.data import columns, lost_fields, markup, pairs, private, tool_calls, tool_form, turns
 from training.data.columns import KNOWN, PAIRS
 from training.data.reading import PLAIN, Reading
 from training.data.record import BadRow, Record
@@ -69,6 +69,8 @@ def interpret(record: Record, path: Path, reading: Reading = PLAIN) -> Row | Bad
         messages, text = _meaning(fields, found, reading, said)
         lost_fields.refuse(fields, found, reading, record.fields)
         tools = _offered(fields) if messages else ""
+        if reading.tool_form == tool_form.OLLAMA and (tools or any(turn.more for turn in messages or ())):
+            messages, tools = _in_form(messages or (), tools, said)
     except Bad as bad:
         header = "; the first line of a CSV file must name the columns" if _is_unnamed_table(bad, path) else ""
         named = "".join(f" ({one})" for one in said if one.startswith(columns.TAKEN))
@@ -108,6 +110,16 @@ def _offered(fields: Mapping[str, object]) -> str:
     if len(texts) > 1:
         raise Bad(f"{' and '.join(named)} offer different functions: leave one")
     return texts.pop() if texts else ""
+
+
+def _in_form(messages: tuple[Turn, ...], tools: str, said: list[str]) -> tuple[tuple[Turn, ...], str]:
+    """A row with its functions and calls as Ollama serves them."""
+    lost: tool_form.Lost = {}
+    formed, offered = [tool_form.turn(turn) for turn in messages], tool_form.tools(tools, lost)
+    if offered != tools or any(changed for _, changed in formed):
+        said.append(tool_form.FORMED)
+    said += [tool_form.left_out(shorten(name)) for name in lost]
+    return tuple(turn for turn, _ in formed), offered
 
 
 def _is_unnamed_table(bad: Bad, path: Path) -> bool:

@@ -47,6 +47,7 @@ class Keywords(TypedDict, total=False):
     encoding: str | None
     join_turns: bool | str | None
     thinking: str | None
+    tool_form: str | None
     null_words: str | None
     on_private: str | None
     validation_file: str | os.PathLike[str] | None

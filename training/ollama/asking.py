@@ -22,11 +22,14 @@ GREEDY: Mapping[str, object] = {
     "frequency_penalty": 0.0,
     "seed": 1,
 }
+# A server cuts off an answer that says the same token this often, without a last word (llm/server.go, 0.24 and 0.32).
+CUT_OFF = 30
 BROKE_OFF = "it broke off amid an answer"
 # Characters that are repeated, how often they are at least, and for how many characters in all.
 LONGEST_LOOP, LOOPS, LEAST_LOOP = 80, 6, 160
 
-Prompt = str | Sequence[Mapping[str, str]]  # plain text, or the messages of a chat
+Prompt = str | Sequence[Mapping[str, object]]  # plain text, or the messages of a chat
+Tools = Sequence[Mapping[str, object]]  # functions that a chat offers
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ class Answer:
     tokens: int | None = None
 
 
-def rendered(server: Server, name: str, prompt: Prompt) -> str | None:
+def rendered(server: Server, name: str, prompt: Prompt, tools: Tools = ()) -> str | None:
     """The prompt as the server writes it; no model runs. None where the server does not know that question."""
-    path, body = _request(name, prompt)
+    path, body = _request(name, prompt, tools)
     # A server that does not know it answers instead: one token will do.
     body |= {"_debug_render_only": True, "stream": False, "options": {"num_predict": 1}}
     told = server.ask("POST", path, body).get("_debug_info")
@@ -55,9 +58,9 @@ def rendered(server: Server, name: str, prompt: Prompt) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def counted(server: Server, name: str, prompt: Prompt) -> int | None:
+def counted(server: Server, name: str, prompt: Prompt, tools: Tools = ()) -> int | None:
     """How many tokens the server makes of a prompt; None where it does not tell."""
-    path, body = _request(name, prompt)
+    path, body = _request(name, prompt, tools)
     body |= {"stream": False, "options": {**GREEDY, "num_predict": 1}}
     return _count(server.ask("POST", path, body))
 
@@ -74,17 +77,21 @@ def answer(
     began = time.monotonic()
     path, body = _request(name, prompt)
     body |= {"options": {**options, "num_predict": most}}
-    text, thoughts, last = "", "", {}
+    text, thoughts, last, piece, times = "", "", {}, "", 0
     for event in server.stream(path, body, BROKE_OFF):
         message = event.get("message")
         part: Mapping[str, Any] = message if isinstance(message, dict) else event
         text += str(part.get("content") or part.get("response") or "")
         thoughts += str(part.get("thinking") or "")
+        said = str(part.get("content") or part.get("response") or part.get("thinking") or "").strip()
+        piece, times = said, times + 1 if said == piece else 1
         if is_loop(text) or is_loop(thoughts):
             return Answer(text, thoughts, stopped=False, looped=True)
         if time.monotonic() - began > seconds:
             return Answer(text, thoughts, stopped=False, late=True)
         last = event
+    if not last.get("done") and times >= CUT_OFF:
+        return Answer(text, thoughts, stopped=False, looped=True)
     if not last.get("done"):
         raise RunError(STAGE, f"{server.at}: {BROKE_OFF}")
     return Answer(text, thoughts, stopped=last.get("done_reason", "stop") == "stop", tokens=_count(last))
@@ -99,10 +106,11 @@ def is_loop(text: str) -> bool:
     return False
 
 
-def _request(name: str, prompt: Prompt) -> tuple[str, dict[str, object]]:
+def _request(name: str, prompt: Prompt, tools: Tools = ()) -> tuple[str, dict[str, object]]:
     if isinstance(prompt, str):
         return "/api/generate", {"model": name, "prompt": prompt}
-    return "/api/chat", {"model": name, "messages": [dict(message) for message in prompt]}
+    offered = {"tools": [dict(one) for one in tools]} if tools else {}
+    return "/api/chat", {"model": name, "messages": [dict(message) for message in prompt], **offered}
 
 
 def _count(event: Mapping[str, object]) -> int | None:

@@ -298,4 +298,5 @@ def facts(plan: Plan, rows: Rows, end_ids: list[int]) -> Facts:
         calibration=calibration(plan),
         row_texts=reader_view.of_plan(plan, reader_view.KEPT_CHARACTERS).without_secrets(),
         private=_private(plan),
+        tools=plan.settings.dataset.tool_form if plan.data.tools else "",
     )

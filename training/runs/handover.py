@@ -60,7 +60,8 @@ class Facts:
     `template` is without SYSTEM_PROMPT, which may hold what is nobody's business and stands in the run's config.ini.
     `questions`, `sequences`, `row_texts`: for the checks. `measured`, `asked`: the rows that base and tuned model are
     measured on and asked, and the quantised one, too. `calibration`: tokens of training rows, for an importance matrix.
-    `private`: what may draw private things of the rows out. Runs of older versions lack the last five.
+    `private`: what may draw private things of the rows out. `tools`: the form of the rows' functions and calls (TOOL_FORM),
+    "" where none of them has any. Runs of older versions lack the last six.
     """
 
     base: BaseOfRun
@@ -76,6 +77,7 @@ class Facts:
     calibration: list[int] = field(default_factory=list)
     row_texts: RowTexts = field(default_factory=RowTexts)
     private: list[PrivateQuestion] = field(default_factory=list)
+    tools: str = ""
 
     def write(self, path: Path) -> None:
         """Write the facts into the run directory `path`."""

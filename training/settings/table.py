@@ -106,6 +106,11 @@ class Dataset:
         one_of=("auto", "keep", "off"),
         help="thoughts: as the chat template has them; keep learns no empty ones; off learns and serves none",
     )
+    tool_form: str = setting(
+        "ollama",
+        one_of=("ollama", "own"),
+        help="functions and calls: as Ollama serves them (its order and fields), or as the rows have them",
+    )
     null_words: str = setting(
         "stop", one_of=("stop", "keep"), help="an answer that is NaN, None or NULL: a bad row, or learned as it stands"
     )

@@ -1,0 +1,157 @@
+"""Functions and calls in the form in which Ollama serves them, and the setting that keeps the rows' own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.settings import a_settings
+from training.data import Row, dataset, rows, tool_form
+from training.data.reading import Reading, of_settings
+from training.data.turns import Turn
+
+# What was sent to Ollama 0.32.15, and what stood in the prompt that it told of (Qwen2.5's template).
+SENT = [
+    {
+        "type": "function",
+        "function": {
+            "description": "The <b>weather</b> & \u3000 of a town.",
+            "strict": True,
+            "name": "weather",
+            "parameters": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    "town": {"type": "string", "description": 'its "name"\n', "minLength": 2},
+                    "days": {"description": "d", "type": "integer", "default": 3, "enum": [1, 2.0, "x"]},
+                    "where": {
+                        "type": "object",
+                        "properties": {"zz": {"type": ["string", "null"]}, "aa": {"type": "number", "x": 1}},
+                        "required": ["aa"],
+                    },
+                    "l": {"type": "array", "items": {"b": 1.0, "type": "string", "a": 2}},
+                    "any": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                    "ref": {"$ref": "#/$defs/q"},
+                    "no": {},
+                },
+                "required": ["town"],
+                "$defs": {"q": {"type": "string", "pattern": "x"}},
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
+]
+SERVED = (
+    '{"type": "function", "function": {"name": "weather", "description": "The <b>weather</b> & \u3000 of a town.", '
+    '"parameters": {"type": "object", "$defs": {"q": {"pattern": "x", "type": "string"}}, "required": ["town"], '
+    '"properties": {"town": {"type": "string", "description": "its \\"name\\"\\n"}, "days": {"type": "integer", '
+    '"description": "d", "enum": [1, 2, "x"]}, "where": {"type": "object", "properties": {"zz": {"type": ["string", '
+    '"null"]}, "aa": {"type": "number"}}, "required": ["aa"]}, "l": {"type": "array", "items": {"a": 2, "b": 1, "type": '
+    '"string"}}, "any": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "ref": {}, "no": {}}}}}\n'
+    '{"type": "function", "function": {"name": "now", "description": "", "parameters": {"type": "object", '
+    '"properties": {}}}}'
+)
+ARGUMENTS = {
+    "town": "Pa<ris> & é\u3000",
+    "days": 1.0,
+    "where": {"zz": None, "aa": 1e20},
+    "big": 1234567890123456789,
+    "f": 0.1,
+}
+CALLED = (
+    '{"town": "Pa<ris> & é\u3000", "days": 1, "where": {"aa": 1e+20, "zz": null}, "big": 1234567890123456800, "f": 0.1}'
+)
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": ARGUMENTS}}
+CHAT = [
+    {"role": "user", "content": "Weather?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "rain", "tool_call_id": "abcdefghi"},
+    {"role": "assistant", "content": "It rains."},
+]
+
+
+def read(row: object, folder: Path, form: str = tool_form.OLLAMA) -> Row:
+    path = folder / "a.jsonl"
+    path.write_text(json.dumps(row))
+    (found,) = rows.read(path, Reading(tool_form=form))
+    assert isinstance(found, Row), found
+    return found
+
+
+def test_functions_are_trained_as_ollama_writes_them_into_a_prompt(tmp_path: Path) -> None:
+    row = read({"messages": CHAT, "tools": SENT}, tmp_path)
+    assert "\n".join(json.dumps(one, ensure_ascii=False) for one in json.loads(row.tools)) == SERVED
+
+
+def test_arguments_are_trained_as_ollama_writes_them_into_a_prompt(tmp_path: Path) -> None:
+    row = read({"messages": CHAT}, tmp_path)
+    (call,) = json.loads(row.messages[1].more)["tool_calls"]
+    assert json.dumps(call["function"]["arguments"], ensure_ascii=False) == CALLED
+    assert list(call) == ["type", "function", "id"]
+
+
+def test_what_ollama_writes_is_left_as_it_is_and_nothing_is_said(tmp_path: Path) -> None:
+    first = read({"messages": CHAT, "tools": SENT}, tmp_path)
+    again = read(
+        {
+            "messages": [*CHAT[:1], {"role": "assistant", **json.loads(first.messages[1].more)}, *CHAT[2:]],
+            "tools": first.tools,
+        },
+        tmp_path,
+    )
+    assert (again.messages, again.tools, again.read_as) == (first.messages, first.tools, ())
+
+
+def test_what_is_changed_and_what_is_left_out_is_said_once_with_the_setting(tmp_path: Path) -> None:
+    said = read({"messages": CHAT, "tools": SENT}, tmp_path).read_as
+    assert said[0] == tool_form.FORMED and "TOOL_FORM = own" in said[0]
+    names = ("minLength", "default", "x", "$ref", "additionalProperties", "strict")
+    assert sorted(said[1:]) == sorted(map(tool_form.left_out, names))
+
+
+def test_a_setting_keeps_the_rows_own_form(tmp_path: Path) -> None:
+    row = read({"messages": CHAT, "tools": SENT}, tmp_path, tool_form.OWN)
+    assert (json.loads(row.tools), row.read_as) == (SENT, ())
+    assert json.loads(row.messages[1].more)["tool_calls"] == [CALL]
+    values = {"Dataset.TOOL_FORM": "own"}
+    assert of_settings(a_settings(tmp_path, **values)).tool_form == "own"
+    assert of_settings(a_settings(tmp_path)).tool_form == "ollama"
+
+
+def test_a_run_says_in_which_form_it_trains_functions(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"messages": [{**CHAT[0], "content": f"{n}?"}, *CHAT[1:]], "tools": SENT}) + "\n"
+            for n in range(4)
+        )
+    )
+    values = {"Dataset.DATASET_FILE": str(path), "Dataset.VALIDATION_FILE": "", "Dataset.VALIDATION_SPLIT": "0.25"}
+    notes = dataset.load(a_settings(tmp_path, **values), tmp_path / "cache").notes
+    assert [note for note in notes if "4 rows with functions or calls that Ollama writes otherwise" in note]
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": None}])
+def test_a_function_without_arguments_has_the_only_form_that_a_server_takes(parameters: object) -> None:
+    text = json.dumps([{"type": "function", "function": {"name": "now", "parameters": parameters}}])
+    (one,) = json.loads(tool_form.tools(text, {}))
+    assert one["function"]["parameters"] == {"type": "object", "properties": {}}
+
+
+def test_what_no_server_takes_is_left_as_it_is() -> None:
+    odd = {"type": ["object"], "properties": ["a"], "required": "a"}
+    text = json.dumps([{"type": "function", "function": {"name": "odd", "parameters": odd}}])
+    assert json.loads(tool_form.tools(text, {}))[0]["function"]["parameters"] == odd
+    assert tool_form.turn(Turn("tool", "x", more='{"name": "a"}'))[0].more == '{"name": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [(1.5e-7, "1.5e-07"), (True, "true"), (2**70, "1.1805916207174113e+21"), (-0.0, "0"), (10**400, "1" + "0" * 400)],
+)
+def test_numbers_are_those_of_the_servers(given: object, text: str) -> None:
+    call = {"id": "a", "function": {"name": "f", "arguments": {"n": given}}}
+    turn, _ = tool_form.turn(Turn("assistant", "", more=json.dumps({"tool_calls": [call]})))
+    assert f'"n": {text}}}' in turn.more

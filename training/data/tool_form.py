@@ -1,0 +1,127 @@
+"""Functions and calls as Ollama hands them to a chat template: in an order of its own, and without what it does not keep.
+
+Ollama reads them into structures and writes these out again (api/types.go; the same in 0.24 and 0.32), whatever the
+client sent; llama.cpp then adds an empty description. A row that is written otherwise would be trained with a prompt that
+is never served.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from decimal import Decimal
+
+from training.data.turns import Turn
+
+OLLAMA, OWN = "ollama", "own"  # TOOL_FORM
+Lost = dict[str, None]  # names of fields that Ollama does not hand on, in the order in which they were met
+Made = Callable[[object, Lost], object]
+
+FORMED = "with functions or calls that Ollama writes otherwise: trained as it does (TOOL_FORM = own keeps the row's)"
+EXACT = 1 << 63  # from here on llama.cpp reads a whole number as none
+
+
+def left_out(name: str) -> str:
+    """What is said of a field of a function that Ollama does not hand on."""
+    return f"with {name} in a function, which Ollama leaves out and which is not learned (TOOL_FORM = own learns it)"
+
+
+def tools(text: str, lost: Lost) -> str:
+    """The functions that a row offers, as JSON text, in Ollama's form. `lost`: gets what is left out of them."""
+    if not text:
+        return ""
+    found = [{"type": "function", "function": _function(one["function"], lost)} for one in json.loads(text)]
+    return json.dumps(found, ensure_ascii=False)
+
+
+def turn(one: Turn) -> tuple[Turn, bool]:
+    """A turn with its calls in Ollama's form, and whether their arguments were written otherwise."""
+    if not one.more or one.role != "assistant":
+        return one, False
+    more = json.loads(one.more)
+    before = [call["function"]["arguments"] for call in more["tool_calls"]]
+    after = [{name: _any(value) for name, value in arguments.items()} for arguments in before]
+    # In the order in which llama.cpp hands a call to a template that writes out the whole of it.
+    more["tool_calls"] = [
+        {"type": "function", "function": {"name": call["function"]["name"], "arguments": arguments}, "id": call["id"]}
+        for call, arguments in zip(more["tool_calls"], after, strict=True)
+    ]
+    return replace(one, more=json.dumps(more, ensure_ascii=False)), json.dumps(before) != json.dumps(after)
+
+
+def _function(function: Mapping[str, object], lost: Lost) -> dict[str, object]:
+    parameters = function.get("parameters")
+    if parameters in (None, {}):  # llama.cpp refuses a function whose parameters have no properties
+        parameters = {"type": "object"}
+    made = _parameters(parameters, lost) if isinstance(parameters, dict) else parameters
+    _miss(function, ("name", "description", "parameters"), lost)
+    return {"name": function["name"], "description": function.get("description") or "", "parameters": made}
+
+
+def _parameters(held: Mapping[str, object], lost: Lost) -> dict[str, object]:
+    found: dict[str, object] = {"type": held.get("type") or ""}
+    _write(found, held, ("$defs", "items", "required"), {}, lost)
+    found["properties"] = _properties(held.get("properties") or {}, lost)
+    _miss(held, ("type", "$defs", "items", "required", "properties"), lost)
+    return found
+
+
+def _properties(held: object, lost: Lost) -> object:
+    return {name: _property(one, lost) for name, one in held.items()} if isinstance(held, dict) else held
+
+
+def _property(held: object, lost: Lost) -> object:
+    if not isinstance(held, dict):
+        return held
+    found: dict[str, object] = {}
+    kinds: Mapping[str, Made] = {"anyOf": _each, "type": _kind, "properties": _properties}
+    names = ("anyOf", "type", "items", "description", "enum", "properties", "required")
+    _write(found, held, names, kinds, lost)
+    _miss(held, names, lost)
+    return found
+
+
+def _write(
+    found: dict[str, object], held: Mapping[str, object], names: tuple[str, ...], kinds: Mapping[str, Made], lost: Lost
+) -> None:
+    """Put the fields of these names into `found`, in this order, but for those that are empty, as Go leaves them out."""
+    for name in names:
+        value = held.get(name)
+        if value is None or (value in ("", []) and name != "items") or (name == "anyOf" and not value):
+            continue
+        found[name] = kinds[name](value, lost) if name in kinds else _any(value)
+
+
+def _each(value: object, lost: Lost) -> object:
+    return [_property(one, lost) for one in value] if isinstance(value, list) else value
+
+
+def _kind(value: object, lost: Lost) -> object:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _any(value: object) -> object:
+    """A value of no fixed form: Go sorts the names within it, and knows one kind of number."""
+    if isinstance(value, dict):
+        return {name: _any(value[name]) for name in sorted(value)}
+    if isinstance(value, list):
+        return [_any(one) for one in value]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _number(value)
+    return value
+
+
+def _number(value: int | float) -> int | float:
+    try:
+        written = Decimal(repr(float(value)))
+    except OverflowError:
+        return value
+    if not written.is_finite():
+        return value
+    whole = written == written.to_integral_value() and abs(written) < EXACT
+    return int(written) if whole else float(value)
+
+
+def _miss(held: Mapping[str, object], kept: tuple[str, ...], lost: Lost) -> None:
+    lost.update(dict.fromkeys(name for name in held if name not in kept))
