@@ -527,6 +527,10 @@ def test_rows_with_tools_are_refused_where_servers_would_take_the_models_templat
         assert (chosen.jinja, chosen.source) == (words.chat_template[name], f"CHAT_TEMPLATE = {name} (the model's own)")
         assert chosen.alone and not found.alone
         assert encoding.encode(chosen, words, Row(CALLED, None, "a.jsonl", 1, TOOLS), 4096)
+    words.chat_template = {"tool_use": KNOWS_TOOLS}  # the only one is the one for all chats
+    only = chat_template.choose(None, _settings(), words)
+    assert encoding.encode(only, words, Row(CALLED, None, "a.jsonl", 1, TOOLS), 4096)
+    words.chat_template = {"default": KNOWS_TOOLS, "tool_use": "{{ 1 }}"}
     with pytest.raises(UserError, match="CHAT_TEMPLATE = rag: the model has no .* named so: it has default, tool_use"):
         chat_template.choose(None, _settings("rag"), words)
 

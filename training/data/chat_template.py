@@ -83,6 +83,8 @@ def choose(
     it leaves out the SYSTEM_PROMPT that was set.
     """
     jinja, source = _find(base, settings, tokenizer)
+    is_own = source.startswith(own_template.OWN)
+    tools_apart = is_own and own_template.for_tools(tokenizer, jinja)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     system = settings.model.system_prompt or None
     today = today or datetime.date.today()
@@ -95,8 +97,8 @@ def choose(
     return replace(
         _tried(jinja, source, special, system, tokenizer, today, thinking),
         thinking=thinking,
-        tools_apart=source.startswith(own_template.OWN) and own_template.for_tools(tokenizer),
-        alone=not source.startswith(own_template.OWN),
+        tools_apart=tools_apart,
+        alone=not is_own,
     )
 
 

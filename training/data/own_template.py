@@ -44,13 +44,12 @@ def named(wanted: str, base: BaseModel | None, tokenizer: PreTrainedTokenizerBas
     raise UserError(f"[Model] CHAT_TEMPLATE = {wanted}: the model has no chat template of its own named so: {there}")
 
 
-def for_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the model has a template of its own for chats with tools, beside the one for others.
+def for_tools(tokenizer: PreTrainedTokenizerBase, taken: str) -> bool:
+    """Whether the model has a template of its own for chats with tools, and it is another than the one `taken`.
 
     transformers and llama.cpp take it where a chat offers tools.
     """
-    found = _texts(getattr(tokenizer, "chat_template", None))
-    return TOOLS in found and found[TOOLS] != found.get(DEFAULT)
+    return _texts(getattr(tokenizer, "chat_template", None)).get(TOOLS, taken) != taken
 
 
 def _held(base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[object]:
