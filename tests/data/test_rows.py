@@ -263,7 +263,7 @@ WRONG = [
     (
         "a.jsonl",
         b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
-        f"a.jsonl:1: no known fields (found: prompt, chosen, rejected); what would do: {rows.WOULD_DO}; preference pairs are not trained here, but chosen may be renamed to completion",
+        f"a.jsonl:1: no known fields (found: prompt, chosen, rejected); what would do: {rows.WOULD_DO}; preference pairs are not trained here, but COLUMNS = prompt: prompt, completion: chosen takes the preferred ones",
     ),
     (
         "a.csv",
