@@ -1,9 +1,11 @@
 """How fast are rows read and tokenised, and in how much memory?  python benchmarks/data_speed.py [--rows 10000 100000]
 
-Makes rows of messages in a temporary folder and takes them, in turn and each in a process of its own, through our
-`dataset.load` + `tokens.tokenise`, and through `datasets.load_dataset("json")` + `map` of the same tokenizer's chat
-template. Ours does more on the way: it checks every row, names bad ones, looks for duplicates, and marks what is trained (and
-leaves out what a template puts behind the last end token, so that the tokens differ by one a row).
+Makes rows in a temporary folder and takes them, in turn and each in a process of its own, through our `dataset.load` +
+`tokens.tokenise`, and through `datasets.load_dataset` + `map` of the same tokenizer's chat template. `--form`: rows of
+messages as JSON lines, of instruction and output as JSON lines, or the latter as CSV. Ours does more on the way: it checks every
+row, names bad ones, looks for private things, for duplicates and near ones and for questions with two answers, and marks what
+is trained (and leaves out what a template puts behind the last end token, so that the tokens differ by one a row). The order
+of the two changes from round to round.
 Memory is looked at four times a second, over the process and its workers, what they share counted once: "own" is the
 peak of what they hold themselves (anonymous memory), "with files" the peak of that and of the pages of mapped files that
 happen to be in memory, which the system takes back when it likes. CPU is that of all of them, imports left out: on a
@@ -13,6 +15,7 @@ machine that others use, too, it says more than the time. Linux only (/proc).
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import os
@@ -32,14 +35,15 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 WAYS = ("ours", "datasets")
+FORMS = ("messages", "instruction", "csv")
 WORDS, SIGNS = 200_000, 3_000  # different words of the English rows, different characters of the Chinese ones
 SYLLABLES = tuple(
     a + b for a in ("", *"bcdfghklmnprstvw", "ch", "sh", "th", "st") for b in ("a", "e", "i", "o", "u", "ea")
 )
 
 
-def make(path: Path, count: int) -> None:
-    """Write `count` rows of one question and one answer, about 1 kB each, seeded; no two are alike, every fourth is Chinese.
+def make(path: Path, count: int, form: str = "messages", size: float = 1) -> None:
+    """Write `count` rows of one question and one answer, about `size` kB each, seeded; no two are alike, every fourth is Chinese.
 
     Words come about as often as they do in natural text: a thousand are two thirds of it, and new ones never end.
     """
@@ -55,12 +59,20 @@ def make(path: Path, count: int) -> None:
         lines = [found[at : at + 60] for at in range(0, size, 60)]
         return "\n\n".join(("，" if kind else " ").join(_phrases(line) if kind else line) for line in lines)
 
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        if form == "csv":
+            table.writerow(["instruction", "output"])
         for number in range(count):
             kind = int(number % 4 == 0)
-            question, answer = (text(kind, chance.randint(5, most)) for most in (60, 300))
+            question, answer = (text(kind, chance.randint(5, max(6, int(most * size)))) for most in (60, 300))
             turns = [("user", f"{number}: {question}?"), ("assistant", f"{answer}.")]
-            row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+            if form == "csv":
+                table.writerow([said for _, said in turns])
+                continue
+            row: dict[str, Any] = {"messages": [{"role": role, "content": content} for role, content in turns]}
+            if form == "instruction":
+                row = {"instruction": turns[0][1], "output": turns[1][1]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -85,6 +97,7 @@ def ours(path: Path, room: Path, workers: int) -> dict[str, float]:
     root = Path(__file__).resolve().parent.parent
     given = settings.load(root / "config.ini", [Override(*item, item[1]) for item in overrides])
     template = chat_template.choose(base, given, tokenizer)
+    MEASURED.set()
     started, before = time.monotonic(), _cpu()
     data = dataset.load(given, room)
     read = time.monotonic()
@@ -103,12 +116,22 @@ def plainly(path: Path, room: Path, workers: int) -> dict[str, float]:
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         ids = tokenizer.apply_chat_template(
-            batch["messages"], tokenize=True, return_dict=True, truncation=True, max_length=4096
+            batch["messages"] if "messages" in batch else talks(batch),
+            tokenize=True,
+            return_dict=True,
+            truncation=True,
+            max_length=4096,
         )["input_ids"]
         return {"input_ids": ids, "length": [len(one) for one in ids]}
 
+    def talks(batch: dict[str, list]) -> list[list[dict[str, str]]]:
+        pairs = zip(batch["instruction"], batch["output"], strict=True)
+        return [[{"role": "user", "content": one}, {"role": "assistant", "content": two}] for one, two in pairs]
+
+    MEASURED.set()
     started, before = time.monotonic(), _cpu()
-    data = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(room))
+    kind = "csv" if path.suffix == ".csv" else "json"
+    data = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(room))
     read = time.monotonic()
     made = data.map(encode, batched=True, remove_columns=data.column_names, num_proc=workers if workers > 1 else None)
     ended = time.monotonic()
@@ -133,6 +156,9 @@ def _total(data: Any, column: str) -> int:
     return int(np.asarray(data.with_format("numpy")[column][:]).sum())
 
 
+MEASURED = threading.Event()  # what was imported and loaded before is no part of the measurement
+
+
 def measure(way: str, path: Path, room: Path, workers: int) -> None:
     """Do it once in this process and print the figures as JSON."""
     own = everything = 0
@@ -140,6 +166,7 @@ def measure(way: str, path: Path, room: Path, workers: int) -> None:
 
     def watch() -> None:
         nonlocal own, everything
+        MEASURED.wait()
         while not done.wait(0.25):
             now = [_memory(process) for process in _family(os.getpid())]
             own, everything = max(own, sum(one for one, _ in now)), max(everything, sum(one for _, one in now))
@@ -150,6 +177,7 @@ def measure(way: str, path: Path, room: Path, workers: int) -> None:
         found = (ours if way == "ours" else plainly)(path, room, workers)
     finally:
         done.set()
+        MEASURED.set()
         watcher.join()
     print(json.dumps({**found, "own": own, "everything": everything}))
 
@@ -192,6 +220,8 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition("  ")[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="a million is about 1 GB")
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0])
+    parser.add_argument("--size", type=float, default=1, help="kB a row, about; 1 by default")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=cores, help=f"processes that tokenise; {cores} by default")
     args = parser.parse_args()
@@ -202,18 +232,18 @@ def main() -> None:
         flush=True,
     )
     for rows in args.rows:
-        compare(rows, args.rounds, args.workers)
+        compare(rows, args.form, args.size, args.rounds, args.workers)
 
 
-def compare(rows: int, rounds: int, workers: int) -> None:
+def compare(rows: int, form: str, size: float, rounds: int, workers: int) -> None:
     """A line of the table for each way and round, and how they compare."""
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        make(path, rows)
-        for _ in range(rounds):
+        path = Path(folder) / ("rows.csv" if form == "csv" else "rows.jsonl")
+        make(path, rows, form, size)
+        for number in range(rounds):
             speeds, costs = {}, {}
-            for way in WAYS:
+            for way in WAYS if number % 2 == 0 else WAYS[::-1]:
                 found = in_a_process(way, path, workers)
                 speeds[way] = rows / (found["read"] + found["tokenise"])
                 costs[way] = found["cpu"]

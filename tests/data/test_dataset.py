@@ -163,6 +163,15 @@ def test_duplicates_short_long_and_garbled_rows_are_warned_of(load: Load, tmp_pa
     ]
 
 
+def test_what_a_web_page_or_a_program_has_written_otherwise_is_warned_of(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [_row(1, "you &amp; me"), _row(2, "one\\ntwo"), _row(3, "print('a\\n')\nprint(2)"), _row(4, "R&D; a & b")]
+    assert load(rows).warnings == [
+        f"{path}:1: 1 row with characters as HTML writes them (&amp; for &), which are learned so",
+        f"{path}:2: 1 row with \\n written out and no line break, which is learned so",
+    ]
+
+
 def test_a_warning_names_the_first_lines_and_counts_the_rest(load: Load, tmp_path: Path) -> None:
     rows = [_row(1, "x"), "", *(_row(i) for i in range(2, 4)), *(_row(i, "y") for i in range(4, 11)), _row(2)]
     assert load(rows).warnings == [

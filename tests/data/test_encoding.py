@@ -504,6 +504,37 @@ def test_a_template_for_tools_in_a_folder_of_its_own_does_not_stand_for_the_one_
     assert found.jinja.startswith(CHATML_ONLY)
 
 
+KNOWS_TOOLS = (
+    "{% if tools %}<tools>{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}<call>{{ c | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_rows_with_tools_are_refused_where_servers_would_take_the_models_template_for_tools(
+    tokenizer: Callable[..., Any],
+) -> None:
+    words = tokenizer("qwen2")
+    words.chat_template = {"default": KNOWS_TOOLS, "tool_use": "{% if tools %}.{% endif %}" + KNOWS_TOOLS}
+    found = chat_template.choose(None, _settings(), words)
+    assert encoding.encode(found, words, Row(ONE, None, "a.jsonl", 1), 4096)
+    with pytest.raises(
+        NothingToTrain, match=r"named tool_use: CHAT_TEMPLATE = tool_use learns .* = default by the one"
+    ):
+        encoding.encode(found, words, Row(CALLED, None, "a.jsonl", 1, TOOLS), 4096)
+    for name in ("tool_use", "default"):
+        chosen = chat_template.choose(None, _settings(name), words)
+        assert (chosen.jinja, chosen.source) == (words.chat_template[name], f"CHAT_TEMPLATE = {name} (the model's own)")
+        assert chosen.alone and not found.alone
+        assert encoding.encode(chosen, words, Row(CALLED, None, "a.jsonl", 1, TOOLS), 4096)
+    words.chat_template = {"tool_use": KNOWS_TOOLS}  # the only one is the one for all chats
+    only = chat_template.choose(None, _settings(), words)
+    assert encoding.encode(only, words, Row(CALLED, None, "a.jsonl", 1, TOOLS), 4096)
+    words.chat_template = {"default": KNOWS_TOOLS, "tool_use": "{{ 1 }}"}
+    with pytest.raises(UserError, match="CHAT_TEMPLATE = rag: the model has no .* named so: it has default, tool_use"):
+        chat_template.choose(None, _settings("rag"), words)
+
+
 # ---- what a server writes before an answer -------------------------------------------------------------------------
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"

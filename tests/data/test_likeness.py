@@ -11,6 +11,7 @@ import pytest
 
 from training.data import Row, Turn, likeness, oddities, parallel_reading
 from training.data.oddities import Seen
+from training.system import pool
 
 WORDS = [
     "the",
@@ -101,6 +102,19 @@ def test_likeness_is_that_of_the_runs_within_what_64_hashes_can_tell() -> None:
         likeness.sketch(other, sketches[1])
         truth = len(runs[0] & runs[1]) / len(runs[0] | runs[1])
         assert abs((sketches[0] == sketches[1]).mean() - truth) < 0.25  # four standard deviations
+
+
+@pytest.mark.slow
+def test_many_rows_are_compared_by_several_processes_as_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = random.Random(7)
+    texts = [" ".join(alone.sample(WORDS * 3, 30)) for _ in range(40)]
+    rows = [*(("Where?", text) for text in texts), *texts[:9], ("Where?", texts[11] + "!"), texts[3] + "!", ("a", "b")]
+    found = near(*rows)
+    assert [later for later, _ in found] == [49, 50]
+    monkeypatch.setattr(likeness, "MANY_ROWS", 2)
+    monkeypatch.setattr(likeness, "BATCH", 7)
+    monkeypatch.setattr(pool, "cores", lambda: 2)
+    assert near(*rows) == found
 
 
 def contradicting(*rows: tuple[str, ...] | str) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from training.data import BadRow, Record, Row, private, rows
 from training.data.reading import Reading
+from training.system import privacy
 
 KEY = b"k" * 32
 PRIVATE = [
@@ -37,6 +38,17 @@ PRIVATE = [
 def test_private_things_are_found_where_they_stand(kind: str, text: str, value: str) -> None:
     (found,) = private.find(text)
     assert (found.kind, text[found.start : found.end]) == (kind, value)
+    assert private.kinds(["Hello.", text, ""]) == (kind,)
+    assert private.kinds([], [json.dumps({"said": [text]})]) == (kind,)
+
+
+def test_digits_of_one_text_and_of_the_next_make_no_number() -> None:
+    assert private.kinds(["call 0171", "1234567 now"]) == ()
+
+
+@given(st.from_regex(f"(?:{privacy._ANYWHERE}|{privacy._BEGINNING})", fullmatch=True))
+def test_a_text_with_a_key_of_any_known_shape_is_looked_through(key: str) -> None:
+    assert privacy.may_hold_keys(f"a {key} b") and list(privacy.keys(key))
 
 
 @pytest.mark.parametrize(

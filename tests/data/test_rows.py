@@ -263,7 +263,7 @@ WRONG = [
     (
         "a.jsonl",
         b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
-        f"a.jsonl:1: no known fields (found: prompt, chosen, rejected); what would do: {rows.WOULD_DO}; preference pairs are not trained here, but chosen may be renamed to completion",
+        f"a.jsonl:1: no known fields (found: prompt, chosen, rejected); what would do: {rows.WOULD_DO}; preference pairs are not trained here, but COLUMNS = prompt: prompt, completion: chosen takes the preferred ones",
     ),
     (
         "a.csv",
@@ -534,7 +534,7 @@ SAID = {
     "CP932": "今日の天気はどうですか,晴れです。",
     "CP949": "오늘 날씨는 어때요,맑습니다",
     "CP1251": "Какая сегодня погода,Солнечно",
-    "CP1252": "Où est le café,Près de l’église",
+    "CP1252": "Où est le château,Près de l’église",
 }
 
 

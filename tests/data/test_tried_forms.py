@@ -105,6 +105,53 @@ WRONG_BEFORE = {
              {"role": "function", "name": "weather", "content": "rain"}, TALK[1], functions=[{"name": "weather"}]),
         [(Q, CALLED, Turn("tool", "rain", more=json.dumps({"name": "weather"})), A)],
     ),
+    **{
+        f"an answer that is not wanted, {label!r}": Form({"prompt": "Who?", "completion": "No.", "label": label},
+                                                         "label is false.*KTO.*ON_BAD_ROW = skip does.*FORMAT = prompt learns")
+        for label in (False, "False")
+    },
+    "an answer that is wanted": Form({"prompt": "Who?", "completion": "Me.", "label": True}, [(Q, A)]),
+    "a conversation that is not wanted": Form(talk(*TALK, label=False), "label is false.*FORMAT = messages learns them all"),
+    "answers of either label": Form('{"prompt": "Who?", "completion": "Me.", "label": false}', [(Q, A)],
+                                    reading=Reading(format="prompt")),
+    "a message in each row": Form({"message_id": "a", "text": "Who?", "role": "prompter"},
+                                  "role is 'prompter' beside text: the row is one message.*FORMAT = text learns each"),
+    "a text with a role of another kind": Form({"text": "Once.", "role": "king"}, ["Once."]),
+    **{
+        f"the input {given!r}": Form({"instruction": "Who?", "input": given, "output": "Me."}, [(Q, A)])
+        for given in ("<noinput>", "No input", "noinput")
+    },
+    "a real input of that kind": Form({"instruction": "Who?", "input": "No input", "output": "Me."},
+                                      [(Turn("user", "Who?\n\nNo input"), A)], reading=Reading(null_words="keep")),
+    **{
+        f"Excel's {error}": table(f"question,answer\nWho?,{error}\n", f"answer is '{re.escape(error)}', as Excel writes an error")
+        for error in ("#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#N/A", "#BEZUG!")
+    },
+    "an error of Excel beside the answer": table("instruction,input,output\nWho?,#REF!,Me.\n", "input is '#REF!', as Excel writes"),
+    "SQuAD": Form({"context": "I am.", "question": "Who?", "answers": {"text": ["Me.", "Me."], "answer_start": [0, 0]}},
+                  [(Turn("user", "Who?\n\nI am."), A)]),
+    "SQuAD in a cell": table('question,answers\nWho?,"{\'text\': [\'Me.\'], \'answer_start\': [3]}"\n'),
+    "SQuAD with several answers": Form({"question": "Who?", "answers": {"text": ["Me.", "I."], "answer_start": [0, 0]}},
+                                       "output holds 2 different answers: leave one"),
+    "SQuAD without an answer": Form({"question": "Who?", "answers": {"text": [], "answer_start": []}}, "the answer is empty"),
+    "a list of one text in a cell": table('question,answer\nWho?,"[\'Me.\']"\n', "is a list of one text.*FORMAT = alpaca learns it"),
+    "such a list with FORMAT": table('instruction,output\nWho?,"[\'Me.\']"\n', [(Q, Turn("assistant", "['Me.']"))], format="alpaca"),
+    "a list of numbers": Form({**ONE, "output": "[1, 2]"}, [(Q, Turn("assistant", "[1, 2]"))]),
+    "passages that were found": Form({"question": "Who?", "contexts": ["I am.", "He is."], "answer": "Me."},
+                                     [(Turn("user", "Who?\n\nI am.\n\nHe is."), A)]),
+    "a picture": Form({"image": "a.jpg", **talk(*TALK)}, "image holds what the row is about.*FORMAT = messages goes on"),
+    "an empty field for a picture": Form({"image": None, **ONE}, [(Q, A)]),
+    "a line of ChatML": table("<|im_start|>user\n", r"text begins with '<\|im_start\|>', as a part.*TXT.*FORMAT = text", "a.txt"),
+    "a line of ChatML with FORMAT = text": table("<|im_start|>user\n", ["<|im_start|>user"], "a.txt", format="text"),
+    "preferred messages": Form({"chosen": [*TALK], "rejected": [*TALK]}, "COLUMNS = messages: chosen takes the preferred"),
+    "preferred texts": Form({"chosen": "Human: Who?", "rejected": "x"}, "COLUMNS = text: chosen takes the preferred ones"),
+    "preferred messages beside their prompt": Form({"prompt": [TALK[0]], "chosen": [TALK[1]], "rejected": [TALK[1]]},
+                                                   "COLUMNS = prompt: prompt, completion: chosen takes the preferred ones"),
+    "SQuAD with a number": Form({"question": "Who?", "answers": {"text": [7], "answer_start": [0]}}, "output: text is a number"),
+    "OpenAI's preferences": Form({"input": {"messages": [TALK[0]]}, "preferred_output": [TALK[1]], "non_preferred_output": [TALK[1]]},
+                                 "preference pairs are not trained here: write what is preferred"),
+    "questions of a form": table("Timestamp,What do you ask?,What is right?\n1,Who?,Me.\n",
+                                 r"COLUMNS = instruction: What do you ask\?, output: What is right\?"),
 }  # fmt: skip
 
 POLISH = "Zażółć gęślą jaźń. Proszę napisać dlaczego książka leży na półce; dziękuję za pomoc."
@@ -244,6 +291,27 @@ def test_a_form_that_people_have_gives_its_rows_or_one_reason(
     assert [
         row.messages if row.messages is not None else row.text for row in found if isinstance(row, Row)
     ] == form.come
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Who?", "chosen": "Me.", "rejected": "x"},
+        {"prompt": [TALK[0]], "chosen": [TALK[1]], "rejected": [TALK[1]]},
+        {"prompt": "Who?", "chosen": [*TALK], "rejected": [*TALK]},
+        {"chosen": "Human: Who?\n\nAssistant: Me.", "rejected": "x"},
+    ],
+)
+def test_the_setting_that_a_refusal_of_preferences_names_reads_the_preferred_ones(
+    row: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text(json.dumps(row))
+    (bad,) = rows.read(Path("a.jsonl"))
+    assert isinstance(bad, BadRow)
+    (named,) = re.findall(r"COLUMNS = (.+) takes", bad.reason)
+    (found,) = rows.read(Path("a.jsonl"), Reading(columns=_columns(named)))
+    assert isinstance(found, Row) and found.messages == (Q, A)
 
 
 def test_tools_of_either_name_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,6 +332,9 @@ def test_named_templates_stay_where_their_default_was_trained_with_and_go_where_
     for wanted, held in (("{{ own }}", named), ("{{ new }}", "{{ new }}")):
         merging.merge(base, adapter, tmp_path / "out", chat_template=wanted)
         assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == held
+    # By the one for tools, readers would write chats that were learned by the one that was chosen.
+    merging.merge(base, adapter, tmp_path / "out", chat_template="{{ own }}", alone=True)
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"] == "{{ own }}"
 
 
 def test_a_template_from_an_old_file_is_written_where_readers_look_today(parts, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from training.data import own_template, template_trial
 from training.data.turns import THOUGHTS, Turn
 from training.errors import UserError
 from training.settings import Settings, prompt_template
+from training.settings.readers import OWN_TEMPLATES
 from training.system import paths, privacy
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class ChatTemplate:
     that ends an answer, for Ollama's stop parameters. `opens_think`: the prompt for an answer ends in an open <think>.
     `takes_system`: a system message shows in the rendering. `today`: the date that some templates write into the system
     text (Llama 3.2), so that a run that is resumed tomorrow sees the same tokens. `served`, `opening`: see serving.py.
-    `thinking`: THINKING, which decides whether thoughts are written, and which are learned.
+    `thinking`: THINKING, which decides whether thoughts are written, and which are learned. `tools_apart`: the model has another
+    template for chats with tools. `alone`: it was chosen, and no other of the model's own is to stay beside it.
     """
 
     jinja: str = field(repr=False)
@@ -58,6 +60,8 @@ class ChatTemplate:
     served: str = field(default="", repr=False)
     opening: str = ""
     thinking: str = "auto"
+    tools_apart: bool = False
+    alone: bool = False
 
     @property
     def exported(self) -> str:
@@ -79,6 +83,8 @@ def choose(
     it leaves out the SYSTEM_PROMPT that was set.
     """
     jinja, source = _find(base, settings, tokenizer)
+    is_own = source.startswith(own_template.OWN)
+    tools_apart = is_own and own_template.for_tools(tokenizer, jinja)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     system = settings.model.system_prompt or None
     today = today or datetime.date.today()
@@ -88,7 +94,12 @@ def choose(
         jinja += "{%- if add_generation_prompt %}{{- " + json.dumps(header, ensure_ascii=False) + " }}{%- endif %}"
         source += f", with the generation prompt that it lacks, {header!r}"
     thinking = settings.dataset.thinking
-    return replace(_tried(jinja, source, special, system, tokenizer, today, thinking), thinking=thinking)
+    return replace(
+        _tried(jinja, source, special, system, tokenizer, today, thinking),
+        thinking=thinking,
+        tools_apart=tools_apart,
+        alone=not is_own,
+    )
 
 
 def _first_renderings(jinja: str, special: Mapping[str, str], today: datetime.date) -> None:
@@ -130,6 +141,8 @@ def _find(base: BaseModel | None, settings: Settings, tokenizer: PreTrainedToken
         template = prompt_template.parse(settings.dataset.prompt_template)
         closed = any(token in template.suffix for token in _added_tokens(tokenizer).values())
         return _with_bos(template.jinja("" if closed else "eos_token"), tokenizer), "PROMPT_TEMPLATE"
+    if wanted in OWN_TEMPLATES:
+        return own_template.named(wanted, base, tokenizer), f"CHAT_TEMPLATE = {wanted} (the model's own)"
     if not automatic:
         return _named(wanted, tokenizer)
     if own := own_template.find(base, tokenizer):

@@ -101,7 +101,7 @@ OTHERS = {
 ASIDE = {
     **dict.fromkeys(["system", "system_prompt", "系统", "系统提示", "系统提示词"], "system"),
     **dict.fromkeys(["history", "历史", "历史对话"], "history"),
-    **dict.fromkeys(["context", "上下文", "背景"], "context"),
+    **dict.fromkeys(["context", "contexts", "retrieved_contexts", "passage", "passages", "上下文", "背景"], "context"),
     **dict.fromkeys(("tools", "工具"), "tools"),
     **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "思考", "思考过程"), "reasoning_content"),
 }

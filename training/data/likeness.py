@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from training.system import pool
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     Numbers = array[int] | NDArray[np.uint64]
@@ -25,7 +29,9 @@ ALIKE = 0.8  # share of equal hashes from which on two rows are nearly the same:
 SHORTEST, LONGEST = 40, 4000  # characters of a row: a short one is like others by chance; of a long one its beginning
 MOST_ROWS = 200_000  # that are looked at
 BATCH = 1000
+MANY_ROWS = 10_000  # from which on several processes are worth their start
 EMPTY = 0xFFFFFFFF
+MIXER = 0x9E3779B1  # an odd number that spreads the bits of what it is multiplied with
 
 
 def near_duplicates(rows: datasets.Dataset, normalised: array[int]) -> list[tuple[int, int]]:
@@ -39,15 +45,14 @@ def near_duplicates(rows: datasets.Dataset, normalised: array[int]) -> list[tupl
     count = min(len(rows), MOST_ROWS)
     if count < 2:
         return []
-    sketches = np.full((count, HASHES), EMPTY, dtype=np.uint32)
-    # Only compared within this process, where equal texts have equal hashes.
-    answers = np.zeros(count, dtype=np.int64)
-    at = 0
-    for batch in rows.select(range(count)).select_columns(["messages", "text"]).iter(batch_size=BATCH):
-        for text, answer in _texts(batch):
-            sketch(text, sketches[at])
-            answers[at] = hash(answer)
-            at += 1
+    sketches = np.empty((count, HASHES), dtype=np.uint32)
+    answers = np.empty(count, dtype=np.int64)
+    ranges = ((start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+    processes = pool.cores() if count >= MANY_ROWS and pool.copied() else 1
+    held = rows.with_format("arrow").select_columns(["messages", "text"])
+    for start, made, said in pool.in_order(_sketched, ranges, processes, (held,), "looking for rows that are alike"):
+        sketches[start : start + len(made)] = made
+        answers[start : start + len(made)] = said
     same = np.asarray(normalised)[:count]
     found: dict[int, int] = {}
     for later, earlier in _candidates(sketches):
@@ -58,6 +63,21 @@ def near_duplicates(rows: datasets.Dataset, normalised: array[int]) -> list[tupl
     return sorted(found.items())
 
 
+def _sketched(rows: datasets.Dataset, start: int, end: int) -> tuple[int, NDArray[np.uint32], NDArray[np.int64]]:
+    """The number of the first of these rows, the sketch of each, and a number for its answers.
+
+    Texts have the same numbers in this process and its copies only, as Python hashes them.
+    """
+    import numpy as np
+
+    sketches = np.full((end - start, HASHES), EMPTY, dtype=np.uint32)
+    answers = np.empty(end - start, dtype=np.int64)
+    for at, (text, answer) in enumerate(_texts(rows[start:end])):
+        sketch(text, sketches[at])
+        answers[at] = hash(answer)
+    return start, sketches, answers
+
+
 def sketch(text: str, into: NDArray[np.uint32]) -> None:
     """Write the sketch of a text: the least of HASHES hashes over its runs. A short text has none."""
     import numpy as np
@@ -65,23 +85,30 @@ def sketch(text: str, into: NDArray[np.uint32]) -> None:
     signs = " ".join(text[:LONGEST].casefold().split())
     if len(signs) < SHORTEST:
         return
-    points = np.frombuffer(signs.encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    points = np.frombuffer(signs.encode("utf-32-le", "replace"), dtype=np.uint32)
     length = len(points) - RUN + 1
-    runs = np.zeros(length, dtype=np.uint64)
-    for place in range(RUN):
-        runs = runs * np.uint64(0x100000001B3) + points[place : place + length]
+    # Products modulo 2^32, of which a CPU makes many at once; their upper bits, which decide which is the least, are well
+    # mixed. Each hash has a line of its own, so that the least of it is found in one go.
+    mixer = np.uint32(MIXER)
+    runs = points[:length] * mixer
+    for place in range(1, RUN):
+        runs += points[place : place + length]
+        runs *= mixer
+    runs ^= runs >> np.uint32(15)
     first, second = _factors()
-    # Multiply and shift: the upper half of a product is well mixed.
-    into[:] = ((runs[:, None] * first + second) >> np.uint64(32)).min(axis=0)
+    hashes = first * runs
+    hashes += second
+    hashes.min(axis=1, out=into)
 
 
-def _factors() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The numbers that make HASHES hashes of one, the same in every run."""
+@lru_cache(maxsize=1)
+def _factors() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The numbers that make HASHES hashes of one, the same in every run; as columns."""
     import numpy as np
 
     random = np.random.default_rng(20240313)
-    first = random.integers(1, 1 << 63, HASHES, dtype=np.uint64) | np.uint64(1)
-    return first, random.integers(0, 1 << 63, HASHES, dtype=np.uint64)
+    first = random.integers(0, 1 << 32, (HASHES, 1), dtype=np.uint32) | np.uint32(1)
+    return first, random.integers(0, 1 << 32, (HASHES, 1), dtype=np.uint32)
 
 
 def _candidates(sketches: NDArray[np.uint32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -101,14 +128,20 @@ def _candidates(sketches: NDArray[np.uint32]) -> Iterator[tuple[NDArray[np.int64
         yield there[later], earlier[later]
 
 
-def _texts(batch: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _texts(batch: pa.Table) -> Iterator[tuple[str, str]]:
     """Of each row all that it says, and what of that answers."""
-    for messages, text in zip(batch["messages"], batch["text"], strict=True):
-        if messages is None:
+    messages, texts = (batch[name].combine_chunks() for name in ("messages", "text"))
+    turns = messages.flatten()
+    roles, contents = (turns.field(name).to_pylist() for name in ("role", "content"))
+    at = 0
+    for count, text in zip(messages.value_lengths().to_pylist(), texts.to_pylist(), strict=True):
+        if count is None:
             yield text, text
-        else:
-            answers = (turn["content"] for turn in messages if turn["role"] == "assistant")
-            yield "\n".join(turn["content"] for turn in messages), "\n".join(answers)
+            continue
+        end = at + count
+        answers = (contents[one] for one in range(at, end) if roles[one] == "assistant")
+        yield "\n".join(contents[at:end]), "\n".join(answers)
+        at = end
 
 
 def contradictions(rows: datasets.Dataset, prompts: Numbers, normalised: Numbers) -> list[tuple[int, int]]:

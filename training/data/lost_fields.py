@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from training.data import columns, pairs
+from training.data import columns, pairs, turns
 from training.data.reading import Reading
-from training.data.values import Bad, is_blank
+from training.data.values import NOTHING, Bad, is_blank
 from training.system.wording import shorten
 
 ASKING = ("instruction", "prompt", "input", "text")
+PICTURES = ("image", "images", "video", "videos", "audio", "audios")
 CHOICES = ("choices", "options", "选项")
 # Which FORMAT reads rows of these question fields.
 FORMATS_OF = {"instruction": "alpaca", "prompt": "prompt", "input": "input"}
@@ -24,12 +25,47 @@ def refuse(
     """Raise Bad where a row that nobody said how to read would lose what belongs to it. `own`: the row as it is written."""
     if len(fields) < 2 + isinstance(found, tuple) or reading.format != "auto" or reading.columns or reading.template:
         return
+    format = found if isinstance(found, str) else FORMATS_OF[found[0]]
+    _about_pictures(fields, format)
     if found == "text":
+        _one_message(fields)
         _beside_text(fields)
     elif isinstance(found, str):
+        _not_wanted(fields, format)
         _beside_turns(fields, found)
     else:
+        _not_wanted(fields, format)
         _beside_pair(fields, found, _named(own))
+
+
+def _not_wanted(fields: Mapping[str, object], format: str) -> None:
+    """An answer that is marked as a bad one, as rows for KTO are."""
+    label = fields.get("label")
+    if label is False or (isinstance(label, str) and label.strip().casefold() == "false"):
+        raise Bad(
+            "label is false, as of an answer that is not wanted (KTO), and it would be learned: leave such rows out "
+            f"(ON_BAD_ROW = skip does); FORMAT = {format} learns them all"
+        )
+
+
+def _about_pictures(fields: Mapping[str, object], format: str) -> None:
+    """A row about a picture or a sound: the question means nothing without it."""
+    for name, value in fields.items():
+        if value not in NOTHING and columns.bare(str(name)) in PICTURES:
+            raise Bad(
+                f"{shorten(name)} holds what the row is about, and pictures and the like are not trained; "
+                f"FORMAT = {format} goes on without it"
+            )
+
+
+def _one_message(fields: Mapping[str, object]) -> None:
+    """A text that is one message of a conversation, which stands in a row of its own."""
+    role = fields.get("role")
+    if isinstance(role, str) and role.strip().casefold() in {*turns.ROLES, "prompter"}:
+        raise Bad(
+            f"role is {shorten(role)!r} beside text: the row is one message, and a row must hold a whole conversation, as "
+            "messages; FORMAT = text learns each message by itself"
+        )
 
 
 def _beside_pair(fields: Mapping[str, object], found: tuple[str, str], named: Mapping[str, str]) -> None:
@@ -83,11 +119,11 @@ def _beside_text(fields: Mapping[str, object]) -> None:
 
 def _beside_turns(fields: Mapping[str, object], found: str) -> None:
     """What was said or read before a conversation belongs to it."""
-    turns = str(fields[found])
+    said = str(fields[found])
     for name in ("history", "context"):
         value = fields.get(name)
         is_held = pairs.is_history(value) if name == "history" else isinstance(value, str) and not is_blank(value)
-        if is_held and not (isinstance(value, str) and value.strip() in turns):
+        if is_held and not (isinstance(value, str) and value.strip() in said):
             raise Bad(
                 f"{name} stands beside {found}, and would be left out: write it into the turns; "
                 f"FORMAT = {found} goes on without it"

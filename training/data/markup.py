@@ -33,6 +33,13 @@ def _between(text: str, marks: list[re.Match[str]], roles: list[str]) -> list[Tu
     return [Turn(role, text[mark.end() : end].strip()) for role, mark, end in zip(roles, marks, ends, strict=True)]
 
 
+# What begins a turn in the markup of a model, and nothing else.
+PART = re.compile(
+    r"\s*(?:<s>|<\|begin_of_text\|>)?\s*(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>"
+    r"|\[INST\]|###[ \t]*(?:Instruction|Response|Human|Assistant)[ \t]*:)"
+)
+
+
 class Markup(NamedTuple):
     """The markup of a family of models: its name, a text that it always holds, and what reads its turns."""
 

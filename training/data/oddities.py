@@ -30,6 +30,8 @@ SHORT_ANSWER, LONG_ROW = 2, 100_000  # characters: a row outside of these is wor
 # UTF-8 that was read as Latin-1 or cp1252 ("Ã©", "â€™", "ä½\xa0"), or what a decoder puts where it gave up.
 MOJIBAKE = re.compile("\ufffd|Ã[\u0080-\u00bf]|â€[\u0080-\u00bf™œ\u201c\u201d¦]|[äåæçèé][\u0080-\u00bf]{2}|锟斤拷")
 GARBLED = re.compile("[\ufffdÃâäåæçèé锟]")  # what each alternative begins with: it is found many times faster
+# Characters as HTML writes them, and a line break as programs write it into a text of one line.
+ENTITY = re.compile("&(?:amp|lt|gt|quot|nbsp|apos|#39|#x27|#34);")
 UNUSED = "unused "  # begins the kind of a note on a column
 READ_AS = "read as "  # begins the kind of a note on how rows were read
 PRIVATE = "private "  # begins the kind of a note on private things
@@ -123,6 +125,12 @@ def remember(row: Row, seen: Seen) -> None:
         seen.note("long", row.line)
     if any(not text.isascii() and GARBLED.search(text) and MOJIBAKE.search(text) for text in texts):
         seen.note("mojibake", row.line)
+    for text in texts:
+        if "&" in text and ENTITY.search(text):
+            seen.note("entities", row.line)
+            break
+    if not any("\n" in text for text in texts) and any("\\n" in text for text in texts):
+        seen.note("breaks", row.line)
     for name in row.unused:
         seen.note(UNUSED + name, row.line)
     for said in row.read_as:
@@ -162,6 +170,8 @@ def warnings(path: Path, seen: Seen, rows: datasets.Dataset) -> list[str]:
         "long": f"longer than {LONG_ROW:,} characters",
         "mojibake": "with garbled text (UTF-8 read as something else, like Ã© for é)",
     }
+    words["entities"] = "with characters as HTML writes them (&amp; for &), which are learned so"
+    words["breaks"] = "with \\n written out and no line break, which is learned so"
     words["half"] = (
         "with text that begins like a turn (User:, 用户：) and holds no whole exchange, trained as plain text"
         + ("; each line of a TXT file is a sample" if ".txt" in path.suffixes else "")

@@ -14,7 +14,8 @@ from training.system.foreign_json import Damaged
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT = "default"  # of several templates of one model, the one for chats
+DEFAULT, TOOLS = "default", "tool_use"  # of several templates of one model, the one for chats, and the one for tools
+OWN = "the model's own"  # begins what is said of where such a template is from
 
 
 def find(base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
@@ -23,13 +24,32 @@ def find(base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> tuple[st
     for held in _held(base, tokenizer):
         named = {**_texts(held), **named}
         if DEFAULT in named:
-            return named[DEFAULT], "the model's own"
+            return named[DEFAULT], OWN
     if len(named) > 1:  # for tools and retrieval, say
         raise UserError(
             f"the model has chat templates named {', '.join(sorted(named))} and none named {DEFAULT}: copy the one to train "
             "with into a file, and name that as [Model] CHAT_TEMPLATE"
         )
-    return next(((text, f"the model's own, named {name}") for name, text in named.items()), None)
+    return next(((text, f"{OWN}, named {name}") for name, text in named.items()), None)
+
+
+def named(wanted: str, base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The model's own template of that name. UserError where it has none."""
+    found: dict[str, str] = {}
+    for held in _held(base, tokenizer):
+        found = {**_texts(held), **found}
+        if wanted in found:
+            return found[wanted]
+    there = f"it has {', '.join(sorted(found))}" if found else "it has none at all"
+    raise UserError(f"[Model] CHAT_TEMPLATE = {wanted}: the model has no chat template of its own named so: {there}")
+
+
+def for_tools(tokenizer: PreTrainedTokenizerBase, taken: str) -> bool:
+    """Whether the model has a template of its own for chats with tools, and it is another than the one `taken`.
+
+    transformers and llama.cpp take it where a chat offers tools.
+    """
+    return _texts(getattr(tokenizer, "chat_template", None)).get(TOOLS, taken) != taken
 
 
 def _held(base: BaseModel | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[object]:

@@ -13,20 +13,31 @@ from training.data.record import describe
 from training.data.turns import Turn
 from training.data.values import Bad, is_blank, sound, written_list
 from training.settings.prompt_template import PromptTemplate
+from training.system.wording import shorten
 
 ROLE_IN_FRONT = re.compile(r"(?:用户|助手)(?:: |：)")
 OPTIONAL = ("input", "context", "system")  # null is the same as absent: pandas and Arrow write it for a missing value
 # The field that asks -> the FORMAT that takes its rows as they stand, where it is another than alpaca.
 FORMAT_OF = {"prompt": "prompt", "input": "input"}
 # What pandas, SQL and spreadsheets write where there is no value.
-NULL_WORDS = frozenset(("nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nil", "nat", "\\n"))
+ERRORS = frozenset(  # of Excel, in English, German and French
+    ["#n/a", "#ref!", "#name?", "#value!", "#div/0!", "#num!", "#null!", "#spill!", "#calc!"]
+    + ["#nv", "#bezug!", "#wert!", "#zahl!", "#valeur!", "#nom?", "#nombre!", "#nul!"]
+)
+NULL_WORDS = frozenset(("nan", "none", "null", "na", "n/a", "<na>", "nil", "nat", "\\n")) | ERRORS
 # Those of them that nobody writes into a field that may be empty: "None" and "N/A" people do.
-MACHINE_WORDS = frozenset(("nan", "#n/a", "<na>", "nat"))
+MACHINE_WORDS = frozenset(("nan", "<na>", "nat")) | ERRORS
+# What Alpaca's rows and those made after them have for an input where there is none.
+NO_INPUT = frozenset(("<noinput>", "<no input>", "noinput", "no input", "no input."))
+WITHOUT_INPUT = "with an input that says that there is none, taken so"
+SPAN = {"text", "answer_start"}  # an answer as SQuAD's tables have it: the texts, and where each stands in the context
+SPANNED = "with answers as SQuAD's tables have them, of which the text is taken"
 
 
 def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading, said: list[str]) -> list[Turn]:
     """The turns of a question and its answer, in the fields of these names, after those of the row's history."""
     question, answer = names
+    fields = _as_meant(fields, names, reading, said)
     user = _question(fields, question, reading.template)
     calls = tool_calls.answered(fields[answer], fields, answer) if len(fields) > 2 else []
     reply = answer if calls else sound(fields[answer], answer)
@@ -37,10 +48,7 @@ def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading,
     if is_blank(reply):
         raise Bad(f"the answer is empty: {answer} holds no text")
     if len(reply) < 12 and reading.null_words != "keep" and reply.strip().casefold() in NULL_WORDS:
-        raise Bad(
-            f"the answer is {reply.strip()!r}, as pandas and databases write a missing value; "
-            "NULL_WORDS = keep learns it as it stands"
-        )
+        raise Bad(f"the answer is {_null(reply)}; NULL_WORDS = keep learns it as it stands")
     for name, value in fields.items():
         if isinstance(value, str) and 2 < len(value) < 12:
             _check_null(value, name, question, reading)
@@ -56,6 +64,37 @@ def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading,
     if not plain and (talk := _in_markup(user, reply, FORMAT_OF.get(question, "alpaca"), said)):
         return [*above, *history, *talk]
     return [*above, *history, Turn("user", user), Turn("assistant", reply, thoughts=thoughts)]
+
+
+def _as_meant(
+    fields: Mapping[str, object], names: tuple[str, str], reading: Reading, said: list[str]
+) -> Mapping[str, object]:
+    """The fields with what stands for no input left out, and an answer that is a table's way to write a text as that."""
+    question, answer = names
+    given = fields.get("input") if question == "instruction" else None
+    is_short = isinstance(given, str) and len(given) < 12 and reading.null_words != "keep"
+    if is_short and str(given).strip().casefold() in NO_INPUT:
+        said.append(WITHOUT_INPUT)
+        fields = {**fields, "input": ""}
+    reply = fields[answer]
+    if isinstance(reply, str) and reading.format == "auto" and (found := IN_A_LIST.match(reply)):
+        raise Bad(
+            f"{answer} is a list of one text, written as a text ({shorten(found[0])}): write the text alone; "
+            f"FORMAT = {FORMAT_OF.get(question, 'alpaca')} learns it as it stands"
+        )
+    held = written_list(reply, answer) if isinstance(reply, str) and IS_SPAN.match(reply) else reply
+    if not isinstance(held, Mapping) or held.keys() != SPAN:
+        return fields
+    texts = held["text"] if isinstance(held["text"], list) else [held["text"]]
+    texts = list(dict.fromkeys(sound(one, f"{answer}: text") for one in texts))
+    if len(texts) > 1:
+        raise Bad(f"{answer} holds {len(texts)} different answers: leave one")
+    said.append(SPANNED)
+    return {**fields, answer: texts[0] if texts else ""}
+
+
+IN_A_LIST = re.compile(r"""\A\s*\[\s*(?:'[^'\[\]]*'|"[^"\[\]]*")\s*\]\s*\Z""")
+IS_SPAN = re.compile(r"""\A\s*\{\s*['"](?:text|answer_start)['"]\s*:""")
 
 
 def _question(fields: Mapping[str, object], question: str, template: PromptTemplate | None) -> str:
@@ -98,10 +137,13 @@ def _check_null(value: str, name: str, question: str, reading: Reading) -> None:
         return
     template = [column for _, column in reading.template.columns] if reading.template else []
     if name in (*OPTIONAL, question, *template):
-        raise Bad(
-            f"{name} is {value.strip()!r}, as pandas and databases write a missing value: leave it empty; "
-            "NULL_WORDS = keep learns it as it stands"
-        )
+        raise Bad(f"{name} is {_null(value)}: leave it empty; NULL_WORDS = keep learns it as it stands")
+
+
+def _null(value: str) -> str:
+    """A missing value as it is told, with who writes it so."""
+    who = "Excel writes an error" if value.lstrip().startswith("#") else "pandas and databases write a missing value"
+    return f"{value.strip()!r}, as {who}"
 
 
 def is_context(value: object) -> bool:

@@ -188,6 +188,11 @@ def _meaning(
     if not written and reading.format == "auto" and (marked := markup.in_markup(text)):
         said.append(f"with text in the chat markup of {marked[0]}, read as conversations; FORMAT = text keeps it plain")
         written = marked[1]
+    if not written and reading.format == "auto" and (begun := markup.PART.match(text)):
+        raise Bad(
+            f"text begins with {begun[1]!r}, as a part of a conversation in chat markup, and is no whole one: rows are whole "
+            "conversations, and each line of a TXT file is a row; FORMAT = text learns it as plain text"
+        )
     return (turns.checked(written, reading.join_turns, said), None) if written else (None, text)
 
 
@@ -278,10 +283,27 @@ def _no_known_fields(fields: Mapping[str, object], reading: Reading) -> str:
     return f"no known fields (found: {found}); what would do: {WOULD_DO}{_meant(fields)}"
 
 
+# Columns that no question and no answer stand in, whatever else a table has.
+NEITHER = frozenset(
+    ("id", "index", "idx", "timestamp", "date", "time", "email", "email_address", "zeitstempel", "时间戳")
+)
+
+
+def _preferred(fields: Mapping[str, object]) -> str:
+    """How the preferred ones alone are taken, for a message."""
+    chosen = fields.get("chosen")
+    if isinstance(chosen, (str, list)):
+        whole = "text: chosen" if isinstance(chosen, str) else "messages: chosen"
+        # Of messages, the prompt is a part where it is messages itself, and said again where it is a text.
+        way = "prompt: prompt, completion: chosen" if isinstance(fields.get("prompt"), type(chosen)) else whole
+        return f", but COLUMNS = {way} takes the preferred ones"
+    return ": write what is preferred as rows of messages"
+
+
 def _meant(fields: Mapping[str, object]) -> str:
     """What the one who wrote fields that are not known may have had in mind, for a message."""
-    if {"chosen", "rejected"} <= fields.keys():
-        return "; preference pairs are not trained here, but chosen may be renamed to completion"
+    if {"chosen", "rejected"} <= fields.keys() or {"preferred_output", "non_preferred_output"} <= fields.keys():
+        return f"; preference pairs are not trained here{_preferred(fields)}"
     for name, value in fields.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             turned = not {"role", "from"}.isdisjoint(value[0])
@@ -289,7 +311,8 @@ def _meant(fields: Mapping[str, object]) -> str:
             return f"; {shorten(name)} holds a list of objects: " + (
                 f"COLUMNS = {what} takes it" if turned else "if these are the rows, the file must be that list alone"
             )
+    told = [name for name in fields if columns.bare(str(name)) not in NEITHER and fields[name] not in NOTHING]
     if len(fields) > 1:
-        first, second = list(fields)[:2]
+        first, second = [*told, *fields][:2] if len(told) > 1 else list(fields)[:2]
         return f"; or COLUMNS says what they hold, as in COLUMNS = instruction: {shorten(first)}, output: {shorten(second)}"
     return ""

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.data import latin_encodings
+
 CHUNK = 1 << 20
 SAMPLE = 1 << 18  # bytes of lines with other characters than ASCII by which an encoding is guessed
 LOOKED_AT = 1 << 16  # bytes of it that charset-normalizer is given, where the codecs here do not know it
@@ -128,14 +130,22 @@ def _refused(file: io.BufferedIOBase, path: Path, chunk: bytes, before: int, pla
     said = f"{path}:{line}: not UTF-8 (byte 0x{chunk[place]:02x}), so none of the file is read"
     file.seek(0)
     found = _likely(b"".join(_sample(file)))
-    if found is None:
+    if not found:
         return (
             f"{said}; it is in no encoding that is known here: it is damaged, or joined from files in several encodings. "
             "Save it as UTF-8, or mend this line and look again"
         )
+    if len(found) > 1:
+        ways = (
+            f"ENCODING = {one.iconv.lower()} ({one.what}) reads it as {shown!r}, and this makes a file of UTF-8: "
+            f"{command(path, one.iconv)}"
+            for one, shown in found
+        )
+        return f"{said}; it is not sure in which encoding it is:\n" + "\n".join(f"  {way}" for way in ways)
+    ((codec, _),) = found
     return (
-        f"{said}; most likely it is {found.iconv} ({found.what}): ENCODING = {found.iconv.lower()} reads it so, "
-        f"and this makes a file of UTF-8: {command(path, found.iconv)}"
+        f"{said}; most likely it is {codec.iconv} ({codec.what}): ENCODING = {codec.iconv.lower()} reads it so, "
+        f"and this makes a file of UTF-8: {command(path, codec.iconv)}"
     )
 
 
@@ -168,36 +178,35 @@ def _guess(sample: bytes) -> _Codec | None:
 # charset-normalizer's name -> iconv's, and what it is. It is asked where the codecs above do not know the sample, and where
 # they may have taken one of these for their own.
 OTHERS = {
-    "cp1250": ("CP1250", "Central European Windows"),
-    "iso8859_2": ("ISO-8859-2", "Central European"),
     "cp1251": ("CP1251", "Cyrillic Windows"),
     "koi8_r": ("KOI8-R", "Cyrillic"),
     "cp866": ("CP866", "Cyrillic DOS"),
     "cp1253": ("CP1253", "Greek Windows"),
-    "cp1254": ("CP1254", "Turkish Windows"),
     "cp1255": ("CP1255", "Hebrew Windows"),
     "cp1256": ("CP1256", "Arabic Windows"),
-    "cp1257": ("CP1257", "Baltic Windows"),
-    "cp1258": ("CP1258", "Vietnamese Windows"),
     "cp874": ("CP874", "Thai Windows"),
 }
-# Their letters stand where Cyrillic, or Western ones with accents, do.
-NEAR = {
-    "cp1251": ("cp1251", "cp1253", "cp1255", "cp1256", "cp874"),
-    "cp1252": ("cp1252", "cp1250", "cp1254", "cp1257", "cp1258"),
-}
-# Share of letters with accents, of all: Western languages have 2 to 8 %, the others written so 8 to 25 %.
-DENSE = 0.09
+# Their letters stand where Cyrillic ones do.
+NEAR = ("cp1251", "cp1253", "cp1255", "cp1256", "cp874")
+# Share of letters that are not ASCII, of all: texts in Latin letters have 1 to 30 %, in other letters 60 % and more, but
+# for names and lines in English among them.
+DENSE = 0.4
 
 
-def _likely(sample: bytes) -> _Codec | None:
-    """The encoding that a sample is in, most likely; None where it fits into none."""
+def _likely(sample: bytes) -> list[tuple[_Codec, str]]:
+    """The encodings that a sample is in, most likely, each with what it makes of it where there are several.
+
+    None where it fits into none.
+    """
     own = _guess(sample)
-    if own is None:
-        return _other_guess(sample, tuple(OTHERS))
-    if own.python not in NEAR or (own.python == "cp1252" and not _is_dense(sample)):
-        return own
-    return _other_guess(sample, NEAR[own.python]) or own
+    if own is not None and own.python != "cp1252":
+        return [((_other_guess(sample, NEAR) or own) if own.python == "cp1251" else own, "")]
+    if _is_dense(sample) and (other := _other_guess(sample, tuple(OTHERS))):
+        return [(other, "")]
+    if not _is_joined(sample) and (latin := latin_encodings.readings(sample)):
+        return [(_Codec(one.encoding.python, one.encoding.iconv, one.encoding.what, NONE), one.shown) for one in latin]
+    other = own or _other_guess(sample, tuple(OTHERS))
+    return [(other, "")] if other else []
 
 
 def _is_dense(sample: bytes) -> bool:
@@ -210,14 +219,19 @@ def _foreign(sample: bytes) -> Iterator[bytes]:
     return (line for line in sample.splitlines() if sum(byte >= 0x80 for byte in line) >= ENOUGH)
 
 
+def _is_joined(sample: bytes) -> bool:
+    """Whether lines of UTF-8 stand among others: a file that was joined."""
+    return any(_decoded(line, "utf-8") for line in _foreign(sample))
+
+
 def _other_guess(sample: bytes, among: tuple[str, ...]) -> _Codec | None:
     """What charset-normalizer takes a sample for; None for nothing of OTHERS, or where it is not installed."""
     try:
         import charset_normalizer
     except ModuleNotFoundError:  # a script of this project may run in any Python
         return None
-    # A damaged byte or two are no language, and lines of UTF-8 among others are a file that was joined.
-    if sum(byte >= 0x80 for byte in sample) < ENOUGH or any(_decoded(line, "utf-8") for line in _foreign(sample)):
+    # A damaged byte or two are no language.
+    if sum(byte >= 0x80 for byte in sample) < ENOUGH or _is_joined(sample):
         return None
     best = charset_normalizer.from_bytes(sample[:LOOKED_AT], cp_isolation=list(among)).best()
     if best is None or best.encoding not in OTHERS:

@@ -37,7 +37,12 @@ class Room(NamedTuple):
 
 
 def check(template: ChatTemplate, messages: Sequence[Turn], tools: str) -> None:
-    """UserError where the template would leave out the tools, calls or results of a row."""
+    """UserError where the template would leave out the tools, calls or results of a row, or servers would take another."""
+    if template.tools_apart:
+        raise UserError(
+            "the row has tools, and the model writes chats with tools by a template of its own, named tool_use: "
+            "CHAT_TEMPLATE = tool_use learns and serves all rows by that one, CHAT_TEMPLATE = default by the one for chats"
+        )
     room = of(template.jinja, tuple(template.special.items()))
     held = (
         ("tools are offered", bool(tools), room.tools),

@@ -53,6 +53,8 @@ SAFE = frozenset(
     )
 )
 GPT2 = {r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s+(?!\S)"}  # begins a match at each space, as \s+ does
+# Other white space than single spaces, or a space at an end: then what stands between two spaces may be no whole word.
+UNEVEN = re.compile(r"\A\s|\A\Z|\s\Z| \s|\s ")
 # The stretches between the borders, for a text with other white space than single spaces.
 STRETCH = re.compile(r"\s*\S+(?:(?! \S)\s+\S+)*(?:\s+\Z)?")
 
@@ -74,8 +76,10 @@ def word_tokeniser(backend: Tokenizer) -> Callable[[Sequence[str]], list[list[in
         cut = [text.split(" ") for text in texts]
         found: list[list[bytes | None]] = [[first.get(own[0]), *map(later.get, own[1:])] for own in cut]
         unknown = [number for number, ids in enumerate(found) if None in ids]
+        is_whole = True
         for number in unknown:
-            if not all(_whole(word) for word, ids in zip(cut[number], found[number], strict=True) if ids is None):
+            if UNEVEN.search(texts[number]):
+                is_whole = False
                 start, *rest = STRETCH.findall(texts[number]) or [texts[number]]
                 cut[number] = [start, *(stretch[1:] for stretch in rest)]
                 found[number] = [first.get(start), *map(later.get, cut[number][1:])]
@@ -96,7 +100,9 @@ def word_tokeniser(backend: Tokenizer) -> Callable[[Sequence[str]], list[list[in
         for known, more in ((first, begun), (later, new)):
             if len(known) + len(more) > MOST:
                 known.clear()
-            known.update((word, ids) for word, ids in more.items() if len(word) <= LONGEST and _whole(word))
+            known.update(
+                (word, ids) for word, ids in more.items() if len(word) <= LONGEST and (is_whole or _whole(word))
+            )
         # None is left nowhere in it.
         whole = cast(list[list[bytes]], found)
         return [np.frombuffer(b"".join(ids), dtype=np.int32).tolist() for ids in whole]

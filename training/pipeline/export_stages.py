@@ -114,7 +114,8 @@ def _forget_later(job: Job, name: Stage) -> None:
 
 def _merge(job: Job) -> dict[str, Any]:
     template = job.template.exported if job.template else None
-    record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template)
+    alone = job.template is not None and job.template.alone
+    record = merging.merge(job.base, job.run.path / runs.ADAPTER, job.merged, template, alone)
     # Those that are not the report's: by their names it is seen later whether one has gone.
     names = sorted(file.name for file in job.merged.iterdir() if file.name != model_card.NAME)
     return {"merge": records.plain(record), "files": names}

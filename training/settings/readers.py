@@ -59,9 +59,16 @@ def is_path(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.lower().endswith(".gguf")
 
 
+# Of several templates that a model brings along, those that transformers knows by name.
+OWN_TEMPLATES = ("default", "tool_use", "rag")
+
+
 def chat_template(given: Given, rule: Rule) -> str:
-    """[Model] CHAT_TEMPLATE: auto, the name of one that comes with this project, or a Jinja file, as absolute path."""
+    """[Model] CHAT_TEMPLATE: auto, the name of one that comes with this project or of one of the model's own, or a Jinja
+    file, as absolute path."""
     text = given.text.strip()
+    if text in OWN_TEMPLATES:
+        return text
     known = ("auto", *sorted(path.stem for path in paths.CHAT_TEMPLATES.glob("*.jinja")))
     if text.lower() in known:
         return text.lower()

@@ -44,6 +44,22 @@ _BEGINNING = (
 )
 _START = r"(?:(?<![A-Za-z0-9])|(?<=\[m)|(?<=[0-9]m))"
 _KEYS = re.compile(rf"(?:{_ANYWHERE}|{_START}(?:{_BEGINNING}))(?:{_ANYWHERE}|{_BEGINNING})*")
+# What each of them holds: to look for these first takes a sixth of the time, in millions of texts that hold none.
+_HELD: tuple[str, ...] = (
+    "hf_",
+    "api_org_",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "AKIA",
+    "ASIA",
+    "AIza",
+)
+_HELD += ("xoxa-", "xoxb-", "xoxe-", "xoxp-", "xoxr-", "xoxs-", "sk-", "eyJ")
 # A block whose end was cut off is hidden to the end of the text.
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
@@ -94,7 +110,16 @@ def keys(text: str) -> Iterator[re.Match[str]]:
     """Where keys and tokens of known shapes stand in a text, and whole private keys."""
     if "PRIVATE KEY" in text:
         yield from _PRIVATE_KEY.finditer(text)
-    yield from _KEYS.finditer(text)
+    if may_hold_keys(text):
+        yield from _KEYS.finditer(text)
+
+
+def may_hold_keys(text: str) -> bool:
+    """Whether a text holds what each key or token of a known shape has in it: most texts do not."""
+    for sign in _HELD:  # noqa: SIM110 (it is asked of every row, and any() takes twice as long)
+        if sign in text:
+            return True
+    return False
 
 
 def _of_environment() -> tuple[str, ...]:

@@ -118,11 +118,12 @@ def plan(base: Path, adapter: Path) -> Plan:
     )
 
 
-def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None) -> MergeRecord:
+def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None, alone: bool = False) -> MergeRecord:
     """Write base + adapter to the folder `out` (replacing an older one), whole or not at all.
 
     base: a Hugging Face folder with safetensors. adapter: PEFT's adapter_config.json and adapter_model.safetensors.
     chat_template: the Jinja text to serve with, which every place for one will say; None leaves the files as they are.
+    alone: no template of another name stays beside it, by which readers would write chats with tools.
     Raises RunError when the two do not belong together, a value is not finite, or the disk is full.
     """
     started = time.monotonic()
@@ -133,7 +134,7 @@ def merge(base: Path, adapter: Path, out: Path, chat_template: str | None = None
         raise RunError("merge", _disk(out, needed, free))
     try:
         with whole_folder(out, shared=True) as folder:
-            template = _copy_files(base, folder, planned, chat_template)
+            template = _copy_files(base, folder, planned, chat_template, alone)
             for name, outputs in planned.shards.items():
                 _write_shard(base / name, folder / name, outputs)
             _write_index(base, folder, planned)
@@ -258,7 +259,7 @@ def _write_index(base: Path, folder: Path, planned: Plan) -> None:
     _write_json(folder / safetensors_file.INDEX, index)
 
 
-def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -> str:
+def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None, alone: bool) -> str:
     """Copy the base's own files, with the chat template trained with; say whose template it is."""
     for file in kept_files.kept(base):
         kept_files.copy(file, folder / file.name)
@@ -269,7 +270,7 @@ def _copy_files(base: Path, folder: Path, planned: Plan, template: str | None) -
     own = own_template(folder)
     if template is None:
         return "the base's own" if own is not None else "none"
-    _write_template(folder, template)
+    _write_template(folder, template, alone)
     if template == own:
         return "the base's own"
     return "the one trained with" if own is None else "the one trained with, in place of the base's"
@@ -306,7 +307,7 @@ def _in_old_file(folder: Path) -> str | None:
         return None
 
 
-def _write_template(folder: Path, template: str) -> None:
+def _write_template(folder: Path, template: str, alone: bool) -> None:
     """Let every place in which a reader may look for the chat template say this one; what says it already stays.
 
     Readers differ in which place they believe: transformers chat_template.jinja, llama.cpp's converter the other.
@@ -316,7 +317,8 @@ def _write_template(folder: Path, template: str) -> None:
     if _in_jinja(folder) != template and ((folder / TEMPLATE).is_file() or configured != template):
         with (folder / TEMPLATE).open("w", encoding="utf-8", newline="") as file:
             file.write(template)
-    if settings.get("chat_template") is not None and configured != template:
+    several = isinstance(settings.get("chat_template"), list)
+    if settings.get("chat_template") is not None and (configured != template or (alone and several)):
         _write_json(folder / TOKENIZER_CONFIG, {**settings, "chat_template": template})
     if _in_old_file(folder) != template:
         (folder / OLD_TEMPLATE).unlink(missing_ok=True)
