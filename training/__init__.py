@@ -7,9 +7,10 @@ its face, the `__init__.py`, or a module named:
    2  system  files, log, signals, processes, this machine; import its modules, it has no face
    3  llama  llama.cpp in a process of its own; GGUF files
    3  settings  config.ini and the command line become one frozen Settings, or all their problems at once
+   3  hubs  the Hugging Face Hub and ModelScope: what stands there, and its files on this machine
    3  ollama  Modelfile and Go template; a live Ollama
    3  create_sample_data  a script: small files in every format that is read
-   4  base_model  a name becomes a local Hugging Face folder: from the Hub, a folder, a .gguf file, the embedded model
+   4  base_model  a name becomes a local Hugging Face folder: from a hub, a folder, a .gguf file, the embedded model
    4  chats  exports of chat programs become conversations
    4  fast_cpu  training by hand on a CPU: kernels.c, attention.c
    5  data  rows become conversations, and these ids and labels

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.folders import Hub, folder
+from tests.support.folders import folder
 from tests.support.fuzz import spoiled_json
+from tests.support.hubs import Hub
 from tests.support.paths import ROOT
 from training import base_model
 from training.base_model import safetensors_file

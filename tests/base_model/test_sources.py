@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.folders import CONFIG, Hub, folder
+from tests.support.folders import CONFIG, folder
+from tests.support.hubs import Hub
 from tests.support.paths import ROOT
 from training import base_model
 from training.base_model import model_folder, ollama_store, safetensors_file, sources

@@ -158,3 +158,15 @@ def test_a_list_of_files_is_not_for_requests_so_that_each_file_is_looked_at(own,
     assert refused(own, dataset_path=value) == {
         "dataset_path": "dataset_path: names one file, without any of * , ? [: a list is for settings files"
     }
+
+
+def test_a_data_set_on_a_hub_is_taken_as_a_base_model_is_and_no_path_is_reached_by_its_name(own: Settings) -> None:
+    found = read(own, dataset_path="hf:owner/rows:train", validation_file="ms:owner/rows:test")
+    assert (str(found.dataset.dataset_file), str(found.dataset.validation_file)) == (
+        "hf:owner/rows:train",
+        "ms:owner/rows:test",
+    )
+    for name in ("hf:../../secret.jsonl", "ms:owner/../../secret.jsonl", "hf:/etc/passwd", "hf:owner/rows, rows.jsonl"):
+        assert "is written" in (said := refused(own, dataset_path=name)["dataset_path"]) or "names one file" in said
+    # Of a folder it is no name.
+    assert "lies outside" in refused(own, output_dir="../hf:owner/rows")["output_dir"]

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.folders import Hub, folder
+from tests.support.folders import folder
+from tests.support.hubs import Hub
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune, forked
 from tests.support.tiny import write_tiny_config

@@ -1,22 +1,21 @@
 """Get a model from the Hugging Face Hub, or a mirror of it (HF_ENDPOINT): only the files that training needs.
 
-huggingface_hub does the work: its cache (HF_HOME), resuming of a cut download, HF_TOKEN, HF_HUB_OFFLINE. Here its errors
-become messages that say what to do. They never repeat what a library says: it may contain a token.
+huggingface_hub does the work; what its errors mean is told in hubs/hugging_face.py. What makes a model's files fit to train
+on is the same for ModelScope (modelscope.py).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from training.base_model import model_folder, model_json
 from training.errors import MachineError, UserError
+from training.hubs import Unreachable, Wanted, hugging_face
+from training.hubs.hugging_face import explained
+from training.hubs.wanted import enough_disk, megabytes
 from training.system import privacy
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt"]
@@ -37,10 +36,9 @@ class Remote:
 def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
     """What the Hub says about a model; downloads config.json only. UserError when it is no model to train here."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # it is public, and not listed
 
-    _endpoint()
-    with _explained(name, revision):
+    hugging_face.endpoint()
+    with explained(Wanted(name, revision)):
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size for file in info.siblings or ()}
         fits = isinstance(info.sha, str) and all(
@@ -49,21 +47,39 @@ def look(name: str, revision: str | None, trust_remote_code: bool) -> Remote:
         )
         parameters = info.safetensors.total if info.safetensors else None
     if not fits or not (parameters is None or isinstance(parameters, int)):
-        raise _strange()
+        raise hugging_face.strange(Wanted(name))
     if acting := [file for file in sizes if privacy.visible(file) != file]:  # a progress bar would print it
         raise UserError(f"{name} has a file whose name holds control characters: {privacy.shown(acting[0])}")
+    names = wanted(name, sizes, trust_remote_code)
+    with explained(Wanted(name, revision)):
+        config = config_of(name, Path(hf_hub_download(name, "config.json", revision=info.sha)), trust_remote_code)
+    return Remote(info.sha, config, total(sizes[file] for file in names), parameters)
+
+
+def wanted(name: str, sizes: Mapping[str, int | None], trust_remote_code: bool) -> list[str]:
+    """The files that training needs of all that a model has. UserError where they are no model to train."""
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # it is public, and not listed
+
     allowed, ignored = _patterns(trust_remote_code)
-    wanted = list(filter_repo_objects(sizes, allow_patterns=allowed, ignore_patterns=ignored))
-    if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in wanted):
+    found = list(filter_repo_objects(sizes, allow_patterns=allowed, ignore_patterns=ignored))
+    if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in found):
         raise UserError(f"{name}{_hint(sizes)}")
-    with _explained(name, revision):
-        config = model_json.parse(
-            Path(hf_hub_download(name, "config.json", revision=info.sha)).read_bytes(), f"{name}: config.json"
-        )
+    return found
+
+
+def config_of(name: str, file: Path, trust_remote_code: bool) -> dict[str, Any]:
+    """A model's config.json, which was downloaded before all else. UserError where it is none of a model to train."""
+    config = model_json.parse(file.read_bytes(), f"{name}: config.json")
     if problems := model_folder.config_problems(config, trust_remote_code):
         raise UserError([f"{name}: {problem}" for problem in problems])
-    known = [size for file in wanted if (size := sizes[file]) is not None]
-    return Remote(info.sha, config, sum(known) if len(known) == len(wanted) else None, parameters)
+    return config
+
+
+def total(sizes: Iterable[int | None]) -> int | None:
+    """All of them together; None where one is not known."""
+    every = list(sizes)
+    known = [size for size in every if size is not None]
+    return sum(known) if len(known) == len(every) else None
 
 
 def download(
@@ -77,20 +93,20 @@ def download(
 
     allowed, ignored = _patterns(trust_remote_code)
     if constants.is_offline_mode():
-        with _explained(name, revision):
+        with explained(Wanted(name, revision)):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
         return folder, folder.name
     try:
         remote = look(name, revision, trust_remote_code)
     except MachineError as error:
         # A model that was downloaded before serves without the network, said aloud; a refusal is not overruled.
-        if not isinstance(error, _Unreachable) or not (cached := _cached(name, revision, allowed, ignored)):
+        if not isinstance(error, Unreachable) or not (cached := _cached(name, revision, allowed, ignored)):
             raise
         say(f"{error}; using the copy downloaded before")
         return cached, cached.name
-    _enough_disk(name, remote)
-    say(f"{name}: getting {_megabytes(remote.size)} from {_endpoint()} (what is there already is kept)")
-    with _explained(name, revision):
+    enough_disk(name, remote.size, Path(constants.HF_HUB_CACHE), "HF_HOME")
+    say(f"{name}: getting {megabytes(remote.size)} from {hugging_face.endpoint()} (what is there already is kept)")
+    with explained(Wanted(name, revision)):
         # By its name and not by the commit just seen: only so the cache remembers the name for a run without network.
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
     return folder, folder.name
@@ -111,100 +127,14 @@ def plan(
     if constants.is_offline_mode() or _cached(name, revision, allowed, ignored):
         return None
     remote = look(name, revision, trust_remote_code)
-    _enough_disk(name, remote)
-    say(f"{name} is not here yet: a run gets {_megabytes(remote.size)} from {_endpoint()} first, this check does not")
-    with _explained(name, revision):
+    enough_disk(name, remote.size, Path(constants.HF_HUB_CACHE), "HF_HOME")
+    say(
+        f"{name} is not here yet: a run gets {megabytes(remote.size)} from {hugging_face.endpoint()} first, this check does not"
+    )
+    with explained(Wanted(name, revision)):
         small = [pattern for pattern in allowed if "safetensors" not in pattern]
         folder = snapshot_download(name, revision=revision, allow_patterns=small, ignore_patterns=ignored)
     return remote, Path(folder)
-
-
-class _Unreachable(MachineError):
-    """No answer from the Hub."""
-
-
-@contextmanager
-def _explained(name: str, revision: str | None) -> Iterator[None]:
-    """Turn huggingface_hub's errors into ours. `from None`: a chained error would be printed with its request."""
-    import httpx
-    from huggingface_hub import errors
-
-    at = f" at the revision {revision}" if revision else ""
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise MachineError(
-            f"{name} is gated: ask for access at {_endpoint()}/{name} with your account, then set HF_TOKEN to a token of it "
-            f"(now {'set, but not enough' if _token() else 'not set'})"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise MachineError(
-            f"{name} has no revision {revision}: see its branches and tags at {_endpoint()}/{name}/tree/main"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        private = "a private model needs HF_TOKEN" if not _token() else "HF_TOKEN may lack the right to read it"
-        raise MachineError(f"the Hub ({_endpoint()}) knows no {name}: check the spelling; {private}") from None
-    except errors.HfHubHTTPError as error:
-        code = getattr(error.response, "status_code", None)
-        if code in (401, 403):
-            raise MachineError(f"the Hub ({_endpoint()}) refuses {name} (HTTP {code}): check HF_TOKEN") from None
-        raise _Unreachable(f"the Hub ({_endpoint()}) fails on {name}{at} (HTTP {code}): try again later") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        from huggingface_hub import constants
-
-        if constants.is_offline_mode():
-            raise MachineError(
-                f"{name}{at} was never downloaded, and HF_HUB_OFFLINE is set: unset it once, or name a local folder"
-            ) from None
-        raise _Unreachable(_unreachable(name)) from None
-    except errors.HFValidationError:
-        raise UserError(
-            f"{name} is no name of a model on the Hub; it is written org/name, as in Qwen/Qwen3-0.6B"
-        ) from None
-    except OSError as error:
-        if error.errno is not None and error.filename is not None:  # the disk's, not the network's
-            raise MachineError(f"{error.filename} cannot be written: {error.strerror}") from None
-        raise _Unreachable(_unreachable(name)) from None
-    except httpx.HTTPError:
-        raise _Unreachable(_unreachable(name)) from None
-    except (httpx.InvalidURL, ValueError, ImportError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _proxy_or_strange(error) from None
-
-
-def _proxy_or_strange(error: Exception) -> _Unreachable:
-    """The address of a proxy is wrong, which is seen before anything is asked; else the library made nothing of the answer."""
-    import httpx
-
-    if isinstance(error, (TypeError, KeyError, AttributeError, RecursionError)) or (
-        not isinstance(error, httpx.InvalidURL) and "proxy" not in str(error).lower()
-    ):
-        return _strange()
-    if isinstance(error, httpx.InvalidURL) and (ranges := _excepted_ranges()):
-        return _Unreachable(f"NO_PROXY: ranges of addresses cannot be read there ({', '.join(ranges)}): leave them out")
-    return _Unreachable(
-        "the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: it is written http://HOST:PORT, or "
-        f"http://USER:PASSWORD@HOST:PORT ({privacy.shown(str(error)).rstrip('.')})"
-    )
-
-
-def _excepted_ranges() -> list[str]:
-    """What NO_PROXY has of IPv6 ranges, over which httpx stumbles."""
-    named = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
-    return [privacy.shown(one.strip()) for one in named if ":" in one and "/" in one and "://" not in one]
-
-
-def _strange() -> _Unreachable:
-    return _Unreachable(
-        f"the Hub ({_endpoint()}) answers with something else than its API: a proxy or a login page? Check the network, "
-        "the proxy and HF_ENDPOINT, or name a local folder"
-    )
-
-
-def _unreachable(name: str) -> str:
-    return (
-        f"the Hub ({_endpoint()}) cannot be reached for {name}: check the network or proxy, name a mirror in HF_ENDPOINT, "
-        "or name a local folder; run again, a cut download goes on where it stopped"
-    )
 
 
 def _patterns(trust_remote_code: bool) -> tuple[list[str], list[str]]:
@@ -225,20 +155,7 @@ def _cached(name: str, revision: str | None, allowed: list[str], ignored: list[s
     return Path(found)
 
 
-def _enough_disk(name: str, remote: Remote) -> None:
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    while not cache.exists():
-        cache = cache.parent
-    free = shutil.disk_usage(cache).free
-    if remote.size and remote.size > free:
-        raise MachineError(
-            f"{name} takes {_megabytes(remote.size)}, {cache} has {_megabytes(free)} left: free some, or move HF_HOME"
-        )
-
-
-def _hint(sizes: dict[str, int | None]) -> str:
+def _hint(sizes: Mapping[str, int | None]) -> str:
     if "adapter_config.json" in sizes:
         return " is a LoRA adapter, no model: name the model it belongs to, or a merged one"
     if any(file.endswith(".gguf") for file in sizes):
@@ -246,34 +163,3 @@ def _hint(sizes: dict[str, int | None]) -> str:
     if any(file.endswith(".bin") for file in sizes):
         return " holds pickled weights only (.bin), which can run code when read; safetensors are wanted"
     return " is no model folder: it lacks config.json or safetensors"
-
-
-def _megabytes(size: int | None) -> str:
-    return "an unknown number of bytes" if size is None else f"{size / 1e6:,.0f} MB"
-
-
-def _token() -> bool:
-    from huggingface_hub import get_token
-
-    return bool(get_token())
-
-
-def _endpoint() -> str:
-    """The Hub's address without a name or password that may stand in it. MachineError where HF_ENDPOINT is no address."""
-    from huggingface_hub import constants
-
-    address = constants.ENDPOINT
-    scheme, slashes, rest = address.partition("://")
-    if scheme.lower() not in ("http", "https") or not slashes:
-        raise _Unreachable(f"HF_ENDPOINT needs https:// in front of {privacy.shown(address.rpartition('@')[2])}")
-    name, slash, path = rest.partition("/")
-    host = name.rpartition("@")[2]
-    shown = privacy.shown(f"{scheme}{slashes}{host}{slash}{path}")
-    try:
-        parts = urlsplit(f"//{host}")
-        known = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        known = False
-    if not known:
-        raise _Unreachable(f"HF_ENDPOINT = {shown} is no address; it is written https://HOST or https://HOST:PORT")
-    return shown

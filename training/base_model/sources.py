@@ -1,4 +1,4 @@
-"""Find the base model that BASE_MODEL_NAME names (Hub, folder, .gguf file, embedded model) as a local Hugging Face folder."""
+"""Find the base model that BASE_MODEL_NAME names (Hub, ModelScope, folder, .gguf file, embedded model) as a local Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from training.base_model import model_folder, ollama_store, unpacking_process
 from training.errors import MachineError, UserError
+from training.settings import hub_names
 from training.system import files, foreign_code, foreign_json, paths, shell
 from training.system.foreign_json import Damaged
 
 if TYPE_CHECKING:
+    from training.base_model.hub import Remote
     from training.settings.table import Model
 
 MODELS = paths.MODELS
@@ -33,8 +35,8 @@ class BaseModel:
 
     name: str  # as written in the settings
     path: Path
-    kind: str  # embedded, folder, hub, gguf or ollama
-    revision: str | None  # the Hub's commit, where it came from there
+    kind: str  # embedded, folder, hub, modelscope, gguf or ollama
+    revision: str | None  # the hub's commit, where it came from one
     config: dict[str, Any]
     parameters: int
     max_length: int | None  # tokens the model can take (max_position_embeddings)
@@ -66,6 +68,8 @@ def locate(model: Model, say: Callable[[str], None] = lambda text: None, weights
             if own != name:
                 say(f"{name} is {own} on the Hub")
             return _told_of_code(_of_hub(model, own, say, weights), model.trust_remote_code, say)
+    if kind == "modelscope":
+        return _told_of_code(_of_modelscope(model, say, weights), model.trust_remote_code, say)
     if kind == "folder":
         found = _described(name, model_folder.find(Path(name)), kind, None, model.trust_remote_code)
         return _told_of_code(found, model.trust_remote_code, say)
@@ -77,16 +81,29 @@ def _of_hub(model: Model, name: str, say: Callable[[str], None], weights: bool) 
     from training.base_model import hub
 
     if not weights and (planned := hub.plan(name, model.revision, model.trust_remote_code, say)):
-        remote, folder = planned
-        config = remote.config
-        parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
-        return BaseModel(name, folder, "hub", remote.commit, config, parameters, config.get(LONGEST))
+        return _without_weights(name, "hub", *planned)
     folder, commit = hub.download(name, model.revision, model.trust_remote_code, say)
     return _described(name, folder, "hub", commit, model.trust_remote_code)
 
 
+def _of_modelscope(model: Model, say: Callable[[str], None], weights: bool) -> BaseModel:
+    from training.base_model import modelscope
+
+    name, own = model.base_model_name, hub_names.parse(model.base_model_name).name
+    if not weights and (planned := modelscope.plan(own, model.revision, model.trust_remote_code, say)):
+        return _without_weights(name, "modelscope", *planned)
+    folder, commit = modelscope.download(own, model.revision, model.trust_remote_code, say)
+    return _described(name, folder, "modelscope", commit, model.trust_remote_code)
+
+
+def _without_weights(name: str, kind: str, remote: Remote, folder: Path) -> BaseModel:
+    config = remote.config
+    parameters = remote.parameters or sum(map(math.prod, model_folder.laid_out(config).values()))
+    return BaseModel(name, folder, kind, remote.commit, config, parameters, config.get(LONGEST))
+
+
 def peek(model: Model) -> Peek:
-    """What is known of the model without unpacking or downloading it (from the Hub: config.json only). Raises as locate."""
+    """What is known of the model without unpacking or downloading it (from a hub: config.json only). Raises as locate."""
     name = model.base_model_name
     kind = door(name)
     if kind == "hub":
@@ -94,8 +111,12 @@ def peek(model: Model) -> Peek:
 
         with _name_on_the_hub(name) as own:
             found = hub.look(own, model.revision, model.trust_remote_code)
-        length = found.config.get(LONGEST)
-        return Peek(own, kind, found.config, found.parameters, length, found.size)
+        return Peek(own, kind, found.config, found.parameters, found.config.get(LONGEST), found.size)
+    if kind == "modelscope":
+        from training.base_model import modelscope
+
+        found = modelscope.look(hub_names.parse(name).name, model.revision, model.trust_remote_code)
+        return Peek(name, kind, found.config, found.parameters, found.config.get(LONGEST), found.size)
     if kind != "folder":
         from training.llama import gguf_file
 
@@ -109,9 +130,11 @@ def peek(model: Model) -> Peek:
 
 
 def door(name: str) -> str:
-    """Which kind of name it is: embedded, gguf, folder, ollama or hub."""
+    """Which kind of name it is: embedded, gguf, folder, ollama, modelscope or hub."""
     if name == EMBEDDED:
         return "embedded"
+    if hub_names.is_one(name):
+        return "modelscope"
     if Path(name).is_absolute():
         return "gguf" if name.lower().endswith(".gguf") and not Path(name).is_dir() else "folder"
     if not ollama_store.is_tag(name):

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data import likeness, oddities, parallel_reading, row_files
+from training.data import hub_files, likeness, oddities, parallel_reading, row_files
 from training.data.oddities import Seen, count_rows
 from training.data.reading import Reading
 from training.data.reading import of_settings as reading_of
 from training.data.record import BadRow, grouped
 from training.data.rows import Row
 from training.errors import UserError
-from training.settings import Settings, data_files
+from training.settings import Settings
 from training.settings.data_files import DataFile
 from training.settings.table import Dataset
 from training.system import files, privacy
@@ -64,6 +64,7 @@ class Data:
     `sha256`: data file -> hexadecimal digest. `plain`: all rows are {text} without turns, so that the finished model takes
     the bare prompt. `tools`: rows that offer or call tools. `contradictions`: among the rows to train on. `used`: training
     file -> rows of it that are trained on, one that is taken twice as two; `different`: all of them, such a one as one.
+    `held_out`: validation and test -> the files that were named for it -> rows of them.
     """
 
     train: datasets.Dataset
@@ -79,6 +80,7 @@ class Data:
     contradictions: tuple[Contradiction, ...] = ()
     used: dict[str, int] = field(default_factory=dict)
     different: int = 0
+    held_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +107,10 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     reading = replace(reading, mask_key=hashlib.sha256("".join(digests.values()).encode()).digest())
     own_files = _own(section, reading, cache_dir, say)
     own = _joined(own_files)
-    held = _read(section.validation_file, reading, cache_dir, say) if section.validation_file else None
-    tested = _read(section.test_file, reading, cache_dir, say) if section.test_file else None
-    every = [*own_files, *(file for file in (held, tested) if file)]
+    held_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(section.validation_file)]
+    tested_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(section.test_file)]
+    held, tested = (_joined(some) if some else None for some in (held_files, tested_files))
+    every = [*own_files, *held_files, *tested_files]
     rejected = [bad for file in every for bad in file.rejected]
     _stop_for(rejected, section.on_bad_row)
     _refuse_empty(every)
@@ -139,7 +142,12 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
         contradictions=_contradictions(own, parts[0]),
         used=used,
         different=len(set(parts[0].tolist())),
+        held_out={"validation": _rows_of(held_files), "test": _rows_of(tested_files)},
     )
+
+
+def _rows_of(every: Sequence[_File]) -> dict[str, int]:
+    return {str(file.path): len(file.rows) for file in every}
 
 
 def _refuse_empty(every: Sequence[_File]) -> None:
@@ -173,15 +181,17 @@ def refuse_early(settings: Settings) -> None:
     Only of files that are read in about a second: they are read once more when the plan is made.
     """
     section = settings.dataset
+    if hub_files.any_on_a_hub((section.dataset_file, section.validation_file, section.test_file)):
+        return
     paths = _named(section)
-    training_files = {file.path for file in _training_files(section)}
+    own = {file.path for file in training_files(section)}
     if any(path.suffix.lower() in NOT_EARLY for path in paths) or sum(map(parallel_reading.whole, paths)) > EARLY:
         return
     reading = reading_of(settings)
     rejected: list[BadRow] = []
     taken = 0
     for path in paths:
-        is_own = path in training_files
+        is_own = path in own
         if is_own and section.max_rows and taken >= section.max_rows:
             continue
         for part in parallel_reading.parts(
@@ -250,13 +260,14 @@ def split(
 
 
 def _named(section: Dataset) -> list[Path]:
-    held_out = [path for path in (section.validation_file, section.test_file) if path]
-    return [*(file.path for file in _training_files(section)), *held_out]
+    held_out = [*hub_files.paths(section.validation_file), *hub_files.paths(section.test_file)]
+    return [*(file.path for file in training_files(section)), *held_out]
 
 
-def _training_files(section: Dataset) -> list[DataFile]:
+def training_files(section: Dataset) -> list[DataFile]:
+    """The files of DATASET_FILE, those of a data set on a hub one by one. UserError where the list cannot be read."""
     try:
-        return data_files.named(section.dataset_file)
+        return hub_files.expanded(section.dataset_file)
     except ValueError as error:
         raise UserError(f"[Dataset] DATASET_FILE = {section.dataset_file}: {error}") from None
 
@@ -264,7 +275,7 @@ def _training_files(section: Dataset) -> list[DataFile]:
 def _own(section: Dataset, reading: Reading, cache_dir: Path, say: Callable[[str], None]) -> list[_File]:
     """The training files, each read; with MAX_ROWS no more than so many rows of all of them together."""
     found: list[_File] = []
-    for file in _training_files(section):
+    for file in training_files(section):
         left = section.max_rows - sum(len(one.rows) for one in found) if section.max_rows else 0
         if section.max_rows and left <= 0:
             break
@@ -318,7 +329,7 @@ def _not_trained_on(section: Dataset, own: Sequence[_File], used: Mapping[str, i
         raise UserError(
             said, "nothing to train on: DATASET_FILE takes no whole row of its files (file*0.5: a share of them)"
         )
-    unread = _training_files(section)[len(own) :]
+    unread = training_files(section)[len(own) :]
     return said + [f"{file.path}: is not read: MAX_ROWS = {section.max_rows} was reached before it" for file in unread]
 
 

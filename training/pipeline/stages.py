@@ -13,7 +13,7 @@ from loguru import logger
 
 from training import evaluation, runs
 from training.base_model import base_files
-from training.data import Item, held_out, private_questions
+from training.data import Item, dataset, held_out, private_questions
 from training.data.encoding import end_ids
 from training.data.private_questions import PrivateQuestion
 from training.distributed import Crew, crew
@@ -26,7 +26,7 @@ from training.plan import plan as reader_view
 from training.report import gathering
 from training.runs import Facts, Run, Stage, checkpoint, progress
 from training.runs.handover import BaseOfRun, Prompt, Sequence
-from training.settings import Settings, data_files
+from training.settings import Settings
 from training.system import files, forkserver, paths, records
 from training.system.events import Events
 from training.system.privacy import redact
@@ -230,7 +230,7 @@ def marks(plan: Plan) -> dict[str, Any]:
 def _content(plan: Plan) -> str:
     """What the data files hold, whatever they are called: of several for training their order and shares count as well."""
     digests = dict(plan.data.sha256)
-    named = data_files.named(plan.settings.dataset.dataset_file)
+    named = dataset.training_files(plan.settings.dataset)
     if len(named) == 1 and named[0].share == 1:
         return " ".join(sorted(digests.values()))
     listed = [f"{digests.pop(str(one.path), '')}*{one.share:g}" for one in named]

@@ -18,7 +18,7 @@ from training import base_model, ollama
 from training.base_model import BaseModel, leftovers, weights_fit
 from training.checks import gguf_files
 from training.checks.as_read import Difference, differences, read_when_composed, why_different
-from training.data import BadRow, ChatTemplate, Data, chat_template, dataset, serving, tokenising
+from training.data import BadRow, ChatTemplate, Data, chat_template, dataset, hub_files, serving, tokenising
 from training.data.record import SHOWN, place
 from training.data.row_texts import RowTexts, row_texts
 from training.data.tokenising import Summary
@@ -96,6 +96,8 @@ def prepare(settings: Settings, today: date | None = None, on_disk: int = 0, wei
     memory_fit.check_before_download(settings, machine)
     if settings.model.system_prompt and privacy.redact(settings.model.system_prompt) != settings.model.system_prompt:
         logger.warning(SECRET_SHIPPED, settings.place("Model.SYSTEM_PROMPT"))
+    # Before the model, which is larger: a name that means no rows is told in seconds.
+    settings = hub_files.pinned(settings, logger.info)
     base = base_model.locate(settings.model, say=logger.info, weights=weights)
     for line in leftovers.words(base.path):
         logger.warning(line)

@@ -228,18 +228,17 @@ def _run(
     )
 
 
+def _bytes(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
+
+
 def _data(plan: Plan) -> DataFacts:
-    dataset, counts, summary = plan.settings.dataset, plan.data.counts, plan.summary
-    used = plan.data.used
-    roles = [
-        *((Path(path), "training", rows) for path, rows in used.items()),
-        (dataset.validation_file, "validation", counts.validation),
-        (dataset.test_file, "test", counts.test),
-    ]
+    counts, summary = plan.data.counts, plan.summary
+    roles = {"training": plan.data.used, **plan.data.held_out}
     files = tuple(
-        DataFile(str(path), role, plan.data.sha256[str(path)], path.stat().st_size if path.exists() else None, rows)
-        for path, role, rows in roles
-        if path
+        DataFile(path, role, plan.data.sha256[path], _bytes(Path(path)), rows)
+        for role, used in roles.items()
+        for path, rows in used.items()
     )
     rows = {"training": counts.train, "validation": counts.validation, "test": counts.test}
     return DataFacts(

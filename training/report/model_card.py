@@ -54,6 +54,8 @@ def base_name(report: Report) -> str:
     if report.base.kind == "embedded":
         return EMBEDDED
     name = report.base.name
+    if report.base.kind == "modelscope":
+        return name.removeprefix("ms:")
     return name if report.base.kind in ("hub", "ollama") else name.rstrip("/").rpartition("/")[2]
 
 
@@ -61,7 +63,7 @@ def card(report: Report, library: str, licence: str) -> str:
     """The whole text."""
     base, name = base_name(report), report.name
     front = ["---", f"library_name: {library}"]
-    if report.base.kind in ("hub", "embedded") and PLAIN.fullmatch(base):
+    if report.base.kind in ("hub", "modelscope", "embedded") and PLAIN.fullmatch(base):
         front.append(f"base_model: {base}")
     if PLAIN.fullmatch(licence):
         front.append(f"license: {licence}")

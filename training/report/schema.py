@@ -43,7 +43,7 @@ class BaseFacts:
     """The model that training started from."""
 
     name: str
-    kind: str = ""  # embedded, folder, hub, gguf, ollama
+    kind: str = ""  # embedded, folder, hub, modelscope, gguf, ollama
     revision: str | None = None
     parameters: int | None = None
     trainable: int | None = None  # parameters of the adapter

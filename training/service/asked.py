@@ -14,7 +14,7 @@ from pathlib import Path
 from training import settings
 from training.errors import UserError
 from training.service.places import Places
-from training.settings import Override, Settings, other_names, readers, rules
+from training.settings import Override, Settings, hub_names, other_names, readers, rules
 from training.settings.rules import Given
 from training.settings.table import TABLE, Item
 
@@ -26,6 +26,7 @@ KINDS_OF_FILE = ("json", "jsonl", "csv", "txt")
 OF_THE_SERVER = ("Hardware.NUM_MACHINES", "Hardware.MACHINE_RANK", "Hardware.MAIN_PROCESS_ADDRESS")
 CODE = "Model.TRUST_REMOTE_CODE"
 LIST = frozenset(",*?[")  # what makes a list of files, and patterns of them, of DATASET_FILE
+DATA = ("Dataset.DATASET_FILE", "Dataset.VALIDATION_FILE", "Dataset.TEST_FILE")
 MOST_TEXT = 100_000  # characters of one value
 
 
@@ -122,6 +123,9 @@ def _text(name: str, key: str, value: object, own: Settings, places: Places) -> 
         return _literal(text)
     if item.name == "Dataset.DATASET_FILE" and not LIST.isdisjoint(text):
         raise ValueError(f"names one file, without any of {' '.join(sorted(LIST))}: a list is for settings files")
+    if item.name in DATA and hub_names.is_one(text):
+        # As the name of a base model: what a hub gives goes into the cache, and nothing else of the disk is reached.
+        return hub_names.parse(text).written()
     if text.strip() and _is_path(item, text, places):
         return str(places.inside(text.removeprefix("@")))
     return text

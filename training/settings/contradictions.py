@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.errors import UserError
-from training.settings import data_files, ini_file, rules
+from training.settings import data_files, hub_names, ini_file, rules
 from training.system import shared_secret
 
 if TYPE_CHECKING:
@@ -96,9 +96,10 @@ def _text(settings: Settings) -> Contradictions:
     model, data = settings.model, settings.dataset
     if data.prompt_template and model.chat_template != "auto":
         yield ("Dataset.PROMPT_TEMPLATE", "Model.CHAT_TEMPLATE"), "only one of the two can say how a row is written"
-    on_the_hub = not model.base_model_name.startswith(("/", "embedded/")) and ":" not in model.base_model_name
-    if model.revision and not on_the_hub:
-        yield ("Model.REVISION", "Model.BASE_MODEL_NAME"), "only models on the Hub have revisions"
+    name = model.base_model_name
+    on_a_hub = hub_names.is_one(name) or (not name.startswith(("/", "embedded/")) and ":" not in name)
+    if model.revision and not on_a_hub:
+        yield ("Model.REVISION", "Model.BASE_MODEL_NAME"), "only models on the Hub or ModelScope have revisions"
 
 
 def _machines(settings: Settings) -> Contradictions:

@@ -1,7 +1,7 @@
 """DATASET_FILE as a list: several files, each with its share, in one text: `a.jsonl, b.jsonl*2, old/*.jsonl`.
 
 As a value it is a path all the same, since it mostly is that of one file: of a list it holds the whole text, made of absolute
-paths. `named` tells which files that are.
+paths. `named` tells which files that are. A file may be the name of a data set on a hub (hub_names.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from training.settings import hub_names
+from training.settings.hub_names import HubName
 
 MOST = 1000  # files that a pattern may mean
 COMMA = re.compile(r"(?<!\\),")
@@ -25,6 +28,11 @@ class DataFile:
 
     path: Path
     share: float = 1.0
+
+    @property
+    def on_a_hub(self) -> HubName | None:
+        """Its name on a hub, where it is no file of this machine."""
+        return hub_names.of(self.path)
 
     def written(self) -> str:
         """The text that `parts` reads back."""
@@ -43,6 +51,8 @@ def parts(text: str) -> Iterator[DataFile]:
             raise ValueError("expected files with commas between them")
         if not 0 < share <= 100:
             raise ValueError(f"{name}*{share:g}: a share must be above 0 and at most 100")
+        if hub_names.is_one(name):
+            name = hub_names.parse(name).written()
         yield DataFile(Path(name), share)
 
 

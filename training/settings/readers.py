@@ -12,21 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from training.errors import UserError
-from training.settings import column_names, ini_file, names, rules
+from training.settings import column_names, hub_names, ini_file, names, rules
 from training.settings import data_files as files_of_rows
 from training.settings.rules import Given, Rule
 from training.system import paths
 
 
 def base_model(given: Given, rule: Rule) -> str:
-    """[Model] BASE_MODEL_NAME: a path becomes absolute, any other name (Hub id, Ollama tag, embedded/...) stays."""
+    """[Model] BASE_MODEL_NAME: a path becomes absolute, any other name (Hub id, ms:..., Ollama tag, embedded/...) stays."""
     name = given.text.strip()
     if not name or name in ("none", "None", "null"):
         raise ValueError("must name a model: a Hub id, a folder, a .gguf file or an Ollama tag")
     if name.startswith("embedded/") and name != rule.default:
         raise ValueError(f"the only embedded model is {rule.default}")
     if re.match("https?://", name):
-        raise ValueError("is an address; write the Hub id, such as Qwen/Qwen3-0.6B")
+        raise ValueError(f"is an address; write {_on_the_page(name) or 'the Hub id, such as Qwen/Qwen3-0.6B'}")
+    if hub_names.is_one(name):
+        return hub_names.model(name)
     if is_path(name) or (name != rule.default and _is_there(given.folder / name)):
         return str(_named_now(rules.absolute_path(Given(name, given.folder), rule)))
     if not re.fullmatch(r"[A-Za-z0-9_.:/\-]+", name):
@@ -36,6 +38,12 @@ def base_model(given: Given, rule: Rule) -> str:
             f"no such folder ({ini_file.shown(given.folder / name)}); a Hub id has one / only, as in Qwen/Qwen3-0.6B"
         )
     return name
+
+
+def _on_the_page(address: str) -> str:
+    """The name of the model that a hub's page shows."""
+    name = hub_names.meant(address)
+    return hub_names.model(name) if name and "/datasets/" not in address else ""
 
 
 def _named_now(path: Path) -> Path:
@@ -123,15 +131,28 @@ NO_FILES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefin
 
 
 def data_files(given: Given, rule: Rule) -> Path:
-    """[Dataset] DATASET_FILE: one file, or several with commas between them, each with its share (data_files.py)."""
-    whole = rules.absolute_path(given, rule)
-    if not files_of_rows.is_list(given.text) or not files_of_rows.is_list(str(whole)):
-        return whole
+    """[Dataset] DATASET_FILE: one file, or several with commas between them, each with its share (data_files.py).
+
+    A file is a path, which becomes absolute, or the name of a data set on a hub.
+    """
+    if not files_of_rows.is_list(given.text) or not files_of_rows.is_list(str(rules.absolute_path(given, rule))):
+        return _file_or_name(given, rule)
     named = (
-        replace(part, path=rules.absolute_path(Given(str(part.path), given.folder), rule))
+        replace(part, path=_file_or_name(Given(str(part.path), given.folder), rule))
         for part in files_of_rows.parts(given.text)
     )
     return Path(", ".join(part.written() for part in named))
+
+
+def held_out_file(given: Given, rule: Rule) -> Path | None:
+    """[Dataset] VALIDATION_FILE and TEST_FILE: a file, or the name of a data set on a hub; or None."""
+    return None if rules.is_none(given) else _file_or_name(given, rule)
+
+
+def _file_or_name(given: Given, rule: Rule) -> Path:
+    if hub_names.is_one(given.text):
+        return Path(hub_names.parse(given.text).written())
+    return rules.absolute_path(given, rule)
 
 
 def model_name(given: Given, rule: Rule) -> str:

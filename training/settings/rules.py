@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from training.errors import UserError
-from training.settings import data_files, ini_file, names
+from training.settings import data_files, hub_names, ini_file, names
 
 Auto = Literal["auto"]
 Int8 = Literal["int8"]
@@ -246,17 +246,17 @@ READERS: dict[str, Callable[[Given, Rule], object]] = {
 
 def missing(value: object, rule: Rule) -> str:
     """What is wrong on the disk with the path in `value`, as this setting needs it; empty when nothing is."""
-    # A model's name is no path; it is looked up elsewhere.
-    if value is None or not rule.is_a or not str(value).startswith("/"):
+    if value is None or not rule.is_a:
         return ""
     path = Path(str(value))
     if rule.is_a == "files":
         try:
-            reasons = (_missing(one.path, "file") for one in data_files.named(path))
+            reasons = (_missing(one.path, "file") for one in data_files.named(path) if one.on_a_hub is None)
             return next(filter(None, reasons), "")
         except ValueError as error:
             return str(error)
-    return _missing(path, rule.is_a)
+    # The name of a model or a data set is no path; it is looked up elsewhere.
+    return _missing(path, rule.is_a) if path.is_absolute() else ""
 
 
 def _missing(path: Path, is_a: str) -> str:
@@ -279,8 +279,9 @@ def _missing(path: Path, is_a: str) -> str:
 def _meant(path: Path) -> str:
     """What would do, where the name of a missing file says that something else was meant than one file on the disk."""
     # An address: absolute_path has left one of its two slashes.
-    if re.search(r"/[a-z][a-z0-9]*:/", str(path)):
-        return "; an address is not fetched: download the file and name it here"
+    if address := re.search(r"/([a-z][a-z0-9]*:/.*)", str(path)):
+        name = hub_names.meant(address[1])
+        return f"; an address is not fetched: {f'write {name}' if name else 'download the file and name it here'}"
     return "; one file is expected, not a list" if "," in path.name else ""
 
 

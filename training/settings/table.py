@@ -35,7 +35,7 @@ class Model:
         "embedded/SmolLM2-135M-Instruct",
         read=readers.base_model,
         is_a="model",
-        help="Hub id, local folder, .gguf file, Ollama tag, or the model that comes with this project",
+        help="Hub id, ms:owner/name, folder, .gguf file, Ollama tag, or the model that comes with this project",
     )
     new_model_name: str = setting(
         "my-assistant", read=readers.model_name, help="name in Ollama: [namespace/]model[:tag]"
@@ -43,7 +43,7 @@ class Model:
     max_seq_length: int = setting(
         4096, at_least=16, help="tokens; longer rows are cut; capped by the model unless you write another value"
     )
-    revision: str | None = setting(None, help="branch, tag or commit of a model on the Hub")
+    revision: str | None = setting(None, help="branch, tag or commit of a model on the Hub or ModelScope")
     chat_template: str = setting(
         "auto",
         read=readers.chat_template,
@@ -79,7 +79,7 @@ class Dataset:
         "train_data.jsonl",
         read=readers.data_files,
         is_a="files",
-        help="training rows: JSONL, JSON, CSV, TXT, Parquet or XLSX; several with commas, b.jsonl*2 twice",
+        help="training rows: JSONL, JSON, CSV, TXT, Parquet, XLSX, hf:owner/name; several: a.jsonl, b.jsonl*2",
     )
     format: str = setting("auto", one_of=FORMATS, help="what the rows hold; auto tells them apart row by row")
     columns: str | None = setting(
@@ -88,11 +88,15 @@ class Dataset:
     encoding: str = setting(
         "auto", read=readers.encoding, help="auto is UTF-8 (and UTF-16 with its mark); or gbk, big5, cp1252 and others"
     )
-    validation_file: Path | None = setting(None, is_a="file", help="rows to validate on; beats VALIDATION_SPLIT")
+    validation_file: Path | None = setting(
+        None, read=readers.held_out_file, is_a="file", help="rows to validate on; beats VALIDATION_SPLIT"
+    )
     validation_split: float = setting(
         0.1, at_least=0, below=1, help="share of the rows kept for validation; 0 for none"
     )
-    test_file: Path | None = setting(None, is_a="file", help="rows for a test at the end; beats TEST_SPLIT")
+    test_file: Path | None = setting(
+        None, read=readers.held_out_file, is_a="file", help="rows for a test at the end; beats TEST_SPLIT"
+    )
     test_split: float = setting(
         0.0, at_least=0, below=1, help="share of the rows kept for a test at the end; 0 for none"
     )

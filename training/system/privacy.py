@@ -73,9 +73,10 @@ _WORD, _REST = r"[A-Za-z0-9_.+%-]{1,64}", r"[^\s\"'<>]"
 # https://user:password@host, up to the last @ of the word, for a password may hold one; https://token@host
 _ADDRESS = re.compile(rf"(://)[^\s/@:\"'<>]{{0,64}}:{_REST}{{0,256}}@|(https?://)[^\s/@:\"'<>]{{1,256}}@")
 # user:password@host where the scheme was forgotten. A password may begin with an @; without any, as in "user:@other",
-# somebody is spoken to. Not an e-mail's label, nor the name of an image with its digest.
+# somebody is spoken to. Not an e-mail's label, nor the name of an image with its digest, nor a data set on a hub with its
+# revision (hf:owner/name@main).
 _PASSWORD = re.compile(
-    rf"(?i)(?<![A-Za-z0-9_.+%/-])(?!(?:e-?)?mail(?:to)?:){_WORD}:(?!//){_REST}{{1,256}}@(?=[\w\[])(?!sha\d)"
+    rf"(?i)(?<![A-Za-z0-9_.+%/-])(?!(?:e-?)?mail(?:to)?:)(?!(?:hf|ms):[\w.-]+/[\w./-]+@[\w./-]+(?![\w./-]*@)){_WORD}:(?!//){_REST}{{1,256}}@(?=[\w\[])(?!sha\d)"
 )
 _USER_INFO = re.compile(r"^(?:[a-z][a-z0-9+.-]*://)?[^\s/@:]*:(?!//)([^\s]+)@[^\s@]+$", re.IGNORECASE)
 _SECRET_NAME = re.compile(
