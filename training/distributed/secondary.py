@@ -32,7 +32,7 @@ def follow(
         temporary.folder("second") as folder,
         crew.several(seat, plan, fingerprint, Run(folder), give_up) as others,
     ):
-        loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
+        loaded = engine.load(plan.base, plan.settings, plan.longest, plan.tokenizer)
         others.wait()
         with others.joined() as team:
             ours = state.session(loaded, others.order, team, signals, others)

@@ -216,18 +216,20 @@ def _run(
 
 def _data(plan: Plan) -> DataFacts:
     dataset, counts, summary = plan.settings.dataset, plan.data.counts, plan.summary
-    used = plan.data.used
+    used, replay = plan.data.used, plan.replay
     roles = [
         *((Path(path), "training", rows) for path, rows in used.items()),
+        (replay.file if replay else None, "replay", counts.replay),
         (dataset.validation_file, "validation", counts.validation),
         (dataset.test_file, "test", counts.test),
     ]
+    digests = {**plan.data.sha256, **({str(replay.file): replay.sha256} if replay else {})}
     files = tuple(
-        DataFile(str(path), role, plan.data.sha256[str(path)], path.stat().st_size if path.exists() else None, rows)
+        DataFile(str(path), role, digests[str(path)], path.stat().st_size if path.exists() else None, rows)
         for path, role, rows in roles
         if path
     )
-    rows = {"training": counts.train, "validation": counts.validation, "test": counts.test}
+    rows = {"training": counts.train, "replay": counts.replay, "validation": counts.validation, "test": counts.test}
     return DataFacts(
         files=files,
         rows={role: count for role, count in rows.items() if count},

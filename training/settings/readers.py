@@ -127,6 +127,12 @@ def data_files(given: Given, rule: Rule) -> Path:
     return Path(", ".join(part.written() for part in named))
 
 
+def replay_file(given: Given, rule: Rule) -> str:
+    """[Dataset] REPLAY_FILE: general, or a file of rows, as absolute path."""
+    text = given.text.strip()
+    return text.lower() if text.lower() == rule.default else str(rules.absolute_path(given, rule))
+
+
 def model_name(given: Given, rule: Rule) -> str:
     """[Model] NEW_MODEL_NAME: what Ollama takes as a name."""
     name = given.text.strip()
