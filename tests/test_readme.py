@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from training import control, errors, runs
-from training.data import rows
+from training.data import replay, rows
 from training.pipeline import export_stages
 from training.settings import other_names, rules, usage
 from training.settings.rules import Given
@@ -473,7 +473,16 @@ def test_the_files_of_a_run_are_named(end):
     known = {runs.CONFIG, runs.LOG, runs.EVENTS, runs.STATUS, runs.CHECKPOINTS, runs.ADAPTER, runs.MERGED, runs.REPORT}
     assert (
         known
-        | {runs.REJECTED, runs.ROWS, runs.TENSORBOARD, "Modelfile", "report.md", "report.html", "<name>.Q4_K_M.gguf"}
+        | {
+            runs.REJECTED,
+            replay.FILE,
+            runs.ROWS,
+            runs.TENSORBOARD,
+            "Modelfile",
+            "report.md",
+            "report.html",
+            "<name>.Q4_K_M.gguf",
+        }
         == named
     )
 

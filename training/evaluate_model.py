@@ -66,7 +66,7 @@ def rows_of(target: Target, test_data: str | None) -> datasets.Dataset:
         if not file.is_file():
             raise UserError(f"--test-data {test_data}: no such file")
         alone = replace(settings.dataset, dataset_file=file, validation_file=None, test_file=None)
-        whole = replace(alone, validation_split=0.0, test_split=0.0)
+        whole = replace(alone, validation_split=0.0, test_split=0.0, replay_share=0.0)
         return dataset.load(replace(settings, dataset=replace(whole, max_rows=0)), CACHE).train
     data = dataset.load(settings, CACHE)
     kept = data.test if data.test is not None else data.validation

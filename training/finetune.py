@@ -80,8 +80,9 @@ def finetune(
     `give_up` ends the process where it hangs.
     """
     if run.stage("train") is None or run.stage("evaluate") is None:
+        plan, loaded = pipeline.base_model_answers(plan, run, events)
         with distributed.started(plan, stages.marks(plan), run, give_up) as others:
-            loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
+            loaded = loaded or engine.load(plan.base, plan.settings, plan.longest, plan.tokenizer)
             rows = stages.held_out_rows(plan)
             to_train = run.stage("train") is None
             with pipeline.trained(plan, loaded, rows, run, events, signals, others) if to_train else nullcontext():
@@ -180,7 +181,7 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
     dataset.refuse_early(settings)
     resume.tell_of_others(settings.training.output_dir)
     forkserver.start()
-    plan = prepare(settings, resume.began_on(old), directory.size(old))
+    plan = prepare(settings, resume.began_on(old), directory.size(old), run=old.path if old else None)
     for line in lines(plan):
         logger.info(line)
     for line in odd(plan) if old is None or directory.never_started(old) else ():

@@ -29,7 +29,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 from training import chats
 from training.chats.conversations import GAP_MINUTES, MOST_TURNS
 from training.chats.whatsapp_dates import ORDERS
-from training.data import BadRow, Record, Row, dataset, documents, oddities, private, row_files, rows
+from training.data import BadRow, Record, Row, documents, oddities, private, row_files, rows, splitting
 from training.data.chat_exports import Export
 from training.data.reading import PLAIN, Reading
 from training.data.shaping import TYPES, shaped
@@ -106,14 +106,14 @@ def _clean(
 
 
 def deal(prompts: Sequence[int], validation: float, test: float, seed: int) -> NDArray[np.int8]:
-    """The part of each row (0 train, 1 validation, 2 test; an int8 array): dataset.split, with no wanted part empty.
+    """The part of each row (0 train, 1 validation, 2 test; an int8 array): splitting.split, with no wanted part empty.
 
     A part that its share leaves without rows gets the smallest group of equal prompts, as long as a part has two groups.
     """
     import numpy as np
 
     numbers = np.asarray(prompts, dtype=np.uint64)
-    parts, _ = dataset.split(prompts, validation, test, seed)
+    parts, _ = splitting.split(prompts, validation, test, seed)
     owner = np.zeros(len(prompts), dtype=np.int8)
     for number, part in enumerate(parts):
         owner[part] = number

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.settings import a_settings
-from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, raw_lines
+from training.data import BadRow, Data, Row, Turn, dataset, oddities, parallel_reading, raw_lines, splitting
 from training.data.dataset import Counts
 from training.data.oddities import Seen
 from training.data.reading import PLAIN
@@ -293,7 +293,7 @@ def test_bad_rows_of_both_files_are_named_together(load: Load, tmp_path: Path) -
 def test_no_split_straddles_equal_prompts_or_empties_the_training_rows(
     prompts: list[int], validation: float, test: float, seed: int
 ) -> None:
-    parts, notes = dataset.split(prompts, validation, test, seed)
+    parts, notes = splitting.split(prompts, validation, test, seed)
     assert sorted(int(i) for part in parts for i in part) == list(range(len(prompts)))
     assert len(parts[0]) >= 1
     of_parts = [{prompts[i] for i in part} for part in parts]
@@ -306,8 +306,8 @@ def test_no_split_straddles_equal_prompts_or_empties_the_training_rows(
 
 
 def test_the_split_does_not_depend_on_what_a_hash_happens_to_be() -> None:
-    assert [list(part) for part in dataset.split([7, 8, 9, 1], 0.25, 0, 0)[0]] == [
-        list(part) for part in dataset.split([1, 2, 3, 4], 0.25, 0, 0)[0]
+    assert [list(part) for part in splitting.split([7, 8, 9, 1], 0.25, 0, 0)[0]] == [
+        list(part) for part in splitting.split([1, 2, 3, 4], 0.25, 0, 0)[0]
     ]
 
 

@@ -82,6 +82,8 @@ def test_a_value_that_no_setting_can_be_is_refused(own, value):
         ("dataset_path", "link/secret.jsonl"),
         ("dataset_path", "~/secret.jsonl/../../../../etc/passwd"),
         ("validation_file", "../secret.jsonl"),
+        ("replay_file", "../secret.jsonl"),
+        ("replay_file", "link.jsonl"),
         ("output_dir", "../elsewhere"),
         ("output_dir", "link"),
         ("base_model", "../model"),
@@ -94,6 +96,10 @@ def test_paths_outside_of_the_roots_are_refused_links_or_not(own, tmp_path, fiel
     (tmp_path / "home" / "link").symlink_to(tmp_path)
     (tmp_path / "home" / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
     assert "lies outside" in refused(own, **{field: value})[field]
+
+
+def test_the_questions_that_come_with_the_project_are_no_path(own):
+    assert read(own, replay_share=0.1, replay_file="General").dataset.replay_file == "general"
 
 
 def test_the_token_cannot_be_trained_on(own, tmp_path):

@@ -154,6 +154,9 @@ CONTRADICTIONS = [
     ("[Training]\nEARLY_STOPPING_PATIENCE = 3\nEVAL_STEPS = 0", "config.ini:2: [Training] EARLY_STOPPING_PATIENCE = 3: nothing is validated during training: [Training] EVAL_STEPS = 0 (config.ini:3)"),
     ("[Dataset]\nDATASET_FILE = /a.jsonl\nTEST_FILE = /a.jsonl", "config.ini:3: [Dataset] TEST_FILE = /a.jsonl: the model would be tested on rows that it has seen: [Dataset] DATASET_FILE = /a.jsonl (config.ini:2)"),
     ("[Dataset]\nDATASET_FILE = /a.jsonl\nVALIDATION_FILE = /a.jsonl", "config.ini:3: [Dataset] VALIDATION_FILE = /a.jsonl: the model would be validated on its training rows: [Dataset] DATASET_FILE = /a.jsonl (config.ini:2)"),
+    ("[Dataset]\nDATASET_FILE = /b.jsonl, /a.jsonl\nREPLAY_SHARE = 0.1\nREPLAY_FILE = /a.jsonl", "config.ini:4: [Dataset] REPLAY_FILE = /a.jsonl: its rows are trained on already; mine.jsonl, other.jsonl*2 takes those of a file twice: [Dataset] DATASET_FILE = /b.jsonl, /a.jsonl (config.ini:2)"),
+    ("[Dataset]\nVALIDATION_FILE = /a.jsonl\nREPLAY_SHARE = 0.1\nREPLAY_FILE = /a.jsonl", "config.ini:4: [Dataset] REPLAY_FILE = /a.jsonl: the model would be measured on rows that it is trained on: [Dataset] VALIDATION_FILE = /a.jsonl (config.ini:2)"),
+    ("[Dataset]\nREPLAY_SHARE = 0.1\n[Hardware]\nNUM_MACHINES = 2\nMAIN_PROCESS_ADDRESS = host:1", "[Dataset] REPLAY_FILE = general: the base model answers on one machine, and the others would not have its answers; train with it on one, and name the replay.jsonl of that run on all of them: [Hardware] NUM_MACHINES = 2 (config.ini:4)"),
     ("[Dataset]\nVALIDATION_SPLIT = 0.5\nTEST_SPLIT = 0.5", "config.ini:3: [Dataset] TEST_SPLIT = 0.5: no row is left for training: [Dataset] VALIDATION_SPLIT = 0.5 (config.ini:2)"),
     ("[Model]\nCHAT_TEMPLATE = chatml\n[Dataset]\nPROMPT_TEMPLATE = {q}{response}", "config.ini:4: [Dataset] PROMPT_TEMPLATE = {q}{response}: only one of the two can say how a row is written: [Model] CHAT_TEMPLATE = chatml (config.ini:2)"),
     ("[Model]\nREVISION = main", "config.ini:2: [Model] REVISION = main: only models on the Hub or ModelScope have revisions: [Model] BASE_MODEL_NAME = embedded/SmolLM2-135M-Instruct (the default)"),
@@ -296,7 +299,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
             "ENCODING": "auto", "JOIN_TURNS": "auto", "THINKING": "auto", "TOOL_FORM": "ollama", "NULL_WORDS": "stop", "ON_PRIVATE": "warn",
             "VALIDATION_FILE": None,
             "TEST_FILE": None,
-            "VALIDATION_SPLIT": 0.1, "TEST_SPLIT": 0, "TRAIN_ON": "completion", "TRAIN_TURNS": "all",
+            "VALIDATION_SPLIT": 0.1, "TEST_SPLIT": 0, "REPLAY_SHARE": 0, "REPLAY_FILE": "general", "TRAIN_ON": "completion", "TRAIN_TURNS": "all",
             "PROMPT_TEMPLATE": None, "ON_BAD_ROW": "stop", "MAX_ROWS": 0,
         },
         "Training": {
@@ -485,12 +488,13 @@ def test_what_is_set_and_not_used_is_noted(tmp_path):
     ]
     text = (
         "[Training]\nMAX_STEPS = 0\nNUM_TRAIN_EPOCHS = 2.5\nREPORT_NAME = x\n[Hardware]\nPRECISION = fp32\n"
-        "MAIN_PROCESS_ADDRESS = host:1\n"
+        "MAIN_PROCESS_ADDRESS = host:1\n[Dataset]\nREPLAY_FILE = /a.jsonl\n"
     )
     assert contradictions.unused(load(tmp_path, text)) == [
         "MAX_STEPS is 0: NUM_TRAIN_EPOCHS = 2.5 sets the length",
         "PRECISION is not used: AUTO_FP16_BF16 = true chooses it",
         "REPORT_NAME is not used: REPORT_TO = none",
+        "REPLAY_FILE is not used: REPLAY_SHARE = 0",
         "MAIN_PROCESS_ADDRESS is not used: NUM_MACHINES = 1",
     ]
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data import hub_files, likeness, oddities, parallel_reading, row_files
+from training.data import hub_files, likeness, oddities, parallel_reading, replay, row_files
 from training.data.oddities import Seen, count_rows
 from training.data.reading import Reading
 from training.data.reading import of_settings as reading_of
 from training.data.record import BadRow, grouped
 from training.data.rows import Row
+from training.data.splitting import split
 from training.errors import UserError
 from training.settings import Settings
 from training.settings.data_files import DataFile
@@ -36,7 +37,10 @@ MOST_CONTRADICTIONS = 5000  # that the row ledger is given
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many rows there are. `turns`: conversations; `text`: plain text; `bad`: left out; then the parts of the run."""
+    """How many rows there are. `turns`: conversations; `text`: plain text; `bad`: left out; then the parts of the run.
+
+    `replay`: rows of an epoch that are trained on besides, and are none of the others.
+    """
 
     rows: int
     turns: int
@@ -45,6 +49,7 @@ class Counts:
     train: int
     validation: int
     test: int
+    replay: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Data:
     the bare prompt. `tools`: rows that offer or call tools. `contradictions`: among the rows to train on. `used`: training
     file -> rows of it that are trained on, one that is taken twice as two; `different`: all of them, such a one as one.
     `held_out`: validation and test -> the files that were named for it -> rows of them.
+    `replay`: the rows of a REPLAY_FILE that are trained on besides; the base model's own answers are not there yet.
     """
 
     train: datasets.Dataset
@@ -81,6 +87,7 @@ class Data:
     used: dict[str, int] = field(default_factory=dict)
     different: int = 0
     held_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    replay: datasets.Dataset | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,44 +117,57 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     held_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(section.validation_file)]
     tested_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(section.test_file)]
     held, tested = (_joined(some) if some else None for some in (held_files, tested_files))
+    replay_file = _replay_file(section)
+    replayed = _read(replay_file, reading, cache_dir, say) if replay_file else None
     every = [*own_files, *held_files, *tested_files]
-    rejected = [bad for file in every for bad in file.rejected]
+    read = [*every, replayed] if replayed else every
+    rejected = [bad for file in read for bad in file.rejected]
     _stop_for(rejected, section.on_bad_row)
-    _refuse_empty(every)
-    warnings = [line for file in every for line in oddities.warnings(file.path, file.seen, file.rows)]
-    validation_share = 0.0 if held else section.validation_split
-    test_share = 0.0 if tested else section.test_split
-    parts, notes = split(own.seen.prompts, validation_share, test_share, settings.training.seed)
+    _refuse_empty(read)
+    warnings = _warnings(read, [file.seen.prompts for file in (own, replayed) if file], (held, tested))
+    shares = 0.0 if held else section.validation_split, 0.0 if tested else section.test_split
+    parts, notes = split(own.seen.prompts, *shares, settings.training.seed)
     for kept_out, kind in ((held, "VALIDATION"), (tested, "TEST")):
-        if kept_out:
-            warnings += _shared_prompts(own.seen.prompts, kept_out.seen.prompts, kept_out.path, kind.lower())
-            if settings.get(f"Dataset.{kind}_SPLIT") and settings.written(f"Dataset.{kind}_SPLIT"):
-                notes.append(f"{kind}_FILE is given: {kind}_SPLIT is not used")
+        if kept_out and settings.get(f"Dataset.{kind}_SPLIT") and settings.written(f"Dataset.{kind}_SPLIT"):
+            notes.append(f"{kind}_FILE is given: {kind}_SPLIT is not used")
     parts[0], used = _by_shares(parts[0], own_files, settings.training.seed)
     warnings += _not_trained_on(section, own_files, used)
     train, validation, test = (own.rows.select(part) if len(part) else None for part in parts)
     validation, test = held.rows if held else validation, tested.rows if tested else test
-    counts = _counts(every, len(rejected), train, validation, test)
+    counts = _counts(every, len(rejected), (train, validation, test), section.replay_share)
     return Data(
         train=train,
         validation=validation,
         test=test,
         rejected=rejected,
         warnings=warnings,
-        notes=[line for file in every for line in oddities.read_as(file.path, file.seen)] + notes,
+        notes=[line for file in read for line in oddities.read_as(file.path, file.seen)] + notes,
         sha256=digests,
         counts=counts,
         plain=counts.turns == 0,
-        tools=sum(file.seen.counts["tools"] for file in every),
+        tools=sum(file.seen.counts["tools"] for file in read),
         contradictions=_contradictions(own, parts[0]),
         used=used,
         different=len(set(parts[0].tolist())),
         held_out={"validation": _rows_of(held_files), "test": _rows_of(tested_files)},
+        replay=_chosen(replayed, counts.replay, settings.training.seed) if replayed else None,
     )
 
 
 def _rows_of(every: Sequence[_File]) -> dict[str, int]:
     return {str(file.path): len(file.rows) for file in every}
+
+
+def _warnings(read: Sequence[_File], trained: Sequence[array[int]], kept_out: Sequence[_File | None]) -> list[str]:
+    """What looks wrong in each of the files, and questions of the files to measure on that are trained on, too."""
+    found = [line for file in read for line in oddities.warnings(file.path, file.seen, file.rows)]
+    for file, what in zip(kept_out, ("validation", "test"), strict=True):
+        found += _shared_prompts(trained, file.seen.prompts, file.path, what) if file else []
+    return found
+
+
+def _chosen(file: _File, count: int, seed: int) -> datasets.Dataset:
+    return file.rows.select(replay.taken(len(file.rows), count, seed))
 
 
 def _refuse_empty(every: Sequence[_File]) -> None:
@@ -157,21 +177,17 @@ def _refuse_empty(every: Sequence[_File]) -> None:
             raise UserError(f"{file.path}: no rows: {reason}")
 
 
-def _counts(
-    every: Sequence[_File],
-    bad: int,
-    train: datasets.Dataset | None,
-    validation: datasets.Dataset | None,
-    test: datasets.Dataset | None,
-) -> Counts:
+def _counts(every: Sequence[_File], bad: int, parts: Sequence[datasets.Dataset | None], replay_share: float) -> Counts:
+    train, validation, test = (0 if part is None else len(part) for part in parts)
     return Counts(
         rows=sum(len(file.rows) for file in every),
         turns=sum(file.seen.counts["turns"] for file in every),
         text=sum(file.seen.counts["text"] for file in every),
         bad=bad,
-        train=len(train) if train is not None else 0,
-        validation=len(validation) if validation is not None else 0,
-        test=len(test) if test is not None else 0,
+        train=train,
+        validation=validation,
+        test=test,
+        replay=replay.wanted(train, replay_share),
     )
 
 
@@ -221,47 +237,15 @@ def bad_rows_error(rejected: Sequence[BadRow], title: str = "") -> UserError:
     return UserError(named, title or f"{count} (ON_BAD_ROW = skip goes on without them)")
 
 
-def split(
-    prompts: Sequence[int], validation_share: float, test_share: float, seed: int
-) -> tuple[list[NDArray[np.int64]], list[str]]:
-    """Deal rows out to [train, validation, test]: three sorted integer arrays of row numbers, and notes on what was not possible.
-
-    `prompts` holds one number a row; rows with the same number stay together. Seeded; never empties the training rows; a
-    part that would hold no row, or no whole group of rows, is left empty, and a note says so.
-    """
-    import numpy as np
-
-    total = len(prompts)
-    numbers = np.asarray(prompts, dtype=np.uint64)
-    _, first, group, sizes = np.unique(numbers, return_index=True, return_inverse=True, return_counts=True)
-    by_place = np.argsort(first, kind="stable")  # groups in the order of the file, so that a hash does not choose
-    order = by_place[np.random.default_rng(seed).permutation(len(sizes))]
-    owner = np.zeros(len(sizes), dtype=np.int8)
-    notes, left = [], len(sizes)
-    for number, name, share in ((2, "TEST_SPLIT", test_share), (1, "VALIDATION_SPLIT", validation_share)):
-        if not share:
-            continue
-        wanted, taken = int(total * share + 0.5), 0
-        for index in order:
-            if taken == wanted or left == 1:
-                break
-            if owner[index] == 0 and taken + sizes[index] <= wanted:
-                owner[index] = number
-                taken += int(sizes[index])
-                left -= 1
-        what = "validation" if number == 1 else "test"
-        if not taken:
-            reason = "too few" if wanted == 0 or total < 2 else "too alike (rows with equal prompts stay together)"
-            notes.append(
-                f"no {what} rows: {total} row{'s are' if total != 1 else ' is'} {reason} for {name} = {share:g}"
-            )
-    owners = owner[group.reshape(-1)]
-    return [np.flatnonzero(owners == number) for number in (0, 1, 2)], notes
-
-
 def _named(section: Dataset) -> list[Path]:
     held_out = [*hub_files.paths(section.validation_file), *hub_files.paths(section.test_file)]
-    return [*(file.path for file in training_files(section)), *held_out]
+    replayed = [path for path in (_replay_file(section),) if path]
+    return [*(file.path for file in training_files(section)), *held_out, *replayed]
+
+
+def _replay_file(section: Dataset) -> Path | None:
+    """The file of replay rows that the user has, where some are asked for."""
+    return Path(section.replay_file) if section.replay_share and section.replay_file != replay.GENERAL else None
 
 
 def training_files(section: Dataset) -> list[DataFile]:
@@ -389,10 +373,10 @@ def as_row(record: Mapping[str, Any]) -> Row:
     return parallel_reading.row_of(record)
 
 
-def _shared_prompts(train: array[int], held: array[int], path: Path, what: str) -> list[str]:
+def _shared_prompts(train: Sequence[array[int]], held: array[int], path: Path, what: str) -> list[str]:
     import numpy as np
 
-    shared = int(np.isin(np.asarray(held), np.asarray(train)).sum())
+    shared = int(np.isin(np.asarray(held), np.concatenate(train)).sum())
     return [f"{path}: {count_rows(shared)} with a prompt that is trained on too: the {what} loss will flatter"] * (
         shared > 0
     )

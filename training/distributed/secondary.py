@@ -33,7 +33,7 @@ def follow(
         crew.several(seat, plan, fingerprint, Run(folder), give_up) as others,
     ):
         spread = sharding.wanted(plan.settings)
-        loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer, empty=spread)
+        loaded = engine.load(plan.base, plan.settings, plan.longest, plan.tokenizer, empty=spread)
         others.wait()
         with others.joined() as team:
             if spread:

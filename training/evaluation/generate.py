@@ -35,12 +35,13 @@ def answer(
     prompt: Sequence[int],
     end_ids: Sequence[int],
     most: int,
+    **options: object,
 ) -> Answer:
-    """The greedy answer to one tokenised prompt, at most `most` tokens."""
+    """The answer to one tokenised prompt, at most `most` tokens; greedy, unless `options` of generate() say otherwise."""
     import torch
 
     ids = torch.tensor([list(prompt)], device=model.device)
-    out = _generate(model, ids, torch.ones_like(ids), end_ids, most)
+    out = _generate(model, ids, torch.ones_like(ids), end_ids, most, **options)
     return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)
 
 
@@ -68,18 +69,16 @@ def _generate(
     model.eval()
     with torch.no_grad():
         # PreTrainedModel's type does not say that it can.
-        greedy: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None}
+        greedy: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         generated: torch.Tensor = cast(Any, model).generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=most,
             num_beams=1,
-            top_k=None,
-            repetition_penalty=1.0,
             use_cache=True,
             eos_token_id=list(end_ids),
             pad_token_id=end_ids[0],
-            **{**greedy, **options},
+            **{**greedy, "repetition_penalty": 1.0, **options},
         )
     return generated
 
@@ -98,13 +97,15 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     end_ids: Sequence[int],
+    **options: object,
 ) -> list[Answer]:
-    """Greedy answers to several questions, asked together: a batch of eight takes little longer than one question.
+    """Answers to several questions, asked together: a batch of eight takes little longer than one question.
 
-    One after the other where the model carries a state through the padding (Mamba and its like).
+    Greedy ones, unless `options` of generate() say otherwise. One after the other where the model carries a state through
+    the padding (Mamba and its like).
     """
     if getattr(getattr(model, "base_model", model), "_is_stateful", False) or len(items) < 2:
-        return [answer(model, tokenizer, item.prompt, end_ids, item.most) for item in items]
+        return [answer(model, tokenizer, item.prompt, end_ids, item.most, **options) for item in items]
     import torch
 
     longest, pad = max(len(item.prompt) for item in items), end_ids[0]
@@ -113,7 +114,8 @@ def answers(
     for row, item in enumerate(items):  # padded on the left: an answer follows its prompt directly
         ids[row, longest - len(item.prompt) :] = torch.tensor(item.prompt)
         mask[row, longest - len(item.prompt) :] = 1
-    out = _generate(model, ids.to(model.device), mask.to(model.device), end_ids, max(item.most for item in items))
+    most = max(item.most for item in items)
+    out = _generate(model, ids.to(model.device), mask.to(model.device), end_ids, most, **options)
     return [
         _answer(tokenizer, row[longest:].tolist(), end_ids, item.most) for row, item in zip(out, items, strict=True)
     ]

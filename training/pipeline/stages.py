@@ -13,7 +13,7 @@ from loguru import logger
 
 from training import evaluation, runs
 from training.base_model import base_files
-from training.data import Item, dataset, held_out, private_questions
+from training.data import Item, dataset, held_out, private_questions, replay
 from training.data.encoding import end_ids
 from training.data.private_questions import PrivateQuestion
 from training.distributed import Crew, crew
@@ -224,7 +224,11 @@ def export_stage(run: Run, events: Events) -> None:
 
 def marks(plan: Plan) -> dict[str, Any]:
     """The fingerprint of the run that a plan leads to."""
-    return checkpoint.fingerprint(plan.settings, _content(plan), plan.base, plan.template.jinja)
+    found = checkpoint.fingerprint(plan.settings, _content(plan), plan.base, plan.template.jinja)
+    if plan.replay is None or plan.replay.sha256 in ("", *plan.data.sha256.values()):
+        return found
+    # The base model's answers; a REPLAY_FILE is one of the data files.
+    return found | {f"{replay.FILE} SHA-256": plan.replay.sha256}
 
 
 def _content(plan: Plan) -> str:
@@ -268,7 +272,8 @@ def held_out_sequences(plan: Plan) -> list[Sequence]:
 
 def calibration(plan: Plan) -> list[int]:
     """Tokens of training rows from which an importance matrix can be made, in this export or in a later one."""
-    chosen = plan.train.select(held_out.spread(len(plan.train), CALIBRATED))
+    rows = plan.sequences
+    chosen = rows.select(held_out.spread(len(rows), CALIBRATED))
     return importance.joined([ids[:LONGEST] for ids in chosen["input_ids"]])
 
 

@@ -20,7 +20,7 @@ LARGEST_SPLIT = 0.4
 
 def odd(plan: Plan) -> list[str]:
     """All that is odd about a plan, for the log, for --check and for the report."""
-    rows, held = len(plan.train), plan.test if plan.test is not None else plan.validation
+    rows, held = plan.rows_an_epoch, plan.test if plan.test is not None else plan.validation
     return [
         *lengths(plan.settings, rows, plan.steps),
         *held_out(plan.settings, rows, len(held) if held is not None else 0),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,12 +19,14 @@ from training.base_model import BaseModel, leftovers, weights_fit
 from training.checks import gguf_files
 from training.checks.as_read import Difference, differences, read_when_composed, why_different
 from training.data import BadRow, ChatTemplate, Data, chat_template, dataset, hub_files, serving, tokenising
+from training.data import replay as replay_rows
 from training.data.record import SHOWN, place
 from training.data.row_texts import RowTexts, row_texts
 from training.data.tokenising import Summary
 from training.errors import UserError
-from training.plan import choices, disk_space, memory, memory_fit, system_text, traffic
+from training.plan import choices, disk_space, memory, memory_fit, replayed, system_text, traffic
 from training.plan.choices import choose_for_rows, fit_to_model
+from training.plan.replayed import Replay
 from training.settings import Settings, clamp, contradictions
 from training.system import foreign_code, paths, privacy, this_machine, wording
 from training.system.this_machine import Machine
@@ -70,18 +72,37 @@ class Plan:
     steps: int
     disk: dict[str, int]  # bytes on the way and at the end, by what takes them
     memory: dict[str, int]  # bytes while it trains, by what takes them
+    replay: Replay | None = None  # rows that are trained on beside the user's own, which all the above is of
+
+    @property
+    def sequences(self) -> datasets.Dataset:
+        """All that is trained on: the user's own rows, and the replay rows as soon as they are there."""
+        return replayed.joined(self.train, self.replay)
+
+    @property
+    def rows_an_epoch(self) -> int:
+        """Sequences of one pass over all that is trained on."""
+        return len(self.train) + (self.replay.count if self.replay else 0)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that there may be."""
+        return max(self.summary.total.longest, self.replay.longest if self.replay else 0)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training rows."""
-        return self.settings.steps_per_epoch(len(self.train))
+        return self.settings.steps_per_epoch(self.rows_an_epoch)
 
 
-def prepare(settings: Settings, today: date | None = None, on_disk: int = 0, weights: bool = True) -> Plan:
+def prepare(
+    settings: Settings, today: date | None = None, on_disk: int = 0, weights: bool = True, run: Path | None = None
+) -> Plan:
     """Check and choose everything, in the order of the run. Raises UserError or MachineError; logs what it finds.
 
     Of a run that is resumed, `today`: the date on which it began, for the templates that write one into the prompt;
-    `on_disk`: the bytes that it has written already. Without `weights` a model on the Hub is not downloaded for it.
+    `on_disk`: the bytes that it has written already; `run`: its directory, in which the base model's answers may be.
+    Without `weights` a model on the Hub is not downloaded for it.
     """
     foreign_code.trust(settings.model.trust_remote_code)
     this_machine.show_one_card(settings.hardware.device)
@@ -110,8 +131,10 @@ def prepare(settings: Settings, today: date | None = None, on_disk: int = 0, wei
         if settings.lora.use_dora:
             weights_fit.check_dora(base.path, settings.lora.target_modules)
         plan = _read_rows(settings, machine, base, today, on_disk)
+        if run is not None:
+            plan = with_answers(plan, run)
         figures = tried()
-        choices.check_window(figures, plan.summary.total.longest)
+        choices.check_window(figures, plan.longest)
         hold(figures["vocabulary"], plan)
     if "note" in figures:
         logger.warning("no small {} could be tried in llama.cpp: {}", base.config.get("model_type"), figures["note"])
@@ -139,8 +162,10 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
     if not data.plain:
         template = _as_served(template, tokenizer, sequences.train)
     summary = tokenising.summary(sequences.train, tokenizer)
-    settings = choose_for_rows(settings, base, summary, machine, _alike(sequences.train))
-    steps = settings.total_steps(len(sequences.train))
+    replay = replayed.planned(settings, data, template, tokenizer, sequences.replay)
+    expected = replayed.expected(summary, replay)
+    settings = choose_for_rows(settings, base, expected, machine, _alike(sequences.train, replay))
+    steps = settings.total_steps(expected.sequences)
     settings = clamp(settings, steps)
     _try_modelfile(settings, template, data.plain)
     disk = disk_space.disk_needed(settings, base, steps)
@@ -148,7 +173,7 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
     choices.check_disk(settings.training.output_dir, still_needed, disk_space.words(disk))
     disk_space.check_importance(settings, base, machine)
     model, adapter = memory.shape(base.config, base.parameters), disk_space.adapter_parameters(settings, base)
-    if too_little := memory_fit.check(settings, model, summary.total.longest, machine, adapter):
+    if too_little := memory_fit.check(settings, model, expected.total.longest, machine, adapter):
         logger.warning(too_little)
     return Plan(
         settings=settings,
@@ -164,13 +189,24 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
         rejected=sequences.rejected,
         steps=steps,
         disk=disk,
-        memory=memory.estimate(settings, model, summary.total.longest, adapter),
+        memory=memory.estimate(settings, model, expected.total.longest, adapter),
+        replay=replay,
     )
 
 
-def _alike(train: datasets.Dataset) -> int:
+def with_answers(plan: Plan, run: Path) -> Plan:
+    """The plan with the base model's answers as its replay rows, where they are awaited, and in the run's directory."""
+    path = run / replay_rows.FILE
+    if plan.replay is None or not replayed.awaited(plan.replay) or not path.is_file():
+        return plan
+    ways = plan.settings, plan.template, plan.tokenizer
+    return replace(plan, replay=replayed.answered(plan.replay, *ways, path, CACHE))
+
+
+def _alike(train: datasets.Dataset, replay: Replay | None) -> int:
     """With how many equal tokens rows begin, as far as some of them from all over the dataset tell."""
-    some = train.select(range(0, len(train), max(1, len(train) // LOOKED_AT)))["input_ids"][:]
+    some = [*train.select(range(0, len(train), max(1, len(train) // LOOKED_AT)))["input_ids"][:]]
+    some += replay.beginnings if replay else ()
     # It compares lists as it does texts.
     return len(os.path.commonprefix([list(ids) for ids in some])) if len(some) > 1 else 0
 
@@ -188,6 +224,7 @@ def lines(plan: Plan) -> list[str]:
     out += system_text.line(plan.template)
     held_out = f", {counts.validation:,} to validate" if plan.validation is not None else ", no validation"
     out.append(f"rows: {counts.train:,} to train{held_out}" + (f", {counts.test:,} to test" if counts.test else ""))
+    out += plan.replay.lines() if plan.replay else ()
     out += plan.summary.lines()
     epochs = plan.steps / plan.steps_per_epoch
     why = "MAX_STEPS" if training.max_steps > 0 else f"NUM_TRAIN_EPOCHS = {training.num_train_epochs:g}"
@@ -213,6 +250,7 @@ class _Sequences(NamedTuple):
     train: datasets.Dataset
     validation: datasets.Dataset | None
     test: datasets.Dataset | None
+    replay: datasets.Dataset | None
     rejected: list[BadRow]
 
 
@@ -231,7 +269,7 @@ def _tokenise(data: Data, template: ChatTemplate, tokenizer: PreTrainedTokenizer
         bad.extend(unusable)
         return rows
 
-    train, validation, test = map(sequences, (data.train, data.validation, data.test))
+    train, validation, test, replay = map(sequences, (data.train, data.validation, data.test, data.replay))
     if train is None or (bad and rules.on_bad_row != "skip"):
         raise dataset.bad_rows_error(bad)
     rejected = [*data.rejected, *bad]
@@ -241,7 +279,7 @@ def _tokenise(data: Data, template: ChatTemplate, tokenizer: PreTrainedTokenizer
         logger.warning(
             "{:,} rows more are left out; the run's {} has them all", len(rejected) - NAMED, "rejected.jsonl"
         )
-    return _Sequences(train, validation, test, rejected)
+    return _Sequences(train, validation, test, replay, rejected)
 
 
 def _as_served(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset) -> ChatTemplate:

@@ -7,15 +7,18 @@ it works for a model that is not downloaded yet, and takes a twentieth of its me
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
+from training.data import replay
 from training.data.encoding import IGNORED
+from training.evaluation.base_answers import LONGEST_ANSWER, MOST_SECONDS, TOGETHER
 from training.fast_cpu import fast_loss, policy
-from training.plan import memory
+from training.plan import memory, replayed
 from training.plan.plan import Plan
 from training.system import this_machine, wording
 from training.train import engine
@@ -44,8 +47,39 @@ def line(plan: Plan) -> str:
     total = seconds * plan.steps + _validations(plan, seconds)
     return (
         f"time: about {wording.duration(total)} of training, {wording.duration(seconds)} a step (measured just now on "
-        f"{MORE} layers of random weights{this_machine.busy()}); loading, checks and GGUF files come on top"
+        f"{MORE} layers of random weights{this_machine.busy()}); {_answering(plan)}loading, checks and GGUF files come on top"
     )
+
+
+def _answering(plan: Plan) -> str:
+    """What it takes at most until the base model has given its answers for the replay rows; nothing where it is not asked.
+
+    A token of a batch of answers costs a forward pass over one token of each.
+    """
+    if plan.replay is None or not replayed.awaited(plan.replay):
+        return ""
+    import torch
+
+    few, more = (
+        _one_token(_shallow(plan, layers), torch.ones((TOGETHER, 1), dtype=torch.long)) for layers in (FEW, MORE)
+    )
+    token = more + max(0.0, (more - few) / (MORE - FEW)) * (_layers(plan.base.config) - MORE)
+    batches = math.ceil(min(plan.replay.count, len(replay.prompts(0))) / TOGETHER)
+    seconds = min(MOST_SECONDS, batches * LONGEST_ANSWER * token)
+    return f"before it up to {wording.duration(seconds)} for {plan.replay.count:,} answers of the base model, if all of them end; "
+
+
+def _one_token(model: PeftModel, ids: torch.Tensor) -> float:
+    """Seconds of a forward pass."""
+    import torch
+
+    taken = []
+    with torch.no_grad():
+        for _ in range(3):  # the first one sets buffers up
+            began = time.perf_counter()
+            model.eval()(input_ids=ids)
+            taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
 def _seconds(plan: Plan) -> float:
@@ -120,7 +154,7 @@ def _shallow(plan: Plan, layers: int) -> PeftModel:
     from transformers.initialization import no_init_weights
 
     settings = plan.settings
-    attention = "eager" if plan.summary.total.longest <= engine.EAGER_UP_TO else "sdpa"
+    attention = "eager" if plan.longest <= engine.EAGER_UP_TO else "sdpa"
     config = AutoConfig.for_model(**with_layers(plan.base.config, layers))
     with torch.random.fork_rng(devices=[]), no_init_weights():
         model = AutoModelForCausalLM.from_config(

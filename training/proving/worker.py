@@ -78,7 +78,7 @@ def train(given: Settings, folder: Path) -> Figures:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     began = time.perf_counter()
-    loaded = engine.load(plan.base, plan.settings, plan.summary.total.longest, plan.tokenizer)
+    loaded = engine.load(plan.base, plan.settings, plan.longest, plan.tokenizer)
     load_peak = callback.peak_memory()
     order = replace(crew.order_of(plan, stages.marks(plan), folder), validation=None)
     session = Counting(

@@ -8,8 +8,19 @@ from pathlib import Path
 from training import runs, settings
 from training.errors import UserError
 from training.evaluation import GENERAL_LOSS, Score
-from training.report import as_html, as_markdown, checklist, contents, differing, evaluated, gathering, rivals, writing
-from training.report.blocks import Answers, Asked, Bar, Details, Pictures, Reply, Section, Table
+from training.report import (
+    as_html,
+    as_markdown,
+    checklist,
+    contents,
+    differing,
+    evaluated,
+    gathering,
+    price,
+    rivals,
+    writing,
+)  # fmt: skip
+from training.report.blocks import Answers, Asked, Bar, Details, Pictures, Reply, Section, Table, Text
 from training.report.curves import MOST_POINTS, Chart, Series, thin
 from training.report.schema import BaseFacts, Evaluation, Report, RunFacts, Step
 from training.runs import Run, directory
@@ -88,6 +99,9 @@ def sections(reports: Sequence[Report]) -> list[Section]:
         Section("What differs", differing.blocks(reports)),
         Section("Results", (_results(reports),)),
     ]
+    if rows := price.compared(reports):
+        table = Table(("", *differing.names(reports)), rows)
+        made.append(Section("Gain and price, base -> tuned", (table, Text(price.MEASURED))))
     if charts := _charts(reports):
         made.append(Section("Losses", tuple(Pictures((chart,)) for chart in charts)))
     if answers := _answers(reports):

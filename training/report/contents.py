@@ -37,9 +37,10 @@ def trained(report: Report) -> str:
         report.base.name + (f" ({wording.count(report.base.parameters)} parameters)" if report.base.parameters else "")
     ]
     if report.data and (rows := report.data.rows.get("training")):
-        parts.append(
-            f"{wording.counted(rows, 'row')} of {', '.join(dict.fromkeys(_names(report, 'training'))) or 'data'}"
-        )
+        names = ", ".join(dict.fromkeys(_names(report, "training"))) or "data"
+        replayed = report.data.rows.get("replay")
+        besides = f" and {wording.counted(replayed, 'replay row')}" if replayed else ""
+        parts.append(f"{wording.counted(rows, 'row')} of {names}{besides}")
     if report.training:
         epochs = f" ({wording.counted(report.training.epochs, 'epoch')})" if report.training.epochs else ""
         parts.append(f"{wording.counted(report.training.steps, 'step')}{epochs}")
@@ -261,8 +262,10 @@ def _data(report: Report) -> tuple[Block, ...]:
     if data is None:
         return ()
     facts = [(f"{role} rows", f"{rows:,}") for role, rows in data.rows.items()]
+    # What follows is told of the user's own rows.
+    besides = " without replay" if data.rows.get("replay") else ""
     if data.tokens is not None:
-        facts.append(("tokens of an epoch", f"{data.tokens:,}"))
+        facts.append((f"tokens of an epoch{besides}", f"{data.tokens:,}"))
     if data.trained_tokens is not None:
         facts.append(("of these trained", f"{data.trained_tokens:,}"))
     for name, lengths in (("a row", data.percentiles), ("a prompt", data.prompts), ("an answer", data.answers)):

@@ -11,7 +11,11 @@ from training.system import wording
 LONGEST_NAME = 28  # columns of a value that names a run
 # They differ in every run, or are told elsewhere.
 LEFT_OUT = ("Training.OUTPUT_DIR", "Model.BASE_MODEL_NAME", "Model.NEW_MODEL_NAME")
-FILES = ("Dataset.DATASET_FILE", "Dataset.VALIDATION_FILE")  # told by their content, where that is known
+FILES = (
+    "Dataset.DATASET_FILE",
+    "Dataset.VALIDATION_FILE",
+    "Dataset.REPLAY_FILE",
+)  # told by their content, where that is known
 Rows = list[tuple[str, ...]]
 
 
@@ -35,7 +39,7 @@ def differences(reports: Sequence[Report]) -> tuple[Rows, Rows]:
     given: Rows = []
     if len({one.base.name for one in reports}) > 1:
         given.append(("base model", *(one.base.name for one in reports)))
-    for role in ("training", "validation"):
+    for role in ("training", "replay", "validation"):
         files = [_files(one, role) for one in reports]
         if len({tuple(file.sha256 for file in found) for found in files}) > 1:
             given.append((f"{role} rows", *map(_named, files)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from training.data import record
 from training.evaluation import LOSS, PERPLEXITY, Score, ledger, scoring
-from training.report import checklist
+from training.report import checklist, price
 from training.report.blocks import Answers, Asked, Block, Reply, Table, Text
 from training.report.schema import Report, Sample
 from training.system import wording
@@ -33,9 +33,9 @@ def evaluation(report: Report) -> tuple[Block, ...]:
             blocks.append(Text(f"{words}."))
         if (report.training and report.training.before is not None) and checklist.named(report.scores, LOSS):
             blocks.append(Text(TWO_LOSSES))
-    if report.general:
-        words = "What the tuning cost elsewhere: the answers to general questions that come with this tool."
-        blocks += [Text(words), _scores(report.general)]
+    if found := price.scores(report):
+        blocks += [Text(words)] if (words := price.sentence(report)) else []
+        blocks += [_scores(found), Text(price.MEASURED)]
     return tuple(blocks)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -233,14 +233,19 @@ def _bytes(path: Path) -> int | None:
 
 
 def _data(plan: Plan) -> DataFacts:
-    counts, summary = plan.data.counts, plan.summary
-    roles = {"training": plan.data.used, **plan.data.held_out}
+    counts, summary, replay = plan.data.counts, plan.summary, plan.replay
+    roles: dict[str, Mapping[str, int]] = {
+        "training": plan.data.used,
+        "replay": {str(replay.file): counts.replay} if replay else {},
+        **plan.data.held_out,
+    }
+    digests = {**plan.data.sha256, **({str(replay.file): replay.sha256} if replay else {})}
     files = tuple(
-        DataFile(path, role, plan.data.sha256[path], _bytes(Path(path)), rows)
+        DataFile(path, role, digests[path], _bytes(Path(path)), rows)
         for role, used in roles.items()
         for path, rows in used.items()
     )
-    rows = {"training": counts.train, "validation": counts.validation, "test": counts.test}
+    rows = {"training": counts.train, "replay": counts.replay, "validation": counts.validation, "test": counts.test}
     return DataFacts(
         files=files,
         rows={role: count for role, count in rows.items() if count},

@@ -55,7 +55,7 @@ class DataFile:
     """One file that was read."""
 
     path: str
-    role: str = "training"  # training, validation, test
+    role: str = "training"  # training, replay, validation, test
     sha256: str = ""
     bytes: int | None = None
     rows: int | None = None

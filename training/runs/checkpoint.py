@@ -57,6 +57,7 @@ NOT_COMPARED = {
     "Dataset.DATASET_FILE",  # its content counts: "data SHA-256"
     "Dataset.VALIDATION_FILE",
     "Dataset.TEST_FILE",
+    "Dataset.REPLAY_FILE",
 }
 
 

@@ -161,6 +161,8 @@ def _is_path(item: Item, text: str, places: Places) -> bool:
     """Whether a value reaches the disk: it is a path, or could be read as one."""
     if item.kind.startswith("Path"):
         return True
+    if item.name == "Dataset.REPLAY_FILE":
+        return text.strip().lower() != item.rule.default
     if item.name == "Model.CHAT_TEMPLATE":
         try:
             return readers.chat_template(Given(text, places.folder), item.rule).startswith("/")

@@ -26,7 +26,7 @@ def find(
     settings: Settings, bad: frozenset[str] | set[str] = frozenset(), check_packages: bool = False
 ) -> list[tuple[tuple[str, ...], str]]:
     """Every contradiction as (keys, message), but for those with a key in `bad`, whose value could not be read."""
-    every = [_length, _validation, _text, _adapter, _machines, _device, _unsloth, _service]
+    every = [_length, _validation, _replay, _text, _adapter, _machines, _device, _unsloth, _service]
     every += [_secret, _packages] if check_packages else []
     found = [contradiction for rule in every for contradiction in rule(settings)]
     return [(keys, _message(settings, keys, reason)) for keys, reason in found if not bad.intersection(keys)]
@@ -90,6 +90,27 @@ def _validation(settings: Settings) -> Contradictions:
     split = 0 if data.validation_file else data.validation_split
     if not data.test_file and split + data.test_split >= 1:
         yield ("Dataset.TEST_SPLIT", "Dataset.VALIDATION_SPLIT"), "no row is left for training"
+
+
+def _replay(settings: Settings) -> Contradictions:
+    data, replay = settings.dataset, "Dataset.REPLAY_FILE"
+    if not data.replay_share:
+        return
+    if data.replay_file == "general":
+        if settings.hardware.num_machines > 1:
+            reason = (
+                "the base model answers on one machine, and the others would not have its answers; train with it on one, and "
+                "name the replay.jsonl of that run on all of them"
+            )
+            yield (replay, "Hardware.NUM_MACHINES"), reason
+        return
+    path = Path(data.replay_file)
+    if data_files.holds(data.dataset_file, path):
+        reason = "its rows are trained on already; mine.jsonl, other.jsonl*2 takes those of a file twice"
+        yield (replay, "Dataset.DATASET_FILE"), reason
+    for key in ("VALIDATION_FILE", "TEST_FILE"):
+        if settings.get(f"Dataset.{key}") == path:
+            yield (replay, f"Dataset.{key}"), "the model would be measured on rows that it is trained on"
 
 
 def _text(settings: Settings) -> Contradictions:
@@ -201,6 +222,8 @@ def unused(settings: Settings) -> list[str]:
     for key in ("REPORT_PROJECT", "REPORT_NAME"):
         if training.report_to == "none" and settings.get(f"Training.{key}"):
             notes.append(f"{key} is not used: REPORT_TO = none")
+    if not settings.dataset.replay_share and settings.written("Dataset.REPLAY_FILE"):
+        notes.append("REPLAY_FILE is not used: REPLAY_SHARE = 0")
     if settings.hardware.num_machines == 1 and settings.hardware.main_process_address:
         notes.append("MAIN_PROCESS_ADDRESS is not used: NUM_MACHINES = 1")
     return notes

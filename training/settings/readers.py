@@ -155,6 +155,12 @@ def _file_or_name(given: Given, rule: Rule) -> Path:
     return rules.absolute_path(given, rule)
 
 
+def replay_file(given: Given, rule: Rule) -> str:
+    """[Dataset] REPLAY_FILE: general, or a file of rows, as absolute path."""
+    text = given.text.strip()
+    return text.lower() if text.lower() == rule.default else str(rules.absolute_path(given, rule))
+
+
 def model_name(given: Given, rule: Rule) -> str:
     """[Model] NEW_MODEL_NAME: what Ollama takes as a name."""
     name = given.text.strip()

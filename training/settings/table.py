@@ -100,6 +100,15 @@ class Dataset:
     test_split: float = setting(
         0.0, at_least=0, below=1, help="share of the rows kept for a test at the end; 0 for none"
     )
+    replay_share: float = setting(
+        0.0, at_least=0, at_most=0.9, help="share of the training rows that come from REPLAY_FILE, against forgetting"
+    )
+    replay_file: str = setting(
+        "general",
+        read=readers.replay_file,
+        is_a="file",
+        help="general (questions that the base model itself answers before training), or a file of rows",
+    )
     train_on: str = setting("completion", one_of=("completion", "all"), help="learn the answers only, or all the text")
     train_turns: str = setting("all", one_of=("all", "last"), help="learn every answer of a conversation, or the last")
     join_turns: bool | Auto = setting(
