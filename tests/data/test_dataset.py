@@ -214,6 +214,7 @@ def test_a_chat_whose_turns_are_lines_of_a_txt_file_is_told_of(load: Load, tmp_p
     path.write_text("用户：你好\n助手：好\nUser: a\\nAssistant: b\nplain\n", "utf-8")
     data = load([_row(1)], validation_file=path)
     assert data.warnings == [
+        f"{path}:3: 1 row with \\n written out and no line break, which is learned so",
         f"{path}:1: 3 rows with text that begins like a turn (User:, 用户：) and holds no whole exchange, trained as plain "
         "text; each line of a TXT file is a sample; lines 1, 2, 3"
     ]

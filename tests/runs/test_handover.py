@@ -46,7 +46,9 @@ WHOLE = """\
     },
     "served": "",
     "opening": "",
-    "thinking": "auto"
+    "thinking": "auto",
+    "tools_apart": false,
+    "alone": false
   },
   "plain": false,
   "stops": [

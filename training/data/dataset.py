@@ -117,8 +117,7 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     held_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(section.validation_file)]
     tested_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(section.test_file)]
     held, tested = (_joined(some) if some else None for some in (held_files, tested_files))
-    replay_file = _replay_file(section)
-    replayed = _read(replay_file, reading, cache_dir, say) if replay_file else None
+    replayed = _read(path, reading, cache_dir, say) if (path := _replay_file(section)) else None
     every = [*own_files, *held_files, *tested_files]
     read = [*every, replayed] if replayed else every
     rejected = [bad for file in read for bad in file.rejected]

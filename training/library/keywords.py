@@ -58,7 +58,7 @@ class Keywords(TypedDict, total=False):
     test_data: str | os.PathLike[str] | None
     test_split: float | None
     replay_share: float | None
-    replay_file: str | os.PathLike[str] | None
+    replay_file: str | None
     train_on: str | None
     train_turns: str | None
     prompt_template: str | None
