@@ -565,6 +565,21 @@ def test_a_plan_that_has_gone_makes_no_failure_of_a_finished_model(tmp_path, log
     assert logged[-1].startswith(f"no report: {run.path}/checkpoints/report.json cannot be read: No such file")
 
 
+def test_events_that_cannot_be_read_once_stop_nothing_and_lose_nothing(tmp_path, monkeypatch):
+    real, path = Path.read_bytes, tmp_path / "events.jsonl"
+    path.write_bytes(b'{"v": 1, "event": "step", "step": 1}\n{"torn')
+
+    def refuse(_: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    told = Events(path)
+    told.emit("step", step=2)
+    monkeypatch.setattr(Path, "read_bytes", real)
+    told.emit("step", step=3)
+    assert [event["step"] for event in events.read(path)] == [1, 2, 3]
+
+
 def test_an_event_that_the_disk_does_not_take_is_written_with_the_next(tmp_path, monkeypatch):
     real, path = files.append_whole, tmp_path / "events.jsonl"
 

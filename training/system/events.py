@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,14 +36,22 @@ class Events:
 
     def __init__(self, path: Path, stdout: IO[str] | None = None) -> None:
         self.path, self.stdout = path, stdout
-        self._left = b""
-        _drop_torn_line(path)
+        self._left, self._looked = b"", False
+        with suppress(OSError):  # tried again with the first event: a finished run must not fail over it
+            self._look()
+
+    def _look(self) -> None:
+        """Once, see to it that the next line begins on a line of its own."""
+        if not self._looked:
+            _drop_torn_line(self.path)
+            self._looked = True
 
     def emit(self, event: str, **fields: object) -> None:
         """Write one event."""
         line = as_line(event, **fields)
         self._left += (line + "\n").encode("utf-8", "replace")
         try:
+            self._look()
             handle = files.open_private(self.path, os.O_WRONLY | os.O_APPEND)
             try:
                 files.append_whole(handle, self._left)
