@@ -11,17 +11,19 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support import live_ollama
+from tests.support import live_ollama, warm
 from tests.support.faults import FAULT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.session import locked, once, session_folder
 from tests.support.tiny import write_tiny_config, write_tiny_model
-from training.system import forkserver
-from training.system.forkserver import Server
+from training.system import before_torch, forkserver
 
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Else the threads of torch in one worker spin, waiting for each other, on the cores that another worker needs.
+for name, value in before_torch.THREADS.items():
+    os.environ.setdefault(name, value)
 # The same examples in every run, so that nobody's change fails by another's find; tests/run.sh --hypothesis-profile campaign
 # looks for new ones. No deadline: a shared machine may be slow.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
@@ -143,22 +145,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path
     return folder
 
 
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[Server]:
-    """This worker's fork server (training/system/forkserver.py), set aside for the tests that ask for `forks`."""
-    forkserver.start()
-    server, forkserver.server = forkserver.server, None
-    yield server
-    server.process.stdin.close()
-    server.process.wait()
-    server.requests.close()
-
-
 @pytest.fixture(scope="module")
-def forks(fork_server: Server) -> Iterator[None]:
+def forks() -> Iterator[None]:
     """Programs started by the package, and with `forked`, begin as those of a run do: torch is imported already. That is
     four seconds less for each; tests that do not ask for it have plain processes."""
-    forkserver.server = fork_server
+    forkserver.server = warm.warmed().server
     yield
     forkserver.server = None
 

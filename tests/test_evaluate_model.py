@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.programs import finetune
+from tests.support.programs import Ended, finetune
 from tests.support.settings import a_settings
 from training import evaluate_model, runs
 from training.data import Item, held_out
@@ -35,12 +33,8 @@ def spoken(*texts: str) -> evaluate_model.Spoken:
     return evaluate_model.Spoken(losses=[1.5] * len(texts), answers=answers, marks=marks)
 
 
-def program(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    script = str(ROOT / "training" / "evaluate_model.py")
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=900,
-    )  # fmt: skip
+def program(*arguments: str | Path) -> Ended:
+    return finetune(*arguments, script="evaluate_model.py", timeout=900)
 
 
 @pytest.mark.parametrize("text", FORMULAS)
@@ -104,14 +98,14 @@ def test_rows_are_spread_evenly_and_never_more_than_there_are() -> None:
 @pytest.mark.tiny
 def test_what_is_wrong_with_the_arguments_is_said_with_exit_2(arguments: tuple[str, ...], said: str) -> None:
     done = program(*arguments)
-    assert done.returncode == 2 and done.stdout == "" and said in done.stderr and "Traceback" not in done.stderr
+    assert done.code == 2 and done.stdout == "" and said in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.tiny
 def test_a_run_is_measured_against_its_base_and_its_quantised_file(undisturbed: Path, tmp_path: Path) -> None:
     rows = undisturbed.parents[1] / "rows.jsonl"
     done = program("--lora-model", undisturbed, "--test-data", rows, "--output", tmp_path / "out.csv", "--bom")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split()[:3] == ["base", "tuned", "quantised"]
     assert lines[1].startswith(LOSS) and lines[1].endswith("better") and lines[-1].startswith(f"better by {LOSS}")

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support import warm
 from tests.support.paths import ROOT
 from tests.support.runs import losses
 
@@ -31,22 +32,31 @@ class Ended:
 
 
 def finetune(
-    *arguments: str | Path, cwd: Path | None = None, timeout: float = 600, python: str | Path = sys.executable,
-    **environment: str,
+    *arguments: str | Path, cwd: Path | None = None, timeout: float = 600, python: str | Path | None = None,
+    script: str | Path = "finetune.py", **environment: str,
 ) -> Ended:  # fmt: skip
-    """Run training/finetune.py in a process of its own, as run.sh does, with no terminal and no stdin."""
+    """Run training/finetune.py in a process of its own, as run.sh does, with no terminal and no stdin.
+
+    It begins with torch imported already (tests/support/warm.py), unless `python` says which is to start, or something is
+    in the environment that is read before.
+    """
+    program, words = ROOT / "training" / script, list(map(str, arguments))
+    everything = {**os.environ, **environment}
+    if python is None and (ended := warm.run(program, words, everything, cwd, timeout)):
+        return Ended(*ended)
     done = subprocess.run(
-        [str(python), str(ROOT / "training" / "finetune.py"), *map(str, arguments)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=timeout, cwd=cwd,
-        env={**os.environ, **environment},
+        [str(python or sys.executable), str(program), *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        encoding="utf-8", timeout=timeout, cwd=cwd, env=everything,
     )  # fmt: skip
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def forked(script: Path, *arguments: str | Path) -> Ended:
-    """Run a script to its end as `python SCRIPT ARGUMENTS` would: a fork where there is a fork server, else a plain process."""
+    """Run a script to its end as `python SCRIPT ARGUMENTS` would: a fork of the package's fork server where there is one."""
     from training.system import forkserver
 
+    if forkserver.server is None:
+        return finetune(*arguments, script=script)
     with tempfile.TemporaryFile() as said:
         ours = os.dup(2)
         os.dup2(said.fileno(), 2)  # what it inherits
