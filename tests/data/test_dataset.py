@@ -216,7 +216,7 @@ def test_a_chat_whose_turns_are_lines_of_a_txt_file_is_told_of(load: Load, tmp_p
     assert data.warnings == [
         f"{path}:3: 1 row with \\n written out and no line break, which is learned so",
         f"{path}:1: 3 rows with text that begins like a turn (User:, 用户：) and holds no whole exchange, trained as plain "
-        "text; each line of a TXT file is a sample; lines 1, 2, 3"
+        "text; each line of a TXT file is a sample; lines 1, 2, 3",
     ]
 
 

@@ -70,7 +70,9 @@ def test_too_few_answers_are_warned_of_with_how_often_each_is_taken(answering):
 
 def test_an_end_of_asking_for_want_of_time_is_warned_of(answering):
     run, _ = answering(answers(20, 32, in_time=False))
-    assert "and within 15 min it gave 20: each is taken 2 times" in run.status["warnings"][0].replace("15 min 00 s", "15 min")
+    assert "and within 15 min it gave 20: each is taken 2 times" in run.status["warnings"][0].replace(
+        "15 min 00 s", "15 min"
+    )
 
 
 def test_enough_answers_are_kept_without_a_warning(answering, tmp_path):
