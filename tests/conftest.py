@@ -64,11 +64,18 @@ def logged() -> Iterator[list[str]]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """tests/run.sh tests --faults 500: a longer campaign; --fuzz 20000: more random files; --io-faults each, all: every read and write.
 
+    tests/run.sh tests/test_guides.py --guides-model embedded: the guides' commands train the shipped model.
     tests/run.sh tests/test_golden.py --golden: take what users see now.
     """
     parser.addoption("--faults", type=int, default=3, help="how many times runs are killed at random moments")
     parser.addoption("--io-faults", default="2", help="how many reads or writes of runs fail, or `each`, or `all`")
     parser.addoption("--fuzz", type=int, default=FUZZ, help="how many random files and texts of each kind are tried")
+    parser.addoption(
+        "--guides-model",
+        choices=("tiny", "embedded"),
+        default="tiny",
+        help="the model of the guides' commands; with `embedded` every training among them goes to its end",
+    )
     parser.addoption("--ollama", action="store_true", help="ask a real Ollama: OLLAMA=path, else the one on the PATH")
     parser.addoption(
         "--golden", action="store_true", help="write tests/golden/ anew: a change of what users see is wanted"

@@ -15,7 +15,7 @@ from training.base_model import Peek
 from training.errors import MachineError
 from training.fast_cpu import policy
 from training.plan import choices, disk_space, memory, memory_fit
-from training.settings import Settings
+from training.settings import Settings, contradictions
 from training.system import this_machine
 from training.system.this_machine import Gpu, Machine
 
@@ -142,6 +142,22 @@ def test_on_a_cpu_the_whole_model_stands_beside_the_shares_while_they_are_made(t
         tmp_path, monkeypatch, machine(), SPREAD + "DEVICE = cpu\nPRECISION = bf16\nAUTO_FP16_BF16 = false\n"
     )
     assert memory.estimate(asked, EIGHT, 512)["weights"] >= 2 * (2 * EIGHT.parameters // 4) * 4
+
+
+def test_fp16_by_the_flag_of_guides_is_a_wish_that_a_cpu_cannot_fulfil_and_by_settings_a_mistake(tmp_path):
+    (tmp_path / "config.ini").write_text("[Model]\n", encoding="utf-8")
+
+    def asked(source: str) -> Settings:
+        pairs = {"AUTO_FP16_BF16": "false", "PRECISION": "fp16"}
+        overrides = [settings.Override("Hardware", key, value, source) for key, value in pairs.items()]
+        return choices.decide(settings.load(tmp_path / "config.ini", overrides, check_files=False), machine())
+
+    for source in ("--fp16", "fp16: PRECISION="):
+        taken = asked(source)
+        assert ("Hardware.PRECISION", "bf16", "--fp16 is for a card; the CPU has amx_bf16") in taken.choices
+        assert list(contradictions.find(taken)) == []
+    (problem,) = (told for _, told in contradictions.find(asked("--set Hardware.PRECISION")))
+    assert "a CPU trains in bf16 or fp32" in problem
 
 
 def test_what_the_program_holds_of_a_card_already_is_not_counted_against_what_is_free(tmp_path, monkeypatch):

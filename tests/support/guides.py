@@ -73,7 +73,6 @@ BLOCKS = (
         "--batch-size 4 --num-train-epochs 3 --learning-rate 2e-4 --max-seq-length 2048 --save-steps 1 --logging-steps 1 "
         "--eval-steps 1 --bf16 --train-test-split 0.1",
     ),
-    Block(
-        "5 a library", "train_lora.py", "--data-path {DATA} --fp16 --use-wandb --wandb-project p --wandb-run-name first"
-    ),
+    Block("5 a library", "train_lora.py", "--data-path {DATA} --use-wandb --wandb-project p --wandb-run-name first"),
+    Block("5 a library", "train_lora.py", "--data-path {DATA} --fp16"),
 )

@@ -43,12 +43,14 @@ def precision(settings: Settings, machine: Machine, where: str) -> Choice:
     bf16 hardware begins with compute capability 8.0; torch.cuda.is_bf16_supported() says True on a T4, which only
     emulates it. On a CPU bf16 pays where a unit multiplies it (AMX, AVX512-BF16) and is slow elsewhere.
     """
-    if not settings.hardware.auto_fp16_bf16:
+    wish = where == "cpu" and _wished_for_a_card(settings)
+    if not settings.hardware.auto_fp16_bf16 and not wish:
         return Choice(settings.hardware.precision, "PRECISION")
     if where == "cpu":
+        before = "--fp16 is for a card; " if wish else ""
         if machine.bf16_unit:
-            return Choice("bf16", f"the CPU has {machine.bf16_unit}")
-        return Choice("fp32", "the CPU has no bf16 units")
+            return Choice("bf16", f"{before}the CPU has {machine.bf16_unit}")
+        return Choice("fp32", f"{before}the CPU has no bf16 units")
     if machine.backend != "cuda":
         return Choice("bf16", f"{machine.backend} device")
     capability = min(gpu.capability for gpu in machine.gpus)
@@ -56,6 +58,12 @@ def precision(settings: Settings, machine: Machine, where: str) -> Choice:
     if capability >= (8, 0):
         return Choice("bf16", number)
     return Choice("fp16", f"{number}: no bf16 hardware before 8.0")
+
+
+def _wished_for_a_card(settings: Settings) -> bool:
+    """Whether fp16 was asked for by the flag that guides type, wherever they are followed; a line of settings means it."""
+    by = settings.origin("Hardware.PRECISION").partition(":")[0].strip("-=")
+    return settings.hardware.precision == "fp16" and by == "fp16"
 
 
 def engine(settings: Settings, where: str) -> Choice:
