@@ -192,3 +192,27 @@ def test_a_split_in_two_kinds_of_files_or_in_some_that_are_not_read_is_refused()
     with pytest.raises(UserError, match=r"it has b.zip there, which is not read here"):
         hub_splits.one_kind("hf:o/n", ["a.jsonl", "b.zip"])
     hub_splits.one_kind("hf:o/n", ["a.jsonl", "b.json", "c.ndjson.gz"])
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a.jsonl", "*.jsonl", "**/*.jsonl", "data/**", "data/*/x-[0-9].jsonl", "**/deep/**/*.jsonl", "d?ta/*", "**", "*", "[!d]*.jsonl"],
+)  # fmt: skip
+def test_a_pattern_of_a_card_fits_what_the_library_says_that_it_fits(pattern: str) -> None:
+    files = [
+        "a.jsonl",
+        "b.jsonl",
+        "data/x.jsonl",
+        "data/en/x-1.jsonl",
+        "data/deep/y.jsonl",
+        "data/deep/z/y.jsonl",
+        "data.jsonl",
+    ]
+    ours, theirs = hub_splits._told_of(pattern), hub_splits._library_s(pattern)
+    assert [file for file in files if ours(file)] == [file for file in files if theirs(file)]
+
+
+def test_a_pattern_that_would_take_hours_as_one_expression_is_done_at_once() -> None:
+    files = ["a" * 900 + "c.jsonl", "a" * 900 + "b.jsonl"]
+    text = card(f"configs:\n- config_name: x\n  data_files: '{'*a' * 40}*b.jsonl'")
+    assert configs(files, text) == {"x": {"train": [files[1]]}}

@@ -252,6 +252,7 @@ def test_whatever_is_answered_ends_in_words(scope: ModelScope, monkeypatch: pyte
         ("data/../../x", "a file whose name leads elsewhere"),
         ("data//x", "a file whose name leads elsewhere"),
         ("a\\b", "a file whose name leads elsewhere"),
+        ("a" * 1001, "a file whose name has more than 1,000 characters"),
         ("", "a file whose name leads elsewhere"),
         ("a\x1b[2J", "a file whose name holds control characters"),
     ],

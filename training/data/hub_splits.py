@@ -7,9 +7,10 @@ those are taken that are read here. A data set's program is never run.
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -44,10 +45,14 @@ def configurations(hub: str, name: str, files: Sequence[str], card: str) -> dict
         base = str(said.get("data_dir") or "").strip("/")
         below = [file.removeprefix(f"{base}/") for file in files if not base or file.startswith(f"{base}/")]
         patterns = said.get("data_files")
-        splits = {
-            split: [file for file in _matching(below, some) if patterns or is_rows(file)]
-            for split, some in (patterns or _usual(below)).items()
-        }
+        splits = (
+            {split: _matching(below, some, _told_of) for split, some in patterns.items()}
+            if patterns
+            else {
+                split: [file for file in _matching(below, some, _library_s) if is_rows(file)]
+                for split, some in _usual(below).items()
+            }
+        )
         kept = {
             split: [f"{base}/{file}" if base else file for file in some]
             for split, some in splits.items()
@@ -141,7 +146,7 @@ def _usual(files: Sequence[str]) -> dict[str, list[str]]:
     from datasets import data_files
 
     def resolve(pattern: str) -> list[str]:
-        return [file for file in _matching(files, [pattern]) if is_rows(file)]
+        return [file for file in _matching(files, [pattern], _library_s) if is_rows(file)]
 
     try:
         # The library's own list of names, in its order; it asks for nothing but what matches a pattern.
@@ -152,23 +157,64 @@ def _usual(files: Sequence[str]) -> dict[str, list[str]]:
         raise UserError("has files of splits whose names are no words") from None
 
 
-def _matching(files: Sequence[str], patterns: Sequence[str]) -> list[str]:
+def _library_s(pattern: str) -> Callable[[str], bool]:
+    """What fits one of the library's own patterns, as the library itself sees it."""
+    from fsspec.utils import glob_translate
+
+    expression = re.compile(glob_translate(pattern))
+    return lambda file: expression.fullmatch(file) is not None
+
+
+def _told_of(pattern: str) -> Callable[[str], bool]:
+    """What fits a pattern of a card. Anybody may have written it: matched as one expression, a few stars would take hours,
+    so each name between two slashes is matched by itself, which fnmatch does without going back. `**`: any folders."""
+    names = pattern.split("/")
+    if any("**" in name and name != "**" for name in names):
+        raise UserError(f"its card has a pattern that cannot be used: {pattern}")
+    # At the end it means files, however deep.
+    names += ["*"] if names[-1] == "**" else []
+    parts = [None if name == "**" else re.compile(fnmatch.translate(name)) for name in names]
+
+    def onward(at: set[int]) -> set[int]:
+        """Where a match may stand that has got to these parts: `**` may be no folder at all."""
+        for place in sorted(at):
+            while place < len(parts) and parts[place] is None:
+                place += 1
+                at.add(place)
+        return at
+
+    def fits(file: str) -> bool:
+        at = onward({0})
+        for name in file.split("/"):
+            further = set()
+            for place in at:
+                if place < len(parts):
+                    part = parts[place]
+                    if part is None:
+                        further.add(place)
+                    elif part.match(name):
+                        further.add(place + 1)
+            at = onward(further)
+        return len(parts) in at
+
+    return fits
+
+
+def _matching(
+    files: Sequence[str], patterns: Sequence[str], matcher: Callable[[str], Callable[[str], bool]]
+) -> list[str]:
     """The files with rows that match one of the patterns, each once, in the order of the patterns and their names."""
     from datasets import data_files
-    from fsspec.utils import glob_translate
 
     found: dict[str, None] = {}
     for pattern in patterns:
         pattern = pattern.removeprefix("./")
-        try:
-            fits = re.compile(glob_translate(pattern))
-        except (re.error, ValueError):
-            raise UserError(f"its card has a pattern that cannot be used: {pattern}") from None
+        fits = matcher(pattern)
         for file in sorted(files):
             hidden = data_files._is_unrequested_hidden_file_or_is_inside_unrequested_hidden_dir(file, pattern)
             special = data_files._is_inside_unrequested_special_dir(file, pattern)
             ignored = PurePosixPath(file).name in data_files.FILES_TO_IGNORE and file != pattern
-            if fits.fullmatch(file) and not hidden and not special and not ignored:
+            if fits(file) and not hidden and not special and not ignored:
                 found[file] = None
     return list(found)
 

@@ -17,6 +17,7 @@ from training.system import files, foreign_json, privacy
 from training.system.foreign_json import COUNT, TEXT, Damaged
 
 MOST = 100_000  # files of one data set
+LONGEST = 1000  # characters of a file's name: patterns are held against it
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHA1 = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,127}")
@@ -47,6 +48,8 @@ def unfit(name: str, commit: object, paths: Iterable[str]) -> str:
     for number, path in enumerate(paths, 1):
         if number > MOST:
             return f"{name} has more than {MOST:,} files"
+        if len(path) > LONGEST:
+            return f"{name} has a file whose name has more than {LONGEST:,} characters"
         if privacy.visible(path) != path:  # a progress bar would print it
             return f"{name} has a file whose name holds control characters: {privacy.shown(path)}"
         parts = PurePosixPath(path).parts
