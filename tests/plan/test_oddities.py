@@ -11,8 +11,9 @@ from tests.support.plans import a_plan
 from tests.support.settings import a_settings
 from training import settings
 from training.data import ChatTemplate
+from training.errors import UserError
 from training.plan import odd, oddities, system_text
-from training.settings import Settings
+from training.settings import Override, Settings
 
 OWN = "{% if messages[0].role != 'system' %}<s>system: You are Somebody.</s>{% endif %}"
 TURNS = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
@@ -82,6 +83,18 @@ def test_a_run_that_has_begun_keeps_its_warm_up(tmp_path: Path) -> None:
     run = tmp_path / "config.ini"
     run.write_text("[Training]\nMAX_STEPS = 6  # config.ini:3\nWARMUP_STEPS = 5  # default\n", encoding="utf-8")
     assert settings.clamp(settings.of_run(run, check_files=False), 6).training.warmup_steps == 5
+
+
+def test_what_was_fitted_to_a_short_run_is_no_mistake_of_its_user_when_it_is_resumed(tmp_path: Path) -> None:
+    """EVAL_STEPS is shortened to the run, also where nothing is validated."""
+    config, run = tmp_path / "config.ini", tmp_path / "run.ini"
+    config.write_text("[Dataset]\nVALIDATION_SPLIT = 0\n[Training]\nMAX_STEPS = 5\n", encoding="utf-8")
+    fitted = settings.clamp(settings.load(config, check_files=False), 5)
+    assert fitted.training.eval_steps == 5
+    run.write_text(fitted.to_ini(), encoding="utf-8")
+    assert settings.of_run(run, check_files=False).training == fitted.training
+    with pytest.raises(UserError, match="--eval-steps 5: there are no rows to validate on"):
+        settings.of_run(run, [Override("Training", "EVAL_STEPS", "5", "--eval-steps")], check_files=False)
 
 
 def test_the_system_text_of_the_models_own_template_is_told_with_the_setting_that_replaces_it() -> None:

@@ -46,8 +46,7 @@ def load(
     config = Path(os.path.abspath(config))  # noqa: PTH100 - resolve() would follow a link away from the relative paths
     if config.suffix.lower() in yaml_file.ENDINGS:
         raise yaml_file.refused(config)
-    file = ini_file.read(config)
-    return of(file, config, overrides, check_files=check_files, check_packages=check_packages)
+    return of(ini_file.read(config), config, overrides, check_files=check_files, check_packages=check_packages)
 
 
 def of(
@@ -58,8 +57,12 @@ def of(
     check_files: bool = True,
     check_packages: bool = False,
     unknown: Sequence[str] = (),
+    of_a_run: bool = False,
 ) -> Settings:
-    """The same of what a file says (of nothing: Ini()), `config` being its place; `unknown`: problems found before."""
+    """The same of what a file says (of nothing: Ini()), `config` being its place; `unknown`: problems found before.
+
+    `of_a_run`: the file is a run's own config.ini, which says behind each value who chose it.
+    """
     written, lines, others = _collect(file, config, overrides)
     others += unknown
     problems = lines + [(line, f"{config.name}:{line}: {reason}") for line, reason in file.problems]
@@ -91,7 +94,8 @@ def of(
         config=config,
         origins=origins,
     )
-    settings = _without_others_rows(as_given)
+    # Before anything is held against anything else: what was chosen for the user is nothing that they wrote.
+    settings = _without_others_rows(_recorded(as_given, file) if of_a_run else as_given)
     for keys, message in contradictions.find(settings, bad, check_packages):
         line = written[keys[0]].line if keys[0] in written else 0
         typed = not line and any(key in written and not written[key].line for key in keys)
@@ -104,12 +108,18 @@ def of_run(
     config: Path, overrides: Sequence[Override] = (), *, check_files: bool = True, check_packages: bool = False
 ) -> Settings:
     """`load` for a run's own config.ini, which says behind each value who chose it: that is known of it then, too."""
-    settings = load(config, overrides, check_files=check_files, check_packages=check_packages)
+    config = Path(os.path.abspath(config))  # noqa: PTH100 - as `load` does
+    file = ini_file.read(config)
+    return of(file, config, overrides, check_files=check_files, check_packages=check_packages, of_a_run=True)
+
+
+def _recorded(settings: Settings, file: Ini) -> Settings:
+    """Settings that a run has written down, with what its file says of where each value came from."""
     origins, choices = dict(settings.origins), []
-    for entry in ini_file.read(config).entries:
+    for entry in file.entries:
         key, said = f"{entry.section}.{entry.key}", entry.comment[1:].strip()
         # It is given beside the file where it does not come from this line.
-        if origins.get(key) != f"{config.name}:{entry.line}" or not said:
+        if origins.get(key) != f"{settings.config.name}:{entry.line}" or not said:
             continue
         reason = said.removeprefix(AUTOMATIC)
         if said == DEFAULT:
