@@ -142,7 +142,7 @@ def every(seen: dict[tuple[str, str], int], seed: int) -> list[Fault]:
     for (name, path), often in sorted(seen.items()):
         for how in ANSWERS[name]:
             at = draw.randint(1, often)
-            if _can(how, path):
+            if _can(name, how, path):
                 found.append(Fault(name, path, how, at))
     # A disk that fills, or fails, does so for all that comes after.
     for name in ("open", "write", "fsync", "rename", "mkdir"):
@@ -163,7 +163,7 @@ def each(scenes: Mapping[str, dict[tuple[str, str], int]], seed: int) -> list[tu
         files = sorted({path for seen in scenes.values() for one, path in seen if one == name})
         turns = draw.sample(answers, len(answers))
         for number, path in enumerate(draw.sample(files, len(files))):
-            how = next(how for how in (*turns[number % len(turns) :], *turns) if _can(how, path))
+            how = next(how for how in (*turns[number % len(turns) :], *turns) if _can(name, how, path))
             *others, last = (scene for scene, seen in scenes.items() if (name, path) in seen)
             scene = draw.choice([*others, last, last, last])
             found.append((scene, Fault(name, path, how, draw.randint(1, scenes[scene][name, path]))))
@@ -171,6 +171,9 @@ def each(scenes: Mapping[str, dict[tuple[str, str], int]], seed: int) -> list[tu
     return found
 
 
-def _can(how: int | str, path: str) -> bool:
-    """Whether a disk may answer so: only what the run has made itself vanishes."""
+def _can(name: str, how: int | str, path: str) -> bool:
+    """Whether a disk may answer so: only what the run has made itself vanishes, and only what was written finds no room when
+    it is closed."""
+    if name == "close" and how == errno.ENOSPC:
+        return ".partial" in path or path.endswith((".jsonl", ".log"))
     return how != "vanish" or path.startswith("runs/outputs/")
