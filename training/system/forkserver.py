@@ -318,6 +318,8 @@ def main(requests: int, asking: int, preload: Sequence[str]) -> None:
     foreign_code.keep_out()
     asked = forkserver.serve(requests, asking, preload)
     sys.argv = [asked["script"], *asked["arguments"]]
+    # By which a launcher starts the same command again.
+    sys.orig_argv = [sys.executable, *sys.argv]
     sys.path[0] = str(Path(asked["script"]).parent)
     os._exit(_exit_code(lambda: runpy.run_path(asked["script"], run_name="__main__")))
 
