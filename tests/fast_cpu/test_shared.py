@@ -219,15 +219,18 @@ def test_a_run_says_once_what_it_shares_and_a_resumed_one_does_as_it_did(monkeyp
             raise AssertionError("the plain way")
 
     asked = []
-    layers = SimpleNamespace(shared=None, shares=True, by=SimpleNamespace(name="onednn"))
+    layers = SimpleNamespace(
+        shared=None, shares=True, by=SimpleNamespace(name="onednn"), in_8_bits=False,
+        sound=lambda: True, set_aside=lambda: None,
+    )  # fmt: skip
 
     def loss(causal_lm, inputs, *_):
         layers.shared = inputs["shared"]
         return 0.0
 
-    monkeypatch.setattr(fast_loss, "layers", lambda *given: asked.append(given[1:]) or layers)
+    monkeypatch.setattr(fast_loss, "layers", lambda *given, **named: asked.append(given[1:]) or layers)
     # The proof is made with some rows alone.
-    monkeypatch.setattr(fast_loss, "agrees", lambda model, plain, fast: fast() == 0)
+    monkeypatch.setattr(fast_loss, "agrees", lambda model, plain, fast, rounded: fast() == 0)
     monkeypatch.setattr(fast_loss, "plain_head", lambda causal_lm: True)
     monkeypatch.setattr(fast_loss, "sample", lambda inputs: {"shared": (20, 30)})
     monkeypatch.setattr(fast_loss, "loss", loss)
