@@ -143,10 +143,25 @@ def config(tmp_path: Path, talkative: Path) -> Path:
 
 
 @pytest.mark.tiny
-def test_a_run_with_shares_trains_on_answers_that_the_base_model_gave_and_counts_each_file(tmp_path, config):
-    run = go(tmp_path, "--config", str(config), "--output", str(tmp_path / "outputs"), UNDISTURBED="1")
-    assert len(losses(run)) == 5 and (run / replay.FILE).read_bytes()
-    planned = json.loads((run / "checkpoints" / "report.json").read_text(encoding="utf-8"))
-    files = [(Path(file["path"]).name, file["role"], file["rows"]) for file in planned["data"]["files"]]
-    assert files == [("a.jsonl", "training", 12), ("b.jsonl", "training", 8), (replay.FILE, "replay", 13)]
-    assert all(len(file["sha256"]) == 64 for file in planned["data"]["files"])
+def test_a_run_with_shares_and_replay_that_was_stopped_is_bit_for_bit_the_undisturbed_one(tmp_path, config):
+    adapters, answers = [], []
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        out = ("--config", str(config), "--output", str(tmp_path / name / "outputs"))
+        run = go(tmp_path / name, *out, **({"UNDISTURBED": "1"} if name == "whole" else {"STOP_AT": "3"}))
+        if name == "stopped":
+            assert set(losses(run)) == {1, 2, 3}
+            go(tmp_path / name, "--resume", str(run))
+        adapters.append((losses(run), (run / "adapter" / "adapter_model.safetensors").read_bytes()))
+        answers.append((run / replay.FILE).read_bytes())
+        planned = json.loads((run / "checkpoints" / "report.json").read_text(encoding="utf-8"))
+        files = [(Path(file["path"]).name, file["role"], file["rows"]) for file in planned["data"]["files"]]
+        assert files == [("a.jsonl", "training", 12), ("b.jsonl", "training", 8), (replay.FILE, "replay", 13)]
+        assert all(len(file["sha256"]) == 64 for file in planned["data"]["files"])
+    assert answers[0] == answers[1]
+    assert adapters[0] == adapters[1] and len(adapters[0][0]) == 5
+    # What the answers were is what the run goes on with.
+    (run / replay.FILE).write_bytes(answers[0].replace(b'"user"', b'"human"', 1))
+    command = [sys.executable, "-c", PROGRAM, str(ROOT), "--resume", str(run)]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2 and f"{replay.FILE} SHA-256" in refused.stderr
