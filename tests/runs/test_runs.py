@@ -23,6 +23,7 @@ from training.runs.checkpoint import Carried, Manifest
 from training.settings import command_line
 from training.system import events, files, shell, this_machine
 from training.system.events import Events
+from training.system.foreign_json import Damaged
 from training.system.log import _LockedFile
 
 
@@ -624,9 +625,22 @@ def test_a_run_of_which_the_disk_takes_neither_report_nor_state_is_no_success(re
     assert caught.value.safe.endswith(f"`{shell.lasting('run.sh', '--resume', run.path)}` writes what is missing")
 
 
+def refuses_to_write(path: Path) -> None:
+    raise OSError(5, "Input/output error", str(path))
+
+
+def refuses_to_read(path: Path) -> None:
+    """As of a JSON file that is to be told of."""
+    try:
+        raise OSError(5, "Input/output error", str(path))
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+
+
+@pytest.mark.parametrize("refuse", [refuses_to_write, refuses_to_read])
 @pytest.mark.parametrize("name", ["write", "model_card.write"])
 def test_report_and_cards_of_a_finished_run_are_tried_again_where_the_disk_refuses_them_once(
-    name, tmp_path, monkeypatch, logged
+    name, refuse, tmp_path, monkeypatch, logged
 ):
     from training.report import gathering
 
@@ -635,7 +649,7 @@ def test_report_and_cards_of_a_finished_run_are_tried_again_where_the_disk_refus
     def once(*_: object) -> None:
         if not refused:
             refused.append(name)
-            raise OSError(5, "Input/output error", str(tmp_path / "x"))
+            refuse(tmp_path / "x")
 
     monkeypatch.setattr(directory, "WAITS", (0.0,))
     monkeypatch.setattr(gathering, "has_plan", lambda run: True)

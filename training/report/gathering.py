@@ -94,13 +94,20 @@ def write(run: Run, state: State, error: FinetuneError | Interrupted | None = No
 
 
 def _tried(write: Callable[[], Written]) -> Written:
-    """Write, and where a drive does not take it try again, as with the state: what a finished run lacks nobody writes later."""
+    """Write, and where a drive does not take it try again, as with the state: what a finished run lacks nobody writes later.
+
+    The same where the drive does not give what is to be told.
+    """
     for wait in directory.WAITS:
         try:
             return write()
         except FileNotFoundError:  # what is gone does not come back
             raise
         except OSError:
+            time.sleep(wait)
+        except Damaged as damage:
+            if not io_errors.behind(damage):
+                raise
             time.sleep(wait)
     return write()
 
