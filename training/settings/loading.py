@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +82,19 @@ def of(
             message = f"{place_of(item, ini_file.show(given.text), origin)}: {reason}"
             (problems.append((line or AFTER, message)) if line or key not in written else others.append(message))
         sections[item.section][item.key.lower()] = value
-    origins = {key: setting.origin for key, setting in written.items()}
-    as_given = Settings(
+    as_given = _of_sections(sections, config, {key: setting.origin for key, setting in written.items()})
+    # Before anything is held against anything else: what was chosen for the user is nothing that they wrote.
+    settings = _without_others_rows(_recorded(as_given, file) if of_a_run else as_given)
+    for keys, message in contradictions.find(settings, bad, check_packages):
+        line = written[keys[0]].line if keys[0] in written else 0
+        typed = not line and any(key in written and not written[key].line for key in keys)
+        (others.append(message) if typed else problems.append((line or AFTER, message)))
+    _raise_all([message for _, message in sorted(problems)], others, config)
+    return settings
+
+
+def _of_sections(sections: Mapping[str, dict[str, Any]], config: Path, origins: Mapping[str, str]) -> Settings:
+    return Settings(
         model=Model(**sections["Model"]),
         lora=LoRA(**sections["LoRA"]),
         dataset=Dataset(**sections["Dataset"]),
@@ -94,14 +105,6 @@ def of(
         config=config,
         origins=origins,
     )
-    # Before anything is held against anything else: what was chosen for the user is nothing that they wrote.
-    settings = _without_others_rows(_recorded(as_given, file) if of_a_run else as_given)
-    for keys, message in contradictions.find(settings, bad, check_packages):
-        line = written[keys[0]].line if keys[0] in written else 0
-        typed = not line and any(key in written and not written[key].line for key in keys)
-        (others.append(message) if typed else problems.append((line or AFTER, message)))
-    _raise_all([message for _, message in sorted(problems)], others, config)
-    return settings
 
 
 def of_run(
