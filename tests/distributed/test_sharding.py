@@ -47,14 +47,14 @@ configs = [
 for config in configs:
     for more in (dict(), dict(use_dora=True), dict(bias="all", lora_dropout=0.1)):
         torch.manual_seed(7)
-        whole = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        whole = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         lora = lambda: LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False, **more)
         reference = get_peft_model(whole, lora())
         if rank == 0:
             model = copy.deepcopy(reference)
         else:
             with init_empty_weights(include_buffers=False):
-                empty = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+                empty = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             empty.tie_weights()
             torch.manual_seed(8)  # the adapter is rank 0's
             model = get_peft_model(empty, lora())
@@ -68,8 +68,11 @@ for config in configs:
             loss.backward()
             return loss.item(), {{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
         (loss, gradients), (here, own) = tried(reference), tried(model)
-        assert loss == here, (config.model_type, more, loss, here)
-        assert gradients.keys() == own.keys() and all(torch.equal(gradients[n], own[n]) for n in own), (config.model_type, more)
+        # Where a buffer begins decides with some CPUs how its sums are rounded.
+        assert abs(loss - here) <= 1e-5 * loss, (config.model_type, more, loss, here)
+        assert gradients.keys() == own.keys(), (config.model_type, more)
+        off = [n for n in own if not torch.allclose(gradients[n], own[n], rtol=1e-4, atol=1e-6)]
+        assert not off, (config.model_type, more, off)
         frozen = [p for p in model.parameters() if not p.requires_grad]
         share = sum(p.to_local().numel() for p in frozen) / sum(p.numel() for p in frozen)
         assert 0.45 < share < 0.55, (config.model_type, share)
