@@ -598,6 +598,33 @@ def test_whichever_process_is_stopped_or_killed_the_run_ends_in_time_and_goes_on
     assert losses(Path(done.stdout.strip())) == losses(whole)
 
 
+# Rank 1 ends badly once it has trained, while rank 0 is at its evaluation, and does not wait long for such an end.
+BAD_END = """
+import time
+from training.distributed import crew, worker
+crew.STUCK, crew.LISTENING = 0.5, 0.1
+real = worker.work
+def work(*given):
+    real(*given)
+    os._exit(3)
+worker.work = work
+def evaluate(*given):
+    time.sleep(4)
+    raise errors.RunError("evaluate", "enough")
+pipeline.evaluate_stage = evaluate
+"""
+
+
+@pytest.mark.tiny
+def test_a_process_that_ends_badly_when_all_have_trained_does_not_end_the_evaluation(tmp_path, tiny_model):
+    config = write_tiny_config(tmp_path, tiny_model)
+    command = [sys.executable, "-c", FAULTY.format(root=str(ROOT), fault=BAD_END), "--config", config, *TWO]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "error: evaluate: enough" in done.stderr and "process 1" not in done.stderr, (
+        done.stderr
+    )
+
+
 @pytest.mark.tiny
 def test_with_max_restarts_a_run_goes_on_by_itself_when_a_process_dies(tmp_path, tiny_model):
     config = write_tiny_config(tmp_path, tiny_model)

@@ -97,6 +97,9 @@ def trained(
         result = loop.train(loaded, order, session)
         if not session.watch.spread:
             kept.close()
+            if others:
+                # From here on nothing depends on how they end.
+                others.end()
         _finish_training(plan, loaded, run, events, result, round(time.perf_counter() - began, 1))
         if signals.stop is not None:  # it came with the last step: the training is done, the rest is for --resume
             words = f"stopped after training; the adapter is safe, {checkpoint.does_the_rest(run.path)}"
