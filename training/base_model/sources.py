@@ -192,7 +192,7 @@ def _unpacked(gguf: Path, folder: Path, say: Callable[[str], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with files.alone(folder):
             if not _is_current(folder, gguf):  # another process may have made it meanwhile
                 for left in folder.parent.glob(f"{folder.name}.*{files.PARTIAL}"):  # by one that was killed
                     shutil.rmtree(left, ignore_errors=True)
@@ -225,18 +225,6 @@ def _is_current(folder: Path, gguf: Path) -> bool:
         return bool(safetensors_file.tensors(folder)) and (folder / "tokenizer.json").is_file()
     except (OSError, ValueError, RunError, Damaged):
         return False
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder that is being made; a process that dies gives it back."""
-    import fcntl
-
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        # A file system without locks: both would unpack, each beside the place; the last rename wins.
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _told_of_code(base: BaseModel, trusted: bool, say: Callable[[str], None]) -> BaseModel:

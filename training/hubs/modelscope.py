@@ -137,7 +137,7 @@ def _get(wanted: Wanted, listed: Listing, name: str, say: Callable[[str], None])
     blobs.mkdir(parents=True, exist_ok=True)
     if not (blob.is_file() and said.size in (None, blob.stat().st_size)):
         partial = blobs / f"{called}.incomplete"
-        with modelscope_http.alone(partial):
+        with files.alone(partial):
             # Asked for by the name under which it was listed: whether a commit is taken there depends on its kind.
             revision = wanted.revision or USUAL
             modelscope_http.download(wanted, {"Revision": revision, "FilePath": name}, said.size, partial, say)

@@ -177,18 +177,6 @@ def _sent(wanted: Wanted, what: str, query: Mapping[str, str], headers: Mapping[
         raise network.of_the_proxy(error) or strange(wanted) from None
 
 
-@contextlib.contextmanager
-def alone(partial: Path) -> Iterator[None]:
-    """Hold the lock of a file that is being fetched: another process would write into the same."""
-    import fcntl
-
-    with partial.with_name(f".{partial.name}.lock").open("w") as lock:
-        # A file system without locks: what two have written into one file is noticed by its SHA-256.
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _refused(wanted: Wanted, code: object, file: str | None = None) -> MachineError:
     """A status of HTTP, or a code of ModelScope's own, that means no."""
     name, has_token = wanted.name, bool(os.environ.get("MODELSCOPE_API_TOKEN", "").strip())

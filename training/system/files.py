@@ -71,6 +71,18 @@ def whole_folder(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder that is being made: another process would make the same. One that dies gives it back."""
+    import fcntl
+
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        # A file system without locks: what two have made in one place is noticed by whoever reads it.
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def kept(path: Path) -> Iterator[Path]:
     """`whole_file` for what is kept beside a run: MachineError where it cannot be written, on a full disk for example."""
     try:
