@@ -33,7 +33,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 from training.train import sharding
 from training.train.team import Place, Team
+from tests.support.settings import a_settings
 rank = int(sys.argv[1])
+asked = a_settings(DEVICE="cpu", NUM_PROCESSES="2", SHARDING="fsdp")
 torch.set_num_threads(1)
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 team = Team(Place(rank=rank, local_rank=rank, size=2, local_size=2))
@@ -58,7 +60,7 @@ for config in configs:
             empty.tie_weights()
             torch.manual_seed(8)  # the adapter is rank 0's
             model = get_peft_model(empty, lora())
-        sharding.spread(model, team, "cpu")
+        sharding.spread(model, team, asked)
         ids = torch.tensor([[5, 11, 3, 90, 41, 7, 2]])
         def tried(model):
             torch.manual_seed(9)

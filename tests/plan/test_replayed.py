@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.faults import STOPPED_AFTER
 from tests.support.paths import ROOT
 from tests.support.plans import a_plan, a_summary
 from tests.support.runs import losses
@@ -76,7 +77,8 @@ def test_answers_in_a_run_that_were_tampered_with_are_refused_with_what_would_do
 # ---- whole runs --------------------------------------------------------------------------------------------------
 
 # The program but for its export, stopped by a signal after the step in STOP_AT.
-PROGRAM = """
+PROGRAM = (
+    """
 import os, runpy, sys
 from pathlib import Path
 _, root, *arguments = sys.argv
@@ -87,13 +89,9 @@ from training import pipeline
 from training.evaluation import base_answers
 from training.train import callback
 
-class Stopped(callback.Hooks):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == int(os.environ.get("STOP_AT", 0)):
-            self.session.signals.stop = 15
-        super().on_step_end(args, state, control, **kwargs)
-
-callback.Hooks = Stopped
+"""
+    + STOPPED_AFTER
+    + """
 ask = base_answers.ask
 def asked(*given):
     assert "STOP_AT" in os.environ or "UNDISTURBED" in os.environ, "a resumed run asks nobody"
@@ -103,6 +101,7 @@ pipeline.evaluate_stage = lambda *given: os._exit(0)
 sys.argv = [root + "/training/finetune.py", *arguments]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+)
 
 
 def go(folder: Path, *arguments: str, **environment: str) -> Path:

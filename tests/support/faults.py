@@ -130,6 +130,18 @@ pipeline.evaluate_stage = enough
 """
 
 
+# A signal comes with the step in STOP_AT, in a program that has imported `os` and training.train.callback.
+STOPPED_AFTER = """
+class Stopped(callback.Hooks):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == int(os.environ.get("STOP_AT", 0)):
+            self.session.signals.stop = 15
+        super().on_step_end(args, state, control, **kwargs)
+
+callback.Hooks = Stopped
+"""
+
+
 # SIGTERM arrives in a micro-batch: `at` is its number from the start of the process.
 STOPPED = """
 from training.train import hooks

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.environments import python_with
+from tests.support.faults import STOPPED_AFTER
 from tests.support.paths import ROOT
 from tests.support.tiny import write_tiny_config
 from training.system import events
 
-PROGRAM = """
+PROGRAM = (
+    """
 import json, os, runpy, sys
 from pathlib import Path
 _, root, told, *arguments = sys.argv
@@ -32,13 +34,9 @@ from training.train import callback, loop
 decide = choices.decide
 choices.decide = lambda *given: decide(*given).with_choice("Quantization.LOAD_IN_4BIT", True, "a test")
 
-class Stopped(callback.Hooks):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == int(os.environ.get("STOP_AT", 0)):
-            self.session.signals.stop = 15
-        super().on_step_end(args, state, control, **kwargs)
-
-callback.Hooks = Stopped
+"""
+    + STOPPED_AFTER
+    + """
 build = loop.build
 def built(loaded, order, session):
     trainer = build(loaded, order, session)
@@ -59,6 +57,7 @@ pipeline.evaluate_stage = lambda *given: os._exit(0)
 sys.argv = [root + "/training/finetune.py", *arguments]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+)
 
 
 class Trained:

@@ -32,12 +32,11 @@ def follow(
         temporary.folder("second") as folder,
         crew.several(seat, plan, fingerprint, Run(folder), give_up) as others,
     ):
-        spread = sharding.wanted(plan.settings)
-        loaded = engine.load(plan.base, plan.settings, plan.longest, plan.tokenizer, empty=spread)
+        empty = sharding.wanted(plan.settings)
+        loaded = engine.load(plan.base, plan.settings, plan.longest, plan.tokenizer, empty=empty)
         others.wait()
         with others.joined() as team:
-            if spread:
-                sharding.spread(loaded.model, team, plan.settings.hardware.device)
+            sharding.spread(loaded.model, team, plan.settings)
             ours = state.session(loaded, others.order, team, signals, others)
             done = _train(loaded, others.order, ours, foreign=seat.folder is None)
     if done:

@@ -67,17 +67,15 @@ def work(order: Order, folder: Path, signals: Signals) -> None:
     if order.settings.hardware.device != "cpu":
         this_machine.show_one_card(order.settings.hardware.device, order.place.local_rank)
     engine.start(order.settings)
-    spread = sharding.wanted(order.settings)
-    loaded = engine.load(order.base, order.settings, order.longest, empty=spread)
+    loaded = engine.load(order.base, order.settings, order.longest, empty=sharding.wanted(order.settings))
     notes.ready(folder, order.place.local_rank)
     _until_met(order, folder)
     with team.joined(order.place, order.settings) as joined, signals.gentle():
-        if spread:
-            sharding.spread(loaded.model, joined, order.settings.hardware.device)
+        sharding.spread(loaded.model, joined, order.settings)
         ours = session(loaded, order, joined, signals)
         try:
             loop.follow(loaded, order, ours)
-            if spread:
+            if ours.watch.spread:
                 _help_to_evaluate(ours, loaded, folder)
         except Interrupted:
             if ours.first_began is None:

@@ -79,8 +79,7 @@ def trained(
         others.wait()
     with ExitStack() as kept:
         joined = kept.enter_context(others.joined() if others else team.joined(order.place, order.settings))
-        if sharding.wanted(plan.settings):
-            sharding.spread(loaded.model, joined, plan.settings.hardware.device)
+        sharding.spread(loaded.model, joined, plan.settings)
         session = Session(
             settings=plan.settings,
             run=run,

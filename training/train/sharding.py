@@ -34,18 +34,21 @@ def wanted(settings: Settings) -> bool:
     return settings.hardware.sharding != "none"
 
 
-def spread(model: PeftModel, team: Team, device: str) -> None:
-    """Give each rank its share of the frozen weights, on its device, and the adapter of rank 0.
+def spread(model: PeftModel, team: Team, settings: Settings) -> None:
+    """Give each rank its share of the frozen weights, on its device, and the adapter of rank 0; nothing where that is not
+    wanted.
 
     Every rank calls it, once its process group is there: rank 0 with the whole model on the CPU, the others with one that
     has no weights (`engine.load(..., empty=True)`).
     """
+    if not wanted(settings):
+        return
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    kind = device.partition(":")[0]
+    kind = settings.hardware.device.partition(":")[0]
     bare = cast("PreTrainedModel", model.get_base_model())
     trained = {name: value for name, value in bare.named_parameters() if value.requires_grad}
     whole = {name: value.detach() for name, value in bare.named_parameters() if name not in trained}
