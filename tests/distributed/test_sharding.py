@@ -111,6 +111,27 @@ def test_models_of_many_shapes_have_equal_losses_gradients_and_answers_when_they
             one.kill()
 
 
+@pytest.mark.slow
+def test_each_layer_is_spread_by_itself_also_one_with_more_experts_than_there_are_layers():
+    import torch
+    from torch.nn import Linear, ModuleList
+
+    from training.train import sharding
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = ModuleList(Linear(2, 2) for _ in range(5))
+
+    model = torch.nn.Module()
+    model.layers = ModuleList(Layer() for _ in range(3))
+    model.vision = ModuleList([Linear(2, 2), Linear(2, 2)])
+    model.head = ModuleList([Linear(2, 2)])
+    assert sharding.layers(model) == [*model.layers, *model.vision]
+    del model.vision
+    assert sharding.layers(model) == list(model.layers)
+
+
 @pytest.mark.tiny
 def test_a_spread_training_that_lost_a_process_goes_on_to_the_files_of_one_process(tmp_path, tiny_model, undisturbed):
     config = write_tiny_config(tmp_path, tiny_model)

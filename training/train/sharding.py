@@ -89,14 +89,13 @@ def _share_out(bare: PreTrainedModel, whole: dict[str, torch.Tensor], mesh: Devi
 
 
 def layers(bare: PreTrainedModel) -> list[torch.nn.Module]:
-    """The layers of a model, of which each is put together by itself: the members of its longest lists of equal modules."""
+    """The layers of a model, of which each is put together by itself: the members of its lists of modules. A list within a
+    layer, of its experts for example, is no list of layers."""
     import torch
 
-    lists = [one for one in bare.modules() if isinstance(one, torch.nn.ModuleList) and len(one) > 1]
-    most = max((len(one) for one in lists), default=0)
-    # A list within a layer, of its experts for example, is no list of layers.
-    outer = [one for one in lists if not any(other is not one and one in set(other.modules()) for other in lists)]
-    return [layer for one in outer if len(one) == most or len(outer) > 1 for layer in one]
+    lists = {name: one for name, one in bare.named_modules() if isinstance(one, torch.nn.ModuleList) and len(one) > 1}
+    inner = {name for name in lists for other in lists if name.startswith(f"{other}.")}
+    return [layer for name, one in lists.items() if name not in inner for layer in one]
 
 
 @contextmanager
