@@ -1,7 +1,7 @@
 """Replay: rows of other things beside the user's own, so that the model keeps what it could do. Which rows, and how many.
 
 They come from REPLAY_FILE: a file of rows, or the questions that come with this project, answered by the base model itself
-before training (evaluation/replay.py). Those answers stay in the run's directory, in a file that is a REPLAY_FILE, too.
+before training (evaluation/base_answers.py). Those answers stay in the run's directory, in a file that is a REPLAY_FILE, too.
 """
 
 from __future__ import annotations

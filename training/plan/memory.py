@@ -152,20 +152,19 @@ def _state(optim: str) -> float:
 def weights(settings: Settings, model: Shape) -> int:
     """Bytes of the frozen base model. Loading it takes no more than training does: in 4 bits transformers reads one matrix in
     16 bit at a time (core_model_loading.py of 5.17: it uses no threads where it quantises)."""
-    width = _width(settings)
     if settings.hardware.sharding != "none":
         return _spread_weights(settings, model)
     if settings.hardware.fast_cpu == policy.INT8 and policy.by_hand(settings, model.model_type):
         return _in_8_bits(settings, model)
     if not settings.quantization.load_in_4bit:
-        return model.parameters * width
+        return whole_weights(settings, model)
     # While a layer is at work its largest matrix stands in 16 bit.
     largest = 2 * max(inputs * outputs for inputs, outputs in model.linear.values())
     return int(model.embeddings * 2 + (model.parameters - model.embeddings) * NF4 + largest)
 
 
 def whole_weights(settings: Settings, model: Shape) -> int:
-    """Bytes of the model in 16 or 32 bit as rank 0 reads it, in the machine's memory, where it is spread over several."""
+    """Bytes of the model in 16 or 32 bit; where it is spread, as rank 0 reads it, in the machine's memory."""
     return model.parameters * _width(settings)
 
 
