@@ -631,7 +631,7 @@ def test_with_max_restarts_a_run_goes_on_by_itself_when_a_process_dies(tmp_path,
     flags = ("--set=Training.MAX_STEPS=8", "--set=LoRA.LORA_DROPOUT=0.1")
     whole, _ = trained(config, *flags, "--output", str(tmp_path / "whole"))
     process = slowly("--config", config, *TWO, *flags, "--set=Hardware.MAX_RESTARTS=2")
-    run = wait_for_step(tmp_path / "outputs", 2, process)
+    run = wait_for_step(tmp_path / "outputs", 3, process)  # the checkpoint of step 2 is there
     os.kill(other_process(run), signal.SIGKILL)
     wait_for_step(tmp_path / "outputs", 5, process)
     os.kill(started(run), signal.SIGKILL)
@@ -806,7 +806,7 @@ def test_a_machine_that_falls_silent_without_closing_a_connection_is_given_up(
         )
         for n in (0, 1)
     ]  # fmt: skip
-    run = wait_for_step(tmp_path / "m0", 2, both[0])
+    run = wait_for_step(tmp_path / "m0", 3, both[0])  # the checkpoint of step 2 is there
     ranks = [int(psutil.Process(one.pid).children()[0].pid) for one in both]
     os.kill(ranks[frozen], signal.SIGSTOP)
     try:
