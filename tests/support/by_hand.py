@@ -43,9 +43,9 @@ def measured(model, inputs, decoder=None):
     return float(value.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def needs_vectors():
-    """Skips a test where attention.c is not for this CPU."""
+def needs_vectors(dtype):
+    """Skips a test where attention.c is not for this CPU and type."""
     from training.fast_cpu import kernels
 
-    if not kernels.attends():
-        pytest.skip("the vector units of this CPU do not multiply bf16, or it has matrix units")
+    if not kernels.attends(dtype):
+        pytest.skip(f"the vector units of this CPU do not multiply {dtype}, or it has matrix units")

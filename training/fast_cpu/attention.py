@@ -242,7 +242,7 @@ class _Split:
     def by_vectors(self, like: torch.Tensor) -> bool:
         """Whether attention.c is taken; it gives each head of each row to one thread."""
         enough = len(self.rows.counts) * self.groups >= torch.get_num_threads()
-        return like.dtype == torch.bfloat16 and self.dim % 16 == 0 and enough and kernels.attends()
+        return self.dim % 16 == 0 and enough and kernels.attends(like.dtype)
 
     def texts(self) -> tuple[torch.Tensor | int, ...]:
         """What attention.c is told of the rows: room to work in, where each begins, how long each is, and the shape."""

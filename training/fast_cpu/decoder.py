@@ -9,7 +9,7 @@ What it does otherwise than transformers + PEFT:
 - Frozen weights may be kept in 8 bits (int8.py); the model's own are then left as they are.
 - Frozen weights get no gradient, adapters multiply in the model's dtype from float32 masters.
 - What is no matrix product (norms, rotation, softmax, SwiGLU, cross-entropy) is one pass each, forward and backward,
-  in kernels.c. Attention in bf16 is all in attention.c on CPUs whose vector units multiply bf16.
+  in kernels.c. Attention is all in attention.c on CPUs whose vector units multiply the type: float, and mostly bf16.
 Shapes: N tokens of the micro-batch, H heads in KV groups of G, D dimensions a head.
 """
 

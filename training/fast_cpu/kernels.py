@@ -59,9 +59,13 @@ def load() -> ctypes.CDLL:
 
 
 @cache
-def attends() -> bool:
-    """Whether attention.c is for this CPU: its vector units multiply bf16, and it has no matrix units (AMX) for torch to use."""
-    return hasattr(load(), "attention_bf16") and b"amx_bf16" not in cpu()
+def attends(dtype: torch.dtype) -> bool:
+    """Whether attention.c is for this CPU and type: its vector units multiply that.
+
+    Where it has matrix units for bf16 (AMX) these are taken, by torch.
+    """
+    suffix = SUFFIXES.get(str(dtype))
+    return hasattr(load(), f"attention_{suffix}") and not (suffix == "bf16" and b"amx_bf16" in cpu())
 
 
 def multiplies_bytes() -> bool:
