@@ -19,7 +19,7 @@ from training.base_model import gguf_config, gguf_tokenizer, sources, unpacking,
 from training.errors import MachineError, UserError
 from training.llama import gguf_file, hard_texts, process
 from training.settings.table import Model
-from training.system import this_machine
+from training.system import control_groups
 
 # setup.sh puts llama.cpp's converter there, and the vocabularies that llama.cpp tests itself with.
 VOCABULARIES = Path(sys.prefix) / "llama.cpp" / "models"
@@ -268,7 +268,7 @@ def test_where_a_container_has_too_little_memory_the_comparison_is_left_out_and_
     (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))
     (tmp_path / "memory.max").write_text(str(8 << 20))
     (tmp_path / "memory.current").write_text(str(5 << 20))
-    monkeypatch.setattr(this_machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(control_groups, "MOUNTED", tmp_path)
     said: list[str] = []
     assert unpacking.agreement(tmp_path / "m.gguf", tmp_path, said.append) is None
     assert said == ["m.gguf: not compared with llama.cpp: 2 MB of weights, 2 MB of memory left"]

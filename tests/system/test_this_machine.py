@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from training import settings
 from training.errors import MachineError
 from training.plan import choices
-from training.system import this_machine
+from training.system import control_groups, this_machine
 from training.system.this_machine import Gpu, Machine
 
 
@@ -123,7 +126,7 @@ def test_a_containers_limit_counts_and_files_that_were_read_are_no_use_of_memory
 ):
     group = tmp_path / within
     group.mkdir(exist_ok=True)
-    monkeypatch.setattr(this_machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(control_groups, "MOUNTED", tmp_path)
     unlimited = this_machine.memory()
     for name, content in zip(
         (*names, "memory.stat"), ("4000000", "3000000", f"anon 7\n{given_up} 2000000\n"), strict=True
@@ -134,3 +137,68 @@ def test_a_containers_limit_counts_and_files_that_were_read_are_no_use_of_memory
     assert this_machine.memory() == (4_000_000, 1_000_000)
     (group / names[0]).write_text("max" if not within else str(1 << 62))
     assert this_machine.memory()[0] == unlimited[0] > 4_000_000
+
+
+def grouped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: Mapping[str, str]) -> None:
+    """A process that is in a control group, and what its groups hold."""
+    monkeypatch.setattr(control_groups, "MOUNTED", tmp_path / "mounted")
+    monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
+    (tmp_path / "own").write_text(own)
+    for name, content in files.items():
+        file = tmp_path / "mounted" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("own", "within", "limit", "used"),
+    [
+        ("0::/slurm/job_7/step_0/task_0\n", "slurm/job_7", "memory.max", "memory.current"),
+        ("0::/user.slice/run.service\n", "user.slice/run.service", "memory.max", "memory.current"),
+        (
+            "5:cpu,cpuacct:/other\n4:memory:/slurm/uid_0/job_7/step_0\n0::/\n",
+            "memory/slurm/uid_0/job_7",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+        ),
+    ],
+)
+def test_the_limit_of_any_group_around_a_process_counts(tmp_path, monkeypatch, own, within, limit, used):
+    files = {f"{within}/{limit}": "4000000", f"{within}/{used}": "1000000", f"{within}/../{limit}": "max"}
+    grouped(tmp_path, monkeypatch, own, files)
+    assert this_machine.memory() == (4_000_000, 3_000_000)
+
+
+def test_of_several_limits_the_tightest_counts_and_the_least_that_one_leaves(tmp_path, monkeypatch):
+    inner = {"a/b/memory.max": "4000000", "a/b/memory.current": "1000000"}
+    outer = {"a/memory.max": "6000000", "a/memory.current": "5000000"}
+    grouped(tmp_path, monkeypatch, "0::/a/b\n", inner | outer)
+    assert this_machine.memory() == (4_000_000, 1_000_000)
+
+
+@pytest.mark.parametrize("own", ["0::/../../elsewhere\n", "0::/not/mounted/here\n", "", "nonsense"])
+def test_a_container_that_sees_its_group_from_outside_has_the_limit_at_the_root(tmp_path, monkeypatch, own):
+    grouped(tmp_path, monkeypatch, own, {"memory.max": "4000000", "memory.current": "1000000"})
+    assert this_machine.memory() == (4_000_000, 3_000_000)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "250000 100000", "a/b/cpu.max": "max 100000"}, 2.5),
+        ("3:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "150000", "cpu/a/cpu.cfs_period_us": "100000"}, 1.5),
+        ("3:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, None),
+        ("0::/\n", {}, None),
+    ],
+)
+def test_a_limit_of_processor_time_is_so_many_processors(tmp_path, monkeypatch, own, files, left):
+    grouped(tmp_path, monkeypatch, own, files)
+    assert control_groups.processors() == left
+
+
+def test_a_container_with_the_time_of_two_processors_has_two_cores_however_many_the_machine_has(monkeypatch):
+    monkeypatch.setattr(this_machine, "processors", lambda: set(range(64)))
+    many = SimpleNamespace(cpu_count=lambda logical: 32)
+    for share, cores in ((2.0, 2), (1.5, 2), (0.5, 1), (None, 32), (48.0, 32)):
+        monkeypatch.setattr(control_groups, "processors", lambda share=share: share)
+        assert this_machine._physical_cores(many) == cores

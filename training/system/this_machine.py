@@ -5,6 +5,7 @@ It is asked before anything is loaded or downloaded; what follows from it is dec
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -17,12 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from training.system import control_groups
 from training.system.wording import gigabytes
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "unsloth", "llama_cpp_python", "gguf")
 # The variables that say which cards a process sees: CUDA's, of which ROCm obeys both, and XPU's.
 CARDS = (("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"), ("ZE_AFFINITY_MASK",))
-CGROUP = Path("/sys/fs/cgroup")
 _cards: dict[str, str] = {}  # them, as the caller had set them
 
 
@@ -142,10 +143,8 @@ def memory() -> tuple[int, int]:
     import psutil
 
     found = psutil.virtual_memory()
-    limit, used = _container_limit()
-    total = min(found.total, limit or found.total)
-    available = min(found.available, limit - used) if limit else found.available
-    return total, max(available, 0)
+    limit, free = control_groups.memory() or (found.total, found.available)
+    return min(found.total, limit), min(found.available, free)
 
 
 def _free(gpu: Gpu) -> str:
@@ -186,9 +185,11 @@ def _gpus(torch: ModuleType) -> tuple[tuple[Gpu, ...], str | None]:
 
 
 def _physical_cores(psutil: ModuleType) -> int:
-    """Physical cores among those this process may use: two hyper-threads share one set of matrix units."""
+    """Physical cores among those this process may use: two hyper-threads share one set of matrix units. No more than a
+    container has the time of, whose threads would stand still for the rest of each period."""
     allowed = len(processors())
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+    share = math.ceil(control_groups.processors() or allowed)
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, share))
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -206,33 +207,6 @@ def _cpu_name() -> str:
 def _bf16_unit() -> str | None:
     flags = _cpuinfo().get("flags", "").split()
     return next((unit for unit in ("amx_bf16", "avx512_bf16") if unit in flags), None)
-
-
-def _container_limit() -> tuple[int | None, int]:
-    """The memory limit of this container and what is used of it (cgroup v2, then v1); None without a limit.
-
-    What files were read or written counts as used there, though the kernel gives it up when asked: it is taken off.
-    """
-    for limit, used, given_up in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            text = (CGROUP / limit).read_text(encoding="ascii").strip()
-            if text.isdigit() and int(text) < 1 << 60:
-                files = _statistics(CGROUP / Path(limit).parent / "memory.stat").get(given_up, 0)
-                return int(text), max(0, int((CGROUP / used).read_text(encoding="ascii")) - files)
-        except (OSError, ValueError):
-            continue
-    return None, 0
-
-
-def _statistics(file: Path) -> dict[str, int]:
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    return {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
 
 
 def busy() -> str:
