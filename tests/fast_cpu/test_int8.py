@@ -207,7 +207,9 @@ def test_evaluations_are_of_the_exact_weights(monkeypatch, tmp_path, training, t
     assert trainer.compute_loss(model, {}) == taken
 
 
-def test_where_8_bits_are_too_coarse_the_exact_weights_are_taken_and_that_is_said(monkeypatch, tmp_path, logged):
+@pytest.fixture
+def too_coarse(monkeypatch, tmp_path):
+    """A trainer, and what it makes, where weights in 8 bits are too far from the exact ones."""
     from training.fast_cpu import fast_loss
     from training.train import Watch, hooks
 
@@ -217,7 +219,10 @@ def test_where_8_bits_are_too_coarse_the_exact_weights_are_taken_and_that_is_sai
         def compute_loss(self, *_):
             return "plain"
 
+    beside = []
+
     def layers(causal_lm, shares=True, by="", in_8_bits=False):
+        beside.append(trainer._layers)
         name = "int8 torch" if in_8_bits else "torch"
         return SimpleNamespace(
             shared=None,
@@ -235,10 +240,41 @@ def test_where_8_bits_are_too_coarse_the_exact_weights_are_taken_and_that_is_sai
     monkeypatch.setattr(fast_loss, "loss", lambda causal_lm, inputs, num_items, layers: layers.in_8_bits)
     watch = Watch(folder=tmp_path, fingerprint={}, keep=1, fast=True, in_8_bits=True)
     trainer = hooks.hooked(Plain, watch)()
-    model = SimpleNamespace(get_base_model=lambda: None, training=True)
-    assert trainer.compute_loss(model, {}) is False
-    assert watch.carried.products == "torch"
+    weight = SimpleNamespace(requires_grad=False)
+    causal_lm = SimpleNamespace(parameters=lambda: [weight])
+    model = SimpleNamespace(get_base_model=lambda: causal_lm, training=True)
+    return SimpleNamespace(trainer=trainer, model=model, watch=watch, beside=beside)
+
+
+def test_where_8_bits_are_too_coarse_the_exact_weights_are_taken_and_that_is_said(
+    too_coarse, int8, monkeypatch, logged
+):
+    monkeypatch.setattr(int8, "in_files", lambda weights: 0)
+    assert too_coarse.trainer.compute_loss(too_coarse.model, {}) is False
+    assert too_coarse.watch.carried.products == "torch"
+    assert too_coarse.beside == [None, None], "two copies of the weights at once"
     assert any("FAST_CPU = int8" in text and "exact weights" in text for text in logged)
+
+
+def test_where_the_exact_weights_do_not_fit_that_is_said_before_the_system_kills_the_run(too_coarse, int8, monkeypatch):
+    from training.errors import MachineError
+    from training.system import this_machine
+
+    monkeypatch.setattr(int8, "in_files", lambda weights: 14_000_000_000 * len(weights))
+    monkeypatch.setattr(this_machine, "memory", lambda: (12_000_000_000, 9_000_000_000))
+    with pytest.raises(
+        MachineError, match="exact weights need 14.0 GB, of which 9.0 GB are free; choose a smaller BASE_MODEL_NAME"
+    ):
+        too_coarse.trainer.compute_loss(too_coarse.model, {})
+
+
+def test_weights_in_a_file_are_told_from_those_in_memory(int8, tmp_path):
+    import torch
+
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(1 << 16))
+    mapped = torch.from_file(str(file), size=1 << 14, dtype=torch.float32)
+    assert int8.in_files([mapped[:4096], torch.zeros(1 << 20), mapped[8192:]]) == 4 * (4096 + 8192)
 
 
 def test_a_resumed_run_has_weights_in_8_bits_again():

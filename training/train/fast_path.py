@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
+from training.errors import MachineError
 from training.fast_cpu import fast_loss
+from training.system import this_machine
+from training.system.wording import gigabytes
 from training.train.mixin import Mixin
 
 if TYPE_CHECKING:
@@ -70,16 +73,19 @@ class FastPath(Mixin):
     def _prove_layers(self, causal_lm: PreTrainedModel, equal: Callable[[Decoder], bool]) -> None:
         """Take the hand-written layers that prove equal: with weights in 8 bits where these are asked for, else exact ones."""
         for in_8_bits in (True, False) if self.watch.in_8_bits else (False,):
-            self._layers = fast_loss.layers(causal_lm, in_8_bits=in_8_bits)
-            self._same_products()
-            if self._layers is not None and equal(self._layers):
-                return
-            if in_8_bits:
+            # The memory was planned for weights in 8 bits, and these are not kept beside the exact ones.
+            self._layers = None
+            if self.watch.in_8_bits and not in_8_bits:
+                _require_room(causal_lm)
                 logger.warning(
                     "FAST_CPU = int8: this model's weights do not go into 8 bits, or give another loss or gradients too far "
                     "from the exact ones; training goes on with the exact weights, in more memory"
                 )
-            elif self._layers is not None:
+            self._layers = fast_loss.layers(causal_lm, in_8_bits=in_8_bits)
+            self._same_products()
+            if self._layers is not None and equal(self._layers):
+                return
+            if self._layers is not None and not in_8_bits:
                 logger.warning("the hand-written layers for CPUs give another loss for this model; not taken")
         self._layers = None
 
@@ -129,3 +135,16 @@ class FastPath(Mixin):
         watch.carried.fast_path = "none" if not watch.fast else "head" if self._layers is None else "layers"
         if not watch.fast:
             logger.warning("the fast path for CPUs gives another loss for this model; going on without it")
+
+
+def _require_room(causal_lm: PreTrainedModel) -> None:
+    """MachineError where the exact weights do not fit: the system would kill the run, some steps later."""
+    from training.fast_cpu import int8
+
+    needed = int8.in_files([weight for weight in causal_lm.parameters() if not weight.requires_grad])
+    _, free = this_machine.memory()
+    if needed > free:
+        raise MachineError(
+            f"FAST_CPU = int8 cannot be taken for this model, and its exact weights need {gigabytes(needed)}, of which "
+            f"{gigabytes(free)} are free; choose a smaller BASE_MODEL_NAME, or a machine with more memory"
+        )
