@@ -9,14 +9,16 @@ In turn, each in a process of its own, on the same tokenised rows with the same 
   tuned   TRL without checkpointing, its weights in bf16 where the CPU has units for it
   bound   nothing but the frozen matrix products, forward and input gradient, of as many tokens as ours has in a
           micro-batch: no LoRA training that computes every token with these products can be faster
-and prints tokens a second (padding not counted; steps 3 to the last), peak memory and the last loss. Shared machines drift:
-compare within a round, and look at the ratios.
+and prints tokens a second (padding not counted; steps 3 to the last), peak memory, how much of it is the process's own (of
+a file's pages, as those of weights that are read from one, the system can take back what nobody reads), and the last loss.
+Shared machines drift: compare within a round, and look at the ratios.
 
 Each way has the environment that its users have; variables that are set already stand.
 
 Without --data the rows are random tokens, 40 to 520 of them, 210 in the mean, which is what short instruction data
 looks like. --length N: rows of exactly N tokens. --system N: before each row the same N tokens, which are not trained, as a
-system text is. --class AVX2: libraries and kernels are held to a lesser class of CPU than this one is. --shape qwen3-0.6b: a random model of that shape instead of a folder.
+system text is. --class AVX2: libraries and kernels are held to a lesser class of CPU than this one is. --shape qwen3-0.6b: a
+random model of that shape instead of a folder (llama3-8b: 16 GB of disk, and while it is made as much memory).
 --ways ours,trl,...: only these.
 """
 
@@ -32,6 +34,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,17 @@ SHAPES = {
         "head_dim": 128,
         "vocab_size": 151936,
         "tie_word_embeddings": True,
+    },
+    "llama3-8b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
     },
 }
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -99,12 +113,36 @@ def _rows(args: argparse.Namespace, vocabulary: int) -> list[dict]:
 
 def load(args: argparse.Namespace, dtype: str):
     import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(args.folder or args.model, dtype=getattr(torch, dtype))
+
+
+def make(args: argparse.Namespace) -> None:
+    """A random model of a shape, in a folder: weights are read from a file, as everybody's are."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    if args.shape:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES[args.shape]), dtype=getattr(torch, dtype))
-    return AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, dtype))
+    config = AutoConfig.for_model(**SHAPES[args.shape])
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(args.folder, max_shard_size="2GB")
+
+
+class OwnMemory(threading.Thread):
+    """The most memory that was this process's own, looked at ten times a second (Linux; elsewhere 0)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0
+
+    def run(self) -> None:
+        while True:
+            try:
+                lines = Path("/proc/self/status").read_text().splitlines()
+            except OSError:
+                return
+            self.most = max(self.most, *(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")))
+            time.sleep(0.1)
 
 
 def clock() -> Any:
@@ -179,14 +217,19 @@ def work(args: argparse.Namespace) -> dict:
         return bound(
             config, args.tokens, trained / sum(len(row["labels"]) for row in data), cpu_class.keep_within().dtype
         )
+    own = OwnMemory()
+    own.start()
     with tempfile.TemporaryDirectory() as folder:
         one = prepared(args, data, folder, noted)
         one.train()
+    if args.way == "int8" and not (one._layers and one._layers.in_8_bits):
+        raise SystemExit("8 bits were not near enough the exact weights of this model: see the log above")
     micro, step = one.args.per_device_train_batch_size, args.batch[0] * args.batch[1]
     tokens = sum(len(data[i % len(data)]["input_ids"]) for i in range(2 * step, args.steps * step))
     return {
         "tokens_per_second": tokens / (noted.ends[-1] - noted.ends[1]),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "own": own.most,
         "loss": noted.losses[-1],
         "tokens": int(micro * statistics.mean(len(row["input_ids"]) for row in data)),
     }
@@ -227,7 +270,7 @@ def bound(config: dict, tokens: int, head_share: float, dtype: str, seconds: flo
             logits = by.linear(inputs[hidden][start : min(trained, start + 512)], head, None)
             by.back(logits, head, None)
         times.append(time.perf_counter() - began)
-    return {"tokens_per_second": tokens / statistics.median(times[1:]), "memory": 0, "loss": None, "tokens": tokens}
+    return {"tokens_per_second": tokens / statistics.median(times[1:]), "memory": 0, "tokens": tokens}
 
 
 def main() -> None:
@@ -247,22 +290,35 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS), type=lambda text: text.split(","))
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=int, default=1024, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.way:
+    if args.way == "make":
+        make(args)
+    elif args.way:
         print(json.dumps(work(args)))
-        return
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(args, parser, folder)
+
+
+def compare(args: argparse.Namespace, parser: argparse.ArgumentParser, folder: str) -> None:
+    """All ways in turn, each in a process of its own; a random model lies in `folder`."""
     if not args.shape and not Path(args.model).is_dir():
         parser.error(f"{args.model} is not there; ./run.sh --check unpacks the embedded model, --model names another")
     chosen = next(one for one in cpu_class.here() if one.name == args.cpu)
-    forced = {} if args.cpu == names[0] else {cpu_class.FORCED: args.cpu, **dict(chosen.environ)}
+    forced = {} if chosen == cpu_class.here()[0] else {cpu_class.FORCED: args.cpu, **dict(chosen.environ)}
     print(cpu_class.line(chosen))
-    print(f"{'round':<7}{'way':<7}{'tokens/s':>10}{'of bound':>10}{'GB':>7}{'loss':>9}")
+    this = [sys.executable, __file__, *sys.argv[1:]]
+    if args.shape:
+        this += ["--folder", folder]
+        subprocess.run([*this, "--way", "make"], check=True)
+    print(f"{'round':<7}{'way':<7}{'tokens/s':>10}{'of bound':>10}{'GB':>7}{'own':>7}{'loss':>9}")
     found: dict[str, list[float]] = {way: [] for way in args.ways}
     for number in range(1, args.rounds + 1):
         figures = {}
         for way in args.ways:
             tokens = figures.get("ours", {}).get("tokens", args.tokens)
-            command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--tokens", str(tokens)]
+            command = [*this, "--way", way, "--tokens", str(tokens)]
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, text=True, check=True, env={**OWN.get(way, {}), **forced, **os.environ}
             )
@@ -272,8 +328,10 @@ def main() -> None:
             speed = figure["tokens_per_second"]
             found[way].append(speed)
             share = f"{speed / limit:.2f}" if limit else "-"
-            memory, loss = (f"{figure['memory'] / 1e9:.2f}", f"{figure['loss']:.4f}") if figure["memory"] else ("", "")
-            print(f"{number:<7}{way:<7}{speed:>10.0f}{share:>10}{memory:>7}{loss:>9}", flush=True)
+            row = f"{number:<7}{way:<7}{speed:>10.0f}{share:>10}"
+            if figure["memory"]:
+                row += f"{figure['memory'] / 1e9:>7.2f}{figure['own'] / 1e9:>7.2f}{figure['loss']:>9.4f}"
+            print(row, flush=True)
     if "ours" in found:
         for way in args.ways[1:]:
             ratios = [ours / other for ours, other in zip(found["ours"], found[way], strict=True)]
