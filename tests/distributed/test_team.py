@@ -441,6 +441,11 @@ def test_two_processes_train_the_same_rows_in_each_step_and_have_the_losses_of_o
     ours, theirs = losses(run), losses(undisturbed)
     assert ours.keys() == theirs.keys() and len(ours) == 6
     assert [ours[step] for step in ours] == pytest.approx([theirs[step] for step in ours], rel=1e-3)
+    # Both have told what the line between them took.
+    between = json.loads((run / "status.json").read_text(encoding="utf-8"))["stages"]["train"]["exchange"]
+    assert 0 < between["share"] < 1 and 0 < between["waiting"] < 1 and between["gbps"] > 0
+    assert between["seconds"] > 0 and between["reckoned"] > 0
+    assert "between the processes: " in (run / "finetune.log").read_text(encoding="utf-8")
     assert [step for step, _ in validation(run)] == [step for step, _ in validation(undisturbed)]
     assert [loss for _, loss in validation(run)] == pytest.approx(
         [loss for _, loss in validation(undisturbed)], rel=1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, cast
@@ -52,12 +53,15 @@ class Ranks(FastPath):
             code = team.NO_MEMORY
         except Trouble as trouble:
             raise self._for_all(trouble) from None
+        ready = time.perf_counter()
         try:
             watch.team.round(code)
         except Trouble as trouble:
             raise self._for_all(trouble) from None
+        watch.line.waiting += time.perf_counter() - ready
         if self.accelerator.sync_gradients:
-            watch.team.mean_gradients(self.model.parameters())
+            watch.line.sending += watch.team.mean_gradients(self.model.parameters())
+            watch.line.steps += 1
         return loss
 
     def _uncast(self, model: torch.nn.Module) -> AbstractContextManager[None]:
