@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -38,6 +39,7 @@ from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
 from training.train import Place, Watch, machines, meeting, team
+from training.train.ranks import Ranks
 from training.train.team import Alone
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
@@ -112,12 +114,33 @@ def test_more_processes_than_rows_are_refused(tmp_path):
     choices.check_rows(4, chosen)
 
 
-def test_unsloth_trains_in_one_process_and_auto_takes_transformers_for_several(tmp_path):
+def test_auto_takes_transformers_for_several_processes_and_says_how_unsloth_is_had(tmp_path):
     text = "[Hardware]\nNUM_PROCESSES = 2\nDEVICE = cuda\n"
     chosen = choices.engine(given(tmp_path, text), "cuda")
-    assert chosen == ("transformers", "2 processes: with Unsloth only one trains")
-    with pytest.raises(UserError, match="with Unsloth only one process trains; set it to 1, or ENGINE = transformers"):
-        given(tmp_path, text + "ENGINE = unsloth\n")
+    reason = "2 processes: Unsloth in several was tried on a CPU alone; ENGINE = unsloth takes it"
+    assert chosen == ("transformers", reason)
+    assert given(tmp_path, text + "ENGINE = unsloth\n").hardware.engine == "unsloth"
+
+
+def test_the_rows_that_fill_a_last_batch_up_are_cut_off_whatever_the_engine_has_put_in_the_trainers_place():
+    class Theirs:
+        """A trainer that Unsloth has patched on a card."""
+
+        def get_batch_samples(self, *_: object) -> None:
+            raise AssertionError("it would not ask for the count by way of ours")
+
+        def _get_num_items_in_batch(self, samples: list[object], device: str) -> int:
+            return len(samples)
+
+    trainer = object.__new__(type("Trainer", (Ranks, Theirs), {}))
+    trainer.watch = Watch(folder=Path(), fingerprint={}, keep=1)
+    trainer.watch.team.size = 2
+    trainer.accelerator = SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=True))
+    trainer.args, trainer.train_dataset = SimpleNamespace(train_batch_size=1), range(3)
+    trainer._own = lambda inputs, rows, micro: f"{inputs} without filling"
+    batches = iter(["one", "two", "three"])
+    assert trainer.get_batch_samples(batches, 2, "cpu") == (["one", "two without filling"], 2)
+    assert list(batches) == ["three"]
 
 
 def test_the_cores_are_shared_out_among_the_processes(tmp_path):
