@@ -808,6 +808,34 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0_a
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
 
 
+@pytest.mark.tiny
+def test_where_what_started_the_processes_of_one_machine_is_killed_all_end_in_time_and_the_checkpoint_is_safe(
+    tmp_path, tiny_model, monkeypatch
+):
+    monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
+    config = write_tiny_config(tmp_path, tiny_model)
+    with socket.socket() as free:
+        free.bind((team.LOOPBACK, 0))
+        port = free.getsockname()[1]
+    common = ("--config", config, "--batch-size", "1", "--max-steps", "500", "--set=Hardware.NUM_MACHINES=2")
+    where = ("--set=Hardware.NUM_THREADS=1", f"--set=Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
+    agents = [
+        slowly(*common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}") for n in (0, 1)
+    ]
+    run = wait_for_step(tmp_path / "m0", 2, agents[0])
+    ranks = [psutil.Process(agent.pid).children()[0].pid for agent in agents]
+    began = time.monotonic()
+    agents[1].kill()
+    _, said = agents[0].communicate(timeout=120)
+    agents[1].communicate(timeout=120)
+    assert all(map(gone, ranks)) and time.monotonic() - began < 60
+    assert (agents[0].returncode, agents[1].returncode) == (143, -signal.SIGKILL), said
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    assert status["state"] == "interrupted" and status["error"].startswith("stopped at step"), said
+    assert (run / "checkpoints" / f"checkpoint-{status['step']}" / "checkpoint.json").is_file()
+    assert "Traceback" not in said
+
+
 # Machines that are silent for so long are given up.
 IMPATIENT = """
 from training.distributed import heartbeat
