@@ -347,7 +347,7 @@ def check(arguments: Arguments, stdout: IO[str]) -> int:
     dataset.refuse_early(settings)
     forkserver.start()
     plan = prepare(settings, weights=False)
-    for line in (*lines(plan), time_estimate.line(plan)):
+    for line in (*lines(plan), *time_estimate.lines(plan)):
         log.say(stdout, line)
     for line in odd(plan):
         log.say(stdout, f"warning: {line}")

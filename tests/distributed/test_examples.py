@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -31,6 +33,17 @@ def test_a_file_for_a_cluster_sets_settings_that_there_are_on_every_machine(name
     assert set(keys) >= {f"Hardware.{key}" for key in ("NUM_PROCESSES", "NUM_MACHINES", "MACHINE_RANK")}
     assert "Hardware.MAIN_PROCESS_ADDRESS" in keys and set(keys) <= set(TABLE)
     assert SECRET in (EXAMPLES / name).read_text(encoding="utf-8")
+
+
+def test_the_file_for_skypilot_is_what_its_published_schema_allows():
+    schema = json.loads((Path(__file__).parent / "skypilot.json").read_text(encoding="utf-8"))
+    found = yaml.safe_load((EXAMPLES / "skypilot" / "finetune.yaml").read_text(encoding="utf-8"))
+    # SkyPilot holds the resources against a schema of their own.
+    jsonschema.validate(found, schema["task"])
+    jsonschema.validate(found["resources"], schema["resources"])
+    for part, wrong in (("task", {**found, "nodes": 2}), ("resources", {**found["resources"], "disk": 200})):
+        with pytest.raises(jsonschema.ValidationError, match="Additional properties are not allowed"):
+            jsonschema.validate(wrong, schema[part])
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -38,6 +39,7 @@ from training.settings import Settings
 from training.system import events, this_machine
 from training.system.this_machine import Gpu, Machine
 from training.train import Place, Watch, machines, meeting, team
+from training.train.ranks import Ranks
 from training.train.team import Alone
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
@@ -112,12 +114,33 @@ def test_more_processes_than_rows_are_refused(tmp_path):
     choices.check_rows(4, chosen)
 
 
-def test_unsloth_trains_in_one_process_and_auto_takes_transformers_for_several(tmp_path):
+def test_auto_takes_transformers_for_several_processes_and_says_how_unsloth_is_had(tmp_path):
     text = "[Hardware]\nNUM_PROCESSES = 2\nDEVICE = cuda\n"
     chosen = choices.engine(given(tmp_path, text), "cuda")
-    assert chosen == ("transformers", "2 processes: with Unsloth only one trains")
-    with pytest.raises(UserError, match="with Unsloth only one process trains; set it to 1, or ENGINE = transformers"):
-        given(tmp_path, text + "ENGINE = unsloth\n")
+    reason = "2 processes: Unsloth in several was tried on a CPU alone; ENGINE = unsloth takes it"
+    assert chosen == ("transformers", reason)
+    assert given(tmp_path, text + "ENGINE = unsloth\n").hardware.engine == "unsloth"
+
+
+def test_the_rows_that_fill_a_last_batch_up_are_cut_off_whatever_the_engine_has_put_in_the_trainers_place():
+    class Theirs:
+        """A trainer that Unsloth has patched on a card."""
+
+        def get_batch_samples(self, *_: object) -> None:
+            raise AssertionError("it would not ask for the count by way of ours")
+
+        def _get_num_items_in_batch(self, samples: list[object], device: str) -> int:
+            return len(samples)
+
+    trainer = object.__new__(type("Trainer", (Ranks, Theirs), {}))
+    trainer.watch = Watch(folder=Path(), fingerprint={}, keep=1)
+    trainer.watch.team.size = 2
+    trainer.accelerator = SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=True))
+    trainer.args, trainer.train_dataset = SimpleNamespace(train_batch_size=1), range(3)
+    trainer._own = lambda inputs, rows, micro: f"{inputs} without filling"
+    batches = iter(["one", "two", "three"])
+    assert trainer.get_batch_samples(batches, 2, "cpu") == (["one", "two without filling"], 2)
+    assert list(batches) == ["three"]
 
 
 def test_the_cores_are_shared_out_among_the_processes(tmp_path):
@@ -441,6 +464,11 @@ def test_two_processes_train_the_same_rows_in_each_step_and_have_the_losses_of_o
     ours, theirs = losses(run), losses(undisturbed)
     assert ours.keys() == theirs.keys() and len(ours) == 6
     assert [ours[step] for step in ours] == pytest.approx([theirs[step] for step in ours], rel=1e-3)
+    # Both have told what the line between them took.
+    between = json.loads((run / "status.json").read_text(encoding="utf-8"))["stages"]["train"]["exchange"]
+    assert 0 < between["share"] < 1 and 0 < between["waiting"] < 1 and between["gbps"] > 0
+    assert between["seconds"] > 0 and between["reckoned"] > 0
+    assert "between the processes: " in (run / "finetune.log").read_text(encoding="utf-8")
     assert [step for step, _ in validation(run)] == [step for step, _ in validation(undisturbed)]
     assert [loss for _, loss in validation(run)] == pytest.approx(
         [loss for _, loss in validation(undisturbed)], rel=1e-3
@@ -778,6 +806,34 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0_a
     assert not (tmp_path / "m1").exists()
     ours, theirs = losses(run), losses(undisturbed)
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
+
+
+@pytest.mark.tiny
+def test_where_what_started_the_processes_of_one_machine_is_killed_all_end_in_time_and_the_checkpoint_is_safe(
+    tmp_path, tiny_model, monkeypatch
+):
+    monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
+    config = write_tiny_config(tmp_path, tiny_model)
+    with socket.socket() as free:
+        free.bind((team.LOOPBACK, 0))
+        port = free.getsockname()[1]
+    common = ("--config", config, "--batch-size", "1", "--max-steps", "500", "--set=Hardware.NUM_MACHINES=2")
+    where = ("--set=Hardware.NUM_THREADS=1", f"--set=Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
+    agents = [
+        slowly(*common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}") for n in (0, 1)
+    ]
+    run = wait_for_step(tmp_path / "m0", 2, agents[0])
+    ranks = [psutil.Process(agent.pid).children()[0].pid for agent in agents]
+    began = time.monotonic()
+    agents[1].kill()
+    _, said = agents[0].communicate(timeout=120)
+    agents[1].communicate(timeout=120)
+    assert all(map(gone, ranks)) and time.monotonic() - began < 60
+    assert (agents[0].returncode, agents[1].returncode) == (143, -signal.SIGKILL), said
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    assert status["state"] == "interrupted" and status["error"].startswith("stopped at step"), said
+    assert (run / "checkpoints" / f"checkpoint-{status['step']}" / "checkpoint.json").is_file()
+    assert "Traceback" not in said
 
 
 # Machines that are silent for so long are given up.

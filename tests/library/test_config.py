@@ -14,7 +14,7 @@ from training.settings.table import TABLE
 
 KINDS = {
     "int": "int", "float": "float", "bool": "bool", "bool | Auto": "bool | str", "bool | Auto | Int8": "bool | str",
-    "int | Auto": "int | str", "str": "str",
+    "int | Auto": "int | str", "float | Auto": "float | str", "str": "str",
     "str | None": "str", "Path": "str | os.PathLike[str]", "Path | None": "str | os.PathLike[str]",
     "tuple[str, ...]": "str | Sequence[str]",
 }  # fmt: skip

@@ -221,21 +221,37 @@ def test_the_time_of_a_run_follows_from_that_of_one_layer_and_three(monkeypatch)
     monkeypatch.setattr(time_estimate, "timed_pass", lambda plan, layers, batch: (float(layers), 2.0 * layers))
     monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.5, 0.5))
     # 30 layers take 30 s, 4 micro-batches a step 120 s; 4 validations of 8 rows take a third of a step each
-    assert time_estimate.line(planned(asked, num_hidden_layers=30)).startswith(
+    assert time_estimate.lines(planned(asked, num_hidden_layers=30))[0].startswith(
         "time: about 22 min 40 s of training, 2 min 00 s a step (measured just now"
     )
     monkeypatch.setattr("os.getloadavg", lambda: (900.0, 9.0, 9.0))
-    assert ", beside other programs: load 900.0 on" in time_estimate.line(planned(asked, num_hidden_layers=30))
-    assert "22 min 40 s" in time_estimate.line(planned(asked, text_config={"num_hidden_layers": 30}))
+    assert ", beside other programs: load 900.0 on" in time_estimate.lines(planned(asked, num_hidden_layers=30))[0]
+    assert "22 min 40 s" in time_estimate.lines(planned(asked, text_config={"num_hidden_layers": 30}))[0]
+
+
+def test_the_time_of_a_step_has_what_goes_over_a_line_that_is_given_and_says_how_much_that_is(monkeypatch):
+    monkeypatch.setattr(time_estimate, "_seconds", lambda plan: 3.0)
+    monkeypatch.setattr(time_estimate, "sizes", lambda plan: (10**8, 10**9))  # 0.4 GB a step between two
+    asked = a_settings(
+        NUM_PROCESSES=2, LINK_GBPS=3.2, DEVICE="cpu", PER_DEVICE_TRAIN_BATCH_SIZE=1, GRADIENT_ACCUMULATION_STEPS=2
+    )
+    found = time_estimate.lines(planned(asked))
+    assert "4.0 s a step, 25% of it between the processes (measured just now" in found[0]
+    # 4 s with both processes on one machine; 1.5 and 1.5 s with one more
+    assert found[1:] == [
+        "machines: 2 would be 1.3 times as fast as one, with the same rows a step at 3.2 Gbit/s; with more rows a step "
+        "(GRADIENT_ACCUMULATION_STEPS) they are faster: the gradients go once a step"
+    ]
+    assert len(time_estimate.lines(planned(a_settings(NUM_PROCESSES=2, DEVICE="cpu")))) == 1
 
 
 def test_where_nothing_can_be_measured_the_plan_says_so(monkeypatch):
     on_gpu = planned(a_settings(DEVICE="cuda"))
-    assert time_estimate.line(on_gpu) == "time: not measured before a run on a GPU; its first steps tell it"
+    assert time_estimate.lines(on_gpu)[0] == "time: not measured before a run on a GPU; its first steps tell it"
     monkeypatch.setattr(time_estimate, "usual_batch", lambda plan, rows: {})
     monkeypatch.setattr(time_estimate, "timed_pass", lambda plan, layers, batch: (1.0, 1.0))
     unknown = planned(a_settings(DEVICE="cpu"), model_type="odd")
-    assert time_estimate.line(unknown) == "time: not measured (StopIteration); the first steps of a run tell it"
+    assert time_estimate.lines(unknown)[0] == "time: not measured (StopIteration); the first steps of a run tell it"
 
 
 def test_a_model_is_described_with_fewer_layers_and_nothing_else_changed():

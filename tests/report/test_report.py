@@ -39,6 +39,7 @@ from training.report.schema import (
 from training.runs import Run
 from training.system import files, privacy, wording
 from training.system.wording import columns, fold
+from training.train.link import Exchange
 
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz"
 
@@ -480,9 +481,21 @@ def test_a_report_is_gathered_from_what_the_stages_left(tmp_path: Path) -> None:
     assert made.base.trainable == 7
     assert made.training == TrainingFacts(3, 60, 1.0, 2.0, 1.5, 1.25, 2, False, 7.5, 9)
     assert made.samples == (Sample("q", "b", "a", True, "e"),)
+    assert made.training.exchange is None
     assert made.scores == (Score("chrF", 0.1, 0.5, 0.4, rows=8, verdict="better"),)
     assert made.quantised == (Quantised("a.gguf", "q4_k_m", 5, 0.1, 0.9, tokens_per_second=12.0),)
     assert made.checks == (Outcome(**check),)
+
+
+def test_what_went_between_several_processes_is_told(tmp_path: Path) -> None:
+    (tmp_path / runs.CHECKPOINTS).mkdir()
+    between = {"seconds": 0.34, "share": 0.12, "waiting": 0.03, "reckoned": 0.32, "gbps": 1.0}
+    made = gathering.gather(left(tmp_path, {**LEFT, "train": {**LEFT["train"], "exchange": between}}), "completed")
+    assert made.training.exchange == Exchange(**between)
+    assert (
+        "Between the processes: 12% of the steps' time to add the gradients up (0.34 s a step; reckoned 0.32 s at 1 Gbit/s), "
+        "3% to wait for each other."
+    ) in " ".join(as_markdown.markdown(made).split())
 
 
 def test_the_quantised_files_answers_are_put_beside_those_of_base_and_tuned_model(tmp_path: Path) -> None:

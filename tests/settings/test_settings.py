@@ -317,6 +317,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
             "AUTO_FP16_BF16": True, "PRECISION": "bf16", "ENGINE": "auto", "DEVICE": "auto", "FAST_CPU": "auto",
             "NUM_THREADS": "auto", "NUM_PROCESSES": 1, "NUM_MACHINES": 1, "MACHINE_RANK": 0,
             "MAIN_PROCESS_ADDRESS": None, "MAX_RESTARTS": 0, "SHARDING": "none",
+            "LINK_GBPS": "auto",
         },
     }  # fmt: skip
 
@@ -530,9 +531,10 @@ def legal(item):
     if item.kind.startswith("int"):
         whole = st.integers(low, high or rules.LARGEST_INT)
         return st.just("auto") | whole if item.kind.endswith("Auto") else whole
-    if item.kind == "float":
+    if item.kind.startswith("float"):
         most = 1e300 if high is None else high
-        return st.floats(low, most, exclude_min=rule.above is not None, exclude_max=rule.below is not None)
+        some = st.floats(low, most, exclude_min=rule.above is not None, exclude_max=rule.below is not None)
+        return st.just("auto") | some if item.kind.endswith("Auto") else some
     path = any_text(min_size=1).map(lambda t: Path("/") / t.lstrip("/"))
     return {
         "bool": st.booleans(), "bool | Auto": st.sampled_from([True, False, "auto"]),

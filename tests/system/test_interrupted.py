@@ -28,7 +28,7 @@ def stopped(*_: object, **__: object) -> str:
 
 def _estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_estimate, "_seconds", stopped)
-    time_estimate.line(Some(settings=Some(hardware=Some(device="cpu"))))  # type: ignore[arg-type]
+    time_estimate.lines(Some(settings=Some(hardware=Some(device="cpu"))))  # type: ignore[arg-type]
 
 
 def _trial(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from tests.support.environments import python_with
 from tests.support.paths import ROOT
-from tests.support.programs import finetune
+from tests.support.programs import Ended, finetune
+from tests.support.ranks import TWO, program
 from tests.support.settings import a_settings
 from tests.support.tiny import write_tiny_config
 from training import settings
@@ -40,20 +41,26 @@ def unsloth_python() -> Path:
     return python_with("unsloth", [REQUIREMENTS / "gpu-no-deps.txt", REQUIREMENTS / "test-unsloth.txt"])
 
 
-def losses(run: Path) -> list[float]:
-    return [e["loss"] for e in events.read(run / "events.jsonl") if e["event"] == "step"]
+@pytest.fixture(scope="session")
+def through_unsloth(unsloth_python, tmp_path_factory, tiny_model) -> tuple[Ended, Path]:
+    """A whole run on the CPU backend, and the folder in which it was started."""
+    folder = tmp_path_factory.mktemp("unsloth")
+    config = write_tiny_config(folder, tiny_model)
+    ended = finetune("--config", config, "--set", "Hardware.ENGINE=unsloth", cwd=folder, python=unsloth_python)
+    assert ended.code == 0, ended.stderr
+    return ended, folder
+
+
+def losses(run: Path, event: str = "step") -> list[float]:
+    return [e["loss"] for e in events.read(run / "events.jsonl") if e["event"] == event]
 
 
 # ---- on its CPU backend --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.tiny
-def test_a_whole_run_through_unsloth_gives_the_losses_of_transformers_and_a_checked_model(
-    unsloth_python, tmp_path, tiny_model, undisturbed
-):
-    config = write_tiny_config(tmp_path, tiny_model)
-    ended = finetune("--config", config, "--set", "Hardware.ENGINE=unsloth", cwd=tmp_path, python=unsloth_python)
-    assert ended.code == 0, ended.stderr
+def test_a_whole_run_through_unsloth_gives_the_losses_of_transformers_and_a_checked_model(through_unsloth, undisturbed):
+    ended, folder = through_unsloth
     report = json.loads((ended.run / "report.json").read_text(encoding="utf-8"))
     assert all(check["passed"] for check in report["checks"]) and len(report["checks"]) >= 6
     assert (ended.run / "adapter" / "adapter_model.safetensors").is_file()
@@ -63,8 +70,34 @@ def test_a_whole_run_through_unsloth_gives_the_losses_of_transformers_and_a_chec
     assert theirs == pytest.approx(ours, rel=4e-3)
     assert ended.stderr.count("Unsloth 20") == 1, "the export's own process does not import it"
     assert "should be imported before" not in ended.stderr
-    left = {path.name for path in tmp_path.iterdir()}
+    left = {path.name for path in folder.iterdir()}
     assert left == {"config.ini", "rows.jsonl", "outputs"}, "nothing is written where the caller stands"
+
+
+@pytest.mark.tiny
+def test_two_processes_through_unsloth_have_the_losses_of_one_with_as_many_rows_a_step(
+    unsloth_python, through_unsloth, tmp_path, tiny_model
+):
+    config = write_tiny_config(tmp_path, tiny_model)
+    command = program("", "--config", config, *TWO, "--set=Hardware.ENGINE=unsloth")
+    done = subprocess.run(
+        [unsloth_python, *command[1:]],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+    )
+    # It ends when it is trained.
+    assert done.returncode == 1 and "enough" in done.stderr and "6 steps of 4 rows in 2 processes" in done.stderr, (
+        done.stderr
+    )
+    run, one = Path(done.stdout.strip()), through_unsloth[0].run
+    assert len(losses(run)) == 6 and losses(run) == pytest.approx(losses(one), rel=1e-3)
+    assert losses(run, "evaluation") == pytest.approx(losses(one, "evaluation"), rel=1e-3)
+    # Both processes had it.
+    log = (run / "finetune.log").read_text(encoding="utf-8")
+    assert done.stderr.count("Unsloth 20") == 1 and re.search(r"process 1: .*Unsloth 20", log), log
 
 
 BATCHES = """
@@ -288,6 +321,24 @@ def test_an_unsloth_that_cannot_be_imported_ends_with_the_reason_and_the_two_way
     )
 
 
+def test_unsloth_is_told_that_there_are_several_processes_when_it_is_imported_and_nobody_else_is(tmp_path, monkeypatch):
+    said = tmp_path / "said"
+    (tmp_path / "unsloth").mkdir()
+    (tmp_path / "unsloth" / "__init__.py").write_text(
+        f"import os\nopen({str(said)!r}, 'a').write(os.environ.get('WORLD_SIZE', 'none') + ' ')\nraise ImportError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in ("COMPILE_LOCATION", "DISABLE_STATISTICS", "AUTO_INSTALL", "DISABLE_CPU_FALLBACK"):
+        monkeypatch.setenv(f"UNSLOTH_{name}", "")
+    for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    for processes in (1, 2):
+        with pytest.raises(MachineError):
+            engine.start(a_settings(DEVICE="cuda", ENGINE="unsloth", NUM_PROCESSES=processes))
+    assert said.read_text() == "none 2 " and "WORLD_SIZE" not in os.environ
+
+
 CUDA = """
 import importlib.metadata, os, sys
 _, root, *arguments = sys.argv
@@ -331,6 +382,9 @@ def test_with_a_card_and_a_broken_unsloth_the_program_stops_with_3_and_never_tra
         ("[Training]\nPACKING = true\n[Hardware]\nENGINE = unsloth\nDEVICE = cpu\n",
          "config.ini:2: [Training] PACKING = true: on a CPU it pads rows all the same; write auto, or ENGINE = transformers: "
          "[Hardware] ENGINE = unsloth (config.ini:4)"),
+        ("[Hardware]\nENGINE = unsloth\nNUM_PROCESSES = 2\nSHARDING = fsdp\n",
+         "config.ini:4: [Hardware] SHARDING = fsdp: only models that transformers has loaded are spread; write "
+         "ENGINE = transformers: [Hardware] ENGINE = unsloth (config.ini:2)"),
     ],
 )  # fmt: skip
 def test_what_unsloth_would_do_otherwise_in_silence_is_refused(tmp_path, text, message):

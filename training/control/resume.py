@@ -22,8 +22,8 @@ from training.system.this_machine import oom_kills
 from training.system.wording import counted, listed
 
 ADDRESS = "Hardware.MAIN_PROCESS_ADDRESS"
-# What may be another when a run goes on: which machines there are, and how many processes.
-PLACES = (ADDRESS, "Hardware.NUM_PROCESSES", "Hardware.NUM_MACHINES", "Hardware.MACHINE_RANK")
+# What may be another when a run goes on: which machines there are, how many processes, and the line between them.
+PLACES = (ADDRESS, "Hardware.NUM_PROCESSES", "Hardware.NUM_MACHINES", "Hardware.MACHINE_RANK", "Hardware.LINK_GBPS")
 HANDED_OVER = 10.0  # seconds in which a queue lets go of a run that it has started
 # Of a run that ended before its settings were written.
 NEVER_BEGAN = f"ended before it began: it has no {runs.CONFIG}, and nothing was trained; start a new run"

@@ -115,5 +115,6 @@ class Keywords(TypedDict, total=False):
     main_process_address: str | None
     max_restarts: int | None
     sharding: str | None
+    link_gbps: float | str | None
     fp16: bool | None
     bf16: bool | None

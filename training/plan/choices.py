@@ -70,7 +70,10 @@ def engine(settings: Settings, where: str) -> Choice:
     """ "unsloth" or "transformers". Raises MachineError when Unsloth is asked for, or expected, and not installed."""
     wanted = settings.hardware.engine
     if wanted == "auto" and where != "cpu" and settings.processes > 1:
-        return Choice("transformers", f"{settings.processes} processes: with Unsloth only one trains")
+        reason = (
+            f"{settings.processes} processes: Unsloth in several was tried on a CPU alone; ENGINE = unsloth takes it"
+        )
+        return Choice("transformers", reason)
     name = wanted if wanted != "auto" else ("transformers" if where == "cpu" else "unsloth")
     if name == "unsloth" and "unsloth" not in this_machine.versions():
         raise MachineError(

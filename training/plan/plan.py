@@ -231,13 +231,19 @@ def lines(plan: Plan) -> list[str]:
     shared = f" in {settings.processes} processes" if settings.processes > 1 else ""
     steps, rows = wording.counted(plan.steps, "step"), wording.counted(settings.rows_a_step, "row")
     out.append(f"{steps} of {rows}{shared} ({why}), {wording.counted(epochs, 'epoch')}")
-    if settings.processes > 1:
-        whole = memory.whole_weights(settings, memory.shape(plan.base.config, plan.base.parameters))
-        out.append(traffic.line(settings, disk_space.adapter_parameters(settings, plan.base), whole))
+    # The sizes are read from the model's files, and most plans need none.
+    if settings.processes > 1 or settings.hardware.link_gbps != "auto":
+        out += filter(None, [traffic.line(settings, *sizes(plan))])
     free = memory_fit.free(settings, plan.machine)
     out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
     out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({disk_space.words(plan.disk)})")
     return out
+
+
+def sizes(plan: Plan) -> tuple[int, int]:
+    """Parameters of the adapter, and bytes of the frozen model: what goes between the processes follows from them."""
+    model = memory.shape(plan.base.config, plan.base.parameters)
+    return disk_space.adapter_parameters(plan.settings, plan.base), memory.whole_weights(plan.settings, model)
 
 
 def _automatic(settings: Settings, name: str) -> bool:

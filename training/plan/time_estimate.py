@@ -18,8 +18,8 @@ from training.data import replay
 from training.data.encoding import IGNORED
 from training.evaluation.base_answers import LONGEST_ANSWER, MOST_SECONDS, TOGETHER
 from training.fast_cpu import fast_loss, policy
-from training.plan import memory, replayed
-from training.plan.plan import Plan
+from training.plan import memory, replayed, traffic
+from training.plan.plan import Plan, sizes
 from training.system import this_machine, wording
 from training.train import engine
 
@@ -35,19 +35,34 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 BACKWARD = 3.0
 
 
-def line(plan: Plan) -> str:
-    """The estimate for the plan, or why there is none."""
+def lines(plan: Plan) -> list[str]:
+    """The estimate for the plan, or why there is none; and whether more machines would be faster, where their line is known."""
     if plan.settings.hardware.device != "cpu":
-        return "time: not measured before a run on a GPU; its first steps tell it"
+        return ["time: not measured before a run on a GPU; its first steps tell it"]
     try:
-        seconds = _seconds(plan)
+        computing = _seconds(plan)
+        sending, more = _between(plan, computing)
     except Exception as error:  # an estimate is no reason to refuse a run that would work
         logger.opt(exception=True).debug("no estimate")
-        return f"time: not measured ({type(error).__name__}); the first steps of a run tell it"
-    total = seconds * plan.steps + _validations(plan, seconds)
-    return (
-        f"time: about {wording.duration(total)} of training, {wording.duration(seconds)} a step (measured just now on "
-        f"{MORE} layers of random weights{this_machine.busy()}); {_answering(plan)}loading, checks and GGUF files come on top"
+        return [f"time: not measured ({type(error).__name__}); the first steps of a run tell it"]
+    seconds = computing + sending
+    total = seconds * plan.steps + _validations(plan, computing)
+    part = f", {sending / seconds:.0%} of it between the processes" if sending else ""
+    return [
+        f"time: about {wording.duration(total)} of training, {wording.duration(seconds)} a step{part} (measured just now on "
+        f"{MORE} layers of random weights{this_machine.busy()}); {_answering(plan)}loading, checks and GGUF files come on top",
+        *([more] if more else ()),
+    ]
+
+
+def _between(plan: Plan, computing: float) -> tuple[float, str]:
+    """Seconds of a step that go over the line between the processes, and what is said of more machines; nothing where the
+    line is not known."""
+    if plan.settings.hardware.link_gbps == "auto":
+        return 0.0, ""
+    adapter, whole = sizes(plan)
+    return traffic.seconds(plan.settings, adapter, whole) or 0.0, traffic.machines_line(
+        plan.settings, adapter, computing
     )
 
 

@@ -323,6 +323,8 @@ def _machine(report: Report) -> tuple[Block, ...]:
     worked = time_worked(run)
     if worked and len(worked.sessions) > 1:
         blocks.append(Text(f"Working time {worked.words()}: {worked.interruptions()}."))
+    if report.training and report.training.exchange:
+        blocks.append(Text(f"Between the processes: {report.training.exchange.words()}."))
     if run.stages:
         blocks.append(Bar("Where the time went", tuple(run.stages.items())))
         stages = tuple((name, wording.duration(seconds)) for name, seconds in run.stages.items())

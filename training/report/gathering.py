@@ -290,4 +290,5 @@ def _training(planned: Report, trained: Trained) -> TrainingFacts:
         stopped_early=trained.stopped_early,
         tokens_per_second=trained.tokens_per_second,
         peak_memory=trained.peak_memory,
+        exchange=trained.exchange,
     )

@@ -9,6 +9,7 @@ from training.evaluation import Evaluated
 from training.runs import STATUS, Run
 from training.system import records
 from training.system.foreign_json import Damaged
+from training.train.link import Exchange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Trained:
     tokens_per_second: float
     peak_memory: int
     trainable: int | None = None
+    exchange: Exchange | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

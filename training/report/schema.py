@@ -14,6 +14,7 @@ from training.evaluation import Ledger, Score
 from training.runs import State
 from training.runs.working_time import Session
 from training.system import privacy, records
+from training.train.link import Exchange
 
 VERSION = 1  # of report.json; goes up when a field changes its meaning
 
@@ -115,6 +116,7 @@ class TrainingFacts:
     peak_memory: int | None = None  # bytes
     losses: tuple[Step, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+    exchange: Exchange | None = None  # between the processes, where there were several
 
 
 @dataclass(frozen=True)

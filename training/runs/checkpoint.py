@@ -54,6 +54,7 @@ NOT_COMPARED = {
     "Hardware.MACHINE_RANK",
     "Hardware.MAX_RESTARTS",
     "Hardware.MAIN_PROCESS_ADDRESS",
+    "Hardware.LINK_GBPS",
     "Dataset.DATASET_FILE",  # its content counts: "data SHA-256"
     "Dataset.VALIDATION_FILE",
     "Dataset.TEST_FILE",

@@ -170,9 +170,11 @@ def _unsloth(settings: Settings) -> Contradictions:
         yield ("Hardware.PRECISION", engine), "on a GPU it trains in bf16 or fp16; write one, or ENGINE = transformers"
     if hardware.device == "cpu" and settings.training.packing is True:
         yield ("Training.PACKING", engine), "on a CPU it pads rows all the same; write auto, or ENGINE = transformers"
-    if hardware.num_processes * hardware.num_machines > 1:
-        several = "Hardware.NUM_PROCESSES" if hardware.num_processes > 1 else "Hardware.NUM_MACHINES"
-        yield (several, engine), "with Unsloth only one process trains; set it to 1, or ENGINE = transformers"
+    if hardware.sharding != "none":
+        yield (
+            ("Hardware.SHARDING", engine),
+            "only models that transformers has loaded are spread; write ENGINE = transformers",
+        )
     if whole := [name for name in settings.lora.target_modules if name in ("lm_head", "embed_tokens")]:
         reason = (
             f"it trains the whole matrix of {' and '.join(whole)} instead of LoRA; leave out, or ENGINE = transformers"

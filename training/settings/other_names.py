@@ -134,6 +134,7 @@ MEANT: dict[str, str] = {
         "Hardware.MACHINE_RANK": "node-rank rank-of-machine",
         "Hardware.MAIN_PROCESS_ADDRESS": "master-addr master-address rdzv-endpoint main-process-ip",
         "Hardware.SHARDING": "fsdp zero zero-stage shard",
+        "Hardware.LINK_GBPS": "bandwidth link-speed network-speed gbps",
     }.items()
     for word in words.split()
 }

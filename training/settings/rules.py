@@ -146,6 +146,15 @@ def _whole_or_auto(given: Given, rule: Rule) -> int | Auto:
         raise ValueError(f"{error}, or auto") from None
 
 
+def _number_or_auto(given: Given, rule: Rule) -> float | Auto:
+    if given.text.strip().lower() == "auto":
+        return "auto"
+    try:
+        return _number(given, rule)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
+
+
 def one_word(given: Given, rule: Rule) -> str:
     """A word of `one_of` in any case; without `one_of` any text that is not empty."""
     if not rule.one_of:
@@ -236,6 +245,7 @@ READERS: dict[str, Callable[[Given, Rule], object]] = {
     "bool | Auto": _switch_or_auto,
     "bool | Auto | Int8": _switch_auto_or_int8,
     "int | Auto": _whole_or_auto,
+    "float | Auto": _number_or_auto,
     "str": one_word,
     "str | None": optional_text,
     "Path": absolute_path,

@@ -209,6 +209,12 @@ class Hardware:
     )
     max_restarts: int = setting(0, at_least=0, at_most=1000, help="times to go on by itself when one of several dies")
     sharding: str = setting("none", one_of=("none", "fsdp"), help="fsdp spreads the model over the processes")
+    link_gbps: float | Auto = setting(
+        "auto",
+        above=0,
+        at_most=100_000,
+        help="Gbit/s between the processes, for the plan; auto is measured when they meet",
+    )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from loguru import logger
 from training.base_model import BaseModel, leftovers, load_tokenizer, lora_adapter, weights_fit
 from training.errors import MachineError, RunError, UserError
 from training.settings import Settings
-from training.system import shell, temporary
+from training.system import shell, temporary, this_machine
 from training.system.wording import first_line
 
 if TYPE_CHECKING:
@@ -56,7 +56,11 @@ def start(settings: Settings) -> None:
     if settings.hardware.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if settings.hardware.engine == "unsloth":
-        _start_unsloth(on_cpu=settings.hardware.device == "cpu")
+        # What torchrun would have said by now. Without it Unsloth takes several processes out of accelerate where it sees one
+        # card (models/_utils.py of 2026.10.9), and each of ours sees one.
+        several = {"WORLD_SIZE": str(settings.processes)} if settings.processes > 1 else {}
+        with this_machine.variables(several):
+            _start_unsloth(on_cpu=settings.hardware.device == "cpu")
     import torch
 
     torch.set_num_threads(int(settings.hardware.num_threads))

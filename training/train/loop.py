@@ -15,10 +15,11 @@ from training.runs import checkpoint, processes
 from training.runs.checkpoint import Checkpoint
 from training.system import io_errors
 from training.system.wording import first_line
-from training.train import callback, engine, hooks, machines, updates
+from training.train import callback, engine, hooks, link_speed, machines, updates
 from training.train.adapter_files import disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
 from training.train.engine import Loaded
+from training.train.link import Exchange
 from training.train.order import Order
 from training.train.state import Session
 from training.train.trouble import OutOfMemory, StopNow, free_memory, is_out_of_memory, memory_watched
@@ -49,6 +50,7 @@ class Result:
     peak_memory: int
     micro_batch: int
     accumulation: int
+    exchange: Exchange | None  # between the processes, where there are several
 
 
 def train(loaded: Loaded, order: Order, session: Session) -> Result:
@@ -91,6 +93,7 @@ def follow(loaded: Loaded, order: Order, session: Session) -> None:
     )
     watch.micro_batch, shrunk = (micro, accumulation), False
     machines.refuse_mismatch(watch)
+    _look_at_the_line(loaded.model, session)
     while True:
         found = _newest(session)
         if found is not None:
@@ -113,6 +116,16 @@ def follow(loaded: Loaded, order: Order, session: Session) -> None:
         free_memory()
         _shrink(session, too_much)
         shrunk = True
+
+
+def _look_at_the_line(model: PeftModel, session: Session) -> None:
+    """Measure the line over which the processes will add their gradients up, and say it where that may be a network."""
+    team, written = session.watch.team, session.settings.hardware.link_gbps
+    trained = [p for p in model.parameters() if p.requires_grad]
+    given = None if written == "auto" else written
+    session.watch.line, words = link_speed.looked_at(team, sum(p.numel() for p in trained), trained[0].device, given)
+    if words and session.first:
+        logger.log("INFO" if team.place.machines > 1 else "DEBUG", words)
 
 
 def _tried(session: Session, found: Checkpoint | None) -> str | None:
@@ -254,6 +267,8 @@ def _result(session: Session) -> Result:
     state, carried = session.trainer.state, session.watch.carried
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     micro, accumulation = session.watch.micro_batch
+    if exchange := session.watch.line.exchange(session.seconds):
+        logger.info("between the processes: {}", exchange.words())
     return Result(
         steps=state.global_step or session.first_step,
         epochs=round(state.epoch or 0, 4),
@@ -267,4 +282,5 @@ def _result(session: Session) -> Result:
         peak_memory=callback.peak_memory(),
         micro_batch=micro,
         accumulation=accumulation,
+        exchange=exchange,
     )

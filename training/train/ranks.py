@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, cast
@@ -52,12 +54,15 @@ class Ranks(FastPath):
             code = team.NO_MEMORY
         except Trouble as trouble:
             raise self._for_all(trouble) from None
+        ready = time.perf_counter()
         try:
             watch.team.round(code)
         except Trouble as trouble:
             raise self._for_all(trouble) from None
+        watch.line.waiting += time.perf_counter() - ready
         if self.accelerator.sync_gradients:
-            watch.team.mean_gradients(self.model.parameters())
+            watch.line.sending += watch.team.mean_gradients(self.model.parameters())
+            watch.line.steps += 1
         return loss
 
     def _uncast(self, model: torch.nn.Module) -> AbstractContextManager[None]:
@@ -121,6 +126,15 @@ class Ranks(FastPath):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self.watch.team.lead(self)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | int | None]:
+        # Unsloth puts another in its place on a card, which does not ask for the count below.
+        if self.watch.team.size == 1:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        samples = list(itertools.islice(epoch_iterator, num_batches))
+        return samples, self._get_num_items_in_batch(samples, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | int | None:
         # Several ranks measure with the mean over the batch's own tokens, and wait for nobody.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from training.settings import Settings
 from training.system import launchers, this_machine, wire
-from training.train import meeting
+from training.train import link, meeting
 from training.train.meeting import Key
 
 if TYPE_CHECKING:
@@ -159,8 +159,8 @@ class Team:
         dist.all_reduce(total, group=self._talk)
         return [float(one) for one in total]
 
-    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Put the mean over the ranks into the gradient of each trained parameter.
+    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> float:
+        """Put the mean over the ranks into the gradient of each trained parameter; the seconds that the sum took.
 
         A rank where one has no gradient (an expert that no token of its rows went to) counts as zero; where none has
         one it stays without, for the optimizer to pass over.
@@ -173,12 +173,16 @@ class Team:
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
         flat = torch.cat([*(part.detach().float().flatten() for part in parts), there])
         del parts
+        began = link.moment(flat.device)
         dist.all_reduce(flat)
+        ended = link.moment(flat.device)
         *means, there = flat.split([*(p.numel() for p in trained), len(trained)])
         for parameter, mean, ranks in zip(trained, means, there.tolist(), strict=True):
             if ranks:
                 mean = (mean / self.size).view_as(parameter)
                 parameter.grad = mean.to(parameter.dtype) if parameter.grad is None else parameter.grad.copy_(mean)
+        # A card has done it by now: its flags were read.
+        return link.between(began, ended)
 
     def own(self, inputs: Batch, rows: int, micro: int) -> tuple[Batch, int]:
         """An epoch's last batch of `rows` rows without those that only fill it up, and how many are left; one stays in
@@ -215,8 +219,8 @@ class Alone(Team):
     def sums(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
-    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """They are the mean."""
+    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> float:
+        return 0.0
 
     def own(self, inputs: Batch, rows: int, micro: int) -> tuple[Batch, int]:
         return inputs, micro

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.runs.checkpoint import Carried, Manifest
+from training.train.link import Line
 from training.train.random_state import RandomState
 from training.train.team import Alone, Team
 
@@ -41,6 +42,7 @@ class Watch:
     # The adapter before the very first update, on the CPU.
     untrained: dict[str, torch.Tensor] | None = None
     team: Team = field(default_factory=Alone)
+    line: Line = field(default_factory=Line)  # between the processes
 
     def manifest(self, step: int) -> Manifest:
         """What a checkpoint of now says of itself, but for its files."""
