@@ -28,7 +28,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training import chats
 from training.chats.conversations import GAP_MINUTES, MOST_TURNS
-from training.chats.whatsapp_dates import ORDERS
+from training.chats.dates import ORDERS
 from training.data import BadRow, Record, Row, documents, oddities, private, row_files, rows, splitting
 from training.data.chat_exports import Export
 from training.data.reading import PLAIN, Reading
@@ -383,7 +383,7 @@ def _parser() -> argparse.ArgumentParser:
     of_chats.add_argument(
         "--date-order",
         choices=ORDERS,
-        help="of WhatsApp's dates (d day, m month, y year), where the file leaves a doubt",
+        help="of WhatsApp's dates and of a table's (d day, m month, y year), where the file leaves a doubt",
     )
     parser.add_argument(
         "--characters", type=int, metavar="N", help=f"of a row of documents at most; default: {documents.CHARACTERS}"

@@ -159,6 +159,47 @@ def test_where_a_time_is_not_known_the_order_of_the_file_stays_and_it_is_said(tm
     assert any(line.startswith(said) for line in told(path, "wechat-csv"))
 
 
+def a_table(path: Path, *times: str) -> Path:
+    """A table saved again by a program: a question and an answer by turns."""
+    rows = (f"{n},文本,{n % 2},a,r,{n},,{time}\n" for n, time in enumerate(times))
+    path.write_text(f"{TIMES}{''.join(rows)}", "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("times", "days"),
+    [
+        # A 13th month is none; time runs forward; AM and PM; two digits of a year.
+        (["1/12/2026 10:05", "1/12/2026 10:06", "1/13/2026 9:00", "1/13/2026 9:01"], ["2026-01-12", "2026-01-13"]),
+        (["12.01.2026 10:05", "12.01.2026 10:06", "13.01.2026 09:00", "13.01.2026 09:01"], ["2026-01-12", "2026-01-13"]),
+        (["01/03/2026 9:05", "01/03/2026 9:06", "01/09/2026 9:05", "01/09/2026 9:06", "02/04/2026 9:05", "02/04/2026 9:06"],
+         ["2026-01-03", "2026-02-04"]),
+        (["1/13/26 11:59:01 PM", "1/14/26 12:00:05 AM", "1/14/26 9:00:00 AM", "1/14/26 9:00:09 AM"], ["2026-01-13", "2026-01-14"]),
+        (["5/5/2026 10:05", "5/5/2026 10:06", "6/6/2026 10:05", "6/6/2026 10:06"], ["2026-05-05", "2026-06-06"]),
+    ],
+)  # fmt: skip
+def test_the_day_in_a_table_that_was_saved_in_another_locale_is_found_from_all_its_dates(
+    times: list[str], days: list[str], tmp_path: Path
+) -> None:
+    said = told(a_table(tmp_path / "a.csv", *times), "wechat-csv")
+    assert any(line.endswith(f", {' to '.join(days)}") for line in said), said
+    assert not any("cannot be read" in line for line in said)
+
+
+def test_a_table_whose_dates_leave_a_doubt_is_refused_with_the_option_that_decides(tmp_path: Path) -> None:
+    path = a_table(tmp_path / "a.csv", "01/02/2026 10:05", "01/02/2026 10:06", "03/04/2026 9:05", "03/04/2026 9:06")
+    with pytest.raises(
+        UserError, match=r"a.csv:2: the date 1/2/2026 can be read in 2 ways, .* --date-order dmy .* or mdy"
+    ):
+        turns(path, "wechat-csv")
+    whole = [[("user", "0"), ("assistant", "1")], [("user", "2"), ("assistant", "3")]]
+    assert turns(path, "wechat-csv", date_order="dmy") == turns(path, "wechat-csv", date_order="mdy") == whole
+    with pytest.raises(UserError, match=r"a.csv: --date-order ymd does not fit its dates"):
+        turns(path, "wechat-csv", date_order="ymd")
+    with pytest.raises(UserError, match=r"--date-order dmy: .*b.csv says itself which is the day"):
+        turns(a_table(tmp_path / "b.csv", "2026-01-02 10:05:00", "2026-01-02 10:05:01"), "wechat-csv", date_order="dmy")
+
+
 def test_a_table_in_gbk_is_read_where_that_is_named(every: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "gbk.csv"
     path.write_bytes(exports.WECHAT.lstrip("\ufeff").encode("gb18030"))

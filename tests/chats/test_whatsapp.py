@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from training.chats import whatsapp, whatsapp_dates, whatsapp_words
+from training.chats import dates as chat_dates
+from training.chats import reading, whatsapp, whatsapp_words
 from training.chats.messages import Left, Message
 from training.chats.opening import Member, Source
 from training.errors import UserError
@@ -120,8 +121,8 @@ def test_lines_without_a_head_go_on_with_the_message_whatever_breaks_them(read) 
 )
 def test_the_file_as_a_whole_tells_which_number_is_the_day(dates: list[str], order: str) -> None:
     numbers = [tuple(map(int, re.findall(r"\d+", date))) for date in dates]
-    stamps = [whatsapp_dates.Stamp(date, 0, spaced=" " in dates[0]) for date in numbers]
-    assert whatsapp_dates.orders(stamps) == [order]
+    stamps = [chat_dates.Stamp(date, 0, spaced=" " in dates[0]) for date in numbers]
+    assert chat_dates.orders(stamps) == [order]
 
 
 def test_dates_that_may_be_read_in_two_ways_are_refused_by_name(read, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def read(path: Path, kind: str, wanted: Wanted) -> tuple[Iterator[Conversation],
         raise UserError(
             f"--my-name {wanted.my_names[0]}: an export of {NAMES[kind]} says itself who answers; leave it out"
         )
-    if wanted.date_order and kind != "whatsapp":
+    if wanted.date_order and kind not in ("whatsapp", "wechat-csv"):
         raise UserError(f"--date-order {wanted.date_order}: an export of {NAMES[kind]} says itself which is the day")
     source, left = Source(path), Left()
     chats = [chat for chat in _chats(source, kind, wanted, left) if chat.messages]
@@ -142,7 +142,7 @@ def _chats(source: Source, kind: str, wanted: Wanted, left: Left) -> list[Chat]:
             for chat in whatsapp.read(one, left, wanted.date_order, wanted.encoding)
         ]
     if kind == "wechat-csv":
-        return [chat for one in members for chat in wechat.read(one, left, wanted.encoding)]
+        return [chat for one in members for chat in wechat.read(one, left, wanted.date_order, wanted.encoding)]
     return [chat for one in _whole(members, kind) for chat in _of_member(one, kind, source, left)]
 
 
