@@ -399,6 +399,39 @@ def test_a_damaged_zip_file_and_one_with_a_password_are_told(tmp_path: Path) -> 
         turns(tmp_path / "locked.zip", "whatsapp", "Ben")
 
 
+def test_a_zip_file_or_folder_without_a_chat_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "photo.jpg").touch()
+    for name, held in (("empty.zip", {}), ("photos.zip", {"a.jpg": b"x"}), ("within.zip", {"chat.zip": b"PK\x03\x04"})):
+        with zipfile_class(tmp_path / name, "w") as archive:
+            for member, raw in held.items():
+                archive.writestr(member, raw)
+    for name in ("empty.zip", "photos.zip", "within.zip", "folder"):
+        for kind, ending in (("whatsapp", ".txt"), ("wechat-csv", ".csv"), ("telegram", ".json"), ("claude", ".json")):
+            with pytest.raises(
+                UserError, match=rf"{name}: holds no file that ends in {ending}, as an export of .* does"
+            ):
+                turns(tmp_path / name, kind)
+
+
+@pytest.mark.parametrize(
+    ("written", "typed"),
+    [
+        ("Ben ❤\ufe0f", "ben ❤"),
+        ("Ben ❤", "Ben ❤\ufe0f"),
+        ("Jose\u0301", "José"),
+        ("José", "Jose\u0301"),
+        ("\u202a+49\u00a0171\u00a01234567\u202c", "+491711234567"),
+        ("+49 171 1234567", "+49 (171) 123-45-67"),
+        ("\u2068Ben\u2069 B", "Ben B"),
+        ("👨\u200d👩\u200d👧 Ben", "👨\u200d👩\u200d👧 ben"),
+    ],
+)
+def test_a_name_is_known_though_its_signs_are_typed_otherwise(written: str, typed: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"13/06/18, 21:25 - Ann: one\n13/06/18, 21:26 - {written}: two\n", encoding="utf-8")
+    assert turns(tmp_path / "a.txt", "whatsapp", typed) == [[("user", "one"), ("assistant", "two")]]
+
+
 def test_a_zip_file_that_swells_is_refused_and_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "MOST_BYTES", 1 << 20)
     path = exports.zipped(tmp_path / "a.zip", conversations__json=b"[" + b" " * (8 << 20) + b"]")
@@ -424,7 +457,7 @@ def test_the_list_of_a_zip_file_is_read_but_once(tmp_path: Path, monkeypatch: py
 def test_names_that_lead_out_of_a_zip_file_lead_nowhere(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("../../_chat.txt", exports.WHATSAPP)
-    with pytest.raises(UserError, match="no message of a person's in this export of WhatsApp"):
+    with pytest.raises(UserError, match="holds no file that ends in .txt, as an export of WhatsApp does"):
         turns(tmp_path / "a.zip", "whatsapp", "Ben")
     assert [one.name for one in tmp_path.iterdir()] == ["a.zip"]
 

@@ -62,6 +62,7 @@ def kind_of(path: Path) -> str:
 def of_head(head: bytes) -> str:
     """The program that a file is of which begins like this; "" where that is not sure."""
     text = head.decode("utf-16" if head.startswith(UTF16) else "utf-8", "ignore").lstrip("\ufeff")
+    text = text if "\n" in text else text.replace("\r", "\n")
     begin = text.lstrip()
     if begin.startswith(("{", "[{")) or re.match(r"\[\s*\{", begin):
         return _of_json(head)
@@ -135,6 +136,9 @@ def _chats(source: Source, kind: str, wanted: Wanted, left: Left) -> list[Chat]:
     members = (
         source.members(*ENDINGS.get(kind, (".json",))) if source.kind != "file" else [Member(source.path.name, source)]
     )
+    if not members:
+        endings = " or ".join(ENDINGS.get(kind, (".json",)))
+        raise UserError(f"{source.path}: holds no file that ends in {endings}, as an export of {NAMES[kind]} does")
     if kind == "whatsapp":
         return [
             chat

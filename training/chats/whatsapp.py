@@ -53,6 +53,8 @@ def read(member: Member, left: Left, order: str | None = None, encoding: str = "
     """
     lines = member.text(encoding).replace("\r\n", "\n").split("\n")
     heads = _heads(lines)
+    if not any(map(str.strip, lines)):
+        raise UserError(f"{member.place()}: the file is empty")
     if not heads:
         raise UserError(
             f"{member.place()}: no line begins as WhatsApp writes a message (3/4/24, 14:05 - Ann: Hello, or "
@@ -193,7 +195,7 @@ def _text(body: str, tags: Counter[str], left: Left) -> tuple[str, str]:
     body, edited = _without_edited(body)
     bare = body.strip("\u200e\u200f \n")
     first, _, below = bare.partition("\n")
-    if words.is_one_of(words.DELETED, bare):
+    if words.is_one_of(words.DELETED, bare) or words.DELETED_BY.fullmatch(bare):
         return "", kinds.DELETED
     if words.ATTACHED_ON_IPHONE.search(body):
         bare = words.ATTACHED_ON_IPHONE.sub("", body).strip("\u200e\u200f \n")
