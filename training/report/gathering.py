@@ -248,10 +248,10 @@ def _data(plan: Plan) -> DataFacts:
     counts, summary, replay = plan.data.counts, plan.summary, plan.replay
     roles: dict[str, Mapping[str, int]] = {
         "training": plan.data.used,
-        "replay": {str(replay.file): counts.replay} if replay else {},
+        "replay": replay.parts or {str(replay.file): counts.replay} if replay else {},
         **plan.data.held_out,
     }
-    digests = {**plan.data.sha256, **({str(replay.file): replay.sha256} if replay else {})}
+    digests = {**plan.data.sha256, **({str(replay.file): replay.sha256} if replay and replay.sha256 else {})}
     files = tuple(
         DataFile(path, role, digests[path], _bytes(Path(path)), rows)
         for role, used in roles.items()
