@@ -16,7 +16,7 @@ from tests.support.faults import FAULT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.session import locked, once, session_folder
-from tests.support.tiny import write_tiny_config, write_tiny_model
+from tests.support.tiny import write_smallest_model, write_tiny_config, write_tiny_model
 from training.system import before_torch, forkserver
 
 sys.path.insert(0, str(ROOT))
@@ -150,6 +150,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path
     """A random Llama of two layers, hidden size 256, with SmolLM2's tokenizer: real in every part, trained in seconds."""
     folder, _ = once(tmp_path_factory, "tiny", lambda folder: write_tiny_model(folder, embedded))
     return folder
+
+
+@pytest.fixture(scope="session")
+def smallest_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
+    """The quickest model that is real in every part."""
+    return once(tmp_path_factory, "smallest", lambda folder: write_smallest_model(folder, embedded))[0]
 
 
 @pytest.fixture(scope="module")

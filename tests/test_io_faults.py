@@ -22,7 +22,7 @@ from tests.support.io_faults import Fault, Shim
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, forked
 from tests.support.session import once
-from tests.support.tiny import write_smallest_model, write_tiny_config
+from tests.support.tiny import write_tiny_config
 from training import runs
 from training.runs import checkpoint, directory
 from training.system import forkserver, paths
@@ -74,12 +74,6 @@ class Undisturbed:
     run: Path
     trained: Path
     seen: dict[str, dict[tuple[str, str], int]]
-
-
-@pytest.fixture(scope="session")
-def smallest_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
-    """The quickest model that is real in every part."""
-    return once(tmp_path_factory, "smallest", lambda folder: write_smallest_model(folder, embedded))[0]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +17,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.support import exports
+from tests.support.at_hubs import led_to, nowhere
+from tests.support.hubs import COMMIT, Hub, ModelScope
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from training import chats, create_sample_data, prepare_data
-from training.data import BadRow, Record, Row, oddities, rows
+from training.data import BadRow, Record, Row, oddities, rows, splitting
 from training.data.reading import Reading
 from training.system import files
 from training.system.signals import Signals
@@ -316,7 +318,7 @@ def test_what_is_written_is_read_back_as_the_row_that_was_kept(fields: dict, kin
 @pytest.mark.slow
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.sampled_from([0.01, 0.05, 0.4]), st.integers(0, 3))
 def test_three_prompts_fill_three_parts_and_equal_prompts_stay_together(prompts, share, seed) -> None:
-    owner = list(prepare_data.deal(prompts, share, share, seed))
+    owner = list(splitting.deal(prompts, share, share, seed))
     assert len(owner) == len(prompts)
     assert len(set(owner)) == min(3, len(set(prompts)))
     assert 0 in owner
@@ -666,3 +668,83 @@ def test_characters_are_of_documents_alone(samples: Path, prepare, tmp_path: Pat
     assert (done.code, done.said) == (2, ["--characters 500: only documents are cut; --input-format documents"])
     chat = prepare(exports.every(tmp_path)["telegram"], "chat", "--characters", "500")
     assert chat.said == ["--characters 500: only documents are cut; --most-turns cuts conversations"]
+
+
+# ---- data sets on a hub ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same data sets on both hubs."""
+
+    def lines(word: str, *numbers: int) -> bytes:
+        return b"".join(
+            json.dumps({"prompt": f"{word}{n}", "completion": "mail a@company.de"}).encode() + b"\n" for n in numbers
+        )
+
+    content = {
+        "owner/parts": {
+            "data/train-00000-of-00002.jsonl": lines("a", 1, 2, 3, 3),
+            "data/train-00001-of-00002.jsonl": lines("a", 3) + lines("b", 1, 2),
+        },
+        "owner/splits": {"train.jsonl": lines("a", 1), "test.jsonl": lines("b", 1)},
+        "owner/bad": {"train.jsonl": b"{}\n"},
+    }
+    hub, scope = Hub({}, data=content), ModelScope(data=content)
+    led_to(monkeypatch, tmp_path / "caches", hub, scope)
+    yield
+    hub.server.shutdown()
+    scope.server.shutdown()
+
+
+@pytest.mark.parametrize(("at", "commit"), [("hf", "a" * 40), ("ms", COMMIT)])
+def test_a_data_set_on_a_hub_is_prepared_as_one_file_of_all_its_parts(
+    at: str, commit: str, at_hubs: None, prepare
+) -> None:
+    done = prepare(f"{at}:owner/parts", "chat", "--no-split", "--on-private", "mask")
+    assert done.code == 0, done.said
+    assert [row["messages"][0]["content"] for row in written(done.paths)] == ["a1", "a2", "a3", "b1", "b2"]
+    assert len({row["messages"][1]["content"] for row in written(done.paths)}) == 1, "one mask in all its files"
+    assert f"{at}:owner/parts is {at}:owner/parts@{commit}:default:train: 2 files" in done.said
+    counted = [line.rpartition("/")[2] for line in done.said if "rows read" in line]
+    assert counted == [
+        "train-00000-of-00002.jsonl: 4 rows read, 0 bad, 1 duplicates",
+        "train-00001-of-00002.jsonl: 3 rows read, 0 bad, 1 duplicates",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("hf:owner/splits", 2, "--input hf:owner/splits: has several splits, and none is named; write --input hf:owner/splits:default:train, or"),
+        ("hf:owner", 2, "--input hf:owner: is written hf:owner/name, hf:owner/name:config:split or"),
+        ("hf:owner/none", 3, "--input hf:owner/none: the Hub"),
+        ("hf:owner/bad", 2, "train.jsonl: no rows: all 1 are bad"),
+    ],
+)  # fmt: skip
+def test_a_name_on_a_hub_that_gives_no_rows_is_refused_with_the_flag(
+    name: str, code: int, said: str, at_hubs: None, prepare, tmp_path: Path
+) -> None:
+    done = prepare(name, "chat")
+    assert (done.code, done.paths) == (code, [])
+    assert any(said in line for line in done.said), done.said
+    assert not list(tmp_path.rglob("my*"))
+
+
+def test_a_hub_that_cannot_be_reached_names_the_flag_that_asks_the_other(
+    prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    led_to(monkeypatch, tmp_path / "caches", nowhere(), nowhere())
+    done = prepare("hf:owner/parts", "chat")
+    assert done.code == 3
+    assert done.said[-1].endswith("ModelScope may have it under the same name: --input ms:owner/parts")
+
+
+def test_a_python_without_what_fetches_data_sets_says_so(prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    done = prepare("hf:owner/parts", "chat")
+    assert done.code == 3
+    assert (
+        "--input hf:owner/parts: huggingface_hub, which is needed to fetch a data set, is not installed"
+        in done.said[-1]
+    )

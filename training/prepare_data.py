@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 if __name__ == "__main__":  # as a script, this folder stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -28,22 +28,18 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training import chats
 from training.chats.conversations import GAP_MINUTES, MOST_TURNS
-from training.chats.whatsapp_dates import ORDERS
-from training.data import BadRow, Record, Row, documents, oddities, private, row_files, rows, splitting
+from training.chats.dates import ORDERS
+from training.data import BadRow, Record, Row, documents, hub_files, oddities, private, row_files, rows, splitting
 from training.data.chat_exports import Export
 from training.data.reading import PLAIN, Reading
 from training.data.shaping import TYPES, shaped
 from training.data.tally import Tally
 from training.errors import FinetuneError, Interrupted, MachineError, UserError
-from training.settings import column_names, rules
+from training.settings import column_names, hub_names, rules
 from training.settings.table import TABLE
 from training.system import files, last_net, listeners, paths, privacy, shell
 from training.system.plain_parser import Parser
 from training.system.signals import Signals
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 KINDS = {"json": "json", "jsonl": "json", "csv": "csv", "txt": "txt"}  # --input-format -> its name in row_files.FORMS
 DOCUMENTS = "documents"
@@ -52,13 +48,17 @@ SEED = 3407  # the default of [Training] SEED
 
 
 def cleaned(
-    path: Path, records: Iterator[Record | BadRow], format_type: str, tally: Tally, reading: Reading = PLAIN
+    path: Path,
+    records: Iterator[Record | BadRow],
+    format_type: str,
+    tally: Tally,
+    seen: set[int],
+    reading: Reading = PLAIN,
 ) -> Iterator[tuple[dict[str, object], int]]:
     """The rows worth keeping, as the fields to write, each with the number of its prompt (see dataset.numbers).
 
-    Raises UserError when the file cannot be read, or not to its end.
+    seen: the numbers of the rows before them. Raises UserError when the file cannot be read, or not to its end.
     """
-    seen: set[int] = set()
     for record in records:
         tally.rows += 1
         if isinstance(record, BadRow):
@@ -102,65 +102,22 @@ def _clean(
     return replace(row, messages=tuple(replace(turn, content=turn.content.strip()) for turn in row.messages)), fields
 
 
-# ---- the split ---------------------------------------------------------------------------------------------------
+# ---- the files ---------------------------------------------------------------------------------------------------
 
 
-def deal(prompts: Sequence[int], validation: float, test: float, seed: int) -> NDArray[np.int8]:
-    """The part of each row (0 train, 1 validation, 2 test; an int8 array): splitting.split, with no wanted part empty.
-
-    A part that its share leaves without rows gets the smallest group of equal prompts, as long as a part has two groups.
-    """
-    import numpy as np
-
-    numbers = np.asarray(prompts, dtype=np.uint64)
-    parts, _ = splitting.split(prompts, validation, test, seed)
-    owner = np.zeros(len(prompts), dtype=np.int8)
-    for number, part in enumerate(parts):
-        owner[part] = number
-    for number, share in ((1, validation), (2, test)):
-        if not share or (owner == number).any():
-            continue
-        for giver in (0, 1, 2):
-            groups, first, sizes = np.unique(numbers[owner == giver], return_index=True, return_counts=True)
-            if len(groups) > 1:
-                smallest = groups[np.lexsort((first, sizes))[0]]  # the first one in the file of those of equal size
-                owner[numbers == smallest] = number
-                break
-    return owner
-
-
-def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Callable[[str], None]) -> list[Path]:
+def prepare(
+    arguments: argparse.Namespace, sources: Sequence[Path], folder: Path, say: Callable[[str], None]
+) -> list[Path]:
     """Write the files; gives their paths. They appear when all are whole. UserError when no row is left."""
-    tally, prompts = Tally(), array("Q")
     with tempfile.TemporaryFile(dir=folder) as kept:  # on the disk, so that memory does not grow with the text
-        reading, export = reading_of(arguments), export_of(arguments, source)
-        if reading.on_private == "mask":
-            reading = replace(reading, mask_key=private.key_of(source))
-        kind = KINDS.get(arguments.input_format)
-        if export:
-            records = export.records()
-        elif is_documents(arguments, source):
-            characters = arguments.characters or documents.CHARACTERS
-            records, reading = documents.records(source, characters, reading.encoding), replace(reading, format="text")
-        else:
-            records = row_files.records(source, kind, reading.encoding)
-        for fields, prompt in cleaned(source, records, arguments.format_type, tally, reading):
-            kept.write(json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n")
-            prompts.append(prompt)
-        for line in export.picture.lines() if export and export.picture else ():
-            say(line)
-        if not prompts:
-            nothing = "nothing of this export can be learned" if export else "the file is empty"
-            reason = f"all {tally.bad_count:,} are bad" if tally.bad_count else nothing
-            raise UserError(tally.named() or "nothing was written", f"{source}: no rows: {reason}")
-        for line in tally.lines(source):
-            say(line)
+        prompts = _keep(arguments, sources, kept, say)
         kept.seek(0)
         if arguments.no_split:
             targets, owner = {0: folder / f"{arguments.output_name}.jsonl"}, bytes(len(prompts))
         else:
             targets = {number: folder / f"{arguments.output_name}_{part}.jsonl" for number, part in enumerate(PARTS)}
-            owner = deal(prompts, arguments.validation_split, arguments.test_split, arguments.seed).tobytes()
+            shares = arguments.validation_split, arguments.test_split
+            owner = splitting.deal(prompts, *shares, arguments.seed).tobytes()
         left_out = [targets.pop(number) for number in list(targets) if number not in owner]
         _write(kept, owner, targets)
     for path in left_out:
@@ -171,6 +128,39 @@ def prepare(arguments: argparse.Namespace, source: Path, folder: Path, say: Call
     counts = ", ".join(f"{owner.count(number):,} {path.name}" for number, path in targets.items())
     say(f"rows written: {counts}")
     return list(targets.values())
+
+
+def _keep(
+    arguments: argparse.Namespace, sources: Sequence[Path], kept: IO[bytes], say: Callable[[str], None]
+) -> array[int]:
+    """Write the rows worth keeping to `kept`, a line each; gives the numbers of their prompts."""
+    prompts, seen = array("Q"), set[int]()
+    reading = reading_of(arguments)
+    if reading.on_private == "mask":
+        # The same masks in all files of a data set.
+        reading = replace(reading, mask_key=private.key_of_all(sources))
+    for source in sources:
+        tally, export, before = Tally(), export_of(arguments, source), len(prompts)
+        kind = KINDS.get(arguments.input_format)
+        if export:
+            records = export.records()
+        elif is_documents(arguments, source):
+            characters = arguments.characters or documents.CHARACTERS
+            records, reading = documents.records(source, characters, reading.encoding), replace(reading, format="text")
+        else:
+            records = row_files.records(source, kind, reading.encoding)
+        for fields, prompt in cleaned(source, records, arguments.format_type, tally, seen, reading):
+            kept.write(json.dumps(fields, ensure_ascii=False).encode("utf-8") + b"\n")
+            prompts.append(prompt)
+        for line in export.picture.lines() if export and export.picture else ():
+            say(line)
+        if len(prompts) == before and not tally.doubles:
+            nothing = "nothing of this export can be learned" if export else "the file is empty"
+            reason = f"all {tally.bad_count:,} are bad" if tally.bad_count else nothing
+            raise UserError(tally.named() or "nothing was written", f"{source}: no rows: {reason}")
+        for line in tally.lines(source):
+            say(line)
+    return prompts
 
 
 def reading_of(arguments: argparse.Namespace, mask_key: bytes = b"") -> Reading:
@@ -295,6 +285,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> list[Path]:
     """Check the arguments and the folder, then do the work; gives the files made."""
+    on_a_hub = hub_names.is_one(arguments.input)
     source = paths.expanded(arguments.input).absolute()
     folder = paths.expanded(arguments.output_dir).absolute()
     problems = _problems(arguments)
@@ -314,10 +305,11 @@ def run(arguments: argparse.Namespace) -> list[Path]:
             raise UserError(f"--output-dir {arguments.output_dir}: is a file, not a folder")
         for part in ("", *(f"_{part}" for part in PARTS)):
             path = folder / f"{arguments.output_name}{part}.jsonl"
-            if path.exists() and source.exists() and path.samefile(source):
+            if not on_a_hub and path.exists() and source.exists() and path.samefile(source):
                 raise UserError(f"--input {arguments.input}: the result would replace it; choose another --output-name")
+        sources = hub_files.fetched(arguments.input, "--input", privacy.tell) if on_a_hub else [source]
         folder.mkdir(parents=True, exist_ok=True)
-        return prepare(arguments, source, folder, privacy.tell)
+        return prepare(arguments, sources, folder, privacy.tell)
     except OSError as error:
         raise MachineError(
             f"{folder} cannot be written: {error.strerror or error}; --output-dir names another"
@@ -357,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         required=True,
         metavar="F",
-        help="the data file, gzipped or not; of a chat program also its zip or folder",
+        help="the data file, gzipped or not; of a chat program also its zip or folder; hf:owner/name or ms:owner/name",
     )
     parser.add_argument(
         "--input-format",
@@ -383,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     of_chats.add_argument(
         "--date-order",
         choices=ORDERS,
-        help="of WhatsApp's dates (d day, m month, y year), where the file leaves a doubt",
+        help="of WhatsApp's dates and of a table's (d day, m month, y year), where the file leaves a doubt",
     )
     parser.add_argument(
         "--characters", type=int, metavar="N", help=f"of a row of documents at most; default: {documents.CHARACTERS}"

@@ -159,6 +159,47 @@ def test_where_a_time_is_not_known_the_order_of_the_file_stays_and_it_is_said(tm
     assert any(line.startswith(said) for line in told(path, "wechat-csv"))
 
 
+def a_table(path: Path, *times: str) -> Path:
+    """A table saved again by a program: a question and an answer by turns."""
+    rows = (f"{n},文本,{n % 2},a,r,{n},,{time}\n" for n, time in enumerate(times))
+    path.write_text(f"{TIMES}{''.join(rows)}", "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("times", "days"),
+    [
+        # A 13th month is none; time runs forward; AM and PM; two digits of a year.
+        (["1/12/2026 10:05", "1/12/2026 10:06", "1/13/2026 9:00", "1/13/2026 9:01"], ["2026-01-12", "2026-01-13"]),
+        (["12.01.2026 10:05", "12.01.2026 10:06", "13.01.2026 09:00", "13.01.2026 09:01"], ["2026-01-12", "2026-01-13"]),
+        (["01/03/2026 9:05", "01/03/2026 9:06", "01/09/2026 9:05", "01/09/2026 9:06", "02/04/2026 9:05", "02/04/2026 9:06"],
+         ["2026-01-03", "2026-02-04"]),
+        (["1/13/26 11:59:01 PM", "1/14/26 12:00:05 AM", "1/14/26 9:00:00 AM", "1/14/26 9:00:09 AM"], ["2026-01-13", "2026-01-14"]),
+        (["5/5/2026 10:05", "5/5/2026 10:06", "6/6/2026 10:05", "6/6/2026 10:06"], ["2026-05-05", "2026-06-06"]),
+    ],
+)  # fmt: skip
+def test_the_day_in_a_table_that_was_saved_in_another_locale_is_found_from_all_its_dates(
+    times: list[str], days: list[str], tmp_path: Path
+) -> None:
+    said = told(a_table(tmp_path / "a.csv", *times), "wechat-csv")
+    assert any(line.endswith(f", {' to '.join(days)}") for line in said), said
+    assert not any("cannot be read" in line for line in said)
+
+
+def test_a_table_whose_dates_leave_a_doubt_is_refused_with_the_option_that_decides(tmp_path: Path) -> None:
+    path = a_table(tmp_path / "a.csv", "01/02/2026 10:05", "01/02/2026 10:06", "03/04/2026 9:05", "03/04/2026 9:06")
+    with pytest.raises(
+        UserError, match=r"a.csv:2: the date 1/2/2026 can be read in 2 ways, .* --date-order dmy .* or mdy"
+    ):
+        turns(path, "wechat-csv")
+    whole = [[("user", "0"), ("assistant", "1")], [("user", "2"), ("assistant", "3")]]
+    assert turns(path, "wechat-csv", date_order="dmy") == turns(path, "wechat-csv", date_order="mdy") == whole
+    with pytest.raises(UserError, match=r"a.csv: --date-order ymd does not fit its dates"):
+        turns(path, "wechat-csv", date_order="ymd")
+    with pytest.raises(UserError, match=r"--date-order dmy: .*b.csv says itself which is the day"):
+        turns(a_table(tmp_path / "b.csv", "2026-01-02 10:05:00", "2026-01-02 10:05:01"), "wechat-csv", date_order="dmy")
+
+
 def test_a_table_in_gbk_is_read_where_that_is_named(every: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "gbk.csv"
     path.write_bytes(exports.WECHAT.lstrip("\ufeff").encode("gb18030"))
@@ -358,6 +399,39 @@ def test_a_damaged_zip_file_and_one_with_a_password_are_told(tmp_path: Path) -> 
         turns(tmp_path / "locked.zip", "whatsapp", "Ben")
 
 
+def test_a_zip_file_or_folder_without_a_chat_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "photo.jpg").touch()
+    for name, held in (("empty.zip", {}), ("photos.zip", {"a.jpg": b"x"}), ("within.zip", {"chat.zip": b"PK\x03\x04"})):
+        with zipfile_class(tmp_path / name, "w") as archive:
+            for member, raw in held.items():
+                archive.writestr(member, raw)
+    for name in ("empty.zip", "photos.zip", "within.zip", "folder"):
+        for kind, ending in (("whatsapp", ".txt"), ("wechat-csv", ".csv"), ("telegram", ".json"), ("claude", ".json")):
+            with pytest.raises(
+                UserError, match=rf"{name}: holds no file that ends in {ending}, as an export of .* does"
+            ):
+                turns(tmp_path / name, kind)
+
+
+@pytest.mark.parametrize(
+    ("written", "typed"),
+    [
+        ("Ben ❤\ufe0f", "ben ❤"),
+        ("Ben ❤", "Ben ❤\ufe0f"),
+        ("Jose\u0301", "José"),
+        ("José", "Jose\u0301"),
+        ("\u202a+49\u00a0171\u00a01234567\u202c", "+491711234567"),
+        ("+49 171 1234567", "+49 (171) 123-45-67"),
+        ("\u2068Ben\u2069 B", "Ben B"),
+        ("👨\u200d👩\u200d👧 Ben", "👨\u200d👩\u200d👧 ben"),
+    ],
+)
+def test_a_name_is_known_though_its_signs_are_typed_otherwise(written: str, typed: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"13/06/18, 21:25 - Ann: one\n13/06/18, 21:26 - {written}: two\n", encoding="utf-8")
+    assert turns(tmp_path / "a.txt", "whatsapp", typed) == [[("user", "one"), ("assistant", "two")]]
+
+
 def test_a_zip_file_that_swells_is_refused_and_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "MOST_BYTES", 1 << 20)
     path = exports.zipped(tmp_path / "a.zip", conversations__json=b"[" + b" " * (8 << 20) + b"]")
@@ -383,7 +457,7 @@ def test_the_list_of_a_zip_file_is_read_but_once(tmp_path: Path, monkeypatch: py
 def test_names_that_lead_out_of_a_zip_file_lead_nowhere(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("../../_chat.txt", exports.WHATSAPP)
-    with pytest.raises(UserError, match="no message of a person's in this export of WhatsApp"):
+    with pytest.raises(UserError, match="holds no file that ends in .txt, as an export of WhatsApp does"):
         turns(tmp_path / "a.zip", "whatsapp", "Ben")
     assert [one.name for one in tmp_path.iterdir()] == ["a.zip"]
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from training.chats import whatsapp, whatsapp_dates, whatsapp_words
+from training.chats import dates as chat_dates
+from training.chats import reading, whatsapp, whatsapp_words
 from training.chats.messages import Left, Message
 from training.chats.opening import Member, Source
 from training.errors import UserError
@@ -99,6 +100,18 @@ def test_a_byte_order_mark_and_windows_lines_are_no_part_of_it(read) -> None:
     assert [message.line for message in messages] == [1, 3]
 
 
+def test_lines_of_an_old_mac_are_lines_and_a_nul_is_no_sign_of_a_text(read) -> None:
+    text = "13/06/18, 21:25 - Ann: one\r13/06/18, 21:26 - Ben: t\0wo\r"
+    assert said(read(text)[0]) == [("Ann", "one"), ("Ben", "two")]
+    assert reading.of_head(text.encode()) == "whatsapp"
+
+
+@pytest.mark.parametrize("text", ["", "\ufeff", " \r\n\n"])
+def test_an_empty_export_is_said_to_be_empty(text: str, read) -> None:
+    with pytest.raises(UserError, match="_chat.txt: the file is empty$"):
+        read(text)
+
+
 def test_lines_without_a_head_go_on_with_the_message_whatever_breaks_them(read) -> None:
     messages, _ = read("13/06/18, 21:25 - Ann: list:\n1. a\n\n2. b\u2028c\x0bd\n13/06/18, 21:26 - Ben: ok\n")
     assert said(messages) == [("Ann", "list:\n1. a\n\n2. b\u2028c\x0bd"), ("Ben", "ok")]
@@ -120,8 +133,8 @@ def test_lines_without_a_head_go_on_with_the_message_whatever_breaks_them(read) 
 )
 def test_the_file_as_a_whole_tells_which_number_is_the_day(dates: list[str], order: str) -> None:
     numbers = [tuple(map(int, re.findall(r"\d+", date))) for date in dates]
-    stamps = [whatsapp_dates.Stamp(date, 0, spaced=" " in dates[0]) for date in numbers]
-    assert whatsapp_dates.orders(stamps) == [order]
+    stamps = [chat_dates.Stamp(date, 0, spaced=" " in dates[0]) for date in numbers]
+    assert chat_dates.orders(stamps) == [order]
 
 
 def test_dates_that_may_be_read_in_two_ways_are_refused_by_name(read, tmp_path: Path) -> None:
@@ -183,6 +196,8 @@ DELETED = [
     *(
         "This message was deleted",
         "You deleted this message.",
+        "You deleted this message as admin",
+        "This message was deleted by admin ~ Tom.",
         "Diese Nachricht wurde gelöscht.",
         "Se eliminó este mensaje.",
     ),

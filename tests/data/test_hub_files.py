@@ -293,3 +293,53 @@ def test_a_card_that_is_too_large_is_not_left_unread(hub: Hub, tmp_path: Path) -
     hub.data["owner/one"]["README.md"] = b"#" * ((4 << 20) + 1)
     with pytest.raises(UserError, match=r"its README.md has 4,194,305 bytes, too many to be read; name a file of it"):
         pinned(tmp_path, "hf:owner/one")
+
+
+@both
+def test_replay_rows_may_be_of_a_data_set_on_a_hub(
+    at: str, tmp_path: Path, hub: Hub, scope: ModelScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(rows(12, "m"))
+    more = f"VALIDATION_SPLIT = 0\nREPLAY_SHARE = 0.5\nREPLAY_FILE = {at}:owner/two:train\n"
+    found = pinned(tmp_path, "mine.jsonl", more)
+    assert found.dataset.replay_file == f"{at}:owner/two@{AT[at]}:default:train"
+    data = dataset.load(found, tmp_path / "cache")
+    assert (data.counts.train, data.counts.replay, len(data.replay)) == (12, 12, 12)
+    # All of its files, each with its digest; the user's own rows are counted alone.
+    assert {Path(path).name for path in data.replay["file"]} == {Path(path).name for path in data.sha256} - {
+        "mine.jsonl"
+    }
+    assert len(data.sha256) == 3 and data.counts.rows == 12
+
+    own = tmp_path / "run.ini"
+    own.write_text(found.to_ini(), "utf-8")
+    hub.requests.clear()
+    scope.requests.clear()
+    forget(monkeypatch)
+    again = hub_files.pinned(settings.of_run(own), [].append)
+    assert again.dataset == found.dataset
+    assert dataset.load(again, tmp_path / "cache2").sha256 == data.sha256
+    assert hub.requests == scope.requests == []
+
+
+def test_a_replay_file_on_a_hub_is_not_asked_for_without_a_share(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(rows(12, "m"))
+    found = pinned(tmp_path, "mine.jsonl", "REPLAY_FILE = hf:owner/two:train\n")
+    assert (found.dataset.replay_file, hub.requests) == ("hf:owner/two:train", [])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("REPLAY_FILE = hf:owner/two", "REPLAY_FILE = hf:owner/two: has several splits, and none is named; write REPLAY_FILE = hf:"),
+        ("REPLAY_FILE = hf:owner/two@main:train", "has the files of [Dataset] DATASET_FILE: its rows are trained on already"),
+        ("REPLAY_FILE = hf:owner/two:test\nVALIDATION_FILE = hf:owner/two::test",
+         "has the files of [Dataset] VALIDATION_FILE: they would be measured on rows already seen"),
+        ("REPLAY_FILE = hf:owner", "REPLAY_FILE = hf:owner: is written hf:owner/name"),
+    ],
+)  # fmt: skip
+def test_a_replay_file_on_a_hub_that_will_not_do_is_refused_with_the_setting(
+    more: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        pinned(tmp_path, "hf:owner/two:train", f"REPLAY_SHARE = 0.1\n{more}\n")

@@ -65,6 +65,59 @@ def test_other_numbers_and_addresses_of_examples_are_nobodys(text: str) -> None:
     assert private.find(text) == []
 
 
+# The same things as people write them.
+WRITTEN = {
+    ("phone", "+491711234567"): [
+        "+49.171.1234567", "+49 (0)171 1234567", "+49 (0) 171 / 1234567", "0049 171 1234567", "+49-171-1234567",
+        "+49\u00a0171\u00a01234567", "+49 171\u2011123\u20114567", "+49\u202f171 1234567", "＋４９ １７１ １２３４５６７",
+    ],
+    ("phone", "01711234567"): ["0171.1234567", "0171 123 45 67", "0171-123-4567", "01711234567", "0171/1234567", "(0171) 123 45 67"],
+    ("phone", "0123456789"): ["01 23 45 67 89", "01.23.45.67.89", "01-23-45-67-89"],
+    ("phone", "03012345678"): ["(030) 12345678", "030 - 12345678", "030/12345678"],
+    ("phone", "02079460958"): ["020 7946 0958", "(020) 7946 0958"],
+    ("phone", "5550100199"): ["555.010.0199", "555-010-0199", "(555) 010-0199"],
+    ("phone", "13912345678"): ["139-1234-5678", "１３９１２３４５６７８", "139 1234 5678"],
+    ("iban", "de89370400440532013000"): [
+        "de89 3704 0044 0532 0130 00", "De89370400440532013000", "DE89-3704-0044-0532-0130-00", "DE 89 3704 0044 0532 0130 00",
+        "DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000", "DE89 3704\n0044 0532 0130 00", "DE89.3704.0044.0532.0130.00",
+    ],
+    ("card", "4111111111111111"): [
+        "4111.1111.1111.1111", "4111\u00a01111\u00a01111\u00a01111", "4111–1111–1111–1111", "4111  1111  1111  1111",
+    ],
+    ("id", "11010519491231002x"): ["110105 19491231 002X", "110105-19491231-002x", "１１０１０５１９４９１２３１００２Ｘ"],
+    ("id", "a123456789"): ["a123456789", "A 123456789", "A-123456789", "Ａ１２３４５６７８９"],
+    ("e-mail", "ann@company.de"): ["ann＠company.de", "ann (at) company.de", "ann[at]company[dot]de", "Ann@Company.de", "Ann (AT) company (dot) de"],
+    ("key", "sk-abcdefghijklmnopqrstuvwx1234"): ["sk-abcdefghijkl\nmnopqrstuvwx1234", "sk-abcdefghijklmnopqr\r\nstuvwx1234"],
+    ("key", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcdef"): ["eyJhbGciOiJIUzI1NiJ9.\neyJzdWIiOiIxMjM0In0.\nabcdef"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "value"), WRITTEN)
+def test_the_same_thing_is_found_however_it_is_written_and_has_one_mask(kind: str, value: str) -> None:
+    for text in WRITTEN[kind, value]:
+        assert [(one.kind, one.value) for one in private.find(f"it is {text}, yes")] == [(kind, value)], text
+        assert private.kinds([f"it is {text}, yes"]) == (kind,), text
+        assert private.masked(f"it is {text}, yes", KEY) == f"it is {private.mask(kind, value, KEY)}, yes", text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("12.01.2026 13:45", "05.03.2026 10:30", "05-03-2026 10", "2026.01.12 0945", "1.234.567,89 EUR", "1 000 000 000"),
+        *("05 12 23 34 41 49", "Version 01.23.45.67", "10.20.30.40:8080", "ISBN 978-3-16-148410-0", "GPS 52.520008, 13.404954"),
+        *("at20 people and we had 15 plates", "we met (at) home", "the one [at] the end", "ann (at) example.com"),
+        *("task-abcdefgh\n1234abcd5678", "sk-ip it\n12345678", "a\u00a0b\u00a01", "１２３、４５６。"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_it_stays(text: str) -> None:
+    assert private.find(text) == []
+
+
+def test_what_stands_behind_a_number_does_not_hide_it() -> None:
+    for behind in (" (2024)", " / 20241", ", 12345", " (20241)", " 2 pm", "\n12 people"):
+        assert "1234567" not in private.masked(f"call +49 171 1234567{behind}", KEY), behind
+
+
 @given(st.from_regex(r"4[0-9]{14}", fullmatch=True))
 def test_of_ten_last_digits_one_makes_a_card(number: str) -> None:
     assert sum(private.is_card(f"{number}{last}") for last in range(10)) == 1

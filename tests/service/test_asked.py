@@ -100,6 +100,7 @@ def test_paths_outside_of_the_roots_are_refused_links_or_not(own, tmp_path, fiel
 
 def test_the_questions_that_come_with_the_project_are_no_path(own):
     assert read(own, replay_share=0.1, replay_file="General").dataset.replay_file == "general"
+    assert read(own, replay_share=0.1, replay_file="hf:a/b:train").dataset.replay_file == "hf:a/b:train"
 
 
 def test_the_token_cannot_be_trained_on(own, tmp_path):

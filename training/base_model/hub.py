@@ -14,6 +14,7 @@ from typing import Any
 from training.base_model import model_folder, model_json
 from training.errors import MachineError, UserError
 from training.hubs import Unreachable, Wanted, hugging_face
+from training.hubs import listing as listings
 from training.hubs.hugging_face import explained
 from training.hubs.wanted import enough_disk, megabytes
 from training.system import privacy
@@ -92,6 +93,9 @@ def download(
     from huggingface_hub import constants, snapshot_download
 
     allowed, ignored = _patterns(trust_remote_code)
+    # Nobody needs to be asked for a commit that is here: it does not change, and may be gone there.
+    if listings.SHA1.fullmatch(revision or "") and (cached := _cached(name, revision, allowed, ignored)):
+        return cached, cached.name
     if constants.is_offline_mode():
         with explained(Wanted(name, revision)):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))

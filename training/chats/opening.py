@@ -18,7 +18,7 @@ from training.system.wording import size
 MOST_BYTES = 1 << 30  # of one text or JSON file: as objects of Python it is some eight times as large
 MOST_MEMBERS = 200_000  # of a zip file or a folder: a large Slack export has a file for each day of each channel
 HEAD = 1 << 16
-ZIP = b"PK\x03\x04"
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # an empty one begins as the other does
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
@@ -49,7 +49,9 @@ class Member:
         if encoding == "auto":
             codec = "utf-16" if raw.startswith(UTF16) else "utf-8-sig"
         try:
-            return raw.decode(codec)
+            # No text holds a NUL, and some that were saved again have lines as an old Mac's.
+            text = raw.decode(codec).replace("\0", "")
+            return text if "\n" in text else text.replace("\r", "\n")
         except UnicodeDecodeError as error:
             line = raw.count(b"\n", 0, error.start) + 1
             other = "--encoding names it, as in --encoding gb18030" if encoding == "auto" else "is it another one?"
@@ -85,7 +87,7 @@ class Source:
             raise UserError(f"{path}: is not an ordinary file")
         else:
             with _told(path), path.open("rb") as file:
-                self.kind = "zip" if file.read(len(ZIP)) == ZIP else "file"
+                self.kind = "zip" if file.read(len(ZIP[0])) in ZIP else "file"
 
     def members(self, *suffixes: str) -> list[Member]:
         """The files in it whose names end so, in the order of their names; without those that a Mac or an editor adds."""

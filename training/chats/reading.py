@@ -62,6 +62,7 @@ def kind_of(path: Path) -> str:
 def of_head(head: bytes) -> str:
     """The program that a file is of which begins like this; "" where that is not sure."""
     text = head.decode("utf-16" if head.startswith(UTF16) else "utf-8", "ignore").lstrip("\ufeff")
+    text = text if "\n" in text else text.replace("\r", "\n")
     begin = text.lstrip()
     if begin.startswith(("{", "[{")) or re.match(r"\[\s*\{", begin):
         return _of_json(head)
@@ -108,7 +109,7 @@ def read(path: Path, kind: str, wanted: Wanted) -> tuple[Iterator[Conversation],
         raise UserError(
             f"--my-name {wanted.my_names[0]}: an export of {NAMES[kind]} says itself who answers; leave it out"
         )
-    if wanted.date_order and kind != "whatsapp":
+    if wanted.date_order and kind not in ("whatsapp", "wechat-csv"):
         raise UserError(f"--date-order {wanted.date_order}: an export of {NAMES[kind]} says itself which is the day")
     source, left = Source(path), Left()
     chats = [chat for chat in _chats(source, kind, wanted, left) if chat.messages]
@@ -135,6 +136,9 @@ def _chats(source: Source, kind: str, wanted: Wanted, left: Left) -> list[Chat]:
     members = (
         source.members(*ENDINGS.get(kind, (".json",))) if source.kind != "file" else [Member(source.path.name, source)]
     )
+    if not members:
+        endings = " or ".join(ENDINGS.get(kind, (".json",)))
+        raise UserError(f"{source.path}: holds no file that ends in {endings}, as an export of {NAMES[kind]} does")
     if kind == "whatsapp":
         return [
             chat
@@ -142,7 +146,7 @@ def _chats(source: Source, kind: str, wanted: Wanted, left: Left) -> list[Chat]:
             for chat in whatsapp.read(one, left, wanted.date_order, wanted.encoding)
         ]
     if kind == "wechat-csv":
-        return [chat for one in members for chat in wechat.read(one, left, wanted.encoding)]
+        return [chat for one in members for chat in wechat.read(one, left, wanted.date_order, wanted.encoding)]
     return [chat for one in _whole(members, kind) for chat in _of_member(one, kind, source, left)]
 
 

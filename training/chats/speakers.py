@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from training.chats.messages import Chat, Message
 from training.errors import UserError
 from training.system.wording import counted, listed, shorten
 
 SHOWN = 12
+# The number of a phone, by which one is shown who is no contact.
+NUMBER, NO_DIGIT = re.compile(r"\+[\d .()/\u2010-\u2015-]{7,}"), r"\D"
 
 
+@lru_cache(maxsize=1 << 14)
 def key(name: str) -> str:
-    """A name as it is compared: without case, without an @ in front, with plain blanks."""
-    return " ".join(name.split()).removeprefix("@").casefold()
+    """A name as it is compared: without case, an @ in front and signs that nobody sees, with plain blanks; a number's digits.
+
+    Who types a name has its accents as one sign, or as two, and an emoji with or without what says that it is coloured.
+    """
+    plain = "".join(sign for sign in unicodedata.normalize("NFC", name) if not _is_unseen(sign))
+    plain = " ".join(plain.split()).removeprefix("@").casefold()
+    return f"+{re.sub(NO_DIGIT, '', plain)}" if NUMBER.fullmatch(plain) else plain
+
+
+def _is_unseen(sign: str) -> bool:
+    return sign in "\ufe0e\ufe0f" or unicodedata.category(sign) == "Cf"
 
 
 def owner_of(chats: Sequence[Chat], my_names: Sequence[str], place: str) -> frozenset[str]:

@@ -7,9 +7,11 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from training.chats import dates
 from training.chats import messages as kinds
+from training.chats.dates import Stamp
 from training.chats.fields import fields, seconds, text
 from training.chats.messages import Chat, Left, Message, in_order
 from training.chats.opening import Member
@@ -77,8 +79,11 @@ def is_wechat(head: str) -> bool:
     return form_of(first.replace('"', "").split(",")) is not None
 
 
-def read(member: Member, left: Left, encoding: str = "auto") -> list[Chat]:
-    """The chats of a table. UserError where its columns are those of no known form, or where it cannot be read."""
+def read(member: Member, left: Left, order: str | None = None, encoding: str = "auto") -> list[Chat]:
+    """The chats of a table. `order`: of day, month and year, where a program saved it again in its locale's way.
+
+    UserError where its columns are those of no known form, where it cannot be read, or its dates in two ways.
+    """
     csv.field_size_limit(WIDEST)
     reader = csv.reader(io.StringIO(member.text(encoding), newline=""))
     names = [name.strip().lstrip("\ufeff") for name in next(reader, [])]
@@ -87,14 +92,34 @@ def read(member: Member, left: Left, encoding: str = "auto") -> list[Chat]:
         known = "; ".join(", ".join(sorted(one.known)) for one in FORMS)
         raise UserError(f"{member.place()}:1: the columns are of no exporter that is known here, which have: {known}")
     chats: dict[str, Chat] = {}
+    stamps: dict[int, Stamp] = {}
     for line, row in _rows(reader, names, member):
+        written = row.get(form.time, "")
+        if seconds(written.strip()) is None and (stamp := dates.of_text(written)):
+            stamps[line] = stamp
         chat = next((row[name] for name in form.chat if row.get(name)), "")
         if message := _message(row, form, line, left):
             chats.setdefault(chat, Chat(name=chat or member.name, messages=[])).messages.append(message)
+    times = _times(stamps, order, member)
     for one in chats.values():
+        if times:
+            one.messages = [replace(each, time=times.get(each.line, each.time)) for each in one.messages]
         # A table of all chats has each by itself; one by a database may not stand in the order of time.
         one.messages = in_order(one.messages, one.name, left)
     return list(chats.values())
+
+
+def _times(stamps: Mapping[int, Stamp], order: str | None, member: Member) -> dict[int, float | None]:
+    """Line -> the moment of a date such as 01/02/2026 10:05, by all of them together."""
+    if not stamps:
+        if order:
+            raise UserError(f"--date-order {order}: {member.place()} says itself which is the day")
+        return {}
+    every = list(stamps.values())
+    chosen = order or dates.order_of(every, f"{member.place()}:{next(iter(stamps))}")
+    if chosen is None:
+        return {}
+    return dict(zip(stamps, dates.moments(every, chosen, member.place(), given=order is not None), strict=True))
 
 
 def _rows(reader: Iterator[list[str]], names: list[str], member: Member) -> Iterator[tuple[int, dict[str, str]]]:

@@ -11,14 +11,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from training.chats import dates
 from training.chats import messages as kinds
-from training.chats import whatsapp_dates as dates
 from training.chats import whatsapp_words as words
+from training.chats.dates import MARKS, Stamp
 from training.chats.messages import Chat, Left, Message
 from training.chats.opening import Member
-from training.chats.whatsapp_dates import MARKS, Stamp
 from training.errors import UserError
-from training.system.wording import counted, listed
+from training.system.wording import counted
 
 _LEAD = rf"[{MARKS}\s]*"
 # [04.03.24, 14:05:09] Ann: ...   and   3/4/24, 2:05 PM - Ann: ...   and, of old iPhones,   13.06.18 21.25.15: Ann: ...
@@ -53,15 +53,18 @@ def read(member: Member, left: Left, order: str | None = None, encoding: str = "
     """
     lines = member.text(encoding).replace("\r\n", "\n").split("\n")
     heads = _heads(lines)
+    if not any(map(str.strip, lines)):
+        raise UserError(f"{member.place()}: the file is empty")
     if not heads:
         raise UserError(
             f"{member.place()}: no line begins as WhatsApp writes a message (3/4/24, 14:05 - Ann: Hello, or "
             "[04.03.24, 14:05:09] Ann: Hello)"
         )
-    chosen = order or _order(heads, member)
-    times = [dates.moment(head.at, chosen) for head in heads]
-    if order and sum(time is None for time in times) > len(times) / 4:
-        raise UserError(f"{member.place()}: --date-order {order} does not fit its dates")
+    stamps, place = [head.at for head in heads], f"{member.place()}:{heads[0].index + 1}"
+    chosen = order or dates.order_of(stamps, place)
+    if chosen is None:
+        raise UserError(f"{place}: its dates are days of no calendar that is known here; is it a chat of WhatsApp?")
+    times = dates.moments(stamps, chosen, member.place(), given=order is not None)
     kept = _in_their_time(times)
     if quoted := len(heads) - len(kept):
         own = set(kept)
@@ -109,24 +112,6 @@ def _heads(lines: list[str]) -> list[_Head]:
     most = ways.most_common(1)[0][1]
     own = {found[0].written, *(way for way, count in ways.items() if count > max(20, most / 4))}
     return [one for one in found if one.written in own]
-
-
-def _order(heads: list[_Head], member: Member) -> str:
-    fitting = dates.orders([head.at for head in heads])
-    place = f"{member.place()}:{heads[0].index + 1}"
-    if not fitting:
-        raise UserError(f"{place}: its dates are days of no calendar that is known here; is it a chat of WhatsApp?")
-    if len(fitting) > 1:
-        one = "/".join(map(str, heads[0].at.date))
-        raise UserError(
-            f"{place}: the date {one} can be read in {len(fitting)} ways, and no other date of the file decides: "
-            f"--date-order {listed([f'{order} ({_spelt(order)})' for order in fitting]).replace(' and ', ' or ')}"
-        )
-    return fitting[0]
-
-
-def _spelt(order: str) -> str:
-    return ", ".join({"d": "day", "m": "month", "y": "year"}[letter] for letter in order)
 
 
 def _in_their_time(times: list[float | None]) -> list[int]:
@@ -210,7 +195,7 @@ def _text(body: str, tags: Counter[str], left: Left) -> tuple[str, str]:
     body, edited = _without_edited(body)
     bare = body.strip("\u200e\u200f \n")
     first, _, below = bare.partition("\n")
-    if words.is_one_of(words.DELETED, bare):
+    if words.is_one_of(words.DELETED, bare) or words.DELETED_BY.fullmatch(bare):
         return "", kinds.DELETED
     if words.ATTACHED_ON_IPHONE.search(body):
         bare = words.ATTACHED_ON_IPHONE.sub("", body).strip("\u200e\u200f \n")

@@ -66,6 +66,12 @@ DELETED = frozenset(
     .strip()
     .split("|")
 )
+# With a name behind it: of who has the say in a group.
+DELETED_BY = re.compile(
+    r"(?:this message was deleted by admin .{1,100}|you deleted this message as admin|diese nachricht wurde von (?:admin )?.{1,100} gelöscht"
+    r"|du hast diese nachricht als admin gelöscht)\.?",
+    re.IGNORECASE,
+)
 EDITED = frozenset(
     """this message was edited|diese nachricht wurde bearbeitet|se editó este mensaje|este mensaje fue editado
     |ce message a été modifié|questo messaggio è stato modificato|mensagem editada|essa mensagem foi editada

@@ -11,13 +11,16 @@ from loguru import logger
 
 from training import runs, settings
 from training.errors import UserError
+from training.hubs.listing import SHA1
 from training.plan import Plan
+from training.report import gathering
 from training.runs import Run, checkpoint, directory
 from training.runs import processes as shares
 from training.settings import Settings
 from training.settings.command_line import Arguments
 from training.system import files, launchers, log, shell
 from training.system.events import Events
+from training.system.foreign_json import Damaged
 from training.system.this_machine import oom_kills
 from training.system.wording import counted, listed
 
@@ -86,10 +89,12 @@ def _ours(run: Run) -> bool:
 def settings_of(run: Run, arguments: Arguments) -> Settings:
     """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
     with directory.reading_settings(run):
-        own = settings.of_run(run.path / runs.CONFIG, check_packages=True)
+        own = at_its_commit(run, settings.of_run(run.path / runs.CONFIG, check_packages=True))
     if not arguments.overrides:
         return own
     changed = settings.of_run(run.path / runs.CONFIG, arguments.overrides, check_packages=True)
+    if not any(override.key == "REVISION" for override in arguments.overrides):
+        changed = at_its_commit(run, changed)
     problems = [
         f"{override.source}: {override.section}.{override.key} is {own.get(key)} in the run, not {changed.get(key)}"
         for override in arguments.overrides
@@ -101,6 +106,20 @@ def settings_of(run: Run, arguments: Arguments) -> Settings:
         )
     # The machines may be others now.
     return same_step(own, changed) if any(own.get(key) != changed.get(key) for key in PLACES) else own
+
+
+def at_its_commit(run: Run, own: Settings) -> Settings:
+    """The settings of a run with the commit of its base model, as its record has it: what is newest there may be another now.
+
+    Those of a run that an older version began do not name it, nor do those that name the model as Ollama does.
+    """
+    try:
+        commit = gathering.as_planned(run).base.revision
+    except (Damaged, OSError):  # a run that ended before there was one
+        return own
+    if commit == own.model.revision or not SHA1.fullmatch(commit or ""):
+        return own
+    return own.with_choice("Model.REVISION", commit, "the commit that the run began with")
 
 
 def same_step(own: Settings, changed: Settings) -> Settings:

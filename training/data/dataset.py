@@ -117,9 +117,10 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     held_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(section.validation_file)]
     tested_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(section.test_file)]
     held, tested = (_joined(some) if some else None for some in (held_files, tested_files))
-    replayed = _read(path, reading, cache_dir, say) if (path := _replay_file(section)) else None
+    replayed_files = [_read(path, reading, cache_dir, say) for path in hub_files.paths(replay.file_of(section))]
+    replayed = _joined(replayed_files) if replayed_files else None
     every = [*own_files, *held_files, *tested_files]
-    read = [*every, replayed] if replayed else every
+    read = [*every, *replayed_files]
     rejected = [bad for file in read for bad in file.rejected]
     _stop_for(rejected, section.on_bad_row)
     _refuse_empty(read)
@@ -196,7 +197,7 @@ def refuse_early(settings: Settings) -> None:
     Only of files that are read in about a second: they are read once more when the plan is made.
     """
     section = settings.dataset
-    if hub_files.any_on_a_hub((section.dataset_file, section.validation_file, section.test_file)):
+    if hub_files.any_on_a_hub(section):
         return
     paths = _named(section)
     own = {file.path for file in training_files(section)}
@@ -238,13 +239,8 @@ def bad_rows_error(rejected: Sequence[BadRow], title: str = "") -> UserError:
 
 def _named(section: Dataset) -> list[Path]:
     held_out = [*hub_files.paths(section.validation_file), *hub_files.paths(section.test_file)]
-    replayed = [path for path in (_replay_file(section),) if path]
+    replayed = hub_files.paths(replay.file_of(section))
     return [*(file.path for file in training_files(section)), *held_out, *replayed]
-
-
-def _replay_file(section: Dataset) -> Path | None:
-    """The file of replay rows that the user has, where some are asked for."""
-    return Path(section.replay_file) if section.replay_share and section.replay_file != replay.GENERAL else None
 
 
 def training_files(section: Dataset) -> list[DataFile]:

@@ -11,15 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.data import hub_splits
-from training.errors import FinetuneError, UserError
+from training.data import hub_splits, replay
+from training.errors import FinetuneError, MachineError, UserError
 from training.hubs import Listing, Wanted, hugging_face, modelscope
+from training.hubs.wanted import before_value
 from training.settings import Settings, data_files, hub_names
 from training.settings.data_files import DataFile
 from training.settings.hub_names import HubName
-from training.system import privacy
+from training.settings.table import Dataset
+from training.system import privacy, shell
 
-SETTINGS = ("DATASET_FILE", "VALIDATION_FILE", "TEST_FILE")
+SETTINGS = ("DATASET_FILE", "VALIDATION_FILE", "TEST_FILE", "REPLAY_FILE")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def pinned(settings: Settings, say: Callable[[str], None]) -> Settings:
     found: dict[str, list[Path]] = {}
     before = settings
     for key in SETTINGS:
-        value: Path | None = settings.get(f"Dataset.{key}")
+        value = replay.file_of(settings.dataset) if key == "REPLAY_FILE" else settings.get(f"Dataset.{key}")
         if value is None or not any(one.on_a_hub for one in _parts(value)):
             continue
         try:
@@ -50,13 +52,15 @@ def pinned(settings: Settings, say: Callable[[str], None]) -> Settings:
         except ValueError as error:
             raise UserError(f"{settings.place(f'Dataset.{key}')}: {error}") from None
         if new != str(value):
-            settings = settings.with_choice(f"Dataset.{key}", Path(new), f"{value} stands for this now")
+            kept = new if key == "REPLAY_FILE" else Path(new)
+            settings = settings.with_choice(f"Dataset.{key}", kept, f"{value} stands for this now")
     _refuse_shared(before, found)
     return settings
 
 
-def any_on_a_hub(values: Sequence[Path | None]) -> bool:
+def any_on_a_hub(section: Dataset) -> bool:
     """Whether one of the data settings names a data set on a hub."""
+    values = section.dataset_file, section.validation_file, section.test_file, replay.file_of(section)
     return any(one.on_a_hub for value in values if value is not None for one in _parts(value))
 
 
@@ -78,6 +82,25 @@ def paths(value: Path | None) -> list[Path]:
         return []
     name = hub_names.of(value)
     return [value] if name is None else list(located(name).paths)
+
+
+def fetched(text: str, flag: str, say: Callable[[str], None]) -> Sequence[Path]:
+    """The files of the data set that a flag of a script names. Raises as `pinned`, and where this Python cannot fetch them;
+    the messages begin with the flag."""
+    try:
+        import datasets  # noqa: F401
+        import huggingface_hub  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MachineError(
+            f"{flag} {text}: {error.name}, which is needed to fetch a data set, is not installed in this Python: "
+            f"{shell.command('setup.sh')} makes .venv, and .venv/bin/python has it"
+        ) from None
+    try:
+        return located(hub_names.parse(text), flag, say).paths
+    except ValueError as error:
+        raise UserError(f"{flag} {text}: {error}") from None
+    except FinetuneError as error:
+        raise _placed(error, f"{flag} {text}") from None
 
 
 def _parts(value: Path) -> list[DataFile]:
@@ -154,7 +177,7 @@ def _meant(name: HubName, listed: Listing, setting: str, card: str) -> tuple[tup
         return (), [name.file]
     bare = replace(name, words=()).written()
     found = hub_splits.configurations(name.hub, name.name, every, card)
-    config, split = hub_splits.choose(found, name.words, f"{setting} = ", bare)
+    config, split = hub_splits.choose(found, name.words, before_value(setting), bare)
     files = found[config][split]
     hub_splits.one_kind(f"{name.hub}:{name.name}", files)
     return (config, split), files
@@ -173,6 +196,6 @@ def _refuse_shared(settings: Settings, found: dict[str, list[Path]]) -> None:
         for other in SETTINGS[:number]:
             if not set(found.get(key, ())).isdisjoint(found.get(other, ())):
                 place = settings.place(f"Dataset.{key}")
-                raise UserError(
-                    f"{place}: has the files of [Dataset] {other}: they would be measured on rows already seen"
-                )
+                trained = (key, other) == ("REPLAY_FILE", "DATASET_FILE")
+                why = "its rows are trained on already" if trained else "they would be measured on rows already seen"
+                raise UserError(f"{place}: has the files of [Dataset] {other}: {why}")

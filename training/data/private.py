@@ -10,7 +10,7 @@ import bisect
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,115 +34,64 @@ EMAIL = re.compile(
     r"(?<![A-Za-z0-9_.%+-])[A-Za-z0-9_.%+-]{1,64}@(?!(?:[\w-]+\.)*(?:example(?:\.(?:com|net|org))?|test|invalid|localhost)\b)"
     r"[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,6}\.[A-Za-z]{2,24}(?![\w-])"
 )
-# A number in groups as people write it: of so many digits, with one blank, dash or dot between two of them at most.
-DIGITS = re.compile(r"\d(?:[ .-]?\d){6,}")
-IBAN_BEGINS = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?= ?[A-Z0-9])")
-CARD = re.compile(r"(?<![\d.,-])(?:\d[ -]?){12,18}\d(?![\d-])")
-CHINESE_ID = re.compile(
-    r"(?<!\d)[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dA-Za-z])"
+# An address as people write it for others to read, and no program: ann (at) company [dot] de
+SPELT = re.compile(
+    r"(?<![A-Za-z0-9_.%+-])[A-Za-z0-9_.%+-]{1,64} ?[\[({] ?at ?[\])}] ?(?!example\b)[A-Za-z0-9-]{1,63}"
+    r"(?:(?:\.| ?[\[({] ?(?:dot|punkt) ?[\])}] ?)[A-Za-z0-9-]{1,63}){1,6}(?![\w-])",
+    re.IGNORECASE,
 )
-TAIWANESE_ID = re.compile(r"(?<![A-Za-z0-9])[A-Z][1289]\d{8}(?![\dA-Za-z])")
+AT = re.compile(r"[\[({] ?at ?[\])}]", re.IGNORECASE)
+# What stands for an ASCII sign, one for one: blanks and dashes at which no line ends, and those of full width, as Chinese
+# and Japanese keyboards have them.
+PLAIN = {
+    **dict.fromkeys([0xA0, 0x2007, 0x2009, 0x202F, 0x3000], " "),
+    **dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0x00AD], "-"),
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+}
+OTHER_SIGNS = re.compile(f"[{''.join(re.escape(chr(code)) for code in PLAIN)}]")
+# A number in groups as people write it: of so many digits, with a few signs between two of them at most.
+DIGITS = re.compile(r"\d(?:[^\w\0]{0,3}\d){6,}")
+LEAST_DIGITS = 7  # of an IBAN, whichever country's
+_GAP = r"(?:\r?\n|[ .-])?"
+IBAN_BEGINS = re.compile(
+    r"(?:(?<![A-Za-z0-9])|(?<=IBAN)|(?<=iban))(?:[A-Z]{2} ?|[A-Za-z]{2})\d{2}(?=(?:\r?\n|[ .-])?[A-Za-z0-9])"
+)
+CARD = re.compile(r"(?<![\d.,-])(?:\d(?:[ -]{0,2}|\.)){12,18}\d(?![\d-])")
+CHINESE_ID = re.compile(
+    r"(?<!\d)[1-9]\d{5}[ -]?(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])[ -]?\d{3}[\dXx](?![\dA-Za-z])"
+)
+TAIWANESE_ID = re.compile(r"(?<![A-Za-z0-9])(?:[A-Z][ -]?|[a-z])[1289]\d(?:[ -]?\d){7}(?![\dA-Za-z])")
 PHONE = re.compile(
-    # +49 171 1234567, also 0049; Chinese and Taiwanese mobiles; (555) 010-0199; 0171 1234567
-    r"(?<![A-Za-z0-9_+.])(?<!\d[ -])(?:(?:\+|00)[1-9]\d{0,2}[ .()/-]{0,2}\(?\d{1,5}\)?(?:[ ./-]?\d{2,5}){1,4}"
-    r"|1[3-9]\d[ -]?\d{4}[ -]?\d{4}|09\d{2}[ -]?\d{3}[ -]?\d{3}"
-    r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}-\d{3}-\d{4}|0\d{2,4}[ /-]\d{5,8})(?![A-Za-z0-9_-]|\.\d)"
+    r"(?<![A-Za-z0-9_+.])(?<!\d[ -])(?:"
+    # +49 171 1234567, +49.171.1234567, +49 (0) 171 / 1234567, also 0049
+    r"(?:\+|00)[1-9]\d{0,2}[ ./-]{0,2}(?:\(0\)[ .-]?)?\(?\d{1,5}\)?(?: [/-] |[ ./-]?)\d{2,5}(?:[ ./-]?\d{2,5}){0,3}"
+    # Chinese and Taiwanese mobiles; (555) 010-0199, 555-010-0199, 555.010.0199
+    r"|1[3-9]\d[ -]?\d{4}[ -]?\d{4}|09\d{2}[ -]?\d{3}[ -]?\d{3}|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}-\d{3}-\d{4}|\d{3}\.\d{3}\.\d{4}"
+    # 0171 1234567, 030 - 1234567, 0171.1234567; (030) 12345678; mobiles of Germany, Britain and France in one
+    r"|0\d{2,4}(?: ?[/-] ?|[ ])\d{5,8}|0\d{2,4}\.\d{7,8}|\(0\d{1,4}\)[ /-]{0,3}\d{2,8}(?:[ .-]\d{2,5}){0,3}|0(?:1[5-7]|[67])\d{8,9}"
+    # 01 23 45 67 89, 01.23.45.67.89
+    r"|0[1-9](?P<sign>[ .-])\d\d(?:(?P=sign)\d\d){3}(?![ .-]\d)"
+    r")(?![A-Za-z0-9_-]|\.\d)"
+)
+# 020 7946 0958, 0171-123-4567, 0171 123 45 67
+GROUPED = re.compile(
+    r"(?<![A-Za-z0-9_+.])(?<!\d[ -])0\d{1,4}(?P<gap>[ -])\d{2,4}(?:(?P=gap)\d{2,4}){1,3}(?![A-Za-z0-9_-]|[ .-]\d)"
+)
+# A key that was cut by a line break: what stands alone on the next line, with a digit in it, belongs to it.
+_REST_OF_KEY = r"(?:\r?\n[ \t]*(?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{8,}(?=[\s,;.!?)\"'，。；）]|\Z))"
+WRAPPED = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:sk-|hf_|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|AKIA|ASIA|AIza)[A-Za-z0-9_-]{4,}"
+    rf"{_REST_OF_KEY}+|eyJ[A-Za-z0-9_-]{{8,1000}}(?:\r?\n?\.\r?\n?[A-Za-z0-9_-]{{4,1000}}){{1,2}}{_REST_OF_KEY}*)"
 )
 # The lengths of the countries' IBANs.
-LENGTHS = {
-    part[:2]: int(part[2:])
-    for part in [
-        "AD24",
-        "AE23",
-        "AL28",
-        "AT20",
-        "AZ28",
-        "BA20",
-        "BE16",
-        "BG22",
-        "BH22",
-        "BI27",
-        "BR29",
-        "BY28",
-        "CH21",
-        "CR22",
-        "CY28",
-        "CZ24",
-        "DE22",
-        "DJ27",
-        "DK18",
-        "DO28",
-        "EE20",
-        "EG29",
-        "ES24",
-        "FI18",
-        "FK18",
-        "FO18",
-        "FR27",
-        "GB22",
-        "GE22",
-        "GI23",
-        "GL18",
-        "GR27",
-        "GT28",
-        "HN28",
-        "HR21",
-        "HU28",
-        "IE22",
-        "IL23",
-        "IQ23",
-        "IS26",
-        "IT27",
-        "JO30",
-        "KW30",
-        "KZ20",
-        "LB28",
-        "LC32",
-        "LI21",
-        "LT20",
-        "LU20",
-        "LV21",
-        "LY25",
-        "MC27",
-        "MD24",
-        "ME22",
-        "MK19",
-        "MN20",
-        "MR27",
-        "MT31",
-        "MU30",
-        "NI28",
-        "NL18",
-        "NO15",
-        "OM23",
-        "PK24",
-        "PL28",
-        "PS29",
-        "PT25",
-        "QA29",
-        "RO24",
-        "RS22",
-        "RU33",
-        "SA24",
-        "SC31",
-        "SD18",
-        "SE24",
-        "SI19",
-        "SK24",
-        "SM27",
-        "SO23",
-        "ST25",
-        "SV28",
-        "TL23",
-        "TN24",
-        "TR26",
-        "UA29",
-        "VA22",
-        "VG24",
-        "XK20",
-        "YE30",
-    ]
-}
+_LENGTHS = (
+    "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 "
+    "EE20 EG29 ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 "
+    "IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 "
+    "NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 "
+    "SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30"
+)
+LENGTHS = {part[:2]: int(part[2:]) for part in _LENGTHS.split()}
 # First digits of cards and how long those are: Visa, Mastercard, American Express, Discover, UnionPay, JCB, Diners Club.
 CARDS = re.compile(
     r"4\d{12}(?:\d{3}){0,2}|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}|3[47]\d{13}"
@@ -169,24 +118,39 @@ def find(text: str) -> list[Found]:
     """The private things of a text, in order; none within another."""
     found: list[Found] = []
     begins: list[int] = []
-    for kind, start, end in _looked_for(text):
+    # As long as the text is, so that places stay what they are.
+    plain = text.translate(PLAIN) if OTHER_SIGNS.search(text) else text
+    for kind, start, end in _looked_for(plain):
         at = bisect.bisect(begins, start)
         if (not at or found[at - 1].end <= start) and (at == len(found) or end <= found[at].start):
-            value = text[start:end]
-            if kind not in ("key", "e-mail"):
-                value = re.sub(r"[ ()./-]", "", value)
             begins.insert(at, start)
-            found.insert(at, Found(kind, start, end, value if kind == "key" else value.casefold()))
+            found.insert(at, Found(kind, start, end, _value(kind, plain[start:end])))
     return found
+
+
+def _value(kind: str, written: str) -> str:
+    """A private thing in the one way that stands for all in which it is written."""
+    if kind == "key":
+        return "".join(written.split()) if "PRIVATE" not in written else written
+    if kind == "e-mail":
+        written = re.sub(r" ?[\[({] ?at ?[\])}] ?", "@", written, flags=re.IGNORECASE)
+        return re.sub(r" ?[\[({] ?(?:dot|punkt) ?[\])}] ?", ".", written, flags=re.IGNORECASE).casefold()
+    if kind == "phone" and written.startswith(("+", "00")):
+        written = re.sub(r"\A00", "+", written).replace("(0)", "")
+    return re.sub(r"[\s()./-]", "", written).casefold()
 
 
 def _looked_for(text: str) -> Iterator[tuple[str, int, int]]:
     """What is looked for, the surest first, each only in a text that can hold it: most hold nothing."""
+    if "\n" in text and privacy.may_hold_keys(text):
+        yield from (("key", *match.span()) for match in WRAPPED.finditer(text))
     yield from (("key", *match.span()) for match in privacy.keys(text))
     if "\\" in text:
         text = ESCAPED.sub(lambda match: "\0" * len(match[0]), text)
     if "@" in text:
         yield from (("e-mail", *match.span()) for match in EMAIL.finditer(text))
+    if AT.search(text):
+        yield from (("e-mail", *match.span()) for match in SPELT.finditer(text))
     if not DIGITS.search(text):
         return
     yield from (("iban", start, end) for start, end in _ibans(text))
@@ -195,6 +159,8 @@ def _looked_for(text: str) -> Iterator[tuple[str, int, int]]:
         ("id", TAIWANESE_ID, is_taiwanese_id),
         ("card", CARD, is_card),
         ("phone", PHONE, is_phone),
+        # Of more digits than a date has.
+        ("phone", GROUPED, lambda number: 9 <= len(number) <= 13),
     ):
         for match in pattern.finditer(text):
             if fits(re.sub(r"[ ()./-]", "", match[0])):
@@ -202,17 +168,19 @@ def _looked_for(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
-    """Where IBANs stand: each as long as those of its country are, in groups or not."""
+    """Where IBANs stand: each as long as those of its country are, in groups or not, also over a line break."""
     for begin in IBAN_BEGINS.finditer(text):
-        if length := LENGTHS.get(begin[0][:2]):
+        if length := LENGTHS.get(begin[0][:2].upper()):
             match = _rest_of_iban(length - 4).match(text, begin.end())
-            if match and is_iban(re.sub(" ", "", text[begin.start() : match.end()])):
+            number = re.sub(r"[\s.-]", "", text[begin.start() : match.end()]).upper() if match else ""
+            # Words with a blank between might be taken for groups.
+            if match and sum(sign.isdigit() for sign in number) >= LEAST_DIGITS and is_iban(number):
                 yield begin.start(), match.end()
 
 
 @lru_cache
 def _rest_of_iban(length: int) -> re.Pattern[str]:
-    return re.compile(rf"(?: ?[A-Z0-9]){{{length}}}(?![A-Za-z0-9])")
+    return re.compile(rf"(?:{_GAP}[A-Za-z0-9]){{{length}}}(?![A-Za-z0-9])")
 
 
 def is_phone(number: str) -> bool:
@@ -243,9 +211,9 @@ def is_chinese_id(number: str) -> bool:
 
 def is_taiwanese_id(number: str) -> bool:
     """Whether it is the number of a citizen or a resident: the sum of its weighed digits ends with 0."""
-    if number[0] not in LETTERS:
+    if (letter := number[0].upper()) not in LETTERS:
         return False
-    first = LETTERS[number[0]]
+    first = LETTERS[letter]
     weighed = first // 10 + first % 10 * 9
     weighed += sum(int(sign) * weight for sign, weight in zip(number[1:], (8, 7, 6, 5, 4, 3, 2, 1, 1), strict=True))
     return weighed % 10 == 0
@@ -318,10 +286,15 @@ def kinds(texts: Iterable[str], written: Iterable[str] = ()) -> tuple[str, ...]:
     every += [one for text in written if text for one in texts_in(json.loads(text))]
     # Most rows hold nothing, and all of a row is looked through in one go.
     whole = "\0".join(every)
-    if not (privacy.may_hold_keys(whole) or "PRIVATE KEY" in whole or "@" in whole or DIGITS.search(whole)):
+    if not (privacy.may_hold_keys(whole) or "PRIVATE KEY" in whole or _may_hold(whole)):
         return ()
     there = {one.kind for text in every for one in find(text)}
     return tuple(kind for kind in WHAT if kind in there)
+
+
+def _may_hold(text: str) -> bool:
+    """Whether a text holds what an address or a number has in it. Each by itself: together they take ten times as long."""
+    return "@" in text or "\uff20" in text or bool(DIGITS.search(text) or AT.search(text))
 
 
 def masked_turn(turn: Turn, key: bytes) -> Turn:
@@ -329,6 +302,12 @@ def masked_turn(turn: Turn, key: bytes) -> Turn:
     return replace(
         turn, content=masked(turn.content, key), thoughts=masked(turn.thoughts, key), more=masked_json(turn.more, key)
     )
+
+
+def key_of_all(sources: Sequence[Path]) -> bytes:
+    """`key_of` for the files of a data set together."""
+    keys = [key_of(source) for source in sources]
+    return keys[0] if len(keys) == 1 else hashlib.sha256(b"".join(keys)).digest()
 
 
 def key_of(source: Path) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.data.turns import Turn
+from training.settings.table import Dataset
 from training.system import files
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 GENERAL = "general"
 PROMPTS = Path(__file__).with_name("replay_prompts.txt")
 FILE = "replay.jsonl"  # in the run's directory: the shipped questions with the base model's answers
+
+
+def file_of(section: Dataset) -> Path | None:
+    """The file of replay rows that the user has, or the name of a data set on a hub, where some are asked for."""
+    return Path(section.replay_file) if section.replay_share and section.replay_file != GENERAL else None
 
 
 def wanted(own: int, share: float) -> int:

@@ -54,7 +54,12 @@ class Wanted:
         """The setting that asks the other hub, where this one does not answer: names are often the same on both."""
         other, called = OTHER[hub]
         prefix = "" if other == "hf" and self.is_model else f"{other}:"
-        return f"{called} may have it under the same name: {self.setting} = {prefix}{self.name}{self.rest}"
+        return f"{called} may have it under the same name: {before_value(self.setting)}{prefix}{self.name}{self.rest}"
+
+
+def before_value(setting: str) -> str:
+    """What stands in front of a value: a setting's name as a file has it, or a flag."""
+    return f"{setting} " if setting.startswith("--") else f"{setting} = "
 
 
 def megabytes(size: int | None) -> str:

@@ -227,9 +227,9 @@ def export_stage(run: Run, events: Events) -> None:
 def marks(plan: Plan) -> dict[str, Any]:
     """The fingerprint of the run that a plan leads to."""
     found = checkpoint.fingerprint(plan.settings, _content(plan), plan.base, plan.template.jinja)
-    if plan.replay is None or plan.replay.sha256 in ("", *plan.data.sha256.values()):
+    if plan.replay is None or not plan.replay.sha256:
         return found
-    # The base model's answers; a REPLAY_FILE is one of the data files.
+    # The base model's answers; those of a REPLAY_FILE are among the data files.
     return found | {f"{replay.FILE} SHA-256": plan.replay.sha256}
 
 

@@ -15,9 +15,10 @@ from training.base_model import BaseModel
 from training.data.tokenising import Summary
 from training.errors import MachineError, UserError
 from training.fast_cpu import fast_loss, policy
+from training.hubs.listing import SHA1
 from training.ollama import modelfile
 from training.plan import disk_space
-from training.settings import Choice, Settings
+from training.settings import Choice, Settings, hub_names
 from training.system import shell, this_machine
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
@@ -211,6 +212,18 @@ def look_at_ollama(text: str) -> None:
 
 # Parameters, and the learning rate beyond which LoRA seldom trains so large a model well.
 LARGE, HIGH_RATE = 300_000_000, 1e-3
+
+
+def pin(settings: Settings, base: BaseModel) -> Settings:
+    """The settings with the commit of a base model on a hub: a run that is resumed uses the very same, whatever came later."""
+    model = settings.model
+    # ModelScope may name none that it could be asked for; a name as Ollama has it takes no revision in a file of settings.
+    if not SHA1.fullmatch(base.revision or "") or not hub_names.names_a_model(model.base_model_name):
+        return settings
+    if base.revision == model.revision:
+        return settings
+    was = f"{model.revision} stands" if model.revision else f"the newest of {base.name}, which stands"
+    return settings.with_choice("Model.REVISION", base.revision, f"{was} for this commit now")
 
 
 def fit_to_model(settings: Settings, base: BaseModel) -> Settings:

@@ -122,7 +122,7 @@ def prepare(
     base = base_model.locate(settings.model, say=logger.info, weights=weights)
     for line in leftovers.words(base.path):
         logger.warning(line)
-    settings = fit_to_model(settings, base)
+    settings = fit_to_model(choices.pin(settings, base), base)
     methods = settings.quantization.quantization_method
     # The trial goes on in another process while the rows are read.
     with trial.trial(base.config, base.path, methods) as tried:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,8 @@ class Replay:
 
     `count` of them in an epoch, each of at most `longest` tokens; `tokens` of all together, about. `rows`: their
     sequences, None where the base model has yet to answer. `beginnings`: the first tokens of some of them. `file`: what
-    they are from, of which `sha256` is the digest.
+    they are from, a file or the name of a data set on a hub; `parts`: data file -> rows of it. `sha256`: the digest of the
+    base model's answers, which are no data file.
     """
 
     count: int
@@ -41,6 +44,7 @@ class Replay:
     beginnings: tuple[list[int], ...] = ()
     rows: datasets.Dataset | None = None
     file: Path | None = None
+    parts: Mapping[str, int] = field(default_factory=dict)
     sha256: str = ""
 
     def lines(self) -> list[str]:
@@ -64,7 +68,6 @@ def planned(
         return None
     if rows is not None:
         lengths = rows["length"][:]
-        path = Path(section.replay_file)
         return Replay(
             count=len(rows),
             longest=max(lengths),
@@ -72,8 +75,8 @@ def planned(
             share=section.replay_share,
             beginnings=tuple(rows.select(range(min(8, len(rows))))["input_ids"][:]),
             rows=rows,
-            file=path,
-            sha256=data.sha256[str(path)],
+            file=Path(section.replay_file),
+            parts=Counter(data.replay["file"][:] if data.replay else ()),
         )
     place = settings.place("Dataset.REPLAY_FILE")
     if section.replay_file != replay.GENERAL:

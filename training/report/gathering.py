@@ -88,6 +88,11 @@ def has_plan(run: Run) -> bool:
     return (run.path / runs.CHECKPOINTS / PLANNED).is_file()
 
 
+def as_planned(run: Run) -> Report:
+    """What `keep` wrote down. Damaged where there is nothing of the kind."""
+    return writing.read(run.path / runs.CHECKPOINTS / PLANNED)
+
+
 def write(run: Run, state: State, error: FinetuneError | Interrupted | None = None) -> Report:
     """Write the report files of a run; report.json, which means done, only when `state` is "completed"."""
     return writing.write(run.path, gather(run, state, error))
@@ -158,13 +163,13 @@ def gather(run: Run, state: State, error: FinetuneError | Interrupted | None = N
 
     Not `ended`: of a run that nobody works on now, as far as it came, without the hashes of its files.
     """
-    planned = writing.read(run.path / runs.CHECKPOINTS / PLANNED)
+    found = as_planned(run)
     left = Left.by(run)
     return dataclasses.replace(
-        planned,
+        found,
         run=_run(run, state, error, left.seconds, time.time() if ended else None),
-        base=dataclasses.replace(planned.base, trainable=left.train.trainable if left.train else None),
-        training=_training(planned, left.train) if left.train else None,
+        base=dataclasses.replace(found.base, trainable=left.train.trainable if left.train else None),
+        training=_training(found, left.train) if left.train else None,
         samples=_samples(left),
         scores=_scores(left),
         general=tuple(left.evaluate.general),
@@ -173,7 +178,7 @@ def gather(run: Run, state: State, error: FinetuneError | Interrupted | None = N
         checks=tuple(records.build(row, Outcome) for row in run.status.get("checks", [])),
         artefacts=writing.artefacts(run.path) if ended else (),
         ollama=records.build(run.status["ollama"], Served) if run.status.get("ollama") else None,
-        warnings=(*planned.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
+        warnings=(*found.warnings, *run.status.get("warnings", []), *run.status.get("check_warnings", [])),
     )
 
 
@@ -243,10 +248,10 @@ def _data(plan: Plan) -> DataFacts:
     counts, summary, replay = plan.data.counts, plan.summary, plan.replay
     roles: dict[str, Mapping[str, int]] = {
         "training": plan.data.used,
-        "replay": {str(replay.file): counts.replay} if replay else {},
+        "replay": replay.parts or {str(replay.file): counts.replay} if replay else {},
         **plan.data.held_out,
     }
-    digests = {**plan.data.sha256, **({str(replay.file): replay.sha256} if replay else {})}
+    digests = {**plan.data.sha256, **({str(replay.file): replay.sha256} if replay and replay.sha256 else {})}
     files = tuple(
         DataFile(path, role, digests[path], _bytes(Path(path)), rows)
         for role, used in roles.items()

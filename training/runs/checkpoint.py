@@ -40,6 +40,7 @@ BASE = "base model file "  # the beginning of a field of the fingerprint, before
 # Settings that change neither the losses nor the adapter.
 NOT_COMPARED = {
     "Model.NEW_MODEL_NAME",
+    "Model.REVISION",  # the commit that it means counts: "base model revision"
     "Training.OUTPUT_DIR",
     "Training.LOGGING_STEPS",
     "Training.SAVE_STEPS",
@@ -210,7 +211,9 @@ def refuse_mismatch(stored: Mapping[str, object], current: Mapping[str, object])
 
     A setting that came after the run was made had no other value than its default.
     """
-    stored, current = _plain(stored), _plain(current)
+    # What an older version compared is left out of both.
+    stored = {field: value for field, value in _plain(stored).items() if field not in NOT_COMPARED}
+    current = _plain(current)
     problems = processes.unlike(stored, current)
     later = {name: item.rule.default for name, item in TABLE.items() if name in current and name not in stored}
     stored |= _plain(later)

@@ -26,7 +26,7 @@ KINDS_OF_FILE = ("json", "jsonl", "csv", "txt")
 OF_THE_SERVER = ("Hardware.NUM_MACHINES", "Hardware.MACHINE_RANK", "Hardware.MAIN_PROCESS_ADDRESS")
 CODE = "Model.TRUST_REMOTE_CODE"
 LIST = frozenset(",*?[")  # what makes a list of files, and patterns of them, of DATASET_FILE
-DATA = ("Dataset.DATASET_FILE", "Dataset.VALIDATION_FILE", "Dataset.TEST_FILE")
+DATA = ("Dataset.DATASET_FILE", "Dataset.VALIDATION_FILE", "Dataset.TEST_FILE", "Dataset.REPLAY_FILE")
 MOST_TEXT = 100_000  # characters of one value
 
 

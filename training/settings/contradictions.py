@@ -117,9 +117,8 @@ def _text(settings: Settings) -> Contradictions:
     model, data = settings.model, settings.dataset
     if data.prompt_template and model.chat_template != "auto":
         yield ("Dataset.PROMPT_TEMPLATE", "Model.CHAT_TEMPLATE"), "only one of the two can say how a row is written"
-    name = model.base_model_name
-    on_a_hub = hub_names.is_one(name) or (not name.startswith(("/", "embedded/")) and ":" not in name)
-    if model.revision and not on_a_hub:
+    # A run that goes on has the commit that it began with, also where its model was named as Ollama names it.
+    if model.revision and not hub_names.names_a_model(model.base_model_name) and not settings.began:
         yield ("Model.REVISION", "Model.BASE_MODEL_NAME"), "only models on the Hub or ModelScope have revisions"
 
 

@@ -18,7 +18,7 @@ from training.settings.hub_names import HubName
 MOST = 1000  # files that a pattern may mean
 COMMA = re.compile(r"(?<!\\),")
 # A share behind a star. One in front of a name's ending is a pattern: old/*.jsonl
-SHARE = re.compile(r"(?P<name>.*\S)\s*\*\s*(?P<share>[0-9]+(?:\.[0-9]+)?)", re.DOTALL)
+SHARE = re.compile(r"(?P<name>.*\S)\s*\*\s*(?P<share>-?[0-9]+(?:\.[0-9]+)?)", re.DOTALL)
 PATTERN = re.compile(r"[*?\[]")
 
 
@@ -77,7 +77,7 @@ def named(value: Path) -> list[DataFile]:
         names = glob.glob(str(part.path), recursive=True)  # noqa: PTH207
         matches = sorted(path for name in names if _is_file(path := Path(name)))
         if not matches:
-            raise ValueError(f"no file matches {part.path}")
+            raise ValueError(f"no file matches {part.path}{_meant(str(part.path))}")
         if len(matches) > MOST:
             raise ValueError(f"{len(matches):,} files match {part.path}; {MOST:,} are the most")
         found += [DataFile(path, part.share) for path in matches]
@@ -85,6 +85,12 @@ def named(value: Path) -> list[DataFile]:
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise ValueError(f"{twice} is named twice; {twice.name}*2 takes its rows twice")
     return found
+
+
+def _meant(pattern: str) -> str:
+    """What to say of a pattern that was meant as a share: rows.jsonl*50%."""
+    name = pattern.rpartition("*")[0].rstrip()
+    return f"; a share is a number above 0, as in {Path(name).name}*0.5" if name and _is_file(Path(name)) else ""
 
 
 def holds(value: Path, path: Path) -> bool:

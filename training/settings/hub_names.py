@@ -53,6 +53,11 @@ def is_one(text: str) -> bool:
     return bool(_PREFIX.match(text))
 
 
+def names_a_model(text: str) -> bool:
+    """Whether a base model's name is one on a hub, as it is written: ms:owner/name, or owner/name."""
+    return is_one(text) or (not text.startswith(("/", "embedded/")) and ":" not in text)
+
+
 def parse(text: str) -> HubName:
     """The name that a text is. ValueError where it is meant as one and is none."""
     found = _PREFIX.match(text)

@@ -156,9 +156,9 @@ def _file_or_name(given: Given, rule: Rule) -> Path:
 
 
 def replay_file(given: Given, rule: Rule) -> str:
-    """[Dataset] REPLAY_FILE: general, or a file of rows, as absolute path."""
+    """[Dataset] REPLAY_FILE: general, a file of rows, as absolute path, or the name of a data set on a hub."""
     text = given.text.strip()
-    return text.lower() if text.lower() == rule.default else str(rules.absolute_path(given, rule))
+    return text.lower() if text.lower() == rule.default else str(_file_or_name(given, rule))
 
 
 def model_name(given: Given, rule: Rule) -> str:

@@ -1,4 +1,4 @@
-"""The date and time in front of a WhatsApp message, as many locales write it, and which of its numbers is the day.
+"""Date and time of a message as many locales write them (WhatsApp's phones, table programs), and which number is the day.
 
 A date such as 03/04/2024 does not say that by itself. The file as a whole mostly does: a 13th month is none, and time runs
 forward.
@@ -10,6 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+
+from training.errors import UserError
+from training.system.wording import listed
 
 NOT_A_DAY = 8  # times that time runs back, for one date that there is not
 ORDERS = ("dmy", "mdy", "ymd")
@@ -24,6 +27,7 @@ STAMP = (
     rf"(?P<hour>\d{{1,2}})(?P<colon>[:.])(?P<minute>\d{{2}})(?:[:.](?P<second>\d{{2}}))?"
     rf"(?:{_BLANK}?(?P<back>{_WORD}))?"
 )
+TEXT = re.compile(rf"\s*{STAMP}\s*")
 MORNING = frozenset(
     ["am", "上午", "凌晨", "清晨", "早上", "오전", "午前", "ص", "sa", "fm", "vorm", "morgens", "nachts", "πμ", "पूर्वाह्न"]
 )
@@ -75,6 +79,12 @@ def stamp(match: re.Match[str]) -> Stamp | None:
     )
 
 
+def of_text(text: str) -> Stamp | None:
+    """The date and time that a text is; None where it is none."""
+    match = TEXT.fullmatch(text)
+    return stamp(match) if match else None
+
+
 def moment(at: Stamp, order: str) -> float | None:
     """Seconds since 1970 of that clock; None where there is no such day in that order."""
     numbers = dict(zip(order, at.date, strict=True))
@@ -109,6 +119,33 @@ def orders(stamps: Sequence[Stamp]) -> list[str]:
     different = {tuple(moment(at, order) for at in stamps) for order in fitting}
     # 05.05.2024 is the same day in either order.
     return fitting[:1] if len(different) == 1 else fitting
+
+
+def order_of(stamps: Sequence[Stamp], place: str) -> str | None:
+    """The one order of day, month and year that dates have; None where they are days of no calendar that is known.
+
+    UserError where they can be read in several ways. `place`: of the first one.
+    """
+    fitting = orders(stamps)
+    if len(fitting) > 1:
+        one = "/".join(map(str, stamps[0].date))
+        raise UserError(
+            f"{place}: the date {one} can be read in {len(fitting)} ways, and no other date of the file decides: "
+            f"--date-order {listed([f'{order} ({_spelt(order)})' for order in fitting]).replace(' and ', ' or ')}"
+        )
+    return fitting[0] if fitting else None
+
+
+def moments(stamps: Sequence[Stamp], order: str, place: str, given: bool) -> list[float | None]:
+    """The moments of dates in an order. UserError where somebody has `given` one that does not fit them."""
+    times = [moment(at, order) for at in stamps]
+    if given and sum(time is None for time in times) > len(times) / 4:
+        raise UserError(f"{place}: --date-order {order} does not fit its dates")
+    return times
+
+
+def _spelt(order: str) -> str:
+    return ", ".join({"d": "day", "m": "month", "y": "year"}[letter] for letter in order)
 
 
 def _faults(stamps: Sequence[Stamp], order: str) -> int:
