@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import training
+from tests.support import adopted
 from tests.support.paths import ROOT
 from training import (
     FineTuningConfig,
@@ -26,6 +27,14 @@ from training import (
     load_model_and_tokenizer,
     run_fine_tuning,
 )
+
+
+@pytest.fixture(autouse=True)
+def forks(request, monkeypatch) -> None:
+    """The runs of a test begin with torch imported already."""
+    if request.node.get_closest_marker("tiny"):
+        monkeypatch.setattr(subprocess, "Popen", adopted.Popen)
+
 
 ROWS = [{"instruction": f"What is {n} and {n}?", "response": f"It is {2 * n}."} for n in range(1, 17)]
 

@@ -59,7 +59,7 @@ def trained(tmp_path_factory, tiny_model) -> tuple[Path, Path]:
 
     def make(folder: Path) -> str:
         config = write_tiny_config(folder, tiny_model)
-        process = start("--config", config, env=marked())
+        process = start("--config", config, forked=False, env=marked())
         wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
         (run,) = config.parent.glob("outputs/finetune_*")
         wait_until(lambda: done(run, "evaluate"), process)
@@ -80,7 +80,7 @@ def copy(trained: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
 def again(config: Path, run: Path, alone: bool) -> subprocess.Popen:
     """Go on with a run: with --resume, or with its export alone (what export_ollama.sh starts)."""
     if not alone:
-        return start("--config", config, "--resume", run, env=marked())
+        return start("--config", config, "--resume", run, forked=False, env=marked())
     command = [sys.executable, str(ROOT / "training" / "export.py"), str(run)]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=marked()
@@ -117,7 +117,7 @@ def test_a_run_killed_at_random_moments_of_its_stages_ends_as_an_undisturbed_one
     for stage in sorted(draw.sample(STAGES, len(kills)), key=STAGES.index):
         moment, whole, alone = draw.random(), draw.random() < 0.5, draw.random() < 0.5
         if run is None:
-            process = start("--config", tiny_config, env=marked())
+            process = start("--config", tiny_config, forked=False, env=marked())
             wait_until(lambda: list(tiny_config.parent.glob("outputs/finetune_*/status.json")), process)
             (run,) = tiny_config.parent.glob("outputs/finetune_*")
         else:
@@ -145,7 +145,7 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
     tmp_path,
 ):
     config, run = copy(trained, tmp_path / "own")
-    process = start("--config", config, "--resume", run, env=marked())
+    process = start("--config", config, "--resume", run, forked=False, env=marked())
     wait_until(lambda: runs.open_run(run).status["pid"] == process.pid and done(run, "merge"), process)
     mark = mark_of(process)
     process.send_signal(signal.SIGTERM)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import adopted
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
 from tests.support.runs import put_adapter
@@ -53,7 +54,7 @@ class Program:
         first = ["-c", code] if code else [str(ROOT / "training" / "finetune.py")]
         self.said = said
         with said.open("w") as errors:
-            self.process = subprocess.Popen(
+            self.process = adopted.Popen(
                 [sys.executable, *first, *map(str, arguments)], cwd=ROOT, stdin=subprocess.DEVNULL, text=True,
                 stdout=subprocess.PIPE, stderr=errors,
             )  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import adopted
 from tests.support.faults import FAULTY
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, wait_for_step
@@ -96,7 +97,7 @@ def test_models_of_many_shapes_have_equal_losses_gradients_and_answers_when_they
     script = tmp_path / "spread.py"
     script.write_text(SPREAD.format(root=str(ROOT)), encoding="utf-8")
     both = [
-        subprocess.Popen(
+        adopted.Popen(
             [sys.executable, script, str(rank), tmp_path / "store"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for rank in (0, 1)
@@ -171,7 +172,7 @@ modeling_llama.LlamaMLP.forward = scarce
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_of_a_spread_model_that_lacks_memory_ends_all_in_time_with_what_would_do(tmp_path, tiny_model, rank):
     config = write_tiny_config(tmp_path, tiny_model)
-    process = subprocess.Popen(
+    process = adopted.Popen(
         program(in_rank(rank, SCARCE), "--config", config, *FSDP),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -197,7 +198,7 @@ def test_a_signal_to_another_rank_in_the_evaluation_of_a_spread_model_ends_all_a
     tmp_path, tiny_model
 ):
     config = write_tiny_config(tmp_path, tiny_model)
-    process = subprocess.Popen(
+    process = adopted.Popen(
         [sys.executable, "-c", FAULTY.format(root=str(ROOT), fault=in_rank(1, IN_EVALUATION)), "--config", config, *FSDP],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

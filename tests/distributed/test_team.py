@@ -18,17 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
+from tests.support import adopted
 from tests.support.crews import Program, Store, an_order, places, some_ranks
 from tests.support.faults import FAULTY, NO_EXPORT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
 from tests.support.ranks import SLOW, TWO, gone, in_rank, other_process, program, slowly, started
 from tests.support.runs import RUN_FILES, files_of, losses
+from tests.support.session import once
 from tests.support.tiny import write_tiny_config
 from training import settings
 from training.distributed import Crew, crew, launcher, notes, rendezvous
@@ -441,8 +442,7 @@ def test_a_connection_that_closes_is_told_from_other_errors(rank, other, tmp_pat
 
 def ended(fault: str, *arguments: str | Path) -> subprocess.CompletedProcess:
     """How a run with something changed in it ended."""
-    command = program(fault, *arguments)
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    return adopted.run(program(fault, *arguments))
 
 
 def trained(config: Path, *arguments: str, fault: str = "") -> tuple[Path, str]:
@@ -555,14 +555,21 @@ def test_memory_that_one_process_lacks_halves_the_batch_of_all(tmp_path, tiny_mo
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
 
 
-@pytest.mark.tiny
-def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_path, tiny_model):
-    """With dropout, so that each rank's own random state counts."""
-    config = write_tiny_config(tmp_path, tiny_model)
-    flags = [f"--set={one}" for one in ("LoRA.LORA_DROPOUT=0.1", "LoRA.BIAS=lora_only", "Training.MAX_STEPS=8")]
-    whole, _ = trained(config, *flags, "--output", str(tmp_path / "whole"))
+# With dropout, so that each rank's own random state counts.
+EIGHT = ("--set=LoRA.LORA_DROPOUT=0.1", "--set=LoRA.BIAS=lora_only", "--set=Training.MAX_STEPS=8")
 
-    process = slowly("--config", config, *TWO, *flags)
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_model) -> Path:
+    """A run of two processes that nobody disturbed, of so many steps."""
+    make = lambda folder: str(trained(write_tiny_config(folder, tiny_model), *EIGHT)[0])  # noqa: E731
+    return Path(once(tmp_path_factory, "eight_steps_of_two", make)[1])
+
+
+@pytest.mark.tiny
+def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_path, tiny_model, whole):
+    config = write_tiny_config(tmp_path, tiny_model)
+    process = slowly("--config", config, *TWO, *EIGHT)
     run = wait_for_step(tmp_path / "outputs", 3, process)
     os.kill(other_process(run), signal.SIGKILL)  # a rank that is gone ends the run, at once and resumable
     began = time.monotonic()
@@ -595,11 +602,9 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
 
 @pytest.mark.tiny
 def test_whichever_process_is_stopped_or_killed_the_run_ends_in_time_and_goes_on_with_the_losses_of_an_undisturbed_one(
-    tmp_path, tiny_model
+    tmp_path, tiny_model, whole
 ):
     config = write_tiny_config(tmp_path, tiny_model)
-    eight = "--set=Training.MAX_STEPS=8"
-    whole, _ = trained(config, eight, "--output", str(tmp_path / "whole"))
 
     def hurt(step: int, how: Callable[[Path, int], None], *arguments: str) -> tuple[int, str, dict[str, object]]:
         process = slowly("--config", config, *(arguments or ("--resume",)))
@@ -614,7 +619,7 @@ def test_whichever_process_is_stopped_or_killed_the_run_ends_in_time_and_goes_on
         assert (stdout.strip() == str(run)) and status["step"] < 8, stderr
         return process.returncode, stderr, status
 
-    code, stderr, status = hurt(2, lambda run, _: os.kill(other_process(run), signal.SIGTERM), *TWO, eight)
+    code, stderr, status = hurt(2, lambda run, _: os.kill(other_process(run), signal.SIGTERM), *TWO, *EIGHT)
     assert (code, status["state"]) == (143, "interrupted"), stderr
     code, stderr, status = hurt(status["step"] + 1, lambda run, _: os.kill(started(run), signal.SIGKILL))
     assert (code, status["state"]) == (1, "failed"), stderr
@@ -647,18 +652,16 @@ pipeline.evaluate_stage = evaluate
 def test_a_process_that_ends_badly_when_all_have_trained_does_not_end_the_evaluation(tmp_path, tiny_model):
     config = write_tiny_config(tmp_path, tiny_model)
     command = [sys.executable, "-c", FAULTY.format(root=str(ROOT), fault=BAD_END), "--config", config, *TWO]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    done = adopted.run(command, timeout=120)
     assert done.returncode == 1 and "error: evaluate: enough" in done.stderr and "process 1" not in done.stderr, (
         done.stderr
     )
 
 
 @pytest.mark.tiny
-def test_with_max_restarts_a_run_goes_on_by_itself_when_a_process_dies(tmp_path, tiny_model):
+def test_with_max_restarts_a_run_goes_on_by_itself_when_a_process_dies(tmp_path, tiny_model, whole):
     config = write_tiny_config(tmp_path, tiny_model)
-    flags = ("--set=Training.MAX_STEPS=8", "--set=LoRA.LORA_DROPOUT=0.1")
-    whole, _ = trained(config, *flags, "--output", str(tmp_path / "whole"))
-    process = slowly("--config", config, *TWO, *flags, "--set=Hardware.MAX_RESTARTS=2")
+    process = slowly("--config", config, *TWO, *EIGHT, "--set=Hardware.MAX_RESTARTS=2")
     run = wait_for_step(tmp_path / "outputs", 3, process)  # the checkpoint of step 2 is there
     os.kill(other_process(run), signal.SIGKILL)
     wait_for_step(tmp_path / "outputs", 5, process)
@@ -748,7 +751,7 @@ def test_a_signal_before_the_first_step_ends_a_run_that_waits_inside_a_library(
 ):
     fault = SAYS + in_rank(1, NEVER) if several else BUILT
     command = program(fault, "--config", write_tiny_config(tmp_path, tiny_model), *(TWO if several else ()))
-    process = subprocess.Popen(
+    process = adopted.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert any(line in said for said in process.stderr), "it ended before"
@@ -797,7 +800,7 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0_a
     while "going on from the checkpoint" not in (run / "finetune.log").read_text(encoding="utf-8"):
         assert time.monotonic() < end and machine_0.poll() is None
         time.sleep(0.05)
-    os.kill(psutil.Process(machine_1.pid).children()[0].pid, signal.SIGKILL)  # a death is no end: all start again
+    os.kill(adopted.children(machine_1.pid)[0], signal.SIGKILL)  # a death is no end: all start again
     (_, stderr), (_, said) = machine_0.communicate(timeout=120), machine_1.communicate(timeout=120)
     assert (machine_0.returncode, machine_1.returncode) == (1, 0), stderr + said
     assert "enough" in stderr and "the training is done; machine 0 has the adapter" in said
@@ -856,14 +859,14 @@ def test_a_machine_that_falls_silent_without_closing_a_connection_is_given_up(
     common = ("--config", config, "--batch-size", "1", "--max-steps", "500", "--set=Hardware.NUM_MACHINES=2")
     where = ("--set=Hardware.NUM_THREADS=1", f"--set=Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
     both = [
-        subprocess.Popen(
+        adopted.Popen(
             program(IMPATIENT + SLOW, *common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}"),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for n in (0, 1)
     ]  # fmt: skip
     run = wait_for_step(tmp_path / "m0", 3, both[0])  # the checkpoint of step 2 is there
-    ranks = [int(psutil.Process(one.pid).children()[0].pid) for one in both]
+    ranks = [adopted.children(one.pid)[0] for one in both]
     os.kill(ranks[frozen], signal.SIGSTOP)
     try:
         began = time.monotonic()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import hosts
+from tests.support import adopted, hosts
 from tests.support.programs import wait_for_step
 from tests.support.ranks import SLOW, program
 from tests.support.runs import losses
@@ -43,7 +43,7 @@ def test_two_hosts_whose_line_was_cut_end_in_time_and_go_on_over_a_slow_one_to_t
 
         def started(*more: str) -> list[subprocess.Popen]:
             return [
-                subprocess.Popen(
+                adopted.Popen(
                     both.on(n, *program(IMPATIENT + SLOW, *common, address, *more, f"--set=Hardware.MACHINE_RANK={n}",
                                         "--output", tmp_path / f"m{n}")),
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import adopted
 from tests.support.faults import STOPPED_AFTER
 from tests.support.paths import ROOT
 from tests.support.plans import a_plan, a_summary
@@ -106,7 +107,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def go(folder: Path, *arguments: str, **environment: str) -> Path:
     command = [sys.executable, "-c", PROGRAM, str(ROOT), *arguments]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
+    done = adopted.run(command, cwd=folder, env={**os.environ, **environment})
     assert done.returncode in (0, 143), done.stderr
     (run,) = [path for path in (folder / "outputs").iterdir() if path.is_dir() and not path.is_symlink()]
     return run

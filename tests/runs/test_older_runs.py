@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import adopted
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.runs import losses
@@ -49,7 +50,7 @@ def older(tiny_config: Path, tiny_model: Path) -> Path:
 def export(run: Path) -> subprocess.CompletedProcess[str]:
     """The export of a run by its script."""
     command = [sys.executable, str(ROOT / "training" / "export.py"), str(run)]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    return adopted.run(command)
 
 
 def test_a_stopped_run_of_an_older_version_is_resumed_to_the_losses_of_the_undisturbed_one(older: Path) -> None:

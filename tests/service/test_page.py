@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Served]:
-    with served(folder / "config.ini") as found:
+    with served(folder / "config.ini", forked=True) as found:
         yield found
 
 
@@ -166,7 +166,7 @@ def test_it_is_usable_in_chinese_dark_and_360_pixels_wide(server, page, part):
 
 def test_a_server_with_a_token_asks_for_it(folder, page, tmp_path):
     (folder / "token").write_text(TOKEN)
-    with served(folder / "config.ini", "--set", "Service.TOKEN_FILE=" + str(folder / "token")) as server:
+    with served(folder / "config.ini", "--set", "Service.TOKEN_FILE=" + str(folder / "token"), forked=True) as server:
         page.open(f"{server.address}/")
         page.wait("document.querySelector('#token-box').open")
         keep(page, "token")

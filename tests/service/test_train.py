@@ -19,7 +19,7 @@ pytestmark = pytest.mark.tiny
 
 
 def test_a_run_over_http_is_a_run_like_any_other(tiny_config, tmp_path):
-    with served(tiny_config) as server:
+    with served(tiny_config, forked=True) as server:
         started = server.post(
             "/train", {"dataset_path": "rows.jsonl", "dataset_format": "jsonl", "max_steps": 4}
         ).json()
@@ -66,7 +66,7 @@ def listened(server: Served, task: str, last: str | None = None):
 
 def test_a_server_that_is_killed_amid_two_runs_takes_none_with_it_and_the_next_one_knows_both(tiny_config):
     tiny_config.write_text(tiny_config.read_text() + "[Service]\nRUNS_AT_A_TIME = 2\n")
-    with served(tiny_config) as server:
+    with served(tiny_config, forked=True) as server:
         tasks = [server.post("/train", {"max_steps": 40, "eval_steps": 0}).json()["task_id"] for _ in range(2)]
         third = server.post("/train", {"max_steps": 3, "output_dir": "elsewhere", "new_model_name": "tiny"}).json()[
             "task_id"
@@ -75,7 +75,7 @@ def test_a_server_that_is_killed_amid_two_runs_takes_none_with_it_and_the_next_o
             server.wait(task, "running")
         assert server.status(third)["status"] == "queued"
         server.kill()
-    with served(tiny_config) as server:
+    with served(tiny_config, forked=True) as server:
         assert {one["task_id"] for one in server.get("/train/history").json()["tasks"]} == {*tasks, third}
         for task in (*tasks, third):
             assert server.wait(task, "completed", "failed", "killed", "interrupted")["status"] == "completed"
@@ -83,7 +83,7 @@ def test_a_server_that_is_killed_amid_two_runs_takes_none_with_it_and_the_next_o
 
 
 def test_a_run_is_stopped_and_goes_on_and_one_that_waits_leaves_the_queue(tiny_config):
-    with served(tiny_config) as server:
+    with served(tiny_config, forked=True) as server:
         task = server.post("/train", {"max_steps": 60, "save_steps": 50, "eval_steps": 0}).json()["task_id"]
         waits = server.post("/train", {"max_steps": 3}).json()["task_id"]
         until(lambda: server.status(task)["step"] >= 3, 240)
@@ -107,7 +107,7 @@ def test_a_run_is_stopped_and_goes_on_and_one_that_waits_leaves_the_queue(tiny_c
 
 def test_rows_that_are_wrong_are_told_by_the_check_and_fail_the_run_with_the_same_words(tiny_config):
     (tiny_config.parent / "bad.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
-    with served(tiny_config) as server:
+    with served(tiny_config, forked=True) as server:
         ready = server.post("/train?check=true", {"max_steps": 3}, timeout=300)
         assert ready.status_code == 200 and ready.json()["task_id"] is None
         assert any(line.startswith("rows: ") for line in ready.json()["plan"])
@@ -140,7 +140,7 @@ def test_a_run_that_was_queued_is_started_by_hand_too_and_by_nobody_twice(tiny_c
 
 
 def test_listeners_and_questions_at_once_are_answered_or_told_to_come_again(tiny_config):
-    with served(tiny_config) as server:
+    with served(tiny_config, forked=True) as server:
         task = server.post("/train", {"max_steps": 3}).json()["task_id"]
 
         def ask(number: int) -> int:

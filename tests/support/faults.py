@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gguf
 
+from tests.support import adopted
 from tests.support.paths import ROOT
 from training import runs
 from training.to_gguf import provenance
@@ -160,13 +161,7 @@ hooks.hooked = hooked
 
 
 def faulty(fault: str, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", FAULTY.format(root=str(ROOT), fault=fault), *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return adopted.run([sys.executable, "-c", FAULTY.format(root=str(ROOT), fault=fault), *map(str, arguments)])
 
 
 def only_run(config: Path) -> Path:

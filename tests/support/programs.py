@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import warm
+from tests.support import adopted
 from tests.support.paths import ROOT
 from tests.support.runs import losses
 
@@ -37,16 +37,14 @@ def finetune(
 ) -> Ended:  # fmt: skip
     """Run training/finetune.py in a process of its own, as run.sh does, with no terminal and no stdin.
 
-    It begins with torch imported already (tests/support/warm.py), unless `python` says which is to start, or something is
+    It begins with torch imported already (tests/support/adopted.py), unless `python` says which is to start, or something is
     in the environment that is read before.
     """
-    program, words = ROOT / "training" / script, list(map(str, arguments))
-    everything = {**os.environ, **environment}
-    if python is None and (ended := warm.run(program, words, everything, cwd, timeout)):
-        return Ended(*ended)
-    done = subprocess.run(
-        [str(python or sys.executable), str(program), *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        encoding="utf-8", timeout=timeout, cwd=cwd, env=everything,
+    command = [str(python or sys.executable), str(ROOT / "training" / script), *map(str, arguments)]
+    run = adopted.run if python is None else subprocess.run
+    done = run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        timeout=timeout, cwd=cwd, env={**os.environ, **environment},
     )  # fmt: skip
     return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -72,10 +70,10 @@ def forked(script: Path, *arguments: str | Path) -> Ended:
         return Ended(code, out.decode(), said.read().decode())
 
 
-def start(*arguments: str | Path, **options) -> subprocess.Popen:
-    """Start the program and do not wait for it."""
+def start(*arguments: str | Path, forked: bool = True, **options) -> subprocess.Popen:
+    """Start the program and do not wait for it. Not `forked`: in a Python that has just begun, as `ps` and /proc are to see it."""
     command = [sys.executable, str(ROOT / "training" / "finetune.py"), *map(str, arguments)]
-    return subprocess.Popen(
+    return (adopted.Popen if forked else subprocess.Popen)(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.support.adopted import Popen
 from tests.support.faults import FAULTY, NO_EXPORT
 from tests.support.paths import ROOT
 
@@ -43,7 +44,7 @@ updates.begin_step = begin_step
 
 def slowly(*arguments: str | Path, **options) -> subprocess.Popen:
     """Start a run with slow steps, that ends when it is trained, and do not wait for it."""
-    return subprocess.Popen(
+    return Popen(
         program(SLOW, *arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip

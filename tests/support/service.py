@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from tests.support import adopted
 from tests.support.paths import ROOT
 from training.runs import directory
 
@@ -76,11 +77,11 @@ def put_run(outputs: Path) -> Path:
 
 @contextlib.contextmanager
 def served(
-    config: Path, *arguments: str, headers: dict[str, str] | None = None, **environment: str
+    config: Path, *arguments: str, headers: dict[str, str] | None = None, forked: bool = False, **environment: str
 ) -> Iterator[Served]:
-    """./run.sh --serve with these settings, on a free port."""
+    """./run.sh --serve with these settings, on a free port. `forked`: it begins in a fork, and so do its runs."""
     command = [sys.executable, str(ROOT / "training" / "finetune.py"), "--serve", "--config", str(config)]
-    process = subprocess.Popen(
+    process = (adopted.Popen if forked else subprocess.Popen)(
         [*command, *(() if "--port" in arguments else ("--port", "0")), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support import adopted
 from tests.support.faults import FAULTY, NO_EXPORT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
@@ -161,10 +162,7 @@ open({str(tmp_path / "left")!r}, "w").write(" ".join(name for name in {sorted(TO
 def test_a_run_trains_as_without_them(tmp_path, tiny_model, given, several):
     config = write_tiny_config(tmp_path, tiny_model)
     code = FAULTY.format(root=str(ROOT), fault=NO_EXPORT)
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--config", str(config)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | given, timeout=600,
-    )  # fmt: skip
+    done = adopted.run([sys.executable, "-c", code, "--config", str(config)], env=os.environ | given)
     assert "enough" in done.stderr, done.stderr
     assert "step 6/6" in done.stderr
     told = [line for line in done.stderr.splitlines() if "left out of account" in line]

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support import adopted
 from tests.support.paths import ROOT
 from tests.support.programs import wait_for_step
 from tests.support.ranks import TWO, gone, other_process, program, slowly, started
@@ -191,7 +192,7 @@ def test_a_stranger_on_this_machine_finds_no_door_and_his_garbage_changes_nothin
     def run(output: str) -> tuple[subprocess.Popen, Path]:
         command = program(GATE.format(gate=str(gate)), "--config", config, *TWO, "--output", tmp_path / output)
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, text=True, env=environment, **pipes)
+        process = adopted.Popen(command, text=True, env=environment, **pipes)
         return process, wait_for_step(tmp_path / output, 1, process)
 
     gate.touch()
