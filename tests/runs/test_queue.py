@@ -12,7 +12,7 @@ import pytest
 from training import control, runs
 from training.control import resume
 from training.errors import UserError
-from training.runs import Run, directory
+from training.runs import Run, directory, queued
 from training.settings.command_line import parse
 
 
@@ -20,7 +20,7 @@ from training.settings.command_line import parse
 def waits(tmp_path: Path) -> Run:
     """A run in the queue, and settings whose OUTPUT_DIR it is in."""
     (tmp_path / "config.ini").write_text("[Training]\nOUTPUT_DIR = outputs\n")
-    return directory.queue(tmp_path / "outputs", "[Model]\nNEW_MODEL_NAME = mine\n", model="mine")
+    return queued.put(tmp_path / "outputs", "[Model]\nNEW_MODEL_NAME = mine\n", model="mine")
 
 
 def test_a_run_that_waits_is_queued_whoever_made_it_is_there_or_not(waits):
@@ -39,10 +39,10 @@ def test_it_is_taken_by_one_and_by_nobody_else(waits, monkeypatch):
     with pytest.raises(UserError, match="being worked on by another process"):
         resume.take(again)
     with pytest.raises(UserError, match="being worked on by another process"):
-        directory.cancel(runs.open_run(waits.path))
+        queued.cancel(runs.open_run(waits.path))
     directory.unlock(with_lock)
     with pytest.raises(UserError, match="has just been started"):
-        directory.cancel(runs.open_run(waits.path))
+        queued.cancel(runs.open_run(waits.path))
 
 
 def test_a_process_that_was_started_waits_until_the_queue_has_written_so(waits):

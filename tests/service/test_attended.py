@@ -10,8 +10,9 @@ import pytest
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
+from training import settings
 from training.errors import UserError
-from training.service import attended, models
+from training.service import app, attended, models, train_routes
 from training.service.jobs import Jobs
 from training.service.model_routes import whole
 from training.service.models import Model, Models
@@ -84,6 +85,44 @@ def test_what_is_refused_before_the_first_piece_has_its_status_also_where_a_stre
         assert caught.value.status_code == 429 and model.waiting == models.MOST_WAITING
 
     asyncio.run(ask())
+
+
+def test_a_check_that_nobody_waits_for_ends_and_the_next_one_may_begin(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(attended, "EVERY", 0.01)
+    ended: list[str] = []
+
+    async def plan(_: object) -> list[str]:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append("check")
+        raise AssertionError
+
+    monkeypatch.setattr(train_routes.checking, "plan", plan)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "config.ini").write_text("[Dataset]\nDATASET_FILE = rows.jsonl\n")
+    served = app.make(settings.load(tmp_path / "config.ini"), None)
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/train", "raw_path": b"/train",
+        "query_string": b"check=true", "headers": headers,
+    }  # fmt: skip
+
+    async def ask() -> int:
+        said, told = iter([{"type": "http.request", "body": b"{}"}]), []
+
+        async def receive() -> dict[str, object]:
+            return next(said, {"type": "http.disconnect"})
+
+        async def send(message: dict[str, object]) -> None:
+            told.append(message)
+
+        await served(dict(scope), receive, send)
+        return told[0]["status"]
+
+    # 429 would say that the first one is still under way.
+    assert [asyncio.run(ask()), asyncio.run(ask())] == [408, 408]
+    assert ended == ["check", "check"]
 
 
 def test_the_pieces_of_a_stream_come_whole_and_in_order() -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.service import Served, served
-from training.runs import directory
+from training.runs import queued
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def test_no_request_of_schemathesis_is_answered_by_500_or_an_undocumented_status
 
 
 def test_nor_is_one_about_runs_and_files_that_are_there(server: Served, tmp_path: Path) -> None:
-    run = directory.queue(server.folder / "outputs", "[Model]\nNEW_MODEL_NAME = mine\n", model="mine")
+    run = queued.put(server.folder / "outputs", "[Model]\nNEW_MODEL_NAME = mine\n", model="mine")
     run.update(state="completed", started=1.0, pid=1, pid_started=1, step=1, total=1, progress=100.0)
     (run.path / "events.jsonl").write_text(
         '{"v":1,"event":"step","time":1.0,"step":1,"total":1,"loss":2.0}\nnonsense\n'

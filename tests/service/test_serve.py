@@ -6,11 +6,14 @@ import socket
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from training import settings
 from training.errors import MachineError, UserError
-from training.service import server
+from training.service import app, guard, server
 from training.service.events_stream import lines, place
+
+TOKEN = "0123456789abcdef0123"
 
 
 def load(tmp_path: Path, text: str) -> settings.Settings:
@@ -48,6 +51,47 @@ def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(tmp_path, token):
     (tmp_path / "token").write_text(token)
     with pytest.raises(UserError, match=r"\[Service\] TOKEN_FILE = .*: must hold one word of at least 16"):
         server.token_of(load(tmp_path, "TOKEN_FILE = token"))
+
+
+@pytest.mark.parametrize("shown", [None, "Bearer", "Bearer w", f"Bearer {TOKEN}", f"Bearer {TOKEN}x", "Basic x", "密"])
+@pytest.mark.parametrize("verdict", [True, False])
+def test_a_token_is_compared_in_a_time_that_says_nothing_of_it_and_nothing_else_decides(
+    tmp_path, monkeypatch, shown, verdict
+):
+    compared: list[tuple[bytes, bytes]] = []
+    monkeypatch.setattr(guard.hmac, "compare_digest", lambda one, other: compared.append((one, other)) or verdict)
+    client = TestClient(app.make(load(tmp_path, "PORT = 1"), TOKEN), "http://127.0.0.1")
+    headers = {} if shown is None else {"Authorization": shown.encode()}
+    status = client.get("/train/history", headers=headers).status_code
+    word = (shown or "").partition(" ")[2]
+    assert compared == [(word.encode(), TOKEN.encode())]
+    assert status == (200 if verdict and (shown or "").startswith("Bearer") else 401)
+
+
+def test_an_upload_may_be_larger_than_another_body_and_has_a_bound_too(tmp_path, monkeypatch):
+    client = TestClient(app.make(load(tmp_path, "PORT = 1"), None), "http://127.0.0.1")
+    rows = b'{"prompt": "a", "completion": "b"}\n' * 40_000
+    assert len(rows) > guard.MOST_BODY
+    assert client.post("/v1/files", files={"file": ("a.jsonl", rows)}).json()["bytes"] == len(rows)
+    assert client.post("/train", content=rows, headers={"Content-Type": "application/json"}).status_code == 413
+    monkeypatch.setattr(guard, "MOST_UPLOAD", len(rows) - 1)
+    assert client.post("/v1/files", files={"file": ("a.jsonl", rows)}).status_code == 413
+    # One that does not say how long it is.
+    head = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+    pieces = iter([head, rows, rows, b"\r\n--X--\r\n"])
+    headers = {"Content-Type": "multipart/form-data; boundary=X"}
+    assert client.post("/v1/files", content=pieces, headers=headers).status_code == 413
+    assert len(client.get("/v1/files").json()["data"]) == 1
+
+
+def test_of_two_servers_that_come_to_the_same_port_at_once_one_is_told(monkeypatch):
+    class Taken(socket.socket):
+        def listen(self, *_: int) -> None:
+            raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(server.socket, "socket", Taken)
+    with pytest.raises(MachineError, match="127.0.0.1:0 cannot be listened on: Address already in use; --port names"):
+        server.listening("127.0.0.1", 0)
 
 
 def test_what_is_missing_is_named_with_the_line_that_installs_it(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from tests.support.programs import finetune
 from tests.support.service import Served, served, until
 from training import runs
-from training.runs import directory
+from training.runs import directory, queued
 from training.system import events
 
 pytestmark = pytest.mark.tiny
@@ -124,7 +124,7 @@ def test_rows_that_are_wrong_are_told_by_the_check_and_fail_the_run_with_the_sam
 
 def test_a_run_that_was_queued_is_started_by_hand_too_and_by_nobody_twice(tiny_config):
     config = tiny_config.read_text().replace("rows.jsonl", str(tiny_config.parent / "rows.jsonl"))
-    run = directory.queue(
+    run = queued.put(
         tiny_config.parent / "outputs",
         config.replace("MAX_STEPS = 6", "MAX_STEPS = 3"),
     )

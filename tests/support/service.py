@@ -19,7 +19,7 @@ import httpx
 
 from tests.support import adopted
 from tests.support.paths import ROOT
-from training.runs import directory
+from training.runs import queued
 
 
 @dataclass
@@ -68,7 +68,7 @@ def put_run(outputs: Path) -> Path:
     outputs.mkdir(parents=True, exist_ok=True)
     # Made beside them: one that waits there would be started.
     with tempfile.TemporaryDirectory(dir=outputs.parent) as elsewhere:
-        run = directory.queue(Path(elsewhere), "[Model]\nNEW_MODEL_NAME = mine\n", model="mine")
+        run = queued.put(Path(elsewhere), "[Model]\nNEW_MODEL_NAME = mine\n", model="mine")
         run.update(state="completed", started=1.0, pid=1, pid_started=1, step=2, total=2, progress=100.0)
         lines = [f'{{"v":1,"event":"step","time":1.0,"step":{n},"total":2,"loss":{3 - n}.0}}\n' for n in (1, 2)]
         (run.path / "events.jsonl").write_text("".join(lines), encoding="utf-8")

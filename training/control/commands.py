@@ -17,7 +17,7 @@ from training.control.history import history, worked
 from training.control.resume import NEVER_BEGAN, new_run, output_dir
 from training.control.whois import whois
 from training.errors import EndedAtOnce, MachineError, RunError, UserError
-from training.runs import Run, checkpoint, directory
+from training.runs import Run, checkpoint, directory, queued
 from training.settings.command_line import Arguments
 from training.system import log, shell
 from training.system.events import read as read_events
@@ -138,7 +138,7 @@ def stop(arguments: Arguments, stdout: IO[str]) -> int:
     if directory.state(run) not in ("running", "queued"):
         raise UserError(f"{run.path.name} is not running: it is {directory.state(run)}")
     if directory.waiting(run):
-        directory.cancel(run)
+        queued.cancel(run)
         log.say(stdout, f"{run.path.name}: {directory.state(run)}")
         return 0
     # A second signal would end it at once, and what is not in a checkpoint would be lost.

@@ -141,18 +141,6 @@ def create(output_dir: Path) -> Run:
     return run
 
 
-def queue(output_dir: Path, config: str, **known: object) -> Run:
-    """A new run that waits to be started, by `./run.sh --resume`: its settings are the text `config`.
-
-    Its directory is all that is known of it, so that it outlives whoever made it.
-    """
-    run = create(output_dir)
-    files.write_text(run.path / CONFIG, config)
-    run.update(pid=None, pid_started=None, queued=round(time.time(), 3), **known)
-    unlock(run)
-    return run
-
-
 def waiting(run: Run) -> bool:
     """Whether a run was queued, and nobody has started it yet."""
     return run.status.get("state") == "queued" and run.status.get("pid") is None
@@ -161,18 +149,6 @@ def waiting(run: Run) -> bool:
 def never_started(run: Run) -> bool:
     """Whether a run has its settings, and nothing else yet: it is begun, not resumed."""
     return begun(run) and not any(run.status.get(sign) for sign in ("started", "step", "stages"))
-
-
-def cancel(run: Run) -> None:
-    """Take a run that waits out of the queue. UserError where somebody has just started it."""
-    lock(run)
-    try:
-        run.reload()
-        if not waiting(run):
-            raise UserError(f"{run.path} has just been started")
-        run.update(state="interrupted", error="stopped before it began")
-    finally:
-        unlock(run)
 
 
 def _new_directory(output_dir: Path) -> Path:

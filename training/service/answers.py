@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from loguru import logger
 from starlette.exceptions import HTTPException
 
 from training.errors import FinetuneError, UserError
 from training.service.asked import Problem, Refused
 from training.service.jobs import NotFound, WrongState
-from training.system import privacy
+from training.system import io_errors, privacy
 
 PROBLEM = {
     "type": "object",
@@ -59,7 +60,7 @@ MEANINGS = {
     503: "the machine is not ready",
     507: "the disk is full",
 }
-ALWAYS = (400, 401, 403, 405, 408, 413, 421, 422, 429, 500, 507)
+ALWAYS = (400, 401, 403, 405, 408, 413, 421, 422, 429, 500, 503, 507)
 
 
 def documented(*statuses: int, openai: bool = False) -> dict[int | str, dict[str, Any]]:
@@ -88,8 +89,19 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     for one in error.errors():
         place = [part for part in one["loc"] if isinstance(part, (str, int))]
         field = str(place[-1]) if len(place) > 1 and isinstance(place[-1], str) else ""
-        found.append(Problem(field, str(one["msg"])))
+        found.append(Problem(field, f"{field}: {one['msg']}" if field else _of_the_body(request, one)))
     return refused(request, found)
+
+
+def _of_the_body(request: Request, error: Mapping[str, Any]) -> str:
+    """What is wrong with a body as a whole."""
+    if error["type"] == "json_invalid":
+        return f"the body {error['ctx']['error']}"
+    kind = request.headers.get("content-type", "")
+    if error["type"] != "missing" and "json" not in kind:
+        sent = f"is sent as {kind}" if kind else "does not say what it is"
+        return f"the body {sent}: send JSON, with the header Content-Type: application/json"
+    return "the body must be a JSON object"
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
@@ -108,9 +120,11 @@ async def _told(request: Request, error: Exception) -> JSONResponse:
 
 async def _disk(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if not io_errors.is_one(error):
         raise error
-    return _answer(request, 507, f"the disk is full: {error.strerror}")
+    words = io_errors.told(error)
+    logger.error("{} {}: {}", request.method, request.url.path, words)
+    return _answer(request, 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, words)
 
 
 def refused(request: Request, found: Sequence[Problem]) -> JSONResponse:

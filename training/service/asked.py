@@ -28,6 +28,7 @@ CODE = "Model.TRUST_REMOTE_CODE"
 LIST = frozenset(",*?[")  # what makes a list of files, and patterns of them, of DATASET_FILE
 DATA = ("Dataset.DATASET_FILE", "Dataset.VALIDATION_FILE", "Dataset.TEST_FILE", "Dataset.REPLAY_FILE")
 MOST_TEXT = 100_000  # characters of one value
+MOST_FIELDS = 500  # there are fewer settings; each that is none is compared with all names
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Refused(UserError):
 
 def settings_of(body: Mapping[str, object], own: Settings, places: Places) -> Settings:
     """The settings of the run that a request asks for, over the server's own. Refused with every problem."""
+    if len(body) > MOST_FIELDS:
+        raise Refused([Problem("", f"{len(body):,} fields are given; there are fewer than {MOST_FIELDS}")])
     problems: list[Problem] = []
     overrides: list[Override] = []
     fields: dict[str, str] = {}
@@ -67,7 +70,7 @@ def settings_of(body: Mapping[str, object], own: Settings, places: Places) -> Se
             fields[key] = name
             overrides += _overrides(name, key, _text(name, key, value, own, places))
         except ValueError as error:
-            problems.append(Problem(name, f"{name}: {error}"))
+            problems.append(Problem(name, f"{name[:80]}: {error}"))
     # An epoch's MAX_STEPS = 0 comes first, so that one that was asked for holds.
     overrides.sort(key=lambda override: override.source in body)
     try:

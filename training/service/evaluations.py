@@ -15,11 +15,17 @@ from training.runs import directory
 from training.service.asked import Problem, Refused
 from training.service.jobs import Jobs, NotFound
 from training.system import files, foreign_json
-from training.system.foreign_json import TEXT, WHOLE
+from training.system.foreign_json import COUNT, MOMENT, OBJECTS, TEXT
 
 STATUS, ANSWERS = "evaluation.json", "answers.csv"
 ID = re.compile(r"evaluation_[0-9]{8}_[0-9]{6}_[0-9a-f]{8}")
-KINDS = {"state": TEXT, "pid": WHOLE, "pid_started": WHOLE}
+KINDS = {
+    "state": foreign_json.one_of(("queued", "running", "completed", "failed")),
+    **dict.fromkeys(("pid", "pid_started", "rows"), COUNT.or_none()),
+    **dict.fromkeys(("model", "error", "conclusion"), TEXT.or_none()),
+    "scores": OBJECTS.or_none(),
+    "created": MOMENT,
+}
 WORKER = Path(__file__).with_name("evaluation_worker.py")
 STARTS = 60.0  # seconds that a process may take to say that it is there
 
@@ -72,13 +78,14 @@ class Evaluations:
 
     def find(self, name: str) -> dict[str, Any]:
         """What is known of an evaluation. NotFound where there is none."""
-        path = self.folder / name / STATUS
-        if not ID.fullmatch(name) or not path.is_file():
+        path = self.jobs.file(self.folder / name, STATUS) if ID.fullmatch(name) else None
+        if path is None:
             raise NotFound(f"there is no evaluation {name[:80]!r}")
         found = foreign_json.read(path, KINDS)
-        state, error = found.get("state"), found.get("error")
-        gone = state == "running" and directory.started(found["pid"]) != found["pid_started"]
-        late = state == "queued" and not self.busy and time.time() - float(found.get("created", 0)) > STARTS
+        state, error = found.get("state", "failed"), found.get("error")
+        pid = found.get("pid")
+        gone = state == "running" and (pid is None or directory.started(pid) != found.get("pid_started"))
+        late = state == "queued" and not self.busy and time.time() - found.get("created", 0) > STARTS
         if gone or late:
             state, error = "failed", "its process is gone"
         return {

@@ -13,7 +13,8 @@ from typing import Any
 from training import runs
 from training.errors import UserError
 from training.service.jobs import ACTIVE, Jobs
-from training.system import events, privacy
+from training.system import events, foreign_json, privacy
+from training.system.foreign_json import Damaged
 
 EVERY = 0.5  # seconds between two looks
 BEAT = 15.0  # seconds after which a line without a meaning shows both ends that the other is there
@@ -33,9 +34,11 @@ def sent(event: str, data: object, number: int | None = None) -> str:
     return f"{head}event: {event}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def lines(path: Path, start: int) -> list[tuple[int, dict[str, Any]]]:
+def lines(path: Path | None, start: int) -> list[tuple[int, dict[str, Any]]]:
     """The events from a place on, each with the place behind it; a line that is being written is left for later."""
     found: list[tuple[int, dict[str, Any]]] = []
+    if path is None:
+        return found
     try:
         with path.open("rb") as file:
             file.seek(start)
@@ -50,23 +53,22 @@ def lines(path: Path, start: int) -> list[tuple[int, dict[str, Any]]]:
             break
         at += len(line)
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            event = None
-        found.append((at, event if isinstance(event, dict) else {}))
+            found.append((at, foreign_json.parse(line, runs.EVENTS, events.KINDS)))
+        except Damaged:
+            found.append((at, {}))
     return found
 
 
 async def stream(jobs: Jobs, name: str, start: int) -> AsyncIterator[str]:
     """A run's events from a place on, and its status whenever that changes, until the run has ended and all was sent."""
-    path, told, quiet = jobs.find(name).path / runs.EVENTS, "", 0.0
+    folder, told, quiet = jobs.find(name).path, "", 0.0
     yield "retry: 2000\n\n"
     while True:
         try:
             described = await asyncio.to_thread(lambda: jobs.described(jobs.find(name)))
         except (UserError, OSError):  # it was removed
             return
-        ended = described["status"] not in ACTIVE
+        ended, path = described["status"] not in ACTIVE, jobs.file(folder, runs.EVENTS)
         while found := await asyncio.to_thread(lines, path, start):
             for start, event in found:
                 if event:

@@ -5,26 +5,28 @@ A run that is asked for elsewhere has a link in OUTPUT_DIR, so that a server tha
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from training import runs
 from training.control.commands import killed_by
 from training.errors import MachineError, UserError
-from training.runs import Run, directory
+from training.report.curves import finite
+from training.runs import Run, directory, queued
 from training.service.places import Places
 from training.settings import Settings
-from training.system import privacy
+from training.system import events, foreign_json, privacy
+from training.system.foreign_json import Damaged
 
 ID = re.compile(r"finetune_[0-9]{8}_[0-9]{6}(_[0-9]{1,6})?")
+PAGE = "report.html"
 TAIL = 1 << 16  # bytes at the end of events.jsonl in which the last step is looked for
 ENDING = 10.0  # seconds in which a run ends after it has said so
 ACTIVE = ("queued", "running")
@@ -53,7 +55,7 @@ class Jobs:
         with self._making:
             known = {"model": settings.model.new_model_name, "asked": dict(asked)}
             for _ in range(50):
-                run = directory.queue(folder, settings.to_ini(), **known)
+                run = queued.put(folder, settings.to_ini(), **known)
                 if folder.resolve() == self.home.resolve() or self._linked(run):
                     return run
                 shutil.rmtree(run.path, ignore_errors=True)
@@ -75,9 +77,18 @@ class Jobs:
     def find(self, name: str) -> Run:
         """The run of this id. NotFound where there is none."""
         path = self.home / name
-        if not ID.fullmatch(name) or not (path / runs.STATUS).is_file() or not self.places.has(path):
+        if not ID.fullmatch(name) or self.file(path, runs.STATUS) is None or not self.places.has(path):
             raise NotFound(f"there is no run {name[:80]!r}")
         return runs.open_run(path.resolve())
+
+    def file(self, run: Path, name: str) -> Path | None:
+        """A file of a run. None where there is none, or one that requests may not reach."""
+        return self.places.file(run / name)
+
+    def told(self, run: Run) -> Iterator[dict[str, Any]]:
+        """The events of a run, in order."""
+        path = self.file(run.path, runs.EVENTS)
+        return events.read(path) if path is not None else iter(())
 
     def waiting(self) -> list[Run]:
         """The runs in the queue, in the order in which they will be started."""
@@ -90,13 +101,16 @@ class Jobs:
 
     def stop(self, name: str) -> Run:
         """Have a run end after a full checkpoint; one that waits leaves the queue. WrongState where there is nothing to stop."""
-        run = self.find(name)
-        if directory.waiting(run):
+        run, end = self.find(name), time.monotonic() + ENDING
+        while directory.waiting(run):
             try:
-                directory.cancel(run)
+                queued.cancel(run)
                 return run
-            except UserError:
-                run = self.find(name)  # it was started just now
+            except UserError:  # it is being started just now, and will have a process in a moment
+                if time.monotonic() > end:
+                    raise WrongState(f"{name} is being started; try again") from None
+                time.sleep(0.05)
+                run = self.find(name)
         state = directory.state(run)
         if state not in ACTIVE:
             raise WrongState(f"{name} is not running: it is {state}")
@@ -132,7 +146,7 @@ class Jobs:
     def described(self, run: Run) -> dict[str, Any]:
         """What is told of a run."""
         status, state = run.status, directory.state(run)
-        last = last_figures(run.path / runs.EVENTS)
+        last = last_figures(self.file(run.path, runs.EVENTS))
         error = status.get("error") if state not in ACTIVE else None
         eta = status.get("eta") if state == "running" else None
         progress = status.get("progress")
@@ -153,17 +167,19 @@ class Jobs:
             "created": status.get("queued") or status.get("started"),
             "started": status.get("started"),
             "updated": status.get("updated"),
-            "has_report": (run.path / "report.html").is_file(),
+            "has_report": self.file(run.path, PAGE) is not None,
         }
         hidden: dict[str, Any] = dict(privacy.hidden(found).items())  # type: ignore[attr-defined]
         return {**hidden, "output_dir": found["output_dir"]}
 
 
-def last_figures(events: Path) -> dict[str, float | None]:
+def last_figures(path: Path | None) -> dict[str, float | None]:
     """The loss, epoch and validation loss that a run came to last, from the end of its events."""
     found: dict[str, float | None] = {}
+    if path is None:
+        return found
     try:
-        with events.open("rb") as file:
+        with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL))
             lines = file.read(TAIL).split(b"\n")
@@ -171,19 +187,13 @@ def last_figures(events: Path) -> dict[str, float | None]:
         return found
     for line in reversed(lines):
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if not isinstance(event, dict):
+            event = foreign_json.parse(line, runs.EVENTS, events.KINDS)
+        except Damaged:
             continue
         if event.get("event") == "step" and "loss" not in found:
-            found["loss"], found["epoch"] = _figure(event.get("loss")), _figure(event.get("epoch"))
+            found["loss"], found["epoch"] = finite(event.get("loss")), finite(event.get("epoch"))
         elif event.get("event") == "evaluation" and "validation_loss" not in found:
-            found["validation_loss"] = _figure(event.get("loss"))
+            found["validation_loss"] = finite(event.get("loss"))
         if {"loss", "validation_loss"} <= found.keys():
             break
     return found
-
-
-def _figure(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -17,12 +17,13 @@ from training.service import models
 from training.service.answers import documented
 from training.service.asked import Problem, Refused
 from training.service.attended import attended, begun
+from training.service.bodies import Route
 from training.service.core import core
 from training.service.events_stream import sent
 from training.service.models import Model
 from training.system import privacy
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=Route)
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 LONGEST = 500_000  # characters of a prompt
 MANY = 1_000  # messages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from training.service.asked import Problem, Refused
 from training.service.core import Core
 from training.service.jobs import NotFound
 from training.settings import Settings, rules
-from training.system import events, privacy
+from training.system import privacy
+from training.system.foreign_json import OBJECT, TEXT
 
 STATES = {
     "queued": "queued",
@@ -26,6 +27,8 @@ STATES = {
     "killed": "failed",
 }
 AUTO = (None, "auto")
+# Of what a job is remembered by, in status.json: what does not fit is as if it were not there.
+KEPT = {"hyperparameters": OBJECT, **dict.fromkeys(("model", "training_file"), TEXT), "validation_file": TEXT.or_none()}
 SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -103,7 +106,9 @@ def _lengths(hyper: Mapping[str, Any], own: Settings, problems: list[Problem]) -
 def job(run: Run) -> dict[str, Any]:
     """A run as a job. One that was not asked for in this shape has no file."""
     state, status = directory.state(run), run.status
-    kept: dict[str, Any] = status.get("asked") or {}
+    kept: dict[str, Any] = {
+        name: value for name, value in (status.get("asked") or {}).items() if name not in KEPT or KEPT[name].fits(value)
+    }
     hyper = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
     hyper |= kept.get("hyperparameters") or {}
     ended = state in ("completed", "failed", "killed", "interrupted")
@@ -135,10 +140,10 @@ def job(run: Run) -> dict[str, Any]:
     }
 
 
-def job_events(run: Run) -> list[dict[str, Any]]:
+def job_events(told: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The events of a run, newest first."""
     found = []
-    for number, event in enumerate(events.read(run.path / runs.EVENTS), 1):
+    for number, event in enumerate(told, 1):
         name = str(event.get("event"))
         data = {key: value for key, value in event.items() if key not in ("v", "event", "time")}
         found.append(
@@ -181,13 +186,9 @@ def _rounded(value: object) -> str:
     return "none" if figure is None else f"{figure:.4f}"
 
 
-def checkpoints(run: Run) -> list[dict[str, Any]]:
-    """The checkpoints that a run has now, newest first."""
-    losses = {
-        event.get("step"): curves.finite(event.get("loss"))
-        for event in events.read(run.path / runs.EVENTS)
-        if event.get("event") == "step"
-    }
+def checkpoints(run: Run, told: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The checkpoints that a run has now, newest first. `told`: its events."""
+    losses = {event.get("step"): curves.finite(event.get("loss")) for event in told if event.get("event") == "step"}
     found = [
         (int(path.name.rpartition("-")[2]), path)
         for path in (run.path / runs.CHECKPOINTS).glob("checkpoint-*")

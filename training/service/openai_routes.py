@@ -18,12 +18,13 @@ from training.errors import FinetuneError
 from training.service import openai_jobs
 from training.service.answers import documented
 from training.service.attended import attended, begun
+from training.service.bodies import Route
 from training.service.core import core
 from training.service.jobs import NotFound
 from training.service.model_routes import LONGEST, MANY, Name, whole
 from training.system import privacy
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=Route)
 OK = documented(openai=True)
 FOUND = documented(404, openai=True)
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -91,6 +92,19 @@ def remove(request: Request, file_id: str) -> dict[str, Any]:
 # ---- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
+class Hyperparameters(BaseModel):
+    """Of a method: where they are asked for there."""
+
+    hyperparameters: dict[str, Any] | None = None
+
+
+class Method(BaseModel):
+    """How to train. Only supervised is done here."""
+
+    type: Annotated[str, Field(max_length=100)] = "supervised"
+    supervised: Hyperparameters | None = None
+
+
 class Job(BaseModel):
     """A job as OpenAI takes it. `settings`: any further setting of a run, by its name."""
 
@@ -98,7 +112,7 @@ class Job(BaseModel):
     training_file: Annotated[str, Field(max_length=200)]
     validation_file: Annotated[str, Field(max_length=200)] | None = None
     hyperparameters: dict[str, Any] | None = None
-    method: dict[str, Any] | None = None
+    method: Method | None = None
     suffix: Annotated[str, Field(max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
     metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = None
@@ -144,13 +158,16 @@ def resume(request: Request, job_id: str) -> dict[str, Any]:
 @router.get("/fine_tuning/jobs/{job_id}/events", responses=FOUND)
 def job_events(request: Request, job_id: str, after: After = None, limit: Limit = 20) -> Page:
     """The events of a run, newest first."""
-    return page(openai_jobs.job_events(core(request).jobs.find(job_id)), after, limit)
+    jobs = core(request).jobs
+    return page(openai_jobs.job_events(jobs.told(jobs.find(job_id))), after, limit)
 
 
 @router.get("/fine_tuning/jobs/{job_id}/checkpoints", responses=FOUND)
 def job_checkpoints(request: Request, job_id: str, after: After = None, limit: Limit = 10) -> Page:
     """The checkpoints that a run has now, newest first."""
-    return page(openai_jobs.checkpoints(core(request).jobs.find(job_id)), after, limit)
+    jobs = core(request).jobs
+    run = jobs.find(job_id)
+    return page(openai_jobs.checkpoints(run, jobs.told(run)), after, limit)
 
 
 # ---- models and chat -------------------------------------------------------------------------------------------------

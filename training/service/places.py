@@ -37,6 +37,15 @@ class Places:
             raise ValueError("lies outside of the folders that this server may use ([Service] ROOTS)")
         return real
 
+    def file(self, path: Path) -> Path | None:
+        """The real path of a file, once links are resolved. None where requests may not reach it, and where it is no file:
+        to open a named pipe might never end."""
+        try:
+            real = path.resolve()
+            return real if real.is_file() and self.has(real) else None
+        except (OSError, RuntimeError):  # a circle of links
+            return None
+
     def has(self, path: Path) -> bool:
         """Whether a path, once links are resolved, is one that requests may reach."""
         real = path.resolve()

@@ -5,6 +5,7 @@ All that decides is read from the run directories: a server that was killed, and
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from loguru import logger
 
 from training import runs
 from training.errors import FinetuneError
-from training.runs import Run, directory
+from training.runs import Run, directory, queued
 from training.service.jobs import Jobs
 from training.system import paths, privacy
 
@@ -117,6 +118,9 @@ class Scheduler:
         except (FinetuneError, OSError):  # it was removed meanwhile
             return
         if run.status.get("state") == "queued" and run.status.get("pid") == one.process.pid:
+            if one.process.returncode in (-signal.SIGTERM, -signal.SIGINT):  # before it could take heed of it
+                run.update(state="interrupted", error=queued.NEVER_STARTED)
+                return
             why = privacy.shown(said.strip()[-MOST_SAID:]) or f"its program ended with code {one.process.returncode}"
             run.update(state="failed", error=why)
         logger.info("run {}: {}", run.path.name, directory.state(run))

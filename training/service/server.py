@@ -65,11 +65,12 @@ def listening(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        # Of two that start at once both may come as far as here.
+        sock.listen(128)
     except OSError as error:
         raise MachineError(
             f"{host}:{port} cannot be listened on: {error.strerror or error}; --port names another port"
         ) from None
-    sock.listen(128)
     return sock
 
 

@@ -14,11 +14,13 @@ from training import runs
 from training.runs import directory
 from training.service import asked, checking, events_stream, form
 from training.service.answers import documented
+from training.service.attended import attended
+from training.service.bodies import Route
 from training.service.core import core
-from training.service.jobs import NotFound
+from training.service.jobs import PAGE, NotFound
 from training.system.log import for_people
 
-router = APIRouter(tags=["train"])
+router = APIRouter(tags=["train"], route_class=Route)
 RUN = documented(404)
 TAIL = 1 << 18  # bytes of a log that are told
 
@@ -75,7 +77,7 @@ async def train(
     if service.checking.locked():
         raise HTTPException(429, "a check is under way; try again when it is done")
     async with service.checking:
-        return Started(status="ready", plan=await checking.plan(found))
+        return Started(status="ready", plan=await attended(request, checking.plan(found)))
 
 
 @router.get("/train/settings", responses=documented())
@@ -129,8 +131,8 @@ async def events(
     """The events of a run, as they come; with Last-Event-ID those after it. Ends with the run."""
     service = core(request)
     run = await asyncio.to_thread(service.jobs.find, task_id)
-    path = run.path / runs.EVENTS
-    size = path.stat().st_size if path.is_file() else 0
+    path = service.jobs.file(run.path, runs.EVENTS)
+    size = path.stat().st_size if path is not None else 0
     start = events_stream.place(last_event_id, size)
     if start and start == size and directory.state(run) not in ("queued", "running"):
         return Response(status_code=204)
@@ -143,7 +145,10 @@ async def events(
 @router.get("/train/log/{task_id}", responses=RUN, response_class=PlainTextResponse)
 def log(request: Request, task_id: str) -> PlainTextResponse:
     """The end of a run's log, without what was kept for a report of a mistake."""
-    path = core(request).jobs.find(task_id).path / runs.LOG
+    jobs = core(request).jobs
+    path = jobs.file(jobs.find(task_id).path, runs.LOG)
+    if path is None:
+        return PlainTextResponse("")
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -160,8 +165,9 @@ def log(request: Request, task_id: str) -> PlainTextResponse:
 @router.get("/train/report/{task_id}", responses=RUN, response_class=HTMLResponse)
 def report(request: Request, task_id: str) -> HTMLResponse:
     """The report of a run, which can run nothing and load nothing."""
-    path = core(request).jobs.find(task_id).path / "report.html"
-    if not path.is_file():
+    jobs = core(request).jobs
+    path = jobs.file(jobs.find(task_id).path, PAGE)
+    if path is None:
         raise NotFound("the run has no report yet")
     policy = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return HTMLResponse(path.read_text(encoding="utf-8"), headers={"content-security-policy": policy})
+    return HTMLResponse(path.read_text(encoding="utf-8", errors="replace"), headers={"content-security-policy": policy})

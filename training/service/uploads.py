@@ -16,10 +16,10 @@ from training.errors import UserError
 from training.service.asked import KINDS_OF_FILE, Problem, Refused
 from training.service.jobs import NotFound
 from training.system import files, foreign_json
-from training.system.foreign_json import TEXT, WHOLE
+from training.system.foreign_json import COUNT, TEXT
 
 ID = re.compile(r"file-[0-9a-f]{24}")
-KINDS = {"filename": TEXT, "purpose": TEXT, "suffix": TEXT, "bytes": WHOLE, "created_at": WHOLE}
+KINDS = {**dict.fromkeys(("filename", "purpose", "suffix"), TEXT), **dict.fromkeys(("bytes", "created_at"), COUNT)}
 ROOM = 1 << 30  # bytes of the disk that an upload must leave free
 
 
@@ -63,7 +63,11 @@ class Uploads:
 
     def path(self, file_id: str) -> Path:
         """Where the content of a file is. NotFound where there is none."""
-        return self.folder / f"{file_id}{self._read(file_id)['suffix']}"
+        path = self.folder / f"{file_id}{self._read(file_id)['suffix']}"
+        # It is served as it is: no link may stand in its place.
+        if path.is_symlink() or not path.is_file():
+            raise NotFound(f"the content of {file_id} is there no more")
+        return path
 
     def every(self) -> list[dict[str, Any]]:
         """All files, newest first."""
@@ -77,7 +81,7 @@ class Uploads:
 
     def remove(self, file_id: str) -> None:
         """Remove a file. Runs that were trained on it are as they were."""
-        path = self.path(file_id)
+        path = self.folder / f"{file_id}{self._read(file_id)['suffix']}"
         self._note(file_id).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 

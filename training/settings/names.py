@@ -54,6 +54,7 @@ def check_model_name(name: str) -> None:
 # fingers is above it; another word is below.
 ALIKE, JOINED = 0.8, 0.9
 MOST_OFFERED = 3
+LONGEST = 100  # characters of a name that is compared: the time grows with their square
 
 
 def did_you_mean(word: str, options: Iterable[str], otherwise: str = "") -> str:
@@ -61,7 +62,7 @@ def did_you_mean(word: str, options: Iterable[str], otherwise: str = "") -> str:
 
     Another digit is no slip: q4 and q5 are two things.
     """
-    by_lower = {option.lower(): option for option in options}
+    by_lower = {option.lower(): option for option in options} if len(word) <= LONGEST else {}
     alike = {option: _alikeness(word.lower(), option) for option in by_lower if _digits(word) == _digits(option)}
     best = max(alike.values(), default=0.0)
     if best >= ALIKE:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from training.errors import UserError
 MOST_BYTES = 64 << 20  # tokenizer.json, which is not read here, is the largest of its kind: 33 MB
 DEEPEST = 100  # levels; Python's own limit ends in the middle of whoever walks through the value
 SHOWN = 40  # characters of a value in a message
+HALF = "holds half a character (a lone surrogate), which no file can hold"
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")
 LAST_MOMENT = 1e11  # seconds since 1970: the year 5138; a calendar ends at 9999
 
 
@@ -90,6 +93,8 @@ def parse(raw: bytes, where: str, kinds: Mapping[str, Kind] | None = None) -> di
         raise Damaged(f"{where} is not a JSON object: it holds {shown(found)}")
     if not shallow(found):
         raise Damaged(f"{where} cannot be read: it is nested more than {DEEPEST} levels deep")
+    if _HALVES.search(raw) and not writable(found):
+        raise Damaged(f"{where} {HALF}")
     if problems := misfits(found, kinds or {}):
         raise Damaged([f"{where}: {problem}" for problem in problems])
     return found
@@ -104,6 +109,15 @@ def misfits(found: Mapping[str, object], kinds: Mapping[str, Kind]) -> list[str]
         for name, kind in kinds.items()
         if name in found and not kind.fits(found[name])
     ]
+
+
+def writable(value: object) -> bool:
+    """Whether all texts of a value can be written again: JSON can say halves of characters, and no file can hold them."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shallow(value: object) -> bool:
