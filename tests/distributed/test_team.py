@@ -826,7 +826,7 @@ def test_where_what_started_the_processes_of_one_machine_is_killed_all_end_in_ti
         slowly(*common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}") for n in (0, 1)
     ]
     run = wait_for_step(tmp_path / "m0", 2, agents[0])
-    ranks = [psutil.Process(agent.pid).children()[0].pid for agent in agents]
+    ranks = [adopted.children(agent.pid)[0] for agent in agents]
     began = time.monotonic()
     agents[1].kill()
     _, said = agents[0].communicate(timeout=120)

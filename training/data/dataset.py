@@ -127,9 +127,7 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
     warnings = _warnings(read, [file.seen.prompts for file in (own, replayed) if file], (held, tested))
     shares = 0.0 if held else section.validation_split, 0.0 if tested else section.test_split
     parts, notes = split(own.seen.prompts, *shares, settings.training.seed)
-    for kept_out, kind in ((held, "VALIDATION"), (tested, "TEST")):
-        if kept_out and settings.get(f"Dataset.{kind}_SPLIT") and settings.written(f"Dataset.{kind}_SPLIT"):
-            notes.append(f"{kind}_FILE is given: {kind}_SPLIT is not used")
+    notes += _unused_splits(settings, held, tested)
     parts[0], used = _by_shares(parts[0], own_files, settings.training.seed)
     warnings += _not_trained_on(section, own_files, used)
     train, validation, test = (own.rows.select(part) if len(part) else None for part in parts)
@@ -152,6 +150,15 @@ def load(settings: Settings, cache_dir: Path, say: Callable[[str], None] = lambd
         held_out={"validation": _rows_of(held_files), "test": _rows_of(tested_files)},
         replay=_chosen(replayed, counts.replay, settings.training.seed) if replayed else None,
     )
+
+
+def _unused_splits(settings: Settings, held: _File | None, tested: _File | None) -> list[str]:
+    """Shares of the rows that somebody asked for beside a file that has such rows."""
+    kinds = [kind for kept_out, kind in ((held, "VALIDATION"), (tested, "TEST")) if kept_out]
+    asked = [
+        kind for kind in kinds if settings.get(f"Dataset.{kind}_SPLIT") and settings.written(f"Dataset.{kind}_SPLIT")
+    ]
+    return [f"{kind}_FILE is given: {kind}_SPLIT is not used" for kind in asked]
 
 
 def _rows_of(every: Sequence[_File]) -> dict[str, int]:
