@@ -88,7 +88,9 @@ def test_rows_of_settings_that_are_refused_are_not_left_behind(tmp_path):
 def test_a_data_set_of_the_library_itself_gives_its_rows(tmp_path):
     import datasets
 
-    table = datasets.Dataset.from_list([{**ROWS[0], "prompt": None, "completion": None}, {"prompt": "a", "completion": "b"}])
+    table = datasets.Dataset.from_list(
+        [{**ROWS[0], "prompt": None, "completion": None}, {"prompt": "a", "completion": "b"}]
+    )
     written = given_rows.file_of(table, tmp_path).read_text("utf-8").splitlines()
     assert [json.loads(line) for line in written] == ROWS
     with pytest.raises(UserError, match=r"holds several things \(train, test\); name one of them"):
