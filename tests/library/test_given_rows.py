@@ -58,6 +58,8 @@ def test_tables_give_their_rows(tmp_path):
         ([ROWS[0], "text"], "row 2 is a str; a row is a dict"),
         ([ROWS[0], {"text": object()}], "row 2 cannot be written as JSON: Object of type object is not JSON"),
         ([{"text": float("nan")}], "row 1 cannot be written as JSON"),
+        ([ROWS[0], {"prompt": "a\ud800", "completion": "b"}], "row 2 holds half a character"),
+        ([{"\ud800": "a"}], "row 1 holds half a character"),
         (7, "takes a path, a list of dicts or a datasets.Dataset, not int"),
     ],
 )
