@@ -1,6 +1,8 @@
 """Rows that a program holds in memory: which are taken, and what is said of the others."""
 
 import json
+from collections import UserDict
+from types import MappingProxyType
 
 import pytest
 
@@ -48,6 +50,11 @@ def test_rows_are_written_once_where_a_resumed_run_finds_them(tmp_path):
 def test_tables_give_their_rows(tmp_path):
     assert json.loads(given_rows.file_of(Table(), tmp_path).read_text("utf-8")) == ROWS[0]
     assert given_rows.file_of(Frame(), tmp_path) == given_rows.file_of(ROWS, tmp_path)
+
+
+def test_rows_that_are_no_dict_and_read_like_one_are_taken(tmp_path):
+    file = given_rows.file_of([UserDict(ROWS[0]), MappingProxyType(ROWS[1])], tmp_path)
+    assert file == given_rows.file_of(ROWS, tmp_path)
 
 
 @pytest.mark.parametrize(

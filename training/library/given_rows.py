@@ -87,6 +87,6 @@ def _lines(records: Iterable[object]) -> Iterator[str]:
             line = json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise UserError(f"data_path=: row {number} cannot be written as JSON: {error}") from None
-        if not foreign_json.writable(row):
+        if not foreign_json.writable(line):
             raise UserError(f"data_path=: row {number} {foreign_json.HALF}")
         yield line
