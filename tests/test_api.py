@@ -98,6 +98,7 @@ def test_the_package_hands_on_what_it_says_and_nothing_else() -> None:
         ({"data_path": ROWS, "prompt_template": "{instruction}"}, r"prompt_template=.*: {response} is missing"),
         ({"data_path": ROWS, "config": {"lora_r": 8}}, "config= takes a FineTuningConfig, not dict"),
         ({"resume": "x", "data_path": ROWS}, "resume= goes on with the run's own data and settings"),
+        ({"data_path": ROWS, "on_event": 7}, "on_event= takes a function that is told each event, not int"),
         ({"resume": "x"}, "is not a run directory"),
     ],
 )
@@ -107,6 +108,22 @@ def test_what_is_wrong_is_told_before_anything_is_started(arguments, said, tmp_p
         run_fine_tuning(**arguments)
     assert error.value.exit_code == 2 and error.value.problems
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
+        ({"max_new_tokens": -5}, "max_new_tokens=-5: must be at least 1"),
+        ({"temperature": -0.5}, "temperature=-0.5: must be a number from 0 on"),
+        ({"temperature": float("nan")}, "temperature=nan: must be a number from 0 on"),
+        ({"temperature": float("inf")}, "temperature=inf: must be a number from 0 on"),
+    ],
+)
+def test_an_answer_that_cannot_be_as_it_was_asked_for_is_refused(how, said) -> None:
+    # They were taken for 1 token, and for the likeliest tokens.
+    with pytest.raises(UserError, match=said):
+        generate_text(None, None, "x", **how)
 
 
 @pytest.mark.tiny

@@ -68,6 +68,8 @@ def run_fine_tuning(
     are. KeyboardInterrupt (a notebook's stop) ends the run after a checkpoint, and raises Stopped; `resume` goes on.
     When this program dies, the run goes on; FineTuningRun.open(path) finds it again. Raises FinetuneError.
     """
+    if on_event is not None and not callable(on_event):
+        raise UserError(f"on_event= takes a function that is told each event, not {type(on_event).__name__}")
     if resume is not None:
         _alone(data_path, config, prompt_template, train_test_split)
         old = FineTuningRun.open(resume)

@@ -1,5 +1,7 @@
 """FineTuningConfig: the table of settings under the names of Python, and what is said of what is not in it."""
 
+import errno
+import os
 import re
 import typing
 from pathlib import Path
@@ -7,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from training import FineTuningConfig, UserError, settings
+from training import FineTuningConfig, MachineError, UserError, settings
 from training.library import keywords
 from training.settings import other_names
 from training.settings.table import TABLE
+from training.system import files
 
 KINDS = {
     "int": "int", "float": "float", "bool": "bool", "bool | Auto": "bool | str", "bool | Auto | Int8": "bool | str",
@@ -134,3 +137,50 @@ def test_a_change_takes_the_place_of_the_same_setting_by_another_name():
     assert (config.data_path.name, config.lora_r) == ("b.jsonl", 4)
     assert FineTuningConfig(fp16=True).replace(bf16=True).precision == "bf16"
     assert repr(config) == f"FineTuningConfig(lora_r=4, data_path='{Path.cwd()}/b.jsonl')"
+
+
+def test_an_attribute_that_is_set_is_a_setting_and_one_that_is_none_is_refused(tmp_path):
+    # In the guide's library they are the fields of a dataclass: whoever sets one has to be heard.
+    config = FineTuningConfig(lora_r=4, num_train_epochs=3)
+    config.lora_r, config.batch_size, config.max_steps = 8, 2, 5
+    assert (config.settings.lora.r, config.settings.training.per_device_train_batch_size) == (8, 2)
+    assert (config.lora_r, config.settings.training.max_steps) == (8, 5)
+    assert config == FineTuningConfig(lora_r=8, batch_size=2, num_train_epochs=3, max_steps=5)
+    assert FineTuningConfig.read(config.write(tmp_path / "config.ini")).lora_r == 8
+    config.r = None
+    assert config.lora_r == 16
+    before = config.settings
+    with pytest.raises(UserError, match="lora_r=0: must be at least 1"):
+        config.lora_r = 0
+    with pytest.raises(AttributeError, match="^lora_rank is not a setting; write lora_r$"):
+        config.lora_rank = 8
+    with pytest.raises(AttributeError, match="^settings is not a setting$"):
+        config.settings = 8
+    assert config.settings is before and config.lora_r == 16
+
+
+def test_one_number_of_numpy_or_torch_is_that_number():
+    numpy = pytest.importorskip("numpy")
+    made = FineTuningConfig(
+        lora_r=numpy.int64(8), learning_rate=numpy.float64(1e-3), packing=numpy.bool_(True)
+    ).settings
+    assert (made.lora.r, made.training.learning_rate, made.training.packing) == (8, 1e-3, True)
+    assert FineTuningConfig(lora_r=numpy.array(8)).lora_r == 8
+    assert problems(lora_r=numpy.array([8, 9]))[0].endswith("or a list of names, not ndarray")
+
+
+def test_a_file_that_cannot_be_written_is_said_so(tmp_path, monkeypatch):
+    config = FineTuningConfig()
+    for path, said in (
+        (tmp_path / "none" / "c.ini", f"there is no folder {tmp_path}/none"),
+        (tmp_path, "it is a folder"),
+    ):
+        with pytest.raises(UserError, match=f"^{path} cannot be written: {said}"):
+            config.write(path)
+    monkeypatch.setattr(files, "write_text", refuse)
+    with pytest.raises(MachineError, match="c.ini cannot be written: Read-only file system"):
+        config.write(tmp_path / "c.ini")
+
+
+def refuse(path: Path, text: str) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))

@@ -1,6 +1,8 @@
 """Rows that a program holds in memory: which are taken, and what is said of the others."""
 
 import json
+from collections import UserDict
+from types import MappingProxyType
 
 import pytest
 
@@ -50,6 +52,11 @@ def test_tables_give_their_rows(tmp_path):
     assert given_rows.file_of(Frame(), tmp_path) == given_rows.file_of(ROWS, tmp_path)
 
 
+def test_rows_that_are_no_dict_and_read_like_one_are_taken(tmp_path):
+    file = given_rows.file_of([UserDict(ROWS[0]), MappingProxyType(ROWS[1])], tmp_path)
+    assert file == given_rows.file_of(ROWS, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -58,6 +65,8 @@ def test_tables_give_their_rows(tmp_path):
         ([ROWS[0], "text"], "row 2 is a str; a row is a dict"),
         ([ROWS[0], {"text": object()}], "row 2 cannot be written as JSON: Object of type object is not JSON"),
         ([{"text": float("nan")}], "row 1 cannot be written as JSON"),
+        ([ROWS[0], {"prompt": "a\ud800", "completion": "b"}], "row 2 holds half a character"),
+        ([{"\ud800": "a"}], "row 1 holds half a character"),
         (7, "takes a path, a list of dicts or a datasets.Dataset, not int"),
     ],
 )

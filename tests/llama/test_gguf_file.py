@@ -38,6 +38,9 @@ WRONG = {
     "general.alignment is '32'": content(pair("general.alignment", 8, text("32"))),
     "general.alignment is True": content(pair("general.alignment", 7, b"\1")),
     "general.architecture is 7;": content(pair("general.architecture", 4, struct.pack("<I", 7))),
+    "(general.architecture is missing, which every model has)": b"GGUF" + struct.pack("<IQQ", 3, 0, 0),
+    "of another kind (its numbers are those of big-endian machines): get one": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
+    "of another kind (version 1; 2 and 3 can be read): get one for this": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
     "has 0 dimensions": content(tensor=text("a.weight") + struct.pack("<IIQ", 0, 0, 0)),
     "has 100,000 dimensions; from 1 to 4": content(
         tensor=text("a.weight") + struct.pack("<I", 100_000) + bytes(800_000) + struct.pack("<IQ", 0, 0)

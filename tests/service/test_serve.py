@@ -12,6 +12,8 @@ from training import settings
 from training.errors import MachineError, UserError
 from training.service import app, guard, server
 from training.service.events_stream import lines, place
+from training.service.jobs import last_figures
+from training.system import foreign_json
 
 TOKEN = "0123456789abcdef0123"
 
@@ -137,3 +139,15 @@ def test_a_line_that_is_being_written_is_left_for_later(tmp_path):
     path.write_bytes(b'{"event":"a"}\nnonsense\n{"event":"b"')
     assert lines(path, 0) == [(14, {"event": "a"}), (23, {})]
     assert lines(path, 23) == []
+
+
+def test_of_the_many_events_of_a_run_those_alone_are_read_that_say_how_it_is(tmp_path, monkeypatch):
+    path, read, parse = tmp_path / "events.jsonl", [], foreign_json.parse
+    steps = [f'{{"event":"step","step":{n},"loss":{n}.5,"epoch":0.5}}\n' for n in range(1, 400)]
+    path.write_text('{"event":"evaluation","at_step":1,"loss":2.0}\n' + "".join(steps) + "nonsense\n")
+    monkeypatch.setattr(foreign_json, "parse", lambda *words: read.append(words) or parse(*words))
+    assert last_figures(path) == {"loss": 399.5, "epoch": 0.5, "validation_loss": 2.0}
+    assert len(read) == 2
+    path.write_text("".join(steps))
+    assert last_figures(path) == {"loss": 399.5, "epoch": 0.5}
+    assert len(read) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,16 @@ def test_a_name_is_looked_up_at_the_server(gguf: Path, monkeypatch: pytest.Monke
 def test_what_is_neither_file_nor_name_is_told(word: str) -> None:
     with pytest.raises(UserError, match="there is no such file, and it is no name of a model"):
         told(word)
+
+
+def test_what_is_there_and_no_file_is_told_as_that_and_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "folder.gguf").mkdir()
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for name in ("folder.gguf", "pipe.gguf"):
+        with pytest.raises(UserError, match=f"--whois {tmp_path}/{name}: is there, and is no file; a GGUF file"):
+            told(str(tmp_path / name))
+    with pytest.raises(UserError, match=f"--whois {'x' * 80}: File name too long"):
+        told("x" * 5000)
 
 
 def test_the_command_takes_one_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -32,8 +33,16 @@ def whois(arguments: Arguments, stdout: IO[str]) -> int:
 def _fields(word: str) -> Mapping[str, Any]:
     """The metadata of a file, or of a model that Ollama has: in the store of this machine, or at OLLAMA_HOST."""
     path = Path(word).expanduser()
-    if path.is_file():
+    try:
+        is_file, is_there = path.is_file(), path.exists()
+    except OSError as error:  # too long a name, a folder that nobody may look into
+        raise UserError(f"--whois {word[:80]}: {error.strerror}") from None
+    if is_file:
         return gguf_file.read(path).fields
+    if is_there and os.sep in word:
+        raise UserError(
+            f"--whois {word}: is there, and is no file; a GGUF file, or the name of a model in Ollama, is wanted"
+        )
     if word.lower().endswith(".gguf") or model_name_problems(word):
         raise UserError(f"--whois {word}: there is no such file, and it is no name of a model in Ollama")
     try:

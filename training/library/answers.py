@@ -102,6 +102,10 @@ def answer(
     seed: int | None,
 ) -> str:
     """See training.generate_text."""
+    if most < 1:
+        raise UserError(f"max_new_tokens={most}: must be at least 1")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature}: must be a number from 0 on")
     import torch
 
     ids, end_ids = _tokens(model, tokenizer, prompt)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.errors import UserError
+from training.errors import MachineError, UserError
 from training.settings import Override, Settings, ini_file, loading, other_names, rules
 from training.settings.ini_file import Ini
 from training.settings.table import TABLE
@@ -32,7 +32,7 @@ class FineTuningConfig:
     lists them. What is left out has its default; None leaves out. num_train_epochs sets the length, unless max_steps is
     given as well. Texts are taken as they stand, and relative paths start in the current folder.
 
-    The settings can be read as attributes under the same names. Raises UserError with all that is wrong.
+    The settings can be read and set as attributes under the same names. Raises UserError with all that is wrong.
     """
 
     def __init__(self, **settings: Unpack[Keywords]) -> None:
@@ -50,16 +50,34 @@ class FineTuningConfig:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write all settings, so that `./run.sh --config PATH` repeats the run. Gives the path."""
         file = paths.expanded(os.fspath(path)).absolute()
-        files.write_text(file, self.settings.to_ini())
+        if not file.parent.is_dir():
+            raise UserError(f"{file} cannot be written: there is no folder {file.parent}")
+        if file.is_dir():
+            raise UserError(f"{file} cannot be written: it is a folder")
+        try:
+            files.write_text(file, self.settings.to_ini())
+        except OSError as error:
+            raise MachineError(f"{file} cannot be written: {error.strerror or error}") from None
         return file
 
     def replace(self, **changes: Unpack[Keywords]) -> FineTuningConfig:
         """A copy in which some settings are others."""
         made = type(self).__new__(type(self))
+        made._set(self._file, self._place, self._given_with(changes))
+        return made
+
+    def _given_with(self, changes: Mapping[str, object]) -> dict[str, object]:
         new = {key for name in changes for key in keys_of(name)}
         kept = {name: value for name, value in self._given.items() if not new.intersection(keys_of(name))}
-        made._set(self._file, self._place, {**kept, **changes})
-        return made
+        return {**kept, **changes}
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        elif other_names.is_taken(name):
+            self._set(self._file, self._place, self._given_with({name: value}))
+        else:
+            raise AttributeError(f"{name} is not a setting{other_names.hint(name, 'python')}")
 
     @property
     def settings(self) -> Settings:
@@ -68,16 +86,11 @@ class FineTuningConfig:
 
     def checked(self) -> Settings:
         """The same, once the files that are named were seen to be there. Raises UserError."""
-        return self._load(check_files=True)
+        return _loaded(self._file, self._place, self._given, check_files=True)
 
     def _set(self, file: Ini, place: Path, given: Mapping[str, object]) -> None:
+        self._settings = _loaded(file, place, given, check_files=False)  # or nothing is changed
         self._file, self._place, self._given = file, place, dict(given)
-        self._settings = self._load(check_files=False)
-
-    def _load(self, check_files: bool) -> Settings:
-        problems: list[str] = []
-        overrides = list(overrides_of(self._given, problems))
-        return loading.of(self._file, self._place, overrides, check_files=check_files, unknown=problems)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("_") or not other_names.is_taken(name):
@@ -100,6 +113,12 @@ class FineTuningConfig:
             f"{other_names.written(key, 'python')}={value!r}" for key, value, _, _ in self.settings.differences()
         )
         return f"{NAME}({changed})"
+
+
+def _loaded(file: Ini, place: Path, given: Mapping[str, object], check_files: bool) -> Settings:
+    problems: list[str] = []
+    overrides = list(overrides_of(given, problems))
+    return loading.of(file, place, overrides, check_files=check_files, unknown=problems)
 
 
 def keys_of(name: str) -> set[str]:
@@ -138,6 +157,8 @@ def overrides_of(given: Mapping[str, object], problems: list[str]) -> Iterator[O
 
 def _text(value: object) -> str:
     """A value as the file would have it. Raises TypeError where it is none."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # one number of numpy or torch
     if value is None or isinstance(value, (bool, str)):
         return rules.write(value)
     if isinstance(value, numbers.Integral):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from training.errors import MachineError, UserError
-from training.system import files
+from training.system import files, foreign_json
 
 if TYPE_CHECKING:
     import datasets
@@ -84,6 +84,9 @@ def _lines(records: Iterable[object]) -> Iterator[str]:
         if not isinstance(row, Mapping):
             raise UserError(f"data_path=: row {number} is a {type(row).__name__}; a row is a dict")
         try:
-            yield json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n"
+            line = json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise UserError(f"data_path=: row {number} cannot be written as JSON: {error}") from None
+        if not foreign_json.writable(line):
+            raise UserError(f"data_path=: row {number} {foreign_json.HALF}")
+        yield line

@@ -73,11 +73,17 @@ class GGUF:
             raise UserError(f"{tensor.name} is of the type {tensor.kind_name}, which cannot be read") from error
 
 
+class _OfAnotherKind(ValueError):
+    """A file that is whole, for all that is known: to get it again would not help."""
+
+
 def read(path: Path) -> GGUF:
     """Read everything but the weights. Raises UserError, naming the file, when it is no whole GGUF file."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _parse(path, content)
+    except _OfAnotherKind as error:
+        raise UserError(f"{path}: a GGUF file of another kind ({error}): get one for this machine") from error
     except (ValueError, struct.error, UnicodeDecodeError, KeyError) as error:
         raise UserError(f"{path}: not a whole GGUF file ({error}): get it again") from error
     except OSError as error:
@@ -91,13 +97,16 @@ def _parse(path: Path, content: mmap.mmap) -> GGUF:
     cursor.at = 4
     version = cursor.scalar("I")
     if version not in (2, 3):
-        raise ValueError(f"version {version}; 2 and 3 can be read")
+        turned = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
+        what = "its numbers are those of big-endian machines" if turned else f"version {version}; 2 and 3 can be read"
+        raise _OfAnotherKind(what)
     tensor_count, pair_count = cursor.count(), cursor.count()
     fields = {}
     for _ in range(pair_count):
         key = cursor.text()
         fields[key] = cursor.value(cursor.scalar("I"))
-    # KeyError: there is no model without it.
+    if "general.architecture" not in fields:
+        raise ValueError("general.architecture is missing, which every model has")
     if not isinstance(fields["general.architecture"], str):
         raise ValueError(f"general.architecture is {fields['general.architecture']!r:.40}; a text is wanted")
     places = []

@@ -185,15 +185,19 @@ def last_figures(path: Path | None) -> dict[str, float | None]:
             lines = file.read(TAIL).split(b"\n")
     except OSError:
         return found
+    wanted = {b'"step"', b'"evaluation"'}
     for line in reversed(lines):
+        # Asked for every run of a list: a line that can say nothing more is not read.
+        if not any(name in line for name in wanted):
+            continue
         try:
             event = foreign_json.parse(line, runs.EVENTS, events.KINDS)
         except Damaged:
             continue
         if event.get("event") == "step" and "loss" not in found:
             found["loss"], found["epoch"] = finite(event.get("loss")), finite(event.get("epoch"))
+            wanted.discard(b'"step"')
         elif event.get("event") == "evaluation" and "validation_loss" not in found:
             found["validation_loss"] = finite(event.get("loss"))
-        if {"loss", "validation_loss"} <= found.keys():
-            break
+            wanted.discard(b'"evaluation"')
     return found
