@@ -15,7 +15,7 @@ from tests.support.plans import a_base_model
 from tests.support.settings import a_settings
 from training import base_model, runs
 from training import settings as loading
-from training.base_model import BaseModel
+from training.base_model import BaseModel, sources
 from training.control import resume
 from training.errors import UserError
 from training.plan import choices
@@ -143,4 +143,5 @@ def test_a_commit_that_is_here_is_not_asked_for_again(name: str, hubs: tuple[Hub
     hub.requests.clear()
     scope.requests.clear()
     located(settings)
+    assert sources.peek(settings.model).parameters == 15 or name.startswith("ms:")
     assert (hub.requests, scope.requests) == ([], [])

@@ -399,6 +399,36 @@ def test_a_damaged_zip_file_and_one_with_a_password_are_told(tmp_path: Path) -> 
         turns(tmp_path / "locked.zip", "whatsapp", "Ben")
 
 
+@pytest.mark.parametrize("kind", chats.NAMES)
+@pytest.mark.parametrize("text", ["", "\ufeff \r\n"])
+def test_an_empty_export_is_said_to_be_empty(kind: str, text: str, tmp_path: Path) -> None:
+    folder = tmp_path / "slack"
+    folder.mkdir()
+    path = folder / ("users.json" if kind == "slack" else "a.txt")
+    path.write_text(text, "utf-8")
+    with pytest.raises(UserError, match="the file is empty$"):
+        turns(folder if kind == "slack" else path, kind)
+
+
+def test_a_time_of_telegram_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    said = [
+        {"id": n, "type": "message", "date": date, "from": who, "from_id": who, "text": who}
+        for n, (who, date) in enumerate([("Ann", "13.01.2026 10:05:00"), ("Ben", "14.01.2026 10:05:00")])
+    ]
+    held = {"name": "Ann", "type": "personal_chat", "id": 5, "messages": said}
+    (tmp_path / "result.json").write_text(json.dumps(held), "utf-8")
+    assert any(
+        "Ann: 2 messages with a time that cannot be read" in line for line in told(tmp_path / "result.json", "telegram")
+    )
+
+
+def test_messages_of_discord_with_the_newest_first_are_put_in_order(every: dict[str, Path]) -> None:
+    held = json.loads(every["discord"].read_text("utf-8"))
+    held["messages"].reverse()
+    every["discord"].write_text(json.dumps(held), "utf-8")
+    assert turns(every["discord"], "discord", "Ben") == EXPECTED["discord"]
+
+
 def test_a_zip_file_or_folder_without_a_chat_says_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "photo.jpg").touch()

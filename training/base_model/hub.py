@@ -93,8 +93,7 @@ def download(
     from huggingface_hub import constants, snapshot_download
 
     allowed, ignored = _patterns(trust_remote_code)
-    # Nobody needs to be asked for a commit that is here: it does not change, and may be gone there.
-    if listings.SHA1.fullmatch(revision or "") and (cached := _cached(name, revision, allowed, ignored)):
+    if cached := here(name, revision, trust_remote_code):
         return cached, cached.name
     if constants.is_offline_mode():
         with explained(Wanted(name, revision)):
@@ -114,6 +113,13 @@ def download(
         # By its name and not by the commit just seen: only so the cache remembers the name for a run without network.
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
     return folder, folder.name
+
+
+def here(name: str, revision: str | None, trust_remote_code: bool) -> Path | None:
+    """The folder of a commit that was downloaded whole. Nobody needs to be asked for it: it does not change, and may be gone there."""
+    if not listings.SHA1.fullmatch(revision or ""):
+        return None
+    return _cached(name, revision, *_patterns(trust_remote_code))
 
 
 def plan(

@@ -110,6 +110,9 @@ def peek(model: Model) -> Peek:
         from training.base_model import hub
 
         with _name_on_the_hub(name) as own:
+            if folder := hub.here(own, model.revision, model.trust_remote_code):
+                base = _described(own, folder, kind, model.revision, model.trust_remote_code)
+                return Peek(own, kind, base.config, base.parameters, base.max_length, 0)
             found = hub.look(own, model.revision, model.trust_remote_code)
         return Peek(own, kind, found.config, found.parameters, found.config.get(LONGEST), found.size)
     if kind == "modelscope":

@@ -39,7 +39,7 @@ class Member:
         return str(self.source.path) if self.source.kind == "file" else f"{self.source.path}, {self.name}"
 
     def text(self, encoding: str = "auto") -> str:
-        """All of it. UserError where it is too large, or not in that encoding (auto: UTF-8, or UTF-16 with its mark)."""
+        """All of it. UserError where it is too large, empty, or not in that encoding (auto: UTF-8, or UTF-16 with its mark)."""
         raw = self.source.read(self.name, MOST_BYTES + 1)
         if len(raw) > MOST_BYTES:
             raise UserError(
@@ -51,13 +51,15 @@ class Member:
         try:
             # No text holds a NUL, and some that were saved again have lines as an old Mac's.
             text = raw.decode(codec).replace("\0", "")
-            return text if "\n" in text else text.replace("\r", "\n")
         except UnicodeDecodeError as error:
             line = raw.count(b"\n", 0, error.start) + 1
             other = "--encoding names it, as in --encoding gb18030" if encoding == "auto" else "is it another one?"
             raise UserError(
                 f"{self.place()}:{line}: is not {encoding if encoding != 'auto' else 'UTF-8'}: {other}"
             ) from None
+        if not text.strip():
+            raise UserError(f"{self.place()}: the file is empty")
+        return text if "\n" in text else text.replace("\r", "\n")
 
     def json(self) -> object:
         """What it holds as JSON. UserError where it is none."""

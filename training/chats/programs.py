@@ -42,7 +42,7 @@ def telegram(found: object, left: Left) -> list[Chat]:
         messages = [made for message in objects(one.get("messages")) if (made := _of_telegram(message, mine, left))]
         name = text(one.get("name"))
         partner = name if one.get("type") == "personal_chat" else ""
-        chats.append(Chat(name=name, messages=messages, partner=partner))
+        chats.append(Chat(name=name, messages=in_order(messages, name, left), partner=partner))
     left.notes += [f"{count:,} of type {kind} left out: nobody answers there" for kind, count in alone.items()]
     return chats
 
@@ -123,7 +123,8 @@ def discord(found: object, left: Left) -> list[Chat]:
             )
         )
     name = text(kinds_of.fields(held.get("channel")).get("name"))
-    return [Chat(name=name, messages=messages)]
+    # The exporter can be told to begin with the newest.
+    return [Chat(name=name, messages=in_order(messages, name, left))]
 
 
 # ---- Slack -------------------------------------------------------------------------------------------------------

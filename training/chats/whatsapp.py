@@ -53,8 +53,6 @@ def read(member: Member, left: Left, order: str | None = None, encoding: str = "
     """
     lines = member.text(encoding).replace("\r\n", "\n").split("\n")
     heads = _heads(lines)
-    if not any(map(str.strip, lines)):
-        raise UserError(f"{member.place()}: the file is empty")
     if not heads:
         raise UserError(
             f"{member.place()}: no line begins as WhatsApp writes a message (3/4/24, 14:05 - Ann: Hello, or "
