@@ -209,15 +209,20 @@ def test_a_column_of_the_prompt_template_is_used(load: Load) -> None:
     assert load(rows, prompt_template="{instruction} {topic} {response}").warnings == []
 
 
-def test_a_chat_whose_turns_are_lines_of_a_txt_file_is_told_of(load: Load, tmp_path: Path) -> None:
-    path = tmp_path / "held.txt"
-    path.write_text("用户：你好\n助手：好\nUser: a\\nAssistant: b\nplain\n", "utf-8")
-    data = load([_row(1)], validation_file=path)
-    assert data.warnings == [
-        f"{path}:3: 1 row with \\n written out and no line break, which is learned so",
-        f"{path}:1: 3 rows with text that begins like a turn (User:, 用户：) and holds no whole exchange, trained as plain "
-        "text; each line of a TXT file is a sample; lines 1, 2, 3",
+def test_a_text_that_begins_like_a_turn_is_told_of(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "held.jsonl"
+    path.write_text('{"text": "用户：你好"}\n{"text": "User: alone"}\n', "utf-8")
+    assert load([_row(1)], validation_file=path).warnings == [
+        f"{path}:1: 2 rows with text that begins like a turn (User:, 用户：) and holds no whole exchange, trained as plain "
+        "text; lines 1, 2"
     ]
+
+
+def test_a_chat_whose_turns_are_lines_of_a_txt_file_is_refused(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "held.txt"
+    path.write_text("用户：你好\n助手：好\nplain\n", "utf-8")
+    with pytest.raises(UserError, match="begins with '用户：', as a turn.*FORMAT = text learns each line.*lines 1, 2"):
+        load([_row(1)], validation_file=path)
 
 
 def test_a_new_column_in_every_row_is_told_of_a_few_times(load: Load) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.programs import finetune
+from training.llama import gguf_file
 
 pytestmark = pytest.mark.tiny
 
@@ -60,4 +62,38 @@ def test_rows_with_tools_are_trained_exported_and_measured_by_their_calls(tiny_c
     report = json.loads((ended.run / "report.json").read_text("utf-8"))
     scores = {score["name"]: score for score in report["scores"]}
     assert scores["tool calls that parse"]["before"] == 0 and scores["tool calls that match"]["rows"] >= 1
+    assert all(check["passed"] is not False for check in report["checks"])
+
+
+def test_a_models_template_for_tools_is_the_one_that_the_files_of_a_run_carry(
+    tiny_config: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "tools.jsonl"
+    rows.write_text("".join(json.dumps(_with_tools(number)) + "\n" for number in range(16)), "utf-8")
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    for_tools = (Path(sys.prefix) / "llama.cpp/models/templates/Qwen-Qwen3-0.6B.jinja").read_text("utf-8").strip()
+    held = json.loads((base / "tokenizer_config.json").read_text("utf-8"))
+    own = (base / "chat_template.jinja").read_text("utf-8")
+    (base / "chat_template.jinja").unlink()
+    held["chat_template"] = [{"name": "default", "template": own}, {"name": "tool_use", "template": for_tools}]
+    (base / "tokenizer_config.json").write_text(json.dumps(held), "utf-8")
+    asked = ("--config", tiny_config, "--data", rows, "--set", f"Model.BASE_MODEL_NAME={base}")
+    refused = finetune(*asked, "--check")
+    assert refused.code == 2 and refused.stderr.count("CHAT_TEMPLATE = tool_use learns and serves all rows") == 1
+    ended = finetune(*asked, "--set", "Training.MAX_STEPS=3", "--set", "Model.CHAT_TEMPLATE=tool_use")
+    assert ended.code == 0, ended.stderr
+    # What was chosen is carried alone: readers take another that is named tool_use where a chat offers tools.
+    for gguf in ended.run.rglob("*.gguf"):
+        fields = gguf_file.read(gguf).fields
+        assert str(fields["tokenizer.chat_template"]).endswith(for_tools)
+        assert not any(name.startswith("tokenizer.chat_template.") for name in fields)
+    merged = [path for path in ended.run.rglob("tokenizer_config.json") if path.parent.name == "merged"]
+    for path in merged:
+        own_file = path.with_name("chat_template.jinja")
+        text = (
+            own_file.read_text("utf-8") if own_file.exists() else json.loads(path.read_text("utf-8"))["chat_template"]
+        )
+        assert isinstance(text, str) and text.endswith(for_tools)
+    report = json.loads((ended.run / "report.json").read_text("utf-8"))
+    assert any(ended.run.rglob("*.gguf")) and merged
     assert all(check["passed"] is not False for check in report["checks"])

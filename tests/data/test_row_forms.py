@@ -645,6 +645,62 @@ def _parquet(records: list[dict]) -> bytes:
     return out.getvalue()
 
 
+def _xlsx(table: list[list[str]]) -> bytes:
+    openpyxl = pytest.importorskip("openpyxl")
+    book, out = openpyxl.Workbook(), io.BytesIO()
+    for cells in table:
+        book.active.append(cells)
+    book.save(out)
+    return out.getvalue()
+
+
+def _zstd(text: str) -> bytes:
+    import pyarrow as pa
+
+    packed: bytes = pa.Codec("zstd").compress(text.encode(), asbytes=True)
+    return packed
+
+
+def _called(asked: str, city: str, result: str, answer: str) -> dict[str, dict[str, object]]:
+    """The same conversation with a call in the forms of those who write such: OpenAI's, its older one, Anthropic's, ShareGPT's."""
+    arguments, called = {"city": city}, json.dumps({"name": "weather", "arguments": {"city": city}})
+    question, told = {"role": "user", "content": asked}, {"role": "assistant", "content": answer}
+    function = {"name": "weather", "arguments": json.dumps(arguments)}
+    use = {"type": "tool_use", "id": "abc123def", "name": "weather", "input": arguments}
+    given = {"type": "tool_result", "tool_use_id": "abc123def", "content": result}
+    openai = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "abc123def", "type": "function", "function": function}],
+    }
+    share = [("human", asked), ("function_call", called), ("observation", result), ("gpt", answer)]
+    hermes = [
+        ("human", asked),
+        ("gpt", f"<tool_call>{called}</tool_call>"),
+        ("tool", f"<tool_response>{result}</tool_response>"),
+        ("gpt", answer),
+    ]
+    return {
+        "OpenAI": {"messages": [question, openai, {"role": "tool", "content": result, "tool_call_id": "abc123def"}, told]},
+        "older": {"messages": [question, {"role": "assistant", "function_call": function}, {"role": "function", "content": result}, told]},
+        "Anthropic": {"messages": [question, {"role": "assistant", "content": [use]}, {"role": "user", "content": [given]}, told]},
+        "ShareGPT": {"conversations": [{"from": who, "value": text} for who, text in share]},
+        "Hermes": {"conversations": [{"from": who, "value": text} for who, text in hermes]},
+    }  # fmt: skip
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(WORDS, WORDS, WORDS, WORDS)
+def test_a_call_in_any_form_is_the_same_call(asked: str, city: str, result: str, answer: str) -> None:
+    for form, row in _called(asked, city, result, answer).items():
+        (found,) = read(json.dumps(row))
+        assert isinstance(found, Row) and found.messages, (form, found)
+        assert [turn.role for turn in found.messages] == ["user", "assistant", "tool", "assistant"], form
+        assert [turn.content for turn in found.messages] == [asked, "", result, answer], form
+        (call,) = json.loads(found.messages[1].more)["tool_calls"]
+        assert call["function"] == {"name": "weather", "arguments": {"city": city}}, form
+
+
 def _written(talks: list[list[tuple[str, str]]]) -> dict[tuple[str, str], object]:
     """The same conversations in many forms: (name, what it is) -> content."""
     chats = [_messages(talk) for talk in talks]
@@ -697,6 +753,10 @@ def test_any_form_of_the_same_conversations_reads_back_to_them(talks: list[list[
     for table, name in (
         (_csv([["Question", "Answer"], *single]), "a.csv"),
         (_csv([["问题", "回答"], *single], delimiter="\t").encode("utf-16"), "a.tsv"),
+        (_csv([["prompt", "response"], *single], delimiter="|"), "a.csv"),
+        (_csv([["instruction", "output"], *single], delimiter=";"), "a.tsv"),
+        (_xlsx([["Query", "Reply"], *single]), "a.xlsx"),
+        (_zstd("".join(json.dumps({"input": one, "response": two}) + "\n" for one, two in single)), "a.jsonl.zst"),
         ({"prompt": [one for one, _ in single], "completion": [one for _, one in single]}, "a.json"),
     ):
         assert [[turn.content for turn in row.messages] for row in read(table, name)] == single

@@ -6,43 +6,19 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.support.row_forms import A2, ONE, Q2, TALK, TALK2, TWO, A, Form, Q, holds, table, talk
 from training.data import BadRow, Row, Turn, rows
-from training.data.reading import PLAIN, Reading
-from training.errors import UserError
+from training.data.reading import Reading
 from training.settings import column_names
 
-Q, A = Turn("user", "Who?"), Turn("assistant", "Me.")
-Q2, A2 = Turn("user", "Why?"), Turn("assistant", "So.")
-ONE, TWO = {"instruction": "Who?", "output": "Me."}, {"instruction": "Why?", "output": "So."}
-TALK = ({"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."})
-TALK2 = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."})
 CALL = {"id": "abc123def", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 CALLED = Turn("assistant", "", more=json.dumps({"tool_calls": [CALL]}))
 RESULT = Turn("tool", "rain", more=json.dumps({"tool_call_id": "abc123def"}))
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a file holds, under which name, how it is read, and what comes: the turns of each row (a text for plain ones), or
-    of which the message must speak where it is refused."""
-
-    content: object
-    come: list[object] | str
-    name: str = "a.jsonl"
-    reading: Reading = PLAIN
-
-
-def table(content: str | bytes, come: list[object] | str = [(Q, A)], name: str = "a.csv", **how: object) -> Form:  # noqa: B006
-    return Form(content, come, name, Reading(**how))  # type: ignore[arg-type]
-
-
-def talk(*messages: object, **fields: object) -> dict[str, object]:
-    return {"messages": list(messages), **fields}
 
 
 def _columns(text: str) -> dict[str, str]:
@@ -275,22 +251,7 @@ def test_a_form_that_people_have_gives_its_rows_or_one_reason(
     named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    form = ALL[named]
-    content = form.content if isinstance(form.content, (str, bytes)) else json.dumps(form.content, ensure_ascii=False)
-    Path(form.name).write_bytes(content.encode() if isinstance(content, str) else content)
-    try:
-        found = list(rows.read(Path(form.name), form.reading))
-    except UserError as error:
-        assert isinstance(form.come, str) and re.search(form.come, str(error), re.DOTALL), error
-        return
-    bad = [row for row in found if isinstance(row, BadRow)]
-    if isinstance(form.come, str):
-        assert len(bad) == 1 and re.search(form.come, bad[0].reason), found
-        return
-    assert not bad, bad
-    assert [
-        row.messages if row.messages is not None else row.text for row in found if isinstance(row, Row)
-    ] == form.come
+    holds(ALL[named])
 
 
 @pytest.mark.parametrize(

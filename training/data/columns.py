@@ -22,88 +22,58 @@ KNOWN = frozenset(
 BESIDE = ("system", "context", "history", "tools", "reasoning_content", "reasoning", "thinking")
 EXACT = KNOWN | set(BESIDE)
 
-# The usual names, without case and with _ for blanks and dashes: what asks, what answers, and the rest.
-QUESTIONS = frozenset(
-    [
-        "instruction",
-        "question",
-        "query",
-        "prompt",
-        "input",
-        "user",
-        "human",
-        "user_message",
-        "user_input",
-        "problem",
-        "q",
-        "source",
-        "ask",
-        "request",
-        "指令",
-        "问题",
-        "提问",
-        "提示",
-        "提示词",
-        "用户",
-        "输入",
-        "问",
-        "用户输入",
-        "用户问题",
-    ]
+
+def bare(name: str) -> str:
+    """A column's name without what people and programs vary: case, blanks, dashes, marks that nobody sees."""
+    return name.translate(VARIED).casefold()
+
+
+VARIED = dict.fromkeys(map(ord, " \t\xa0_-\ufeff\u200b\u200e\u200f\u202a\u202b\u202c\u061c"))
+
+
+def all_bare(written: str) -> frozenset[str]:
+    """Names of columns, with blanks between, as `bare` has them."""
+    return frozenset(map(bare, written.split()))
+
+
+# The usual names: what asks, what answers, and the rest. Chinese ones in both scripts.
+QUESTIONS = all_bare(
+    "instruction question query prompt input user human user_message user_input problem q source ask request "
+    "指令 问题 問題 提问 提問 提示 提示词 提示詞 用户 用戶 输入 輸入 问 問 用户输入 用戶輸入 用户问题 用戶問題"
 )
-ANSWERS = frozenset(
-    [
-        "output",
-        "response",
-        "answer",
-        "completion",
-        "reply",
-        "target",
-        "assistant",
-        "bot",
-        "gpt",
-        "assistant_message",
-        "model_response",
-        "solution",
-        "a",
-        "answers",
-        "输出",
-        "回答",
-        "答案",
-        "回复",
-        "助手",
-        "答",
-        "应答",
-        "响应",
-        "答复",
-    ]
+ANSWERS = all_bare(
+    "output response answer completion reply target assistant bot gpt assistant_message model_response solution a answers "
+    "输出 輸出 回答 答案 回复 回覆 助手 答 应答 應答 响应 響應 答复 答覆"
 )
-INPUTS = frozenset(["input", "context", "输入", "上下文", "背景"])
-INSTRUCTIONS = frozenset(["instruction", "指令"])
+# Names of which one is taken where no usual one is there.
+LESSER_QUESTIONS = all_bare("inputs input_text user_query question_text prompt_text customer_message")
+LESSER_ANSWERS = all_bare(
+    "outputs targets output_text target_text expected_output ideal reference_answer ground_truth correct_answer "
+    "best_answer answer_text agent_reply"
+)
+INPUTS = all_bare("input context 输入 輸入 上下文 背景")
+INSTRUCTIONS = all_bare("instruction 指令")
 OTHERS = {
     **dict.fromkeys(
-        [
-            "messages",
-            "message",
-            "conversation",
-            "conversations",
-            "dialog",
-            "dialogue",
-            "dialogs",
-            "chat",
-            "对话",
-            "消息",
-        ],
+        all_bare(
+            "messages message conversation conversations dialog dialogue dialogs chat contents 对话 對話 消息 訊息"
+        ),
         "messages",
     ),
-    **dict.fromkeys(["text", "文本"], "text"),
+    **dict.fromkeys(all_bare("text 文本"), "text"),
 }
 ASIDE = {
-    **dict.fromkeys(["system", "system_prompt", "系统", "系统提示", "系统提示词"], "system"),
-    **dict.fromkeys(["history", "历史", "历史对话"], "history"),
-    **dict.fromkeys(["context", "contexts", "retrieved_contexts", "passage", "passages", "上下文", "背景"], "context"),
-    **dict.fromkeys(("tools", "工具"), "tools"),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "思考", "思考过程"), "reasoning_content"),
+    **dict.fromkeys(
+        all_bare(
+            "system system_prompt system_message system_instruction system_text sys_prompt meta_instruction "
+            "系统 系統 系统提示 系統提示 系统提示词 系統提示詞 系统消息 系统指令"
+        ),
+        "system",
+    ),
+    **dict.fromkeys(all_bare("history chat_history 历史 歷史 历史对话 歷史對話"), "history"),
+    **dict.fromkeys(all_bare("context contexts retrieved_contexts passage passages 上下文 背景"), "context"),
+    **dict.fromkeys(all_bare("tools 工具"), "tools"),
+    **dict.fromkeys(all_bare("reasoning_content reasoning thinking 思考 思考过程 思考過程"), "reasoning_content"),
 }
 
 
@@ -113,11 +83,6 @@ class Named(NamedTuple):
     fields: Mapping[str, str]
     said: str = ""
     refused: str = ""
-
-
-def bare(name: str) -> str:
-    """A column's name without what people vary: case, blanks, dashes."""
-    return name.strip().strip("\ufeff").casefold().replace(" ", "_").replace("-", "_")
 
 
 def by_setting(fields: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
@@ -160,6 +125,18 @@ def usual(names: tuple[str, ...], format: str = "auto") -> Named:
     return Named(changed, f"{TAKEN}{'s' * (len(changed) > 1)} {columns}, taken as {fields}")
 
 
+@lru_cache(maxsize=1024)
+def needs_no_names(names: tuple[str, ...]) -> bool:
+    """Whether fields of these names make a row as they are, and hold nothing that has to be looked at besides."""
+    return EXACT.issuperset(names) and is_whole(names)
+
+
+def are_known(names: tuple[str, ...]) -> bool:
+    """Whether columns of these names are told by them, or are refused by them."""
+    found = usual(names)
+    return bool(found.fields or found.refused or is_whole(names))
+
+
 def is_whole(names: Iterable[str]) -> bool:
     """Whether fields of these names make a row as they are."""
     exact = KNOWN.intersection(names)
@@ -175,8 +152,11 @@ def _main(names: tuple[str, ...], format: str) -> Named:
         texts = [name for name, known in by_bare.items() if OTHERS.get(known) == "text"]
         return Named({texts[0]: "text"} if len(texts) == 1 else {})
     others = [name for name, known in by_bare.items() if known in OTHERS]
-    asks = [name for name, known in by_bare.items() if known in QUESTIONS]
-    answers = [name for name, known in by_bare.items() if known in ANSWERS]
+    asks, answers = (
+        [name for name, known in by_bare.items() if known in usual_ones]
+        or [name for name, known in by_bare.items() if known in lesser]
+        for usual_ones, lesser in ((QUESTIONS, LESSER_QUESTIONS), (ANSWERS, LESSER_ANSWERS))
+    )
     if not (asks and answers):
         # A table of texts has other columns as well, which are no questions.
         return Named({others[0]: OTHERS[by_bare[others[0]]]}) if len(others) == 1 else Named({})

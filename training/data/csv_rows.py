@@ -19,6 +19,9 @@ UNCLOSED = "unexpected end of data"  # in the error of Python's reader
 EXCEL = re.compile(r"sep=(.)\Z")  # the first line with which Excel is told the delimiter
 ESCAPED = '\\"'
 TABLE = "of a table in a TXT file"
+MOST_ABOVE = 5  # lines above a header
+MARKDOWN = "of a table as Markdown has it"
+RULE = re.compile(r":?-+:?")  # the cells of the line between its header and its rows
 BLANKS = "of a table with blanks in front of quotation marks, which are left out"
 
 
@@ -26,8 +29,34 @@ def is_header(line: str, between: str = "") -> bool:
     """Whether a line names columns that are known here. between: the only delimiter that counts, where there is one."""
     delimiter = between or _delimiter(line)
     names = tuple(name.strip(' "') for name in line.rstrip("\r").split(delimiter))
-    found = columns.usual(names)
-    return delimiter in line and bool(found.fields or found.refused or columns.is_whole(names))
+    return delimiter in line and columns.are_known(names)
+
+
+def is_markdown(text: str) -> bool:
+    """Whether a text begins with a table of Markdown whose columns have names that are known here."""
+    first, _, rest = text.lstrip().partition("\n")
+    second = rest.partition("\n")[0]
+    return _is_rule(second) and is_header(first.strip().strip("|"), "|")
+
+
+def _is_rule(line: str) -> bool:
+    bare = line.strip()
+    return "|" in bare and all(RULE.fullmatch(cell.strip()) for cell in bare.strip("|").split("|"))
+
+
+def _above(sample: str) -> int:
+    """How many lines of a title, a comment or nothing stand above the header."""
+    lines = re.split(r"\r\n|\n|\r", sample, maxsplit=MOST_ABOVE + 1)[: MOST_ABOVE + 1]
+    if EXCEL.match(lines[0]) or columns.are_known((lines[0].strip(' "'),)):
+        return 0
+    for number, line in enumerate(lines):
+        delimiter = _delimiter(line)
+        if is_header(line):
+            above = [one for one in lines[:number] if not one.startswith("#")]
+            return (
+                number if all(sum(bool(cell.strip(' "')) for cell in one.split(delimiter)) < 2 for one in above) else 0
+            )
+    return 0
 
 
 def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
@@ -37,16 +66,23 @@ def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     bad_lines: list[BadRow] = []
     last = [""]
     lines = _lines(file, path, bad_lines, last, "\n" not in sample and "\r" in sample)
+    before = _above(sample)
+    titled = (tables.TITLED,) if before else ()
+    for _ in range(before):
+        next(lines, "")
     first = next(lines, "")
-    before = 0
     if told := EXCEL.match(first.rstrip("\r\n")):
         delimiter, first, before = told[1], next(lines, ""), 1
     else:
         delimiter = _delimiter(first)
+    second = sample.partition("\n")[2].partition("\n")[0]
+    if delimiter == "|" and _is_rule(second):
+        yield from _markdown(chain([first], lines), path)
+        return
     blanks = _has_blanks(sample, delimiter)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=blanks)
     names: list[str] | None = None
-    said = (*((BLANKS,) if blanks else ()), *((TABLE,) if ".txt" in path.suffixes else ()))
+    said = (*titled, *((BLANKS,) if blanks else ()), *((TABLE,) if ".txt" in path.suffixes else ()))
     behind: tuple[str, ...] = ()
     while True:
         line = before + reader.line_num + 1
@@ -72,12 +108,29 @@ def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
             behind = ()
 
 
+def _markdown(lines: Iterable[str], path: Path) -> Iterator[Record | BadRow]:
+    """The rows of a table in Markdown: with blanks around what cells hold, and a | within one behind a backslash."""
+    names: list[str] | None = None
+    for line, text in enumerate(lines, 1):
+        bare = text.strip()
+        if not bare or (line == 2 and _is_rule(bare)):
+            continue
+        bare = bare.removeprefix("|")
+        bare = bare[:-1] if bare.endswith("|") and not bare.endswith("\\|") else bare
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", bare)]
+        if names is None:
+            names = tables.header(cells, f"{path}:{line}")
+        elif any(cells):
+            yield _row(names, cells, path, line, (MARKDOWN,))
+
+
 def _row(names: list[str], values: list[str], path: Path, line: int, said: tuple[str, ...]) -> Record | BadRow:
     if len(values) == len(names) and all(names):
         return Record(line, dict(zip(names, values, strict=True)), said)
     fields, extra = tables.named(names, values)
     if len(values) < len(names) or (extra and len(values) > len(names)):
-        return BadRow(str(path), line, f"{len(values)} in the row, {len(names)} fields in the header")
+        unnamed = "; the first line must name the columns" if len(names) == 1 else ""
+        return BadRow(str(path), line, f"{len(values)} in the row, {len(names)} fields in the header{unnamed}")
     if extra:
         return BadRow(str(path), line, "holds a value in a column without a name")
     return Record(line, fields, said)

@@ -19,7 +19,7 @@ from training.errors import UserError
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 ZSTD = b"\x28\xb5\x2f\xfd"
 GZIP, UTF8_BOM, UTF16_BOMS = b"\x1f\x8b", b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-HEAD = 256  # bytes by which a file that is no text at all is known
+HEAD = 512  # bytes by which a file that is no text at all is known
 CONTAINERS = {  # first bytes -> what such a file is
     b"PK\x03\x04": "a ZIP archive (prepare_data.py reads those that chat programs export)",
     b"ARROW1": "an Arrow file",
@@ -29,7 +29,17 @@ CONTAINERS = {  # first bytes -> what such a file is
     b"%PDF": "a PDF file",
     b"SQLite format 3": "an SQLite database",
     b"\xd0\xcf\x11\xe0": "an old Office file (.xls, .doc)",
+    b"\xff\xff\xff\xff": "an Arrow stream",
+    b"\x93NUMPY": "a NumPy file",
+    b"\x89HDF": "an HDF5 file",
+    b"Obj\x01": "an Avro file",
+    b"GGUF\x03\0": "a model in GGUF",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"{\\rtf": "a text of a word processor (RTF)",
+    **{b"\x80" + bytes([protocol]): "a pickle of Python, which could run anything" for protocol in range(2, 6)},
 }
+TAR = (257, b"ustar")  # where a tar archive says that it is one
 
 
 @contextmanager
@@ -138,6 +148,15 @@ def _unfit(head: bytes, encoding: str) -> str:
             return (
                 f"is {what}, not text; unpack it or save it as JSON lines or CSV (gzip and zstd are read as they are)"
             )
+    if head[TAR[0] :].startswith(TAR[1]):
+        return "is a tar archive: unpack it, and name the files in it, or a pattern (rows/*.jsonl)"
+    if re.match(rb"\s*<\?xml\b", head):
+        return "is XML, which says in many ways what a row is; save it as JSON lines or CSV"
+    if head.startswith(b"#separator:"):
+        return (
+            "is an export of Anki without the names of its columns: put a line with them in the place of those that begin "
+            "with # (instruction, output, a tab between), and let its name end in .tsv"
+        )
     if head.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the file itself; git lfs pull fetches that"
     if re.match(rb"\s*<(!doctype|html)\b", head, re.IGNORECASE):

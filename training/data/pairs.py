@@ -61,8 +61,12 @@ def pair(fields: Mapping[str, object], names: tuple[str, str], reading: Reading,
         more = json.dumps({"tool_calls": calls}, ensure_ascii=False)
         return [*above, *history, Turn("user", user), Turn("assistant", "", thoughts=thoughts, more=more)]
     plain = reading.format != "auto" or reading.template or thoughts
-    if not plain and (talk := _in_markup(user, reply, FORMAT_OF.get(question, "alpaca"), said)):
-        return [*above, *history, *talk]
+    if not plain:
+        asked = str(fields[question]) if user in str(fields[question]) else user  # also a role in front is a mark
+        if talk := _in_markup(user, reply, FORMAT_OF.get(question, "alpaca"), said) or _in_turns(
+            asked, reply, FORMAT_OF.get(question, "alpaca"), said
+        ):
+            return [*above, *history, *talk]
     return [*above, *history, Turn("user", user), Turn("assistant", reply, thoughts=thoughts)]
 
 
@@ -128,6 +132,15 @@ def _in_markup(user: str, reply: str, format: str, said: list[str]) -> list[Turn
         f"with questions in the chat markup of {name}, read as conversations; FORMAT = {format} keeps them plain"
     )
     # Of the answers, the one that the row has as such is learned.
+    return [*(replace(turn, trained=turn.role != "assistant") for turn in talk[:-1]), talk[-1]]
+
+
+def _in_turns(user: str, reply: str, format: str, said: list[str]) -> list[Turn] | None:
+    """The turns of a question that is written as turns (Human: ... Assistant:) up to its answer; None for all others."""
+    talk = markup.written_prompt(user, reply)
+    if not talk:
+        return None
+    said.append(f"with questions that are written as turns, read as conversations; FORMAT = {format} keeps them plain")
     return [*(replace(turn, trained=turn.role != "assistant") for turn in talk[:-1]), talk[-1]]
 
 

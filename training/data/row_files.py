@@ -128,6 +128,8 @@ def kind_of(path: Path, file: io.BufferedIOBase, given: str | None = None) -> st
         return "json"
     if kind == "txt" and csv_rows.is_header(_first_line(head), "\t"):  # what Excel calls Unicode text is a table
         return "csv"
+    if kind == "txt" and csv_rows.is_markdown(head.decode("utf-8", "ignore")):
+        return "csv"
     if kind is None:
         raise UserError(
             f"{path}: unknown kind of file {suffix!r}, and its content does not tell; known are {', '.join(KINDS)}, "

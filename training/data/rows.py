@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from training.data.reading import PLAIN, Reading
 from training.data.record import BadRow, Record
 from training.data.row_files import records
 from training.data.turns import Turn
-from training.data.values import NOTHING, Bad, is_blank, sound
+from training.data.values import NOTHING, Bad, is_blank, sound, written_list
 from training.settings.prompt_template import PromptTemplate
 from training.settings.table import FORMATS
 from training.system.wording import listed, shorten
@@ -67,15 +68,18 @@ def interpret(record: Record, path: Path, reading: Reading = PLAIN) -> Row | Bad
         fields = _named(record.fields, reading, said)
         found = _format(fields, reading)
         messages, text = _meaning(fields, found, reading, said)
-        lost_fields.refuse(fields, found, reading, record.fields)
+        if text is not None and reading.format == "auto":
+            _whole(text, path)
+        unused = _unused(fields, found, reading.template)
+        lost_fields.refuse(fields, found, reading, record.fields, unused)
         tools = _offered(fields) if messages else ""
+        messages = turns.with_marked_calls(messages, said) if tools and messages else messages
         if reading.tool_form == tool_form.OLLAMA and (tools or any(turn.more for turn in messages or ())):
             messages, tools = _in_form(messages or (), tools, said)
     except Bad as bad:
         header = "; the first line of a CSV file must name the columns" if _is_unnamed_table(bad, path) else ""
         named = "".join(f" ({one})" for one in said if one.startswith(columns.TAKEN))
         return BadRow(str(path), record.line, f"{bad}{header}{named}")
-    unused = _unused(fields, found, reading.template)
     row = Row(messages, text, str(path), record.line, tools, unused, tuple(dict.fromkeys(said)) if said else ())
     return row if reading.on_private == "off" else _about_private(row, reading)
 
@@ -133,7 +137,7 @@ def _named(fields: Mapping[str, object], reading: Reading, said: list[str]) -> M
         fields = columns.by_setting(fields, reading.columns)
         if not columns.KNOWN.isdisjoint(reading.columns):
             return fields
-    if fields.keys() <= columns.EXACT:
+    if columns.needs_no_names(tuple(fields)) or (reading.template and fields.keys() <= columns.EXACT):
         return fields
     own = {name for _, name in reading.template.columns} if reading.template else set()
     names = tuple(name for name, value in fields.items() if value is not None and name not in own)
@@ -176,8 +180,9 @@ def _meaning(
 ) -> tuple[tuple[Turn, ...] | None, str | None]:
     """The turns of a row, or its plain text."""
     if not isinstance(found, str):
-        if found == ("prompt", "completion") and isinstance(fields["prompt"], list):
-            return _prompt_and_completion(fields, reading, said), None
+        asked = fields[found[0]]
+        if isinstance(asked, list) and (found[0] == "prompt" or (asked and isinstance(asked[0], dict))):
+            return _prompt_and_completion(fields, found, reading, said), None
         return turns.checked(pairs.pair(fields, found, reading, said), reading.join_turns, said), None
     if found != "text":
         return _conversation(fields, found, reading, said), None
@@ -194,6 +199,17 @@ def _meaning(
             "conversations, and each line of a TXT file is a row; FORMAT = text learns it as plain text"
         )
     return (turns.checked(written, reading.join_turns, said), None) if written else (None, text)
+
+
+def _whole(text: str, path: Path) -> None:
+    """Raise Bad for a line of a TXT file that is a turn of a conversation: each would be learned by itself."""
+    spoken = markup.SPOKEN.match(text)
+    mark = spoken[0].strip() if spoken else markup.half(text)
+    if mark and ".txt" in path.suffixes:
+        raise Bad(
+            f"text begins with {mark!r}, as a turn, and holds no whole conversation: each line of a TXT file is a row; write "
+            "rows of messages, or FORMAT = text learns each line as plain text"
+        )
 
 
 def _conversation(fields: Mapping[str, object], name: str, reading: Reading, said: list[str]) -> tuple[Turn, ...]:
@@ -213,15 +229,18 @@ def _system(fields: Mapping[str, object]) -> list[Turn]:
     return [Turn("system", text)] if text.strip() else []
 
 
-def _prompt_and_completion(fields: Mapping[str, object], reading: Reading, said: list[str]) -> tuple[Turn, ...]:
+def _prompt_and_completion(
+    fields: Mapping[str, object], names: tuple[str, str], reading: Reading, said: list[str]
+) -> tuple[Turn, ...]:
     """TRL's {prompt: [messages], completion: [messages]}: of the answers, those in the completion are learned."""
-    asked = turns.read(fields["prompt"], "prompt", said)
+    question, answer = names
+    asked = turns.read(fields[question], question, said)
     asked = [replace(turn, trained=False) if turn.role == "assistant" else turn for turn in asked]
-    value = fields["completion"]
-    answer = [Turn("assistant", sound(value, "completion"))] if isinstance(value, str) else None
-    answered = turns.read(value, "completion", said) if answer is None else answer
+    value = [fields[answer]] if isinstance(fields[answer], dict) else fields[answer]
+    text = [Turn("assistant", sound(value, answer))] if isinstance(value, str) else None
+    answered = turns.read(value, answer, said) if text is None else text
     if not answered:
-        raise Bad("the answer is empty: completion holds no turns")
+        raise Bad(f"the answer is empty: {answer} holds no turns")
     return turns.checked([*_system(fields), *asked, *answered], reading.join_turns, said)
 
 
@@ -245,15 +264,17 @@ def _unused(
         return ()
     used |= {name for name in tool_calls.OFFERS if found != "text" and tool_calls.is_offer(fields.get(name))}
     unused = [name for name in fields if name not in used and fields[name] not in NOTHING]
-    held = fields[found] if found in ("messages", "conversations") else None
+    held = written_list(fields[found], found) if found in ("messages", "conversations") else None
     for turn in held if isinstance(held, list) else ():
-        if len(turn) > 2:
+        if isinstance(turn, dict) and len(turn) > 2 and not turns.is_exchange(turn):
             unused += [f"{found}: {name}" for name in _unused_of_turn(turn)]
     return tuple(dict.fromkeys(unused))
 
 
 def _unused_of_turn(turn: Mapping[str, object]) -> Iterator[str]:
     used = set(turns.keys_of(turn))
+    if any(turns.is_thought(turn.get(name)) for name in turns.THOUGHTS):
+        used.add("reasoning_details")  # OpenRouter's, which say the same again
     if not isinstance(turn.get("role"), str) or turns.ROLES.get(str(turn["role"]).casefold()) == "tool":
         used |= {"tool_call_id", "name"}
     for name, value in turn.items():
@@ -284,15 +305,23 @@ def _no_known_fields(fields: Mapping[str, object], reading: Reading) -> str:
 
 
 # Columns that no question and no answer stand in, whatever else a table has.
-NEITHER = frozenset(
-    ("id", "index", "idx", "timestamp", "date", "time", "email", "email_address", "zeitstempel", "时间戳")
-)
+NEITHER = columns.all_bare("id index idx timestamp date time email email_address status type kind zeitstempel 时间戳")
+
+
+def _is_neither(name: str) -> bool:
+    return columns.bare(name) in NEITHER or re.search(r"(?:_id|_idx|_index| ID|Id)\Z", name) is not None
 
 
 def _preferred(fields: Mapping[str, object]) -> str:
     """How the preferred ones alone are taken, for a message."""
     chosen = fields.get("chosen")
     if isinstance(chosen, (str, list)):
+        asks = [name for name in fields if columns.bare(name) in columns.QUESTIONS and isinstance(fields[name], str)]
+        if isinstance(chosen, str) and "prompt" not in asks and (asked := [name for name in asks if fields[name]]):
+            given = ["instruction", "input"][: len(asked)] if len(asked) < 3 else []
+            if given and columns.bare(asked[0]) != "input":
+                named = ", ".join(f"{field}: {shorten(name)}" for field, name in zip(given, asked, strict=True))
+                return f", but COLUMNS = {named}, output: chosen takes the preferred ones"
         whole = "text: chosen" if isinstance(chosen, str) else "messages: chosen"
         # Of messages, the prompt is a part where it is messages itself, and said again where it is a text.
         way = "prompt: prompt, completion: chosen" if isinstance(fields.get("prompt"), type(chosen)) else whole
@@ -304,6 +333,8 @@ def _meant(fields: Mapping[str, object]) -> str:
     """What the one who wrote fields that are not known may have had in mind, for a message."""
     if {"chosen", "rejected"} <= fields.keys() or {"preferred_output", "non_preferred_output"} <= fields.keys():
         return f"; preference pairs are not trained here{_preferred(fields)}"
+    if not {"role", "from", "speaker"}.isdisjoint(fields) and not {"content", "value", "text"}.isdisjoint(fields):
+        return "; the row is one message, and a row must hold a whole conversation, as messages"
     for name, value in fields.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             turned = not {"role", "from"}.isdisjoint(value[0])
@@ -311,7 +342,7 @@ def _meant(fields: Mapping[str, object]) -> str:
             return f"; {shorten(name)} holds a list of objects: " + (
                 f"COLUMNS = {what} takes it" if turned else "if these are the rows, the file must be that list alone"
             )
-    told = [name for name in fields if columns.bare(str(name)) not in NEITHER and fields[name] not in NOTHING]
+    told = [name for name in fields if not _is_neither(str(name)) and fields[name] not in NOTHING]
     if len(fields) > 1:
         first, second = [*told, *fields][:2] if len(told) > 1 else list(fields)[:2]
         return f"; or COLUMNS says what they hold, as in COLUMNS = instruction: {shorten(first)}, output: {shorten(second)}"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, time
 from pathlib import Path
 
+from training.data import columns
 from training.data.record import BadRow, Record
 from training.errors import MachineError, UserError
 from training.system import paths, shell
@@ -17,6 +21,10 @@ BATCH = 1000  # rows of a Parquet file that are in memory together
 PARQUET, ZIP = b"PAR1", b"PK\x03\x04"
 # Unpacked bytes of an Excel file, and how many times as long as the file: more is no table of texts.
 MOST_BYTES, MOST_TIMES = 4 << 30, 200
+TITLED = "of a table below a title, which is left out"
+HIDDEN = "of the sheet that is shown: hidden ones are left out"
+# How a sheet keeps signs that XML has no place for, as the return that Windows puts before a line break.
+KEPT_SIGN = re.compile(r"_x([0-9A-Fa-f]{4})_")
 EMPTY = "behind an empty row, which is left out"
 
 
@@ -77,14 +85,15 @@ def xlsx(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
     except (KeyError, ValueError, OSError, zipfile.BadZipFile, SyntaxError) as error:
         raise UserError(f"{path}: is no whole Excel file ({error})") from None
     try:
-        sheets = [
-            sheet for sheet in book.worksheets if any(any(row) for row in sheet.iter_rows(max_row=2, values_only=True))
-        ]
-        if len(sheets) > 1:
-            names = ", ".join(sheet.title for sheet in sheets)
+        sheets = [sheet for sheet in book.worksheets if any(any(row) for row in sheet.iter_rows(values_only=True))]
+        shown = [sheet for sheet in sheets if sheet.sheet_state == "visible"]
+        if len(shown or sheets) > 1:
+            names = ", ".join(sheet.title for sheet in shown or sheets)
             raise UserError(f"{path}: holds several sheets ({names}): save the one to learn as a file of its own")
-        for sheet in sheets:
-            yield from _sheet(sheet.iter_rows(values_only=True), path)
+        said = (HIDDEN,) if len(sheets) > len(shown) > 0 else ()
+        for sheet in shown or sheets:
+            for row in _sheet(sheet.iter_rows(values_only=True), path):
+                yield row if isinstance(row, BadRow) else replace(row, read_as=(*said, *row.read_as))
     except (KeyError, zipfile.BadZipFile, SyntaxError) as error:
         raise UserError(f"{path}: is damaged ({error})") from None
     finally:
@@ -92,27 +101,51 @@ def xlsx(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
 
 
 def _sheet(rows: Iterator[Sequence[object]], path: Path) -> Iterator[Record | BadRow]:
+    """The rows below the header, which is the first row that is not empty; or the second, below a title."""
     names: list[str] | None = None
     behind: tuple[str, ...] = ()
+    titled: tuple[str, ...] = ()
+    is_first = False  # whether the row before was the first one, and one cell over several columns
     for number, values in enumerate(rows, 1):
         if all(value is None or value == "" for value in values):
             behind = (EMPTY,) if names else ()
             continue
+        cells = _cells(values) if names is None or is_first else []
         if names is None:
-            names = header([("" if value is None else str(value)) for value in values], f"{path}, row {number}")
+            names = header(cells, f"{path}, row {number}")
+            is_first = sum(map(bool, cells)) == 1 < len(cells)
             continue
+        if (
+            is_first
+            and columns.are_known(tuple(filter(None, cells)))
+            and not columns.are_known(tuple(filter(None, names)))
+        ):
+            names, titled, behind = header(cells, f"{path}, row {number}"), (TITLED,), ()
+            is_first = False
+            continue
+        is_first = False
         fields, extra = named(names, values)
         if extra:
             yield BadRow(str(path), -number, "holds a value in a column without a name")
         else:
-            yield Record(-number, {name: _text(value) for name, value in fields.items()}, behind)
+            yield Record(-number, {name: _text(value) for name, value in fields.items()}, (*titled, *behind))
             behind = ()
+
+
+def _cells(values: Sequence[object]) -> list[str]:
+    return ["" if value is None else str(value) for value in values]
 
 
 def _text(value: object) -> object:
     """A cell as text: a sheet has numbers and dates where a table of texts has what they look like."""
-    if value is None or isinstance(value, (str, bool)):
+    if isinstance(value, str):
+        if "_x" in value:
+            value = KEPT_SIGN.sub(lambda found: chr(int(found[1], 16)), value)
+        return value.replace("\r\n", "\n")
+    if value is None or isinstance(value, bool):
         return "" if value is None else value
+    if isinstance(value, datetime) and value.time() == time():  # what is shown of it has no hours
+        return str(value.date())
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from training.data import tool_calls
+from training.data import columns, tool_calls
 from training.data.record import describe
 from training.data.values import NOTHING, Bad, is_blank, sound, sound_inside, written_list
 from training.system.wording import shorten
@@ -29,14 +29,17 @@ class Turn:
 
 
 ROLES = {
-    **dict.fromkeys(("user", "human", "用户"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai", "助手", "function_call"), "assistant"),
+    **dict.fromkeys(("user", "human", "用户", "prompter", "customer"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bot", "model", "ai", "助手", "chatbot", "agent", "function_call", "tool_call"),
+        "assistant",
+    ),
     **dict.fromkeys(("system", "developer", "系统"), "system"),
-    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
 }
 PLAIN_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "human": "user", "gpt": "assistant"}
 # Fields of a message that say whether it is learned: OpenAI's and Mistral's, Axolotl's, and others'.
-LEARNED = ("weight", "train", "loss", "trainable")
+LEARNED = ("weight", "train", "loss", "trainable", "training", "learn")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 # Fields of a message that are read besides its role and what it says.
 KNOWN = frozenset((*LEARNED, "tool_calls", "function_call"))
@@ -66,6 +69,17 @@ def read(value: object, name: str, said: list[str]) -> list[Turn]:
 
 def _marks_calls(turn: Turn) -> bool:
     return turn.role == "assistant" and not turn.more and tool_calls.BEGINS_CALL in turn.content
+
+
+def with_marked_calls(turns: Sequence[Turn], said: list[str]) -> tuple[Turn, ...]:
+    """The turns of a row that offers functions, with the calls that are marked in the text of answers as calls."""
+    if not any(_marks_calls(turn) for turn in turns):
+        return tuple(turns)
+    said.append(MARKED)
+    return tuple(
+        _with_calls(turn, [], f"turn {number}", number)[0] if _marks_calls(turn) else turn
+        for number, turn in enumerate(turns, 1)
+    )
 
 
 def _with_calls(called: Turn, results: list[Turn], where: str, place: int) -> tuple[Turn, list[Turn]]:
@@ -113,8 +127,36 @@ def _role(value: object, where: str) -> str:
     return known
 
 
+EXCHANGES = "with turns of a question and its answer each, taken as two"
+
+
+def is_exchange(turn: Mapping[str, object]) -> bool:
+    """Whether an element of a conversation is a question and its answer, as Firefly and XTuner have them."""
+    if not all(isinstance(value, str) for value in turn.values()) or not set(SPEAKERS).isdisjoint(turn):
+        return False
+    names = [columns.bare(name) for name in turn if name != "system"]
+    return len(names) == 2 and names[0] in columns.QUESTIONS and names[1] in columns.ANSWERS
+
+
+def _exchange(turn: object, where: str, said: list[str]) -> list[Turn]:
+    """The turns of a question and its answer in one element, or in a list of both; none for any other element."""
+    if isinstance(turn, list) and len(turn) == 2 and all(isinstance(one, str) for one in turn):
+        if turn[0].casefold() in ROLES:
+            return [Turn(ROLES[turn[0].casefold()], sound(turn[1], where))]
+        texts = [("user", turn[0]), ("assistant", turn[1])]
+    elif isinstance(turn, dict) and is_exchange(turn):
+        asked, answered = (value for name, value in turn.items() if name != "system")
+        texts = [("system", turn.get("system", "")), ("user", asked), ("assistant", answered)]
+    else:
+        return []
+    said.append(EXCHANGES)
+    return [Turn(role, sound(text, where)) for role, text in texts if role != "system" or not is_blank(str(text))]
+
+
 def _turn(turn: object, where: str, said: list[str], before: Sequence[Turn]) -> list[Turn]:
-    """One message; several where it holds the results of several calls."""
+    """One message; several where it holds the results of several calls, or a question and its answer."""
+    if pair := _exchange(turn, where, said):
+        return pair
     if not isinstance(turn, dict):
         raise Bad(f"{where} is {describe(turn)}, not an object with role and content")
     keys = keys_of(turn)
@@ -124,7 +166,7 @@ def _turn(turn: object, where: str, said: list[str], before: Sequence[Turn]) -> 
             raise Bad(f"{where} has no {key} (found: {', '.join(map(shorten, turn)) or 'nothing'})")
     role = _role(turn[keys[0]], f"{where}: {keys[0]}")
     content = turn.get(keys[1])
-    if isinstance(turn[keys[0]], str) and turn[keys[0]].casefold() == "function_call":
+    if isinstance(turn[keys[0]], str) and turn[keys[0]].casefold() in ("function_call", "tool_call"):
         calls, content = tool_calls.written(content, f"{where}: {keys[1]}", len(before)), ""
     thoughts = thoughts_in(turn, where, content) if role == "assistant" else ""
     if role == "tool" and not isinstance(content, str) and not tool_calls.is_parts(content):
