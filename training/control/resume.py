@@ -14,7 +14,7 @@ from training.errors import UserError
 from training.plan import Plan
 from training.runs import Run, checkpoint, directory
 from training.runs import processes as shares
-from training.settings import Settings
+from training.settings import Settings, as_text
 from training.settings.command_line import Arguments
 from training.system import files, launchers, log, shell
 from training.system.events import Events
@@ -84,16 +84,21 @@ def _ours(run: Run) -> bool:
 
 
 def settings_of(run: Run, arguments: Arguments) -> Settings:
-    """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
+    """The run's own settings. UserError naming each setting of the command line that agrees neither with them nor with what
+    was given when the run began, where the plan has chosen another value since."""
     with directory.reading_settings(run):
         own = settings.of_run(run.path / runs.CONFIG, check_packages=True)
-    if not arguments.overrides:
+    given = run.status.get("written", {})
+    # The last of each counts, as it did when the run began.
+    last = {f"{override.section}.{override.key}": override for override in arguments.overrides}
+    typed = {key: override for key, override in last.items() if key not in given or as_text(override) != given[key]}
+    if not typed:
         return own
-    changed = settings.of_run(run.path / runs.CONFIG, arguments.overrides, check_packages=True)
+    changed = settings.of_run(run.path / runs.CONFIG, tuple(typed.values()), check_packages=True)
     problems = [
-        f"{override.source}: {override.section}.{override.key} is {own.get(key)} in the run, not {changed.get(key)}"
-        for override in arguments.overrides
-        if (key := f"{override.section}.{override.key}") not in PLACES and own.get(key) != changed.get(key)
+        f"{override.source}: {key} is {own.get(key)} in the run, not {changed.get(key)}"
+        for key, override in typed.items()
+        if key not in PLACES and own.get(key) != changed.get(key)
     ]
     if problems:
         raise UserError(

@@ -50,6 +50,9 @@ SECONDS = Kind(
     "object of seconds",
     lambda value: isinstance(value, dict) and all(NUMBER.fits(item) and item >= 0 for item in value.values()),
 )
+WORDS = Kind(
+    "object of texts", lambda value: isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+)
 # Of status.json: what everybody who opens a run relies on.
 KINDS: dict[str, Kind] = {
     "state": foreign_json.one_of(get_args(State)),
@@ -65,6 +68,7 @@ KINDS: dict[str, Kind] = {
     "stopping": TRUTH.or_none(),
     "stages": TABLE,
     "expected": SECONDS,
+    "written": WORDS,
     "parameters": COUNT.or_none(),
     **dict.fromkeys(("checks", "quantised"), OBJECTS),
     **dict.fromkeys(("warnings", "check_warnings"), TEXTS),
