@@ -27,6 +27,7 @@ from training.system.foreign_json import (
     TEXT,
     TEXTS,
     TRUTH,
+    WORDS,
     Damaged,
     Kind,
 )
@@ -49,9 +50,6 @@ WAITS = (0.1, 0.5, 2.0)
 SECONDS = Kind(
     "object of seconds",
     lambda value: isinstance(value, dict) and all(NUMBER.fits(item) and item >= 0 for item in value.values()),
-)
-WORDS = Kind(
-    "object of texts", lambda value: isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 )
 # Of status.json: what everybody who opens a run relies on.
 KINDS: dict[str, Kind] = {
