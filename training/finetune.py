@@ -245,7 +245,7 @@ class Ending:
         state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
         if self.run is not None:
             # Before all else: from here on a second signal loses nothing.
-            self.run.update(state=state, error=str(error), eta=None)
+            self.run.update(state=state, error=str(error), eta=None, lost=isinstance(error, Lost) or None)
             if isinstance(error, Interrupted):
                 error = failures.stopped(error, self.run)
                 self.run.update(error=str(error))

@@ -189,6 +189,7 @@ def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
         state="running",
         error=None,
         stopping=None,
+        lost=None,
         resumed_after_training=done,
         total=plan.steps,
         oom_kills=oom_kills(),

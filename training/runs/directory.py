@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
     "asked": OBJECT,
     "progress": NUMBER,
     "resumed_after_training": TRUTH,
-    "stopping": TRUTH.or_none(),
+    **dict.fromkeys(("stopping", "lost"), TRUTH.or_none()),
     "stages": TABLE,
     "expected": SECONDS,
     "written": WORDS,
