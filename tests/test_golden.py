@@ -33,7 +33,17 @@ GOLDEN = ROOT / "tests" / "golden"
 SCRIPTS = ("create_sample_data", "prepare_data", "evaluate_model", "convert_to_gguf", "export")
 CASE = re.compile(r"^=== (?P<name>.*)\n(?P<input>(?:(?!===|--- ).*\n)*)(?:--- .*\n(?:(?!=== ).*\n)*)?", re.M)
 # What is in these depends on the machine.
-OF_THE_MACHINE = ("versions", "machine", "choices", "backend", "bf16_unit", "gpus", "oom_kills", "peak_memory")
+OF_THE_MACHINE = (
+    "versions",
+    "machine",
+    "choices",
+    "backend",
+    "bf16_unit",
+    "gpus",
+    "oom_kills",
+    "peak_memory",
+    "written",
+)
 
 Compare = Callable[[str, str], None]
 

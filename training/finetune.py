@@ -102,7 +102,8 @@ def begin(plan: Plan, run: Run, stdout: IO[str] | None) -> Events:
         dataset.write_rejected(run.path / runs.REJECTED, plan.rejected)
     events = Events(run.path / runs.EVENTS, stdout)
     known = {"total": plan.steps, "model": plan.settings.model.new_model_name, "oom_kills": this_machine.oom_kills()}
-    run.update(state="running", started=time.time(), **known)
+    # The very command that began a run goes on with it, whatever was chosen since.
+    run.update(state="running", started=time.time(), written=dict(plan.settings.replaced), **known)
     announce(plan, run, events)
     return events
 
@@ -244,7 +245,7 @@ class Ending:
         state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
         if self.run is not None:
             # Before all else: from here on a second signal loses nothing.
-            self.run.update(state=state, error=str(error), eta=None)
+            self.run.update(state=state, error=str(error), eta=None, lost=isinstance(error, Lost) or None)
             if isinstance(error, Interrupted):
                 error = failures.stopped(error, self.run)
                 self.run.update(error=str(error))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from training import finetune, runs
-from training.errors import EndedAtOnce, Interrupted
+from training.errors import EndedAtOnce, Interrupted, Lost, RunError
 from training.settings.command_line import parse
 from training.system import events
 
@@ -69,3 +69,9 @@ def test_a_stage_that_takes_its_time_to_end_says_so(ending, logged, monkeypatch)
     ending.telling.acquire()
     ending.heard(signal.SIGINT, noted=False)
     assert len(logged) == 1, "its end is told already"
+
+
+@pytest.mark.parametrize(("error", "lost"), [(Lost, True), (RunError, None)])
+def test_that_another_machine_was_lost_is_told_apart_from_what_a_run_ends_by_itself(ending, error, lost):
+    assert ending.failed(error("training", "a word", "")) == 1
+    assert runs.open_run(ending.run.path).status.get("lost") is lost

@@ -93,6 +93,27 @@ def test_a_job_of_slurm_has_an_output_of_its_own_and_goes_on_with_its_own_run_al
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "restarts", "again"),
+    [({"lost": True}, "0", True), ({"lost": True}, "3", False), ({"lost": None}, "0", False), ({}, "0", False)],
+)
+def test_a_job_of_slurm_that_lost_a_machine_waits_again_three_times_and_one_that_failed_by_itself_does_not(
+    tmp_path, status, restarts, again
+):
+    for name, text in (("srun", "exit 1"), ("scontrol", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o700)
+    output = tmp_path / "outputs" / "slurm-7"
+    a_run(output)
+    Run(output / "finetune_1").update(state="failed", **status)
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
+    job |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FINETUNE_SECRET_FILE": str(tmp_path / "secret")}
+    script = ["bash", str(EXAMPLES / "slurm" / "finetune.sbatch"), "my.ini"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ, **job})
+    assert done.returncode == 1 and done.stdout.split() == (["requeue", "7"] if again else []), done.stderr
+
+
+@pytest.mark.slow
 def test_pods_that_are_started_again_go_on_and_those_that_helped_end_where_the_training_is_done(tmp_path):
     text = commands(EXAMPLES / "kubernetes" / "trainjob.yaml")
     text = text.replace("/data", str(tmp_path)).replace("exec /finetune/run.sh", "echo")

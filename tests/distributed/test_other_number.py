@@ -79,7 +79,8 @@ def test_a_run_of_two_processes_goes_on_with_one_and_then_with_four_rows_a_step_
     config = write_tiny_config(tmp_path, tiny_model)
     run = stopped(config, 1, *TWO)
     done = max(losses(run))
-    assert stopped(config, done + 1, "--resume", "--set", "Hardware.NUM_PROCESSES=1") == run
+    # With all that was typed at first, of which the plan has made micro-batches of two rows.
+    assert stopped(config, done + 1, "--resume", *TWO, "--set", "Hardware.NUM_PROCESSES=1") == run
     ended = finetune("--config", config, "--resume", "--set", "Hardware.NUM_PROCESSES=4")
     assert ended.code == 0, ended.stderr
     assert "NUM_PROCESSES is 4 in all, and was 2: a step keeps its 4 rows" in ended.stderr

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.paths import ROOT
@@ -49,6 +50,7 @@ SelectTypeParameters=CR_CPU
 MpiDefault=none
 ReturnToService=2
 KillWait=60
+SlurmdTimeout=10
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cores}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cores}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -72,6 +74,19 @@ class Cluster:
     def job(self, number: str) -> dict[str, str]:
         """What Slurm says of a job."""
         return dict(re.findall(r"(\w+)=(\S+)", self.ask("scontrol", "show", "job", number)))
+
+    def lose_second_node(self, job: str) -> None:
+        """Node 2 is gone, with all that was at work there for a job."""
+        os.kill(int((self.folder / "slurmd.n2.pid").read_text(encoding="utf-8")), signal.SIGKILL)
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                own = process.environ()
+                ours = own.get("SLURM_CONF") == self.environment["SLURM_CONF"] and own.get("SLURM_JOB_ID") == job
+                if ours and own.get("SLURM_NODEID") == "1" and "SLURM_PROCID" in own:
+                    for above in process.parents():
+                        if above.name() == "slurmstepd":
+                            above.kill()
+                    process.kill()
 
 
 def free_ports(count: int) -> list[int]:
@@ -113,7 +128,9 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_job_on_two_nodes_trains_is_preempted_waits_again_and_goes_on_to_its_end(cluster, tmp_path, tiny_model):
+def test_a_job_on_two_nodes_that_is_preempted_and_loses_a_node_waits_again_each_time_and_goes_on_to_its_end(
+    cluster, tmp_path, tiny_model
+):
     config = write_tiny_config(tmp_path, tiny_model)
     (port,) = free_ports(1)
     text = (
@@ -142,15 +159,23 @@ def test_a_job_on_two_nodes_trains_is_preempted_waits_again_and_goes_on_to_its_e
 
     run = wait_for_step(tmp_path / "outputs", 2, Job())
     cluster.ask("scancel", "--signal=TERM", number)
-    end = time.monotonic() + 300
+    end, stopped, lost = time.monotonic() + 500, max(losses(run)), "no"
     while (job := cluster.job(number))["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"):
-        if job["JobState"] == "PENDING" and job["Restarts"] == "1":
-            # Slurm lets a job that it has put back wait for some minutes.
+        if job["Restarts"] == "1" and lost == "no" and max(losses(run)) > stopped + 2:
+            cluster.lose_second_node(number)
+            lost = "yes"
+        if job["Restarts"] == "2" and lost == "yes":
+            cluster.ask("slurmd", "-N", "n2")
+            lost = "back"
+        if job["JobState"] == "PENDING" and job["Restarts"] in ("1", "2"):
+            # Slurm lets a job that it has put back wait for two minutes; within a second its nodes would still refuse it.
+            time.sleep(3)
             cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
         assert time.monotonic() < end, out.read_text(encoding="utf-8")
         time.sleep(1)
     said = out.read_text(encoding="utf-8")
-    assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1", said
+    controller = (cluster.folder / "slurmctld.log").read_text(encoding="utf-8")
+    assert job["JobState"] == "COMPLETED" and job["Restarts"] == "2" and lost == "back", f"{job}\n{said}\n{controller}"
     assert "started by srun: it takes its place among them" in said and "in 2 processes" in said, said
     assert "going on from the checkpoint of step" in said and "machine 0 has the adapter" in said, said
     assert (tmp_path / "secret").stat().st_mode & 0o077 == 0

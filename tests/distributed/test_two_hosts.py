@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -70,5 +71,9 @@ def test_two_hosts_whose_line_was_cut_end_in_time_and_go_on_over_a_slow_one_to_t
             for one in processes:
                 one.kill()
         assert "enough" in said[0] and "the training is done; machine 0 has the adapter" in said[1], said
+    between = json.loads((run / "status.json").read_text(encoding="utf-8"))["stages"]["train"]["exchange"]
+    # The line was measured when they met, and not taken for a quick one.
+    assert 0 < between["gbps"] < 0.1 and between["seconds"] > 0.01, between
+    assert "Gbit/s measured" in said[0]
     ours, theirs = losses(Path(run)), losses(undisturbed)
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)

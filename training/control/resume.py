@@ -16,7 +16,7 @@ from training.plan import Plan
 from training.report import gathering
 from training.runs import Run, checkpoint, directory
 from training.runs import processes as shares
-from training.settings import Settings
+from training.settings import Settings, as_text
 from training.settings.command_line import Arguments
 from training.system import files, launchers, log, shell
 from training.system.events import Events
@@ -87,18 +87,23 @@ def _ours(run: Run) -> bool:
 
 
 def settings_of(run: Run, arguments: Arguments) -> Settings:
-    """The run's own settings. UserError naming each setting of the command line that does not agree with them."""
+    """The run's own settings. UserError naming each setting of the command line that agrees neither with them nor with what
+    was given when the run began, where the plan has chosen another value since."""
     with directory.reading_settings(run):
         own = at_its_commit(run, settings.of_run(run.path / runs.CONFIG, check_packages=True))
-    if not arguments.overrides:
+    given = run.status.get("written", {})
+    # The last of each counts, as it did when the run began.
+    last = {f"{override.section}.{override.key}": override for override in arguments.overrides}
+    typed = {key: override for key, override in last.items() if key not in given or as_text(override) != given[key]}
+    if not typed:
         return own
-    changed = settings.of_run(run.path / runs.CONFIG, arguments.overrides, check_packages=True)
-    if not any(override.key == "REVISION" for override in arguments.overrides):
+    changed = settings.of_run(run.path / runs.CONFIG, tuple(typed.values()), check_packages=True)
+    if "Model.REVISION" not in typed:
         changed = at_its_commit(run, changed)
     problems = [
-        f"{override.source}: {override.section}.{override.key} is {own.get(key)} in the run, not {changed.get(key)}"
-        for override in arguments.overrides
-        if (key := f"{override.section}.{override.key}") not in PLACES and own.get(key) != changed.get(key)
+        f"{override.source}: {key} is {own.get(key)} in the run, not {changed.get(key)}"
+        for key, override in typed.items()
+        if key not in PLACES and own.get(key) != changed.get(key)
     ]
     if problems:
         raise UserError(
@@ -203,6 +208,7 @@ def reopen(run: Run, plan: Plan, stdout: IO[str] | None) -> tuple[Run, Events]:
         state="running",
         error=None,
         stopping=None,
+        lost=None,
         resumed_after_training=done,
         total=plan.steps,
         oom_kills=oom_kills(),

@@ -224,6 +224,17 @@ def _from_here(path: Path) -> str:
         return ini_file.shown(path)
 
 
+def as_text(override: Override) -> str | None:
+    """The value of an override as the record of a run has it; None where it cannot be read."""
+    item = EVERY.get(f"{override.section}.{override.key}")
+    if item is None:
+        return None
+    try:
+        return rules.write(rules.read(Given(override.value, here(), override.literal), item.rule, item.kind))
+    except ValueError:
+        return None
+
+
 def here() -> Path:
     """The caller's folder. Raises UserError when it is there no more."""
     try:

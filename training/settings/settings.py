@@ -59,6 +59,8 @@ class Settings:
     origins: Mapping[str, str] = field(compare=False)
     # Automatic choices: (Section.KEY, value, reason).
     choices: tuple[tuple[str, object, str], ...] = field(default=(), compare=False)
+    # What somebody had given where a choice has taken its place, by Section.KEY and as text.
+    replaced: Mapping[str, str] = field(default_factory=dict, compare=False)
     # They are those of a run that has begun: nothing in them is fitted to it any more.
     began: bool = field(default=False, compare=False)
 
@@ -118,8 +120,13 @@ class Settings:
         item = EVERY[key]
         section = dataclasses.replace(getattr(self, item.section.lower()), **{item.key.lower(): value})
         choices = tuple(choice for choice in self.choices if choice[0] != key)
+        # The first of several choices takes the place of what was given.
+        replaced = {key: rules.write(self.get(key)), **self.replaced} if key in self.origins else self.replaced
         return dataclasses.replace(
-            self, **{item.section.lower(): section}, choices=(*choices, (key, value, " ".join(reason.split())))
+            self,
+            **{item.section.lower(): section},
+            choices=(*choices, (key, value, " ".join(reason.split()))),
+            replaced=replaced,
         )
 
     def place(self, key: str) -> str:

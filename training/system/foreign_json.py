@@ -65,6 +65,9 @@ OBJECTS = Kind(
     "list of objects", lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value)
 )
 TEXTS = Kind("list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value))
+WORDS = Kind(
+    "object of texts", lambda value: isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+)
 TABLE = Kind(
     "object of objects",
     lambda value: isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()),
