@@ -12,14 +12,46 @@ import (
 	"text/template"
 )
 
+// Arguments and properties are maps for a template (convertMessagesForTemplate, convertToolsForTemplate): Go writes them out
+// in the order of the alphabet. A property keeps its own fields in an order of their own.
+type call struct {
+	Function struct {
+		Name      string         `json:"name"`
+		Arguments map[string]any `json:"arguments"`
+	} `json:"function"`
+}
+
 type message struct {
-	Role    string `json:"role"`
-	Content string `json:"content"`
+	Role      string `json:"role"`
+	Content   string `json:"content"`
+	Thinking  string `json:"thinking"`
+	ToolCalls []call `json:"tool_calls"`
+}
+
+type property struct {
+	Type        any    `json:"type,omitempty"`
+	Items       any    `json:"items,omitempty"`
+	Description string `json:"description,omitempty"`
+	Enum        []any  `json:"enum,omitempty"`
+}
+
+type tool struct {
+	Type     string `json:"type"`
+	Function struct {
+		Name        string `json:"name"`
+		Description string `json:"description"`
+		Parameters  struct {
+			Type       string              `json:"type"`
+			Required   []string            `json:"required,omitempty"`
+			Properties map[string]property `json:"properties"`
+		} `json:"parameters"`
+	} `json:"function"`
 }
 
 type request struct {
 	Template  string    `json:"template"`
 	Messages  []message `json:"messages"`
+	Tools     []tool    `json:"tools"`
 	Modelfile *string   `json:"modelfile"`
 }
 
@@ -30,9 +62,13 @@ type answer struct {
 }
 
 var namesMessages = regexp.MustCompile(`\.Messages\b`)
+var functions = template.FuncMap{"json": func(v any) string {
+	text, _ := json.Marshal(v)
+	return string(text)
+}}
 var namesResponse = regexp.MustCompile(`\.Response\b`)
 
-// Neighbours of one role become one message; the system texts are also given joined, as .System.
+// Neighbours of one role become one message, but for results of calls; the system texts are also given joined, as .System.
 func collate(messages []message) (string, []*message) {
 	var systems []string
 	var merged []*message
@@ -40,29 +76,33 @@ func collate(messages []message) (string, []*message) {
 		if m.Role == "system" {
 			systems = append(systems, m.Content)
 		}
-		if n := len(merged); n > 0 && merged[n-1].Role == m.Role {
+		if n := len(merged); n > 0 && merged[n-1].Role == m.Role && m.Role != "tool" {
 			merged[n-1].Content += "\n\n" + m.Content
 		} else {
-			merged = append(merged, &message{m.Role, m.Content})
+			copied := m
+			merged = append(merged, &copied)
 		}
 	}
 	return strings.Join(systems, "\n\n"), merged
 }
 
-func render(source string, messages []message) (string, error) {
+func render(source string, messages []message, tools []tool) (string, error) {
 	modern := namesMessages.MatchString(source)
 	if !modern && !namesResponse.MatchString(source) {
 		source += "{{ .Response }}" // Ollama adds it where neither is named
 	}
-	t, err := template.New("").Option("missingkey=zero").Parse(source)
+	t, err := template.New("").Option("missingkey=zero").Funcs(functions).Parse(source)
 	if err != nil {
 		return "", err
 	}
 	system, merged := collate(messages)
 	var out strings.Builder
 	if modern {
-		err = t.Execute(&out, map[string]any{"System": system, "Messages": merged, "Response": ""})
+		err = t.Execute(&out, map[string]any{"System": system, "Messages": merged, "Tools": tools, "Response": ""})
 		return out.String(), err
+	}
+	if tools != nil {
+		return "", fmt.Errorf("the template does not support tools")
 	}
 	// The older form: the template once a question and answer; the last time it ends where the answer begins.
 	round := map[string]any{"System": "", "Prompt": "", "Response": ""}
@@ -186,7 +226,7 @@ func main() {
 		if q.Modelfile != nil {
 			a.Commands, err = modelfile(*q.Modelfile)
 		} else {
-			a.Text, err = render(q.Template, q.Messages)
+			a.Text, err = render(q.Template, q.Messages, q.Tools)
 		}
 		if err != nil {
 			a.Error = err.Error()

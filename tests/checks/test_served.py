@@ -23,6 +23,7 @@ from training.checks.served_prompts import Trained
 from training.data import ChatTemplate, Turn, chat_template, tool_form
 from training.errors import RunError
 from training.llama import Answer
+from training.ollama import CreateRequest
 from training.to_gguf.chat import chat_of
 
 pytestmark = pytest.mark.tiny
@@ -263,6 +264,26 @@ def test_functions_in_another_order_than_trained_are_caught(fake: FakeOllama, wi
         proof.require("")
     assert "does not serve what was trained" in str(error.value)
     assert proof.served.tools == "1 of 11", "the chat in which none are offered"
+
+
+@pytest.mark.parametrize("version", ["0.24.0", "0.32.15"])
+def test_a_template_that_writes_functions_is_asked_for_them_on_every_server(
+    fake: FakeOllama, with_tools: Subject, version: str
+) -> None:
+    by_name = replace(with_tools.trained.template, tools_by_name=True)
+    text = "{{ range .Tools }}{{ end }}{{ range .Messages }}{{ range .ToolCalls }}{{ end }}{{ end }}"
+    fake.models["mine:latest"] = Model({"template": text, "jinja": by_name.exported}, "one")
+    fake.write_tools = lambda messages, tools: served_as(by_name, messages, tool_form.tools(json.dumps(tools), {}))
+    one = replace(with_tools, trained=replace(with_tools.trained, template=by_name), request=requesting(text))
+    proof = prove(fake, one, version)
+    proof.require("")
+    assert (proof.served.tools, proof.served.template) == ("11 of 11", "modelfile")
+    unordered = replace(one, trained=with_tools.trained)
+    assert prove(fake, unordered, version).served.tools != "11 of 11", "trained in another order"
+
+
+def requesting(template: str) -> CreateRequest:
+    return CreateRequest(Path("Modelfile"), said={"template": template})
 
 
 def test_functions_of_which_the_server_reads_other_tokens_are_caught(fake: FakeOllama, with_tools: Subject) -> None:

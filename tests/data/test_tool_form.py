@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.settings import a_settings
-from training.data import Row, dataset, rows, tool_form
+from training.data import ChatTemplate, Row, chat_template, dataset, rows, tool_form
 from training.data.reading import Reading, of_settings
 from training.data.turns import Turn
 
@@ -155,3 +155,33 @@ def test_numbers_are_those_of_the_servers(given: object, text: str) -> None:
     call = {"id": "a", "function": {"name": "f", "arguments": {"n": given}}}
     turn, _ = tool_form.turn(Turn("assistant", "", more=json.dumps({"tool_calls": [call]})))
     assert f'"n": {text}}}' in turn.more
+
+
+def test_a_template_gets_parameters_and_arguments_in_the_order_of_their_names() -> None:
+    functions = json.loads(tool_form.tools(json.dumps(SENT), {}))
+    ordered, no_parameters = tool_form.by_name(functions)
+    properties = ordered["function"]["parameters"]["properties"]
+    assert list(properties) == ["any", "days", "l", "no", "ref", "town", "where"]
+    # A property's own properties come as they were sent.
+    assert list(properties["where"]["properties"]) == ["zz", "aa"]
+    assert no_parameters == functions[1]
+    call = {
+        "id": "abcdefghi",
+        "type": "function",
+        "function": {"name": "w", "arguments": {"b": 1e20, "a": [0.5, 1e21]}},
+    }
+    (made,) = tool_form.calls_by_name({"role": "assistant", "content": "", "tool_calls": [call]})["tool_calls"]
+    assert json.dumps(made["function"]["arguments"]) == '{"a": [0.5, 1e+21], "b": 100000000000000000000}'
+    assert tool_form.calls_by_name({"role": "user", "content": "x"}) == {"role": "user", "content": "x"}
+
+
+@pytest.mark.tiny
+def test_rows_are_rendered_in_the_order_of_names_where_template_writes_functions(tmp_path: Path) -> None:
+    jinja = "{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}{{ tools | tojson }}"
+    row = read({"messages": CHAT, "tools": SENT}, tmp_path)
+    own, by_name = (
+        chat_template.render(ChatTemplate(jinja, "", tools_by_name=each), row.messages, False, row.tools)
+        for each in (False, True)
+    )
+    assert own.index('"where"') < own.index('"big"') and by_name.index('"big"') < by_name.index('"where"')
+    assert '"properties": {"town"' in own and '"properties": {"any"' in by_name

@@ -24,12 +24,12 @@ from training.base_model import load_tokenizer
 from training.checks import on_blob, served, served_answers
 from training.checks.served import Subject
 from training.checks.served_prompts import Trained
-from training.data import ChatTemplate, chat_template, serving
+from training.data import ChatTemplate, chat_template, serving, tool_form
 from training.errors import RunError
 from training.ollama import asking, delivery, modelfile
 from training.system import files
 from training.to_gguf import Job, adapter_gguf, conversion, reader_metadata
-from training.to_gguf.chat import chat_of
+from training.to_gguf.chat import chat_of, functions_by_name
 
 pytestmark = pytest.mark.ollama
 TEMPLATES = Path(sys.prefix) / "llama.cpp/models/templates"
@@ -103,6 +103,8 @@ def subject(tmp_path: Path, embedded: Path, tiny_f16: Path) -> Callable[..., Sub
         tokenizer = load_tokenizer(embedded)
         values = {"Model.CHAT_TEMPLATE": str(TEMPLATES / f"{family}.jinja")} if family else {}
         template = chat_template.choose(None, a_settings(tmp_path, **values), tokenizer)
+        if tools == tool_form.OLLAMA:
+            template = functions_by_name(template)
         template, _, _ = serving.close(template, tokenizer, thoughts=False)
         gguf = tmp_path / "model.F16.gguf"
         with_pairs(weights or tiny_f16, gguf, {**reader_metadata.pairs(tokenizer, template), **(pairs or {})})
@@ -156,10 +158,12 @@ FAMILIES = (
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
     "microsoft-Phi-3.5-mini-instruct",
     "google-gemma-2-2b-it",
+    "ibm-granite-granite-4.1",
 )
 
 WIDE = {"llama.context_length": NUM_CTX}  # the tiny model has 512 tokens, more than that take some chats with functions
-KNOW_TOOLS = ("Qwen", "meta-llama", "mistralai")
+KNOW_TOOLS = ("Qwen", "meta-llama", "mistralai", "ibm")
+BY_NAME = "Qwen-Qwen2.5-7B-Instruct", "ibm-granite-granite-4.1"  # whose functions TEMPLATE writes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -183,7 +187,10 @@ def test_functions_are_served_as_they_are_trained(live: Live, subject, family: s
     proof = proved(live, one)
     print(f"\n{family}: {proof.line}", *proof.notes, *proof.failures, sep="\n    ")
     assert not proof.failures
-    if modelfile.is_before_native(live.version):
+    assert one.trained.template.tools_by_name == (family in BY_NAME)
+    if family in BY_NAME:
+        assert (proof.served.tools, proof.served.template) == ("11 of 11", "modelfile")
+    elif modelfile.is_before_native(live.version):
         assert proof.served.tools == "refused"
         assert any("this Ollama refuses requests with them" in note for note in proof.notes)
     else:

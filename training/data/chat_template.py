@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from training.base_model import BaseModel
-from training.data import own_template, template_trial
+from training.data import own_template, template_trial, tool_form
 from training.data.turns import THOUGHTS, Turn
 from training.errors import UserError
 from training.settings import Settings, prompt_template
@@ -42,6 +42,7 @@ class ChatTemplate:
     text (Llama 3.2), so that a run that is resumed tomorrow sees the same tokens. `served`, `opening`: see serving.py.
     `thinking`: THINKING, which decides whether thoughts are written, and which are learned. `tools_apart`: the model has another
     template for chats with tools. `alone`: it was chosen, and no other of the model's own is to stay beside it.
+    `tools_by_name`: TEMPLATE writes functions, too, so that parameters and arguments are trained in the order of their names.
     """
 
     jinja: str = field(repr=False)
@@ -62,6 +63,7 @@ class ChatTemplate:
     thinking: str = "auto"
     tools_apart: bool = False
     alone: bool = False
+    tools_by_name: bool = False
 
     @property
     def exported(self) -> str:
@@ -181,7 +183,7 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def render(
     template: ChatTemplate,
-    messages: Iterable[Turn | Mapping[str, str]],
+    messages: Iterable[Turn | Mapping[str, Any]],
     add_generation_prompt: bool = False,
     tools: str = "",
 ) -> str:
@@ -192,7 +194,10 @@ def render(
     """
     handed = _handed(template.thinking)
     if tools:
-        handed = {**handed, "tools": json.loads(tools)}
+        offered = json.loads(tools)
+        handed = {**handed, "tools": tool_form.by_name(offered) if template.tools_by_name else offered}
+    if template.tools_by_name:
+        messages = [tool_form.calls_by_name(_message(one) if isinstance(one, Turn) else dict(one)) for one in messages]
     return _render(template.jinja, template.special, messages, add_generation_prompt, template.today, handed)
 
 
@@ -204,9 +209,11 @@ def _handed(thinking: str) -> dict[str, object]:
     return {SWITCH: False} if thinking == "off" else {}
 
 
-def prompt_served(template: ChatTemplate, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool) -> str:
+def prompt_served(
+    template: ChatTemplate, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool, tools: str = ""
+) -> str:
     """What an Ollama TEMPLATE must write: the conversation, and after the generation prompt what began every answer."""
-    text = render(template, messages, add_generation_prompt)
+    text = render(template, messages, add_generation_prompt, tools)
     return text + template.opening if add_generation_prompt else text
 
 
@@ -220,7 +227,7 @@ def as_served(
 def _render(
     jinja: str,
     special: Mapping[str, str],
-    messages: Iterable[Turn | Mapping[str, str]],
+    messages: Iterable[Turn | Mapping[str, Any]],
     add_generation_prompt: bool,
     today: datetime.date | None = None,
     handed: Mapping[str, object] | None = None,

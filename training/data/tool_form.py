@@ -8,7 +8,7 @@ is never served.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
@@ -20,6 +20,7 @@ Made = Callable[[object, Lost], object]
 
 FORMED = "with functions or calls that Ollama writes otherwise: trained as it does (TOOL_FORM = own keeps the row's)"
 EXACT = 1 << 63  # from here on llama.cpp reads a whole number as none
+WRITTEN_OUT = 1e21  # up to here Go writes all digits of a whole number
 
 
 def left_out(name: str) -> str:
@@ -48,6 +49,44 @@ def turn(one: Turn) -> tuple[Turn, bool]:
         for call, arguments in zip(more["tool_calls"], after, strict=True)
     ]
     return replace(one, more=json.dumps(more, ensure_ascii=False)), json.dumps(before) != json.dumps(after)
+
+
+def by_name(functions: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Functions in Ollama's form as a TEMPLATE gets them: their parameters in the order of their names."""
+    return [_function_by_name(one) for one in functions]
+
+
+def _function_by_name(one: Mapping[str, object]) -> dict[str, object]:
+    function = one["function"]
+    parameters = function.get("parameters") if isinstance(function, dict) else None
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    if not (isinstance(function, dict) and isinstance(parameters, dict) and isinstance(properties, dict)):
+        return dict(one)
+    ordered = {**parameters, "properties": {name: properties[name] for name in sorted(properties)}}
+    return {**one, "function": {**function, "parameters": ordered}}
+
+
+def calls_by_name(message: dict[str, object]) -> dict[str, object]:
+    """A message in Ollama's form with the arguments of its calls as a TEMPLATE gets them: in the order of their names."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    found = [{**call, "function": {**call["function"], "arguments": _ordered(call)}} for call in calls]
+    return {**message, "tool_calls": found}
+
+
+def _ordered(call: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, object]:
+    arguments = call["function"]["arguments"]
+    return {name: _written_out(arguments[name]) for name in sorted(arguments)}
+
+
+def _written_out(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _written_out(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_written_out(one) for one in value]
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < WRITTEN_OUT
+    return int(Decimal(repr(value))) if whole else value
 
 
 def _function(function: Mapping[str, object], lost: Lost) -> dict[str, object]:

@@ -14,6 +14,8 @@ from training.ollama.go_template import PLAIN, go_template
 from training.ollama.modelfile_syntax import file_name_problems, model_name_problems, quote, read
 from training.ollama.template_parts import Pieces, Refusal, Render, difference
 from training.ollama.template_probe import derive
+from training.ollama.tool_parts import RenderTools, ToolPieces
+from training.ollama.tool_parts import derive as derive_tools
 from training.system import files
 
 NATIVE = "0.30.0"  # the first Ollama that runs a GGUF with the Jinja chat template inside it
@@ -34,7 +36,8 @@ class Chat:
 
     `render(messages, add_generation_prompt)`: the chat template; `jinja`: its source; `bos`, `eos`: the texts of these
     tokens ("" where there is none); `adds_bos`: the GGUF's tokenizer puts a BOS first by itself (add_bos_token);
-    `system`: the SYSTEM_PROMPT trained with.
+    `system`: the SYSTEM_PROMPT trained with; `with_functions`: `render` with functions, their parameters in the order of
+    their names, where TEMPLATE is to write them.
     """
 
     render: Render
@@ -43,6 +46,7 @@ class Chat:
     eos: str = ""
     adds_bos: bool = True
     system: str | None = None
+    with_functions: RenderTools | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,10 @@ def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
     comments = [f"TEMPLATE is equal to the chat template in {pieces.conversations} conversations."]
     if pieces.exceptions:
         comments.append(f"It may differ in: {', '.join(pieces.exceptions)}.")
-    if prefers_jinja(chat.jinja):
+    tools = _tools(chat, pieces)
+    if tools:
+        comments.append(f"With functions it is equal in {tools.conversations} conversations.")
+    if prefers_jinja(chat.jinja, with_functions=tools is not None):
         comments.append(f"Ollama {NATIVE} and later use the chat template in the GGUF, which knows tools or thinking.")
     if pieces.system == "none":
         comments.append("The chat template has no place for a system message: one that is sent is left out.")
@@ -148,7 +155,21 @@ def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
         conversations=pieces.conversations, exceptions=tuple(pieces.exceptions), note=" ".join(comments)
     )
     pieces, system = place_system(pieces, chat.system, chat.jinja)
-    return _Parts(go_template(pieces, write_bos=not chat.adds_bos), system, tuple(comments), check, trained)
+    return _Parts(go_template(pieces, not chat.adds_bos, tools), system, tuple(comments), check, trained)
+
+
+def _tools(chat: Chat, pieces: Pieces) -> ToolPieces | None:
+    """The pieces around functions, where TEMPLATE is to write them, and can."""
+    found = derive_tools(chat.with_functions, pieces) if chat.with_functions else None
+    return found if isinstance(found, ToolPieces) else None
+
+
+def writes_functions(chat: Chat) -> bool:
+    """Whether TEMPLATE can write functions as the chat template does, and all servers would then use TEMPLATE."""
+    if chat.with_functions is None or "tool" not in chat.jinja or prefers_jinja(chat.jinja, with_functions=True):
+        return False
+    pieces = derive(chat.render, bos=chat.bos, eos=chat.eos, jinja=chat.jinja)
+    return isinstance(pieces, Pieces) and _tools(chat, pieces) is not None
 
 
 def fingerprint(jinja: str) -> str:
@@ -240,17 +261,18 @@ def place_system(pieces: Pieces, system: str | None, jinja: str = "") -> tuple[P
         return replace(pieces, default=pieces.system_before + system + pieces.system_after), None
 
 
-def prefers_jinja(jinja: str) -> bool:
+def prefers_jinja(jinja: str, with_functions: bool = False) -> bool:
     """Whether Ollama 0.30 and later pass over TEMPLATE and use the GGUF's own `jinja`, because it can do more.
 
     That is so when it knows of tools or of thinking and TEMPLATE does not (server/images.go, shouldPreferChatTemplate):
     the server looks for these words. The prompt is the same: that is what is proved. Only what stands in TEMPLATE alone
-    would be lost.
+    would be lost. `with_functions`: TEMPLATE writes functions, calls and results.
     """
     splits = "content.split('</think>')" in jinja or 'content.split("</think>")' in jinja
     strips = splits and "reasoning_content" not in jinja and "<SPECIAL_12>" not in jinja
     thinks = "<think>" in jinja and "</think>" in jinja
-    return "tools" in jinja or "tool_call" in jinja or thinks or strips
+    tools = not with_functions and ("tools" in jinja or "tool_call" in jinja)
+    return tools or thinks or strips
 
 
 def stop_texts(

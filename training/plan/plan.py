@@ -18,7 +18,7 @@ from training import base_model, ollama
 from training.base_model import BaseModel, leftovers, weights_fit
 from training.checks import gguf_files
 from training.checks.as_read import Difference, differences, read_when_composed, why_different
-from training.data import BadRow, ChatTemplate, Data, chat_template, dataset, hub_files, serving, tokenising
+from training.data import BadRow, ChatTemplate, Data, chat_template, dataset, hub_files, serving, tokenising, tool_form
 from training.data import replay as replay_rows
 from training.data.record import SHOWN, place
 from training.data.row_texts import RowTexts, row_texts
@@ -32,7 +32,7 @@ from training.system import foreign_code, paths, privacy, this_machine, wording
 from training.system.this_machine import Machine
 from training.system.wording import gigabytes
 from training.to_gguf import trial
-from training.to_gguf.chat import chat_of
+from training.to_gguf.chat import chat_of, functions_by_name
 from training.train import engine
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ SECRET_SHIPPED = (
 NO_TOOLS = (
     "{:,} rows offer or call tools: the chat template in merged/ and in the GGUF file writes them as they are trained, for Ollama "
     "0.30 and later and all that run that; the Modelfile's TEMPLATE, by which older Ollama writes prompts, knows none"
+)
+
+BY_NAME = (
+    "{:,} rows offer or call tools: the Modelfile's TEMPLATE writes them as they are trained, for Ollama of every version, with "
+    "parameters and arguments in the order of their names, in which it gets them (TOOL_FORM = own keeps the rows' order)"
 )
 
 
@@ -155,10 +160,12 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
         logger.warning(warning)
     for note in (*data.notes, *contradictions.unused(settings)):
         logger.info(note)
+    if not data.plain and settings.dataset.tool_form == tool_form.OLLAMA:
+        template = functions_by_name(template)
     sequences = _tokenise(data, template, tokenizer, settings)
     choices.check_rows(len(sequences.train), settings)
     if data.tools:
-        logger.warning(NO_TOOLS, data.tools)
+        say_tools(data.tools, template)
     if not data.plain:
         template = _as_served(template, tokenizer, sequences.train)
     summary = tokenising.summary(sequences.train, tokenizer)
@@ -299,6 +306,14 @@ def _as_served(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, rows:
     for line in warnings:
         logger.warning(line)
     return template
+
+
+def say_tools(rows: int, template: ChatTemplate) -> None:
+    """Log who will write the functions of so many rows as they are trained."""
+    if template.tools_by_name:
+        logger.info(BY_NAME, rows)
+    else:
+        logger.warning(NO_TOOLS, rows)
 
 
 def _try_modelfile(settings: Settings, template: ChatTemplate, plain: bool) -> None:

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from training import ollama
 from training.data import ChatTemplate, chat_template
 from training.ollama import Chat
+from training.ollama.tool_parts import Functions, Message
 
 
 def chat_of(template: ChatTemplate, adds_bos: bool) -> Chat:
     """How a model chats. adds_bos: the tokenizer of its GGUF file puts BOS in front of a prompt by itself."""
+
+    def with_functions(messages: Sequence[Message], offered: Functions, add_generation_prompt: bool) -> str:
+        tools = json.dumps(list(offered), ensure_ascii=False) if offered else ""
+        return chat_template.prompt_served(template, messages, add_generation_prompt, tools)
+
     return Chat(
         lambda messages, add_generation_prompt: chat_template.prompt_served(template, messages, add_generation_prompt),
+        with_functions=with_functions if template.tools_by_name else None,
         jinja=template.exported,
         bos=template.bos,
         eos=template.eos,
         adds_bos=adds_bos,
         system=template.system,
     )
+
+
+def functions_by_name(template: ChatTemplate) -> ChatTemplate:
+    """The template with `tools_by_name` where a TEMPLATE can write functions as it does, so that all servers use TEMPLATE.
+
+    Where it cannot, servers before 0.30 take no functions, and later ones use the chat template in the GGUF file.
+    """
+    by_name = replace(template, tools_by_name=True)
+    return by_name if ollama.writes_functions(chat_of(by_name, adds_bos=False)) else template
