@@ -78,15 +78,13 @@ def main() -> None:
     parser.add_argument("more", nargs="*", help="arguments for run.sh, after --")
     asked = parser.parse_args()
     counted = []
-    print(
-        "| run | to the run's directory, s | to the end of the first step, s | CPU, s | CPU, s |\n|---|---|---|---|---|"
-    )
+    print("| run | to its directory, s | CPU, s | to the end of the first step, s | CPU, s |\n|---|---|---|---|---|")
     for number in range(asked.runs + 1):
         with tempfile.TemporaryDirectory() as folder:
             found = run(Path(folder), asked.more, asked.lines)
         counted += [found] if number else []
         (planned, cpu), (stepped, whole) = found[PLANNED], found[STEPPED]
-        print(f"| {number or 'first'} | {planned:.1f} | {stepped:.1f} | {cpu:.1f} | {whole:.1f} |", flush=True)
+        print(f"| {number or 'first'} | {planned:.1f} | {cpu:.1f} | {stepped:.1f} | {whole:.1f} |", flush=True)
     medians = {name: [statistics.median(one[name][at] for one in counted) for at in (0, 1)] for name in found}
     print(json.dumps({name: [round(value, 1) for value in values] for name, values in medians.items()}))
 

@@ -61,14 +61,14 @@ class Popen(plain):
         pipes = rest[3:9]
         everything = dict(os.environ if env is None else env)
         network, command = (command[3], command[4:]) if command[:3] == NETWORK else (None, command)
-        simple = executable is None and preexec_fn is None and not rest[2]
+        simple = sys.platform == "linux" and executable is None and preexec_fn is None and not rest[2]
         if not (simple and len(command) > 1 and command[0] in PYTHONS and _begins_late(command, everything)):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
             return
         theirs = [own if own != -1 else number for number, own in enumerate((pipes[0], pipes[3], pipes[5]))]
         order = {
             "command": command, "environment": everything, "cwd": str(cwd or Path.cwd()), "starter": os.getpid(),
-            "network": network, "numbers": [0, 1, 2, *pass_fds],
+            "network": network, "numbers": [0, 1, 2, *pass_fds], "umask": _umask(),
         }  # fmt: skip
         self.pid = _born(order, [*theirs, *pass_fds])
         self._child_created = True
@@ -125,6 +125,13 @@ def _born(order: Mapping[str, object], handles: Sequence[int]) -> int:
         return int(told)
 
 
+def _umask() -> int:
+    """This process's, which can only be read by setting it."""
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
+
+
 def _take_orphans(whether: bool) -> None:
     _prctl(SUBREAPER, int(whether))
 
@@ -160,7 +167,7 @@ def become() -> None:
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["cwd"])
-    _prctl(NAME, PROGRAM)
+    os.umask(order["umask"])
     torch.distributed.set_debug_level_from_env()
     _open_nursery()
     subprocess.Popen = Popen
@@ -203,12 +210,13 @@ def _open_nursery() -> None:
     global _nursery
     _nursery, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     alive, held = os.pipe()
+    _prctl(NAME, NURSERY)  # before there is one, so that nobody takes it for one of the program's own
     if os.fork():
+        _prctl(NAME, PROGRAM)
         os.close(alive)
         theirs.close()
         return
     os.setsid()
-    _prctl(NAME, NURSERY)
     signal.set_wakeup_fd(-1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for number, handle in enumerate((alive, nothing, nothing)):
