@@ -100,10 +100,18 @@ def test_a_switch_keeps_what_was_there_and_going_back_can_be_taken_back(fake: Fa
         }
 
 
-def test_the_same_switch_again_keeps_the_way_back(fake: FakeOllama) -> None:
+def test_the_same_switch_again_keeps_the_way_back(fake: FakeOllama, logged: list[str]) -> None:
     for _ in range(2):
         delivery.put_in_place(fake.server(), Made("mine-next", "mine", "new"), keep=True)
     assert fake.models["mine-previous:latest"].digest == "old"
+    assert logged == ["mine is this very model already; mine-previous is as it was"]
+
+
+def test_a_switch_to_what_is_there_already_says_that_there_is_no_way_back(fake: FakeOllama, logged: list[str]) -> None:
+    fake.models["mine:latest"].digest = "new"
+    delivery.put_in_place(fake.server(), Made("mine-next", "mine", "new"), keep=True)
+    assert "mine-previous:latest" not in fake.models
+    assert logged == ["mine is this very model already; mine-previous is not there: nothing was replaced"]
 
 
 @pytest.mark.parametrize("keep", [True, False])

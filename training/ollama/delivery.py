@@ -93,6 +93,10 @@ def put_in_place(server: Server, model: Made, keep: bool = False) -> None:
         raise RunError(STAGE, f"somebody else has changed {model.name} meanwhile: is another export at work?")
     if server.digest(model.meant_for) == model.digest:
         # The same export again: what was kept the first time is the way back.
+        if keep:
+            before = beside(model.meant_for, PREVIOUS)
+            left = "is as it was" if server.digest(before) is not None else "is not there: nothing was replaced"
+            logger.info("{} is this very model already; {} {}", model.meant_for, before, left)
         return
     replaced = ""
     # Only what is deleted by its name frees the server's disk; what is copied over stays there for ever.
