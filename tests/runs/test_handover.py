@@ -48,7 +48,8 @@ WHOLE = """\
     "opening": "",
     "thinking": "auto",
     "tools_apart": false,
-    "alone": false
+    "alone": false,
+    "tools_by_name": false
   },
   "plain": false,
   "stops": [
