@@ -38,6 +38,8 @@ from training.system.foreign_json import Damaged
 if TYPE_CHECKING:
     import datasets
 
+    from training.plan.replayed import Replay
+
 Written = TypeVar("Written")
 PERCENTILES = ("50", "90", "99", "100")
 PROFILED = 1000  # rows
@@ -244,14 +246,20 @@ def _bytes(path: Path) -> int | None:
     return path.stat().st_size if path.exists() else None
 
 
+def _replayed(replay: Replay, count: int) -> Mapping[str, int]:
+    """Rows of each file of replay rows. The base model's answers are none until it has given them."""
+    return replay.parts or ({str(replay.file): count} if replay.sha256 else {})
+
+
 def _data(plan: Plan) -> DataFacts:
     counts, summary, replay = plan.data.counts, plan.summary, plan.replay
     roles: dict[str, Mapping[str, int]] = {
         "training": plan.data.used,
-        "replay": replay.parts or {str(replay.file): counts.replay} if replay else {},
+        "replay": _replayed(replay, counts.replay) if replay else {},
         **plan.data.held_out,
     }
-    digests = {**plan.data.sha256, **({str(replay.file): replay.sha256} if replay and replay.sha256 else {})}
+    answers = {str(replay.file): replay.sha256} if replay and replay.sha256 else {}
+    digests = {**plan.data.sha256, **answers}
     files = tuple(
         DataFile(path, role, digests[path], _bytes(Path(path)), rows)
         for role, used in roles.items()
