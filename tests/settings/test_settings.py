@@ -520,6 +520,7 @@ def legal(item):
         "TARGET_MODULES": st.just(("all-linear",)) | st.lists(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), min_size=1, unique=True).map(tuple),
         "COLUMNS": st.none() | st.sampled_from(["instruction: Frage, output: Antwort", '"text: a, b"']),
         "ENCODING": st.sampled_from(["auto", "gbk", "utf-8", "cp1252"]),
+        "REPLAY_FILE": st.sampled_from(["general", "/a b/#c/文.jsonl", "hf:owner/name:config:split"]),
         "MAIN_PROCESS_ADDRESS": st.none() | st.sampled_from(["10.0.0.5:29500", "host", "[::1]:80"]),
     }  # fmt: skip
     if key in special:
