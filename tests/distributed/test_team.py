@@ -811,10 +811,8 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0_a
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
 
 
-@pytest.mark.tiny
-def test_where_what_started_the_processes_of_one_machine_is_killed_all_end_in_time_and_the_checkpoint_is_safe(
-    tmp_path, tiny_model, monkeypatch
-):
+def two_machines(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str | Path]]:
+    """What each of two "machines" on this one is started with, for a training that nobody waits for the end of."""
     monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
     config = write_tiny_config(tmp_path, tiny_model)
     with socket.socket() as free:
@@ -822,9 +820,14 @@ def test_where_what_started_the_processes_of_one_machine_is_killed_all_end_in_ti
         port = free.getsockname()[1]
     common = ("--config", config, "--batch-size", "1", "--max-steps", "500", "--set=Hardware.NUM_MACHINES=2")
     where = ("--set=Hardware.NUM_THREADS=1", f"--set=Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
-    agents = [
-        slowly(*common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}") for n in (0, 1)
-    ]
+    return [[*common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}"] for n in (0, 1)]
+
+
+@pytest.mark.tiny
+def test_where_what_started_the_processes_of_one_machine_is_killed_all_end_in_time_and_the_checkpoint_is_safe(
+    tmp_path, tiny_model, monkeypatch
+):
+    agents = [slowly(*flags) for flags in two_machines(tmp_path, tiny_model, monkeypatch)]
     run = wait_for_step(tmp_path / "m0", 2, agents[0])
     ranks = [adopted.children(agent.pid)[0] for agent in agents]
     began = time.monotonic()
@@ -851,19 +854,12 @@ heartbeat.BEAT, heartbeat.SILENCE, heartbeat.NOTICING = 0.2, 4.0, 0.5
 def test_a_machine_that_falls_silent_without_closing_a_connection_is_given_up(
     tmp_path, tiny_model, monkeypatch, frozen
 ):
-    monkeypatch.setenv("FINETUNE_MACHINES_SECRET", "f5e91a8e2b7d4c60")
-    config = write_tiny_config(tmp_path, tiny_model)
-    with socket.socket() as free:
-        free.bind((team.LOOPBACK, 0))
-        port = free.getsockname()[1]
-    common = ("--config", config, "--batch-size", "1", "--max-steps", "500", "--set=Hardware.NUM_MACHINES=2")
-    where = ("--set=Hardware.NUM_THREADS=1", f"--set=Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
     both = [
         adopted.Popen(
-            program(IMPATIENT + SLOW, *common, *where, "--output", tmp_path / f"m{n}", f"--set=Hardware.MACHINE_RANK={n}"),
+            program(IMPATIENT + SLOW, *flags),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for n in (0, 1)
+        for flags in two_machines(tmp_path, tiny_model, monkeypatch)
     ]  # fmt: skip
     run = wait_for_step(tmp_path / "m0", 3, both[0])  # the checkpoint of step 2 is there
     ranks = [adopted.children(one.pid)[0] for one in both]
