@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.row_forms import A2, ONE, Q2, TALK, TALK2, A, Form, Q, holds, table, talk
-from training.data import BadRow, Row, Turn, rows
+from training.data import BadRow, Row, Turn, raw_lines, rows
 from training.data.reading import Reading
 from training.settings import column_names
 
@@ -199,6 +199,23 @@ def test_a_call_that_an_answer_marks_is_a_call_where_the_row_offers_functions() 
             assert answer.content == "" and json.loads(answer.more)["tool_calls"][0]["function"]["name"] == "weather"
         else:
             assert answer == Turn("assistant", call)
+
+
+def test_a_table_of_markdown_may_have_a_title_and_its_rows_are_named_by_their_lines() -> None:
+    Path("a.csv").write_text("My questions\n| Question | Answer |\n|---|---|\n| Who? | Me. |\n| a | b | c |\n")
+    found, bad = rows.read(Path("a.csv"))
+    assert isinstance(found, Row) and isinstance(bad, BadRow)
+    assert (found.messages, found.line, bad.line) == ((Q, A), 4, 5)
+
+
+def test_a_line_of_a_markdown_table_that_cannot_be_read_is_told_and_does_not_end_the_file_in_silence(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(raw_lines, "MAX_ROW_BYTES", 100)
+    Path("a.csv").write_text(f"| Question | Answer |\n|---|---|\n| Who? | Me. |\n| {'x' * 200} | y |\n| Why? | So. |\n")
+    found, bad = rows.read(Path("a.csv"))
+    assert isinstance(found, Row) and isinstance(bad, BadRow)
+    assert (found.messages, bad.line, bad.fatal) == ((Q, A), 4, True)
 
 
 def test_a_sheet_of_excel_is_read_as_it_is_shown() -> None:

@@ -75,10 +75,13 @@ def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
         delimiter, first, before = told[1], next(lines, ""), 1
     else:
         delimiter = _delimiter(first)
-    second = sample.partition("\n")[2].partition("\n")[0]
-    if delimiter == "|" and _is_rule(second):
-        yield from _markdown(chain([first], lines), path)
-        return
+    if delimiter == "|":
+        second = next(lines, "")
+        if _is_rule(second):
+            yield from _markdown(chain([first], lines), path, before, (*titled, MARKDOWN))
+            yield from bad_lines
+            return
+        lines = chain([second], lines)
     blanks = _has_blanks(sample, delimiter)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=blanks)
     names: list[str] | None = None
@@ -108,20 +111,22 @@ def rows(file: io.BufferedIOBase, path: Path) -> Iterator[Record | BadRow]:
             behind = ()
 
 
-def _markdown(lines: Iterable[str], path: Path) -> Iterator[Record | BadRow]:
-    """The rows of a table in Markdown: with blanks around what cells hold, and a | within one behind a backslash."""
+def _markdown(lines: Iterable[str], path: Path, before: int, said: tuple[str, ...]) -> Iterator[Record | BadRow]:
+    """The rows of a table in Markdown: with blanks around what cells hold, and a | within one behind a backslash. `lines`:
+    the header, and what comes after the line below it; `before`: lines above."""
     names: list[str] | None = None
-    for line, text in enumerate(lines, 1):
+    for number, text in enumerate(lines, 1):
         bare = text.strip()
-        if not bare or (line == 2 and _is_rule(bare)):
+        if not bare:
             continue
+        line = before + number + (names is not None)
         bare = bare.removeprefix("|")
         bare = bare[:-1] if bare.endswith("|") and not bare.endswith("\\|") else bare
         cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", bare)]
         if names is None:
             names = tables.header(cells, f"{path}:{line}")
         elif any(cells):
-            yield _row(names, cells, path, line, (MARKDOWN,))
+            yield _row(names, cells, path, line, said)
 
 
 def _row(names: list[str], values: list[str], path: Path, line: int, said: tuple[str, ...]) -> Record | BadRow:
