@@ -137,22 +137,18 @@ def _switch_auto_or_int8(given: Given, rule: Rule) -> bool | Auto | Int8:
     return "auto" if word == "auto" else word == "true"
 
 
-def _whole_or_auto(given: Given, rule: Rule) -> int | Auto:
-    if given.text.strip().lower() == "auto":
-        return "auto"
-    try:
-        return _whole(given, rule)
-    except ValueError as error:
-        raise ValueError(f"{error}, or auto") from None
+def _or_auto(read: Callable[[Given, Rule], Number]) -> Callable[[Given, Rule], Number | Auto]:
+    """A reader that takes auto, too."""
 
+    def read_or_auto(given: Given, rule: Rule) -> Number | Auto:
+        if given.text.strip().lower() == "auto":
+            return "auto"
+        try:
+            return read(given, rule)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
 
-def _number_or_auto(given: Given, rule: Rule) -> float | Auto:
-    if given.text.strip().lower() == "auto":
-        return "auto"
-    try:
-        return _number(given, rule)
-    except ValueError as error:
-        raise ValueError(f"{error}, or auto") from None
+    return read_or_auto
 
 
 def one_word(given: Given, rule: Rule) -> str:
@@ -244,8 +240,8 @@ READERS: dict[str, Callable[[Given, Rule], object]] = {
     "bool": _switch,
     "bool | Auto": _switch_or_auto,
     "bool | Auto | Int8": _switch_auto_or_int8,
-    "int | Auto": _whole_or_auto,
-    "float | Auto": _number_or_auto,
+    "int | Auto": _or_auto(_whole),
+    "float | Auto": _or_auto(_number),
     "str": one_word,
     "str | None": optional_text,
     "Path": absolute_path,
