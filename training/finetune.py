@@ -22,12 +22,16 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
     # A wrong setting, and --help, are answered before the imports below take half a second. With --events the answer is
     # an event: it is given further down.
-    if "--events" not in sys.argv and (code := command_line.main(sys.argv[1:], check_packages=True)):
+    code, asked = (0, None) if "--events" in sys.argv else command_line.checked(sys.argv[1:], check_packages=True)
+    if code:
         raise SystemExit(code)
 
-from training.system import before_torch
+from training.system import before_torch, forkserver, launchers
 
 before_torch.settle()
+if __name__ == "__main__" and asked is not None and asked.processes == 1 and launchers.seat() is None:
+    # It imports for seconds what the plan waits for, on a core that is idle while this process does the same.
+    forkserver.start()
 
 import threading
 import time
@@ -54,10 +58,8 @@ from training.settings.table import Hardware
 from training.system import (
     files,
     foreign_code,
-    forkserver,
     io_errors,
     last_net,
-    launchers,
     log,
     parent_watch,
     records,

@@ -138,6 +138,8 @@ def prepare(
         plan = _read_rows(settings, machine, base, today, on_disk)
         if run is not None:
             plan = with_answers(plan, run)
+        if weights:
+            engine.import_trainer()
         figures = tried()
         choices.check_window(figures, plan.longest)
         hold(figures["vocabulary"], plan)

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # as a script, this folder stands first on the path 
 
 from training.errors import FinetuneError, UserError
 from training.settings import ini_file, loading, other_names, usage
-from training.settings.settings import Override
+from training.settings.settings import Override, Settings
 from training.settings.table import EVERY, TABLE
 from training.settings.usage import (
     COMMANDS,
@@ -279,15 +279,24 @@ def refuse(error: FinetuneError, argv: Sequence[str]) -> int:
     return error.exit_code
 
 
-def main(argv: Sequence[str], check_packages: bool = False) -> int:
-    """Check the arguments and, where a run or its check is asked for, the settings. The exit code; problems on stderr."""
+def checked(argv: Sequence[str], check_packages: bool = False) -> tuple[int, Settings | None]:
+    """Check the arguments and, where a run or its check is asked for, the settings; problems on stderr.
+
+    The exit code, and the settings where this process itself is to train by them or to plan that.
+    """
+    settings = None
     try:
         arguments = parse(argv)
         if arguments.command in ("run", "check", "prove", "serve"):
-            loading.load(arguments.config, arguments.overrides, check_packages=check_packages)
+            settings = loading.load(arguments.config, arguments.overrides, check_packages=check_packages)
     except FinetuneError as error:
-        return refuse(error, argv)
-    return 0
+        return refuse(error, argv), None
+    return 0, settings if arguments.command in ("run", "check") and not arguments.detach else None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the arguments and the settings. The exit code."""
+    return checked(argv)[0]
 
 
 if __name__ == "__main__":

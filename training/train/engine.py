@@ -72,6 +72,13 @@ def start(settings: Settings) -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)
 
 
+def import_trainer() -> None:
+    """Import what `load` needs, after `start`: a second or two, while the caller waits for another process anyway."""
+    from peft import get_peft_model  # noqa: F401
+    from transformers import AutoModelForCausalLM  # noqa: F401
+    from trl import SFTConfig, SFTTrainer  # noqa: F401
+
+
 def _start_unsloth(on_cpu: bool) -> None:
     """Import Unsloth with what it must find in its environment. MachineError when it fails, or takes the CPU for a GPU.
 
