@@ -3,6 +3,7 @@
 In turn, each in a process of its own, on the same tokenised rows with the same hyper-parameters:
   ours    this program's trainer with its fast path (training/fast_cpu/fast_loss.py)
   apart   the same, but what rows begin with alike is computed for each of them
+  unpacked  the same as ours, on a machine without memory to lay frozen weights out for their products
   int8    the same as ours with FAST_CPU = int8
   trl     TRL's SFTTrainer with its defaults: float32 weights, gradient checkpointing, and bf16 autocast where the CPU
           has bf16 units (elsewhere it takes many times as long, and nobody leaves it on)
@@ -48,7 +49,7 @@ from training.system import before_torch
 
 WAYS = ("ours", "trl", "tuned", "bound")
 # Which users of TRL do not set.
-OWN = dict.fromkeys(("ours", "apart", "int8"), before_torch.THREADS | before_torch.CACHES)
+OWN = dict.fromkeys(("ours", "apart", "unpacked", "int8"), before_torch.THREADS | before_torch.CACHES)
 SHAPES = {
     "qwen3-0.6b": {
         "model_type": "qwen3",
@@ -186,7 +187,8 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
         lengths = [len(row["input_ids"]) for row in data]
         alike = 0 if args.way == "apart" else args.system
         micro, accumulation = policy.regrouped(micro, accumulation, max(lengths), statistics.mean(lengths), alike)
-        watch = Watch(folder=Path(folder), fingerprint={}, keep=1, fast=True, in_8_bits=args.way == "int8")
+        way = {"in_8_bits": args.way == "int8", "packs": args.way not in ("int8", "unpacked")}
+        watch = Watch(folder=Path(folder), fingerprint={}, keep=1, fast=True, **way)
         if args.way == "apart":
             policy.LEAST_SAVED = 1.0
         trainer_class = hooks.hooked(SFTTrainer, watch)
@@ -246,17 +248,18 @@ def bound(config: dict, tokens: int, head_share: float, dtype: str, seconds: flo
     """Tokens a second of the frozen products alone; `head_share` of the tokens, the trained ones, meet the output layer."""
     import torch
 
-    from training.fast_cpu import products
+    from training.fast_cpu import functions, packed, products
 
     of = getattr(torch, dtype)
-    # As ours has them: the other library's may be slower, and no bound.
-    by = products.chosen(of)
+    # As ours has them: others may be slower, and no bound.
+    by, packs = products.chosen(of), packed.possible(of)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     query, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
     shapes = [(query, hidden), (keys, hidden), (keys, hidden), (hidden, query)]
     shapes += [(inner, hidden), (inner, hidden), (hidden, inner)]
-    weights = [torch.randn(size).to(of) for _ in range(config["num_hidden_layers"]) for size in shapes]
+    made = [(torch.randn(size).to(of), size) for _ in range(config["num_hidden_layers"]) for size in shapes]
+    weights = [(packed.packed([weight]) if packs else weight, size) for weight, size in made]
     head = torch.randn(config["vocab_size"], hidden).to(of)
     inputs = {width: torch.randn(tokens, width).to(of) for width in (hidden, query, keys, inner)}
     trained = max(1, int(head_share * tokens))
@@ -264,9 +267,9 @@ def bound(config: dict, tokens: int, head_share: float, dtype: str, seconds: flo
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 4:
         began = time.perf_counter()
-        for weight in weights:
-            by.linear(inputs[weight.shape[1]], weight, None)
-            by.back(inputs[weight.shape[0]], weight, None)
+        for weight, (weight_out, weight_in) in weights:
+            functions.linear(inputs[weight_in], weight, None, by)
+            functions.back(inputs[weight_out], weight, by)
         for start in range(0, trained, 512):
             logits = by.linear(inputs[hidden][start : min(trained, start + 512)], head, None)
             by.back(logits, head, None)
@@ -313,7 +316,7 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser, folder: s
     if args.shape:
         this += ["--folder", folder]
         subprocess.run([*this, "--way", "make"], check=True)
-    print(f"{'round':<7}{'way':<7}{'tokens/s':>10}{'of bound':>10}{'GB':>7}{'own':>7}{'loss':>9}")
+    print(f"{'round':<7}{'way':<10}{'tokens/s':>10}{'of bound':>10}{'GB':>7}{'own':>7}{'loss':>9}")
     found: dict[str, list[float]] = {way: [] for way in args.ways}
     for number in range(1, args.rounds + 1):
         figures = {}
@@ -327,12 +330,12 @@ def compare(args: argparse.Namespace, parser: argparse.ArgumentParser, folder: s
         limit = figures.get("bound", {}).get("tokens_per_second")
         for way, figure in figures.items():
             if REFUSED in figure:
-                print(f"{number:<7}{way:<7}{figure[REFUSED]}")
+                print(f"{number:<7}{way:<10}{figure[REFUSED]}")
                 continue
             speed = figure["tokens_per_second"]
             found[way].append(speed)
             share = f"{speed / limit:.2f}" if limit else "-"
-            row = f"{number:<7}{way:<7}{speed:>10.0f}{share:>10}"
+            row = f"{number:<7}{way:<10}{speed:>10.0f}{share:>10}"
             if figure["memory"]:
                 row += f"{figure['memory'] / 1e9:>7.2f}{figure['own'] / 1e9:>7.2f}{figure['loss']:>9.4f}"
             print(row, flush=True)

@@ -184,7 +184,9 @@ def test_a_resumed_run_takes_the_path_that_it_took_and_does_not_ask_again(
         set_aside=lambda: None,
         sound=lambda: True,
     )
-    monkeypatch.setattr(fast_loss, "layers", lambda causal_lm, shares=True, by="", in_8_bits=False: by_hand)
+    monkeypatch.setattr(
+        fast_loss, "layers", lambda causal_lm, shares=True, by="", in_8_bits=False, packs=False: by_hand
+    )
     monkeypatch.setattr(fast_loss, "loss", lambda causal_lm, inputs, num_items, layers: "layers" if layers else "head")
     watch = Watch(folder=tmp_path, fingerprint={}, keep=1, carried=Carried(fast_path=carried), fast=True)
     model = SimpleNamespace(get_base_model=lambda: None)

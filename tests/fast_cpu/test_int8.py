@@ -221,7 +221,7 @@ def too_coarse(monkeypatch, tmp_path):
 
     beside = []
 
-    def layers(causal_lm, shares=True, by="", in_8_bits=False):
+    def layers(causal_lm, shares=True, by="", in_8_bits=False, packs=False):
         beside.append(trainer._layers)
         name = "int8 torch" if in_8_bits else "torch"
         return SimpleNamespace(

@@ -300,6 +300,35 @@ def test_weights_in_8_bits_take_a_byte_and_the_exact_ones_stay_in_a_file_of_thei
     assert memory.shape({"torch_dtype": "bfloat16"}, 1).dtype == "bfloat16"
 
 
+def test_weights_are_laid_out_for_their_products_where_half_of_the_memory_does(tmp_path, monkeypatch):
+    asked = decided(tmp_path, monkeypatch, machine(), CPU).with_choice("Hardware.FAST_CPU", True, "")
+    model = replace(EIGHT, model_type="llama", dtype="bfloat16")
+    needed = sum(memory.estimate(asked, model, 256, packs=True).values())
+    layers = EIGHT.layers * EIGHT.layer_weights
+    # A copy for each direction, and the exact ones stay in their file.
+    assert needed - total(asked, model, 256) == 2 * layers
+    enough, less = (machine(memory_free=gigabytes) for gigabytes in (2 * needed / GB + 1, 2 * needed / GB - 1))
+    assert memory_fit.packs(asked, model, 256, enough)
+    assert not memory_fit.packs(asked, model, 256, less)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("Hardware.FAST_CPU", "int8"),
+        ("Hardware.FAST_CPU", False),
+        ("Hardware.PRECISION", "fp32"),
+        ("LoRA.USE_DORA", True),
+    ],
+)
+def test_only_weights_in_bf16_that_the_hand_written_layers_multiply_are_laid_out(tmp_path, monkeypatch, key, value):
+    asked = decided(tmp_path, monkeypatch, machine(), CPU).with_choice("Hardware.FAST_CPU", True, "")
+    model, roomy = replace(EIGHT, model_type="llama", dtype="bfloat16"), machine(memory_free=900)
+    assert memory_fit.packs(asked, model, 256, roomy)
+    assert not memory_fit.packs(asked.with_choice(key, value, ""), model, 256, roomy)
+    assert not memory_fit.packs(asked, replace(model, model_type="phi3"), 256, roomy)
+
+
 def test_the_adapter_is_counted_from_the_config_as_from_the_weights(tmp_path, monkeypatch, embedded):
     asked = decided(tmp_path, monkeypatch, machine(), CPU)
     assert memory.adapter_parameters(asked, SMALL) == disk_space.adapter_parameters(asked, a_base_model(path=embedded))

@@ -165,6 +165,7 @@ def order_of(plan: Plan, fingerprint: Mapping[str, object], run: Path, place: Pl
         validation=plan.validation,
         longest=plan.longest,
         steps=plan.steps,
+        packs=plan.packs,
         fingerprint=fingerprint,
         run=run,
     )

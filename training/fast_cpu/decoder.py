@@ -6,7 +6,8 @@ What it does otherwise than transformers + PEFT:
 - Projections that read the same input are one product (q, k, v; gate, up), and so are their adapters. The frozen weights
   are not copied: the model's own become views of the joined ones.
 - Rows that begin alike are computed once for what they share (shared.py), where `shares`.
-- Frozen weights may be kept in 8 bits (int8.py); the model's own are then left as they are.
+- Frozen weights may be kept in 8 bits (int8.py), or as oneDNN lays them out (packed.py); the model's own are then left as
+  they are.
 - Frozen weights get no gradient, adapters multiply in the model's dtype from float32 masters.
 - What is no matrix product (norms, rotation, softmax, SwiGLU, cross-entropy) is one pass each, forward and backward,
   in kernels.c. Attention is all in attention.c on CPUs whose vector units multiply the type: float, and mostly bf16.
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from training.fast_cpu import int8, kernels, policy
+from training.fast_cpu import int8, kernels, packed, policy
 from training.fast_cpu.attention import Attention, Rows
-from training.fast_cpu.functions import AddNorm, LoraLinear, SwiGLU
+from training.fast_cpu.functions import AddNorm, LoraLinear, SwiGLU, Weight
 from training.fast_cpu.int8 import Int8
 from training.fast_cpu.model_parts import (
     DecoderLayer,
@@ -44,7 +45,7 @@ class Group:
     """Projections of the same input as one: `weight` [sum of outputs, inputs] and `bias` are frozen and joined."""
 
     modules: tuple[Projection, ...]
-    weight: torch.Tensor | Int8
+    weight: Weight
     bias: torch.Tensor | None
 
     def adapters(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -76,7 +77,9 @@ class Layer:
 class Decoder:
     """The hidden states of a causal language model with LoRA, for training. Made once; holds the joined weights."""
 
-    def __init__(self, causal_lm: PreTrainedModel, shares: bool = True, by: Products = TORCH) -> None:
+    def __init__(
+        self, causal_lm: PreTrainedModel, shares: bool = True, by: Products = TORCH, packs: bool = False
+    ) -> None:
         if why := unsupported(causal_lm, by.in_8_bits):
             raise ValueError(why)
         self.model = _stack(causal_lm)
@@ -89,7 +92,9 @@ class Decoder:
         self.window = getattr(config, "sliding_window", None) if _slides(config) else None
         self.in_8_bits = by.in_8_bits
         with torch.no_grad():
-            self.layers = [_joined_layer(layer, self.in_8_bits) for layer in self.model.layers]
+            self.packs = packs and not self.in_8_bits and _packs_exactly(self.model.layers[0])
+            how = _in_8_bits if self.in_8_bits else _packed if self.packs else _joined
+            self.layers = [Layer(layer, *map(how, _groups(layer))) for layer in self.model.layers]
 
     def hidden(self, ids: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The last hidden states [N, hidden] of rows that stand one after the other in `ids` [N]."""
@@ -205,16 +210,30 @@ def _qkv(attention: SelfAttention) -> tuple[Projection, Projection, Projection]:
     return attention.q_proj, attention.k_proj, attention.v_proj
 
 
-def _joined_layer(layer: DecoderLayer, in_8_bits: bool) -> Layer:
+def _groups(layer: DecoderLayer) -> tuple[tuple[Projection, ...], ...]:
+    """The projections of a layer, those that read the same input together."""
     attention, mlp = layer.self_attn, layer.mlp
-    groups = (_qkv(attention), (attention.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,))
-    return Layer(layer, *map(_in_8_bits if in_8_bits else _joined, groups))
+    return _qkv(attention), (attention.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
+
+
+def _weights(modules: tuple[Projection, ...]) -> list[torch.Tensor]:
+    return [base_of(module).weight.data for module in modules]
 
 
 def _in_8_bits(modules: tuple[Projection, ...]) -> Group:
     """One weight in 8 bits for several projections. Theirs stay, for evaluations and what is compared with them."""
-    bases = [base_of(module) for module in modules]
-    return Group(modules, int8.rounded([base.weight.data for base in bases]), _joined_bias(bases))
+    return Group(modules, int8.rounded(_weights(modules)), _joined_bias([base_of(module) for module in modules]))
+
+
+def _packed(modules: tuple[Projection, ...]) -> Group:
+    """The same, as oneDNN lays them out."""
+    return Group(modules, packed.packed(_weights(modules)), _joined_bias([base_of(module) for module in modules]))
+
+
+def _packs_exactly(layer: DecoderLayer) -> bool:
+    """Whether packed weights give the same products here, to the last bit."""
+    groups = [_weights(modules) for modules in _groups(layer)]
+    return packed.possible(groups[0][0].dtype) and all(packed.equal(packed.packed(group), group) for group in groups)
 
 
 def _joined(modules: tuple[Projection, ...]) -> Group:

@@ -65,12 +65,16 @@ def built() -> str:
 
 
 def layers(
-    causal_lm: PreTrainedModel, shares: bool = True, by: str | None = "", in_8_bits: bool = False
+    causal_lm: PreTrainedModel,
+    shares: bool = True,
+    by: str | None = "",
+    in_8_bits: bool = False,
+    packs: bool = False,
 ) -> Decoder | None:
     """The hand-written layers of a model, or None where they do not fit; the log says why.
 
     `shares`: rows that begin alike are computed once for what they share. `by`: whose products (products.py) a run that was
-    begun before had; "": the quickest ones, or those with weights `in_8_bits`.
+    begun before had; "": the quickest ones, or those with weights `in_8_bits`. `packs`: there is memory to lay weights out.
     """
     from training.fast_cpu import products
     from training.fast_cpu.decoder import Decoder
@@ -80,7 +84,7 @@ def layers(
         return None
     try:
         taken = products.chosen(causal_lm.dtype) if by == "" else products.named(by)
-        return Decoder(causal_lm, shares, products.in_8_bits(taken) if in_8_bits else taken)
+        return Decoder(causal_lm, shares, products.in_8_bits(taken) if in_8_bits else taken, packs)
     except ValueError as error:
         logger.info("training without the hand-written layers for CPUs: {}", error)
         return None

@@ -8,9 +8,11 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from training.fast_cpu import int8, kernels, policy, products
+from training.fast_cpu import int8, kernels, packed, policy, products
 from training.fast_cpu.int8 import Int8
+from training.fast_cpu.packed import Packed
 
+Weight = torch.Tensor | Int8 | Packed  # a frozen one
 # Of all that a function took; None for what gets none.
 Gradients = tuple[torch.Tensor | None, ...]
 
@@ -23,18 +25,20 @@ if TYPE_CHECKING:
         saved_tensors: tuple[torch.Tensor, ...]
         needs_input_grad: tuple[bool, ...]
         by: products.Products
-        weight: torch.Tensor | Int8
+        weight: Weight
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor | Int8, bias: torch.Tensor | None, by: products.Products
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, by: products.Products) -> torch.Tensor:
     """x W^T + bias."""
+    if isinstance(weight, Packed):
+        return packed.linear(x, weight, bias)
     return int8.linear(x, weight, bias) if isinstance(weight, Int8) else by.linear(x, weight, bias)
 
 
-def back(gradient: torch.Tensor, weight: torch.Tensor | Int8, by: products.Products) -> torch.Tensor:
+def back(gradient: torch.Tensor, weight: Weight, by: products.Products) -> torch.Tensor:
     """gradient W."""
+    if isinstance(weight, Packed):
+        return packed.back(gradient, weight)
     return int8.back(gradient, weight) if isinstance(weight, Int8) else by.back(gradient, weight, None)
 
 
@@ -45,7 +49,7 @@ class LoraLinear(Function):
     def forward(
         ctx: Context,
         x: torch.Tensor,
-        weight: torch.Tensor | Int8,
+        weight: Weight,
         bias: torch.Tensor | None,
         down: torch.Tensor | None,
         up: torch.Tensor | None,

@@ -113,8 +113,11 @@ def _of_text(config: Mapping[str, object]) -> Mapping[str, object]:
     return text if isinstance(text, Mapping) and text else config
 
 
-def estimate(settings: Settings, model: Shape, longest: int, adapter: int | None = None) -> dict[str, int]:
+def estimate(
+    settings: Settings, model: Shape, longest: int, adapter: int | None = None, packs: bool = False
+) -> dict[str, int]:
     """Bytes by part, for micro-batches whose longest row has `longest` tokens. `adapter`: its parameters, where counted.
+    `packs`: frozen weights are laid out for their products.
 
     `settings` has its automatic choices made; GRADIENT_CHECKPOINTING = auto counts as false.
     """
@@ -125,7 +128,7 @@ def estimate(settings: Settings, model: Shape, longest: int, adapter: int | None
     summed = 4 if settings.processes > 1 else 0
     parts = {
         "program": PROGRAM["cpu" if on_cpu else "gpu"],
-        "weights": weights(settings, model),
+        "weights": _packed(settings, model) if packs else weights(settings, model),
         # 4 bytes of it, 4 of its gradient
         "adapter and optimizer": int(
             adapter * (8 + _state(settings.training.optim) + (SAVED if on_cpu else 0) + summed)
@@ -182,10 +185,19 @@ def _spread_weights(settings: Settings, model: Shape) -> int:
 def _in_8_bits(settings: Settings, model: Shape) -> int:
     """Bytes of the weights with those of the layers in 8 bits (fast_cpu/int8.py). The exact ones beside them stay in the
     model's file, whose pages the system takes back; where they are in another dtype there, they are in memory."""
+    return _beside_exact(settings, model, 1)
+
+
+def _packed(settings: Settings, model: Shape) -> int:
+    """The same with those of the layers laid out for the products of either direction (fast_cpu/packed.py)."""
+    return _beside_exact(settings, model, 2 * _width(settings))
+
+
+def _beside_exact(settings: Settings, model: Shape, each: int) -> int:
     layers = sum(inputs * outputs for inputs, outputs in model.linear.values()) * model.layers
     width, in_file = _width(settings), {"bfloat16": "bf16", "float32": "fp32"}.get(model.dtype)
     exact = 0 if in_file == settings.hardware.precision else width
-    return (model.parameters - layers) * width + layers * (1 + exact)
+    return (model.parameters - layers) * width + layers * (each + exact)
 
 
 def _width(settings: Settings) -> int:

@@ -9,6 +9,7 @@ from loguru import logger
 
 from training import base_model
 from training.errors import MachineError
+from training.fast_cpu import policy
 from training.plan.memory import Shape, estimate, shape, whole_weights, words
 from training.settings import Settings
 from training.system.this_machine import Machine
@@ -16,6 +17,8 @@ from training.system.wording import gigabytes
 
 # An estimate may be too high by this factor: what does not fit even then is refused, the rest is warned of.
 MARGIN = 1.2
+# What may be taken of the free memory for the sake of speed alone: others may want it, too, before a night is over.
+SPARE = 0.5
 SHORT = 64  # tokens, for a first look when no row is read yet
 
 
@@ -54,6 +57,15 @@ def check(settings: Settings, model: Shape, longest: int, machine: Machine, adap
     if certain:
         raise MachineError(text)
     return text
+
+
+def packs(settings: Settings, model: Shape, longest: int, machine: Machine, adapter: int | None = None) -> bool:
+    """Whether frozen weights are laid out for their products (fast_cpu/packed.py): they are in bf16, and memory is to spare."""
+    hardware = settings.hardware
+    if not policy.by_hand(settings, model.model_type) or (hardware.precision, hardware.fast_cpu) != ("bf16", True):
+        return False
+    needed = sum(estimate(settings, model, longest, adapter, packs=True).values())
+    return needed <= SPARE * free(settings, machine)
 
 
 def _reads_whole(settings: Settings, model: Shape, machine: Machine) -> None:

@@ -77,6 +77,7 @@ class Plan:
     steps: int
     disk: dict[str, int]  # bytes on the way and at the end, by what takes them
     memory: dict[str, int]  # bytes while it trains, by what takes them
+    packs: bool = False  # frozen weights are laid out for their products
     replay: Replay | None = None  # rows that are trained on beside the user's own, which all the above is of
 
     @property
@@ -184,6 +185,7 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
     model, adapter = memory.shape(base.config, base.parameters), disk_space.adapter_parameters(settings, base)
     if too_little := memory_fit.check(settings, model, expected.total.longest, machine, adapter):
         logger.warning(too_little)
+    packs = memory_fit.packs(settings, model, expected.total.longest, machine, adapter)
     return Plan(
         settings=settings,
         machine=machine,
@@ -198,7 +200,8 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
         rejected=sequences.rejected,
         steps=steps,
         disk=disk,
-        memory=memory.estimate(settings, model, expected.total.longest, adapter),
+        memory=memory.estimate(settings, model, expected.total.longest, adapter, packs),
+        packs=packs,
         replay=replay,
     )
 

@@ -81,7 +81,7 @@ class FastPath(Mixin):
                     "FAST_CPU = int8: this model's weights do not go into 8 bits, or give another loss or gradients too far "
                     "from the exact ones; training goes on with the exact weights, in more memory"
                 )
-            self._layers = fast_loss.layers(causal_lm, in_8_bits=in_8_bits)
+            self._layers = fast_loss.layers(causal_lm, in_8_bits=in_8_bits, packs=self.watch.packs)
             self._same_products()
             if self._layers is not None and equal(self._layers):
                 return
@@ -102,7 +102,8 @@ class FastPath(Mixin):
         if (taken := watch.carried.fast_path) is not None:
             watch.fast = taken != "none"
             carried = watch.carried
-            self._layers = fast_loss.layers(causal_lm, carried.shares, carried.products) if taken == "layers" else None
+            if taken == "layers":
+                self._layers = fast_loss.layers(causal_lm, carried.shares, carried.products, packs=watch.packs)
             if self._layers is not None:
                 self._layers.set_aside()
             return

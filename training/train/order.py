@@ -27,6 +27,7 @@ class Order:
     validation: Dataset | None
     longest: int  # tokens of the longest training row
     steps: int
+    packs: bool = False  # there is memory to lay frozen weights out for their products
     fingerprint: Mapping[str, object]  # of the run
     run: Path
 

@@ -121,5 +121,6 @@ def watch(order: Order, team: Team) -> Watch:
         spread=sharding.wanted(order.settings),
         fast=policy.taken(order.settings),
         in_8_bits=order.settings.hardware.fast_cpu == policy.INT8,
+        packs=order.packs,
         team=team,
     )

@@ -27,6 +27,7 @@ class Watch:
     carried: Carried = field(default_factory=Carried)
     fast: bool = False  # take the fast path of a CPU, once it has proved equal
     in_8_bits: bool = False  # and there frozen weights in 8 bits
+    packs: bool = False  # or laid out for their products, for which there is memory
     spread: bool = False  # the frozen weights are spread over the ranks, which go through the model together
     tokens: int = 0  # real tokens of the last whole step
     # Of the step that is under way, a micro-batch each: its real tokens and its loss, perhaps on a card still.
