@@ -28,6 +28,9 @@ from training.system import files
 ROUNDS, LONGEST = 12, 0.5  # of a measurement, and seconds
 # The other library is taken where it needs less than this share of the time: measurements differ by some per cent.
 CLEARLY = 0.92
+# Of the processor time that a measurement could have had; where other programs took more of it, it says little, and the next
+# run measures again.
+UNDISTURBED = 0.8
 SHAPE = (512, 1024, 2048)  # tokens, inputs and outputs that are tried
 
 
@@ -83,11 +86,20 @@ def chosen(dtype: torch.dtype) -> Products:
         return named(json.loads(place.read_text(encoding="utf-8"))["products"])
     # Not measured yet, or no record of ours.
     except (OSError, ValueError, KeyError, TypeError):
-        found = quicker()
-    # Else the next run measures again.
-    with contextlib.suppress(OSError):
-        files.write_json(place, {"products": found.name})
+        found, undisturbed = measured()
+    if undisturbed:
+        # Else the next run measures again.
+        with contextlib.suppress(OSError):
+            files.write_json(place, {"products": found.name})
     return found
+
+
+def measured() -> tuple[Products, bool]:
+    """The quicker ones, and whether all threads had their processors while that was measured."""
+    began, used = time.perf_counter(), time.process_time()
+    found = quicker()
+    could = (time.perf_counter() - began) * torch.get_num_threads()
+    return found, time.process_time() - used >= UNDISTURBED * could
 
 
 def quicker(seconds: Callable[[Callable[[], object]], float] | None = None) -> Products:
