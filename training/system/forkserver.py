@@ -173,6 +173,14 @@ def start(preload: Sequence[str] = PRELOADED) -> None:
             env={**os.environ, **OFFLINE},
         )
     server = Server(requests, process)
+    # It looks at its stdin once it has imported: a program that has found a mistake meanwhile does not leave it at work.
+    atexit.register(_end, process, os.getpid())
+
+
+def _end(process: subprocess.Popen[bytes], starter: int) -> None:
+    """End the server with the process that started it; not with one that was forked from that."""
+    if os.getpid() == starter:
+        process.kill()
 
 
 def popen(
