@@ -102,6 +102,12 @@ def doubled_bos(fake: FakeOllama, subject: Subject) -> None:
     fake.count = lambda prompt: count(prompt) + 1
 
 
+def eos_after_the_prompt(fake: FakeOllama, subject: Subject) -> None:
+    count, eos = fake.count, subject.trained.template.eos
+    fake.count = lambda prompt: count(prompt + eos)
+    fake.reply = lambda file, prompt, most: ("", "stop")
+
+
 def lost_stop(fake: FakeOllama, subject: Subject) -> None:
     text = fake.reply(None, "", 9)[0]
     fake.reply = lambda file, prompt, most: (text + "<|im_end|>\nand then he went home", "length")
@@ -121,6 +127,7 @@ def shown_as_thoughts(fake: FakeOllama, subject: Subject) -> None:
     [
         (other_template, "rendered_differently", "training has .* the server writes"),
         (doubled_bos, "counted_differently", r"the server reads \d+ tokens, training read \d+"),
+        (eos_after_the_prompt, "counted_differently", r"the server reads \d+ tokens, training read \d+"),
         (lost_stop, "stops", r"does not end within \d+ tokens, and llama.cpp ends it"),
         (other_file, "first_tokens_differently", "token 1 of an answer is not llama.cpp's on the same file"),
         (shown_as_thoughts, "first_tokens_differently", "the answer is shown as thoughts, and none were trained"),

@@ -171,8 +171,23 @@ def test_a_template_gets_parameters_and_arguments_in_the_order_of_their_names() 
         "function": {"name": "w", "arguments": {"b": 1e20, "a": [0.5, 1e21]}},
     }
     (made,) = tool_form.calls_by_name({"role": "assistant", "content": "", "tool_calls": [call]})["tool_calls"]
-    assert json.dumps(made["function"]["arguments"]) == '{"a": [0.5, 1e+21], "b": 100000000000000000000}'
+    assert tool_form.json_as_go(made["function"]["arguments"]) == '{"a": [0.5, 1e+21], "b": 100000000000000000000}'
     assert tool_form.calls_by_name({"role": "user", "content": "x"}) == {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (1e-05, "0.00001"), (-2.5e-06, "-0.0000025"), (1e-06, "0.000001"), (1.5e-07, "1.5e-7"), (1e-10, "1e-10"),
+        (5e-324, "5e-324"), (1.0, "1"), (1e16, "10000000000000000"), (1.2345678901234567e20, "123456789012345670000"),
+        (1e21, "1e+21"), (1.5e300, "1.5e+300"), (0.1, "0.1"), (12345.678901234567, "12345.678901234567"),
+        ({"b": [1e-05, None], "a": "1e-05 \u2028 é"}, '{"b": [0.00001, null], "a": "1e-05 \u2028 é"}'),
+        ([True, 2**70, float("inf")], "[true, 1180591620717411303424, Infinity]"),
+    ],
+)  # fmt: skip
+def test_numbers_in_a_template_are_gos(given: object, text: str) -> None:
+    assert tool_form.json_as_go(given) == text
+    assert tool_form.json_as_go({"a": 1e-05}, indent=1) == '{\n "a": 1e-05\n}'
 
 
 @pytest.mark.tiny
@@ -185,3 +200,14 @@ def test_rows_are_rendered_in_the_order_of_names_where_template_writes_functions
     )
     assert own.index('"where"') < own.index('"big"') and by_name.index('"big"') < by_name.index('"where"')
     assert '"properties": {"town"' in own and '"properties": {"any"' in by_name
+
+
+@pytest.mark.tiny
+def test_a_small_number_is_trained_as_the_template_that_is_served_writes_it(tmp_path: Path) -> None:
+    jinja = "{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson if m.tool_calls }}{% endfor %}"
+    call = {"type": "function", "function": {"name": "f", "arguments": {"rate": 1e-05, "big": 1e20}}}
+    row = read({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call]}]}, tmp_path)
+    own, by_name = (
+        chat_template.render(ChatTemplate(jinja, "", tools_by_name=each), row.messages) for each in (False, True)
+    )
+    assert (own, by_name) == ('{"rate": 1e-05, "big": 1e+20}', '{"big": 100000000000000000000, "rate": 0.00001}')

@@ -39,10 +39,10 @@ ours.install({leave})
 """
 
 
-def started(code: str, leave: str = "leave") -> subprocess.Popen:
+def started(code: str, leave: str = "leave", **options) -> subprocess.Popen:
     """A program that has taken its signals over, and waits in torch."""
     command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT), code=code, leave=leave)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     assert process.stdout.readline() == "waiting\n", process.communicate()
     # Between that line and the waiting itself a signal would still be Python's.
     time.sleep(0.5)
@@ -162,6 +162,19 @@ wait(3)
     process = started(code)
     said, wrong = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "waiting\ncame back\n"), wrong
+
+
+def test_how_children_end_is_heard_though_who_started_the_program_ignores_that():
+    """It is inherited, and Python then takes each child for one that ended well."""
+    code = """
+import subprocess
+print("waiting", flush=True)
+print(subprocess.run(["false"]).returncode, flush=True)
+"""
+    ignoring = lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # noqa: E731
+    process = started(code, preexec_fn=ignoring)
+    said, wrong = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "1\n"), wrong
 
 
 def test_a_program_that_reads_its_modules_ends_at_once_with_the_signals_exit_code():

@@ -136,6 +136,39 @@ def test_a_drive_that_fails_under_the_converter_is_told_as_one(raised, at, monke
         conversion.work("convert", tmp_path / "out", 1, [], None)
 
 
+@pytest.mark.slow
+def test_a_worker_that_ends_before_its_work_is_done_is_no_success_whatever_its_exit_code(monkeypatch, tmp_path):
+    script = tmp_path / "worker.py"
+    monkeypatch.setattr(conversion, "WORKER", script)
+    script.write_text("print('reading the model')\n", encoding="utf-8")
+    with pytest.raises(
+        RunError, match="^convert: it ended before its work was done; it printed last: reading the model$"
+    ):
+        conversion.work("convert", tmp_path / "out", 1, [], None)
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_killed_is_no_success_where_the_ends_of_children_are_ignored(monkeypatch, tmp_path):
+    script = tmp_path / "worker.py"
+    monkeypatch.setattr(conversion, "WORKER", script)
+    script.write_text("import os\nprint('at work', flush=True)\nos.kill(os.getpid(), 9)\n", encoding="utf-8")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(RunError, match="^convert: it ended before its work was done; it printed last: at work$"):
+            conversion.work("convert", tmp_path / "out", 1, [], None)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_file_that_is_gone_or_empty_after_it_was_written_is_told_by_its_name(tmp_path):
+    path = tmp_path / "a.gguf"
+    with pytest.raises(RunError, match="^convert: llama.cpp has written .*/a.gguf, and it is not there"):
+        conversion.check_written("convert", path)
+    path.touch()
+    with pytest.raises(RunError, match="^convert: llama.cpp has written .*/a.gguf, and it is empty"):
+        conversion.check_written("convert", path)
+
+
 def test_an_unknown_method_or_type_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="q4_k_x is none of"):
         conversion.quantise(tmp_path / "a", tmp_path / "b", "q4_k_x")

@@ -14,7 +14,7 @@ from training.errors import UserError
 from training.hubs.listing import SHA1
 from training.plan import Plan
 from training.report import gathering
-from training.runs import Run, checkpoint, directory
+from training.runs import Run, began, checkpoint, directory
 from training.runs import processes as shares
 from training.settings import Settings, as_text
 from training.settings.command_line import Arguments
@@ -175,12 +175,8 @@ def tell_of_others(folder: Path) -> None:
 
 def refuse_changed(run: Run, marks: dict[str, object]) -> None:
     """Raise UserError, before anything is touched, where a run's newest checkpoint and its plan of today do not agree."""
-    trained = run.stage("train")
-    newest = checkpoint.newest(run.path / runs.CHECKPOINTS) if trained is None else None
-    if trained is not None:
-        checkpoint.refuse_mismatch(trained["fingerprint"], marks)
-    elif newest is not None:
-        checkpoint.refuse_mismatch(newest.manifest.fingerprint, marks)
+    if stored := began.fingerprint(run):
+        checkpoint.refuse_mismatch(stored, marks)
 
 
 def take(run: Run) -> None:

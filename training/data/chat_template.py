@@ -198,7 +198,8 @@ def render(
         handed = {**handed, "tools": tool_form.by_name(offered) if template.tools_by_name else offered}
     if template.tools_by_name:
         messages = [tool_form.calls_by_name(_message(one) if isinstance(one, Turn) else dict(one)) for one in messages]
-    return _render(template.jinja, template.special, messages, add_generation_prompt, template.today, handed)
+    by_name = template.tools_by_name
+    return _render(template.jinja, template.special, messages, add_generation_prompt, template.today, handed, by_name)
 
 
 SWITCH = "enable_thinking"  # by which templates are told whether the model is to think
@@ -231,13 +232,14 @@ def _render(
     add_generation_prompt: bool,
     today: datetime.date | None = None,
     handed: Mapping[str, object] | None = None,
+    as_go: bool = False,
 ) -> str:
     import jinja2
 
     dated = {"strftime_now": today.strftime} if today else {}
     chat = [_message(one) if isinstance(one, Turn) else dict(one) for one in messages]
     try:
-        compiled, known = _compiled(jinja)
+        compiled, known = _compiled(jinja, as_go)
         names = {**known, **special, **dated, **(handed or {}), "messages": chat}
         names["add_generation_prompt"] = add_generation_prompt
         text = _joined(compiled.root_render_func(compiled.new_context(names, shared=True)), chat)
@@ -281,14 +283,19 @@ def _is_sound(text: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _compiled(jinja: str) -> tuple[Template, dict[str, object]]:
+def _compiled(jinja: str, as_go: bool) -> tuple[Template, dict[str, object]]:
     """The template as transformers' `render_jinja_template` compiles it, and all names that it hands to one without tools.
 
-    Put together once, and not for every text: it is half of the time that rendering a short chat takes.
+    Put together once, and not for every text: it is half of the time that rendering a short chat takes. as_go: numbers in
+    JSON are written as a TEMPLATE writes them.
     """
     from transformers.utils import chat_template_utils
 
     compiled = chat_template_utils._compile_jinja_template(jinja)
+    if as_go:
+        environment = compiled.environment.overlay()
+        environment.filters = environment.filters | {"tojson": tool_form.json_as_go}
+        compiled = environment.from_string(jinja)
     return compiled, {**compiled.globals, "tools": None, "documents": None}
 
 

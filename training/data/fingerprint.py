@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 6  # of the encoding; raise it when the same rows would give other tokens, or other columns
+VERSION = 7  # of the encoding; raise it when the same rows would give other tokens, or other columns
 BATCH = 500  # rows whose content is taken in at once
 Options = tuple[int, str, str]  # MAX_SEQ_LENGTH, TRAIN_TURNS, TRAIN_ON
 

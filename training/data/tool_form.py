@@ -8,9 +8,12 @@ is never served.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 from training.data.turns import Turn
 
@@ -20,7 +23,7 @@ Made = Callable[[object, Lost], object]
 
 FORMED = "with functions or calls that Ollama writes otherwise: trained as it does (TOOL_FORM = own keeps the row's)"
 EXACT = 1 << 63  # from here on llama.cpp reads a whole number as none
-WRITTEN_OUT = 1e21  # up to here Go writes all digits of a whole number
+WRITTEN_OUT_FROM, WRITTEN_OUT = 1e-6, 1e21  # between them Go writes all digits of a number
 
 
 def left_out(name: str) -> str:
@@ -77,16 +80,30 @@ def calls_by_name(message: dict[str, object]) -> dict[str, object]:
 
 def _ordered(call: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, object]:
     arguments = call["function"]["arguments"]
-    return {name: _written_out(arguments[name]) for name in sorted(arguments)}
+    return {name: arguments[name] for name in sorted(arguments)}
 
 
-def _written_out(value: object) -> object:
+def json_as_go(value: object, ensure_ascii: bool = False, **form: Any) -> str:
+    """JSON as a TEMPLATE writes it, for the `tojson` of a chat template: it differs in numbers only."""
+    if ensure_ascii or form:  # no TEMPLATE writes that
+        return json.dumps(value, ensure_ascii=ensure_ascii, **form)
     if isinstance(value, dict):
-        return {name: _written_out(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_written_out(one) for one in value]
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < WRITTEN_OUT
-    return int(Decimal(repr(value))) if whole else value
+        return "{" + ", ".join(f"{_text(str(name))}: {json_as_go(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(json_as_go(one) for one in value) + "]"
+    return _number_as_go(value) if isinstance(value, float) and math.isfinite(value) else _text(value)
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _number_as_go(value: float) -> str:
+    """As Go's encoding/json writes it: 0.00001, where Python has 1e-05, and 1e-7 for 1e-07."""
+    written = Decimal(repr(value))
+    if value == 0 or WRITTEN_OUT_FROM <= abs(value) < WRITTEN_OUT:
+        return "-0" if str(value) == "-0.0" else str(int(written)) if value.is_integer() else f"{written:f}"
+    return re.sub("(e[-+])0", r"\1", repr(value))
 
 
 def _function(function: Mapping[str, object], lost: Lost) -> dict[str, object]:

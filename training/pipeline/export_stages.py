@@ -244,7 +244,8 @@ def failure(run: Run, code: int, said: dict[str, Any]) -> FinetuneError:
         name = f"signal {-code}" + (" (probably out of memory)" if code == -9 else "")
         return RunError("export", f"its process was killed by {name}", safe)
     if "message" not in said:  # before it had read the run
-        return RunError("export", f"its process ended with exit code {code}, for the reason above", safe)
+        how = f"with exit code {code}, for the reason above" if code else "before its work was done"
+        return RunError("export", f"its process ended {how}", safe)
     return Told(said["stage"], said["message"], said["safe"])
 
 

@@ -220,13 +220,16 @@ def export_stage(run: Run, events: Events) -> None:
         raise
     finally:
         run.reload()
-    if code:
+    # The code may be lost, where this process was told to ignore the ends of its children.
+    if code or run.stage("check") is None:
         raise export_stages.failure(run, code, said)
 
 
 def marks(plan: Plan) -> dict[str, Any]:
     """The fingerprint of the run that a plan leads to."""
     found = checkpoint.fingerprint(plan.settings, _content(plan), plan.base, plan.template.jinja)
+    if not plan.data.plain:
+        found[checkpoint.FUNCTIONS] = checkpoint.BY_NAME if plan.template.tools_by_name else checkpoint.AS_HANDED
     if plan.replay is None or not plan.replay.sha256:
         return found
     # The base model's answers; those of a REPLAY_FILE are among the data files.

@@ -27,6 +27,7 @@ from training.errors import UserError
 from training.plan import choices, disk_space, memory, memory_fit, replayed, system_text, traffic
 from training.plan.choices import choose_for_rows, fit_to_model
 from training.plan.replayed import Replay
+from training.runs import began, open_run
 from training.settings import Settings, clamp, contradictions
 from training.system import foreign_code, paths, privacy, this_machine, wording
 from training.system.this_machine import Machine
@@ -107,7 +108,8 @@ def prepare(
     """Check and choose everything, in the order of the run. Raises UserError or MachineError; logs what it finds.
 
     Of a run that is resumed, `today`: the date on which it began, for the templates that write one into the prompt;
-    `on_disk`: the bytes that it has written already; `run`: its directory, in which the base model's answers may be.
+    `on_disk`: the bytes that it has written already; `run`: its directory, in which the base model's answers may be, and what was
+    decided when it began.
     Without `weights` a model on the Hub is not downloaded for it.
     """
     foreign_code.trust(settings.model.trust_remote_code)
@@ -136,7 +138,7 @@ def prepare(
         weights_fit.check(base.path, base.config, settings.model.trust_remote_code)
         if settings.lora.use_dora:
             weights_fit.check_dora(base.path, settings.lora.target_modules)
-        plan = _read_rows(settings, machine, base, today, on_disk)
+        plan = _read_rows(settings, machine, base, today, on_disk, run)
         if run is not None:
             plan = with_answers(plan, run)
         if weights:
@@ -153,7 +155,9 @@ def prepare(
     return plan
 
 
-def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: date | None, on_disk: int) -> Plan:
+def _read_rows(
+    settings: Settings, machine: Machine, base: BaseModel, today: date | None, on_disk: int, run: Path | None
+) -> Plan:
     """The part of the plan that follows from the rows."""
     tokenizer = engine.tokenizer(base)
     template = chat_template.choose(base, settings, tokenizer, today)
@@ -163,7 +167,7 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
         logger.warning(warning)
     for note in (*data.notes, *contradictions.unused(settings)):
         logger.info(note)
-    if not data.plain and settings.dataset.tool_form == tool_form.OLLAMA:
+    if not data.plain and settings.dataset.tool_form == tool_form.OLLAMA and _may_order(run):
         template = functions_by_name(template)
     sequences = _tokenise(data, template, tokenizer, settings)
     choices.check_rows(len(sequences.train), settings)
@@ -178,10 +182,7 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
     steps = settings.total_steps(expected.sequences)
     settings = clamp(settings, steps)
     _try_modelfile(settings, template, data.plain)
-    disk = disk_space.disk_needed(settings, base, steps)
-    still_needed = max(disk_space.MARGIN, sum(disk.values()) - on_disk)
-    choices.check_disk(settings.training.output_dir, still_needed, disk_space.words(disk))
-    disk_space.check_importance(settings, base, machine)
+    disk = _room(settings, base, machine, steps, on_disk)
     model, adapter = memory.shape(base.config, base.parameters), disk_space.adapter_parameters(settings, base)
     if too_little := memory_fit.check(settings, model, expected.total.longest, machine, adapter):
         logger.warning(too_little)
@@ -204,6 +205,19 @@ def _read_rows(settings: Settings, machine: Machine, base: BaseModel, today: dat
         packs=packs,
         replay=replay,
     )
+
+
+def _may_order(run: Path | None) -> bool:
+    return began.may_order_functions(open_run(run) if run else None)
+
+
+def _room(settings: Settings, base: BaseModel, machine: Machine, steps: int, on_disk: int) -> dict[str, int]:
+    """The bytes that a run takes on the disk, by what takes them. UserError or MachineError where there is no room."""
+    disk = disk_space.disk_needed(settings, base, steps)
+    still_needed = max(disk_space.MARGIN, sum(disk.values()) - on_disk)
+    choices.check_disk(settings.training.output_dir, still_needed, disk_space.words(disk))
+    disk_space.check_importance(settings, base, machine)
+    return disk
 
 
 def with_answers(plan: Plan, run: Path) -> Plan:

@@ -36,6 +36,8 @@ TRAINER_KINDS = {
     "log_history": OBJECTS,
     "stateful_callbacks": OBJECT,
 }
+# Of the fingerprint: in which order the parameters and arguments of functions stand; AS_HANDED in runs of older versions.
+FUNCTIONS, BY_NAME, AS_HANDED = "functions", "in the order of their names", "in the order of the rows"
 BASE = "base model file "  # the beginning of a field of the fingerprint, before the file's name
 # Settings that change neither the losses nor the adapter.
 NOT_COMPARED = {
@@ -209,14 +211,16 @@ def _equal(stored: object, current: object) -> bool:
 def refuse_mismatch(stored: Mapping[str, object], current: Mapping[str, object]) -> None:
     """Raise UserError naming every field in which a run (`kept`) and the attempt to resume it differ.
 
-    A setting that came after the run was made had no other value than its default.
+    A setting that came after the run was made had no other value than its default, or did as its rule says.
     """
     # What an older version compared is left out of both.
     stored = {field: value for field, value in _plain(stored).items() if field not in NOT_COMPARED}
     current = _plain(current)
     problems = processes.unlike(stored, current)
-    later = {name: item.rule.default for name, item in TABLE.items() if name in current and name not in stored}
-    stored |= _plain(later)
+    later = {name: item.rule for name, item in TABLE.items() if name in current and name not in stored}
+    stored |= _plain({name: rule.default if rule.before is None else rule.before for name, rule in later.items()})
+    if FUNCTIONS in current:
+        stored.setdefault(FUNCTIONS, AS_HANDED)
     if not any(field.startswith(BASE) for field in stored):  # a run from before they were kept
         current = {field: value for field, value in current.items() if not field.startswith(BASE)}
     problems += [

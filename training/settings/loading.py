@@ -17,6 +17,7 @@ from training.settings.settings import AUTOMATIC, DEFAULT, Override, Settings, d
 from training.settings.table import (
     EVERY,
     EVERY_SECTION,
+    TABLE,
     Dataset,
     Hardware,
     LoRA,
@@ -133,7 +134,17 @@ def _recorded(settings: Settings, file: Ini) -> Settings:
         elif reason != entry.key:
             del origins[key]
             choices.append((key, settings.get(key), reason))
-    return dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices), began=True)
+    found = dataclasses.replace(settings, origins=origins, choices=(*settings.choices, *choices), began=True)
+    return _as_older(found, {f"{entry.section}.{entry.key}" for entry in file.entries})
+
+
+def _as_older(settings: Settings, named: set[str]) -> Settings:
+    """What is `named` neither in a run's file nor beside it came after the run began: as it was done before, where that
+    is not the default."""
+    for key, item in TABLE.items():
+        if item.rule.before is not None and not {key} & {*named, *settings.origins}:
+            settings = settings.with_choice(key, item.rule.before, "the run began before there was this setting")
+    return settings
 
 
 def _is_default(settings: Settings, key: str) -> bool:

@@ -51,6 +51,8 @@ class Rule:
     is_a: Literal["", "file", "files", "folder", "model"] = ""  # what must be there on the disk (missing)
     # Where the annotation's own reader does not do.
     read: Callable[[Given, Rule], object] | None = None
+    # The value by which runs were made that are older than the setting, where that is not the default.
+    before: str | None = None
 
 
 def setting(default: object, *, help: str, **rule: Any) -> Any:

@@ -122,6 +122,7 @@ class Dataset:
     tool_form: str = setting(
         "ollama",
         one_of=("ollama", "own"),
+        before="own",
         help="functions and calls: as Ollama serves them (its order and fields), or as the rows have them",
     )
     null_words: str = setting(

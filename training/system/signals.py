@@ -61,6 +61,8 @@ class Signals:
         signal.signal(signal.SIGUSR1, self._on_save)
         signal.signal(signal.SIGUSR2, self._on_again)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Whoever started this process may ignore it, which is inherited: then all children seem to have ended well.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         atexit.register(_told)
         arrivals, wake = os.pipe()
         os.set_blocking(wake, False)

@@ -25,6 +25,7 @@ from training.errors import MachineError, RunError, UserError
 from training.settings.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
 from training.system import files, foreign_json, forkserver, io_errors, shell, temporary
 from training.to_gguf import converter_traceback
+from training.to_gguf.conversion_worker import DONE
 
 METHODS = (*QUANTISATIONS, *NEED_IMPORTANCE_MATRIX)
 CONVERTER = Path(sys.prefix) / "llama.cpp" / "convert_hf_to_gguf.py"
@@ -199,7 +200,7 @@ def work(stage: str, out: Path, need: int, arguments: Sequence[object], progress
         except BaseException:  # interrupted, or progress() failed: nobody waits for the result any more
             process.kill()
             raise
-    if code:
+    if code or DONE not in printed:
         free = shutil.disk_usage(out.parent).free
         if free < SCRATCH or any("No space left on device" in line for line in printed):
             if io_errors.out_of_inodes(out.parent):
@@ -245,8 +246,11 @@ def _fallbacks(stage: str, printed: Sequence[str], kinds: Mapping[str, str]) -> 
 
 
 def check_written(stage: str, partial: Path) -> None:
-    if not partial.is_file() or not partial.stat().st_size:
-        raise RunError(stage, "llama.cpp said that all went well and wrote nothing")
+    """RunError where a file is not there, or is empty, of which llama.cpp has said that it was written."""
+    if not partial.is_file():
+        raise RunError(stage, f"llama.cpp has written {partial}, and it is not there: has another program removed it?")
+    if not partial.stat().st_size:
+        raise RunError(stage, f"llama.cpp has written {partial}, and it is empty: has another program emptied it?")
 
 
 # What the converter or quantiser prints -> what it means. The first that is found anywhere is told.
@@ -284,5 +288,7 @@ def reason(printed: Sequence[str], code: int) -> str:
     noise = (" ", "Traceback", *of_gdb)
     told = [line.strip() for line in printed if not line.startswith(noise) and _share(line) is None]
     last = told[-1] if told else "it printed nothing"
+    if not code:
+        return f"it ended before its work was done; it printed last: {last}"
     how = f"signal {-code}" if code < 0 else f"code {code}"
     return f"llama.cpp ended with {how}; it printed last: {last}"

@@ -2,6 +2,9 @@
 
 conversion_worker.py convert CONVERTER.py ARGUMENTS...      conversion_worker.py quantise SOURCE OUT METHOD [IMPORTANCE.npz]
 conversion_worker.py convert_with PAIRS.json CONVERTER.py ARGUMENTS...
+
+Its last line says that the work was done. The exit code alone does not: it is 0 as well for a script that is being replaced
+just then, and, where the one who asked was told to ignore the ends of children, for a process that was killed.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from training.system.parent_watch import end_with_parent
 
 if TYPE_CHECKING:
     import numpy as np
+
+DONE = "conversion worker: done"
 
 
 def convert(script: str, *arguments: str) -> None:
@@ -112,4 +117,6 @@ if __name__ == "__main__":
         "convert_with": convert_with,
         "quantise": quantise,
     }
-    sys.exit(commands[sys.argv[1]](*sys.argv[2:]))
+    if code := commands[sys.argv[1]](*sys.argv[2:]):
+        sys.exit(code)
+    print(f"\n{DONE}", flush=True)
