@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import operator
 import os
 import re
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jsonschema
@@ -35,15 +39,57 @@ def test_a_file_for_a_cluster_sets_settings_that_there_are_on_every_machine(name
     assert SECRET in (EXAMPLES / name).read_text(encoding="utf-8")
 
 
-def test_the_file_for_skypilot_is_what_its_published_schema_allows():
-    schema = json.loads((Path(__file__).parent / "skypilot.json").read_text(encoding="utf-8"))
-    found = yaml.safe_load((EXAMPLES / "skypilot" / "finetune.yaml").read_text(encoding="utf-8"))
-    # SkyPilot holds the resources against a schema of their own.
-    jsonschema.validate(found, schema["task"])
-    jsonschema.validate(found["resources"], schema["resources"])
-    for part, wrong in (("task", {**found, "nodes": 2}), ("resources", {**found["resources"], "disk": 200})):
-        with pytest.raises(jsonschema.ValidationError, match="Additional properties are not allowed"):
-            jsonschema.validate(wrong, schema[part])
+def check(name: str, found: Mapping[str, object]) -> None:
+    """Hold a file for a cluster against the schemas that its program has published."""
+    path = Path(__file__).parent / f"{Path(name).parent.name}.json"
+    schemas = json.loads(path.read_text(encoding="utf-8"))
+    for part, schema in schemas.items():
+        # SkyPilot holds the resources against a schema of their own.
+        if part != "source":
+            jsonschema.validate(found.get("resources", {}) if part == "resources" else found, schema)
+
+
+def ways(value: object, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The way to every key of a file, but for those whose names its writer is free to choose."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from ways(item, (*above, number))
+    elif isinstance(value, dict) and above[-1:] not in (("limits",), ("secrets",)):
+        for key, item in value.items():
+            yield (*above, key)
+            yield from ways(item, (*above, key))
+
+
+@pytest.mark.parametrize("name", ["kubernetes/trainjob.yaml", "skypilot/finetune.yaml"])
+def test_a_file_for_a_cluster_is_what_its_published_schema_allows_and_no_key_of_it_may_be_misspelt(name):
+    found = yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8"))
+    check(name, found)
+    for *above, key in ways(found):
+        wrong = copy.deepcopy(found)
+        place = functools.reduce(operator.getitem, above, wrong)
+        place[f"{key}x"] = place.pop(key)
+        with pytest.raises(jsonschema.ValidationError):
+            check(name, wrong)
+
+
+@pytest.mark.parametrize(
+    ("above", "wrong"),
+    [
+        (["spec", "trainer", "numNodes"], "two"),
+        (["spec", "trainer", "resourcesPerNode", "limits", "nvidia.com/gpu"], "eight"),
+        (["spec", "trainer", "env", 0, "valueFrom", "secretKeyRef", "key"], 1),
+        (["spec", "runtimePatches", 0, "manager"], ""),
+        (["spec", "runtimeRef", "name"], None),
+        (["metadata", "name"], "Finetune"),
+        (["apiVersion"], "kubeflow.org/v1"),
+    ],
+)
+def test_a_value_that_a_trainjob_cannot_have_is_found(above, wrong):
+    found = yaml.safe_load((EXAMPLES / "kubernetes" / "trainjob.yaml").read_text(encoding="utf-8"))
+    functools.reduce(operator.getitem, above[:-1], found)[above[-1]] = wrong
+    with pytest.raises(jsonschema.ValidationError) as refused:
+        check("kubernetes/trainjob.yaml", found)
+    assert list(refused.value.absolute_path) == above
 
 
 @pytest.mark.slow
