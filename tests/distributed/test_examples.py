@@ -138,25 +138,58 @@ def test_a_job_of_slurm_has_an_output_of_its_own_and_goes_on_with_its_own_run_al
     assert started(script, tmp_path, **job) == [*begin, *one, "./run.sh", "--resume", *rest]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("status", "restarts", "again"),
-    [({"lost": True}, "0", True), ({"lost": True}, "3", False), ({"lost": None}, "0", False), ({}, "0", False)],
-)
-def test_a_job_of_slurm_that_lost_a_machine_waits_again_three_times_and_one_that_failed_by_itself_does_not(
-    tmp_path, status, restarts, again
-):
+def ended_badly(tmp_path: Path, restarts: str = "0") -> list[str]:
+    """The words of what a job of Slurm has its controller do when its tasks have ended with an error."""
     for name, text in (("srun", "exit 1"), ("scontrol", 'echo "$@"')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o700)
-    output = tmp_path / "outputs" / "slurm-7"
-    a_run(output)
-    Run(output / "finetune_1").update(state="failed", **status)
     job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
     job |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FINETUNE_SECRET_FILE": str(tmp_path / "secret")}
     script = ["bash", str(EXAMPLES / "slurm" / "finetune.sbatch"), "my.ini"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ, **job})
-    assert done.returncode == 1 and done.stdout.split() == (["requeue", "7"] if again else []), done.stderr
+    assert done.returncode == 1, done.stderr
+    assert ("the job waits in the queue again" in done.stderr) == bool(done.stdout)
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "restarts", "again"),
+    [
+        ({"lost": True}, "0", True),
+        ({"lost": True}, "3", False),
+        ({"lost": None}, "0", False),
+        ({}, "0", False),
+        # Of a first process that was killed: it could write nothing more.
+        ({"state": "running"}, "0", True),
+        ({"state": "running"}, "3", False),
+        ({"state": "queued"}, "0", True),
+        ({"state": "completed"}, "0", False),
+    ],
+)
+def test_a_job_of_slurm_that_lost_a_process_waits_again_three_times_and_one_that_failed_by_itself_does_not(
+    tmp_path, status, restarts, again
+):
+    output = tmp_path / "outputs" / "slurm-7"
+    a_run(output)
+    Run(output / "finetune_1").update(**{"state": "failed", **status})
+    assert ended_badly(tmp_path, restarts) == (["requeue", "7"] if again else [])
+
+
+@pytest.mark.slow
+def test_of_several_runs_of_a_job_of_slurm_the_newest_says_whether_a_process_was_lost(tmp_path):
+    output = tmp_path / "outputs" / "slurm-7"
+    for number, state in enumerate(("running", "failed"), start=1):
+        # Killed before its first checkpoint, and begun anew.
+        (output / f"finetune_{number}").mkdir(parents=True)
+        Run(output / f"finetune_{number}").update(state=state)
+        os.utime(output / f"finetune_{number}" / "status.json", (number, number))
+    assert ended_badly(tmp_path) == []
+    os.utime(output / "finetune_1" / "status.json", (3, 3))
+    assert ended_badly(tmp_path) == ["requeue", "7"]
+    # The link to the newest one is the same run once more.
+    (output / "latest").symlink_to("finetune_2")
+    assert ended_badly(tmp_path) == ["requeue", "7"]
 
 
 @pytest.mark.slow
