@@ -167,7 +167,8 @@ def launched(hardware: Hardware, arguments: Arguments, stdout: IO[str]) -> int:
             ending.events = Events(path / runs.EVENTS, ending.events_on)
             log.join_run(path / runs.LOG)
         at = "train" if ending.run is None else ending.run.status.get("stage") or "train"
-        return ending.failed(failures.told(RunError("training" if at == "train" else at, words), ending.run))
+        error = Lost("training", words) if at == "train" else RunError(at, words)
+        return ending.failed(failures.told(error, ending.run))
 
     background.take_parent()
     return launcher.launch(hardware, stdout, background.tell_parent, killed)

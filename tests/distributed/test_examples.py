@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import operator
 import os
 import re
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jsonschema
@@ -35,15 +39,57 @@ def test_a_file_for_a_cluster_sets_settings_that_there_are_on_every_machine(name
     assert SECRET in (EXAMPLES / name).read_text(encoding="utf-8")
 
 
-def test_the_file_for_skypilot_is_what_its_published_schema_allows():
-    schema = json.loads((Path(__file__).parent / "skypilot.json").read_text(encoding="utf-8"))
-    found = yaml.safe_load((EXAMPLES / "skypilot" / "finetune.yaml").read_text(encoding="utf-8"))
-    # SkyPilot holds the resources against a schema of their own.
-    jsonschema.validate(found, schema["task"])
-    jsonschema.validate(found["resources"], schema["resources"])
-    for part, wrong in (("task", {**found, "nodes": 2}), ("resources", {**found["resources"], "disk": 200})):
-        with pytest.raises(jsonschema.ValidationError, match="Additional properties are not allowed"):
-            jsonschema.validate(wrong, schema[part])
+def check(name: str, found: Mapping[str, object]) -> None:
+    """Hold a file for a cluster against the schemas that its program has published."""
+    path = Path(__file__).parent / f"{Path(name).parent.name}.json"
+    schemas = json.loads(path.read_text(encoding="utf-8"))
+    for part, schema in schemas.items():
+        # SkyPilot holds the resources against a schema of their own.
+        if part != "source":
+            jsonschema.validate(found.get("resources", {}) if part == "resources" else found, schema)
+
+
+def ways(value: object, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The way to every key of a file, but for those whose names its writer is free to choose."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from ways(item, (*above, number))
+    elif isinstance(value, dict) and above[-1:] not in (("limits",), ("secrets",)):
+        for key, item in value.items():
+            yield (*above, key)
+            yield from ways(item, (*above, key))
+
+
+@pytest.mark.parametrize("name", ["kubernetes/trainjob.yaml", "skypilot/finetune.yaml"])
+def test_a_file_for_a_cluster_is_what_its_published_schema_allows_and_no_key_of_it_may_be_misspelt(name):
+    found = yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8"))
+    check(name, found)
+    for *above, key in ways(found):
+        wrong = copy.deepcopy(found)
+        place = functools.reduce(operator.getitem, above, wrong)
+        place[f"{key}x"] = place.pop(key)
+        with pytest.raises(jsonschema.ValidationError):
+            check(name, wrong)
+
+
+@pytest.mark.parametrize(
+    ("above", "wrong"),
+    [
+        (["spec", "trainer", "numNodes"], "two"),
+        (["spec", "trainer", "resourcesPerNode", "limits", "nvidia.com/gpu"], "eight"),
+        (["spec", "trainer", "env", 0, "valueFrom", "secretKeyRef", "key"], 1),
+        (["spec", "runtimePatches", 0, "manager"], ""),
+        (["spec", "runtimeRef", "name"], None),
+        (["metadata", "name"], "Finetune"),
+        (["apiVersion"], "kubeflow.org/v1"),
+    ],
+)
+def test_a_value_that_a_trainjob_cannot_have_is_found(above, wrong):
+    found = yaml.safe_load((EXAMPLES / "kubernetes" / "trainjob.yaml").read_text(encoding="utf-8"))
+    functools.reduce(operator.getitem, above[:-1], found)[above[-1]] = wrong
+    with pytest.raises(jsonschema.ValidationError) as refused:
+        check("kubernetes/trainjob.yaml", found)
+    assert list(refused.value.absolute_path) == above
 
 
 @pytest.mark.slow
@@ -92,25 +138,58 @@ def test_a_job_of_slurm_has_an_output_of_its_own_and_goes_on_with_its_own_run_al
     assert started(script, tmp_path, **job) == [*begin, *one, "./run.sh", "--resume", *rest]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("status", "restarts", "again"),
-    [({"lost": True}, "0", True), ({"lost": True}, "3", False), ({"lost": None}, "0", False), ({}, "0", False)],
-)
-def test_a_job_of_slurm_that_lost_a_machine_waits_again_three_times_and_one_that_failed_by_itself_does_not(
-    tmp_path, status, restarts, again
-):
+def ended_badly(tmp_path: Path, restarts: str = "0") -> list[str]:
+    """The words of what a job of Slurm has its controller do when its tasks have ended with an error."""
     for name, text in (("srun", "exit 1"), ("scontrol", 'echo "$@"')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o700)
-    output = tmp_path / "outputs" / "slurm-7"
-    a_run(output)
-    Run(output / "finetune_1").update(state="failed", **status)
     job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
     job |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FINETUNE_SECRET_FILE": str(tmp_path / "secret")}
     script = ["bash", str(EXAMPLES / "slurm" / "finetune.sbatch"), "my.ini"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ, **job})
-    assert done.returncode == 1 and done.stdout.split() == (["requeue", "7"] if again else []), done.stderr
+    assert done.returncode == 1, done.stderr
+    assert ("the job waits in the queue again" in done.stderr) == bool(done.stdout)
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "restarts", "again"),
+    [
+        ({"lost": True}, "0", True),
+        ({"lost": True}, "3", False),
+        ({"lost": None}, "0", False),
+        ({}, "0", False),
+        # Of a first process that was killed: it could write nothing more.
+        ({"state": "running"}, "0", True),
+        ({"state": "running"}, "3", False),
+        ({"state": "queued"}, "0", True),
+        ({"state": "completed"}, "0", False),
+    ],
+)
+def test_a_job_of_slurm_that_lost_a_process_waits_again_three_times_and_one_that_failed_by_itself_does_not(
+    tmp_path, status, restarts, again
+):
+    output = tmp_path / "outputs" / "slurm-7"
+    a_run(output)
+    Run(output / "finetune_1").update(**{"state": "failed", **status})
+    assert ended_badly(tmp_path, restarts) == (["requeue", "7"] if again else [])
+
+
+@pytest.mark.slow
+def test_of_several_runs_of_a_job_of_slurm_the_newest_says_whether_a_process_was_lost(tmp_path):
+    output = tmp_path / "outputs" / "slurm-7"
+    for number, state in enumerate(("running", "failed"), start=1):
+        # Killed before its first checkpoint, and begun anew.
+        (output / f"finetune_{number}").mkdir(parents=True)
+        Run(output / f"finetune_{number}").update(state=state)
+        os.utime(output / f"finetune_{number}" / "status.json", (number, number))
+    assert ended_badly(tmp_path) == []
+    os.utime(output / "finetune_1" / "status.json", (3, 3))
+    assert ended_badly(tmp_path) == ["requeue", "7"]
+    # The link to the newest one is the same run once more.
+    (output / "latest").symlink_to("finetune_2")
+    assert ended_badly(tmp_path) == ["requeue", "7"]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.programs import wait_for_step
+from tests.support.ranks import started
 from tests.support.runs import losses
 from tests.support.tiny import write_tiny_config
 
@@ -75,6 +76,11 @@ class Cluster:
         """What Slurm says of a job."""
         return dict(re.findall(r"(\w+)=(\S+)", self.ask("scontrol", "show", "job", number)))
 
+    def hasten(self, job: str) -> None:
+        """A job that waits is to begin now, where it has not by itself since somebody looked."""
+        command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+        subprocess.run(command, env=self.environment, capture_output=True, timeout=60)
+
     def lose_second_node(self, job: str) -> None:
         """Node 2 is gone, with all that was at work there for a job."""
         os.kill(int((self.folder / "slurmd.n2.pid").read_text(encoding="utf-8")), signal.SIGKILL)
@@ -128,7 +134,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_job_on_two_nodes_that_is_preempted_and_loses_a_node_waits_again_each_time_and_goes_on_to_its_end(
+def test_a_job_on_two_nodes_that_is_preempted_and_loses_a_node_and_its_first_process_waits_again_each_time_and_goes_on_to_its_end(
     cluster, tmp_path, tiny_model
 ):
     config = write_tiny_config(tmp_path, tiny_model)
@@ -136,7 +142,7 @@ def test_a_job_on_two_nodes_that_is_preempted_and_loses_a_node_waits_again_each_
     text = (
         config.read_text(encoding="utf-8")
         .replace("BATCH_SIZE = 2", "BATCH_SIZE = 1")
-        .replace("STEPS = 6", "STEPS = 150")
+        .replace("STEPS = 6", "STEPS = 200")
     )
     here = f"[Hardware]\nNUM_THREADS = 1\nMAIN_PROCESS_ADDRESS = 127.0.0.1:{port}\n"
     config.write_text(text + here, encoding="utf-8")
@@ -158,26 +164,34 @@ def test_a_job_on_two_nodes_that_is_preempted_and_loses_a_node_waits_again_each_
             return "", out.read_text(encoding="utf-8")
 
     run = wait_for_step(tmp_path / "outputs", 2, Job())
-    cluster.ask("scancel", "--signal=TERM", number)
-    end, stopped, lost = time.monotonic() + 500, max(losses(run)), "no"
+    hurts = [
+        # As the kernel does where memory runs out: it can write nothing more.
+        lambda: os.kill(started(run), signal.SIGKILL),
+        lambda: cluster.ask("scancel", "--signal=TERM", number),
+        lambda: cluster.lose_second_node(number),
+    ]
+    end, stopped, before, away = time.monotonic() + 500, 0, -1, False
     while (job := cluster.job(number))["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"):
-        if job["Restarts"] == "1" and lost == "no" and max(losses(run)) > stopped + 2:
-            cluster.lose_second_node(number)
-            lost = "yes"
-        if job["Restarts"] == "2" and lost == "yes":
+        restarts = int(job["Restarts"])
+        if hurts and restarts > before and job["JobState"] == "RUNNING" and max(losses(run)) > stopped + 2:
+            hurts.pop(0)()
+            before, stopped, away = restarts, max(losses(run)), not hurts
+        elif away and restarts > before:
             cluster.ask("slurmd", "-N", "n2")
-            lost = "back"
-        if job["JobState"] == "PENDING" and job["Restarts"] in ("1", "2"):
+            away = False
+        if job["JobState"] == "PENDING" and restarts:
             # Slurm lets a job that it has put back wait for two minutes; within a second its nodes would still refuse it.
             time.sleep(3)
-            cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+            cluster.hasten(number)
         assert time.monotonic() < end, out.read_text(encoding="utf-8")
         time.sleep(1)
     said = out.read_text(encoding="utf-8")
     controller = (cluster.folder / "slurmctld.log").read_text(encoding="utf-8")
-    assert job["JobState"] == "COMPLETED" and job["Restarts"] == "2" and lost == "back", f"{job}\n{said}\n{controller}"
+    assert job["JobState"] == "COMPLETED" and not hurts and not away, f"{job}\n{said}\n{controller}"
+    # Of what Slurm sends to one start the next may get something, where it comes so soon: then there is one more.
+    assert int(job["Restarts"]) >= 3 and said.count("the job waits in the queue again") >= 2, said
     assert "started by srun: it takes its place among them" in said and "in 2 processes" in said, said
     assert "going on from the checkpoint of step" in said and "machine 0 has the adapter" in said, said
     assert (tmp_path / "secret").stat().st_mode & 0o077 == 0
     assert (run / "report.json").is_file()
-    assert sorted(losses(run)) == list(range(1, 151))
+    assert sorted(losses(run)) == list(range(1, 201))

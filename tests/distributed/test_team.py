@@ -624,6 +624,7 @@ def test_whichever_process_is_stopped_or_killed_the_run_ends_in_time_and_goes_on
     code, stderr, status = hurt(status["step"] + 1, lambda run, _: os.kill(started(run), signal.SIGKILL))
     assert (code, status["state"]) == (1, "failed"), stderr
     assert "training: process 0 of 2 (NUM_PROCESSES) was killed by SIGKILL\nthe checkpoint of step" in stderr
+    assert status["lost"] is True, "the training can go on: nothing of its own has ended it"
     code, stderr, status = hurt(status["step"] + 1, lambda _, launcher: os.kill(launcher, signal.SIGKILL))
     assert (code, status["state"]) == (-signal.SIGKILL, "interrupted"), stderr
     done = ended("", "--config", config, "--resume")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from loguru import logger
 
 from training import runs
-from training.errors import FinetuneError, Interrupted, MachineError, RunError, UserError
+from training.errors import FinetuneError, Interrupted, Lost, MachineError, RunError, UserError
 from training.runs import Run, checkpoint, directory
 from training.system import io_errors, log, shell, signals
 from training.system.signals import behind
@@ -56,8 +56,8 @@ def in_full(error: FinetuneError, run: Run | None) -> FinetuneError:
     words = io_errors.instead(error.message if isinstance(error, RunError) else str(error), error)
     if isinstance(error, UserError) and io_errors.behind(error):
         return of_drive(words, run)
-    if type(error) is RunError:
-        return RunError(error.stage, words, error.safe or (what_is_safe(run) if run else ""))
+    if isinstance(error, RunError) and type(error) in (RunError, Lost):
+        return type(error)(error.stage, words, error.safe or (what_is_safe(run) if run else ""))
     return error
 
 
