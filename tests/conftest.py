@@ -14,7 +14,7 @@ import pytest
 from tests.support import live_ollama, warm
 from tests.support.faults import FAULT
 from tests.support.paths import ROOT
-from tests.support.programs import finetune
+from tests.support.programs import whole_run
 from tests.support.session import locked, once, session_folder
 from tests.support.tiny import write_smallest_model, write_tiny_config, write_tiny_model
 from training.system import before_torch, forkserver
@@ -176,10 +176,4 @@ def tiny_config(tmp_path: Path, tiny_model: Path) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """One finished run on the tiny model, which the tests only look at."""
-
-    def make(folder: Path) -> str:
-        ended = finetune("--config", write_tiny_config(folder, tiny_model))
-        assert ended.code == 0, ended.stderr
-        return str(ended.run)
-
-    return Path(once(tmp_path_factory, "undisturbed", make)[1])
+    return Path(once(tmp_path_factory, "undisturbed", lambda folder: whole_run(folder, tiny_model))[1])

@@ -16,7 +16,7 @@ import pytest
 from loguru import logger
 
 import training
-from tests.support import adopted
+from tests.support import adopted, small
 from tests.support.paths import ROOT
 from training import (
     FineTuningConfig,
@@ -28,6 +28,9 @@ from training import (
     load_model_and_tokenizer,
     run_fine_tuning,
 )
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.guides import BLOCKS, Block
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune
 from tests.support.tiny import write_tiny_config
 from training import convert_to_gguf, evaluate_model, prepare_data, settings
 from training.settings import command_line
+
+# Its runs need no real vocabulary.
+tiny_model, undisturbed = small.tiny_model, small.undisturbed
 
 TRAINS = ("run.sh", "finetune.py", "train_lora.py")
 

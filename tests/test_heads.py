@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.faults import NO_EXPORT, STOPPED, faulty, only_run
 from tests.support.folders import write
 from tests.support.plans import a_base_model
@@ -21,6 +22,9 @@ from training.errors import UserError
 from training.fast_cpu import policy
 from training.plan import choices, disk_space, memory
 from training.settings import Settings
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.ollama_server import FakeOllama, Model, running
 from tests.support.paths import ROOT
 from training import llama
 from training.checks.served_prompts import Trained
 from training.data import chat_template
 from training.to_gguf import Job, reader_metadata
+
+# Its runs need no real vocabulary.
+tiny_model, undisturbed = small.tiny_model, small.undisturbed
 
 pytestmark = pytest.mark.tiny
 

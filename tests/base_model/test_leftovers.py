@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.faults import NO_EXPORT, faulty, only_run
 from tests.support.folders import write
 from tests.support.tiny import write_tiny_config
 from training import convert_to_gguf
 from training.base_model import leftovers, safetensors_file
 from training.to_gguf import merging
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 BASE = {"model.embed_tokens.weight": ("BF16", (10, 8)), "model.norm.weight": ("BF16", (8,))}
 WHOLE, INDEX = safetensors_file.WHOLE, safetensors_file.INDEX

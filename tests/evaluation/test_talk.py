@@ -8,7 +8,6 @@ import pty
 import re
 import select
 import signal
-import subprocess
 import sys
 import termios
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import adopted
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from training import llama
@@ -37,12 +37,10 @@ class Terminal:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, b"\x1e\x00\x64\x00\x00\x00\x00\x00")  # 30 lines of 100 columns
 
-        def own_terminal() -> None:
-            os.setsid()
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes a signal
-
-        self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, preexec_fn=own_terminal,
+        # Its own, so that Ctrl-C becomes a signal.
+        self.process = adopted.Popen(
+            [sys.executable, "-c", adopted.IN_TERMINAL, *command],
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**os.environ, "TERM": "xterm", "PYTHONUTF8": "1"},
         )  # fmt: skip
         os.close(slave)
@@ -73,7 +71,7 @@ class Terminal:
 
 @contextmanager
 def terminal(*command: str | Path) -> Iterator[Terminal]:
-    made = Terminal(sys.executable, *map(str, command))
+    made = Terminal(*map(str, command))
     try:
         yield made
     finally:

@@ -17,7 +17,9 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.service import Served, put_run, served, until
+from training.service import connections, guard
 
 pytestmark = pytest.mark.slow
 TOKEN = "0123456789abcdef0123"
@@ -37,6 +39,24 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "token").write_text(TOKEN + "\n")
     with served(write(folder, "[Service]\nHOST = 0.0.0.0\nTOKEN_FILE = token\n")) as found:
+        yield found
+
+
+# A server that waits for its clients a tenth as long.
+IMPATIENT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from training.service import connections, guard, server
+connections.HEAD /= 10
+guard.BODY_SECONDS /= 10
+raise SystemExit(server.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server on this machine's own address that does not wait long."""
+    with served(write(tmp_path_factory.mktemp("impatient"), ""), program=("-c", IMPATIENT)) as found:
         yield found
 
 
@@ -161,32 +181,41 @@ def test_a_body_that_does_not_say_its_length_is_cut_off(server):
     assert server.get("/healthz").status_code == 200
 
 
-def test_a_connection_that_says_nothing_is_closed(server):
-    assert raw(server.port, b"") == b""
+def test_a_connection_that_says_nothing_is_closed(impatient):
+    assert raw(impatient.port, b"") == b""
 
 
-def test_a_head_that_comes_a_byte_at_a_time_is_cut_off(server):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+def test_a_head_that_comes_a_byte_at_a_time_is_cut_off(impatient):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=30) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         began = time.monotonic()
         with pytest.raises(OSError):
             while time.monotonic() - began < 40:
                 client.sendall(b"x-a: b\r\n")
-                time.sleep(0.5)
+                time.sleep(0.05)
         assert time.monotonic() - began < 25
 
 
-def test_a_body_that_comes_a_byte_at_a_time_is_cut_off(server):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+def test_a_body_that_comes_a_byte_at_a_time_is_cut_off(impatient):
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=60) as client:
         client.sendall(
             b"POST /train HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
         )
         began = time.monotonic()
         with contextlib.suppress(OSError):
-            while time.monotonic() - began < 60 and not select.select([client], [], [], 0.5)[0]:
+            while time.monotonic() - began < 60 and not select.select([client], [], [], 0.1)[0]:
                 client.sendall(b" ")
         assert everything(client).startswith(b"HTTP/1.1 408")
         assert time.monotonic() - began < 50
+
+
+def test_the_page_says_how_long_a_client_may_take():
+    for end, said in (
+        (".md", "{:.0f} seconds for a head, {:.0f} for a body"),
+        (".zh-CN.md", "请求头 {:.0f} 秒，请求体 {:.0f} 秒"),
+    ):
+        page = (ROOT / "docs" / f"service{end}").read_text(encoding="utf-8")
+        assert said.format(connections.HEAD, guard.BODY_SECONDS) in page
 
 
 def test_a_head_without_an_end_is_refused(server):

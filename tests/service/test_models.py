@@ -13,10 +13,14 @@ import openai
 import psutil
 import pytest
 
+from tests.support import small
 from tests.support.runs import losses
 from tests.support.service import Served, served, until
 from tests.support.session import once
 from tests.support.tiny import write_tiny_config
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 pytestmark = pytest.mark.tiny
 QUESTION = "What is 4 and 4?"
@@ -26,7 +30,7 @@ QUESTION = "What is 4 and 4?"
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Served]:
     """A server with the tiny model, and rows to upload."""
     folder, _ = once(tmp_path_factory, "served_models", lambda folder: str(write_tiny_config(folder, tiny_model)))
-    with served(folder / "config.ini") as found:
+    with served(folder / "config.ini", forked=True) as found:
         yield found
 
 

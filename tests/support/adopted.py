@@ -46,6 +46,13 @@ PYTHONS = (sys.executable, str(ROOT / ".venv" / "bin" / "python"))
 TRAINING = [str(ROOT / "training" / name) for name in ("finetune.py", "service/evaluation_worker.py")]
 # Read by a program itself, or anew in its fork.
 LATE = ("TORCHELASTIC_", "TORCH_NCCL_", "TORCH_ELASTIC_", "TORCH_DISTRIBUTED_DEBUG", "ACCELERATE_DEBUG_MODE")
+# `python -c IN_TERMINAL PROGRAM ARGUMENTS`: the terminal that is the program's stdin is its own.
+IN_TERMINAL = """
+import fcntl, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 plain = subprocess.Popen
 _one = threading.Lock()
 # Where a program that began in a fork asks for others; None elsewhere: the fork server of the tests is asked.

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.support import adopted
 from tests.support.paths import ROOT
 from tests.support.runs import losses
+from tests.support.tiny import write_tiny_config
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ def finetune(
         timeout=timeout, cwd=cwd, env={**os.environ, **environment},
     )  # fmt: skip
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def whole_run(folder: Path, model: Path) -> str:
+    """The directory of a run on a tiny model, from its settings to its report."""
+    ended = finetune("--config", write_tiny_config(folder, model))
+    assert ended.code == 0, ended.stderr
+    return str(ended.run)
 
 
 def forked(script: Path, *arguments: str | Path) -> Ended:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,18 @@ def put_run(outputs: Path) -> Path:
 
 @contextlib.contextmanager
 def served(
-    config: Path, *arguments: str, headers: dict[str, str] | None = None, forked: bool = False, **environment: str
+    config: Path,
+    *arguments: str,
+    headers: dict[str, str] | None = None,
+    forked: bool = False,
+    program: Sequence[str] = (str(ROOT / "training" / "finetune.py"),),
+    **environment: str,
 ) -> Iterator[Served]:
-    """./run.sh --serve with these settings, on a free port. `forked`: it begins in a fork, and so do its runs."""
-    command = [sys.executable, str(ROOT / "training" / "finetune.py"), "--serve", "--config", str(config)]
+    """./run.sh --serve with these settings, on a free port. `forked`: it begins in a fork, and so do its runs.
+
+    `program`: what is the server, where it is not the program as users start it.
+    """
+    command = [sys.executable, *program, "--serve", "--config", str(config)]
     process = (adopted.Popen if forked else subprocess.Popen)(
         [*command, *(() if "--port" in arguments else ("--port", "0")), *arguments],
         stdin=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.folders import folder
 from tests.support.hubs import Hub
 from tests.support.paths import ROOT
@@ -25,6 +26,9 @@ from training.errors import RunError
 from training.system import foreign_code
 from training.system.foreign_code import Refused
 from training.to_gguf import conversion, trial_model
+
+# For a whole run, which needs no real vocabulary; what the converter asks of a tokenizer is asked of a real one.
+small_model = small.tiny_model
 
 CODE = """
 import sys
@@ -307,13 +311,13 @@ def test_convert_to_gguf_runs_no_code_until_its_switch_says_so(hostile: Path, tm
 
 @pytest.mark.tiny
 def test_a_run_puts_no_code_no_private_file_and_nothing_unasked_into_what_it_makes(
-    tiny_model: Path, tmp_path: Path, mark: Path
+    small_model: Path, tmp_path: Path, mark: Path
 ) -> None:
     secret = tmp_path / "home" / ".ssh" / "id_ed25519"
     secret.parent.mkdir(parents=True)
     secret.write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
     secret.chmod(0o600)
-    base = plant(shutil.copytree(tiny_model, tmp_path / "base"), mark)
+    base = plant(shutil.copytree(small_model, tmp_path / "base"), mark)
     (base / "LICENSE").symlink_to(secret)
     (base / "NOTICE").write_text("made by others")
     (base / "notes.txt").write_text("found here")
@@ -321,7 +325,7 @@ def test_a_run_puts_no_code_no_private_file_and_nothing_unasked_into_what_it_mak
     assert ended.code == 0, ended.stderr
     assert not mark.exists()
     merged = ended.run / "merged"
-    assert {file.name for file in merged.iterdir()} == {file.name for file in tiny_model.iterdir()} | {
+    assert {file.name for file in merged.iterdir()} == {file.name for file in small_model.iterdir()} | {
         "NOTICE",
         "README.md",
     }
