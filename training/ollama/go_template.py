@@ -137,10 +137,11 @@ def _answer(out: _Text, pieces: Pieces, tools: ToolPieces | None) -> None:
 
 
 def _calls(out: _Text, tools: ToolPieces | None) -> None:
-    """The calls of an answer. Ollama knows one in what a model writes by the first text after `if .ToolCalls`."""
+    """The calls of an answer. Ollama knows one in what a model writes by the first text after `if .ToolCalls`, up to a brace;
+    it looks into conditions and loops there, and no further than the first action of another kind (tools/template.go)."""
     if tools is None:
         return
-    out.action("if .ToolCalls").action("$said := .Content").action("range $n, $_ := .ToolCalls")
+    out.action("$said := .Content").action("if .ToolCalls").action("range $n, $_ := .ToolCalls")
     out.action("if $n").text(tools.calls.next).action("else if $said").text(tools.calls.after_text)
     out.action("else").text(tools.calls.first).action("end")
     out.action(".Function.Name").text(tools.calls.arguments).action('template "json" (json .Function.Arguments)')
