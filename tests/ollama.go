@@ -1,5 +1,6 @@
 // Renders a TEMPLATE and reads a Modelfile the way Ollama does, with Go's real text/template. Written for the tests after
-// the behaviour of Ollama's template/template.go and parser/parser.go; JSON cases on stdin, one JSON answer each on stdout.
+// the behaviour of Ollama's template/template.go, parser/parser.go, tools/template.go and thinking/template.go; JSON cases on
+// stdin, one JSON answer each on stdout.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"text/template"
+	"text/template/parse"
 )
 
 // Arguments and properties are maps for a template (convertMessagesForTemplate, convertToolsForTemplate): Go writes them out
@@ -52,6 +54,7 @@ type request struct {
 	Template  string    `json:"template"`
 	Messages  []message `json:"messages"`
 	Tools     []tool    `json:"tools"`
+	Think     *bool     `json:"think"`
 	Modelfile *string   `json:"modelfile"`
 }
 
@@ -59,6 +62,10 @@ type answer struct {
 	Text     string      `json:"text"`
 	Commands [][2]string `json:"commands,omitempty"`
 	Error    string      `json:"error,omitempty"`
+	// By which a call and thoughts are known in what a model writes.
+	Call     string `json:"call"`
+	Thoughts string `json:"thoughts"`
+	Answer   string `json:"answer"`
 }
 
 var namesMessages = regexp.MustCompile(`\.Messages\b`)
@@ -86,7 +93,159 @@ func collate(messages []message) (string, []*message) {
 	return strings.Join(systems, "\n\n"), merged
 }
 
-func render(source string, messages []message, tools []tool) (string, error) {
+// The children of a node that are looked into, its condition first.
+func inside(n parse.Node) []parse.Node {
+	var found []parse.Node
+	branch := func(b *parse.BranchNode) {
+		found = append(found, b.Pipe, b.List)
+		if b.ElseList != nil {
+			found = append(found, b.ElseList)
+		}
+	}
+	switch x := n.(type) {
+	case *parse.ListNode:
+		found = x.Nodes
+	case *parse.IfNode:
+		branch(&x.BranchNode)
+	case *parse.RangeNode:
+		branch(&x.BranchNode)
+	case *parse.WithNode:
+		branch(&x.BranchNode)
+	case *parse.ActionNode:
+		found = append(found, x.Pipe)
+	case *parse.TemplateNode:
+		found = append(found, x.Pipe)
+	case *parse.PipeNode:
+		for _, c := range x.Cmds {
+			found = append(found, c)
+		}
+	case *parse.CommandNode:
+		found = x.Args
+	}
+	return found
+}
+
+func names(n parse.Node, field string) bool {
+	if f, ok := n.(*parse.FieldNode); ok && f.Ident[0] == field {
+		return true
+	}
+	for _, child := range inside(n) {
+		if names(child, field) {
+			return true
+		}
+	}
+	return false
+}
+
+// InferTags: of the last place that names .Thinking in a loop over .Messages, the texts at both ends of its list.
+func marks(n parse.Node, list *parse.ListNode, loop *parse.RangeNode, found *[2]string) {
+	switch x := n.(type) {
+	case *parse.ListNode:
+		list = x
+	case *parse.RangeNode:
+		loop = x
+	case *parse.FieldNode:
+		if x.Ident[0] == "Thinking" && list != nil && loop != nil && names(loop.Pipe, "Messages") {
+			for i, at := range []int{0, len(list.Nodes) - 1} {
+				if t, ok := list.Nodes[at].(*parse.TextNode); ok {
+					found[i] = strings.TrimSpace(string(t.Text))
+				}
+			}
+		}
+	}
+	for _, child := range inside(n) {
+		marks(child, list, loop, found)
+	}
+}
+
+// The first condition that names .ToolCalls by itself.
+func ifCalls(nodes []parse.Node) *parse.IfNode {
+	for _, n := range nodes {
+		var lists []*parse.ListNode
+		switch x := n.(type) {
+		case *parse.IfNode:
+			for _, c := range x.Pipe.Cmds {
+				for _, arg := range c.Args {
+					if f, ok := arg.(*parse.FieldNode); ok && f.Ident[0] == "ToolCalls" {
+						return x
+					}
+				}
+			}
+			lists = []*parse.ListNode{x.List, x.ElseList}
+		case *parse.RangeNode:
+			lists = []*parse.ListNode{x.List, x.ElseList}
+		case *parse.WithNode:
+			lists = []*parse.ListNode{x.List, x.ElseList}
+		}
+		for _, list := range lists {
+			if list != nil {
+				if found := ifCalls(list.Nodes); found != nil {
+					return found
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// The first text there, which an action of another kind than a condition or a loop hides.
+func firstText(nodes []parse.Node) (string, bool) {
+	for _, n := range nodes {
+		var lists []*parse.ListNode
+		switch x := n.(type) {
+		case *parse.TextNode:
+			if strings.TrimSpace(string(x.Text)) != "" {
+				return string(x.Text), true
+			}
+			continue
+		case *parse.IfNode:
+			lists = []*parse.ListNode{x.List, x.ElseList}
+		case *parse.RangeNode:
+			lists = []*parse.ListNode{x.List, x.ElseList}
+		case *parse.WithNode:
+			lists = []*parse.ListNode{x.List, x.ElseList}
+		case *parse.ActionNode:
+			return "", false
+		default:
+			continue
+		}
+		for _, list := range lists {
+			if list != nil {
+				if text, ok := firstText(list.Nodes); ok {
+					return text, true
+				}
+			}
+		}
+		return "", false
+	}
+	return "", false
+}
+
+// parseTag: what begins a call; a brace where nothing does.
+func callMark(root *parse.ListNode) string {
+	if n := ifCalls(root.Nodes); n != nil {
+		if text, ok := firstText(n.List.Nodes); ok {
+			text, _, _ = strings.Cut(text, "{")
+			if text = strings.TrimSpace(text); text != "" {
+				return text
+			}
+		}
+	}
+	return "{"
+}
+
+func look(source string, a *answer) error {
+	t, err := template.New("").Funcs(functions).Parse(source)
+	if err != nil {
+		return err
+	}
+	var found [2]string
+	marks(t.Root, nil, nil, &found)
+	a.Call, a.Thoughts, a.Answer = callMark(t.Root), found[0], found[1]
+	return nil
+}
+
+func render(source string, messages []message, tools []tool, think *bool) (string, error) {
 	modern := namesMessages.MatchString(source)
 	if !modern && !namesResponse.MatchString(source) {
 		source += "{{ .Response }}" // Ollama adds it where neither is named
@@ -98,7 +257,9 @@ func render(source string, messages []message, tools []tool) (string, error) {
 	system, merged := collate(messages)
 	var out strings.Builder
 	if modern {
-		err = t.Execute(&out, map[string]any{"System": system, "Messages": merged, "Tools": tools, "Response": ""})
+		values := map[string]any{"System": system, "Messages": merged, "Tools": tools, "Response": ""}
+		values["Think"], values["IsThinkSet"], values["ThinkLevel"] = think != nil && *think, think != nil, ""
+		err = t.Execute(&out, values)
 		return out.String(), err
 	}
 	if tools != nil {
@@ -226,7 +387,10 @@ func main() {
 		if q.Modelfile != nil {
 			a.Commands, err = modelfile(*q.Modelfile)
 		} else {
-			a.Text, err = render(q.Template, q.Messages, q.Tools)
+			a.Text, err = render(q.Template, q.Messages, q.Tools, q.Think)
+			if err == nil {
+				err = look(q.Template, &a)
+			}
 		}
 		if err != nil {
 			a.Error = err.Error()

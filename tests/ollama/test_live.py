@@ -26,7 +26,7 @@ from training.checks.served import Subject
 from training.checks.served_prompts import Trained
 from training.data import ChatTemplate, chat_template, serving, tool_form
 from training.errors import RunError
-from training.ollama import asking, delivery, modelfile
+from training.ollama import asking, delivery, modelfile, tool_parts
 from training.system import files
 from training.to_gguf import Job, adapter_gguf, conversion, reader_metadata
 from training.to_gguf.chat import chat_of, functions_by_name
@@ -99,17 +99,18 @@ def subject(tmp_path: Path, embedded: Path, tiny_f16: Path) -> Callable[..., Sub
         weights: Path | None = None,
         asked: int = 0,
         tools: str = "",
+        thoughts: bool = False,
     ) -> Subject:
         tokenizer = load_tokenizer(embedded)
         values = {"Model.CHAT_TEMPLATE": str(TEMPLATES / f"{family}.jinja")} if family else {}
         template = chat_template.choose(None, a_settings(tmp_path, **values), tokenizer)
         if tools == tool_form.OLLAMA:
             template = functions_by_name(template)
-        template, _, _ = serving.close(template, tokenizer, thoughts=False)
+        template, _, _ = serving.close(template, tokenizer, thoughts)
         gguf = tmp_path / "model.F16.gguf"
         with_pairs(weights or tiny_f16, gguf, {**reader_metadata.pairs(tokenizer, template), **(pairs or {})})
         one = made(gguf, template, tokenizer, asked)
-        return replace(one, trained=replace(one.trained, tools=tools))
+        return replace(one, trained=replace(one.trained, tools=tools, thoughts=thoughts))
 
     return make
 
@@ -163,7 +164,9 @@ FAMILIES = (
 
 WIDE = {"llama.context_length": NUM_CTX}  # the tiny model has 512 tokens, more than that take some chats with functions
 KNOW_TOOLS = ("Qwen", "meta-llama", "mistralai", "ibm")
-BY_NAME = "Qwen-Qwen2.5-7B-Instruct", "ibm-granite-granite-4.1"  # whose functions TEMPLATE writes
+BY_NAME = "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "ibm-granite-granite-4.1"  # whose functions TEMPLATE writes
+THINK = ("Qwen-Qwen3-0.6B",)  # whose thoughts it writes, too
+ONLY_THINK = "HuggingFaceTB-SmolLM3-3B", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B"  # whose thoughts it writes alone
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -196,6 +199,117 @@ def test_functions_are_served_as_they_are_trained(live: Live, subject, family: s
     else:
         # Llama's takes one call at once only.
         assert proof.served.tools in ("11 of 11", "10 of 10")
+
+
+@pytest.mark.parametrize("tools", ["", "ollama"], ids=["alone", "with functions"])
+@pytest.mark.parametrize("family", THINK)
+def test_thoughts_are_served_as_they_are_trained(live: Live, subject, family: str, tools: str) -> None:
+    proof = proved(live, subject(family, tools=tools, thoughts=True, pairs=WIDE))
+    print(f"\n{family}: {proof.line}", *proof.notes, *proof.failures, sep="\n    ")
+    assert not proof.failures
+    assert not any("thoughts" in note for note in proof.notes)
+    chats = 72 if tools else 16
+    assert proof.line.endswith(f"with thoughts {chats} of {chats}")
+    # Where TEMPLATE knows no functions, servers since 0.30 have a chat template that knows more.
+    ours = tools or modelfile.is_before_native(live.version)
+    assert proof.served.template == ("modelfile" if ours else "gguf")
+    assert proof.served.tools == ("11 of 11" if tools else "")
+
+
+@pytest.mark.parametrize("family", ONLY_THINK)
+def test_thoughts_are_served_by_a_template_that_writes_no_functions(live: Live, subject, family: str) -> None:
+    proof = proved(live, subject(family, thoughts=True, pairs=WIDE))
+    print(f"\n{family}: {proof.line}", *proof.notes, *proof.failures, sep="\n    ")
+    assert not proof.failures
+    assert "with thoughts" in proof.line
+    if proof.served.template == "modelfile":
+        assert not any("otherwise than trained" in note for note in proof.notes)
+    else:
+        assert not modelfile.is_before_native(live.version) and "DeepSeek" in family
+
+
+@pytest.mark.parametrize("family", THINK)
+def test_a_model_that_was_trained_without_thoughts_is_asked_for_none(live: Live, subject, family: str) -> None:
+    """Whatever a request says of thinking: the empty thought that stood before every answer stands in every prompt."""
+    one = subject(family, tools="ollama", pairs=WIDE)
+    server, chat = live.server(), [{"role": "user", "content": "x"}]
+    with delivery.made(server, one.request, "proved", lambda line: None) as model:
+        prompts = {asking.rendered(server, model.name, chat, think=think) for think in (None, True, False)}
+    (prompt,) = prompts
+    assert prompt.endswith("<|im_start|>assistant\n" + one.trained.template.opening)
+    assert one.trained.template.opening.startswith("<think>\n\n</think>")
+
+
+THOUGHTS, CALL = (
+    "It is about the weather.",
+    '<tool_call>\n{"name": "weather", "arguments": {"town": "Oslo"}}\n</tool_call>',
+)
+WEATHER = tool_parts.function("weather", town={"type": "string"})
+
+
+def taught(folder: Path, tiny_model: Path, prompt: str, answer: str) -> Path:
+    """The tiny model as GGUF that has learned one answer by heart."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    words = load_tokenizer(tiny_model)
+    before, after = (words(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    ids, learned = torch.tensor([before + after]), torch.tensor(after)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        # The vocabulary is what costs: it is computed where something is learned.
+        hidden = model.model(input_ids=ids).last_hidden_state[0, len(before) - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), learned)
+        if loss < 0.03:
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.03
+    shutil.copytree(tiny_model, folder / "taught")
+    model.to(torch.bfloat16).save_pretrained(folder / "taught")
+    conversion.to_gguf(folder / "taught", folder / "taught.F16.gguf")
+    return folder / "taught.F16.gguf"
+
+
+def streamed(server: ollama.Server, name: str, chat: list, **more: object) -> dict[str, object]:
+    """The message that the parts of a streamed answer add up to."""
+    body = {"model": name, "messages": chat, "options": {**asking.GREEDY, "num_predict": 200}, **more}
+    message: dict[str, object] = {"role": "assistant", "content": "", "thinking": "", "tool_calls": []}
+    for event in server.stream("/api/chat", body, "broke off"):
+        for name in ("content", "thinking", "tool_calls"):
+            message[name] += event["message"].get(name) or type(message[name])()
+    return message
+
+
+@pytest.mark.parametrize("thoughts", [True, False], ids=["thoughts", "no thoughts"])
+@pytest.mark.parametrize("family", ["Qwen-Qwen2.5-7B-Instruct", *THINK])
+def test_thoughts_and_calls_of_an_answer_come_in_their_fields(
+    live: Live, subject, tiny_model: Path, tmp_path: Path, family: str, thoughts: bool
+) -> None:
+    if thoughts and family not in THINK:
+        pytest.skip("it has no thoughts")
+    template = subject(family, tools="ollama", thoughts=thoughts).trained.template
+    chat: list = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    prompt = chat_of(template, False).with_functions(chat, [WEATHER], True)
+    began = f"<think>\n{THOUGHTS}\n</think>\n\n" if thoughts else ""
+    weights = taught(tmp_path, tiny_model, prompt, f"{began}{CALL}<|im_end|>")
+    one = subject(family, tools="ollama", thoughts=thoughts, weights=weights)
+    server = live.server()
+    with delivery.made(server, one.request, "proved", lambda line: None) as model:
+        said = streamed(server, model.name, chat, tools=[WEATHER])
+        print(said)
+        (called,) = said["tool_calls"]
+        assert (called["function"]["name"], called["function"]["arguments"]) == ("weather", {"town": "Oslo"})
+        assert said["content"].strip() == ""
+        assert said["thinking"].strip() == (THOUGHTS if thoughts else "")
+        # What came is handed back as it came.
+        answered = [*chat, said, {"role": "tool", "content": "rain", "tool_name": "weather"}]
+        written = asking.rendered(server, model.name, answered, [WEATHER])
+    bare = prompt.removesuffix(template.opening)
+    assert written.startswith(f"{bare}{began}{CALL}<|im_end|>\n<|im_start|>user\n<tool_response>\nrain\n")
+    assert written.endswith(f"<|im_start|>assistant\n{template.opening}")
 
 
 def test_functions_in_the_rows_own_order_are_seen_to_be_served_otherwise(live: Live, subject) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.support.jinja_files import BOS, EOS, LLAMA_CPP, TRL
 from training.ollama import Chat, compose, go_template, modelfile, template_probe, tool_parts, verify, writes_functions
 from training.ollama.template_parts import Pieces, Refusal
-from training.ollama.tool_parts import Functions, Message, RenderTools, ToolPieces
+from training.ollama.tool_parts import Functions, Message, RenderTools, ToolPieces, call, said
 
 PROVED = "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "Qwen-QwQ-32B", "ibm-granite-granite-4.0", "qwen3_instruct_2507"
 
@@ -131,12 +131,25 @@ def test_the_modelfile_says_that_functions_were_proved_and_its_check_holds_them(
     assert "TEMPLATE is not the chat template" in verify(path, chat, ["<|im_end|>"]).note
 
 
-@pytest.mark.slow
-def test_ollama_finds_a_call_in_an_answer_by_the_first_text_after_tool_calls() -> None:
+@pytest.mark.tiny
+def test_words_before_a_call_are_written_with_one_line_break_whatever_a_server_left_them_with(ollama) -> None:
+    """A streamed answer keeps the one that stands before the call with the words."""
+    pieces, tools = taken_apart_with_tools(jinja_of(PROVED[0]))
+    template = go_template.go_template(pieces, True, tools)
+    for words in ("Let me see.", "Let me see.\n", "Let me see.\n\n"):
+        chat = [said("user", "?"), call(("now", {}), text=words), tool_parts.result("12")]
+        assert "assistant\nLet me see.\n<tool_call>" in ollama(template=template, messages=chat)["text"]
+    plain = [said("user", "?"), said("assistant", "x\n"), said("user", "?")]
+    assert "assistant\nx\n<|im_end|>" in ollama(template=template, messages=plain)["text"]
+
+
+@pytest.mark.tiny
+def test_ollama_finds_a_call_in_an_answer_by_the_first_text_after_tool_calls(ollama) -> None:
     """tools/template.go, findToolCallNode and findTextNode: the mark is what stands there up to a brace."""
     pieces, tools = taken_apart_with_tools(jinja_of(PROVED[0]))
     template = go_template.go_template(pieces, False, tools)
     first = template.partition("{{- if .ToolCalls }}")[2].partition("{{- if $n }}")[2]
     assert first.startswith("\n<tool_call>\n")
+    assert ollama(template=template, messages=[said("user", "x")])["call"] == "<tool_call>"
     # goTemplateHasToolRoundTrip, by which 0.32 knows that TEMPLATE can do as much as the chat template
     assert all(word in template for word in ("range .Tools", ".ToolCalls", 'eq .Role "tool"'))

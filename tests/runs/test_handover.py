@@ -49,7 +49,8 @@ WHOLE = """\
     "thinking": "auto",
     "tools_apart": false,
     "alone": false,
-    "tools_by_name": false
+    "tools_by_name": false,
+    "thinks": false
   },
   "plain": false,
   "stops": [

@@ -42,13 +42,15 @@ class Model:
 
 @dataclass
 class FakeOllama:
-    """How the server is, and what it was told. `write`: a chat's prompt, `write_tools`: with functions; `count`: the tokens of a prompt; `reply`: (the
-    model's file, prompt, most tokens) -> text and how it ended. `breaks`: "what" -> what goes wrong there.
+    """How the server is, and what it was told. `write`: a chat's prompt, `write_tools`: with functions, `write_thoughts`: with
+    both, as `think` has it; `count`: the tokens of a prompt; `reply`: (the model's file, prompt, most tokens) -> text and
+    how it ended. `breaks`: "what" -> what goes wrong there.
     """
 
     version: str = "0.32.15"
     write: Callable[[list[dict[str, str]]], str] = chatml
     write_tools: Callable[[list[dict[str, Any]], list[dict[str, Any]]], str] | None = None
+    write_thoughts: Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], str] | None = None
     count: Callable[[str], int] = lambda prompt: 10
     reply: Callable[[Path | None, str, int], tuple[str, str]] = lambda file, prompt, most: ("An answer.", "stop")
     info: dict[str, Any] = field(default_factory=dict)  # metadata of the file, as `show` tells it
@@ -96,7 +98,8 @@ class FakeOllama:
         """The template in use: the GGUF's where that can do more (server/images.go), as `show` tells it."""
         own = model.body.get("template")
         jinja = str(model.body.get("jinja", ""))
-        if self.native and jinja and (own is None or modelfile.prefers_jinja(jinja, ".ToolCalls" in own)):
+        knows = (".ToolCalls" in own, ".Thinking" in own) if own else (False, False)
+        if self.native and jinja and (own is None or modelfile.prefers_jinja(jinja, *knows)):
             return jinja
         return "{{ .Prompt }}" if own is None else str(own)
 
@@ -107,7 +110,8 @@ class FakeOllama:
             tools = ["tools"] if "tools" in template or "tool_call" in template else []
             thinks = ["thinking"] if "<think>" in template and "</think>" in template else []
             return [*tools, *thinks, "completion"]
-        return ["completion", *(["tools"] if ".Tools" in template else [])]
+        named = {"tools": ".Tools", "thinking": ".Thinking"}
+        return ["completion", *(able for able, field in named.items() if field in template)]
 
 
 def _parts_of(name: str) -> list[str]:
@@ -315,6 +319,8 @@ class _Handler(BaseHTTPRequestHandler):
         with_calls = tools or any("tool_calls" in message for message in asked)
         write = self.fake.write_tools if with_calls and self.fake.write_tools else lambda said, _: self.fake.write(said)
         prompt = write(asked, tools)
+        if self.fake.write_thoughts and any("thinking" in message for message in asked):
+            prompt = self.fake.write_thoughts(asked, tools, body.get("think") is not False)
         if model.body.get("template") == "{{ .Prompt }}":
             prompt = body["prompt"]
         empty = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}

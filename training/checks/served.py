@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training import llama, ollama
-from training.checks import on_blob, served_answers, served_prompts, served_tools
+from training.checks import on_blob, served_answers, served_prompts, served_tools, thinking_served
 from training.checks.served_answers import Answers, Question
 from training.checks.served_facts import Served
 from training.checks.served_prompts import Prompts, Trained
@@ -82,7 +82,8 @@ def prove(server: Server, name: str, subject: Subject) -> Proof:
     with _opened(subject) as gguf:
         answers = served_answers.compare(server, name, subject.trained, gguf, subject.questions)
     tools = served_tools.asked(server, name, subject.trained, shown)
-    failures = [*prompts.failures, *answers.failures]
+    thoughts = thinking_served.asked(server, name, subject.trained, shown, exceptions)
+    failures = [*prompts.failures, *answers.failures, *(thoughts.failures if template == OURS else ())]
     if tools and subject.trained.tools != tool_form.OWN:
         failures += tools.failures
     if template == OTHER and prompts.rendered_differently is None:
@@ -103,9 +104,10 @@ def prove(server: Server, name: str, subject: Subject) -> Proof:
         *answers.notes,
         *_notes(prompts, template),
         *_thoughts(subject.trained, shown),
+        *(thinking_served.notes(thoughts) if template != OURS else ()),
         *served_tools.notes(server, name, tools, subject.trained),
     ]
-    line = _line(served, prompts, answers, failures)
+    line = _line(served, prompts, answers, thinking_served.figure(thoughts), failures)
     hint = _hint(template, subject) if failures else ""
     return Proof(served=served, line=line, notes=tuple(notes), failures=tuple(failures), hint=hint)
 
@@ -171,7 +173,7 @@ _USES = {
 }
 
 
-def _line(served: Served, prompts: Prompts, answers: Answers, failures: Sequence[str]) -> str:
+def _line(served: Served, prompts: Prompts, answers: Answers, thoughts: str, failures: Sequence[str]) -> str:
     """What was found, in one line."""
     said = []
     if served.rendered_differently is None:
@@ -189,5 +191,7 @@ def _line(served: Served, prompts: Prompts, answers: Answers, failures: Sequence
         said.append(f"{served.stops} stop by themselves")
     if served.tools:
         said.append(f"with functions {served.tools}")
+    if thoughts:
+        said.append(f"with thoughts {thoughts}")
     verdict = "does not serve what was trained" if failures else "serves what was trained"
     return f"Ollama {served.server} {verdict}, by {_USES[served.template]}: {', '.join(said)}"

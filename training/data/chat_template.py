@@ -43,6 +43,7 @@ class ChatTemplate:
     `thinking`: THINKING, which decides whether thoughts are written, and which are learned. `tools_apart`: the model has another
     template for chats with tools. `alone`: it was chosen, and no other of the model's own is to stay beside it.
     `tools_by_name`: TEMPLATE writes functions, too, so that parameters and arguments are trained in the order of their names.
+    `thinks`: thoughts were trained, and the switch goes on to work.
     """
 
     jinja: str = field(repr=False)
@@ -64,6 +65,7 @@ class ChatTemplate:
     tools_apart: bool = False
     alone: bool = False
     tools_by_name: bool = False
+    thinks: bool = False
 
     @property
     def exported(self) -> str:
@@ -211,9 +213,16 @@ def _handed(thinking: str) -> dict[str, object]:
 
 
 def prompt_served(
-    template: ChatTemplate, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool, tools: str = ""
+    template: ChatTemplate,
+    messages: Iterable[Mapping[str, Any]],
+    add_generation_prompt: bool,
+    tools: str = "",
+    think: bool = True,
 ) -> str:
-    """What an Ollama TEMPLATE must write: the conversation, and after the generation prompt what began every answer."""
+    """What an Ollama TEMPLATE must write: the conversation, and after the generation prompt what began every answer.
+    think: what a request asks for; where every answer began alike, it changes nothing."""
+    if not think and not template.opening:
+        template = replace(template, jinja=template.exported, thinking="off")
     text = render(template, messages, add_generation_prompt, tools)
     return text + template.opening if add_generation_prompt else text
 

@@ -60,7 +60,7 @@ def close(
     opening = "" if thoughts else _opening(template, tokenizer)
     if opening:
         said.append(f"TEMPLATE goes on with {opening!r} after the generation prompt: so every answer was trained")
-    template = replace(template, served=served, opening=opening)
+    template = replace(template, served=served, opening=opening, thinks=thoughts)
     return template, said, _left(template, trained, ways, tokenise)
 
 

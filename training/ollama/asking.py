@@ -48,9 +48,9 @@ class Answer:
     tokens: int | None = None
 
 
-def rendered(server: Server, name: str, prompt: Prompt, tools: Tools = ()) -> str | None:
+def rendered(server: Server, name: str, prompt: Prompt, tools: Tools = (), think: bool | None = None) -> str | None:
     """The prompt as the server writes it; no model runs. None where the server does not know that question."""
-    path, body = _request(name, prompt, tools)
+    path, body = _request(name, prompt, tools, think)
     # A server that does not know it answers instead: one token will do.
     body |= {"_debug_render_only": True, "stream": False, "options": {"num_predict": 1}}
     told = server.ask("POST", path, body).get("_debug_info")
@@ -58,9 +58,9 @@ def rendered(server: Server, name: str, prompt: Prompt, tools: Tools = ()) -> st
     return text if isinstance(text, str) else None
 
 
-def counted(server: Server, name: str, prompt: Prompt, tools: Tools = ()) -> int | None:
+def counted(server: Server, name: str, prompt: Prompt, tools: Tools = (), think: bool | None = None) -> int | None:
     """How many tokens the server makes of a prompt; None where it does not tell."""
-    path, body = _request(name, prompt, tools)
+    path, body = _request(name, prompt, tools, think)
     body |= {"stream": False, "options": {**GREEDY, "num_predict": 1}}
     return _count(server.ask("POST", path, body))
 
@@ -106,11 +106,13 @@ def is_loop(text: str) -> bool:
     return False
 
 
-def _request(name: str, prompt: Prompt, tools: Tools = ()) -> tuple[str, dict[str, object]]:
+def _request(name: str, prompt: Prompt, tools: Tools = (), think: bool | None = None) -> tuple[str, dict[str, object]]:
+    more: dict[str, object] = {} if think is None else {"think": think}
     if isinstance(prompt, str):
-        return "/api/generate", {"model": name, "prompt": prompt}
-    offered = {"tools": [dict(one) for one in tools]} if tools else {}
-    return "/api/chat", {"model": name, "messages": [dict(message) for message in prompt], **offered}
+        return "/api/generate", {"model": name, "prompt": prompt, **more}
+    if tools:
+        more["tools"] = [dict(one) for one in tools]
+    return "/api/chat", {"model": name, "messages": [dict(message) for message in prompt], **more}
 
 
 def _count(event: Mapping[str, object]) -> int | None:

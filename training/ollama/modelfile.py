@@ -14,6 +14,8 @@ from training.ollama.go_template import PLAIN, go_template
 from training.ollama.modelfile_syntax import file_name_problems, model_name_problems, quote, read
 from training.ollama.template_parts import Pieces, Refusal, Render, difference
 from training.ollama.template_probe import derive
+from training.ollama.thought_parts import RenderThoughts, ThoughtPieces
+from training.ollama.thought_parts import derive as derive_thoughts
 from training.ollama.tool_parts import RenderTools, ToolPieces
 from training.ollama.tool_parts import derive as derive_tools
 from training.system import files
@@ -37,7 +39,7 @@ class Chat:
     `render(messages, add_generation_prompt)`: the chat template; `jinja`: its source; `bos`, `eos`: the texts of these
     tokens ("" where there is none); `adds_bos`: the GGUF's tokenizer puts a BOS first by itself (add_bos_token);
     `system`: the SYSTEM_PROMPT trained with; `with_functions`: `render` with functions, their parameters in the order of
-    their names, where TEMPLATE is to write them.
+    their names, where TEMPLATE is to write them; `with_thoughts`: the same with thoughts, thinking on or off.
     """
 
     render: Render
@@ -47,6 +49,7 @@ class Chat:
     adds_bos: bool = True
     system: str | None = None
     with_functions: RenderTools | None = None
+    with_thoughts: RenderThoughts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,34 +145,51 @@ def _parts(chat: Chat | None, adapter_of: str | None) -> _Parts:
         check = TemplateCheck(note=note, requires="" if adapter_of is not None else f"Ollama {NATIVE}")
         return _Parts(None, chat.system or None, (note,), check, trained)
     comments = [f"TEMPLATE is equal to the chat template in {pieces.conversations} conversations."]
-    if pieces.exceptions:
-        comments.append(f"It may differ in: {', '.join(pieces.exceptions)}.")
-    tools = _tools(chat, pieces)
+    tools, thoughts, unthought = _more(chat, pieces)
+    exceptions = (*pieces.exceptions, *(thoughts.exceptions if thoughts else ()))
+    if exceptions:
+        comments.append(f"It may differ in: {', '.join(exceptions)}.")
     if tools:
         comments.append(f"With functions it is equal in {tools.conversations} conversations.")
-    if prefers_jinja(chat.jinja, with_functions=tools is not None):
+    if thoughts:
+        comments.append(f"With thoughts, thinking on and off, it is equal in {thoughts.conversations} conversations.")
+    if thoughts and pieces.generation.rstrip().endswith(thoughts.after.strip()):
+        comments.append("It asks for no thoughts, which Ollama awaits: a request with format needs think = false.")
+    if unthought:
+        comments.append(f"Thoughts are for Ollama {NATIVE} and later, TEMPLATE cannot write them: {unthought}.")
+    if prefers_jinja(chat.jinja, tools is not None, thoughts is not None):
         comments.append(f"Ollama {NATIVE} and later use the chat template in the GGUF, which knows tools or thinking.")
     if pieces.system == "none":
         comments.append("The chat template has no place for a system message: one that is sent is left out.")
-    check = TemplateCheck(
-        conversations=pieces.conversations, exceptions=tuple(pieces.exceptions), note=" ".join(comments)
-    )
+    check = TemplateCheck(conversations=pieces.conversations, exceptions=exceptions, note=" ".join(comments))
     pieces, system = place_system(pieces, chat.system, chat.jinja)
-    return _Parts(go_template(pieces, not chat.adds_bos, tools), system, tuple(comments), check, trained)
+    template = go_template(pieces, not chat.adds_bos, tools, thoughts)
+    return _Parts(template, system, tuple(comments), check, trained)
 
 
-def _tools(chat: Chat, pieces: Pieces) -> ToolPieces | None:
-    """The pieces around functions, where TEMPLATE is to write them, and can."""
+def _more(chat: Chat, pieces: Pieces) -> tuple[ToolPieces | None, ThoughtPieces | None, str]:
+    """The pieces around functions and around thoughts, where TEMPLATE is to write them, and can; and why not thoughts."""
     found = derive_tools(chat.with_functions, pieces) if chat.with_functions else None
-    return found if isinstance(found, ToolPieces) else None
+    tools = found if isinstance(found, ToolPieces) else None
+    if chat.with_thoughts is None:
+        return tools, None, ""
+    thoughts = derive_thoughts(chat.with_thoughts, pieces, tools, chat.eos, chat.jinja)
+    if isinstance(thoughts, ThoughtPieces):
+        return tools, thoughts, ""
+    return tools, None, thoughts.reason
 
 
 def writes_functions(chat: Chat) -> bool:
-    """Whether TEMPLATE can write functions as the chat template does, and all servers would then use TEMPLATE."""
-    if chat.with_functions is None or "tool" not in chat.jinja or prefers_jinja(chat.jinja, with_functions=True):
+    """Whether TEMPLATE can write functions as the chat template does, and all servers would then use TEMPLATE: one that
+    knows thoughts is used by later ones only where TEMPLATE can write those, too."""
+    able = chat.with_functions is not None, chat.with_thoughts is not None
+    if "tool" not in chat.jinja or prefers_jinja(chat.jinja, *able):
         return False
     pieces = derive(chat.render, bos=chat.bos, eos=chat.eos, jinja=chat.jinja)
-    return isinstance(pieces, Pieces) and _tools(chat, pieces) is not None
+    if isinstance(pieces, Refusal):
+        return False
+    tools, thoughts, _ = _more(chat, pieces)
+    return tools is not None and not prefers_jinja(chat.jinja, True, thoughts is not None)
 
 
 def fingerprint(jinja: str) -> str:
@@ -261,18 +281,22 @@ def place_system(pieces: Pieces, system: str | None, jinja: str = "") -> tuple[P
         return replace(pieces, default=pieces.system_before + system + pieces.system_after), None
 
 
-def prefers_jinja(jinja: str, with_functions: bool = False) -> bool:
+def knows_thoughts(jinja: str) -> bool:
+    """Whether Ollama 0.30 and later take a chat template for one of a model that thinks."""
+    splits = "content.split('</think>')" in jinja or 'content.split("</think>")' in jinja
+    strips = splits and "reasoning_content" not in jinja and "<SPECIAL_12>" not in jinja
+    return strips or ("<think>" in jinja and "</think>" in jinja)
+
+
+def prefers_jinja(jinja: str, with_functions: bool = False, with_thoughts: bool = False) -> bool:
     """Whether Ollama 0.30 and later pass over TEMPLATE and use the GGUF's own `jinja`, because it can do more.
 
     That is so when it knows of tools or of thinking and TEMPLATE does not (server/images.go, shouldPreferChatTemplate):
     the server looks for these words. The prompt is the same: that is what is proved. Only what stands in TEMPLATE alone
-    would be lost. `with_functions`: TEMPLATE writes functions, calls and results.
+    would be lost. `with_functions`: TEMPLATE writes functions, calls and results; `with_thoughts`: thoughts.
     """
-    splits = "content.split('</think>')" in jinja or 'content.split("</think>")' in jinja
-    strips = splits and "reasoning_content" not in jinja and "<SPECIAL_12>" not in jinja
-    thinks = "<think>" in jinja and "</think>" in jinja
     tools = not with_functions and ("tools" in jinja or "tool_call" in jinja)
-    return tools or thinks or strips
+    return tools or (not with_thoughts and knows_thoughts(jinja))
 
 
 def stop_texts(

@@ -112,7 +112,10 @@ def battery() -> Iterator[tuple[str, Sequence[Message], Functions]]:
 
 
 def join(pieces: Pieces, tools: ToolPieces, messages: Sequence[Message], offered: Functions) -> str:
-    """The prompt put together from the pieces, as TEMPLATE writes it: `template_parts.join` with functions."""
+    """The prompt put together from the pieces, as TEMPLATE writes it: `template_parts.join` with functions.
+
+    What a message has under "before" stands before its content (thought_parts.py).
+    """
     out: list[str] = []
     rest = list(messages)
     system = rest[0]["content"] if rest[0]["role"] == "system" else None
@@ -128,9 +131,17 @@ def join(pieces: Pieces, tools: ToolPieces, messages: Sequence[Message], offered
             out.append(_result(tools.calls, rest, i))
         elif message.get("tool_calls"):
             out += [pieces.answer_before, _calls(tools.calls, message), pieces.answer_after]
+        elif message["role"] == "assistant" and i == len(rest) - 1:
+            out += [pieces.continued_before, _content(message)]
         else:
             out.append(_plain(pieces, message))
-    return pieces.bos + "".join([*out, pieces.generation])
+    if rest[-1]["role"] != "assistant":
+        out.append(pieces.generation)
+    return pieces.bos + "".join(out)
+
+
+def _content(message: Message) -> str:
+    return f"{message.get('before', '')}{message['content']}"
 
 
 def _plain(pieces: Pieces, message: Message) -> str:
@@ -140,11 +151,11 @@ def _plain(pieces: Pieces, message: Message) -> str:
         "assistant": (pieces.answer_before, pieces.answer_after),
     }
     before, after = around[str(message["role"])]
-    return f"{before}{message['content']}{after}"
+    return f"{before}{_content(message)}{after}"
 
 
 def _calls(pieces: CallPieces, message: Message) -> str:
-    out = text = str(message["content"])
+    out, text = _content(message), str(message["content"])
     calls = message["tool_calls"]
     assert isinstance(calls, list)
     for number, one in enumerate(calls):
