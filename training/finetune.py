@@ -55,17 +55,7 @@ from training.runs import Run, State, checkpoint, directory, progress
 from training.settings import command_line, load
 from training.settings.command_line import Arguments
 from training.settings.table import Hardware
-from training.system import (
-    files,
-    foreign_code,
-    io_errors,
-    last_net,
-    log,
-    parent_watch,
-    records,
-    shell,
-    this_machine,
-)  # fmt: skip
+from training.system import files, foreign_code, io_errors, last_net, log, parent_watch, records, shell, this_machine
 from training.system.events import Events
 from training.system.signals import Signals
 from training.train import engine, trouble

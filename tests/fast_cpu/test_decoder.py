@@ -9,24 +9,11 @@ import subprocess
 import pytest
 
 from tests.support import by_hand
-from tests.support.by_hand import SHAPE, adapted, measured
+from tests.support.by_hand import SHAPE, adapted, batch, measured
 
 pytestmark = pytest.mark.tiny
 
 ROUNDING = 16 * 2**-23  # relative; float32 keeps 24 bits
-
-
-def batch(lengths=(9, 17, 1, 12)):
-    """Rows of unequal length, padded on the right; the first third of each is not trained."""
-    import torch
-
-    torch.manual_seed(1)
-    width = max(lengths)
-    ids = torch.randint(0, SHAPE["vocab_size"], (len(lengths), width))
-    at = torch.arange(width)[None]
-    mask = (at < torch.tensor(lengths)[:, None]).long()
-    trained = mask.bool() & (at >= torch.tensor(lengths)[:, None] // 3)
-    return {"input_ids": ids, "labels": torch.where(trained, ids, -100), "attention_mask": mask}
 
 
 def assert_equal(model, inputs, tolerance=ROUNDING):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fast_cpu.test_decoder import batch
-from tests.support.by_hand import adapted, measured
+from tests.support.by_hand import adapted, batch, measured
 
 pytestmark = pytest.mark.tiny
 

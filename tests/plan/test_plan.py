@@ -15,8 +15,7 @@ from training.base_model import BaseModel
 from training.data import ChatTemplate
 from training.errors import MachineError, UserError
 from training.fast_cpu import policy
-from training.plan import Plan, choices, disk_space, time_estimate
-from training.plan import plan as plans
+from training.plan import Plan, choices, disk_space, served_tools, time_estimate
 from training.settings import Choice, Override, Settings
 from training.system.this_machine import Gpu
 
@@ -265,10 +264,10 @@ def test_a_model_is_described_with_fewer_layers_and_nothing_else_changed():
 
 
 def test_rows_with_tools_are_told_who_will_write_them_as_they_are_trained(logged: list[str]) -> None:
-    plans.say_tools(3, ChatTemplate("", "", tools_by_name=True))
+    served_tools.say(3, ChatTemplate("", "", tools_by_name=True))
     assert (
         "3 rows" in logged[0] and "TEMPLATE writes them as they are trained, for Ollama of every version" in logged[0]
     )
     assert "in the order of their names" in logged[0] and "TOOL_FORM = own" in logged[0]
-    plans.say_tools(3, ChatTemplate("", ""))
+    served_tools.say(3, ChatTemplate("", ""))
     assert "TEMPLATE, by which older Ollama writes prompts, knows none" in logged[1]

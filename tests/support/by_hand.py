@@ -33,6 +33,19 @@ def adapted(family: str = "llama", targets=ALL, dtype="float64", **more):
     return get_peft_model(model.to(getattr(torch, dtype)), LoraConfig(**lora)).to(getattr(torch, dtype)).train()
 
 
+def batch(lengths=(9, 17, 1, 12)):
+    """Rows of unequal length, padded on the right; the first third of each is not trained."""
+    import torch
+
+    torch.manual_seed(1)
+    width = max(lengths)
+    ids = torch.randint(0, SHAPE["vocab_size"], (len(lengths), width))
+    at = torch.arange(width)[None]
+    mask = (at < torch.tensor(lengths)[:, None]).long()
+    trained = mask.bool() & (at >= torch.tensor(lengths)[:, None] // 3)
+    return {"input_ids": ids, "labels": torch.where(trained, ids, -100), "attention_mask": mask}
+
+
 def measured(model, inputs, decoder=None):
     """Loss and gradients, by the model's own forward pass or by the hand-written layers."""
     from training.fast_cpu import fast_loss

@@ -6,11 +6,11 @@ A run starts only when all of it went well; `./run.sh --check` ends here. Nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loguru import logger
 
@@ -24,7 +24,7 @@ from training.data.record import SHOWN, place
 from training.data.row_texts import RowTexts, row_texts
 from training.data.tokenising import Summary
 from training.errors import UserError
-from training.plan import choices, disk_space, memory, memory_fit, replayed, system_text, traffic
+from training.plan import choices, disk_space, memory, memory_fit, replayed, served_tools, system_text, traffic
 from training.plan.choices import choose_for_rows, fit_to_model
 from training.plan.replayed import Replay
 from training.runs import began, open_run
@@ -46,17 +46,6 @@ LOOKED_AT = 64  # rows that are asked whether they begin alike
 SECRET_SHIPPED = (
     "{} holds what looks like a password or a key: it is hidden in logs and reports only. The model is trained with it, and "
     "the Modelfile gives it to everybody who runs the model; take it out of the text if that is not meant"
-)
-
-
-NO_TOOLS = (
-    "{:,} rows offer or call tools: the chat template in merged/ and in the GGUF file writes them as they are trained, for Ollama "
-    "0.30 and later and all that run that; the Modelfile's TEMPLATE, by which older Ollama writes prompts, knows none"
-)
-
-BY_NAME = (
-    "{:,} rows offer or call tools: the Modelfile's TEMPLATE writes them as they are trained, for Ollama of every version, with "
-    "parameters and arguments in the order of their names, in which it gets them (TOOL_FORM = own keeps the rows' order)"
 )
 
 
@@ -141,9 +130,7 @@ def prepare(
         plan = _read_rows(settings, machine, base, today, on_disk, run)
         if run is not None:
             plan = with_answers(plan, run)
-        if weights:
-            engine.import_trainer()
-        figures = tried()
+        figures = _waited(tried, trains=weights)
         choices.check_window(figures, plan.longest)
         hold(figures["vocabulary"], plan)
     if "note" in figures:
@@ -153,6 +140,13 @@ def prepare(
         **figures,
     )
     return plan
+
+
+def _waited(tried: Callable[[], dict[str, Any]], trains: bool) -> dict[str, Any]:
+    """What the trial found; what the training will need is imported while that is awaited."""
+    if trains:
+        engine.import_trainer()
+    return tried()
 
 
 def _read_rows(
@@ -172,7 +166,7 @@ def _read_rows(
     sequences = _tokenise(data, template, tokenizer, settings)
     choices.check_rows(len(sequences.train), settings)
     if data.tools:
-        say_tools(data.tools, template)
+        served_tools.say(data.tools, template)
     if not data.plain:
         template = _as_served(template, tokenizer, sequences.train)
     summary = tokenising.summary(sequences.train, tokenizer)
@@ -325,14 +319,6 @@ def _as_served(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, rows:
     for line in warnings:
         logger.warning(line)
     return template
-
-
-def say_tools(rows: int, template: ChatTemplate) -> None:
-    """Log who will write the functions of so many rows as they are trained."""
-    if template.tools_by_name:
-        logger.info(BY_NAME, rows)
-    else:
-        logger.warning(NO_TOOLS, rows)
 
 
 def _try_modelfile(settings: Settings, template: ChatTemplate, plain: bool) -> None:
