@@ -7,26 +7,21 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from training.base_model import BaseModel
-from training.data import own_template, template_trial, tool_form
-from training.data.turns import THOUGHTS, Turn
+from training.data import jinja_text, own_template, template_trial, tool_form
+from training.data.turns import Turn
 from training.errors import UserError
 from training.settings import Settings, prompt_template
 from training.settings.readers import OWN_TEMPLATES
-from training.system import paths, privacy
+from training.system import paths
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
 # A model that has no template of its own has never seen one; ChatML is what most tools and servers know.
 FOR_BASE_MODELS = "chatml"
-# What a rendering may have: characters of the template's own (tools and rules are some thousands), copies of the chat.
-MOST_WRITTEN, MOST_COPIES = 4_000_000, 4
-MOST_WORDS = 500  # characters of a template's own words that are told
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def _first_renderings(jinja: str, special: Mapping[str, str], today: datetime.da
     asked = [Turn("user", QUESTION), Turn("assistant", ANSWER)]
     for turns, add in ((asked[:1], True), (asked, False), ([Turn("system", SYSTEM), *asked * 3], False)):
         with suppress(UserError):
-            _render(jinja, special, turns, add, today)
+            jinja_text.rendered(jinja, special, turns, add, today)
 
 
 def _missing_header(jinja: str, special: Mapping[str, str], today: datetime.date) -> str:
@@ -122,7 +117,7 @@ def _missing_header(jinja: str, special: Mapping[str, str], today: datetime.date
     asked, answered = [Turn("user", QUESTION)], [Turn("user", QUESTION), Turn("assistant", ANSWER)]
     try:
         prompt, open_prompt, whole = (
-            _render(jinja, special, turns, add, today)
+            jinja_text.rendered(jinja, special, turns, add, today)
             for turns, add in ((asked, True), (asked, False), (answered, False))
         )
     except UserError:  # told with its reason when the template is tried
@@ -199,9 +194,13 @@ def render(
         offered = json.loads(tools)
         handed = {**handed, "tools": tool_form.by_name(offered) if template.tools_by_name else offered}
     if template.tools_by_name:
-        messages = [tool_form.calls_by_name(_message(one) if isinstance(one, Turn) else dict(one)) for one in messages]
+        messages = [
+            tool_form.calls_by_name(jinja_text.message(one) if isinstance(one, Turn) else dict(one)) for one in messages
+        ]
     by_name = template.tools_by_name
-    return _render(template.jinja, template.special, messages, add_generation_prompt, template.today, handed, by_name)
+    return jinja_text.rendered(
+        template.jinja, template.special, messages, add_generation_prompt, template.today, handed, by_name
+    )
 
 
 SWITCH = "enable_thinking"  # by which templates are told whether the model is to think
@@ -231,81 +230,7 @@ def as_served(
     template: ChatTemplate, messages: Iterable[Turn | Mapping[str, str]], jinja: str, handed: Mapping[str, object]
 ) -> str:
     """A prompt by the text `jinja` with what a server hands to a chat template besides. UserError as `render`."""
-    return _render(jinja, template.special, messages, True, template.today, handed)
-
-
-def _render(
-    jinja: str,
-    special: Mapping[str, str],
-    messages: Iterable[Turn | Mapping[str, Any]],
-    add_generation_prompt: bool,
-    today: datetime.date | None = None,
-    handed: Mapping[str, object] | None = None,
-    as_go: bool = False,
-) -> str:
-    import jinja2
-
-    dated = {"strftime_now": today.strftime} if today else {}
-    chat = [_message(one) if isinstance(one, Turn) else dict(one) for one in messages]
-    try:
-        compiled, known = _compiled(jinja, as_go)
-        names = {**known, **special, **dated, **(handed or {}), "messages": chat}
-        names["add_generation_prompt"] = add_generation_prompt
-        text = _joined(compiled.root_render_func(compiled.new_context(names, shared=True)), chat)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Whatever a template does is the template's refusal, in words that a terminal may see.
-        words = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"the chat template refuses: {privacy.visible(words[:MOST_WORDS])}") from None
-    if "\0" in text or not (text.isascii() or _is_sound(text)):
-        raise UserError("the chat template writes a NUL character or half a character, which no tokenizer takes")
-    return text
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    """A turn as templates take it."""
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.thoughts:
-        message |= dict.fromkeys(THOUGHTS, turn.thoughts)
-    return {**message, **json.loads(turn.more)} if turn.more else message
-
-
-def _joined(parts: Iterable[str], chat: Sequence[Mapping[str, Any]]) -> str:
-    """The whole of a rendering. ValueError where it is too long for what it is made of."""
-    most = MOST_WRITTEN + MOST_COPIES * sum(len(str(turn[name])) for turn in chat for name in turn if name != "role")
-    found, size = [], 0
-    for part in parts:
-        found.append(part)
-        size += len(part)
-        if size > most:
-            raise ValueError(f"it writes more than {most:,} characters")
-    return "".join(found)
-
-
-def _is_sound(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@lru_cache(maxsize=8)
-def _compiled(jinja: str, as_go: bool) -> tuple[Template, dict[str, object]]:
-    """The template as transformers' `render_jinja_template` compiles it, and all names that it hands to one without tools.
-
-    Put together once, and not for every text: it is half of the time that rendering a short chat takes. as_go: numbers in
-    JSON are written as a TEMPLATE writes them.
-    """
-    from transformers.utils import chat_template_utils
-
-    compiled = chat_template_utils._compile_jinja_template(jinja)
-    if as_go:
-        environment = compiled.environment.overlay()
-        environment.filters = environment.filters | {"tojson": tool_form.json_as_go}
-        compiled = environment.from_string(jinja)
-    return compiled, {**compiled.globals, "tools": None, "documents": None}
+    return jinja_text.rendered(jinja, template.special, messages, True, template.today, handed)
 
 
 def samples(template: ChatTemplate) -> list[str]:
@@ -342,7 +267,7 @@ def _tried(
     """Render probes, and learn from them how an answer ends. Raises UserError for a template that cannot serve."""
 
     def rendered(messages: list[Turn], add_generation_prompt: bool = False) -> str:
-        return _render(jinja, special, messages, add_generation_prompt, today, _handed(thinking))
+        return jinja_text.rendered(jinja, special, messages, add_generation_prompt, today, _handed(thinking))
 
     try:
         asked = [Turn("user", QUESTION)]
