@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.support.plans import a_base_model
 from tests.support.programs import finetune, wait_for_step
 from tests.support.ranks import TWO, slowly
 from tests.support.runs import losses
@@ -50,6 +52,17 @@ def test_with_dropout_another_number_of_processes_is_refused_with_the_reason():
         "go on as the run began"
     )
     checkpoint.refuse_mismatch(marks(2, **{"LoRA.LORA_DROPOUT": 0.1}), marks(2, **{"LoRA.LORA_DROPOUT": 0.1}))
+
+
+def test_where_the_shares_of_a_spread_model_are_is_no_other_run_but_whether_it_is_spread_is():
+    base = replace(a_base_model(), revision="a" * 40)
+    on_cards, beside, whole = (
+        checkpoint.fingerprint(a_settings(NUM_PROCESSES="2", SHARDING=how), "d", base, "t")
+        for how in ("fsdp", "fsdp-offload", "none")
+    )
+    checkpoint.refuse_mismatch(on_cards, beside)
+    with pytest.raises(UserError, match="SHARDING = 'none' in the run, 'fsdp' now"):
+        checkpoint.refuse_mismatch(whole, beside)
 
 
 def test_a_step_keeps_its_rows_and_the_plan_says_so():

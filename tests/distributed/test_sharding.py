@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.support.programs import finetune, wait_for_step
 from tests.support.ranks import TWO, gone, in_rank, other_process, program, slowly
 from tests.support.runs import RUN_FILES, files_of, losses
 from tests.support.tiny import write_tiny_config
+from training.train.ranks import Ranks
 
 FSDP = (*TWO, "--set", "Hardware.SHARDING=fsdp")
 
@@ -31,15 +33,18 @@ import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 from training.train import sharding
 from training.train.team import Place, Team
 from tests.support.settings import a_settings
 rank = int(sys.argv[1])
-asked = a_settings(DEVICE="cpu", NUM_PROCESSES="2", SHARDING="fsdp")
 torch.set_num_threads(1)
 dist.init_process_group("gloo", store=dist.FileStore(sys.argv[2], 2), rank=rank, world_size=2)
 team = Team(Place(rank=rank, local_rank=rank, size=2, local_size=2))
+def groups(model):
+    bare = model.get_base_model()
+    return [group for one in (bare, *sharding.layers(bare)) for group in one._get_fsdp_state()._fsdp_param_groups]
 same = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=97)
 configs = [
     LlamaConfig(**same, tie_word_embeddings=True),
@@ -61,7 +66,11 @@ for config in configs:
             empty.tie_weights()
             torch.manual_seed(8)  # the adapter is rank 0's
             model = get_peft_model(empty, lora())
-        sharding.spread(model, team, asked)
+        # Where the shares stay in memory, those of the layers do, by torch's own policy; on a CPU all is as without.
+        away = "use_dora" in more
+        sharding.spread(model, team, a_settings(DEVICE="cpu", NUM_PROCESSES="2", SHARDING="fsdp-offload" if away else "fsdp"))
+        policies = [type(group.offload_policy) is CPUOffloadPolicy for group in groups(model)]
+        assert policies == [False, away, away, away], policies
         ids = torch.tensor([[5, 11, 3, 90, 41, 7, 2]])
         def tried(model):
             torch.manual_seed(9)
@@ -110,6 +119,19 @@ def test_models_of_many_shapes_have_equal_losses_gradients_and_answers_when_they
     finally:
         for one in both:
             one.kill()
+
+
+@pytest.mark.slow
+def test_the_trainer_leaves_a_model_that_is_spread_where_it_is():
+    class Trainer:
+        def _move_model_to_device(self, model: str, device: str) -> None:
+            moved.append((model, device))
+
+    moved: list[tuple[str, str]] = []
+    for spread in (True, False):
+        trainer = type("Trainer", (Ranks, Trainer), {"watch": SimpleNamespace(spread=spread)})()
+        trainer._move_model_to_device("a model", "cuda:0")
+    assert moved == [("a model", "cuda:0")]
 
 
 @pytest.mark.slow

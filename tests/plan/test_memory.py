@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.plans import a_base_model, a_summary
+from tests.support.plans import a_base_model, a_plan, a_summary
 from training import base_model, settings
 from training.base_model import Peek
+from training.data.dataset import Counts
 from training.errors import MachineError
 from training.fast_cpu import policy
 from training.plan import choices, disk_space, memory, memory_fit
+from training.plan import plan as plans
 from training.settings import Settings, contradictions
 from training.system import this_machine
 from training.system.this_machine import Gpu, Machine
@@ -107,34 +109,145 @@ def test_4_bits_are_for_cuda_and_rocm_and_left_out_with_the_reason_elsewhere(tmp
 
 
 SPREAD = "[Hardware]\nENGINE = transformers\nNUM_PROCESSES = 4\nSHARDING = fsdp\n"
+IN_16_BIT = "[Quantization]\nLOAD_IN_4BIT = false\n"
 
 
 def test_a_card_holds_its_share_of_a_spread_model_and_what_is_put_together_of_it(tmp_path, monkeypatch):
     where = machine("Tesla T4")
-    asked = decided(tmp_path, monkeypatch, where, SPREAD)
-    reason = "SHARDING = fsdp spreads weights of 16 bit; those that bitsandbytes keeps in 4 cannot be cut into shares"
-    assert ("Quantization.LOAD_IN_4BIT", False, reason) in asked.choices
-    together = 2 * (EIGHT.embeddings + 2 * EIGHT.layer_weights)
+    asked = decided(tmp_path, monkeypatch, where, IN_16_BIT + SPREAD)
+    layer = (EIGHT.parameters - EIGHT.embeddings) // EIGHT.layers
+    # What is outside of the layers, a layer, and what the next two are gathered in, or again what is outside.
+    together = 2 * (EIGHT.embeddings + layer + max(EIGHT.embeddings, 2 * layer))
     assert memory.estimate(asked, EIGHT, 512)["weights"] == 2 * EIGHT.parameters // 4 + together
     roomy = replace(where, memory_available=64 * GB)
     asked = asked.with_choice("Training.GRADIENT_CHECKPOINTING", True, "")
     assert memory_fit.check(asked, EIGHT, 2048, roomy) is None, "16 bit of 8B on four cards of 16 GB"
     whole = asked.with_choice("Hardware.SHARDING", "none", "")
-    with pytest.raises(MachineError, match=r"needed, 15\.8 GB free; set SHARDING = fsdp"):
+    with pytest.raises(MachineError, match=r"needed, 15\.8 GB free; set SHARDING = fsdp; or LOAD_IN_4BIT = true"):
         memory_fit.check(whole, EIGHT, 2048, roomy)
+
+
+def test_of_a_spread_model_in_4_bit_each_card_holds_its_share_and_all_the_scales(tmp_path, monkeypatch):
+    asked = decided(tmp_path, monkeypatch, machine("Tesla T4"), SPREAD)
+    assert asked.quantization.load_in_4bit and "Quantization.LOAD_IN_4BIT" not in {name for name, _, _ in asked.choices}
+    within = EIGHT.parameters - EIGHT.embeddings
+    shared = 2 * EIGHT.embeddings + within // 2
+    assert memory.cut_weights(asked, EIGHT) == shared
+    assert memory.whole_weights(asked, EIGHT) == shared + int(0.016 * within)
+    layer = within // 2 // EIGHT.layers
+    together = 2 * EIGHT.embeddings + layer + max(2 * EIGHT.embeddings, 2 * layer) + 2 * 4096 * 14336
+    expected = shared // 4 + int(0.016 * within) + together
+    assert memory.estimate(asked, EIGHT, 512)["weights"] == pytest.approx(expected, abs=64)
+
+
+LLAMA_70B = {
+    **LLAMA_8B, "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "intermediate_size": 28_672,
+}  # fmt: skip
+SEVENTY = memory.Shape(70_553_706_496, 8192, 28_672, 80, 64, 8, 128, 128_256, "llama")
+OFFLOADED = SPREAD.replace("fsdp", "fsdp-offload")
+ONE_ROW = (
+    "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 1\nGRADIENT_ACCUMULATION_STEPS = 4\nGRADIENT_CHECKPOINTING = true\n"
+)
+
+
+def offloaded(asked: Settings, model: memory.Shape, where: Machine) -> Settings:
+    return memory_fit.offloaded(asked, model, 512, where)
+
+
+def test_shares_that_do_not_fit_on_the_cards_stay_in_the_machines_memory_with_the_reason_and_the_cost(
+    tmp_path, monkeypatch
+):
+    where = machine("NVIDIA GeForce RTX 4090", memory_free=200)
+    asked = decided(tmp_path, monkeypatch, where, ONE_ROW + IN_16_BIT + SPREAD)
+    with pytest.raises(MachineError, match="too little memory"):
+        memory_fit.check(asked, SEVENTY, 512, where)
+    moved = offloaded(asked, SEVENTY, where)
+    reason = (
+        "about 48.5 GB needed on a card, 25.3 GB free: the shares stay in the machine's memory; to keep them on the cards, set "
+        "LOAD_IN_4BIT = true"
+    )
+    assert moved.choices[-1] == ("Hardware.SHARDING", "fsdp-offload", reason)
+    assert memory_fit.check(moved, SEVENTY, 512, where) is None
+    # 2 x 4 micro-batches x a quarter of 2 bytes x (70.55e9 - 2 x 128,256 x 8,192)
+    assert memory_fit.bus_line(moved, SEVENTY) == (
+        "over each card's bus: 274 GB a step, its share of the layers twice a micro-batch (SHARDING = fsdp-offload); "
+        "11 s at 25 GB/s (PCIe 4.0)"
+    )
+    assert memory_fit.bus_line(asked, SEVENTY) == ""
+
+
+def test_the_plan_has_the_choice_with_its_reason_and_what_goes_over_the_bus(tmp_path, monkeypatch):
+    where = machine("NVIDIA GeForce RTX 4090", memory_free=200)
+    asked = offloaded(decided(tmp_path, monkeypatch, where, ONE_ROW + IN_16_BIT + SPREAD), SEVENTY, where)
+    counts = Counts(rows=8, turns=8, text=0, bad=0, train=8, validation=0, test=0)
+    plan = a_plan(asked, machine=where, base=a_base_model(LLAMA_70B, SEVENTY.parameters), train=range(8))
+    plan = replace(plan, data=replace(plan.data, counts=counts), memory=memory.estimate(asked, SEVENTY, 512))
+    monkeypatch.setattr(plans, "sizes", lambda plan: (10**8, 10**9))
+    monkeypatch.setattr(plans.system_text, "line", lambda template: ())
+    lines = plans.lines(plan)
+    assert any(line.startswith("Hardware.SHARDING = fsdp-offload: about 48.5 GB needed on a card, ") for line in lines)
+    assert memory_fit.bus_line(asked, SEVENTY) in lines
+
+
+def test_shares_stay_on_the_cards_where_they_fit_or_the_machine_has_no_room_for_them(tmp_path, monkeypatch):
+    where = machine("NVIDIA GeForce RTX 4090", memory_free=200)
+    asked = decided(tmp_path, monkeypatch, where, ONE_ROW + IN_16_BIT + SPREAD)
+    assert offloaded(asked, EIGHT, where) is asked, "8B fits"
+    small = replace(where, memory_available=100 * GB)
+    assert offloaded(asked, SEVENTY, small) is asked, "the machine has no room"
+    whole = asked.with_choice("Hardware.SHARDING", "none", "")
+    assert offloaded(whole, SEVENTY, where) is whole, "nobody asked for it"
+    t4 = machine("Tesla T4", memory_free=200)
+    asked = decided(tmp_path, monkeypatch, t4, IN_16_BIT + SPREAD).with_choice("LoRA.R", 4096, "")
+    assert offloaded(asked, SEVENTY, t4) is asked, "the adapter alone is too large"
+
+
+def test_shares_that_were_asked_to_stay_in_memory_are_refused_where_there_is_no_room(tmp_path, monkeypatch):
+    where = machine("NVIDIA GeForce RTX 4090", memory_free=100)
+    asked = decided(tmp_path, monkeypatch, where, ONE_ROW + IN_16_BIT + OFFLOADED)
+    with pytest.raises(MachineError) as caught:
+        memory_fit.check(asked, SEVENTY, 512, where)
+    assert str(caught.value).startswith("too little memory beside the cards: SHARDING = fsdp-offload keeps the shares")
+    # Of each of two machines half of them stay; the first one reads them all.
+    second = asked.with_choice("Hardware.NUM_MACHINES", 2, "").with_choice("Hardware.MACHINE_RANK", 1, "")
+    first = second.with_choice("Hardware.MACHINE_RANK", 0, "")
+    assert memory_fit.check(second, SEVENTY, 512, where) is None
+    assert memory.beside_cards(second, SEVENTY) < 0.65 * memory.beside_cards(first, SEVENTY)
+
+
+def test_memory_that_a_card_fetches_from_is_kept_in_powers_of_two(tmp_path, monkeypatch):
+    asked = decided(tmp_path, monkeypatch, machine("Tesla T4"), IN_16_BIT + OFFLOADED)
+    second = asked.with_choice("Hardware.MACHINE_RANK", 1, "").with_choice("Hardware.NUM_MACHINES", 2, "")
+    shares = {(4096, 4096): 4 << 20, (4096, 1024): 1 << 20, (4096, 14336): 16 << 20}  # of 4, 1 and 14 MiB
+    each = 2 * shares[4096, 4096] + 2 * shares[4096, 1024] + 3 * shares[4096, 14336]
+    assert memory.beside_cards(second, EIGHT) == 4 * (32 * each + memory.PROGRAM["cpu"])
+
+
+def test_a_spread_batch_is_not_halved_so_one_that_cannot_fit_is_refused(tmp_path, monkeypatch):
+    where = machine("Tesla T4", memory_free=64)
+    text = (
+        "[Training]\nPER_DEVICE_TRAIN_BATCH_SIZE = 32\nGRADIENT_ACCUMULATION_STEPS = 1\nGRADIENT_CHECKPOINTING = true\n"
+    )
+    alone = decided(tmp_path, monkeypatch, where, text + "[Hardware]\nENGINE = transformers\n")
+    assert memory_fit.check(alone, EIGHT, 2048, where).startswith("memory may not do")
+    with pytest.raises(MachineError, match="set PER_DEVICE_TRAIN_BATCH_SIZE = "):
+        memory_fit.check(decided(tmp_path, monkeypatch, where, text + SPREAD), EIGHT, 2048, where)
 
 
 def test_a_model_that_machine_0_cannot_read_whole_is_refused_before_it_is_spread(tmp_path, monkeypatch):
     where = replace(machine("Tesla T4"), memory_available=8 * GB)
-    asked = decided(tmp_path, monkeypatch, where, SPREAD)
+    asked = decided(tmp_path, monkeypatch, where, IN_16_BIT + SPREAD)
     with pytest.raises(MachineError) as caught:
         memory_fit.check(asked, EIGHT, 512, where)
     assert str(caught.value) == (
         "too little memory beside the cards: SHARDING = fsdp reads the whole model first, 16.1 GB, and 8.0 GB are free; "
         "choose a smaller BASE_MODEL_NAME, or a machine with more"
     )
-    other = asked.with_choice("Hardware.NUM_MACHINES", 2, "").with_choice("Hardware.MACHINE_RANK", 1, "")
-    assert memory_fit.check(other.with_choice("Training.GRADIENT_CHECKPOINTING", True, ""), EIGHT, 512, where) is None
+    checkpointed = asked.with_choice("Training.GRADIENT_CHECKPOINTING", True, "")
+    other = checkpointed.with_choice("Hardware.NUM_MACHINES", 2, "").with_choice("Hardware.MACHINE_RANK", 1, "")
+    assert memory_fit.check(other, EIGHT, 512, where) is None
+    four = checkpointed.with_choice("Quantization.LOAD_IN_4BIT", True, "")
+    assert memory_fit.check(four, EIGHT, 512, where) is None, "in 4 bit it is read matrix by matrix"
 
 
 def test_on_a_cpu_the_whole_model_stands_beside_the_shares_while_they_are_made(tmp_path, monkeypatch):
@@ -245,6 +358,19 @@ def test_a_hub_model_that_cannot_fit_is_refused_before_it_is_downloaded(tmp_path
     memory_fit.check_before_download(asked, machine(memory_free=60))
     assert len(said) == 1
     assert said[0].startswith("org/name-8B: about ") and "with 4,096 (MAX_SEQ_LENGTH); 60.0 GB free" in said[0]
+
+
+def test_a_hub_model_that_fits_with_its_shares_in_the_machines_memory_is_not_refused(tmp_path, monkeypatch):
+    seen = Peek("org/name-70B", "hub", LLAMA_70B, SEVENTY.parameters, 8192, 141 * GB)
+    monkeypatch.setattr(base_model, "peek", lambda model: seen)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    where = machine("NVIDIA GeForce RTX 4090", memory_free=200)
+    text = "[Model]\nBASE_MODEL_NAME = org/name-70B\n" + ONE_ROW + IN_16_BIT + SPREAD
+    assert memory_fit.check_before_download(decided(tmp_path, monkeypatch, where, text), where) is None
+    with pytest.raises(MachineError, match="too little memory"):
+        memory_fit.check_before_download(
+            decided(tmp_path, monkeypatch, where, text), replace(where, memory_available=120 * GB)
+        )
 
 
 def test_where_the_hub_does_not_answer_the_look_is_left_out(tmp_path, monkeypatch):

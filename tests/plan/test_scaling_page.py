@@ -14,6 +14,8 @@ CHINESE = {
     "one card, 16 bit": "一张显卡，16 位",
     "eight cards, 4 bit": "八张显卡，4 位",
     "eight cards, 16 bit, spread": "八张显卡，16 位，分散",
+    "eight cards, 4 bit, spread": "八张显卡，4 位，分散",
+    "eight cards, 16 bit, spread, offloaded": "八张显卡，16 位，分散，留在内存",
     "two machines of eight, 16 bit, spread": "两台各八张，16 位，分散",
 }
 

@@ -498,6 +498,11 @@ def test_what_is_set_and_not_used_is_noted(tmp_path):
         "REPLAY_FILE is not used: REPLAY_SHARE = 0",
         "MAIN_PROCESS_ADDRESS is not used: NUM_MACHINES = 1",
     ]
+    spread = "[Hardware]\nDEVICE = {}\nNUM_PROCESSES = 2\nSHARDING = fsdp-offload\n"
+    assert contradictions.unused(load(tmp_path, spread.format("cuda"))) == []
+    assert contradictions.unused(load(tmp_path, spread.format("cpu"))) == [
+        "SHARDING = fsdp-offload is fsdp on a CPU: the shares are in the machine's memory in any case"
+    ]
 
 
 def test_the_name_of_files_has_no_slash_and_no_colon(tmp_path):

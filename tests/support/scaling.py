@@ -19,6 +19,8 @@ RUNGS: dict[str, dict[str, object]] = {
     "one card, 16 bit": {"LOAD_IN_4BIT": False},
     "eight cards, 4 bit": {"NUM_PROCESSES": 8},
     "eight cards, 16 bit, spread": {"NUM_PROCESSES": 8, "SHARDING": "fsdp", "LOAD_IN_4BIT": False},
+    "eight cards, 4 bit, spread": {"NUM_PROCESSES": 8, "SHARDING": "fsdp"},
+    "eight cards, 16 bit, spread, offloaded": {"NUM_PROCESSES": 8, "SHARDING": "fsdp-offload", "LOAD_IN_4BIT": False},
     "two machines of eight, 16 bit, spread": {
         "NUM_PROCESSES": 8, "NUM_MACHINES": 2, "MAIN_PROCESS_ADDRESS": "10.0.0.5:29500", "SHARDING": "fsdp",
         "LOAD_IN_4BIT": False,
@@ -49,4 +51,4 @@ def sent(asked: Settings, model: memory.Shape) -> str:
     gradients = traffic.sent(memory.adapter_parameters(asked, model), asked.processes)
     if asked.hardware.sharding == "none":
         return size(gradients)
-    return size(gradients + traffic.sent_weights(memory.whole_weights(asked, model), asked.processes, 1))
+    return size(gradients + traffic.sent_weights(memory.cut_weights(asked, model), asked.processes, 1))

@@ -58,6 +58,13 @@ def test_on_the_cpu_nothing_is_put_anywhere():
     assert engine.device_map(a_settings(DEVICE="cpu")) is None
 
 
+def test_a_model_that_is_spread_is_read_into_the_machines_memory():
+    from training.train import engine
+
+    for sharding in ("fsdp", "fsdp-offload"):
+        assert engine.device_map(a_settings(DEVICE="cuda", NUM_PROCESSES=2, SHARDING=sharding)) == {"": "cpu"}
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 

@@ -105,11 +105,6 @@ def decide(settings: Settings, machine: Machine) -> Settings:
         settings = settings.with_choice("Hardware.NUM_THREADS", max(1, machine.cores // processes), reason)
     if settings.quantization.load_in_4bit and not where.value.startswith("cuda"):
         settings = settings.with_choice("Quantization.LOAD_IN_4BIT", False, "no CUDA device")
-    if settings.quantization.load_in_4bit and settings.hardware.sharding != "none":
-        reason = (
-            "SHARDING = fsdp spreads weights of 16 bit; those that bitsandbytes keeps in 4 cannot be cut into shares"
-        )
-        settings = settings.with_choice("Quantization.LOAD_IN_4BIT", False, reason)
     if settings.training.optim == "auto":
         small = which.value == "unsloth" and where.value != "cpu"
         optim = (

@@ -6,12 +6,14 @@ each library keeps; no card has measured it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from training.fast_cpu import policy
 from training.settings import Settings
 from training.system.wording import gigabytes
+from training.train import sharding
 from training.train.engine import EAGER_UP_TO
 
 # Python with torch, transformers, trl and datasets loaded, before any weight, 0.58 GB, and what oneDNN and malloc hold
@@ -33,7 +35,8 @@ STATE = {
     "rmsprop": 4,
 }
 # Bytes a weight: 4 bits, and a scale for each 64 weights that is itself 8 bits (bitsandbytes, double_quant).
-NF4 = 0.516
+PACKED, SCALES = 0.5, 0.016
+NF4 = PACKED + SCALES
 # Bytes a token and word where the output layer is trained: all tokens at once, and the adapter's own logits (measured).
 TRAINED_HEAD = 24
 TRL_CHUNK = 256  # tokens whose logits TRL's chunked_nll holds at once
@@ -155,31 +158,84 @@ def _state(optim: str) -> float:
 def weights(settings: Settings, model: Shape) -> int:
     """Bytes of the frozen base model. Loading it takes no more than training does: in 4 bits transformers reads one matrix in
     16 bit at a time (core_model_loading.py of 5.17: it uses no threads where it quantises)."""
-    if settings.hardware.sharding != "none":
+    if sharding.wanted(settings):
         return _spread_weights(settings, model)
     if settings.hardware.fast_cpu == policy.INT8 and policy.by_hand(settings, model.model_type):
         return _in_8_bits(settings, model)
-    if not settings.quantization.load_in_4bit:
-        return whole_weights(settings, model)
-    # While a layer is at work its largest matrix stands in 16 bit.
-    largest = 2 * max(inputs * outputs for inputs, outputs in model.linear.values())
-    return int(model.embeddings * 2 + (model.parameters - model.embeddings) * NF4 + largest)
+    return whole_weights(settings, model) + _unpacked(settings, model)
 
 
 def whole_weights(settings: Settings, model: Shape) -> int:
-    """Bytes of the model in 16 or 32 bit; where it is spread, as rank 0 reads it, in the machine's memory."""
-    return model.parameters * _width(settings)
+    """Bytes of the model; where it is spread, as rank 0 reads it, in the machine's memory."""
+    scales = SCALES if settings.quantization.load_in_4bit else 0
+    return cut_weights(settings, model) + int(scales * _within(model))
+
+
+def cut_weights(settings: Settings, model: Shape) -> int:
+    """The same without what each rank keeps whole of a model that is spread: the scales of weights in 4 bits."""
+    return model.embeddings * _width(settings) + int(_within(model) * _width_within(settings))
+
+
+def _within(model: Shape) -> int:
+    """Weights of the layers, of a model with experts all of them."""
+    return model.parameters - model.embeddings
+
+
+def _width_within(settings: Settings) -> float:
+    """Bytes of a weight of the layers, without its scale."""
+    return PACKED if settings.quantization.load_in_4bit else _width(settings)
+
+
+def _unpacked(settings: Settings, model: Shape) -> int:
+    """Bytes of the largest matrix of a layer that is at work, which in 4 bits stands in 16 then."""
+    largest = max(inputs * outputs for inputs, outputs in model.linear.values())
+    return largest * _width(settings) if settings.quantization.load_in_4bit else 0
 
 
 def _spread_weights(settings: Settings, model: Shape) -> int:
-    """Bytes that a rank has of a model spread over all (train/sharding.py): its share, and put together what stands outside
-    of the layers, the layer that is at work, and the next one, which is fetched meanwhile."""
-    width = _width(settings)
-    together = model.embeddings + 2 * model.layer_weights
-    share = whole_weights(settings, model) // settings.processes
-    # On a CPU rank 0's whole model stands beside the shares while these are made of it.
-    loading = share if settings.hardware.device == "cpu" else 0
-    return share + max(together * width, loading)
+    """Bytes that a rank has of a model spread over all (train/sharding.py): its share, and what is put together of it.
+
+    That is what stands outside of the layers; the layer that is at work; and what FSDP2 gathers the next one in, which it
+    lets go of with the one after: two layers, or once more what is outside.
+    """
+    width, processes = _width(settings), settings.processes
+    outside, layer = model.embeddings * width, int(_width_within(settings) * _within(model) / model.layers)
+    together = outside + layer + max(outside, 2 * layer) + _unpacked(settings, model)
+    scales = whole_weights(settings, model) - cut_weights(settings, model)
+    share = cut_weights(settings, model) // processes
+    if settings.hardware.device == "cpu":
+        # Rank 0's whole model stands beside the shares while these are made of it.
+        return share + scales + max(together, share)
+    if sharding.offloaded(settings):
+        # Of the layers the shares of two, on their way.
+        share = (outside + 2 * layer) // processes
+    return share + scales + together
+
+
+def beside_cards(settings: Settings, model: Shape) -> int:
+    """Bytes of this machine's memory that a model takes which is spread over cards: machine 0 reads it whole, and lets go of
+    it as the shares are made; those that stay in its memory are of all its processes."""
+    read = 0 if settings.hardware.machine_rank else whole_weights(settings, model)
+    if not sharding.offloaded(settings):
+        return read
+    width = _width_within(settings)
+    # torch keeps memory that a card may fetch from in powers of two (CachingHostAllocator).
+    pinned = sum(_power_of_two(width * i * o / settings.processes) for i, o in model.linear.values()) * model.layers
+    held = max(pinned, _layers_share(settings, model)) * settings.hardware.num_processes
+    return max(read, held) + PROGRAM["cpu"] * settings.hardware.num_processes
+
+
+def over_the_bus(settings: Settings, model: Shape) -> int:
+    """Bytes that each card fetches from the machine's memory in a step: its share of the layers, forward and backward."""
+    return 2 * settings.training.gradient_accumulation_steps * _layers_share(settings, model)
+
+
+def _layers_share(settings: Settings, model: Shape) -> int:
+    return int(_within(model) * _width_within(settings)) // settings.processes
+
+
+def _power_of_two(size: float) -> int:
+    return 1 << max(0, math.ceil(size) - 1).bit_length()
 
 
 def _in_8_bits(settings: Settings, model: Shape) -> int:

@@ -10,15 +10,18 @@ from loguru import logger
 from training import base_model
 from training.errors import MachineError
 from training.fast_cpu import policy
-from training.plan.memory import Shape, estimate, shape, whole_weights, words
+from training.plan.memory import Shape, beside_cards, estimate, over_the_bus, shape, words
 from training.settings import Settings
 from training.system.this_machine import Machine
-from training.system.wording import gigabytes
+from training.system.wording import gigabytes, size
+from training.train import link, sharding
 
 # An estimate may be too high by this factor: what does not fit even then is refused, the rest is warned of.
 MARGIN = 1.2
 # What may be taken of the free memory for the sake of speed alone: others may want it, too, before a night is over.
 SPARE = 0.5
+# Bytes a second that a card fetches from the machine's memory: PCIe 4.0 with 16 lanes, of its 32 GB/s what is usual.
+BUS = 25e9
 SHORT = 64  # tokens, for a first look when no row is read yet
 
 
@@ -40,14 +43,16 @@ def free(settings: Settings, machine: Machine) -> int:
 def check(settings: Settings, model: Shape, longest: int, machine: Machine, adapter: int | None = None) -> str | None:
     """None where the run fits, else a warning with what would help. MachineError where it cannot fit.
 
-    On a GPU a batch that does not fit is halved while training, so only one that is too large at one row is refused.
+    On a GPU a batch that does not fit is halved while training, so only one that is too large at one row is refused; not
+    so where the model is spread, for the others wait in the middle of it.
     """
-    _reads_whole(settings, model, machine)
+    _fits_beside(settings, model, machine)
     parts, room = estimate(settings, model, longest, adapter), free(settings, machine)
     needed = sum(parts.values())
     if needed <= room:
         return None
-    least = settings if settings.hardware.device == "cpu" else _batch(settings, 1)
+    halved = settings.hardware.device != "cpu" and not sharding.wanted(settings)
+    least = _batch(settings, 1) if halved else settings
     resting = parts["program"] + parts["weights"]  # known to the byte, but for a per cent or two
     certain = resting > room or sum(estimate(least, model, longest, adapter).values()) > MARGIN * room
     text = (
@@ -68,17 +73,49 @@ def packs(settings: Settings, model: Shape, longest: int, machine: Machine, adap
     return needed <= SPARE * free(settings, machine)
 
 
-def _reads_whole(settings: Settings, model: Shape, machine: Machine) -> None:
-    """A model that is spread over cards is read whole into the memory of machine 0 first: MachineError where it has not so
-    much."""
-    if settings.hardware.sharding == "none" or settings.hardware.device == "cpu" or settings.hardware.machine_rank:
+def offloaded(settings: Settings, model: Shape, longest: int, machine: Machine, adapter: int | None = None) -> Settings:
+    """SHARDING = fsdp with the shares in the machine's memory, where they do not fit on the cards and would so."""
+    if settings.hardware.sharding != "fsdp" or settings.hardware.device == "cpu":
+        return settings
+    needed, room = sum(estimate(settings, model, longest, adapter).values()), free(settings, machine)
+    moved = settings.with_choice("Hardware.SHARDING", sharding.OFFLOADED, "memory")
+    fits = sum(estimate(moved, model, longest, adapter).values()) <= room
+    if needed <= room or not fits or beside_cards(moved, model) > machine.memory_available:
+        return settings
+    reason = (
+        f"about {gigabytes(needed)} needed on a card, {gigabytes(room)} free: the shares stay in the machine's memory"
+    )
+    if (ways := lower(settings, model, longest, room)).startswith("set"):
+        reason += f"; to keep them on the cards, {ways}"
+    return settings.with_choice("Hardware.SHARDING", sharding.OFFLOADED, reason)
+
+
+def bus_line(settings: Settings, model: Shape) -> str:
+    """What goes from the machine's memory to each card in a step, for the plan; empty where nothing does."""
+    if not sharding.offloaded(settings) or settings.hardware.device == "cpu":
+        return ""
+    fetched = over_the_bus(settings, model)
+    took = link.short(fetched / BUS)
+    return (
+        f"over each card's bus: {size(fetched)} a step, its share of the layers twice a micro-batch (SHARDING = fsdp-offload); "
+        f"{took} at {BUS / 1e9:.0f} GB/s (PCIe 4.0)"
+    )
+
+
+def _fits_beside(settings: Settings, model: Shape, machine: Machine) -> None:
+    """A model that is spread over cards is read whole into the memory of machine 0 first, and its shares may stay in that of
+    each: MachineError where there is not so much."""
+    if not sharding.wanted(settings) or settings.hardware.device == "cpu":
         return
-    whole = whole_weights(settings, model)
-    if whole > MARGIN * machine.memory_available:
-        raise MachineError(
-            f"too little memory beside the cards: SHARDING = fsdp reads the whole model first, {gigabytes(whole)}, and "
-            f"{gigabytes(machine.memory_available)} are free; choose a smaller BASE_MODEL_NAME, or a machine with more"
-        )
+    needed, there = beside_cards(settings, model), machine.memory_available
+    if needed <= MARGIN * there:
+        return
+    sharded = settings.hardware.sharding
+    does = "keeps the shares there" if sharding.offloaded(settings) else "reads the whole model first"
+    raise MachineError(
+        f"too little memory beside the cards: SHARDING = {sharded} {does}, {gigabytes(needed)}, and {gigabytes(there)} are "
+        "free; choose a smaller BASE_MODEL_NAME, or a machine with more"
+    )
 
 
 def check_before_download(settings: Settings, machine: Machine) -> None:
@@ -99,6 +136,7 @@ def check_before_download(settings: Settings, machine: Machine) -> None:
     if not seen.config or not seen.parameters:
         return
     model = shape(seen.config, seen.parameters)
+    settings = offloaded(settings, model, SHORT, machine)
     check(settings, model, SHORT, machine)
     longest = min(settings.model.max_seq_length, seen.max_length or settings.model.max_seq_length)
     short, long = (sum(estimate(settings, model, length).values()) for length in (SHORT, longest))
@@ -140,10 +178,9 @@ def _ways(settings: Settings, model: Shape, longest: int, room: int) -> list[Way
         size = next((n for n in sizes if _total(_batch(settings, n), model, longest) <= room), 1)
         text = f"PER_DEVICE_TRAIN_BATCH_SIZE = {size} with GRADIENT_ACCUMULATION_STEPS = {product // size}"
         ways.append(Way(text, lambda settings: _batch(settings, size), longest))
-    several = settings.processes > 1
-    if not on_cpu and several and settings.hardware.sharding == "none":
-        ways.append(_way("SHARDING = fsdp", longest, "Hardware.SHARDING", "fsdp"))
-    if not on_cpu and not settings.quantization.load_in_4bit and settings.hardware.sharding == "none":
+    if not on_cpu and settings.processes > 1 and not sharding.wanted(settings):
+        ways.append(Way("SHARDING = fsdp", lambda settings: _spread(settings, model, longest, room), longest))
+    if not on_cpu and not settings.quantization.load_in_4bit:
         ways.append(_way("LOAD_IN_4BIT = true", longest, "Quantization.LOAD_IN_4BIT", True))
     if on_cpu and settings.hardware.precision == "fp32":
         ways.append(_way("AUTO_FP16_BF16 = false with PRECISION = bf16", longest, "Hardware.PRECISION", "bf16"))
@@ -160,6 +197,14 @@ def _ways(settings: Settings, model: Shape, longest: int, room: int) -> list[Way
 
 def _way(text: str, longest: int, key: str, value: object) -> Way:
     return Way(text, lambda settings: settings.with_choice(key, value, "memory"), longest)
+
+
+def _spread(settings: Settings, model: Shape, longest: int, room: int) -> Settings:
+    """What SHARDING = fsdp becomes, as `offloaded` chooses."""
+    on_cards = settings.with_choice("Hardware.SHARDING", "fsdp", "memory")
+    if _total(on_cards, model, longest) <= room:
+        return on_cards
+    return settings.with_choice("Hardware.SHARDING", sharding.OFFLOADED, "memory")
 
 
 def _total(settings: Settings, model: Shape, longest: int) -> int:

@@ -178,6 +178,7 @@ def _read_rows(
     _try_modelfile(settings, template, data.plain)
     disk = _room(settings, base, machine, steps, on_disk)
     model, adapter = memory.shape(base.config, base.parameters), disk_space.adapter_parameters(settings, base)
+    settings = memory_fit.offloaded(settings, model, expected.total.longest, machine, adapter)
     if too_little := memory_fit.check(settings, model, expected.total.longest, machine, adapter):
         logger.warning(too_little)
     packs = memory_fit.packs(settings, model, expected.total.longest, machine, adapter)
@@ -253,7 +254,8 @@ def lines(plan: Plan) -> list[str]:
     out.append(f"{steps} of {rows}{shared} ({why}), {wording.counted(epochs, 'epoch')}")
     # The sizes are read from the model's files, and most plans need none.
     if settings.processes > 1 or settings.hardware.link_gbps != "auto":
-        out += filter(None, [traffic.line(settings, *sizes(plan))])
+        bus = memory_fit.bus_line(settings, memory.shape(plan.base.config, plan.base.parameters))
+        out += filter(None, [traffic.line(settings, *sizes(plan)), bus])
     free = memory_fit.free(settings, plan.machine)
     out.append(f"memory: about {memory.words(plan.memory)}; {gigabytes(free)} free")
     out.append(f"disk: {gigabytes(sum(plan.disk.values()))} ({disk_space.words(plan.disk)})")
@@ -263,7 +265,7 @@ def lines(plan: Plan) -> list[str]:
 def sizes(plan: Plan) -> tuple[int, int]:
     """Parameters of the adapter, and bytes of the frozen model: what goes between the processes follows from them."""
     model = memory.shape(plan.base.config, plan.base.parameters)
-    return disk_space.adapter_parameters(plan.settings, plan.base), memory.whole_weights(plan.settings, model)
+    return disk_space.adapter_parameters(plan.settings, plan.base), memory.cut_weights(plan.settings, model)
 
 
 def _automatic(settings: Settings, name: str) -> bool:

@@ -175,6 +175,8 @@ def fingerprint(settings: Settings, data_sha256: str, base: BaseModel, template:
         if key not in NOT_COMPARED and not key.startswith(("Quantization.QUANTIZATION", "Quantization.KEEP"))
     }
     return kept | {
+        # Where the shares are is each machine's own affair, and may be another after a resume.
+        "Hardware.SHARDING": settings.hardware.sharding.removesuffix("-offload"),
         processes.STEP: settings.rows_a_step,
         "data SHA-256": data_sha256,
         "base model revision": base.revision,

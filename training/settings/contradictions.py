@@ -225,6 +225,8 @@ def unused(settings: Settings) -> list[str]:
             notes.append(f"{key} is not used: REPORT_TO = none")
     if not settings.dataset.replay_share and settings.written("Dataset.REPLAY_FILE"):
         notes.append("REPLAY_FILE is not used: REPLAY_SHARE = 0")
+    if settings.hardware.sharding == "fsdp-offload" and settings.hardware.device == "cpu":
+        notes.append("SHARDING = fsdp-offload is fsdp on a CPU: the shares are in the machine's memory in any case")
     if settings.hardware.num_machines == 1 and settings.hardware.main_process_address:
         notes.append("MAIN_PROCESS_ADDRESS is not used: NUM_MACHINES = 1")
     return notes

@@ -133,7 +133,7 @@ MEANT: dict[str, str] = {
         "Hardware.NUM_MACHINES": "nodes nnodes num-nodes machines",
         "Hardware.MACHINE_RANK": "node-rank rank-of-machine",
         "Hardware.MAIN_PROCESS_ADDRESS": "master-addr master-address rdzv-endpoint main-process-ip",
-        "Hardware.SHARDING": "fsdp zero zero-stage shard",
+        "Hardware.SHARDING": "fsdp zero zero-stage shard cpu-offload offload",
         "Hardware.LINK_GBPS": "bandwidth link-speed network-speed gbps",
     }.items()
     for word in words.split()

@@ -209,7 +209,11 @@ class Hardware:
         None, read=readers.address, help="host:port of machine 0, when there are several"
     )
     max_restarts: int = setting(0, at_least=0, at_most=1000, help="times to go on by itself when one of several dies")
-    sharding: str = setting("none", one_of=("none", "fsdp"), help="fsdp spreads the model over the processes")
+    sharding: str = setting(
+        "none",
+        one_of=("none", "fsdp", "fsdp-offload"),
+        help="fsdp spreads the model over the processes; with -offload it stays in the machine's memory",
+    )
     link_gbps: float | Auto = setting(
         "auto",
         above=0,

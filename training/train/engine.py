@@ -23,6 +23,7 @@ from training.errors import MachineError, RunError, UserError
 from training.settings import Settings
 from training.system import shell, temporary, this_machine
 from training.system.wording import first_line
+from training.train import four_bit
 
 if TYPE_CHECKING:
     import torch
@@ -198,14 +199,7 @@ def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrained
 
     options: dict[str, Any] = {"attn_implementation": _attention(settings, longest)}
     if settings.quantization.load_in_4bit:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, DTYPES[settings.hardware.precision]),
-        )
+        options["quantization_config"] = four_bit.config(getattr(torch, DTYPES[settings.hardware.precision]))
     with leftovers.kept_out(base.path) as folder:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -227,6 +221,7 @@ def _base_model(base: BaseModel, settings: Settings, longest: int) -> PreTrained
 
 def _empty_model(base: BaseModel, settings: Settings, longest: int) -> PreTrainedModel:
     """The same without weights: its parameters have shapes alone, and its buffers, which no file has, their values."""
+    import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -241,6 +236,9 @@ def _empty_model(base: BaseModel, settings: Settings, longest: int) -> PreTraine
         )
     # What stood in two places was put to rest in each by itself.
     model.tie_weights()
+    if settings.quantization.load_in_4bit:
+        how = four_bit.config(getattr(torch, DTYPES[settings.hardware.precision]))
+        four_bit.without_weights(model, how, _dtype(settings))
     model.config.use_cache = False
     return model
 
@@ -261,13 +259,15 @@ def _attention(settings: Settings, longest: int) -> str:
 
 
 def device_map(settings: Settings) -> dict[str, str] | None:
-    """The device map of transformers: the one card that is visible, by its number; none for the CPU's memory, from which a
-    model that is spread goes to the cards by shares.
+    """The device map of transformers: the one card that is visible, by its number; none for the CPU's memory.
 
-    Without the number accelerate refuses to train a model in 4 bits in several processes, as one on another device.
+    Without the number accelerate refuses to train a model in 4 bits in several processes, as one on another device. A model
+    that is spread goes to the cards by shares, from the CPU's memory: that is named, for one in 4 bits would go to a card.
     """
     kind = settings.hardware.device.partition(":")[0]
-    return None if kind == "cpu" or settings.hardware.sharding != "none" else {"": f"{kind}:0"}
+    if kind == "cpu":
+        return None
+    return {"": "cpu" if settings.hardware.sharding != "none" else f"{kind}:0"}
 
 
 def trained_dtypes(model: PeftModel) -> dict[str, torch.dtype]:

@@ -123,6 +123,11 @@ class Ranks(FastPath):
             return not_finite("loss", self.state.global_step + 1, self.watch)
         return OutOfMemory(str(trouble), together=True)
 
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        # A model that is spread is where it belongs; its shares may be in the machine's memory, for a card has no room.
+        if not self.watch.spread:
+            super()._move_model_to_device(model, device)
+
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self.watch.team.lead(self)

@@ -1,8 +1,8 @@
 """The frozen model spread over the ranks of a training (SHARDING = fsdp), by torch's FSDP2.
 
-Each rank keeps a share of every frozen weight. A layer is put together for its turn, forward and backward, and let go of
-again. The adapter is not spread: it is small, and so its gradients, checkpoints and files are those of any training in
-several processes.
+Each rank keeps a share of every frozen weight, on its card or, where there is no room (fsdp-offload), in the machine's
+memory. A layer is put together for its turn, forward and backward, and let go of again. The adapter is not spread: it is
+small, and so its gradients, checkpoints and files are those of any training in several processes.
 
 Rank 0 alone reads the weights from the disk, and hands each its share; and rank 0 alone asks the tuned model its
 questions. For that the others must take part in every forward pass, whatever goes through it: see `led` and `accompany`.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 from training.errors import Interrupted
 from training.settings import Settings
 from training.system.signals import words
+from training.train import four_bit
 from training.train.team import Team
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel
 
+# Of SHARDING: the shares of the layers stay in the machine's memory.
+OFFLOADED = "fsdp-offload"
 # What rank 0 says in a round: another forward pass, or that there is none any more.
 FORWARD, DONE = 1, 2
 
@@ -34,9 +37,14 @@ def wanted(settings: Settings) -> bool:
     return settings.hardware.sharding != "none"
 
 
+def offloaded(settings: Settings) -> bool:
+    """Whether the shares of the layers stay in the machine's memory."""
+    return settings.hardware.sharding == OFFLOADED
+
+
 def spread(model: PeftModel, team: Team, settings: Settings) -> None:
-    """Give each rank its share of the frozen weights, on its device, and the adapter of rank 0; nothing where that is not
-    wanted.
+    """Give each rank its share of the frozen weights, on its device or beside it, and the adapter of rank 0; nothing where
+    that is not wanted.
 
     Every rank calls it, once its process group is there: rank 0 with the whole model on the CPU, the others with one that
     has no weights (`engine.load(..., empty=True)`).
@@ -46,21 +54,18 @@ def spread(model: PeftModel, team: Team, settings: Settings) -> None:
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
     kind = settings.hardware.device.partition(":")[0]
     bare = cast("PreTrainedModel", model.get_base_model())
-    trained = {name: value for name, value in bare.named_parameters() if value.requires_grad}
-    whole = {name: value.detach() for name, value in bare.named_parameters() if name not in trained}
+    trained = [value for value in bare.parameters() if value.requires_grad]
+    if settings.quantization.load_in_4bit:
+        four_bit.make_plain(bare)
+        four_bit.share_scales(bare, team.rank, kind)
+    whole = _taken_out(bare)
     mesh = init_device_mesh(kind, (team.size,))
-    own = set(trained.values())
-    for layer in layers(bare):
-        fully_shard(layer, mesh=mesh, ignored_params=own)
-    # What stands outside of the layers is let go of, too. Else it would stay after an evaluation, but in rank 0, where
-    # saving the adapter lets go of it: the ranks would ask each other for different things.
-    fully_shard(bare, mesh=mesh, ignored_params=own, reshard_after_forward=True)
-    _share_out(bare, whole, mesh, team.rank, kind)
-    for value in trained.values():
+    _cut(bare, mesh, set(trained), offloaded(settings))
+    _share_out(bare, whole, mesh, team.rank, offloaded(settings))
+    for value in trained:
         here = torch.empty_like(value, device=kind) if value.is_meta else value.detach().to(kind)
         dist.broadcast(here, src=0)
         if value.is_meta:
@@ -70,21 +75,61 @@ def spread(model: PeftModel, team: Team, settings: Settings) -> None:
             value.data = here
 
 
-def _share_out(bare: PreTrainedModel, whole: dict[str, torch.Tensor], mesh: DeviceMesh, rank: int, kind: str) -> None:
+def _taken_out(bare: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The frozen weights by name. The model keeps their shapes alone, as it has them in the ranks that read none: else rank 0
+    had its share twice while it is made."""
+    import torch
+
+    whole: dict[str, torch.Tensor] = {}
+    hollow: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for place, module in bare.named_modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            if value.requires_grad:
+                continue
+            # A matrix that stands in two places, as a tied head does, stays one, and is named once.
+            if value not in hollow:
+                hollow[value] = torch.nn.Parameter(value.detach().to("meta"), requires_grad=False)
+                whole[f"{place}.{name}" if place else name] = value.detach()
+            setattr(module, name, hollow[value])
+    return whole
+
+
+def _cut(bare: PreTrainedModel, mesh: DeviceMesh, own: set[torch.nn.Parameter], offload: bool) -> None:
+    """Have FSDP2 keep shares of all but each rank's `own`; those of the layers in the machine's memory where that is wanted.
+
+    What stands outside of the layers is on the device in any case: it is little, and a model is asked on the device of its
+    first weight.
+    """
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    # A card fetches quickly what the system cannot move.
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    for layer in layers(bare):
+        fully_shard(layer, mesh=mesh, ignored_params=own, offload_policy=policy)
+    # It is let go of, too. Else it would stay after an evaluation, but in rank 0, where saving the adapter lets go of it: the
+    # ranks would ask each other for different things.
+    fully_shard(bare, mesh=mesh, ignored_params=own, reshard_after_forward=True)
+
+
+def _share_out(
+    bare: PreTrainedModel, whole: dict[str, torch.Tensor], mesh: DeviceMesh, rank: int, offload: bool
+) -> None:
     """Rank 0's frozen weights, one after the other; of each a rank is sent its share alone."""
     import torch
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    shares: dict[str, torch.Tensor] = {}
+    beside = {value for layer in layers(bare) for value in layer.parameters()} if offload else set()
     for name, value in list(bare.named_parameters()):
         if not isinstance(value, DTensor):
             continue
-        full = whole.pop(name)
+        full, kind = whole.pop(name), mesh.device_type
         there = full.to(kind) if rank == 0 else torch.empty(full.shape, dtype=full.dtype, device=kind)
-        shares[name] = distribute_tensor(there, mesh, value.placements)
+        share = distribute_tensor(there, mesh, value.placements)
         del full, there
-    # A matrix that stands in two places, as a tied head does, is named once here.
-    bare.load_state_dict(shares, strict=False, assign=True)
+        place, _, own_name = name.rpartition(".")
+        here = {own_name: share.cpu() if value in beside else share}
+        bare.get_submodule(place).load_state_dict(here, strict=False, assign=True)
+    # What stands in two places was named once.
     bare.tie_weights()
 
 
