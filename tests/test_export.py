@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import small
 from tests.support.gguf import edit_end, edit_tensor
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune, forked
@@ -26,6 +27,9 @@ from training.pipeline import export_stages
 from training.runs import Run
 from training.system import io_errors, shell
 from training.to_gguf import Job
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 SCRIPT = ROOT / "training" / "export.py"
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pty
@@ -12,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import termios
 import threading
 import time
 from contextlib import suppress
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import adopted
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
 from tests.support.runs import RUN_FILES, files_of, losses
@@ -183,10 +182,6 @@ class Terminal:
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
-    def take(self) -> None:
-        """In the child, which leads a session: make it the controlling terminal, so that closing it is a SIGHUP."""
-        fcntl.ioctl(self.slave, termios.TIOCSCTTY, 0)
-
     def _read(self) -> None:
         while self.open:
             if select.select([self.master], [], [], 0.05)[0]:
@@ -209,10 +204,11 @@ class Terminal:
 @pytest.mark.tiny
 def test_a_terminal_that_closes_does_not_end_a_run_and_with_events_the_last_line_of_stdout_says_done(tiny_config):
     terminal = Terminal()
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "training" / "finetune.py"), "--config", tiny_config, "--events"],
-        stdin=terminal.slave, stdout=subprocess.PIPE, stderr=terminal.slave, text=True,
-        start_new_session=True, preexec_fn=terminal.take,
+    program = [adopted.IN_TERMINAL, str(ROOT / "training" / "finetune.py"), "--config", tiny_config, "--events"]
+    # It is the controlling terminal, so that closing it is a SIGHUP.
+    process = adopted.Popen(
+        [sys.executable, "-c", *program],
+        stdin=terminal.slave, stdout=subprocess.PIPE, stderr=terminal.slave, text=True, start_new_session=True,
     )  # fmt: skip
     os.close(terminal.slave)
     run = wait_for_step(tiny_config.parent / "outputs", 1, process)

@@ -35,7 +35,7 @@ def write_tiny_model(folder: Path, embedded: Path) -> None:
             shutil.copy(file, folder)
 
 
-def write_smallest_model(folder: Path, embedded: Path, layers: int = 1, pieces: int = FIRST) -> None:
+def write_smallest_model(folder: Path, embedded: Path, layers: int = 1) -> None:
     """Write a model of one layer and some 700 pieces of SentencePiece into a folder: a run on it is four times as quick.
 
     Those are the first of Llama 2's, which llama.cpp brings, so that every text is cut as llama.cpp cuts it.
@@ -46,8 +46,8 @@ def write_smallest_model(folder: Path, embedded: Path, layers: int = 1, pieces: 
     vocabulary = gguf_tokenizer.read(
         gguf_file.read(conversion.CONVERTER.parent / "models" / "ggml-vocab-llama-spm.gguf")
     )
-    letters = [n for n, piece in enumerate(vocabulary.tokens) if n >= pieces and len(piece) == 1 and piece in LETTERS]
-    kept = [*range(pieces), *letters]
+    letters = [n for n, piece in enumerate(vocabulary.tokens) if n >= FIRST and len(piece) == 1 and piece in LETTERS]
+    kept = [*range(FIRST), *letters]
     tokens = [vocabulary.tokens[n] for n in kept]
     begin, end = 1, 2
     tokens[begin], tokens[end] = "<|im_start|>", "<|im_end|>"

@@ -10,12 +10,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support import adopted
+from tests.support import adopted, small
 from tests.support.faults import FAULTY, NO_EXPORT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.tiny import write_tiny_config
 from training.system import launchers, log
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 # As they stand in a pod of Kubernetes' PyTorchJob with one worker, under torchrun, accelerate launch and mpirun.
 JOB = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
