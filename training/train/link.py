@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Bytes of a gradient on its way.
 FLOAT = 4
+# Seconds from which a line's own delay is said.
+NOTICED = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +26,32 @@ class Exchange:
     waiting: float  # share in which this process waited for the others to be ready
     reckoned: float  # seconds a step, by what is sent and the line
     gbps: float  # of the line: LINK_GBPS, or as measured when the processes met
+    delay: float = 0.0  # seconds that an exchange of next to nothing took then
 
     def words(self) -> str:
         """The same for a person."""
         return (
             f"{self.share:.0%} of the steps' time to add the gradients up ({short(self.seconds)} a step; reckoned "
-            f"{short(self.reckoned)} at {speed(self.gbps)}), {self.waiting:.0%} to wait for each other"
+            f"{short(self.reckoned)} at {speed(self.gbps)}{Speed(self.gbps, self.delay).way()}), {self.waiting:.0%} to wait "
+            "for each other"
         )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a line is. `delay`: seconds that an exchange takes however little is sent: the way, and who must wake up for
+    it, as often as the ring has places."""
+
+    gbps: float
+    delay: float = 0.0
+
+    def seconds(self, sent: int) -> float:
+        """How long an exchange takes in which each process sends so many bytes."""
+        return self.delay + seconds(sent, self.gbps)
+
+    def way(self) -> str:
+        """The delay, for a person, behind the rest; empty where nobody would notice it."""
+        return f", {short(self.delay)} an exchange at least" if self.delay >= NOTICED else ""
 
 
 @dataclass(kw_only=True)
@@ -38,21 +59,22 @@ class Line:
     """The line as one process sees it while it trains. Without other processes nothing is known of it."""
 
     bytes: int = 0  # that each process sends in a step
-    gbps: float | None = None
+    speed: Speed | None = None
     sending: float = 0.0  # seconds
     waiting: float = 0.0
     steps: int = 0
 
     def exchange(self, stepping: float) -> Exchange | None:
         """What it came to in `stepping` seconds of steps."""
-        if self.gbps is None or not self.steps or not stepping:
+        if self.speed is None or not self.steps or not stepping:
             return None
         return Exchange(
             seconds=round(self.sending / self.steps, 6),
             share=round(self.sending / stepping, 4),
             waiting=round(self.waiting / stepping, 4),
-            reckoned=round(seconds(self.bytes, self.gbps), 6),
-            gbps=round(self.gbps, 4),
+            reckoned=round(self.speed.seconds(self.bytes), 6),
+            gbps=round(self.speed.gbps, 4),
+            delay=round(self.speed.delay, 6),
         )
 
 

@@ -35,7 +35,7 @@ class Ranks(FastPath):
 
         watch = self.watch
         watch.in_step = True
-        code, loss = 0, torch.zeros((), device=self.args.device)
+        code, loss, gradients = 0, torch.zeros((), device=self.args.device), None
         try:
             if inputs is not self._filling:
                 with self._uncast(model), self._without_figures():
@@ -47,6 +47,7 @@ class Ranks(FastPath):
             if self.accelerator.sync_gradients:
                 watch.tokens, finite = _read(watch.unread)
                 code = 0 if finite else team.NOT_FINITE
+                gradients = watch.team.gradients(self.model.parameters())
         except (RuntimeError, MemoryError) as error:
             # Of a model that is spread the others wait in the middle of it, for this one, and hear nothing.
             if watch.team.size == 1 or watch.spread or not is_out_of_memory(error):
@@ -61,7 +62,7 @@ class Ranks(FastPath):
             raise self._for_all(trouble) from None
         watch.line.waiting += time.perf_counter() - ready
         if self.accelerator.sync_gradients:
-            watch.line.sending += watch.team.mean_gradients(self.model.parameters())
+            watch.line.sending += watch.team.mean_gradients(self.model.parameters(), gradients)
             watch.line.steps += 1
         return loss
 

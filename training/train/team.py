@@ -159,20 +159,30 @@ class Team:
         dist.all_reduce(total, group=self._talk)
         return [float(one) for one in total]
 
-    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> float:
-        """Put the mean over the ranks into the gradient of each trained parameter; the seconds that the sum took.
+    def gradients(self, parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor | None:
+        """Those of the trained parameters in one row, and behind them of which there are any: what the ranks add up.
 
-        A rank where one has no gradient (an expert that no token of its rows went to) counts as zero; where none has
-        one it stays without, for the optimizer to pass over.
+        It is put together before they wait for each other, so that nobody comes late to the sum, nor runs out of memory there.
         """
         import torch
-        import torch.distributed as dist
 
         trained = [p for p in parameters if p.requires_grad]
         there = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
         parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
-        flat = torch.cat([*(part.detach().float().flatten() for part in parts), there])
-        del parts
+        return torch.cat([*(part.detach().float().flatten() for part in parts), there])
+
+    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter], flat: torch.Tensor | None) -> float:
+        """Put the mean over the ranks into the gradient of each trained parameter; the seconds that the sum took. `flat`: what
+        `gradients` gave in each of them.
+
+        A rank where one has no gradient (an expert that no token of its rows went to) counts as zero; where none has
+        one it stays without, for the optimizer to pass over.
+        """
+        import torch.distributed as dist
+
+        if flat is None:
+            return 0.0
+        trained = [p for p in parameters if p.requires_grad]
         began = link.moment(flat.device)
         dist.all_reduce(flat)
         ended = link.moment(flat.device)
@@ -219,8 +229,8 @@ class Alone(Team):
     def sums(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
-    def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> float:
-        return 0.0
+    def gradients(self, parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor | None:
+        return None
 
     def own(self, inputs: Batch, rows: int, micro: int) -> tuple[Batch, int]:
         return inputs, micro
