@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -24,9 +25,11 @@ from training.base_model import load_tokenizer
 from training.checks import on_blob, served, served_answers
 from training.checks.served import Subject
 from training.checks.served_prompts import Trained
+from training.control import whois
 from training.data import ChatTemplate, chat_template, serving, tool_form
 from training.errors import RunError
-from training.ollama import asking, delivery, modelfile, tool_parts
+from training.ollama import Server, asking, delivery, modelfile, tool_parts
+from training.settings import command_line
 from training.system import files
 from training.to_gguf import Job, adapter_gguf, conversion, reader_metadata
 from training.to_gguf.chat import chat_of, functions_by_name
@@ -353,6 +356,47 @@ def test_another_template_at_the_server_is_caught(live: Live, subject) -> None:
     proof = proved(live, replace(one := subject(None), request=with_template(one, "{{ .System }} {{ .Prompt }}")))
     assert proof.served.rendered_differently
     assert "does not serve what was trained" in proof.line
+
+
+@pytest.fixture
+def tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As servers of old: the field by which a prompt is asked for is unknown there, and an answer comes instead."""
+    ask = Server.ask
+
+    def without(
+        self: Server, method: str, path: str, body: Mapping | None = None, patience: float | None = None
+    ) -> dict:
+        known = {key: value for key, value in (body or {}).items() if key != "_debug_render_only"}
+        return ask(self, method, path, known or None, patience)
+
+    monkeypatch.setattr(Server, "ask", without)
+
+
+@pytest.mark.usefixtures("tells_nothing")
+def test_what_breaks_is_caught_where_a_server_does_not_tell_how_it_writes(live: Live, subject) -> None:
+    one = subject(None)
+    proof = proved(live, one)
+    assert (proof.failures, proof.served.rendered_differently, proof.served.counted_differently) == ((), None, 0)
+    proof = proved(live, replace(one, request=with_template(one, "{{ .System }} {{ .Prompt }}")))
+    assert proof.served.rendered_differently is None and proof.served.counted_differently
+    assert "the server reads" in proof.failures[0]
+
+
+def test_a_model_is_asked_whose_child_it_is(
+    live: Live, undisturbed: Path, tiny_f16: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A file of this version says it through the server, too; one of before says nothing, and that is no failure."""
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{live.port}")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "elsewhere"))
+    told = {}
+    for name, gguf in (("whose", undisturbed / "tiny.Q4_K_M.gguf"), ("before", tiny_f16)):
+        (tmp_path / name).mkdir()
+        with delivery.made(live.server(), request_for(gguf, tmp_path / name), name, print) as model:
+            out = io.StringIO()
+            assert whois.whois(command_line.parse(["--whois", model.name]), out) == 0
+            told[name] = out.getvalue()
+    assert f"run: {undisturbed.name}" in told["whose"]
+    assert told["before"] == whois.NOTHING + "\n"
 
 
 def with_template(one: Subject, template: str) -> ollama.CreateRequest:

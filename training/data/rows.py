@@ -122,6 +122,8 @@ def _in_form(messages: tuple[Turn, ...], tools: str, said: list[str]) -> tuple[t
     formed, offered = [tool_form.turn(turn) for turn in messages], tool_form.tools(tools, lost)
     if offered != tools or any(changed for _, changed in formed):
         said.append(tool_form.FORMED)
+    if tool_form.has_long_numbers(offered, *(turn.more for turn, _ in formed)):
+        said.append(tool_form.LONG_NUMBERS)
     said += [tool_form.left_out(shorten(name)) for name in lost]
     return tuple(turn for turn, _ in formed), offered
 

@@ -22,6 +22,10 @@ Lost = dict[str, None]  # names of fields that Ollama does not hand on, in the o
 Made = Callable[[object, Lost], object]
 
 FORMED = "with functions or calls that Ollama writes otherwise: trained as it does (TOOL_FORM = own keeps the row's)"
+LONG_NUMBERS = (
+    "with numbers of more than six digits in functions or calls: where Ollama (0.30 and later) writes prompts by the chat "
+    "template in the GGUF file, it writes six of them"
+)
 EXACT = 1 << 63  # from here on llama.cpp reads a whole number as none
 WRITTEN_OUT_FROM, WRITTEN_OUT = 1e-6, 1e21  # between them Go writes all digits of a number
 
@@ -81,6 +85,21 @@ def calls_by_name(message: dict[str, object]) -> dict[str, object]:
 def _ordered(call: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, object]:
     arguments = call["function"]["arguments"]
     return {name: arguments[name] for name in sorted(arguments)}
+
+
+def has_long_numbers(*texts: str) -> bool:
+    """Whether there are numbers in JSON texts that llama.cpp would write otherwise: it writes six digits of a fraction."""
+    return any(_has_long(json.loads(text)) for text in texts if text)
+
+
+def _has_long(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_has_long(one) for one in value.values())
+    if isinstance(value, list):
+        return any(_has_long(one) for one in value)
+    if isinstance(value, float):
+        return math.isfinite(value) and float(f"{value:.6g}") != value
+    return isinstance(value, int) and abs(value) >= EXACT
 
 
 def json_as_go(value: object, ensure_ascii: bool = False, **form: Any) -> str:
