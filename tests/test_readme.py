@@ -48,6 +48,8 @@ NO_SETTINGS = {
     "POST",
     "FROM",
     "TEMPLATE",
+    "RENDERER",
+    "PARSER",
     "ADAPTER",
     "PARAMETER",
     "GGUF",

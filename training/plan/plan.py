@@ -157,10 +157,7 @@ def _read_rows(
     template = chat_template.choose(base, settings, tokenizer, today)
     logger.info("chat template: {}", template.source)
     data = dataset.load(settings, CACHE, say=logger.info)
-    for warning in data.warnings:
-        logger.warning(warning)
-    for note in (*data.notes, *contradictions.unused(settings)):
-        logger.info(note)
+    _tell(data, settings)
     if not data.plain and settings.dataset.tool_form == tool_form.OLLAMA and _may_order(run):
         template = functions_by_name(template)
     sequences = _tokenise(data, template, tokenizer, settings)
@@ -200,6 +197,14 @@ def _read_rows(
         packs=packs,
         replay=replay,
     )
+
+
+def _tell(data: Data, settings: Settings) -> None:
+    """Log what was found in the rows, and which settings are not used."""
+    for warning in data.warnings:
+        logger.warning(warning)
+    for note in (*data.notes, *contradictions.unused(settings)):
+        logger.info(note)
 
 
 def _may_order(run: Path | None) -> bool:
