@@ -310,6 +310,11 @@ def test_thoughts_and_calls_of_an_answer_come_in_their_fields(
         # What came is handed back as it came.
         answered = [*chat, said, {"role": "tool", "content": "rain", "tool_name": "weather"}]
         written = asking.rendered(server, model.name, answered, [WEATHER])
+        if family in THINK and not thoughts:  # as the Modelfile says of it
+            form = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+            for think, begins in ((None, ""), (False, "{")):
+                said = streamed(server, model.name, chat, tools=[WEATHER], format=form, think=think)
+                assert said["content"].strip()[:1] == begins
     bare = prompt.removesuffix(template.opening)
     assert written.startswith(f"{bare}{began}{CALL}<|im_end|>\n<|im_start|>user\n<tool_response>\nrain\n")
     assert written.endswith(f"<|im_start|>assistant\n{template.opening}")
