@@ -190,9 +190,8 @@ def test_a_run_that_was_killed_before_it_was_measured_is_measured_as_if_it_had_n
     config, run = copy(trained, tmp_path / "own")
     opened = runs.open_run(run)
     opened.update(stages={"train": opened.status["stages"]["train"]})
-    resumed = again(config, run, alone=False)
-    said = resumed.communicate(timeout=300)[1]
-    assert resumed.returncode == 0, said
+    resumed = finetune("--config", config, "--resume", run)
+    assert resumed.code == 0, resumed.stderr
     assert differences(run, undisturbed) == []
 
 
@@ -200,14 +199,12 @@ def test_a_run_that_was_killed_before_it_was_measured_is_measured_as_if_it_had_n
 def test_an_adapter_whose_files_are_lost_is_made_again_from_the_checkpoint(trained, undisturbed, tmp_path):
     config, run = copy(trained, tmp_path / "own")
     (run / "adapter" / "adapter_model.safetensors").unlink()
-    alone = again(config, run, alone=True)
-    said = alone.communicate(timeout=300)[1]
+    alone = finetune(run, script="export.py")
     resume = shell.lasting("run.sh", "--resume", run)
     lost = f"{run}/adapter has lost its files; `{resume}` makes them again from the checkpoint of step 6"
-    assert alone.returncode == 1 and lost in said and "is safe" not in said
-    resumed = again(config, run, alone=False)
-    said = resumed.communicate(timeout=300)[1]
-    assert resumed.returncode == 0 and lost in said, said
+    assert alone.code == 1 and lost in alone.stderr and "is safe" not in alone.stderr
+    resumed = finetune("--config", config, "--resume", run)
+    assert resumed.code == 0 and lost in resumed.stderr, resumed.stderr
     assert differences(run, undisturbed) == []
 
 
