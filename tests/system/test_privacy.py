@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support import small
 from tests.support.paths import ROOT
 from tests.support.programs import finetune
 from tests.support.runs import a_manifest
@@ -31,6 +32,9 @@ from training.runs import Run, checkpoint
 from training.settings import command_line
 from training.system import files, log, privacy
 from training.system.events import Events
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 LETTERS = string.ascii_letters + string.digits
