@@ -329,10 +329,13 @@ def test_functions_in_the_rows_own_order_are_seen_to_be_served_otherwise(live: L
     assert any("as TOOL_FORM = own has it" in note for note in proof.notes)
 
 
-def test_the_stand_in_answers_as_this_server_does(live: Live, tiny_f16: Path) -> None:
-    real = ollama_exchange.exchange("127.0.0.1", live.port, tiny_f16)
+def test_the_stand_in_answers_as_this_server_does(live: Live, tiny_f16: Path, tmp_path: Path) -> None:
+    # One that no other test has left there.
+    gguf = tmp_path / "own.gguf"
+    with_pairs(tiny_f16, gguf, {"general.description": "sent by one test alone"})
+    real = ollama_exchange.exchange("127.0.0.1", live.port, gguf)
     with running(FakeOllama(version=live.version)) as fake:
-        assert ollama_exchange.exchange("127.0.0.1", fake.port, tiny_f16) == real
+        assert ollama_exchange.exchange("127.0.0.1", fake.port, gguf) == real
 
 
 @pytest.mark.parametrize("flag", ["add_bos_token", "add_eos_token"])

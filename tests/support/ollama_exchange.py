@@ -10,6 +10,7 @@ import http.client
 import json
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def exchange(host: str, port: int, gguf: Path) -> dict[str, Any]:
 
 def _asked(host: str, port: int, method: str, path: str, sent: object) -> dict[str, Any]:
     line = http.client.HTTPConnection(host, port, timeout=120)
-    line.request(method, path, sent if sent is None or isinstance(sent, bytes) else json.dumps(sent))
+    # A server that knows its answer may give it before it has read all.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        line.request(method, path, sent if sent is None or isinstance(sent, bytes) else json.dumps(sent))
     answer = line.getresponse()
     content = answer.read().decode()
     line.close()
