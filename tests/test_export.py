@@ -24,8 +24,10 @@ from training.errors import RunError, UserError
 from training.evaluation import reference
 from training.llama import gguf_file
 from training.pipeline import export_stages
+from training.pipeline.stages import export_stage
 from training.runs import Run
-from training.system import io_errors, shell
+from training.system import io_errors, paths, shell
+from training.system.events import Events
 from training.to_gguf import Job
 
 # Its runs need no real vocabulary.
@@ -237,6 +239,21 @@ def test_an_export_that_ends_before_it_has_read_its_run_leaves_a_word_of_how_to_
     put_adapter(tmp_path)
     told = export_stages.failure(Run(tmp_path), 2, {})
     assert str(told).startswith("export: its process ended with exit code 2, for the reason above\nthe adapter is safe")
+
+
+def test_an_export_is_done_when_its_checks_are_and_not_by_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the ends of children are ignored, one that was killed seems to have ended well, too."""
+    put_adapter(tmp_path)
+    (tmp_path / "export.py").write_text('print(\'{"stage": "merge", "seconds": 0.1}\')\n', encoding="utf-8")
+    monkeypatch.setattr(paths, "TRAINING", tmp_path)
+    run, events = Run(tmp_path), Events(tmp_path / runs.EVENTS)
+    run.finish_stage("merge", {})
+    with pytest.raises(RunError, match="^export: its process ended before its work was done\nthe adapter is safe"):
+        export_stage(run, events)
+    run.finish_stage("check", {})
+    export_stage(run, events)
 
 
 def test_an_adapter_that_was_not_trained_fails_the_export(kept: Path, run: Path) -> None:

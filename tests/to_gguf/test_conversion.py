@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,14 @@ def test_a_failure_of_another_part_of_the_converter_is_not_taken_for_the_tokeniz
     assert not any(words in told for words in trial.UNKNOWN)
 
 
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], object]:
+    """Takes the text of a script, which then does the converter's work."""
+    script = tmp_path / "worker.py"
+    monkeypatch.setattr(conversion, "WORKER", script)
+    return lambda text: script.write_text(text, encoding="utf-8")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "raised, at",
@@ -128,19 +138,15 @@ def test_a_failure_of_another_part_of_the_converter_is_not_taken_for_the_tokeniz
         ("RuntimeError('error reading the file: Input/output error')", r"at work on .*/out"),
     ],
 )
-def test_a_drive_that_fails_under_the_converter_is_told_as_one(raised, at, monkeypatch, tmp_path):
-    script = tmp_path / "worker.py"
-    monkeypatch.setattr(conversion, "WORKER", script)
-    script.write_text(f"raise {raised}\n", encoding="utf-8")
+def test_a_drive_that_fails_under_the_converter_is_told_as_one(raised, at, worker, tmp_path):
+    worker(f"raise {raised}\n")
     with pytest.raises(RunError, match=rf"^convert: {at}: Input/output error; the drive, .* `dmesg` tells more$"):
         conversion.work("convert", tmp_path / "out", 1, [], None)
 
 
 @pytest.mark.slow
-def test_a_worker_that_ends_before_its_work_is_done_is_no_success_whatever_its_exit_code(monkeypatch, tmp_path):
-    script = tmp_path / "worker.py"
-    monkeypatch.setattr(conversion, "WORKER", script)
-    script.write_text("print('reading the model')\n", encoding="utf-8")
+def test_a_worker_that_ends_before_its_work_is_done_is_no_success_whatever_its_exit_code(worker, tmp_path):
+    worker("print('reading the model')\n")
     with pytest.raises(
         RunError, match="^convert: it ended before its work was done; it printed last: reading the model$"
     ):
@@ -148,10 +154,8 @@ def test_a_worker_that_ends_before_its_work_is_done_is_no_success_whatever_its_e
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_killed_is_no_success_where_the_ends_of_children_are_ignored(monkeypatch, tmp_path):
-    script = tmp_path / "worker.py"
-    monkeypatch.setattr(conversion, "WORKER", script)
-    script.write_text("import os\nprint('at work', flush=True)\nos.kill(os.getpid(), 9)\n", encoding="utf-8")
+def test_a_worker_that_was_killed_is_no_success_where_the_ends_of_children_are_ignored(worker, tmp_path):
+    worker("import os\nprint('at work', flush=True)\nos.kill(os.getpid(), 9)\n")
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with pytest.raises(RunError, match="^convert: it ended before its work was done; it printed last: at work$"):
