@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.paths import ROOT
-from training.errors import MachineError, RunError, UserError
+from training.errors import Lost, MachineError, RunError, UserError
 from training.pipeline.export_stages import Told
 from training.runs import checkpoint
 from training.system import files, io_errors, shell, temporary
@@ -176,6 +176,8 @@ def test_an_error_of_a_run_says_what_is_safe_and_one_of_a_drive_is_nobodys_mista
     assert (str(before), before.exit_code) == (f"{words}; nothing was begun", 3)
     assert str(failures.in_full(RunError("model", "no"), run)) == f"model: no\n{safe}"
     assert str(failures.in_full(RunError("model", "no", "safe"), run)) == "model: no\nsafe"
+    lost = failures.in_full(Lost("training", "process 0 was killed"), run)
+    assert isinstance(lost, Lost) and str(lost) == f"training: process 0 was killed\n{safe}"
     for other in (Told("model", "no"), UserError("no"), MachineError("no")):
         assert failures.in_full(other, run) is other
     assert checkpoint.where(run.path / runs.CHECKPOINTS).endswith(
