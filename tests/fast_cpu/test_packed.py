@@ -113,3 +113,14 @@ def test_the_plan_s_word_reaches_the_layers(tmp_path, monkeypatch):
         model = SimpleNamespace(get_base_model=lambda: None, training=True)
         hooks.hooked(Plain, watch)().compute_loss(model, {})
     assert asked == [True, False]
+
+
+def test_a_cpu_without_such_products_trains_in_bf16_with_weights_as_they_are(monkeypatch):
+    import torch
+
+    torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = adapted(dtype="bfloat16")
+    laid_out, _ = decoders(model)
+    assert not laid_out.packs
+    assert measured(model, batch(), laid_out)[1]

@@ -28,10 +28,15 @@ class Packed:
 
 
 def possible(dtype: torch.dtype) -> bool:
-    """Whether this torch can do it for weights of a type; of float32 it gains little."""
+    """Whether this torch can do it for weights of a type on this CPU; of float32 it gains little."""
     ops = torch.ops.mkldnn
-    there = hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")
-    return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and there
+    there = all(
+        hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    )
+    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available() or not there:
+        return False
+    # A CPU without the units, and without AVX-512 to stand in for them, has no such products.
+    return bool(ops._is_mkldnn_bf16_supported())
 
 
 def packed(weights: Sequence[torch.Tensor]) -> Packed:
