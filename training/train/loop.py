@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from training.runs import checkpoint, processes
 from training.runs.checkpoint import Checkpoint
 from training.system import io_errors
 from training.system.wording import first_line
-from training.train import callback, engine, hooks, link_speed, machines, updates
+from training.train import callback, engine, heap, hooks, link_speed, machines, updates
 from training.train.adapter_files import disk_error, load_adapter, save_adapter
 from training.train.arguments import arguments, tell_tracker
 from training.train.engine import Loaded
@@ -133,9 +134,10 @@ def _tried(session: Session, found: Checkpoint | None) -> str | None:
 
     Nothing of the error is given on: its traceback would hold the frames of the failed step, and they its activations.
     """
-    watch = session.watch
+    watch, on_cpu = session.watch, session.settings.hardware.device == "cpu"
     try:
-        _run(session, found)
+        with heap.kept() if on_cpu else contextlib.nullcontext():
+            _run(session, found)
     except OutOfMemory as error:
         # Where it is one rank's alone the others are elsewhere, and wait for it.
         if watch.team.size > 1 and not error.together:

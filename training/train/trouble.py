@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from training.errors import RunError
 from training.runs import checkpoint
 from training.system.wording import first_line
+from training.train import heap
 from training.train.watch import Watch
 
 
@@ -28,6 +29,7 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
+    heap.give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.xpu.is_available():
