@@ -4,6 +4,8 @@ In turn, each in a process of its own, on the same tokenised rows with the same 
   ours    this program's trainer with its fast path (training/fast_cpu/fast_loss.py)
   apart   the same, but what rows begin with alike is computed for each of them
   unpacked  the same as ours, on a machine without memory to lay frozen weights out for their products
+  torch   the same as ours with the products of float32 by the library that torch takes for them
+  trimmed the same as ours, but what memory a step frees goes back to the system
   int8    the same as ours with FAST_CPU = int8
   trl     TRL's SFTTrainer with its defaults: float32 weights, gradient checkpointing, and bf16 autocast where the CPU
           has bf16 units (elsewhere it takes many times as long, and nobody leaves it on)
@@ -28,6 +30,7 @@ random model of that shape instead of a folder (llama3-8b: 16 GB of disk, and wh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -49,7 +52,9 @@ from training.system import before_torch
 
 WAYS = ("ours", "trl", "tuned", "bound")
 # Which users of TRL do not set.
-OWN = dict.fromkeys(("ours", "apart", "unpacked", "int8"), before_torch.THREADS | before_torch.CACHES)
+OWN = dict.fromkeys(
+    ("ours", "apart", "unpacked", "torch", "trimmed", "int8"), before_torch.THREADS | before_torch.CACHES
+)
 SHAPES = {
     "qwen3-0.6b": {
         "model_type": "qwen3",
@@ -177,7 +182,7 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
     from peft import LoraConfig, get_peft_model
     from trl import SFTConfig, SFTTrainer
 
-    from training.fast_cpu import policy
+    from training.fast_cpu import policy, products
     from training.train import Watch, hooks
 
     dtype = cpu_class.keep_within().dtype
@@ -191,6 +196,8 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
         watch = Watch(folder=Path(folder), fingerprint={}, keep=1, fast=True, **way)
         if args.way == "apart":
             policy.LEAST_SAVED = 1.0
+        if args.way == "torch":
+            products.chosen = lambda dtype: products.TORCH
         trainer_class = hooks.hooked(SFTTrainer, watch)
     elif args.way == "trl":
         del options["gradient_checkpointing"]
@@ -214,6 +221,8 @@ def prepared(args: argparse.Namespace, data: list[dict], folder: str, noted: Any
 def work(args: argparse.Namespace) -> dict:
     """One way, in this process."""
     config = SHAPES[args.shape] if args.shape else json.loads((Path(args.model) / "config.json").read_text())
+    from training.train import heap
+
     data, noted = rows(args, min(config["vocab_size"], 49_000)), clock()
     if args.way == "bound":
         trained = sum(sum(label != -100 for label in row["labels"]) for row in data)
@@ -224,7 +233,8 @@ def work(args: argparse.Namespace) -> dict:
     own.start()
     with tempfile.TemporaryDirectory() as folder:
         one = prepared(args, data, folder, noted)
-        one.train()
+        with heap.kept() if args.way in OWN and args.way != "trimmed" else contextlib.nullcontext():
+            one.train()
     if args.way == "int8" and not (one._layers and one._layers.in_8_bits):
         return {REFUSED: "8 bits were not near enough the exact weights on these rows"}
     micro, step = one.args.per_device_train_batch_size, args.batch[0] * args.batch[1]
@@ -263,6 +273,7 @@ def bound(config: dict, tokens: int, head_share: float, dtype: str, seconds: flo
     head = torch.randn(config["vocab_size"], hidden).to(of)
     inputs = {width: torch.randn(tokens, width).to(of) for width in (hidden, query, keys, inner)}
     trained = max(1, int(head_share * tokens))
+    room = torch.empty(min(trained, 512), config["vocab_size"], dtype=of)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 4:
@@ -271,8 +282,8 @@ def bound(config: dict, tokens: int, head_share: float, dtype: str, seconds: flo
             functions.linear(inputs[weight_in], weight, None, by)
             functions.back(inputs[weight_out], weight, by)
         for start in range(0, trained, 512):
-            logits = by.linear(inputs[hidden][start : min(trained, start + 512)], head, None)
-            by.back(logits, head, None)
+            part = inputs[hidden][start : min(trained, start + 512)]
+            by.back(by.linear(part, head, None, room[: len(part)]), head, None)
         times.append(time.perf_counter() - began)
     return {"tokens_per_second": tokens / statistics.median(times[1:]), "memory": 0, "tokens": tokens}
 

@@ -34,12 +34,12 @@ def batch():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_either_gives_the_losses_and_gradients_of_float64(products, family):
+def test_each_gives_the_losses_and_gradients_of_float64(products, family):
     from training.fast_cpu.decoder import Decoder
 
     exact = adapted(family)
     loss, gradients = measured(exact, batch(), Decoder(exact.get_base_model()))
-    for by in (products.TORCH, products.ONEDNN):
+    for by in (products.TORCH, *products.others()):
         model = adapted(family, dtype="float32")
         found, ours = measured(model, batch(), Decoder(model.get_base_model(), by=by))
         assert found == pytest.approx(loss, rel=1e-6)
@@ -85,11 +85,20 @@ def test_threads_that_did_not_have_their_processors_are_noticed(products, monkey
     assert products.measured() == (products.TORCH, undisturbed)
 
 
-@pytest.mark.parametrize(("share", "taken"), [(0.5, "onednn"), (0.95, "torch"), (2.0, "torch")])
-def test_what_is_as_quick_leaves_torchs_own(products, share, taken):
+@pytest.mark.parametrize(
+    ("shares", "taken"),
+    [
+        ((1.0, 0.5, 0.6), "onednn"),
+        ((1.0, 0.6, 0.5), "openblas"),
+        ((1.0, 0.95, 0.93), "torch"),
+        ((1.0, 2.0, 2.0), "torch"),
+    ],
+)
+def test_what_is_as_quick_leaves_torchs_own(products, shares, taken, monkeypatch):
+    monkeypatch.setattr(products, "others", lambda: [products.ONEDNN, products.OPENBLAS])
     calls = iter(range(1000))
-    # Forward and back of torch's, then of the other's.
-    assert products.quicker(lambda call: share if next(calls) % 4 > 1 else 1.0).name == taken
+    # Forward and back of torch's, then of the others'.
+    assert products.quicker(lambda call: shares[next(calls) % 6 // 2]).name == taken
 
 
 def test_other_dtypes_and_older_runs_have_torchs_own(products, tmp_path):
@@ -98,4 +107,5 @@ def test_other_dtypes_and_older_runs_have_torchs_own(products, tmp_path):
     assert products.chosen(torch.bfloat16) is products.chosen(torch.float64) is products.TORCH
     assert products.named(None) is products.named("what a newer version has") is products.TORCH
     assert products.named("onednn") is products.ONEDNN
+    assert products.named("openblas") is products.OPENBLAS
     assert not list(tmp_path.iterdir()), "measured for nothing"

@@ -32,6 +32,7 @@ print(json.dumps([kept, resident() - before]))
 """
 
 
+@pytest.mark.slow
 def test_what_a_step_frees_is_there_for_the_next_and_goes_back_at_the_end():
     if heap._glibc() is None:
         pytest.skip("another C library")

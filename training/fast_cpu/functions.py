@@ -32,7 +32,7 @@ def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, by: produ
     """x W^T + bias."""
     if isinstance(weight, Packed):
         return packed.linear(x, weight, bias)
-    return int8.linear(x, weight, bias) if isinstance(weight, Int8) else by.linear(x, weight, bias)
+    return int8.linear(x, weight, bias) if isinstance(weight, Int8) else by.linear(x, weight, bias, None)
 
 
 def back(gradient: torch.Tensor, weight: Weight, by: products.Products) -> torch.Tensor:
@@ -60,9 +60,9 @@ class LoraLinear(Function):
         result = linear(x, weight, bias, by)
         if down is None or up is None:
             return result
-        inner = x @ down.t()
+        inner = by.thin(x, down.t(), None)
         ctx.save_for_backward(down, up, x, inner)
-        return result.addmm_(inner, up.t())
+        return by.thin(inner, up.t(), result)
 
     @staticmethod
     @once_differentiable
@@ -72,10 +72,11 @@ class LoraLinear(Function):
         if not adapter:
             return for_x, *(None,) * 5
         down, up, x, inner = adapter
-        for_inner = gradient @ up
+        thin = ctx.by.thin
+        for_inner = thin(gradient, up, None)
         if for_x is not None:
-            for_x.addmm_(for_inner, down)
-        return for_x, None, None, for_inner.t() @ x, gradient.t() @ inner, None
+            thin(for_inner, down, for_x)
+        return for_x, None, None, thin(for_inner.t(), x, None), thin(gradient.t(), inner, None), None
 
 
 class AddNorm(Function):
@@ -130,7 +131,8 @@ def sums(tensor: torch.Tensor) -> torch.dtype:
 class HeadLoss(Function):
     """The sum of the cross-entropies of hidden states [trained tokens, hidden] under a frozen output layer.
 
-    `times`: how often each of them counts; None: once. The gradient is computed in the same pass, chunk by chunk: no logits are kept, and none computed twice.
+    `times`: how often each of them counts; None: once. The gradient is computed in the same pass, chunk by chunk: no logits
+    are kept, and none computed twice.
     """
 
     @staticmethod
@@ -145,15 +147,17 @@ class HeadLoss(Function):
     ) -> torch.Tensor:
         total = 0.0
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # Memory for those of one chunk: the system would hand it out anew for each, page by page.
+        room = hidden.new_empty(min(len(targets), policy.HEAD_CHUNK), len(weight))
         for start in range(0, len(targets), policy.HEAD_CHUNK):
             chunk = slice(start, start + policy.HEAD_CHUNK)
             part, wanted = hidden[chunk], targets[chunk].contiguous()
-            logits = by.linear(part, weight, bias)
+            logits = by.linear(part, weight, bias, room[: len(part)])
             counted = None if times is None else times[chunk].contiguous()
             total += kernels.call("cross_entropy", logits, logits, wanted, counted, *logits.shape)
             if gradient is not None:
                 by.back(logits, weight, gradient[chunk])
-            # Before the next chunk's are there.
+            # Where they are not in `room`: before the next chunk's are there.
             del logits
         if gradient is not None:
             ctx.save_for_backward(gradient)

@@ -1,8 +1,9 @@
 """The products of float32 inputs with frozen weights, by the library that is quickest at them on this CPU.
 
 torch gives them to MKL, which does not use all that the CPUs of other makers have; oneDNN, which torch brings along,
-does (benchmarks/README.md). Which of the two is quicker is measured in half a second, kept with the machine and stored
-with a run's checkpoints, for the order of the sums differs. In bf16 torch takes oneDNN by itself.
+does on those with AVX-512, and OpenBLAS, which NumPy brings along, on those without (benchmarks/README.md). Which of them
+is quickest is measured in half a second, kept with the machine and stored with a run's checkpoints, for the order of the
+sums differs. In bf16 torch takes oneDNN by itself.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from typing import cast
 import torch
 from torch.nn import functional
 
-from training.fast_cpu import kernels
+from training.fast_cpu import kernels, openblas
 from training.system import files
 
 ROUNDS, LONGEST = 12, 0.5  # of a measurement, and seconds
-# The other library is taken where it needs less than this share of the time: measurements differ by some per cent.
+# Another library is taken where it needs less than this share of the time: measurements differ by some per cent.
 CLEARLY = 0.92
 # Of the processor time that a measurement could have had; where other programs took more of it, it says little, and the next
 # run measures again.
@@ -36,30 +37,62 @@ SHAPE = (512, 1024, 2048)  # tokens, inputs and outputs that are tried
 
 @dataclass(frozen=True)
 class Products:
-    """`linear(x, weight, bias)`: x W^T + bias. `back(gradient, weight, into)`: gradient W, in `into` where that is given."""
+    """What multiplies. Where `into` is given, it takes the result."""
 
     name: str
-    linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+    # (x, W, bias, into): x W^T + bias.
+    linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+    # (gradient, W, into): gradient W.
     back: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-    # The frozen weights of the layers are kept in 8 bits, and multiplied by int8.py; these are for the output layer.
+    # (a, b, to): a b, added to `to`, which is changed, where that is given; thin ones, those of adapters.
+    thin: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+    # The frozen weights of the layers are kept in 8 bits, and multiplied by int8.py; these are for the rest.
     in_8_bits: bool = False
 
 
-def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return cast("torch.Tensor", torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
+def _torch(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    if into is None or bias is not None:
+        return functional.linear(x, weight, bias)
+    return torch.mm(x, weight.t(), out=into)
 
 
-def _torch_back(gradient: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+def _torch_back(gradient: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
     return torch.mm(gradient, weight) if into is None else torch.mm(gradient, weight, out=into)
 
 
-def _onednn_back(gradient: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
-    result = _onednn(gradient, weight.t())
+def _torch_thin(a: torch.Tensor, b: torch.Tensor, to: torch.Tensor | None) -> torch.Tensor:
+    return a @ b if to is None else to.addmm_(a, b)
+
+
+def _onednn(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    return cast("torch.Tensor", torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
+
+
+def _onednn_back(gradient: torch.Tensor, weight: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+    result = _onednn(gradient, weight.t(), None)
     return result if into is None else into.copy_(result)
 
 
-TORCH = Products("torch", functional.linear, _torch_back)
-ONEDNN = Products("onednn", _onednn, _onednn_back)
+def _openblas(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    if bias is None:
+        return openblas.product(x, weight.t(), into)
+    result = x.new_empty(len(x), len(weight)) if into is None else into
+    return openblas.product(x, weight.t(), result.copy_(bias.expand_as(result)), adds=True)
+
+
+def _openblas_thin(a: torch.Tensor, b: torch.Tensor, to: torch.Tensor | None) -> torch.Tensor:
+    return openblas.product(a, b, to, adds=to is not None)
+
+
+TORCH = Products("torch", _torch, _torch_back, _torch_thin)
+ONEDNN = Products("onednn", _onednn, _onednn_back, _torch_thin)
+OPENBLAS = Products("openblas", _openblas, openblas.product, _openblas_thin)
 
 
 PREFIX = "int8 "
@@ -74,12 +107,18 @@ def named(name: str | None) -> Products:
     """Those of a run that was begun before; a run of an older version had torch's."""
     if name is not None and name.startswith(PREFIX):
         return in_8_bits(named(name.removeprefix(PREFIX)))
-    return ONEDNN if name == ONEDNN.name and _has_onednn() else TORCH
+    return next((one for one in others() if one.name == name), TORCH)
+
+
+def others() -> list[Products]:
+    """Those that can be had here beside torch's own."""
+    there = ((ONEDNN, _has_onednn()), (OPENBLAS, openblas.possible()))
+    return [one for one, can in there if can]
 
 
 def chosen(dtype: torch.dtype) -> Products:
     """The quicker ones for a model of this dtype: as measured before on this machine, else now."""
-    if dtype != torch.float32 or not _has_onednn():
+    if dtype != torch.float32 or not others():
         return TORCH
     place = _place()
     try:
@@ -103,25 +142,26 @@ def measured() -> tuple[Products, bool]:
 
 
 def quicker(seconds: Callable[[Callable[[], object]], float] | None = None) -> Products:
-    """Measure both in turn. `seconds`: times a call."""
+    """Measure all in turn. `seconds`: times a call."""
     seconds = seconds or _seconds
     tokens, inputs, outputs = SHAPE
     # torch.manual_seed is the run's.
     x, weight, gradient = (torch.ones(size) for size in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
-    ways = (TORCH, ONEDNN)
+    ways = (TORCH, *others())
     for way in ways:  # the first call sets buffers up
-        way.linear(x, weight, None)
+        way.linear(x, weight, None, None)
         way.back(gradient, weight, None)
-    best = dict.fromkeys((TORCH.name, ONEDNN.name), (float("inf"), float("inf")))
+    best = dict.fromkeys((way.name for way in ways), (float("inf"), float("inf")))
     end = time.perf_counter() + LONGEST
     for number in range(ROUNDS):
         for way in ways:
-            forward = seconds(functools.partial(way.linear, x, weight, None))
+            forward = seconds(functools.partial(way.linear, x, weight, None, None))
             back = seconds(functools.partial(way.back, gradient, weight, None))
             best[way.name] = (min(best[way.name][0], forward), min(best[way.name][1], back))
         if number and time.perf_counter() > end:
             break
-    return ONEDNN if sum(best[ONEDNN.name]) < CLEARLY * sum(best[TORCH.name]) else TORCH
+    quickest = min(ways, key=lambda way: sum(best[way.name]))
+    return quickest if sum(best[quickest.name]) < CLEARLY * sum(best[TORCH.name]) else TORCH
 
 
 def _seconds(call: Callable[[], object]) -> float:
