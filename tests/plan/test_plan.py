@@ -14,7 +14,7 @@ from training import settings
 from training.base_model import BaseModel
 from training.data import ChatTemplate
 from training.errors import MachineError, UserError
-from training.fast_cpu import policy
+from training.fast_cpu import kernels, policy
 from training.plan import Plan, choices, disk_space, served_tools, time_estimate
 from training.settings import Choice, Override, Settings
 from training.system.this_machine import Gpu
@@ -88,6 +88,20 @@ def test_the_fast_path_is_for_cpus_and_says_why_it_is_not_taken():
     assert policy.wanted(on_gpu) == (False, "it is for training with transformers on a CPU")
     off = a_settings(FAST_CPU=False, **ON_CPU)
     assert policy.wanted(off) == (False, "FAST_CPU")
+
+
+@pytest.mark.parametrize(
+    ("flags", "saves"),
+    [
+        (b"flags: avx2 avx_vnni", ""),
+        (b"flags: avx512_vnni", ""),
+        (b"flags: avx2", ", which on this CPU saves memory and no time"),
+    ],
+)
+def test_8_bits_say_what_they_are_good_for_on_this_cpu(monkeypatch, flags, saves):
+    monkeypatch.setattr(kernels, "cpu", lambda: flags)
+    chosen = policy.wanted(a_settings(FAST_CPU="int8", **ON_CPU))
+    assert chosen.reason == f"weights in 8 bits{saves}; checked against the plain path when training starts"
 
 
 def test_weights_in_8_bits_are_taken_where_that_is_asked_for_and_can_be_had(monkeypatch):

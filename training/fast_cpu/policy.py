@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from training.fast_cpu import kernels
 from training.settings import Choice, Settings
 
 ENOUGH = 2048  # tokens in a usual micro-batch beyond which larger products are no faster
@@ -31,7 +32,11 @@ def wanted(settings: Settings) -> Choice:
         if name in settings.lora.target_modules:
             return Choice(False, f"{name} is trained")
     reason = "checked against the plain path when training starts"
-    return Choice("int8", f"weights in 8 bits; {reason}") if hardware.fast_cpu == INT8 else Choice(True, reason)
+    if hardware.fast_cpu != INT8:
+        return Choice(True, reason)
+    # Its units for dot products of bytes; made of other instructions they are as slow as those of floats.
+    saves = "" if b"vnni" in kernels.cpu() else ", which on this CPU saves memory and no time"
+    return Choice(INT8, f"weights in 8 bits{saves}; {reason}")
 
 
 def taken(settings: Settings) -> bool:
