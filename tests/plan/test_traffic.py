@@ -31,6 +31,8 @@ def test_the_weights_of_a_model_that_is_spread_go_round_twice_in_every_micro_bat
         "between the processes: each sends 4.8 GB a step, the weights twice a micro-batch (SHARDING = fsdp), and the "
         "gradients of the adapter (39 s at 1 Gbit/s, 3.9 s at 10 Gbit/s, 0.39 s at 100 Gbit/s)"
     )
+    offloaded = a_settings(NUM_PROCESSES="2", SHARDING="fsdp-offload", DEVICE="cuda")
+    assert "a micro-batch (SHARDING = fsdp-offload), and" in traffic.line(offloaded, 10_092_544, 1_200_000_000)
 
 
 def test_where_the_line_is_given_the_plan_says_what_that_takes_and_from_when_on_several_cards_are_faster():

@@ -50,7 +50,8 @@ def line(settings: Settings, adapter: int, whole: int) -> str:
             f"two cards would take {link.short(took)} a step for the gradients at {gbps:g} Gbit/s{_pays_from(took, 2)}"
         )
     each = a_step(settings, adapter, whole)
-    what = f"{'the weights twice a micro-batch (SHARDING = fsdp), and ' if spread else ''}the gradients of the adapter"
+    weights = f"the weights twice a micro-batch (SHARDING = {settings.hardware.sharding}), and " if spread else ""
+    what = f"{weights}the gradients of the adapter"
     said = f"between the processes: each sends {size(each)} a step, {what}"
     if isinstance(gbps, str):
         times = (f"{link.short(link.seconds(each, known))} at {known} Gbit/s" for known in LINKS)
