@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 
 import pytest
 
@@ -115,3 +116,14 @@ def test_a_numpy_with_another_library_leaves_torchs_own(openblas, monkeypatch):
 
     monkeypatch.setattr(openblas, "found", lambda: None)
     assert products.OPENBLAS not in products.others()
+
+
+def test_the_library_of_the_pinned_numpy_is_found():
+    import numpy
+
+    from training.fast_cpu import openblas
+
+    blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    if sys.platform != "linux" or "openblas" not in blas["name"]:
+        pytest.skip("NumPy has another library here")
+    assert openblas.found() is not None
