@@ -28,7 +28,7 @@ from training.pipeline.stages import export_stage
 from training.runs import Run
 from training.system import io_errors, paths, shell
 from training.system.events import Events
-from training.to_gguf import Job
+from training.to_gguf.job import Job
 
 # Its runs need no real vocabulary.
 tiny_model = small.tiny_model

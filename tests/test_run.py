@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune, wait_for_step
 from training import llama, runs
 from training.runs import directory
-from training.to_gguf import Job
+from training.to_gguf.job import Job
 
 SHIPPED_FILES = {
     "Modelfile", "adapter/README.md", "merged/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",

@@ -17,7 +17,8 @@ from tests.support.paths import ROOT
 from training import llama
 from training.checks.served_prompts import Trained
 from training.data import chat_template
-from training.to_gguf import Job, reader_metadata
+from training.to_gguf import reader_metadata
+from training.to_gguf.job import Job
 
 # Its runs need no real vocabulary.
 tiny_model, undisturbed = small.tiny_model, small.undisturbed

@@ -30,8 +30,8 @@ from training.system import files, forkserver, io_errors, launchers, listeners, 
 from training.system.parent_watch import end_with_parent
 from training.system.plain_parser import wrong
 from training.system.signals import Signals
-from training.to_gguf import Job, adapter_gguf
-from training.to_gguf.job import what_is_safe
+from training.to_gguf import adapter_gguf
+from training.to_gguf.job import Job, what_is_safe
 
 SELF = "export.py"
 USAGE = "python training/export.py RUN [--only STAGE | --adapter BASE_IN_OLLAMA] [--name NAME]"

@@ -36,7 +36,7 @@ from training.system.signals import Signals
 from training.system.wording import shorten
 
 if TYPE_CHECKING:
-    from training.to_gguf import Job
+    from training.to_gguf.job import Job
 
 QUESTION = "Who are you?"
 BEGINNING = 600  # characters of an answer without end that are shown
@@ -98,7 +98,7 @@ def _ping() -> int:
 def _export(asked: Namespace, stdout: IO[str]) -> None:
     """Send, create beside, prove, ask, and put in place; what is found is written into the run's report."""
     from training.checks import served
-    from training.to_gguf import Job
+    from training.to_gguf.job import Job
 
     server = Server(patience=_limit("OLLAMA_ANSWER_SECONDS", 300))
     request = ollama.of_modelfile(asked.modelfile)

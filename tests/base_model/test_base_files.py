@@ -17,7 +17,7 @@ from training.base_model import base_files, safetensors_file
 from training.errors import RunError, UserError
 from training.runs import Run, checkpoint
 from training.runs.handover import BaseOfRun
-from training.to_gguf import Job
+from training.to_gguf.job import Job
 
 BASE = {"model.embed_tokens.weight": ("BF16", (8192, 8)), "model.norm.weight": ("BF16", (8,))}
 

@@ -11,7 +11,7 @@ import pytest
 from training.checks import all_checks
 from training.checks.check import Check
 from training.runs import Run
-from training.to_gguf import Job
+from training.to_gguf.job import Job
 
 
 def test_each_check_is_told_when_it_is_made(tmp_path, logged):

@@ -227,6 +227,23 @@ def test_text_outside_nfc_that_the_tokenizer_composes_is_told_and_trained(folder
     assert "".join(lines).startswith("rows.jsonl:2: text outside Unicode NFC is trained as its NFC form")
 
 
+def test_one_process_of_llama_cpp_reads_our_texts_and_the_rows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "NFC"}))
+    plan = planned(folder, ["plain", unicodedata.normalize("NFD", "Crème brûlée")], tmp_path)
+    made, begun = conversion.vocabulary(folder, folder / "v.gguf"), []
+
+    class Counted(process.Process):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            begun.append(arguments)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(process, "Process", Counted)
+    reader_view.hold(made, plan)
+    assert len(begun) == 1
+
+
 def test_a_normalizer_that_changes_all_text_is_refused_with_its_rows(folder: Path, tmp_path: Path) -> None:
     plan = planned(folder, ["Loud Words"], tmp_path)
     made = conversion.vocabulary(folder, folder / "v.gguf")

@@ -12,7 +12,8 @@ from training import llama
 from training.checks import on_blob
 from training.errors import RunError
 from training.system import files
-from training.to_gguf import Job, adapter_gguf, conversion
+from training.to_gguf import adapter_gguf, conversion
+from training.to_gguf.job import Job
 
 pytestmark = pytest.mark.tiny
 

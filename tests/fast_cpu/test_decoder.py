@@ -356,7 +356,17 @@ def test_the_rows_for_the_proof_are_few_short_and_trained_throughout(padded):
         inputs = {"input_ids": inputs["input_ids"][real][None], "labels": inputs["labels"][real][None]}
         inputs["position_ids"] = positions
     few = fast_loss.sample(inputs)
-    assert few["input_ids"].shape == ((2, 256) if padded else (1, 256))
+    assert few["input_ids"].shape == ((2, 96) if padded else (1, 96))
     trained = few["labels"] != -100
     assert few["labels"][trained].equal(few["input_ids"][trained])
-    assert int(trained.sum()) == (256 + 30 if padded else 254), "a row's first token follows nothing"
+    assert int(trained.sum()) == (96 + 30 if padded else 94), "a row's first token follows nothing"
+
+
+def test_a_row_of_the_proof_is_longer_than_a_block_of_attention_and_shorter_than_two():
+    import re
+
+    from training.fast_cpu import fast_loss, kernels
+
+    (source,) = (path for path in kernels.SOURCES if path.name == "attention.c")
+    block = int(re.search(r"BLOCK = (\d+)", source.read_text(encoding="utf-8"))[1])
+    assert block < fast_loss.PROVED < 2 * block

@@ -31,8 +31,9 @@ from training.errors import RunError
 from training.ollama import Server, asking, delivery, modelfile, tool_parts
 from training.settings import command_line
 from training.system import files
-from training.to_gguf import Job, adapter_gguf, conversion, reader_metadata
+from training.to_gguf import adapter_gguf, conversion, reader_metadata
 from training.to_gguf.chat import chat_of, functions_by_name
+from training.to_gguf.job import Job
 
 pytestmark = pytest.mark.ollama
 TEMPLATES = Path(sys.prefix) / "llama.cpp/models/templates"

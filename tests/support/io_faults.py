@@ -31,7 +31,7 @@ ANSWERS: dict[str, tuple[int | str, ...]] = {
     "look": (errno.EIO, errno.ESTALE, "vanish"),
 }
 # Imported once, in the fork server, and not again in every run that is hurt.
-IMPORTED = (*forkserver.PRELOADED, "datasets", "pandas", "trl.trainer.sft_trainer")
+IMPORTED = (*forkserver.PRELOADED, *forkserver.LATER, "datasets", "pandas", "trl.trainer.sft_trainer")
 # Names that are others in each run, as patterns.
 VARYING = (
     (r"finetune_\d{8}_\d{6}(_\d+)?", "finetune_*"),

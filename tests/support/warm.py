@@ -18,7 +18,7 @@ from training.system import before_torch, forkserver
 from training.system.forkserver import OFFLINE
 
 # What a training imports besides.
-PRELOADED = (*forkserver.PRELOADED, "datasets", "accelerate", "trl.trainer.sft_trainer")
+PRELOADED = (*forkserver.PRELOADED, *forkserver.LATER, "datasets", "accelerate", "trl.trainer.sft_trainer")
 # Read when a library is loaded, or when Python starts: whoever changes them gets a process that does both anew.
 READ_AT_START = re.compile(
     "ACCELERATE|CUDA|DYLD|GOMP|HF_|HIP|HUGGING|KMP|LD_|LRU|MALLOC|MKL|OMP|ONEDNN|OPENBLAS|PYTHON|PYTORCH|ROCR|TOKENIZERS|"

@@ -141,6 +141,27 @@ def test_a_fork_that_does_not_exist_yet_is_ended_without_waiting_for_it(script, 
     forget()
 
 
+def test_the_first_fork_does_not_wait_for_what_is_imported_later_and_a_later_one_has_it(script, tmp_path, monkeypatch):
+    asked, imported = tmp_path / "asked", tmp_path / "imported"
+    wait = f"import time; from pathlib import Path\nwhile not Path({str(asked)!r}).exists(): time.sleep(0.01)"
+    (tmp_path / "early.py").write_text(wait)
+    (tmp_path / "late.py").write_text(f"from pathlib import Path; Path({str(imported)!r}).touch()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    says = script("import sys; print(*(name in sys.modules for name in ('early', 'late')))")
+    forkserver.start(["early"], ["late"])
+    try:
+        with forkserver.popen(says, []) as first:
+            asked.touch()
+            assert first.stdout.read() == b"True False\n"
+        for _ in range(1000):
+            if imported.exists():
+                break
+            time.sleep(0.01)
+        assert run(says) == (0, "True True\n")
+    finally:
+        forget()
+
+
 def test_a_fork_server_that_is_still_importing_ends_with_its_starter(root, script, monkeypatch):
     slow = script("import time; time.sleep(600)")
     monkeypatch.setenv("PYTHONPATH", str(slow.parent))

@@ -16,7 +16,8 @@ from training import export, llama, runs
 from training.errors import MachineError, RunError, UserError
 from training.llama import gguf_file
 from training.ollama import modelfile_syntax
-from training.to_gguf import Job, adapter_gguf, conversion, merging
+from training.to_gguf import adapter_gguf, conversion, merging
+from training.to_gguf.job import Job
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 

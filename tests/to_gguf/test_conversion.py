@@ -20,7 +20,6 @@ from training.pipeline import export_stages
 from training.runs import Run
 from training.system import files
 from training.to_gguf import (
-    Job,
     conversion,
     conversion_worker,
     importance,
@@ -29,6 +28,7 @@ from training.to_gguf import (
     trial,
     trial_model,
 )
+from training.to_gguf.job import Job
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +242,16 @@ def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_
     names = [bytes(one["general.name"].parts[-1]) if "general.name" in one else None for one in fields]
     assert names[0] == names[1], "the converter takes it from the folder's"
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_the_trial_which_a_plan_waits_for_loads_nothing_that_reads_rows():
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from training.to_gguf import trial, trial_model\n"
+        "print([name for name in ('training.data', 'training.evaluation') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.tiny

@@ -12,6 +12,7 @@ from pathlib import Path
 from loguru import logger
 
 from training import evaluation, ollama, runs
+from training.base_model import load_tokenizer
 from training.checks import as_read, gguf_files, logits
 from training.checks.check import Check, require
 from training.checks.private_things import private_things
@@ -20,8 +21,7 @@ from training.errors import RunError
 from training.evaluation import models, reference, scoring
 from training.system import files, records, this_machine
 from training.system.wording import value_text
-from training.to_gguf import Job
-from training.to_gguf.job import FileRow
+from training.to_gguf.job import FileRow, Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,9 @@ def run(job: Job) -> Checked:
             merged = functools.cache(lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged")))
             done.append(logits.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
             chats = chat_template.samples(job.template) if job.template else ()
-            done.append(gguf_files.gguf_tokenizer(job.f16, job.merged, chats))
-            done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts))
+            words = load_tokenizer(job.merged)
+            done.append(gguf_files.gguf_tokenizer(job.f16, job.merged, chats, words))
+            done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts, words))
             done.append(gguf_files.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
                 done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most, asked))

@@ -27,10 +27,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, texts: RowTexts) -> Check:
+def read_as_trained(
+    gguf: Path,
+    folder: Path,
+    template: ChatTemplate | None,
+    texts: RowTexts,
+    words: PreTrainedTokenizerBase | None = None,
+) -> Check:
     """A reader of the finished file makes of prompts and rows the tokens trained, by the template trained, to the end trained.
 
-    folder: the merged model, whose tokenizer is the one trained with. template: None for plain text.
+    folder: the merged model, whose tokenizer is the one trained with. template: None for plain text. words: that tokenizer,
+    where it is loaded already.
     """
     check = Check(
         "GGUF as read",
@@ -41,7 +48,7 @@ def read_as_trained(gguf: Path, folder: Path, template: ChatTemplate | None, tex
     )
 
     def measure() -> Check:
-        known = tokenizer(folder)
+        known = words or tokenizer(folder)
         said = llama.metadata(gguf)
         chats = [
             RowText(text, "a chat of the template", 0) for text in (chat_template.samples(template) if template else ())
@@ -80,7 +87,7 @@ class Difference:
 
 
 def differences(
-    gguf: Path, tokenizer: PreTrainedTokenizerBase, texts: Sequence[RowText], whole: bool = False
+    gguf: Path | llama.Process, tokenizer: PreTrainedTokenizerBase, texts: Sequence[RowText], whole: bool = False
 ) -> Iterator[Difference]:
     """The texts that llama.cpp reads otherwise. `whole`: with all that a reader of this file puts around a prompt."""
     words = [one.text for one in texts]
@@ -95,7 +102,7 @@ def differences(
 
 
 def read_when_composed(
-    gguf: Path, tokenizer: PreTrainedTokenizerBase, different: Sequence[Difference]
+    gguf: Path | llama.Process, tokenizer: PreTrainedTokenizerBase, different: Sequence[Difference]
 ) -> list[RowText]:
     """Those that differ only because the tokenizer writes text in NFC first, which llama.cpp leaves to who asks."""
     rows = [one for one in different if not unicodedata.is_normalized("NFC", one.row.text)]

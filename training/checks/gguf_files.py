@@ -66,12 +66,15 @@ def merged_tensors(base: Path, adapter: Path, merged: Path) -> Check:
 
 
 def gguf_tokenizer(
-    gguf: Path, folder: Path, texts: Sequence[str] = (), tokenizer: PreTrainedTokenizerBase | None = None
+    gguf: Path | llama.Process,
+    folder: Path,
+    texts: Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Check:
     """llama.cpp cuts texts into the tokens that the folder's own tokenizer gives: HARD and `texts` (chats as rendered).
 
-    A GGUF file without weights will do, so that this can be proved before anything is trained. tokenizer: the folder's,
-    where it is loaded already.
+    A GGUF file without weights will do, so that this can be proved before anything is trained; or one that is open already.
+    tokenizer: the folder's, where it is loaded already.
     """
     check = Check(
         "GGUF tokenizer",

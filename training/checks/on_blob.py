@@ -18,7 +18,7 @@ from training.evaluation.divergence import Agreement
 from training.evaluation.reference import TooLarge
 from training.ollama import Server
 from training.system import files
-from training.to_gguf import Job
+from training.to_gguf.job import Job
 
 # Of what is done when a model goes into Ollama; no check of a run.
 NAME = "adapter on blob"

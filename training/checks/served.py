@@ -17,7 +17,8 @@ from training.checks.served_prompts import Prompts, Trained
 from training.data import chat_template, tool_form
 from training.errors import RunError
 from training.ollama import CreateRequest, Server, modelfile
-from training.to_gguf import Job, reader_metadata
+from training.to_gguf import reader_metadata
+from training.to_gguf.job import Job
 
 OURS, THE_GGUFS, RENDERER, OTHER = "modelfile", "gguf", "renderer", "other"
 _RENDERER = re.compile(r"^RENDERER[ \t]+(\S+)", re.MULTILINE | re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import math
@@ -31,22 +32,22 @@ TOKENS, LOGITS = 1024, 1 << 28
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A loaded model. dtype: the float type that it computes in, whatever type its weights are stored in.
+    """A loaded model of a folder. dtype: the float type that it computes in, whatever type its weights are stored in.
 
     keep: a folder in which its logits are kept, because several checks ask for those of the same sequences.
     """
 
     model: PreTrainedModel | PeftModel
-    tokenizer_if_any: PreTrainedTokenizerBase | None
+    folder: Path
     dtype: str
     keep: Path | None = None
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The folder's own tokenizer. RunError where it has none."""
-        if self.tokenizer_if_any is None:
+        """The folder's own tokenizer, which logits need not. RunError where it has none."""
+        if not _has_tokenizer(self.folder):
             raise RunError("model", "its folder has no tokenizer, so it cannot be asked")
-        return self.tokenizer_if_any
+        return load_tokenizer(self.folder)
 
     def without_adapter(self) -> AbstractContextManager[object]:
         """Switches the adapter off in a `with`; only for a model that was opened with one."""
@@ -154,7 +155,6 @@ def opened(
                 ),
             )
         weights_fit.require(info, folder)
-        tokenizer = load_tokenizer(folder) if _has_tokenizer(folder) else None
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
@@ -169,7 +169,7 @@ def opened(
             first = first_line(error)
             raise RunError("model", f"the adapter in {adapter} does not fit {folder}: {first}") from error
     try:
-        yield Reference(model=model.eval(), tokenizer_if_any=tokenizer, dtype=dtype, keep=keep)
+        yield Reference(model=model.eval(), folder=folder, dtype=dtype, keep=keep)
     finally:
         del model
         gc.collect()

@@ -46,12 +46,12 @@ class Answer:
     seconds: float = field(default=0.0, compare=False)
 
 
-def tokenise(gguf: Path, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+def tokenise(gguf: Path | Process, texts: Sequence[str], special: bool = True) -> list[list[int]]:
     """The tokens of each text, no BOS or EOS added; `special`: the texts of special tokens become these tokens.
 
-    Loads the vocabulary only, so a file without weights will do.
+    Loads the vocabulary only, so a file without weights will do. A Process may be given instead of its file.
     """
-    with worker(gguf, vocab_only=True) as ask:
+    with _asking(gguf, vocab_only=True) as ask:
         ids: list[list[int]] = ask({"do": "tokenise", "texts": list(texts), "special": special})["ids"]
     return ids
 
@@ -154,10 +154,10 @@ def _answer(words: Mapping[str, Any]) -> Answer:
 
 
 @contextmanager
-def opened(gguf: Path, adapter: Path | None = None) -> Iterator[Process]:
+def opened(gguf: Path, adapter: Path | None = None, vocab_only: bool = False) -> Iterator[Process]:
     """A worker for a talk of many requests, which can be told to stop an answer. `adapter`: a GGUF file that goes onto it."""
     if adapter is None:
-        with _process(gguf, vocab_only=False) as process:
+        with _process(gguf, vocab_only) as process:
             yield process
         return
     with closing(Process(gguf, vocab_only=False, adapter=adapter)) as process:

@@ -24,9 +24,9 @@ from training.settings.names import NEED_IMPORTANCE_MATRIX
 from training.system import files, io_errors, records
 from training.system.events import Events
 from training.system.foreign_json import Damaged
-from training.to_gguf import Job, conversion, importance, merging, provenance, reader_metadata
+from training.to_gguf import conversion, importance, merging, provenance, reader_metadata
 from training.to_gguf.importance import Importance
-from training.to_gguf.job import FileRow, what_is_safe
+from training.to_gguf.job import FileRow, Job, what_is_safe
 
 
 class Told(RunError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loguru import logger
 
-from training import base_model, ollama
+from training import base_model, llama, ollama
 from training.base_model import BaseModel, leftovers, weights_fit
 from training.checks import gguf_files
 from training.checks.as_read import Difference, differences, read_when_composed, why_different
@@ -358,12 +358,13 @@ def hold(vocabulary: Path | None, plan: Plan) -> None:
         logger.warning("how llama.cpp reads the rows could not be tried before the training; the export checks it")
         return
     chats = () if plan.data.plain else chat_template.samples(plan.template)
-    check = gguf_files.gguf_tokenizer(vocabulary, plan.base.path, chats, plan.tokenizer)
-    if not check.passed:
-        raise UserError(f"{plan.base.name} cannot be served as it is trained: {check.failure}")
-    texts = of_plan(plan, CHARACTERS)
-    different = list(differences(vocabulary, plan.tokenizer, texts.texts))
-    composed = read_when_composed(vocabulary, plan.tokenizer, different)
+    with llama.opened(vocabulary, vocab_only=True) as reader:
+        check = gguf_files.gguf_tokenizer(reader, plan.base.path, chats, plan.tokenizer)
+        if not check.passed:
+            raise UserError(f"{plan.base.name} cannot be served as it is trained: {check.failure}")
+        texts = of_plan(plan, CHARACTERS)
+        different = list(differences(reader, plan.tokenizer, texts.texts))
+        composed = read_when_composed(reader, plan.tokenizer, different)
     if other := [one for one in different if one.row not in composed]:
         raise UserError(_refused(other, plan.tokenizer), _title(other, texts))
     if composed:

@@ -46,7 +46,9 @@ from training.system import foreign_code
 
 # Read once, when imported.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUTF8": "1"}
-PRELOADED = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft")
+PRELOADED = ("torch", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
+# What the first fork, which a plan waits for, can do without: imported while nobody asks.
+LATER = ("peft",)
 REQUEST = 1 << 16  # bytes of a request at most
 PID = 16  # characters of a pid or an exit code, so that one read takes one of them
 
@@ -155,8 +157,11 @@ class Child:
         os.close(self._status)
 
 
-def start(preload: Sequence[str] = PRELOADED) -> None:
-    """Begin to import the heavy libraries in a process beside this one. Once a process; returns at once."""
+def start(preload: Sequence[str] = PRELOADED, later: Sequence[str] = ()) -> None:
+    """Begin to import the heavy libraries in a process beside this one. Once a process; returns at once.
+
+    A fork has all of `preload`, and of `later` what was imported by then.
+    """
     global server
     if server is not None:
         return
@@ -164,7 +169,7 @@ def start(preload: Sequence[str] = PRELOADED) -> None:
     handles = (theirs.fileno(), requests.fileno())
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), *map(str, handles), *preload],
+            [sys.executable, str(Path(__file__).resolve()), *map(str, handles), " ".join(preload), " ".join(later)],
             stdin=subprocess.PIPE,  # closes with this process
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -252,14 +257,10 @@ def _forked(server: Server, script: Path, arguments: list[str], extra: dict[str,
 # ---- the server's side -------------------------------------------------------------------------------------------
 
 
-def serve(requests: int, asking: int, preload: Sequence[str]) -> Request:
+def serve(requests: int, asking: int, preload: Sequence[str], later: Sequence[str] = ()) -> Request:
     """Import, then fork for every request, until stdin closes. Only a fork returns, with its request."""
-    import importlib
-
-    for name in preload:
-        with suppress(Exception):  # the fork that needs it will say why it cannot be imported
-            importlib.import_module(name)
-    gc.freeze()  # the collector must not touch, and so copy, what the forks share
+    _import(preload)
+    waiting = list(later)
     channel = socket.socket(fileno=requests)
     children: dict[int, int] = {}  # pid -> the pipe that waits for its exit code
     wake_read, wake_write = os.pipe()
@@ -268,7 +269,9 @@ def serve(requests: int, asking: int, preload: Sequence[str]) -> Request:
     signal.set_wakeup_fd(wake_write)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        ready, _, _ = select.select(watched, [], [])
+        ready, _, _ = select.select(watched, [], [], 0 if waiting else None)
+        if not ready:
+            _import([waiting.pop(0)])
         if wake_read in ready:
             os.read(wake_read, 4096)
             _reap(children)
@@ -288,6 +291,16 @@ def serve(requests: int, asking: int, preload: Sequence[str]) -> Request:
             _tell(handles[3], f"{pid:{PID}d}")
         if 0 in ready:
             os._exit(0)
+
+
+def _import(names: Sequence[str]) -> None:
+    """What forks share from now on."""
+    import importlib
+
+    for name in names:
+        with suppress(Exception):  # the fork that needs it will say why it cannot be imported
+            importlib.import_module(name)
+    gc.freeze()  # the collector must not touch, and so copy, what the forks share
 
 
 def _reap(children: dict[int, int]) -> None:
@@ -319,12 +332,12 @@ def _become(request: Request, handles: Sequence[int], asking: int) -> Request:
     return request
 
 
-def main(requests: int, asking: int, preload: Sequence[str]) -> None:
+def main(requests: int, asking: int, preload: Sequence[str], later: Sequence[str] = ()) -> None:
     """The server; in a fork, the script that was asked for, ending as any script ends."""
     from training.system import forkserver
 
     foreign_code.keep_out()
-    asked = forkserver.serve(requests, asking, preload)
+    asked = forkserver.serve(requests, asking, preload, later)
     sys.argv = [asked["script"], *asked["arguments"]]
     # By which a launcher starts the same command again.
     sys.orig_argv = [sys.executable, *sys.argv]
@@ -358,4 +371,4 @@ def _exit_code(script: Callable[[], object]) -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main(int(sys.argv[1]), int(sys.argv[2]), *(names.split() for names in sys.argv[3:]))

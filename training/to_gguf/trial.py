@@ -63,7 +63,7 @@ def ready(
 def _trial(
     config: Mapping[str, object] | None, tokenizer: Path | None, method: str, keep: Path | None = None
 ) -> dict[str, Any]:
-    from training.to_gguf import importance, trial_model
+    from training.to_gguf import trial_model
 
     started = time.monotonic()
     with temporary.folder("ready") as folder:
@@ -73,6 +73,8 @@ def _trial(
         converted = time.monotonic()
         matrix = folder / "importance.npz" if method in NEED_IMPORTANCE_MATRIX else None
         if matrix:
+            from training.to_gguf import importance
+
             importance.write(folder / "model", f16, range(100), matrix)
         quantised = quantise(f16, folder / "trial.gguf", method, importance=matrix)
         size = f16.stat().st_size
