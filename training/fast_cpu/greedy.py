@@ -265,5 +265,5 @@ def _turned(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> to
 
 def _width(decoder: Decoder) -> int:
     """Dimensions of a head."""
-    outputs: int = sum(base_of(module).out_features for module in decoder.layers[0].qkv.modules)
-    return outputs // (decoder.heads + 2 * decoder.groups)
+    outputs = sum(base_of(module).out_features for module in decoder.layers[0].qkv.modules)
+    return int(outputs // (decoder.heads + 2 * decoder.groups))
