@@ -45,7 +45,9 @@ class FastPath(Mixin):
             self._prove_fast(model, bare, tensors)
         if not self.watch.fast:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        layers = self._layers if model.training else self.exact_layers()
+        # What is evaluated is what ships: the adapter on the exact weights.
+        exact = self._layers is not None and self._layers.in_8_bits and not model.training
+        layers = None if exact else self._layers
         value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, layers)
         self._tell_shared()
         # As the plain way does: the gradients' mean over the ranks follows (Team.mean_gradients).
@@ -54,7 +56,7 @@ class FastPath(Mixin):
         return (value, {"loss": value}) if return_outputs else value
 
     def exact_layers(self) -> Decoder | None:
-        """The hand-written layers for what is evaluated, which is what ships: the adapter on the exact weights."""
+        """The hand-written layers for the evaluation after the training, where they have the exact weights."""
         return None if self._layers is None or self._layers.in_8_bits else self._layers
 
     def _same_products(self) -> None:
