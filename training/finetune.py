@@ -77,9 +77,10 @@ def finetune(
             loaded = loaded or engine.load(plan.base, plan.settings, plan.longest, plan.tokenizer)
             rows = stages.held_out_rows(plan)
             to_train = run.stage("train") is None
-            with pipeline.trained(plan, loaded, rows, run, events, signals, others) if to_train else nullcontext():
-                pipeline.evaluate_stage(plan, loaded, rows, run, events)
-        del loaded
+            training_done = pipeline.trained(plan, loaded, rows, run, events, signals, others)
+            with training_done if to_train else nullcontext() as layers:
+                pipeline.evaluate_stage(plan, loaded, rows, run, events, layers)
+        del loaded, training_done, layers
         trouble.free_memory()
     pipeline.judge(plan.settings, run, events)
     pipeline.export_stage(run, events)

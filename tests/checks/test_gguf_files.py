@@ -112,7 +112,7 @@ def test_every_check_passes_on_a_chain_that_holds(chain: Chain, model, ending) -
         gguf_files.gguf_tokenizer(chain.f16, chain.merged, ["a rendered row<|endoftext|>"]),
         gguf_files.f16_agrees(chain.f16, model, chain.sequences, chain.starts),
         gguf_files.quantised(chain.f16, chain.quantised, chain.sequences, chain.starts),
-        gguf_files.answers(model, ending[2], {"q8_0": chain.quantised}, [ending[0]], [ending[1]], 12),
+        gguf_files.answers(model, ending[2], {"q8_0": chain.quantised}, [ending[0]], [ending[1]], [12]),
     ]
     tensors, logits, tokenizer, f16, quantised, answers = map(passes, made)
     require(made)
@@ -271,16 +271,57 @@ def test_a_perplexity_beyond_all_numbers_fails_with_figures_that_are_json(chain:
 
 def test_a_wrong_end_token_fails_the_check_of_the_answers(chain: Chain, model, ending) -> None:
     prompt, end, _ = ending
-    check = gguf_files.answers(model, chain.f16, {}, [prompt], [end], 12)
+    check = gguf_files.answers(model, chain.f16, {}, [prompt], [end], [12])
     fails(check, f"the merged model stops at token {end}, which the GGUF does not take for an end")
 
 
+def test_a_gguf_that_goes_on_where_the_merged_model_ends_fails_the_check_of_the_answers(
+    chain: Chain, model, ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, end, gguf = ending
+    end_is_never_first = edit_end_scores(monkeypatch, end)
+    check = gguf_files.answers(model, gguf, {}, [prompt], [end], [12])
+    fails(check, f"after the merged model's own answer the GGUF goes on with token {end_is_never_first} instead of")
+    assert check.figures["stopped"] == {"merged": 1, "f16": 0}
+
+
+def edit_end_scores(monkeypatch: pytest.MonkeyPatch, end: int) -> int:
+    """Have llama.cpp find another token likelier than the end, and answer without one; the token."""
+    real, other = gguf_files.llama.logits, end + 1
+
+    def logits(*given):
+        found = [rows.copy() for rows in real(*given)]
+        for rows in found:
+            rows[:, other] = rows.max() + 1
+        return found
+
+    monkeypatch.setattr(gguf_files.llama, "logits", logits)
+    monkeypatch.setattr(gguf_files.llama, "answer", lambda *_: [SimpleNamespace(stopped=False)])
+    return other
+
+
+def test_a_gguf_that_a_near_tie_leads_elsewhere_passes_where_its_own_answer_ends(
+    chain: Chain, model, ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, end, gguf = ending
+    edit_end_scores(monkeypatch, end)
+    monkeypatch.setattr(gguf_files.llama, "answer", lambda *_: [SimpleNamespace(stopped=True)])
+    assert passes(gguf_files.answers(model, gguf, {}, [prompt], [end], [12]))["stopped"] == {"merged": 1, "f16": 1}
+
+
+def test_the_warning_has_the_limits_of_the_answers_that_did_not_stop(chain: Chain, model, ending) -> None:
+    prompts = [ending[0], ending[0][:-1], ending[0]]
+    check = gguf_files.answers(model, chain.f16, {}, prompts, [0], [3, 5, 4])
+    assert check.warnings == ("merged did not stop within 3 to 5 tokens on 3 of 3 prompts",)
+
+
 def test_a_model_that_never_learned_to_stop_is_a_warning(chain: Chain, model, ending) -> None:
-    check = gguf_files.answers(model, chain.f16, {"q8_0": chain.quantised}, [ending[0]], [0], 3)
+    check = gguf_files.answers(model, chain.f16, {"q8_0": chain.quantised}, [ending[0]], [0], [3])
     assert passes(check)["stopped"] == {"merged": 0, "f16": 0, "q8_0": 0}
-    assert len(check.warnings) == 3
+    assert len(check.warnings) == 2
+    assert check.warnings[1] == "q8_0 did not stop within 3 tokens on 1 of 1 prompts"
     assert check.warnings[0] == "merged did not stop within 3 tokens on 1 of 1 prompts"
-    named = gguf_files.answers(model, chain.f16, {}, [ending[0]], [0], 3, ["Who are you?"])
+    named = gguf_files.answers(model, chain.f16, {}, [ending[0]], [0], [3], ["Who are you?"])
     assert named.warnings[0] == "merged did not stop within 3 tokens on 1 of 1 prompts: “Who are you?”"
 
 
@@ -326,7 +367,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_says_so(chain: Chain) -> 
     assert gguf_files.f16_agrees(chain.f16, large, chain.sequences, chain.starts).skipped.startswith(
         "the merged model was"
     )
-    assert gguf_files.answers(large, chain.f16, {}, [[1]], [2]).skipped.startswith("the merged model was")
+    assert gguf_files.answers(large, chain.f16, {}, [[1]], [2], [9]).skipped.startswith("the merged model was")
 
 
 def test_the_dtype_of_the_reference_follows_from_the_memory(chain: Chain) -> None:

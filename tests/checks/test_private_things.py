@@ -38,7 +38,7 @@ ASKED = [
 def speaking(monkeypatch: pytest.MonkeyPatch, answers: dict[int, str]) -> None:
     @contextmanager
     def gguf(name: str, path: Path) -> Iterator[object]:
-        yield SimpleNamespace(answers=lambda items: [SimpleNamespace(text=answers[items[0].prompt[0]])])
+        yield SimpleNamespace(answers=lambda items: [SimpleNamespace(text=answers[item.prompt[0]]) for item in items])
 
     monkeypatch.setattr(models, "gguf", gguf)
 

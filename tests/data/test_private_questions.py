@@ -66,5 +66,25 @@ def test_it_has_come_out_when_an_answer_holds_it_however_it_is_written() -> None
         kind="phone", file="a", line=1, digest=digest("phone", "+491711234567"), prompts=[[1], [2]], most=9
     )
     said = {(1,): "I do not know", (2,): "it is +49 171-1234567."}
-    assert private_questions.drawn_out([one], lambda prompt, most: said[tuple(prompt)]) == [one]
-    assert private_questions.drawn_out([one], lambda prompt, most: "it is +49 171-1234568.") == []
+    for first in (said, {(1,): said[2,], (2,): said[1,]}):
+        answers = lambda asked, first=first: [first[tuple(prompt)] for prompt, _ in asked]  # noqa: E731
+        assert private_questions.drawn_out([one], answers) == [one]
+    assert private_questions.drawn_out([one], lambda asked: ["it is +49 171-1234568."] * len(asked)) == []
+
+
+def test_what_comes_out_with_the_beginning_said_is_not_asked_for_again_and_long_answers_are_few() -> None:
+    def private(number: int, most: int) -> PrivateQuestion:
+        given = {"kind": "phone", "file": "a", "line": number, "digest": digest("phone", "+491711234567")}
+        return PrivateQuestion(**given, prompts=[[number], [number, 0, 0, 0]], most=most)
+
+    heard: list[list[tuple[list[int], int]]] = []
+
+    def answers(asked):
+        heard.append(asked)
+        return ["+49 171 1234567" if prompt[0] == 1 else "no" for prompt, _ in asked]
+
+    ones = [private(1, 30), private(2, private_questions.OPEN - 100), private(3, 200), private(4, 90)]
+    assert [one.line for one in private_questions.drawn_out(ones, answers)] == [1]
+    begun, whole = heard
+    assert [(len(prompt), most) for prompt, most in begun] == [(4, one.most - 3) for one in ones]
+    assert [(prompt, most) for prompt, most in whole] == [([4], 90), ([3], 200)]

@@ -136,7 +136,7 @@ def test_a_row_that_is_taken_twice_is_measured_once(monkeypatch: pytest.MonkeyPa
     held.append({"file": "a.jsonl", "line": 3, "input_ids": [1, 2, 4], "labels": [-100, 2, 4]})
     asked: list[Mapping[str, object]] = []
 
-    def measured(model: object, rows: list[Mapping[str, object]]) -> list[Entry]:
+    def measured(model: object, rows: list[Mapping[str, object]], layers: object) -> list[Entry]:
         asked.extend(rows)
         return [Entry(str(row["file"]), int(str(row["line"])), 2, 2.0, 1.0) for row in rows]
 

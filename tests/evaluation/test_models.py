@@ -32,3 +32,35 @@ def test_the_first_answers_of_a_file_tell_its_speed_and_the_others_are_given_tog
     speaker.answers(items[:1])
     assert worker.asked[-1] == ("answer_together", [[0]])
     assert speaker.answers([]) == []
+
+
+def test_a_long_first_answer_is_cut_off_for_the_speed_and_given_whole_with_the_others(tmp_path):
+    class Long(Worker):
+        def ask(self, request):
+            most = request["max_tokens"]
+            limits = most if isinstance(most, list) else [most]
+            self.asked.append((request["do"], limits))
+            return {
+                "answers": [{"text": "", "ids": [1] * limit, "stopped": False, "seconds": limit} for limit in limits]
+            }
+
+    worker = Long()
+    speaker = models.Gguf(name="a", path=tmp_path, process=worker, context=8)
+    items = [SimpleNamespace(prompt=[number], most=100) for number in range(3)]
+    assert [len(answer.ids) for answer in speaker.answers(items)] == [100] * 3
+    assert worker.asked == [("answer", [models.TIMED]), ("answer_together", [100] * 3)]
+    assert (speaker.tokens, speaker.speed) == (models.TIMED, 1.0)
+
+
+def test_the_loss_of_a_row_is_that_of_its_answer_whatever_the_size_of_the_logits(tmp_path, monkeypatch):
+    import numpy as np
+    import pytest
+
+    rows = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32) * 30 + 500
+    monkeypatch.setattr(models.llama, "logits_each", lambda *_: iter([rows]))
+    item = SimpleNamespace(ids=[3, 9, 1, 30, 31, 2], labels=[-100, 9, 1, -100, 31, 2])
+    chances = models.llama.log_softmax(rows)
+    expected = -np.mean([chances[at - 1, item.ids[at]] for at in (1, 2, 4, 5)])
+    assert models.Gguf(name="a", path=tmp_path, process=None, context=8).losses([item]) == [
+        pytest.approx(expected, rel=1e-6)
+    ]

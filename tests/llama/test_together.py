@@ -67,3 +67,11 @@ def test_each_prompt_has_its_own_answer_whenever_the_others_end():
 )
 def test_no_more_are_held_at_once_than_the_memory_of_one_long_one(sizes, groups):
     assert list(together.groups(sizes)) == groups
+
+
+def test_an_answer_that_goes_round_in_circles_ends_there_and_has_not_stopped(monkeypatch):
+    monkeypatch.setattr(together.circles, "goes_round", lambda ids: len(ids) == 3)
+    (one, other), steps = grown([[1], [1, 2]], [9, 9])
+    assert (one["ids"], one["stopped"], one["text"]) == ([1, 2, 4], False, "1 2 4 ")
+    assert (other["ids"], other["stopped"]) == ([3, 6, 12], False)
+    assert steps == [2, 2]

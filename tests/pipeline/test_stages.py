@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from training.data import Item, held_out
 from training.evaluation import Sample
 from training.pipeline import export_stages, stages
 
@@ -26,3 +27,40 @@ def test_a_merged_folder_of_which_a_file_has_gone_is_merged_again(files, merged,
     run = SimpleNamespace(stage=records.get, path=tmp_path)
     job: Any = SimpleNamespace(merged=tmp_path, run=run, settings=methods, quantised=lambda method: tmp_path / method)
     assert export_stages.STAGES["merge"][0](job) == merged
+
+
+def item(tokens: int, most: int = 32, question: str = "Who?") -> Item:
+    return Item([1] * tokens, [1] * tokens, question, "Ada", [1], most)
+
+
+def test_of_long_rows_fewer_are_measured_but_never_too_few_to_tell():
+    assert held_out.bounded([item(40)] * 32, 4096, 8) == [item(40)] * 32
+    assert len(held_out.bounded([item(165)] * 32, 4096, 8)) == 24
+    assert len(held_out.bounded([item(512)] * 32, 512, 8)) == 8
+    assert held_out.bounded([], 4096, 8) == []
+    spread = held_out.bounded([item(100, question=str(number)) for number in range(30)], 1000, 8)
+    assert [one.question for one in spread] == [str(number) for number in range(0, 30, 3)]
+
+
+@pytest.mark.parametrize(("steps", "measured"), [(10, 8), (1000, 20), (4000, 32)])
+def test_a_long_training_is_measured_on_more_tokens(monkeypatch, steps, measured):
+    monkeypatch.setattr(stages, "_items", lambda plan, rows, most: [item(512)] * most)
+    data = SimpleNamespace(test=None, validation=["a"], train=["a"])
+    summary, settings = SimpleNamespace(tokens=1650), SimpleNamespace(rows_a_step=8)
+    tokenised = [0] * (1650 // 26)
+    plan: Any = SimpleNamespace(data=data, summary=summary, settings=settings, steps=steps, train=tokenised)
+    found = stages.held_out_rows(plan)
+    assert (len(found.measured), len(found.asked)) == (measured, 8)
+
+
+def test_the_prompts_that_are_checked_are_those_whose_answers_can_end(monkeypatch):
+    def chosen(limits: list[int]) -> list[str]:
+        rows = [item(9, most, str(number)) for number, most in enumerate(limits)]
+        monkeypatch.setattr(stages, "_items", lambda *_: rows)
+        plan: Any = SimpleNamespace(data=SimpleNamespace(train=[]))
+        return [prompt.question for prompt in stages.trained_prompts(plan)]
+
+    assert chosen([256, 90, 256, 200, 80, 256, 100]) == ["1", "3", "4", "6"]
+    assert chosen([32, 64] * 8) == ["0", "4", "8", "12"], "evenly spread where all are short"
+    assert chosen([256] * 8) == ["0", "2", "4", "6"]
+    assert chosen([]) == []

@@ -77,7 +77,7 @@ def run(job: Job) -> Checked:
     facts = job.facts
     sequences, starts = [row.ids for row in facts.sequences], [row.first for row in facts.sequences]
     prompts, asked = [question.ids for question in facts.questions], [one.question for one in facts.questions]
-    most = max((question.most for question in facts.questions), default=0)
+    most = [question.most for question in facts.questions]
     base, adapter = job.base, job.run.path / runs.ADAPTER
     others = {
         method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"

@@ -185,16 +185,16 @@ def answers(
     others: Mapping[str, Path],
     prompts: Sequence[Sequence[int]],
     stop_ids: Sequence[int],
-    max_tokens: int = 96,
+    most: Sequence[int],
     questions: Sequence[str] = (),
 ) -> Check:
-    """Greedy answers of the merged model, the f16 GGUF and the quantised files to the same prompts: do they stop?
+    """Greedy answers of the merged model and the quantised files to the same prompts: do they stop, and the f16 GGUF as well?
 
-    prompts: token ids up to where the answer begins. stop_ids end the merged model's answers; the GGUF files are left
-    to what they themselves take for an end, as Ollama does. questions: the prompts in words, to name those that do not
-    stop. Fails only where the merged model stops and f16 does not
-    although it follows the merged model's own answer: not for a near tie that leads it elsewhere, and not for a model
-    that has not learned to stop, which is a warning.
+    prompts: token ids up to where the answer begins; most: tokens that each answer may take. stop_ids end the merged model's
+    answers; the GGUF files are left to what they themselves take for an end, as Ollama does. questions: the prompts in words,
+    to name those that do not stop. The f16 GGUF reads the merged model's own answers, which is quicker than giving its own,
+    and gives one only where it does not end such an answer: that it is led elsewhere by a near tie is no fault. A model that
+    has not learned to stop is a warning.
     """
     check = Check(
         "answers",
@@ -207,23 +207,25 @@ def answers(
     def measure() -> Check:
         if isinstance(model, TooLarge):
             return replace(check, skipped=f"the merged model was not run: {model.reason}")
-        merged = model.answers(prompts, stop_ids, max_tokens)
-        of_files = {name: llama.answer(file, prompts, max_tokens) for name, file in {"f16": f16, **others}.items()}
+        merged = model.answers(prompts, stop_ids, most)
+        faults = list(_faults(f16, prompts, merged, most))
+        of_files = {name: llama.answer(file, prompts, most) for name, file in others.items()}
         every: dict[str, Sequence[evaluation.Answer | llama.Answer]] = {"merged": merged, **of_files}
         stopped = {name: sum(answer.stopped for answer in answers) for name, answers in every.items()}
         texts = [{name: answers[number].text for name, answers in every.items()} for number in range(len(prompts))]
-        figures = {"prompts": len(prompts), "stopped": stopped, "answers": texts}
+        figures = {
+            "prompts": len(prompts),
+            "stopped": {**stopped, "f16": stopped["merged"] - len(faults)},
+            "answers": texts,
+        }
         warnings = [
-            f"{name} did not stop within {max_tokens} tokens on {len(prompts) - count} of {len(prompts)} prompts"
-            + _endless_ones(every[name], questions)
+            f"{name} did not stop within {_within(every[name], most)} tokens on {len(prompts) - count} of {len(prompts)} "
+            f"prompts{_endless_ones(every[name], questions)}"
             for name, count in stopped.items()
             if count < len(prompts)
         ]
         measured = replace(check, figures=figures, warnings=tuple(warnings))
-        for ids, ours, theirs in zip(prompts, merged, of_files["f16"], strict=True):
-            if ours.stopped and not theirs.stopped and (fault := _endless(f16, list(ids), list(ours.ids))):
-                return replace(measured, passed=False, failure=fault)
-        return measured
+        return replace(measured, passed=False, failure=faults[0]) if faults else measured
 
     return timed(check, measure)
 
@@ -235,19 +237,32 @@ def _endless_ones(answers: Sequence[evaluation.Answer | llama.Answer], questions
     return f": {', '.join(named)}" if named else ""
 
 
-def _endless(f16: Path, prompt: list[int], answer: list[int]) -> str:
-    """Why the GGUF would not end the merged model's own answer (its last token is the end), or nothing if it would."""
-    end = answer[-1]
+def _within(answers: Sequence[evaluation.Answer | llama.Answer], most: Sequence[int]) -> str:
+    """The limits of the answers that did not stop."""
+    limits = {limit for answer, limit in zip(answers, most, strict=True) if not answer.stopped}
+    return " to ".join(str(limit) for limit in sorted({min(limits), max(limits)}))
+
+
+def _faults(
+    f16: Path, prompts: Sequence[Sequence[int]], merged: Sequence[evaluation.Answer], most: Sequence[int]
+) -> Iterator[str]:
+    """Why the GGUF does not stop where the merged model does: of each such answer, which neither it nor its own ends."""
+    ended = [number for number, answer in enumerate(merged) if answer.stopped]
+    if not ended:
+        return
     known = llama.metadata(f16)["vocab"]["end"]
-    if end not in known:
-        return f"the merged model stops at token {end}, which the GGUF does not take for an end (it knows {known})"
-    before = [*prompt, *answer[:-1]]
-    row = llama.logits(f16, [before], [len(before) - 1])[0][-1]
-    if int(row.argmax()) == end:
-        return ""
-    return (
-        f"after the merged model's own answer the GGUF goes on with token {int(row.argmax())} instead of the end, {end}"
-    )
+    read = [[*prompts[number], *merged[number].ids[:-1]] for number in ended]
+    after = llama.logits(f16, read, [len(ids) - 1 for ids in read])
+    for number, rows in zip(ended, after, strict=True):
+        end, first = merged[number].ids[-1], int(rows[-1].argmax())
+        if end in known and first == end:
+            continue
+        if llama.answer(f16, [list(prompts[number])], [most[number]])[0].stopped:
+            continue
+        if end not in known:
+            yield f"the merged model stops at token {end}, which the GGUF does not take for an end (it knows {known})"
+        else:
+            yield f"after the merged model's own answer the GGUF goes on with token {first} instead of the end, {end}"
 
 
 def _logits(gguf: Path, rows: list[list[int]], first: list[int], keep: Path | None) -> Iterator[np.ndarray]:

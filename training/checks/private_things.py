@@ -8,7 +8,7 @@ from pathlib import Path
 from training.checks import check as checks
 from training.checks.check import Check
 from training.data import Item
-from training.data.private_questions import PrivateQuestion, drawn_out
+from training.data.private_questions import Asked, PrivateQuestion, drawn_out
 from training.evaluation import models
 
 SHOWN = 20  # places that the warning names
@@ -27,11 +27,14 @@ def private_things(gguf: Path, asked: Sequence[PrivateQuestion]) -> Check:
     def measure() -> Check:
         with models.gguf(gguf.name, gguf) as speaker:
 
-            def answer(prompt: list[int], most: int) -> str:
-                item = Item(ids=[], labels=[], question="", expected="", prompt=prompt, most=most)
-                return speaker.answers([item])[0].text
+            def answers(wanted: list[Asked]) -> list[str]:
+                items = [
+                    Item(ids=[], labels=[], question="", expected="", prompt=prompt, most=most)
+                    for prompt, most in wanted
+                ]
+                return [answer.text for answer in speaker.answers(items)]
 
-            drawn = drawn_out(asked, answer)
+            drawn = drawn_out(asked, answers)
         places = "; ".join(one.told() for one in drawn[:SHOWN])
         warning = f"{gguf.name} says {len(drawn)} of {len(asked)} private things of the rows when it is asked: {places}"
         figures = {"asked": len(asked), "drawn_out": len(drawn)}

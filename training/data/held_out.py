@@ -112,3 +112,12 @@ def asked(found: Sequence[Item], most: int) -> list[Item]:
     """At most `most` of the items that have a question, evenly spread."""
     questions = [item for item in found if item.prompt]
     return [questions[at] for at in spread(len(questions), most)]
+
+
+def bounded(found: Sequence[Item], tokens: int, least: int) -> list[Item]:
+    """As many of the items as `tokens` hold, but no fewer than `least`; evenly spread."""
+    for count in range(len(found), 0, -1):
+        few = [found[at] for at in spread(len(found), count)]
+        if count <= least or sum(len(item.ids) for item in few) <= tokens:
+            return few
+    return []

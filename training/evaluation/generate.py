@@ -7,22 +7,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from loguru import logger
+
 from training.data import Item
 from training.data.encoding import IGNORED
 from training.data.held_out import LONGEST
-from training.llama import GREEDY, Sampling
+from training.llama import GREEDY, Sampling, circles
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
-TOGETHER = LONGEST  # tokens of a batch whose losses are taken: more at once are no faster on a CPU
+    from training.fast_cpu.decoder import Decoder
+
+# Tokens of a batch whose losses are taken: more at once are no faster on a CPU; by the hand-written layers they are.
+TOGETHER, BY_HAND = LONGEST, 2 * LONGEST
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One greedy answer: its text without the end token, its token ids, and whether it stopped by itself."""
+    """One greedy answer: its text without the end token, its token ids, and whether it stopped by itself.
+
+    One that goes round in circles (llama/circles.py) is cut off where it begins to, and has not stopped.
+    """
 
     text: str
     ids: list[int]
@@ -67,6 +75,8 @@ def _generate(
         # they do not, they follow (train/sharding.py).
         options["synced_gpus"] = False
     model.eval()
+    if "stopping_criteria" not in options:
+        options["stopping_criteria"] = _no_circles(ids.shape[1])
     with torch.no_grad():
         # PreTrainedModel's type does not say that it can.
         greedy: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -83,10 +93,30 @@ def _generate(
     return generated
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, new: list[int], end_ids: Sequence[int], most: int) -> Answer:
-    """The answer in a row of new tokens: up to and with its first end token, at most `most` tokens."""
+def _no_circles(start: int) -> StoppingCriteriaList:
+    """Ends each row that goes round in circles, of those whose answers begin at token `start`; `_answer` cuts it off there."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Circles(StoppingCriteria):
+        def __call__(
+            self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object
+        ) -> torch.BoolTensor:
+            ends = [circles.goes_round(row) for row in input_ids[:, start:].tolist()]
+            return cast("torch.BoolTensor", torch.tensor(ends, device=input_ids.device))
+
+    return StoppingCriteriaList([Circles()])
+
+
+def _answer(
+    tokenizer: PreTrainedTokenizerBase, new: list[int], end_ids: Sequence[int], most: int, told: bool = False
+) -> Answer:
+    """The answer in a row of new tokens: up to and with its first end token, at most `most` tokens. `told`: it was shown
+    as it came, circles and all."""
     end = next((at for at, token in enumerate(new[:most]) if token in end_ids), None)
     new = new[:most] if end is None else new[: end + 1]
+    if not told and (round_at := circles.end(new)) is not None:
+        new, end = new[:round_at], None
     # Of one row it gives one text.
     text = cast(str, tokenizer.decode(new if end is None else new[:-1], skip_special_tokens=True))
     return Answer(text=text.strip(), ids=new, stopped=end is not None)
@@ -121,14 +151,75 @@ def answers(
     ]
 
 
-def losses(model: PreTrainedModel | PeftModel, items: Sequence[Item]) -> list[float]:
-    """For each item the mean cross-entropy (nats) over its answer's tokens; as many rows at a time as TOGETHER tokens hold."""
+def answers_of_both(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    end_ids: Sequence[int],
+    base: bool,
+    layers: Decoder | None = None,
+) -> tuple[list[Answer] | None, list[Answer]]:
+    """The greedy answers of the base model (None unless it is to be asked: `base`) and of the tuned one.
+
+    `layers`: the hand-written layers for CPUs of a model that was trained with them; all answers then grow together.
+    """
+    if layers is not None and items and (found := _by_hand(model, tokenizer, items, end_ids, base, layers)):
+        return found
+    before = None
+    if base:
+        with model.disable_adapter():
+            before = answers(model, tokenizer, items, end_ids)
+    return before, answers(model, tokenizer, items, end_ids)
+
+
+def _by_hand(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    end_ids: Sequence[int],
+    base: bool,
+    layers: Decoder,
+) -> tuple[list[Answer] | None, list[Answer]] | None:
+    """The same by the hand-written layers; None where they are not for these prompts, or do not answer as the model."""
+    from training.fast_cpu import greedy
+
+    room = getattr(model.config, "max_position_embeddings", None) or math.inf
+    most = [max(1, int(min(item.most, room - len(item.prompt)))) for item in items]
+    longest = max(len(item.prompt) + limit for item, limit in zip(items, most, strict=True))
+    if layers.window is not None and longest > layers.window:
+        return None
+    model.eval()
+    try:
+        found = greedy.answers(layers, [item.prompt for item in items], most, end_ids, base)
+    except greedy.Unsound as error:
+        logger.warning(
+            "the hand-written layers for CPUs do not answer as this model does ({}): it answers itself", error
+        )
+        return None
+    before, after = (
+        [_answer(tokenizer, new, end_ids, limit) for new, limit in zip(part, most, strict=False)] for part in found
+    )
+    return before if base else None, after
+
+
+def losses(model: PreTrainedModel | PeftModel, items: Sequence[Item], layers: Decoder | None = None) -> list[float]:
+    """For each item the mean cross-entropy (nats) over its answer's tokens; as many rows at a time as TOGETHER tokens hold.
+
+    `layers`: the hand-written layers for CPUs of a model that was trained with them.
+    """
     import torch
 
-    each = []
     model.eval()
+    if layers is not None and all(len(item.ids) <= (layers.window or len(item.ids)) for item in items):
+        from training.fast_cpu import inference
+
+        groups = _groups(items, BY_HAND)
+        return [
+            loss for group in groups for loss in inference.losses(layers, [(item.ids, item.labels) for item in group])
+        ]
+    each = []
     with torch.no_grad():
-        for group in _groups(items):
+        for group in _groups(items, TOGETHER):
             longest = max(len(item.ids) for item in group)
             ids = torch.zeros((len(group), longest), dtype=torch.long)
             labels = torch.full((len(group), longest), IGNORED)
@@ -145,12 +236,12 @@ def losses(model: PreTrainedModel | PeftModel, items: Sequence[Item]) -> list[fl
     return each
 
 
-def _groups(items: Sequence[Item]) -> list[list[Item]]:
-    """Items in their order, grouped so that each group, padded to its longest, has at most TOGETHER tokens."""
+def _groups(items: Sequence[Item], together: int) -> list[list[Item]]:
+    """Items in their order, grouped so that each group, padded to its longest, has at most so many tokens."""
     groups: list[list[Item]] = []
     for item in items:
         last = groups[-1] if groups else None
-        if last and (len(last) + 1) * max(len(one.ids) for one in (*last, item)) <= TOGETHER:
+        if last and (len(last) + 1) * max(len(one.ids) for one in (*last, item)) <= together:
             last.append(item)
         else:
             groups.append([item])
@@ -193,4 +284,4 @@ def stream(
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
     out = _generate(model, ids, mask, end_ids, most, **options)
-    return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)
+    return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most, told=True)

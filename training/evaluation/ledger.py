@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import datasets
     from peft import PeftModel
 
+    from training.fast_cpu.decoder import Decoder
+
 SEED = 3407
 MOST, TOGETHER = 512, 4  # rows that are measured; at a time, between looks at the clock
 LEAST_SECONDS, MOST_SECONDS, SHARE = 5.0, 60.0, 0.05  # of the training's time, within these bounds
@@ -65,10 +67,12 @@ def take(
     contradictions: Sequence[Contradiction],
     seconds: float,
     tell: Callable[[float], None] = lambda share: None,
+    layers: Decoder | None = None,
 ) -> list[Entry]:
     """Measure trained rows with the adapter off and on, as many as fit into `seconds`, and judge them.
 
     rows: tokenised, with file and line; those that contradict others come first, the rest by chance, which is seeded.
+    layers: the hand-written layers for CPUs of a model that was trained with them.
     """
     began = time.monotonic()
     measured: dict[tuple[str, int], Entry] = {}
@@ -80,7 +84,7 @@ def take(
             break
         tell(min(1.0, max(at / len(numbers), spent / seconds)))
         chosen = [rows[number] for number in numbers[at : at + TOGETHER]]
-        for entry in _measured(model, [row for row in chosen if _is_new(row, met)]):
+        for entry in _measured(model, [row for row in chosen if _is_new(row, met)], layers):
             place = (entry.file, entry.line)
             measured[place] = _both(measured[place], entry) if place in measured else entry
     for one in contradictions:
@@ -119,12 +123,12 @@ def _is_new(row: Mapping[str, Any], met: set[int]) -> bool:
     return True
 
 
-def _measured(model: PeftModel, rows: Sequence[Mapping[str, Any]]) -> list[Entry]:
+def _measured(model: PeftModel, rows: Sequence[Mapping[str, Any]], layers: Decoder | None) -> list[Entry]:
     pairs = [(row, item) for row in rows if (item := _item(row)) is not None]
     items = [item for _, item in pairs]
     with model.disable_adapter():
-        before = losses(model, items)
-    after = losses(model, items)
+        before = losses(model, items, layers)
+    after = losses(model, items, layers)
     return [
         Entry(row["file"], row["line"], item.tokens, privacy.finite(old), privacy.finite(new))
         for (row, item), old, new in zip(pairs, before, after, strict=True)

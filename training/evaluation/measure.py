@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from training.data import Item
 from training.evaluation import scoring
-from training.evaluation.generate import Answer, answers, losses
+from training.evaluation.generate import Answer, answers_of_both, losses
 from training.evaluation.ledger import Ledger
 from training.evaluation.scoring import Marks, Score
 from training.system import privacy
@@ -18,6 +18,8 @@ from training.system import privacy
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+    from training.fast_cpu.decoder import Decoder
 
 Part = TypeVar("Part")
 LOSS, GENERAL_LOSS, PERPLEXITY = "loss on held-out answers", "loss on general questions", "perplexity"
@@ -56,27 +58,30 @@ def evaluate(
     general: Sequence[Item],
     switchable: bool,
     tell: Callable[[float], None] = lambda share: None,
+    layers: Decoder | None = None,
 ) -> Evaluated:
     """Measure a model with its adapter switched off, then on; the base comes after training, which so starts at once.
 
     held_out: rows whose losses are compared (none: the questions in `asked` were trained on, and nothing is scored).
     `switchable`: no bias was trained, which PEFT does not put back when the adapter is off; else the base is not asked.
-    `tell` hears which part of the work is done, from 0 to 1.
+    `tell` hears which part of the work is done, from 0 to 1. `layers`: the hand-written layers for CPUs of a model that was
+    trained with them.
     """
 
-    parts = itertools.count(1)
+    # The answers count as two parts, for they take the longest.
+    parts = itertools.count(2)
 
     def told(part: Part) -> Part:
-        tell(next(parts) / (6 if switchable else 3))
+        tell(next(parts) / (6 if switchable else 4))
         return part
 
-    def measured(adapter: bool) -> tuple[list[Answer], list[float], list[float]]:
+    def measured(adapter: bool) -> tuple[list[float], list[float]]:
         with contextlib.nullcontext() if adapter else model.disable_adapter():
-            said = told(answers(model, tokenizer, asked, end_ids))
-            return said, told(losses(model, held_out)), told(losses(model, general))
+            return told(losses(model, held_out, layers)), told(losses(model, general, layers))
 
-    before, losses_before, general_before = measured(False) if switchable else (None, None, None)
-    after, losses_after, general_after = measured(True)
+    before, after = told(answers_of_both(model, tokenizer, asked, end_ids, switchable, layers))
+    losses_before, general_before = measured(False) if switchable else (None, None)
+    losses_after, general_after = measured(True)
     samples = [
         Sample(
             question=item.question,

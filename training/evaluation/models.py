@@ -18,7 +18,7 @@ from training.evaluation.reference import Reference, TooLarge
 from training.llama import GREEDY, Process, Sampling
 
 TIMED = 32  # tokens of answers from which a speed is told
-ROWS = 16  # rows of logits whose log-probabilities are held at once
+ROWS = 16  # rows of logits that are summed up at once
 
 
 class Speaker(Protocol):
@@ -91,14 +91,18 @@ class Gguf:
     def answers(self, items: Sequence[Item]) -> list[Answer]:
         """Greedy answers to the items that have a question; they end where llama.cpp, and so Ollama, would end them.
 
-        The first ones alone, for the speed that somebody who asks has of it; the others together.
+        TIMED tokens of the first ones alone, for the speed that somebody who asks has of it; the rest together, and what was
+        cut off then once more from its beginning.
         """
         answers: list[Answer] = []
-        while len(answers) < len(items) and self.tokens < TIMED:
+        while len(answers) < len(items) and (room := TIMED - self.tokens) > 0:
             item = items[len(answers)]
-            request = {"do": "answer", "prompts": [item.prompt], "max_tokens": item.most, "stop_ids": None}
+            most = min(item.most, room)
+            request = {"do": "answer", "prompts": [item.prompt], "max_tokens": most, "stop_ids": None}
             (one,) = self.process.ask({**request, "stream": False})["answers"]
             self.seconds, self.tokens = self.seconds + one["seconds"], self.tokens + len(one["ids"])
+            if not one["stopped"] and most < item.most:
+                break
             answers.append(_answer(one))
         if rest := items[len(answers) :]:
             request = {"prompts": [item.prompt for item in rest], "max_tokens": [item.most for item in rest]}
@@ -118,8 +122,12 @@ class Gguf:
             wanted = [at for at in range(start + 1, len(item.ids)) if item.labels[at] != IGNORED]
             for begin in range(0, len(wanted), ROWS):
                 here = wanted[begin : begin + ROWS]
-                chances = llama.log_softmax(rows[[at - 1 - start for at in here]])
-                total -= float(chances[np.arange(len(here)), [item.labels[at] for at in here]].sum())
+                found = rows[[at - 1 - start for at in here]]
+                top = found.max(axis=-1, keepdims=True)
+                # Only the sum is kept in more digits: a loss is one number, and a vocabulary 150,000.
+                whole = np.exp(found - top).sum(axis=-1, dtype=np.float64)
+                chosen = (found - top)[np.arange(len(here)), [item.labels[at] for at in here]]
+                total += float((np.log(whole) - chosen).sum())
             losses.append(total / len(wanted))
         return losses
 

@@ -77,12 +77,15 @@ class Reference:
                 start = first[number] - (longest - keep)
                 yield rows[start : len(sequences[number]) - (longest - keep)].float().cpu().numpy()
 
-    def answers(self, prompts: Sequence[Sequence[int]], end_ids: Sequence[int], most: int) -> list[Answer]:
-        """The greedy answers to tokenised prompts, at most `most` tokens each, all prompts together."""
+    def answers(self, prompts: Sequence[Sequence[int]], end_ids: Sequence[int], most: Sequence[int]) -> list[Answer]:
+        """The greedy answers to tokenised prompts, at most so many tokens of each, all prompts together."""
         from training.data import Item
         from training.evaluation import generate
 
-        items = [Item(ids=[], labels=[], question="", expected="", prompt=list(p), most=most) for p in prompts]
+        items = [
+            Item(ids=[], labels=[], question="", expected="", prompt=list(ids), most=limit)
+            for ids, limit in zip(prompts, most, strict=True)
+        ]
         return generate.answers(self.model, self.tokenizer, items, end_ids)
 
 

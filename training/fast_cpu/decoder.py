@@ -138,20 +138,27 @@ class Decoder:
         sine: torch.Tensor,
         rows: Rows,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        own, attention = layer.own, layer.own.self_attn
+        own = layer.own
         norm = own.input_layernorm
         states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
-        inner = project(layer.qkv, inner, self.by)
-        head_norms: list[Norm | None] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        inner = Attention.apply(
-            inner, cosine, sine, rows, self.heads, self.groups, attention.scaling,
-            *(norm.weight if norm is not None else None for norm in head_norms),
-            head_norms[0].variance_epsilon if head_norms[0] is not None else 0.0,
-        )  # fmt: skip
+        inner = self.attention(layer, project(layer.qkv, inner, self.by), cosine, sine, rows)
         norm = own.post_attention_layernorm
         states, inner = AddNorm.apply(states, project(layer.out, inner, self.by), norm.weight, norm.variance_epsilon)
         inner = SwiGLU.apply(project(layer.gate_up, inner, self.by))
         return states, project(layer.down, inner, self.by)
+
+    def attention(
+        self, layer: Layer, qkv: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, rows: Rows
+    ) -> torch.Tensor:
+        """What the tokens of rows attend to in a layer, from their projections side by side."""
+        own = layer.own.self_attn
+        head_norms: list[Norm | None] = [getattr(own, name, None) for name in ("q_norm", "k_norm")]
+        found: torch.Tensor = Attention.apply(
+            qkv, cosine, sine, rows, self.heads, self.groups, own.scaling,
+            *(norm.weight if norm is not None else None for norm in head_norms),
+            head_norms[0].variance_epsilon if head_norms[0] is not None else 0.0,
+        )  # fmt: skip
+        return found
 
 
 def _stack(causal_lm: PreTrainedModel) -> DecoderStack:
@@ -241,10 +248,24 @@ def _joined(modules: tuple[Projection, ...]) -> Group:
     bases = [base_of(module) for module in modules]
     if len(bases) == 1:
         return Group(modules, bases[0].weight.data, None if bases[0].bias is None else bases[0].bias.data)
+    weight = _neighbours([base.weight.data for base in bases])
+    if weight is not None:  # joined before, for a training
+        return Group(modules, weight, _joined_bias(bases))
     weight = torch.cat([base.weight.data for base in bases])
     for base, part in zip(bases, weight.split([base.out_features for base in bases]), strict=True):
         base.weight.data = part
     return Group(modules, weight, _joined_bias(bases))
+
+
+def _neighbours(weights: list[torch.Tensor]) -> torch.Tensor | None:
+    """The whole of which weights are the parts, one after the other; None where they are not."""
+    first, end = weights[0], weights[0].storage_offset()
+    for weight in weights:
+        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and weight.is_contiguous() and weight.storage_offset() == end):
+            return None
+        end += weight.numel()
+    return first.as_strided((sum(len(weight) for weight in weights), first.shape[1]), first.stride())
 
 
 def _joined_bias(bases: list[torch.nn.Linear]) -> torch.Tensor | None:

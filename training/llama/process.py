@@ -128,19 +128,19 @@ def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
 def answer(
     gguf: Path | Process,
     prompts: Sequence[str | Sequence[int]],
-    max_tokens: int,
+    max_tokens: int | Sequence[int],
     stop_ids: Sequence[int] | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Answer]:
     """The greedy continuation of each prompt: rendered text (special tokens recognised, no BOS added) or token ids.
 
     It ends before a token of `stop_ids`, by default those llama.cpp itself takes for the end of an answer.
-    `on_text(number of the prompt, piece)` is told each piece as it comes. Token ids without it are answered together. A
-    Process may be given instead of its file.
+    `on_text(number of the prompt, piece)` is told each piece as it comes. Token ids without it are answered together, and each
+    may have a limit of its own. A Process may be given instead of its file.
     """
     with _asking(gguf) as ask:
         if on_text is None and not any(isinstance(prompt, str) for prompt in prompts):
-            limits = [max_tokens] * len(prompts)
+            limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
             together = {"do": "answer_together", "prompts": list(prompts), "max_tokens": limits, "stop_ids": stop_ids}
             return [_answer(one) for one in ask(together)["answers"]]
         request = {"do": "answer", "prompts": list(prompts), "max_tokens": max_tokens, "stop_ids": stop_ids}

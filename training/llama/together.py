@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from training.llama import circles
+
 # Tokens of all prompts and answers that are held at once: what one answer to the longest prompt may take anyway.
 TOKENS = 4096
 MOST = 32  # answers at once: beyond it each takes time of its own
@@ -39,7 +41,7 @@ class Growing:
         if not ends:
             self.ids.append(token)
             self.pieces.append(self.decoder.decode(piece(token)))
-        if ends or len(self.ids) >= self.most:
+        if ends or len(self.ids) >= self.most or circles.goes_round(self.ids):
             self.pieces.append(self.decoder.decode(b"", final=True))
             self.seconds = time.perf_counter() - self.began
             return False

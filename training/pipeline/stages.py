@@ -38,10 +38,16 @@ from training.train import Loaded, Session, adapter_files, loop, sharding, state
 if TYPE_CHECKING:
     import datasets
 
+    from training.fast_cpu.decoder import Decoder
+
 # For samples and checks; tokens a sequence at most.
 QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512
 # Held-out rows whose loss is taken, and those that are asked: what a short run can afford.
 MEASURED, ASKED = 32, 8
+# Tokens of those whose loss is taken, as long as so many rows are among them; a long training affords this share of its own.
+TOKENS, LEAST, SHARE = 4096, 8, 0.05
+# Training rows among which prompts are looked for, and tokens of an answer up to which none is too long.
+LOOKED_AT, SHORT = 64, 64
 ANSWERED = 0.8  # of the evaluation, about; the rest is the ledger of rows
 LOGGED = 200  # characters of a question or an answer in the log
 CALIBRATED = 1024  # training rows that are looked at for importance.MOST tokens
@@ -65,10 +71,11 @@ def trained(
     events: Events,
     signals: Signals,
     others: Crew | None = None,
-) -> Iterator[None]:
+) -> Iterator[Decoder | None]:
     """Train, with the `others` if any, and keep what the later stages need; the adapter is on the disk within the block.
 
-    There the model can be asked: the others take part in that where it is spread over them, and have ended where not.
+    There the model can be asked: the others take part in that where it is spread over them, and have ended where not. Gives
+    the hand-written layers for CPUs, where it was trained with them on the exact weights.
     """
     began = time.perf_counter()
     run.update(stage="train")
@@ -104,7 +111,7 @@ def trained(
             words = f"stopped after training; the adapter is safe, {checkpoint.does_the_rest(run.path)}"
             raise Interrupted(signals.stop, words)
         with sharding.led(loaded.model, joined) if session.watch.spread else nullcontext():
-            yield
+            yield loop.exact_layers(session)
 
 
 def _finish_training(plan: Plan, loaded: Loaded, run: Run, events: Events, result: loop.Result, seconds: float) -> None:
@@ -118,26 +125,32 @@ def _finish_training(plan: Plan, loaded: Loaded, run: Run, events: Events, resul
     events.emit("stage", name="train", seconds=seconds)
 
 
-def evaluate_stage(plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Events) -> None:
-    """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that."""
+def evaluate_stage(
+    plan: Plan, loaded: Loaded, rows: Rows, run: Run, events: Events, layers: Decoder | None = None
+) -> None:
+    """Ask the base model and the tuned one the same questions; compare their losses where rows were kept for that.
+
+    `layers`: what `trained` gives; a run that was resumed after its training makes them again.
+    """
     began = time.perf_counter()
     far = told_of(run, "evaluate", events)
     far.begin()
     if run.status.get("resumed_after_training"):
         adapter_files.load_trained(loaded.model, run.path / runs.ADAPTER, plan.settings)
+        layers = loop.layers_again(loaded.model, run.path / runs.CHECKPOINTS, plan.settings)
     switchable = plan.settings.lora.bias == "none"
     longest = plan.settings.model.max_seq_length
     general = [] if plan.data.plain else held_out.general(plan.template, plan.tokenizer, longest)
     found = evaluation.evaluate(
         loaded.model, loaded.tokenizer, ends(plan), rows.measured, rows.asked, general, switchable,
-        lambda share: far(ANSWERED * share),
+        lambda share: far(ANSWERED * share), layers,
     )  # fmt: skip
     tell_answers(found.samples[:QUESTIONS])
     if found.scores:
         logger.info(
             "evaluation on rows that were not trained on: {}", scoring.conclusion([*found.scores, *found.general])
         )
-    kept = row_ledger(plan, loaded, run, switchable, lambda share: far(ANSWERED + (1 - ANSWERED) * share))
+    kept = row_ledger(plan, loaded, run, switchable, lambda share: far(ANSWERED + (1 - ANSWERED) * share), layers)
     seconds = round(time.perf_counter() - began, 1)
     run.finish_stage(
         "evaluate",
@@ -160,14 +173,19 @@ def tell_answers(samples: list[evaluation.Sample]) -> None:
 
 
 def row_ledger(
-    plan: Plan, loaded: Loaded, run: Run, switchable: bool, tell: Callable[[float], None]
+    plan: Plan,
+    loaded: Loaded,
+    run: Run,
+    switchable: bool,
+    tell: Callable[[float], None],
+    layers: Decoder | None = None,
 ) -> evaluation.Ledger:
     """Write what the training did to the rows into the run's folder; gives what the report tells of it."""
     found: list[evaluation.Entry] = []
     if switchable:
         trained = run.stage("train") or {}
         allowed = ledger.budget(trained.get("train_seconds", 0.0))
-        found = ledger.take(loaded.model, plan.train, plan.data.contradictions, allowed, tell)
+        found = ledger.take(loaded.model, plan.train, plan.data.contradictions, allowed, tell, layers)
         files.write_text(run.path / runs.ROWS, ledger.table(found))
     kept = ledger.ledger(found, plan.data.different)
     if told := ", ".join(f"{count:,} {kind}" for kind, count in kept.counts.items() if count):
@@ -255,13 +273,21 @@ def held_out_rows(plan: Plan) -> Rows:
     """Rows of the test split where there is one, else of the validation rows; questions of the training rows else."""
     kept = next((rows for rows in (plan.data.test, plan.data.validation) if rows is not None), None)
     found = _items(plan, plan.data.train if kept is None else kept, MEASURED)
+    trained = plan.steps * plan.settings.rows_a_step * plan.summary.tokens / max(1, len(plan.train))
+    found = held_out.bounded(found, max(TOKENS, int(SHARE * trained)), LEAST)
     return Rows([] if kept is None else found, held_out.asked(found, ASKED))
 
 
 def trained_prompts(plan: Plan) -> list[Prompt]:
-    """A few prompts that were trained on: the checks of the export see whether their answers stop."""
-    found = _items(plan, plan.data.train, TRAINED_PROMPTS)
-    return [Prompt(ids=item.prompt, most=item.most, question=item.question) for item in found if item.prompt]
+    """A few prompts that were trained on: the checks of the export see whether their answers stop.
+
+    Those with the shortest answers, for an answer that is cut off shows nothing; evenly spread where many are SHORT.
+    """
+    found = [item for item in _items(plan, plan.data.train, LOOKED_AT) if item.prompt]
+    limits = sorted(item.most for item in found)[:TRAINED_PROMPTS]
+    short = [item for item in found if item.most <= max(SHORT, *limits[-1:], 0)]
+    chosen = held_out.asked(short, TRAINED_PROMPTS)
+    return [Prompt(ids=item.prompt, most=item.most, question=item.question) for item in chosen]
 
 
 def _items(plan: Plan, rows: datasets.Dataset, most: int) -> list[Item]:

@@ -55,6 +55,10 @@ class FastPath(Mixin):
             value = value * self.watch.team.size
         return (value, {"loss": value}) if return_outputs else value
 
+    def exact_layers(self) -> Decoder | None:
+        """The hand-written layers for the evaluation after the training, where they have the exact weights."""
+        return None if self._layers is None or self._layers.in_8_bits else self._layers
+
     def _same_products(self) -> None:
         """Rank 0's choice of products for all, for it is the one that goes with the checkpoints."""
         from training.fast_cpu import products

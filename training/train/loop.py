@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from loguru import logger
 
 from training import runs
 from training.base_model.lora_adapter import WEIGHTS
 from training.errors import FinetuneError, Interrupted, RunError
+from training.fast_cpu import policy
 from training.runs import checkpoint, processes
 from training.runs.checkpoint import Checkpoint
+from training.settings import Settings
 from training.system import io_errors
 from training.system.wording import first_line
 from training.train import callback, engine, heap, hooks, link_speed, machines, updates
@@ -27,7 +30,9 @@ from training.train.trouble import OutOfMemory, StopNow, free_memory, is_out_of_
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
+    from training.fast_cpu.decoder import Decoder
     from training.train.mixin import Mixin
 
 SMALLER = "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true"
@@ -255,6 +260,23 @@ def build(loaded: Loaded, order: Order, session: Session) -> Mixin:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def exact_layers(session: Session) -> Decoder | None:
+    """The hand-written layers for CPUs that the training has proved, over the exact weights; None where it has none."""
+    return session.trainer.exact_layers()
+
+
+def layers_again(model: PeftModel, folder: Path, settings: Settings) -> Decoder | None:
+    """The same for a run that was resumed after its training, whose checkpoints in `folder` say what that has proved."""
+    if not policy.taken(settings) or (found := checkpoint.newest(folder)) is None:
+        return None
+    from training.fast_cpu import fast_loss, products
+
+    carried = found.manifest.carried
+    if carried.fast_path != "layers" or products.named(carried.products).in_8_bits:
+        return None
+    return fast_loss.layers(cast("PreTrainedModel", model.get_base_model()), carried.shares, carried.products)
 
 
 def _keep_best(model: PeftModel, session: Session) -> None:

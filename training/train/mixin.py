@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Trainer
 
+    from training.fast_cpu.decoder import Decoder
     from training.train.watch import Watch
 
     class Mixin(Trainer):
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
         train_dataset: Dataset
         eval_dataset: Dataset  # None where nothing is measured
         _metrics: dict[str, dict[str, list[float]]]  # TRL's, by "train" and "eval"
+
+        def exact_layers(self) -> Decoder | None: ...  # FastPath's
 
 else:
 
