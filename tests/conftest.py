@@ -148,8 +148,11 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
     """A random Llama of two layers, hidden size 256, with SmolLM2's tokenizer: real in every part, trained in seconds."""
-    folder, _ = once(tmp_path_factory, "tiny", lambda folder: write_tiny_model(folder, embedded))
-    return folder
+    return _tiny_model(tmp_path_factory, embedded)
+
+
+def _tiny_model(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
+    return once(tmp_path_factory, "tiny", lambda folder: write_tiny_model(folder, embedded))[0]
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +177,7 @@ def tiny_config(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """One finished run on the tiny model, which the tests only look at."""
-    return Path(once(tmp_path_factory, "undisturbed", lambda folder: whole_run(folder, tiny_model))[1])
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Path:
+    """One finished run on the tiny model, which the tests only look at; not on what a module has in its place."""
+    model = _tiny_model(tmp_path_factory, embedded)
+    return Path(once(tmp_path_factory, "undisturbed", lambda folder: whole_run(folder, model))[1])

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support import small
 from tests.support.faults import (
     FAULT,
     NO_EXPORT,
@@ -35,7 +36,7 @@ from tests.support.faults import (
 )
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start
-from tests.support.runs import RUN_FILES, files_of, losses
+from tests.support.runs import files_of, losses
 from tests.support.session import once
 from tests.support.tiny import write_tiny_config
 from training import runs
@@ -47,6 +48,8 @@ from training.system import events, shell
 from training.train import Watch, hooks, trouble
 from training.train.trouble import OutOfMemory
 
+# For runs that need no real vocabulary. Those that are killed at random are to be long.
+small_model, small_config, unhurt = small.tiny_model, small.tiny_config, small.undisturbed
 WEIGHTS = "adapter/adapter_model.safetensors"
 STAGES = ("train", "merge", "convert", "quantise")  # those in which runs are killed
 BEFORE = {"merge": "evaluate", "convert": "merge", "quantise": "convert"}
@@ -54,11 +57,11 @@ ORDER = ("train", "evaluate", "merge", "convert", "quantise", "modelfile", "chec
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_model) -> tuple[Path, Path]:
+def trained(tmp_path_factory, small_model) -> tuple[Path, Path]:
     """The settings of a run and its directory, killed when it was trained and asked, and before it was exported."""
 
     def make(folder: Path) -> str:
-        config = write_tiny_config(folder, tiny_model)
+        config = write_tiny_config(folder, small_model)
         process = start("--config", config, forked=False, env=marked())
         wait_until(lambda: list(config.parent.glob("outputs/finetune_*/status.json")), process)
         (run,) = config.parent.glob("outputs/finetune_*")
@@ -89,8 +92,8 @@ def again(config: Path, run: Path, alone: bool) -> subprocess.Popen:
 
 def differences(run: Path, whole: Path) -> list[str]:
     """What a run's end lacks of an undisturbed one's."""
-    if files_of(run) != RUN_FILES:
-        return [f"files {sorted(files_of(run) ^ RUN_FILES)}"]
+    if files_of(run) != files_of(whole):
+        return [f"files {sorted(files_of(run) ^ files_of(whole))}"]
     left = sorted(path.name for path in run.rglob("*.partial"))
     ours, theirs = result(run), result(whole)
     return [f"{key}: {ours[key]} is not {theirs[key]}" for key in theirs if ours[key] != theirs[key]] + left
@@ -141,7 +144,7 @@ def test_a_run_killed_at_random_moments_of_its_stages_ends_as_an_undisturbed_one
 @pytest.mark.tiny
 def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes_it_with_a_report(
     trained,
-    undisturbed,
+    unhurt,
     tmp_path,
 ):
     config, run = copy(trained, tmp_path / "own")
@@ -170,7 +173,7 @@ def test_a_run_stopped_in_its_export_is_offered_again_and_export_ollama_finishes
     )  # fmt: skip
     assert exported.returncode == 0, exported.stderr
     assert json.loads((run / "status.json").read_text(encoding="utf-8"))["state"] == "completed"
-    assert result(run) == result(undisturbed)
+    assert result(run) == result(unhurt)
     assert [event["event"] for event in events.read(run / "events.jsonl")][-1] == "done"
 
 
@@ -186,17 +189,17 @@ fast_loss.loss = scarce
 
 
 @pytest.mark.tiny
-def test_a_run_that_was_killed_before_it_was_measured_is_measured_as_if_it_had_not_been(trained, undisturbed, tmp_path):
+def test_a_run_that_was_killed_before_it_was_measured_is_measured_as_if_it_had_not_been(trained, unhurt, tmp_path):
     config, run = copy(trained, tmp_path / "own")
     opened = runs.open_run(run)
     opened.update(stages={"train": opened.status["stages"]["train"]})
     resumed = finetune("--config", config, "--resume", run)
     assert resumed.code == 0, resumed.stderr
-    assert differences(run, undisturbed) == []
+    assert differences(run, unhurt) == []
 
 
 @pytest.mark.tiny
-def test_an_adapter_whose_files_are_lost_is_made_again_from_the_checkpoint(trained, undisturbed, tmp_path):
+def test_an_adapter_whose_files_are_lost_is_made_again_from_the_checkpoint(trained, unhurt, tmp_path):
     config, run = copy(trained, tmp_path / "own")
     (run / "adapter" / "adapter_model.safetensors").unlink()
     alone = finetune(run, script="export.py")
@@ -205,7 +208,7 @@ def test_an_adapter_whose_files_are_lost_is_made_again_from_the_checkpoint(train
     assert alone.code == 1 and lost in alone.stderr and "is safe" not in alone.stderr
     resumed = finetune("--config", config, "--resume", run)
     assert resumed.code == 0 and lost in resumed.stderr, resumed.stderr
-    assert differences(run, undisturbed) == []
+    assert differences(run, unhurt) == []
 
 
 # The optimizer finds no memory once, in its update number `number`, after it has changed a weight; the run ends when it is trained.
@@ -241,22 +244,22 @@ finetune.engine.load = loaded
 
 
 @pytest.mark.tiny
-def test_out_of_memory_halves_the_batch_doubles_the_accumulation_and_goes_on(tiny_config):
-    ended = faulty(SCARCE.format(rows=2), "--config", tiny_config)
+def test_out_of_memory_halves_the_batch_doubles_the_accumulation_and_goes_on(small_config):
+    ended = faulty(SCARCE.format(rows=2), "--config", small_config)
     assert ended.returncode == 0, ended.stderr
     assert (
         "out of memory: PER_DEVICE_TRAIN_BATCH_SIZE is now 2, GRADIENT_ACCUMULATION_STEPS 2; going on from step 0"
         in ended.stderr
     )
     assert ended.stderr.count("out of memory:") == 1
-    run = runs.open_run(only_run(tiny_config))
+    run = runs.open_run(only_run(small_config))
     assert (run.stage("train")["micro_batch"], run.stage("train")["accumulation"]) == (2, 2)
     assert len(losses(run.path)) == 6
 
 
 @pytest.mark.tiny
-def test_out_of_memory_with_one_row_says_what_to_lower(tiny_config):
-    ended = faulty(SCARCE.format(rows=0), "--config", tiny_config)
+def test_out_of_memory_with_one_row_says_what_to_lower(small_config):
+    ended = faulty(SCARCE.format(rows=0), "--config", small_config)
     assert ended.returncode == 1
     assert "out of memory at a batch of one row" in ended.stderr
     assert "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true" in ended.stderr
@@ -265,27 +268,27 @@ def test_out_of_memory_with_one_row_says_what_to_lower(tiny_config):
 
 @pytest.mark.tiny
 @pytest.mark.parametrize(("number", "step"), [(1, 0), (4, 2)], ids=["the first update", "a later one"])
-def test_out_of_memory_in_the_optimizer_takes_its_torn_update_back(number, step, tiny_config, undisturbed):
-    ended = faulty(UPDATE.format(number=number) + NO_EXPORT, "--config", tiny_config)
+def test_out_of_memory_in_the_optimizer_takes_its_torn_update_back(number, step, small_config, unhurt):
+    ended = faulty(UPDATE.format(number=number) + NO_EXPORT, "--config", small_config)
     assert "evaluate: enough" in ended.stderr
     assert f"GRADIENT_ACCUMULATION_STEPS 2; going on from step {step}" in ended.stderr
-    found, whole = losses(only_run(tiny_config)), losses(undisturbed)
+    found, whole = losses(only_run(small_config)), losses(unhurt)
     assert list(found) == list(whole)
     assert [found[s] for s in whole] == pytest.approx([whole[s] for s in whole], rel=1e-3)  # rows are grouped otherwise
 
 
 @pytest.mark.tiny
-def test_out_of_memory_in_the_optimizer_without_a_checkpoint_says_what_to_lower(tiny_config):
-    ended = faulty(UPDATE.format(number=2), "--config", tiny_config, "--set", "Training.SAVE_STEPS=0")
+def test_out_of_memory_in_the_optimizer_without_a_checkpoint_says_what_to_lower(small_config):
+    ended = faulty(UPDATE.format(number=2), "--config", small_config, "--set", "Training.SAVE_STEPS=0")
     assert ended.returncode == 1
     assert "training: out of memory while the optimizer updated the weights" in ended.stderr
     assert "lower MAX_SEQ_LENGTH or R, or set GRADIENT_CHECKPOINTING = true" in ended.stderr
 
 
 @pytest.mark.tiny
-def test_a_weight_that_becomes_nan_stops_the_run_with_its_step_and_the_last_good_checkpoint(tiny_config):
-    ended = faulty(POISON, "--config", tiny_config)
-    run = only_run(tiny_config)
+def test_a_weight_that_becomes_nan_stops_the_run_with_its_step_and_the_last_good_checkpoint(small_config):
+    ended = faulty(POISON, "--config", small_config)
+    run = only_run(small_config)
     assert (ended.returncode, ended.stdout) == (1, f"{run}\n"), ended.stderr
     assert "training: the loss of step 5 is not a finite number; lower LEARNING_RATE" in ended.stderr
     assert f"the checkpoint of step 4 is safe in {run}/checkpoints/checkpoint-4" in ended.stderr
@@ -346,11 +349,11 @@ def test_the_words_of_a_gpu_and_of_a_cpu_that_have_no_memory_are_known_and_other
 
 
 @pytest.mark.tiny
-def test_a_run_with_dropout_stopped_within_the_first_step_of_an_epoch_goes_on_bit_for_bit(tiny_config):
+def test_a_run_with_dropout_stopped_within_the_first_step_of_an_epoch_goes_on_bit_for_bit(small_config):
     options = ("LoRA.LORA_DROPOUT=0.3", "Hardware.FAST_CPU=false", "Training.GRADIENT_ACCUMULATION_STEPS=4",
                "Training.PER_DEVICE_TRAIN_BATCH_SIZE=1", "Training.MAX_STEPS=7")  # fmt: skip
-    arguments = ["--config", tiny_config, *(word for option in options for word in ("--set", option)), "--output"]
-    whole, stopped = tiny_config.parent / "whole", tiny_config.parent / "stopped"
+    arguments = ["--config", small_config, *(word for option in options for word in ("--set", option)), "--output"]
+    whole, stopped = small_config.parent / "whole", small_config.parent / "stopped"
     ended = faulty(NO_EXPORT, *arguments, whole)
     assert "evaluate: enough" in ended.stderr
     # 13 rows a micro-batch each, 4 of them a step: the 15th is the second one of the second epoch. Stopped there, and

@@ -18,13 +18,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import adopted
+from tests.support import adopted, small
+from tests.support.faults import FAULTY
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
+from tests.support.ranks import SLOW, slowly
 from tests.support.runs import RUN_FILES, files_of, losses
 from training import llama, runs
 from training.runs import checkpoint
 from training.system import events, shell
+
+# The runs need no real vocabulary; the one that is looked at has it.
+tiny_model, whole = small.tiny_model, small.undisturbed
 
 
 @pytest.mark.tiny
@@ -99,12 +104,12 @@ def test_every_event_line_is_a_json_object_and_the_last_one_says_done(undisturbe
 
 
 @pytest.mark.tiny
-def test_the_runs_own_config_starts_an_equal_run(undisturbed, tmp_path):
-    ended = finetune("--config", undisturbed / "config.ini", "--output", tmp_path / "again")
+def test_the_runs_own_config_starts_an_equal_run(whole, tmp_path):
+    ended = finetune("--config", whole / "config.ini", "--output", tmp_path / "again")
     assert ended.code == 0, ended.stderr
-    assert losses(ended.run) == losses(undisturbed)
+    assert losses(ended.run) == losses(whole)
     weights = "adapter/adapter_model.safetensors"
-    assert (ended.run / weights).read_bytes() == (undisturbed / weights).read_bytes()
+    assert (ended.run / weights).read_bytes() == (whole / weights).read_bytes()
 
 
 @pytest.mark.tiny
@@ -120,8 +125,8 @@ def test_check_prints_a_plan_and_writes_nothing_under_output_dir(tiny_config):
 
 
 @pytest.mark.tiny
-def test_sigterm_ends_a_run_with_a_checkpoint_and_resume_gives_what_an_undisturbed_run_gives(tiny_config, undisturbed):
-    process = start("--config", tiny_config)
+def test_sigterm_ends_a_run_with_a_checkpoint_and_resume_gives_what_an_undisturbed_run_gives(tiny_config, whole):
+    process = slowly("--config", tiny_config)
     run = wait_for_step(tiny_config.parent / "outputs", 1, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
@@ -132,15 +137,15 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_resume_gives_what_an_undisturb
     ended = finetune("--config", tiny_config, "--resume")
     assert ended.code == 0, ended.stderr
     assert ended.run == run
-    assert losses(run) == losses(undisturbed)
+    assert losses(run) == losses(whole)
     weights = "adapter/adapter_model.safetensors"
-    assert (run / weights).read_bytes() == (undisturbed / weights).read_bytes()
-    assert files_of(run) == RUN_FILES
+    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+    assert files_of(run) == small.RUN_FILES
 
 
 @pytest.mark.tiny
 def test_ctrl_c_ends_a_run_with_130_and_its_last_event_says_interrupted(tiny_config):
-    process = start("--config", tiny_config, "--events")
+    process = slowly("--config", tiny_config, "--events")
     run = wait_for_step(tiny_config.parent / "outputs", 1, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -151,7 +156,7 @@ def test_ctrl_c_ends_a_run_with_130_and_its_last_event_says_interrupted(tiny_con
 
 @pytest.mark.tiny
 def test_a_second_ctrl_c_ends_a_run_at_once_and_leaves_the_last_checkpoint_good(tiny_config):
-    process = start("--config", tiny_config)
+    process = slowly("--config", tiny_config)
     run = wait_for_step(tiny_config.parent / "outputs", 3, process)  # the checkpoint of step 2 is there
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)  # two signals that wait at once are one
@@ -163,7 +168,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once_and_leaves_the_last_checkpoint_good(
 
 @pytest.mark.tiny
 def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(tiny_config):
-    process = start("--config", tiny_config, "--set", "Training.SAVE_STEPS=6")
+    process = slowly("--config", tiny_config, "--set", "Training.SAVE_STEPS=6")
     run = wait_for_step(tiny_config.parent / "outputs", 1, process)
     process.send_signal(signal.SIGUSR1)
     wait_for_step(tiny_config.parent / "outputs", 5, process)
@@ -202,9 +207,13 @@ class Terminal:
 
 
 @pytest.mark.tiny
-def test_a_terminal_that_closes_does_not_end_a_run_and_with_events_the_last_line_of_stdout_says_done(tiny_config):
+def test_a_terminal_that_closes_does_not_end_a_run_and_with_events_the_last_line_of_stdout_says_done(
+    tiny_config, tmp_path
+):
     terminal = Terminal()
-    program = [adopted.IN_TERMINAL, str(ROOT / "training" / "finetune.py"), "--config", tiny_config, "--events"]
+    slow = tmp_path / "finetune.py"
+    slow.write_text(FAULTY.format(root=str(ROOT), fault=SLOW), encoding="utf-8")
+    program = [adopted.IN_TERMINAL, slow, "--config", tiny_config, "--events"]
     # It is the controlling terminal, so that closing it is a SIGHUP.
     process = adopted.Popen(
         [sys.executable, "-c", *program],
@@ -222,8 +231,8 @@ def test_a_terminal_that_closes_does_not_end_a_run_and_with_events_the_last_line
 
 
 @pytest.mark.tiny
-def test_a_run_killed_outright_is_told_apart_and_goes_on_from_the_checkpoint_that_is_whole(tiny_config, undisturbed):
-    process = start("--config", tiny_config)
+def test_a_run_killed_outright_is_told_apart_and_goes_on_from_the_checkpoint_that_is_whole(tiny_config, whole):
+    process = slowly("--config", tiny_config)
     run = wait_for_step(tiny_config.parent / "outputs", 5, process)
     process.kill()
     process.communicate(timeout=60)
@@ -237,12 +246,12 @@ def test_a_run_killed_outright_is_told_apart_and_goes_on_from_the_checkpoint_tha
         f"{newest.name} is damaged (optimizer.pt has changed or is cut short); the one before it is used"
         in ended.stderr
     )
-    assert losses(run) == losses(undisturbed)
+    assert losses(run) == losses(whole)
 
 
 @pytest.mark.tiny
 def test_a_run_is_not_resumed_with_other_data(tiny_config):
-    process = start("--config", tiny_config)
+    process = slowly("--config", tiny_config)
     run = wait_for_step(tiny_config.parent / "outputs", 2, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -257,7 +266,7 @@ def test_a_run_is_not_resumed_with_other_data(tiny_config):
 
 @pytest.mark.tiny
 def test_a_flag_beside_resume_must_agree_with_the_run(tiny_config):
-    process = start("--config", tiny_config)
+    process = slowly("--config", tiny_config)
     run = wait_for_step(tiny_config.parent / "outputs", 1, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -281,20 +290,35 @@ def test_a_poisoned_weight_is_found_before_the_first_step(tiny_config, tiny_mode
     assert "Traceback" not in ended.stderr
 
 
+# Between the evaluation and the merge there is time for a hand on the disk.
+PAUSE = """
+import time
+real = pipeline.evaluate_stage
+def evaluate_stage(*given):
+    real(*given)
+    time.sleep(0.5)
+pipeline.evaluate_stage = evaluate_stage
+"""
+
+
 @pytest.mark.tiny
-def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room(tiny_config, undisturbed, tmp_path):
+def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room(tiny_config, whole, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1000m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     try:
-        process = start("--config", tiny_config, "--output", disk / "out")
+        process = slowly("--config", tiny_config, "--output", disk / "out")
         run = wait_for_step(disk / "out", 3, process)  # a checkpoint is there; the next comes with step 4
         err = filled(disk, process, f"{run}\n")
         room = r"checkpoint: the disk is full: a checkpoint under .* needs about [\d,]+ bytes, [\d,]+ are free"
         assert re.search(room, err), err
         assert "/run.sh --resume" in err
-        process = start("--config", tiny_config, "--resume", run, "--events")
+        command = [sys.executable, "-c", FAULTY.format(root=str(ROOT), fault=PAUSE), "--config", tiny_config]
+        process = adopted.Popen(
+            [*command, "--resume", run, "--events"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
         while runs.open_run(run).stage("evaluate") is None and process.poll() is None:
             time.sleep(0.02)
         err = filled(disk, process, None)
@@ -305,7 +329,7 @@ def test_a_disk_that_fills_ends_the_run_and_resume_finishes_it_after_making_room
         )
         ended = finetune("--config", tiny_config, "--resume", run)
         assert ended.code == 0, ended.stderr
-        assert losses(run) == losses(undisturbed)
+        assert losses(run) == losses(whole)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -363,7 +387,7 @@ def test_early_stopping_keeps_the_best_adapter_says_so_and_tensorboard_has_the_c
 
 @pytest.mark.tiny
 def test_two_detached_runs_at_once_into_one_folder_go_on_without_their_parents_and_do_not_disturb_each_other(
-    tiny_config, undisturbed
+    tiny_config, whole
 ):
     both = [start("--config", tiny_config, "--detach") for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
@@ -377,7 +401,7 @@ def test_two_detached_runs_at_once_into_one_folder_go_on_without_their_parents_a
         assert followed.code == 0
         assert "step 6/6" in followed.stdout
         assert runs.open_run(run).status["state"] == "completed"
-        assert losses(run) == losses(undisturbed)
+        assert losses(run) == losses(whole)
     history = json.loads(finetune("--config", tiny_config, "--history", "--json").stdout)
     assert [(row["run"], row["state"]) for row in history] == [(run.name, "completed") for run in sorted(outs)]
 
@@ -391,7 +415,7 @@ def test_a_detached_run_that_cannot_start_says_why_with_its_exit_code(tiny_confi
 
 @pytest.mark.tiny
 def test_stop_ends_a_running_run_after_a_checkpoint(tiny_config):
-    process = start("--config", tiny_config, "--set", "Training.MAX_STEPS=500", "--set", "Training.SAVE_STEPS=400")
+    process = slowly("--config", tiny_config, "--set", "Training.MAX_STEPS=500", "--set", "Training.SAVE_STEPS=400")
     run = wait_for_step(tiny_config.parent / "outputs", 1, process)
     stopped = finetune("--config", tiny_config, "--stop")
     process.communicate(timeout=60)

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.paths import ROOT
 from tests.support.tiny import write_tiny_config
 from training.system import events
 
 HOST = ROOT / "examples" / "go-host"
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.support import exports
+from tests.support import exports, small
 from tests.support.at_hubs import led_to, nowhere
 from tests.support.hubs import COMMIT, Hub, ModelScope
 from tests.support.paths import ROOT
@@ -27,6 +27,8 @@ from training.data.reading import Reading
 from training.system import files
 from training.system.signals import Signals
 
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 SCRIPT = ROOT / "training" / "prepare_data.py"
 # What each sample can become. Plain text holds no question, and turns are no plain text.
 SINGLE, LONG = ("alpaca", "qa", "chat"), ("chat",)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.paths import ROOT
 
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 PAGE = ROOT / "docs" / "python.md"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.faults import done, kill, marked, result, wait_until
 from tests.support.paths import ROOT
 from tests.support.programs import Ended, finetune, wait_for_step
@@ -19,6 +20,8 @@ from training import llama, runs
 from training.runs import directory
 from training.to_gguf.job import Job
 
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 SHIPPED_FILES = {
     "Modelfile", "adapter/README.md", "merged/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.ini", "events.jsonl",
     "finetune.log", "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json",
@@ -207,7 +210,7 @@ def test_a_length_beyond_the_models_is_refused_when_it_was_written(tiny_config):
 def test_a_disk_too_small_for_the_whole_route_is_told_before_anything_starts(tiny_config, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     try:
         refused(finetune("--config", tiny_config, "--output", disk / "out"), 3, "too little disk space under")

@@ -174,14 +174,14 @@ func TestRealCancelThenResumeThenTheHostIsKilled(t *testing.T) {
 		}
 	}()
 	_, err := project.Run(ctx, Options{Dir: work, Output: "out put", Events: events,
-		Args: []string{"--config", filepath.Join(work, "config.ini"), "--set", "Training.MAX_STEPS=12", "--set", "Training.SAVE_STEPS=6"}})
+		Args: []string{"--config", filepath.Join(work, "config.ini"), "--set", "Training.MAX_STEPS=100", "--set", "Training.SAVE_STEPS=50"}})
 	<-heard
 	failure := failed(t, err)
 	if failure.Kind != Interrupted || failure.ExitCode != 143 || !errors.Is(err, context.Canceled) || !strings.Contains(failure.Message, "--resume") {
 		t.Fatalf("%+v", failure)
 	}
 	state, stopped := status(t, failure.RunDir)
-	if state != "interrupted" || len(seen) == 0 || stopped != seen[len(seen)-1] || stopped >= 12 {
+	if state != "interrupted" || len(seen) == 0 || stopped != seen[len(seen)-1] || stopped >= 100 {
 		t.Fatalf("%s at step %d, after the events of steps %v", state, stopped, seen)
 	}
 
@@ -194,7 +194,7 @@ func TestRealCancelThenResumeThenTheHostIsKilled(t *testing.T) {
 		}
 	}
 	mustBeComplete(t, failure.RunDir, "tiny")
-	if got := steps(t, failure.RunDir); len(got) != 12 {
+	if got := steps(t, failure.RunDir); len(got) != 100 {
 		t.Errorf("steps %v", got)
 	}
 }
@@ -214,7 +214,7 @@ func killHost(t *testing.T, project Project, run string, stopped int) {
 	if err := host.Start(); err != nil {
 		t.Fatal(err)
 	}
-	step := regexp.MustCompile(`^step (\d+)/12  loss `)
+	step := regexp.MustCompile(`^step (\d+)/100  loss `)
 	found := false
 	for lines := bufio.NewScanner(said); !found && lines.Scan(); {
 		if match := step.FindStringSubmatch(lines.Text()); match != nil {

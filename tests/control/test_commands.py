@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import adopted
+from tests.support import adopted, small
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
 from tests.support.runs import put_adapter
@@ -19,6 +19,9 @@ from training import runs
 from training.control import commands, resume
 from training.runs import checkpoint, directory
 from training.system import events, log
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 # Nothing is saved on the way, and nobody waits for the end.
 LONG = ("--set", "Training.MAX_STEPS=3000", "--set", "Training.SAVE_STEPS=3000")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.plans import a_base_model
 from tests.support.programs import finetune, wait_for_step
 from tests.support.ranks import TWO, slowly
@@ -17,6 +18,9 @@ from tests.support.tiny import write_tiny_config
 from training.control import resume
 from training.errors import UserError
 from training.runs import checkpoint, processes
+
+# Its runs need no real vocabulary.
+tiny_model, undisturbed = small.tiny_model, small.undisturbed
 
 
 def marks(processes_: int, **more: object) -> dict[str, object]:

@@ -13,14 +13,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support import adopted
+from tests.support import adopted, small
 from tests.support.faults import FAULTY
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, wait_for_step
 from tests.support.ranks import TWO, gone, in_rank, other_process, program, slowly
-from tests.support.runs import RUN_FILES, files_of, losses
+from tests.support.runs import files_of, losses
 from tests.support.tiny import write_tiny_config
 from training.train.ranks import Ranks
+
+# Its runs need no real vocabulary.
+tiny_model, undisturbed = small.tiny_model, small.undisturbed
 
 FSDP = (*TWO, "--set", "Hardware.SHARDING=fsdp")
 
@@ -172,7 +175,7 @@ def test_a_spread_training_that_lost_a_process_goes_on_to_the_files_of_one_proce
     assert "the weights twice a micro-batch (SHARDING = fsdp), and the gradients of the adapter" in ended.stderr
     ours, theirs = losses(run), losses(undisturbed)
     assert [ours[step] for step in theirs] == pytest.approx([theirs[step] for step in theirs], rel=1e-3)
-    assert files_of(run) == RUN_FILES
+    assert files_of(run) == small.RUN_FILES
     assert "step 2: asked: " in (run / "finetune.log").read_text(encoding="utf-8")
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert len(report["samples"]) == 3 and all(one["before"] and one["after"] for one in report["samples"])
@@ -232,4 +235,4 @@ def test_a_signal_to_another_rank_in_the_evaluation_of_a_spread_model_ends_all_a
     assert status["state"] == "interrupted" and "train" in status["stages"] and "evaluate" not in status["stages"]
     ended = finetune("--config", config, "--resume")
     assert ended.code == 0, ended.stderr
-    assert files_of(run) == RUN_FILES
+    assert files_of(run) == small.RUN_FILES

@@ -22,13 +22,13 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from tests.support import adopted
+from tests.support import adopted, small
 from tests.support.crews import Program, Store, an_order, places, some_ranks
 from tests.support.faults import FAULTY, NO_EXPORT
 from tests.support.paths import ROOT
 from tests.support.programs import finetune, start, wait_for_step
 from tests.support.ranks import SLOW, TWO, gone, in_rank, other_process, program, slowly, started
-from tests.support.runs import RUN_FILES, files_of, losses
+from tests.support.runs import files_of, losses
 from tests.support.session import once
 from tests.support.tiny import write_tiny_config
 from training import settings
@@ -42,6 +42,9 @@ from training.system.this_machine import Gpu, Machine
 from training.train import Place, Watch, machines, meeting, team
 from training.train.ranks import Ranks
 from training.train.team import Alone
+
+# Its runs need no real vocabulary.
+tiny_model, undisturbed = small.tiny_model, small.undisturbed
 
 CPU = Machine("3.11", "Linux", "a CPU", 8, "amx_bf16", 16 * 10**9, 12 * 10**9, (), None, {})
 CARD = Gpu("a card", 24 * 10**9, (8, 9), 23 * 10**9)
@@ -597,7 +600,7 @@ def test_two_processes_killed_and_stopped_in_turn_end_as_undisturbed_ones(tmp_pa
     assert process.returncode == 0, stderr
     assert losses(run) == losses(whole)
     # With trained biases the base model is not to be had by switching the adapter off: no row is measured before and after.
-    assert files_of(run) == RUN_FILES - {"rows.csv"}
+    assert files_of(run) == small.RUN_FILES - {"rows.csv"}
 
 
 @pytest.mark.tiny

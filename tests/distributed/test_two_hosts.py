@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import adopted, hosts
+from tests.support import adopted, hosts, small
 from tests.support.programs import wait_for_step
 from tests.support.ranks import SLOW, program
 from tests.support.runs import losses
 from tests.support.tiny import write_tiny_config
+
+# Its runs need no real vocabulary.
+tiny_model, undisturbed = small.tiny_model, small.undisturbed
 
 # Machines that are silent for so long are given up.
 IMPATIENT = """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.browser import BROWSER
 from tests.support.driven import Driven, driven
 from tests.support.service import Served, put_run, served
@@ -18,6 +19,8 @@ from tests.support.session import once
 from tests.support.tiny import write_tiny_config
 
 pytestmark = [pytest.mark.tiny, pytest.mark.skipif(not BROWSER, reason="no Chromium here: the page was not looked at")]
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 TOKEN = "0123456789abcdef0123"
 
 
@@ -119,8 +122,9 @@ def test_a_run_is_stopped_and_goes_on_by_keyboard_alone(server, page):
     task = server.post("/train", {"max_steps": 60, "save_steps": 50, "eval_steps": 0}).json()["task_id"]
     page.open(f"{server.address}/")
     page.wait("document.querySelector('#run-facts dd')?.textContent.match(/^[3-9] |^[1-9][0-9] /)", 240)
-    reach(page, "stop")
-    page.key("Enter")
+    with server.held(task):
+        reach(page, "stop")
+        page.key("Enter")
     page.wait("document.querySelector('#run-state').textContent === 'interrupted'", 120)
     reach(page, "resume")
     page.key("Enter")

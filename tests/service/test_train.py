@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support import small
 from tests.support.programs import finetune
 from tests.support.service import Served, served, until
 from training import runs
@@ -16,6 +17,8 @@ from training.runs import directory, queued
 from training.system import events
 
 pytestmark = pytest.mark.tiny
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 
 def test_a_run_over_http_is_a_run_like_any_other(tiny_config, tmp_path):
@@ -87,11 +90,12 @@ def test_a_run_is_stopped_and_goes_on_and_one_that_waits_leaves_the_queue(tiny_c
         task = server.post("/train", {"max_steps": 60, "save_steps": 50, "eval_steps": 0}).json()["task_id"]
         waits = server.post("/train", {"max_steps": 3}).json()["task_id"]
         until(lambda: server.status(task)["step"] >= 3, 240)
-        assert server.status(waits)["status"] == "queued"
-        assert server.post(f"/train/stop/{waits}").json()["status"] == "interrupted"
-        # Asked twice, in OpenAI's way and in the guides', it still writes its checkpoint.
-        assert server.post(f"/v1/fine_tuning/jobs/{task}/cancel").json()["status"] in ("running", "cancelled")
-        server.post(f"/train/stop/{task}")
+        with server.held(task):
+            assert server.status(waits)["status"] == "queued"
+            assert server.post(f"/train/stop/{waits}").json()["status"] == "interrupted"
+            # Asked twice, in OpenAI's way and in the guides', it still writes its checkpoint.
+            assert server.post(f"/v1/fine_tuning/jobs/{task}/cancel").json()["status"] in ("running", "cancelled")
+            server.post(f"/train/stop/{task}")
         stopped = server.wait(task, "interrupted", "failed", "killed", "completed")
         assert stopped["status"] == "interrupted"
         assert server.get(f"/v1/fine_tuning/jobs/{task}").json()["status"] == "cancelled"

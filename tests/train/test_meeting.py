@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import adopted
+from tests.support import adopted, small
 from tests.support.paths import ROOT
 from tests.support.programs import wait_for_step
 from tests.support.ranks import TWO, gone, other_process, program, slowly, started
@@ -27,6 +27,9 @@ from training.settings import contradictions
 from training.system import shared_secret
 from training.train import meeting, team
 from training.train.meeting import Key
+
+# Its runs need no real vocabulary.
+tiny_model = small.tiny_model
 
 SECRET = "f5e91a8e2b7d4c60"
 
