@@ -46,5 +46,5 @@ def _loss(decoder: Decoder, states: torch.Tensor, targets: torch.Tensor) -> floa
 
 def logits(decoder: Decoder, states: torch.Tensor) -> torch.Tensor:
     """What the output layer makes of states [tokens, hidden]: [tokens, vocabulary], in float32 at least."""
-    found = decoder.by.linear(states, decoder.head.weight, decoder.head.bias)
+    found = decoder.by.linear(states, decoder.head.weight, decoder.head.bias, None)
     return found if found.dtype == torch.float64 else found.float()
