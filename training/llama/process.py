@@ -56,12 +56,12 @@ def tokenise(gguf: Path | Process, texts: Sequence[str], special: bool = True) -
     return ids
 
 
-def read_prompts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
+def read_prompts(gguf: Path | Process, texts: Sequence[str]) -> list[list[int]]:
     """The tokens that llama-server and Ollama make of rendered prompts: with all that the file's flags put around them.
 
     As they do, a BOS (EOS) that the text has already is left out of it where the flag adds one.
     """
-    with worker(gguf, vocab_only=True) as ask:
+    with _asking(gguf, vocab_only=True) as ask:
         ids: list[list[int]] = ask({"do": "read_prompts", "texts": list(texts)})["ids"]
     return ids
 
