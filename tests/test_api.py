@@ -48,7 +48,8 @@ def config(folder: Path, model: Path, **changes: object) -> FineTuningConfig:
     return FineTuningConfig(
         **{
             "model_name": model, "output_dir": folder / "results", "batch_size": 2, "gradient_accumulation_steps": 2,
-            "max_steps": 4, "save_steps": 2, "eval_steps": 2, "warmup_steps": 1, "learning_rate": 1e-3, **changes,
+            "max_steps": 4, "save_steps": 2, "eval_steps": 2, "warmup_steps": 1, "learning_rate": 1e-3,
+            "num_threads": 1, **changes,
         }
     )  # fmt: skip
 

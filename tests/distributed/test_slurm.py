@@ -144,8 +144,8 @@ def test_a_job_on_two_nodes_that_is_preempted_and_loses_a_node_and_its_first_pro
         .replace("BATCH_SIZE = 2", "BATCH_SIZE = 1")
         .replace("STEPS = 6", "STEPS = 200")
     )
-    here = f"[Hardware]\nNUM_THREADS = 1\nMAIN_PROCESS_ADDRESS = 127.0.0.1:{port}\n"
-    config.write_text(text + here, encoding="utf-8")
+    here = f"[Hardware]\nMAIN_PROCESS_ADDRESS = 127.0.0.1:{port}\n"
+    config.write_text(text.replace("[Hardware]\n", here), encoding="utf-8")
     out = tmp_path / "job.out"
     told = cluster.ask(
         "sbatch", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={out}",

@@ -782,8 +782,8 @@ def test_two_machines_stop_together_and_go_on_from_the_checkpoint_of_machine_0_a
         free.bind((team.LOOPBACK, 0))
         port = free.getsockname()[1]
     one_row = re.sub("BATCH_SIZE = .*", "BATCH_SIZE = 1", config.read_text(encoding="utf-8"))
-    hardware = "[Hardware]\nNUM_MACHINES = 2\nNUM_THREADS = 1\nMAX_RESTARTS = 1\n"
-    config.write_text(f"{one_row}{hardware}", encoding="utf-8")
+    hardware = "[Hardware]\nNUM_MACHINES = 2\nMAX_RESTARTS = 1\n"
+    config.write_text(one_row.replace("[Hardware]\n", hardware), encoding="utf-8")
     flags = ("--config", config, "--set", f"Hardware.MAIN_PROCESS_ADDRESS=127.0.0.1:{port}")
 
     def both(*more: str) -> list[subprocess.Popen]:

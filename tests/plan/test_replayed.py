@@ -135,7 +135,7 @@ def config(tmp_path: Path, talkative: Path) -> Path:
     config.write_text(
         f"[Model]\nBASE_MODEL_NAME = {talkative}\nMAX_SEQ_LENGTH = 256\n"
         "[Dataset]\nDATASET_FILE = a.jsonl, b.jsonl*2\nVALIDATION_SPLIT = 0\nREPLAY_SHARE = 0.4\n"
-        "[LoRA]\nLORA_DROPOUT = 0.1\n"
+        "[LoRA]\nLORA_DROPOUT = 0.1\n[Hardware]\nNUM_THREADS = 1\n"
         "[Training]\nMAX_STEPS = 5\nEVAL_STEPS = 0\nSAVE_STEPS = 2\nPER_DEVICE_TRAIN_BATCH_SIZE = 4\nGRADIENT_ACCUMULATION_STEPS = 1\n",
         encoding="utf-8",
     )

@@ -123,6 +123,7 @@ def test_a_run_is_stopped_and_goes_on_by_keyboard_alone(server, page):
     page.open(f"{server.address}/")
     page.wait("document.querySelector('#run-facts dd')?.textContent.match(/^[3-9] |^[1-9][0-9] /)", 240)
     with server.held(task):
+        page.wait("document.querySelector('#run-state').textContent === 'running'")
         reach(page, "stop")
         page.key("Enter")
     page.wait("document.querySelector('#run-state').textContent === 'interrupted'", 120)

@@ -52,7 +52,9 @@ class Served:
 
     @contextlib.contextmanager
     def held(self, task: str) -> Iterator[None]:
-        """A run stands still until somebody has asked it to stop in this block: its steps are quicker than a hand."""
+        """A run that has done a few steps stands still until somebody has asked it to stop in this block: its steps are
+        quicker than a hand."""
+        until(lambda: self.status(task)["step"] >= 3, 240)
         status = json.loads((self.folder / "outputs" / task / "status.json").read_text(encoding="utf-8"))
         os.kill(status["pid"], signal.SIGSTOP)
         try:

@@ -70,7 +70,11 @@ def write_smallest_model(folder: Path, embedded: Path, layers: int = 1) -> None:
 
 
 def write_tiny_config(tmp_path: Path, tiny_model: Path) -> Path:
-    """Write `tiny_config` and its rows into a folder."""
+    """Write `tiny_config` and its rows into a folder.
+
+    One thread: there are as many workers of the tests as cores, and threads that wait for each other on cores that others
+    have take twice the work and time of one.
+    """
     rows = [{"instruction": f"What is {i} and {i}?", "output": f"It is {2 * i}."} for i in range(1, 17)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = tmp_path / "config.ini"
@@ -81,6 +85,8 @@ NEW_MODEL_NAME = tiny
 [Dataset]
 DATASET_FILE = rows.jsonl
 VALIDATION_SPLIT = 0.2
+[Hardware]
+NUM_THREADS = 1
 [Training]
 PER_DEVICE_TRAIN_BATCH_SIZE = 2
 GRADIENT_ACCUMULATION_STEPS = 2

@@ -75,10 +75,8 @@ class Trained:
     def __init__(self, folder: Path, tiny_model: Path, python: Path, dropout: float = 0.1) -> None:
         self.folder, self.python = folder, python
         config = write_tiny_config(folder, tiny_model)
-        quick = (
-            f"EVAL_STEPS = 0\n[Hardware]\nENGINE = transformers\nFAST_CPU = false\n[LoRA]\nLORA_DROPOUT = {dropout}\n"
-        )
-        config.write_text(re.sub("EVAL_STEPS = 3\n", quick, config.read_text()))
+        text = re.sub("EVAL_STEPS = 3\n", f"EVAL_STEPS = 0\n[LoRA]\nLORA_DROPOUT = {dropout}\n", config.read_text())
+        config.write_text(text.replace("[Hardware]\n", "[Hardware]\nENGINE = transformers\nFAST_CPU = false\n"))
 
     def go(self, *arguments: str, **environment: str) -> int:
         command = [self.python, "-c", PROGRAM, ROOT, self.folder / "told.json", *arguments]

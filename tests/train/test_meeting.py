@@ -297,7 +297,8 @@ def machine(number: int, tmp_path: Path, tiny_model: Path, port: int, secret: st
     config = write_tiny_config(folder, tiny_model)
     one_row = re.sub("BATCH_SIZE = .*", "BATCH_SIZE = 1", config.read_text(encoding="utf-8"))
     where = f"MACHINE_RANK = {number}\nMAIN_PROCESS_ADDRESS = 127.0.0.1:{port}\n"
-    config.write_text(f"{one_row}[Hardware]\nNUM_MACHINES = 2\nNUM_THREADS = 1\n{where}", encoding="utf-8")
+    here = f"[Hardware]\nNUM_MACHINES = 2\n{where}"
+    config.write_text(one_row.replace("[Hardware]\n", here), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != shared_secret.SECRET}
     if secret is not None:
         environment[shared_secret.SECRET] = secret

@@ -138,9 +138,7 @@ def test_both_engines_see_the_same_rows_and_masks_in_the_same_order_and_begin_wi
     rows = [{"input_ids": list(range(5, 5 + 8 + i)), "labels": [-100] * 4 + list(range(9, 13 + i))} for i in range(12)]
     found = {}
     for name, python in (("transformers", sys.executable), ("unsloth", unsloth_python)):
-        config.write_text(
-            re.sub(r"\[Hardware\].*", "", config.read_text(), flags=re.S) + f"[Hardware]\nENGINE = {name}\n"
-        )
+        config.write_text(re.sub(r"\[Hardware\]\n(ENGINE.*\n)?", f"[Hardware]\nENGINE = {name}\n", config.read_text()))
         given = json.dumps(rows)
         command = [str(python), "-c", BATCHES, str(ROOT), str(config), str(tiny_model), given, str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
