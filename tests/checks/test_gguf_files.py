@@ -485,9 +485,10 @@ def test_together_a_model_predicts_and_answers_as_alone(chain: Chain, model) -> 
         assert rows.shape == alone.shape == (len(ids) - start, 49152)
         np.testing.assert_allclose(rows, alone, atol=1e-4)
     prompts = [ids[:4] for ids in sequences]
-    assert model.answers(prompts, [0], 6) == [model.answers([prompt], [0], 6)[0] for prompt in prompts]
-    ends = [answer.ids[2] for answer in model.answers(prompts, [0], 6)]
-    for answer in model.answers(prompts, ends, 6):  # one that has ended is filled up, and that is no part of it
+    most = [6] * len(prompts)
+    assert model.answers(prompts, [0], most) == [model.answers([prompt], [0], [6])[0] for prompt in prompts]
+    ends = [answer.ids[2] for answer in model.answers(prompts, [0], most)]
+    for answer in model.answers(prompts, ends, most):  # one that has ended is filled up, and that is no part of it
         assert answer.stopped
         assert [token in ends for token in answer.ids] == [False] * (len(answer.ids) - 1) + [True]
 
