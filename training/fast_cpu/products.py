@@ -3,7 +3,7 @@
 torch gives them to MKL, which does not use all that the CPUs of other makers have; oneDNN, which torch brings along,
 does on those with AVX-512, and OpenBLAS, which NumPy brings along, on those without (benchmarks/README.md). Which of them
 is quickest is measured in half a second, kept with the machine and stored with a run's checkpoints, for the order of the
-sums differs. In bf16 torch takes oneDNN by itself.
+sums differs: two runs with the same settings shall have the same losses. In bf16 torch takes oneDNN by itself.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from torch.nn import functional
 from training.fast_cpu import kernels, openblas
 from training.system import files
 
-ROUNDS, LONGEST = 12, 0.5  # of a measurement, and seconds
+# Rounds of a measurement, and seconds of processor time after which the fewer will do.
+ROUNDS, FEWEST, LONGEST = 12, 4, 0.6
 # Another library is taken where it needs less than this share of the time: measurements differ by some per cent.
 CLEARLY = 0.92
-# Of the processor time that a measurement could have had; where other programs took more of it, it says little, and the next
-# run measures again.
-UNDISTURBED = 0.8
 SHAPE = (512, 1024, 2048)  # tokens, inputs and outputs that are tried
 
 
@@ -125,24 +123,14 @@ def chosen(dtype: torch.dtype) -> Products:
         return named(json.loads(place.read_text(encoding="utf-8"))["products"])
     # Not measured yet, or no record of ours.
     except (OSError, ValueError, KeyError, TypeError):
-        found, undisturbed = measured()
-    if undisturbed:
-        # Else the next run measures again.
-        with contextlib.suppress(OSError):
-            files.write_json(place, {"products": found.name})
+        found = quicker()
+    with contextlib.suppress(OSError):
+        files.write_json(place, {"products": found.name})
     return found
 
 
-def measured() -> tuple[Products, bool]:
-    """The quicker ones, and whether all threads had their processors while that was measured."""
-    began, used = time.perf_counter(), time.process_time()
-    found = quicker()
-    could = (time.perf_counter() - began) * torch.get_num_threads()
-    return found, time.process_time() - used >= UNDISTURBED * could
-
-
 def quicker(seconds: Callable[[Callable[[], object]], float] | None = None) -> Products:
-    """Measure all in turn. `seconds`: times a call."""
+    """Measure all in turn. `seconds`: of the processors, that a call takes: other programs hardly change it."""
     seconds = seconds or _seconds
     tokens, inputs, outputs = SHAPE
     # torch.manual_seed is the run's.
@@ -152,22 +140,22 @@ def quicker(seconds: Callable[[Callable[[], object]], float] | None = None) -> P
         way.linear(x, weight, None, None)
         way.back(gradient, weight, None)
     best = dict.fromkeys((way.name for way in ways), (float("inf"), float("inf")))
-    end = time.perf_counter() + LONGEST
+    began = time.process_time()
     for number in range(ROUNDS):
         for way in ways:
             forward = seconds(functools.partial(way.linear, x, weight, None, None))
             back = seconds(functools.partial(way.back, gradient, weight, None))
             best[way.name] = (min(best[way.name][0], forward), min(best[way.name][1], back))
-        if number and time.perf_counter() > end:
+        if number + 1 >= FEWEST and time.process_time() - began > LONGEST:
             break
     quickest = min(ways, key=lambda way: sum(best[way.name]))
     return quickest if sum(best[quickest.name]) < CLEARLY * sum(best[TORCH.name]) else TORCH
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     call()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def _has_onednn() -> bool:
