@@ -51,6 +51,13 @@ def test_the_quantised_file_answers_through_llama_cpp(undisturbed):
 
 
 @pytest.mark.tiny
+def test_the_layers_that_a_training_on_a_cpu_has_proved_answer_for_its_evaluation(undisturbed):
+    asked = len(json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))["samples"])
+    said = f"{asked} questions are answered by the hand-written layers for CPUs"
+    assert said in (undisturbed / "finetune.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.tiny
 def test_the_report_says_that_every_check_passed(undisturbed):
     report = json.loads((undisturbed / "report.json").read_text(encoding="utf-8"))
     assert {check["name"]: check["passed"] for check in report["checks"]} == {

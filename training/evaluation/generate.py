@@ -196,6 +196,7 @@ def _by_hand(
             "the hand-written layers for CPUs do not answer as this model does ({}): it answers itself", error
         )
         return None
+    logger.debug("{} questions are answered by the hand-written layers for CPUs", len(items))
     before, after = (
         [_answer(tokenizer, new, end_ids, limit) for new, limit in zip(part, most, strict=False)] for part in found
     )
