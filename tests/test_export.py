@@ -183,7 +183,7 @@ def test_a_wrong_eos_in_the_gguf_file_fails_the_check_of_the_answers(run: Path) 
     facts["questions"] = facts["questions"][:1]
     prompt = facts["questions"][0]["ids"]
     with reference.opened(run / "merged") as model:
-        (end,) = model.answers([prompt], [0], 1)[0].ids
+        (end,) = model.answers([prompt], [0], [1])[0].ids
     facts["end_ids"] = [end]
     file.write_text(json.dumps(facts), encoding="utf-8")
     said = broken(run, "--only", "check")

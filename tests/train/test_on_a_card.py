@@ -82,7 +82,7 @@ def test_what_a_step_without_memory_held_is_free_before_the_next_try(monkeypatch
             raise RuntimeError("CUDA out of memory")
 
     class Session:
-        watch = Watch(folder=Path(), fingerprint={}, keep=1)
+        watch, settings = Watch(folder=Path(), fingerprint={}, keep=1), a_settings()
 
     monkeypatch.setattr(loop, "_run", failing)
     assert loop._tried(Session(), None) == "CUDA out of memory"
