@@ -31,7 +31,7 @@ from training.system import before_torch, forkserver, launchers
 before_torch.settle()
 if __name__ == "__main__" and asked is not None and asked.processes == 1 and launchers.seat() is None:
     # It imports for seconds what the plan waits for, on a core that is idle while this process does the same.
-    forkserver.start(later=forkserver.LATER)
+    forkserver.start()
 
 import threading
 import time
@@ -175,7 +175,7 @@ def planned(arguments: Arguments, old: Run | None) -> Plan:
             resume.offer_resume(settings.training.output_dir)
     dataset.refuse_early(settings)
     resume.tell_of_others(settings.training.output_dir)
-    forkserver.start(later=forkserver.LATER)
+    forkserver.start()
     plan = prepare(settings, resume.began_on(old), directory.size(old), run=old.path if old else None)
     for line in lines(plan):
         logger.info(line)
@@ -340,7 +340,7 @@ def check(arguments: Arguments, stdout: IO[str]) -> int:
     """`./run.sh --check`: everything short of training, and the plan on stdout."""
     settings = load(arguments.config, arguments.overrides, check_packages=True)
     dataset.refuse_early(settings)
-    forkserver.start(later=forkserver.LATER)
+    forkserver.start()
     plan = prepare(settings, weights=False)
     for line in (*lines(plan), *time_estimate.lines(plan)):
         log.say(stdout, line)

@@ -41,7 +41,7 @@ def forget() -> None:
 @pytest.fixture
 def started():
     """A fork server that has imported one small module, for this test only."""
-    forkserver.start(["wave"])
+    forkserver.start(["wave"], later=())
     yield forkserver.server.process
     forget()
 
@@ -133,7 +133,7 @@ def test_a_fork_whose_errors_are_not_asked_for_has_our_stderr(started, script, c
 def test_a_fork_that_does_not_exist_yet_is_ended_without_waiting_for_it(script, monkeypatch):
     slow = script("import time; time.sleep(30)")
     monkeypatch.setenv("PYTHONPATH", str(slow.parent))
-    forkserver.start(["script"])  # the server is busy importing it
+    forkserver.start(["script"], later=())  # the server is busy importing it
     child = forkserver.popen(slow, [])
     began = time.monotonic()
     forkserver.end(child)
@@ -166,7 +166,7 @@ def test_a_fork_server_that_is_still_importing_ends_with_its_starter(root, scrip
     slow = script("import time; time.sleep(600)")
     monkeypatch.setenv("PYTHONPATH", str(slow.parent))
     code = (
-        "from training.system import forkserver; forkserver.start(['script']); print(forkserver.server.process.pid)\n"
+        "from training.system import forkserver; forkserver.start(['script'], later=()); print(forkserver.server.process.pid)\n"
         "import os\nif os.fork() == 0: raise SystemExit\n"
         "os.wait(); print(forkserver.server.process.poll())"
     )
@@ -192,7 +192,7 @@ def gone(pid: int) -> bool:
 
 def test_a_fork_server_ends_with_a_starter_that_was_killed(root):
     code = (
-        "from training.system import forkserver; forkserver.start(['wave']); "
+        "from training.system import forkserver; forkserver.start(['wave'], later=()); "
         "print(forkserver.server.process.pid, flush=True); input()"
     )
     with subprocess.Popen(

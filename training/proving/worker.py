@@ -72,7 +72,7 @@ def look(given: Settings) -> Here:
 
 def train(given: Settings, folder: Path) -> Figures:
     """The steps that these settings ask for, in `folder`, which holds nothing that anybody needs."""
-    forkserver.start(later=forkserver.LATER)
+    forkserver.start()
     plan = prepare(given)
     # What checking the rows took is no part of the training's peak.
     with suppress(OSError):

@@ -157,7 +157,7 @@ class Child:
         os.close(self._status)
 
 
-def start(preload: Sequence[str] = PRELOADED, later: Sequence[str] = ()) -> None:
+def start(preload: Sequence[str] = PRELOADED, later: Sequence[str] = LATER) -> None:
     """Begin to import the heavy libraries in a process beside this one. Once a process; returns at once.
 
     A fork has all of `preload`, and of `later` what was imported by then.
