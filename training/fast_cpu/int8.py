@@ -12,7 +12,6 @@ import ctypes
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -120,13 +119,7 @@ def _round(
 
 def in_files(weights: Sequence[torch.Tensor]) -> int:
     """Bytes of the weights that stand in a file (Linux; elsewhere 0): memory is not theirs until they are computed with."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return 0
-    # Addresses, rights, offset, device, inode, path.
-    mapped = [line.split(maxsplit=5) for line in lines]
-    spans = [[int(end, 16) for end in parts[0].split("-")] for parts in mapped if parts[4] != "0"]
+    spans = [[int(end, 16) for end in addresses.split("-")] for addresses, *_ in kernels.mapped_files()]
     places = [(weight.data_ptr(), weight.nbytes) for weight in weights]
     return sum(size for at, size in places if any(first <= at < end for first, end in spans))
 

@@ -108,6 +108,17 @@ def cpu() -> bytes:
         return platform.processor().encode()
 
 
+def mapped_files() -> list[list[str]]:
+    """What this process has mapped of files: addresses, rights, offset, device, inode and path of each (Linux; else none)."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    parts = [line.split(maxsplit=5) for line in lines]
+    # What is no file's has no inode.
+    return [one for one in parts if one[4] != "0" and len(one) == 6]
+
+
 def call(name: str, like: torch.Tensor, *arguments: torch.Tensor | float | None) -> float:
     """Call a kernel for the type of the tensor `like`, and give its sum if it has one. Tensors are passed as pointers, None
     as a null pointer.

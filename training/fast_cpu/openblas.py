@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -34,13 +33,7 @@ def found() -> OpenBlas | None:
     # It loads the library.
     import numpy  # noqa: F401
 
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    # Addresses, rights, offset, device, inode, path.
-    paths = {parts[5] for line in lines if len(parts := line.split(maxsplit=5)) == 6 and "openblas" in parts[5]}
-    for path in sorted(paths):
+    for path in sorted({path for *_, path in kernels.mapped_files() if "openblas" in path}):
         try:
             library = ctypes.CDLL(path)
         except OSError:

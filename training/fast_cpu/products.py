@@ -35,7 +35,7 @@ SHAPE = (512, 1024, 2048)  # tokens, inputs and outputs that are tried
 
 @dataclass(frozen=True)
 class Products:
-    """What multiplies. Where `into` is given, it takes the result."""
+    """What multiplies. `into` takes the result of `back`; for that of `linear` it is room that may be left unused."""
 
     name: str
     # (x, W, bias, into): x W^T + bias.
