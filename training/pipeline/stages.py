@@ -111,7 +111,7 @@ def trained(
             words = f"stopped after training; the adapter is safe, {checkpoint.does_the_rest(run.path)}"
             raise Interrupted(signals.stop, words)
         with sharding.led(loaded.model, joined) if session.watch.spread else nullcontext():
-            yield loop.exact_layers(session)
+            yield session.trainer.exact_layers()
 
 
 def _finish_training(plan: Plan, loaded: Loaded, run: Run, events: Events, result: loop.Result, seconds: float) -> None:

@@ -46,8 +46,9 @@ class FastPath(Mixin):
         if not self.watch.fast:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         # What is evaluated is what ships: the adapter on the exact weights.
-        exact = self._layers is not None and self._layers.in_8_bits and not model.training
-        layers = None if exact else self._layers
+        layers = self.exact_layers()
+        if layers is not self._layers and model.training:
+            layers = self._layers
         value = fast_loss.loss(bare.get_base_model(), tensors, num_items_in_batch, layers)
         self._tell_shared()
         # As the plain way does: the gradients' mean over the ranks follows (Team.mean_gradients).

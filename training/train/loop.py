@@ -262,13 +262,9 @@ def build(loaded: Loaded, order: Order, session: Session) -> Mixin:
     return trainer
 
 
-def exact_layers(session: Session) -> Decoder | None:
-    """The hand-written layers for CPUs that the training has proved, over the exact weights; None where it has none."""
-    return session.trainer.exact_layers()
-
-
 def layers_again(model: PeftModel, folder: Path, settings: Settings) -> Decoder | None:
-    """The same for a run that was resumed after its training, whose checkpoints in `folder` say what that has proved."""
+    """The trainer's `exact_layers` for a run that was resumed after its training, whose checkpoints in `folder` say what that
+    has proved."""
     if not policy.taken(settings) or (found := checkpoint.newest(folder)) is None:
         return None
     from training.fast_cpu import fast_loss, products
