@@ -16,6 +16,7 @@ Shapes: N tokens of the micro-batch, H heads in KV groups of G, D dimensions a h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -73,6 +74,29 @@ class Layer:
     gate_up: Group
     down: Group
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All of its projections."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+    def passed(
+        self,
+        states: torch.Tensor,
+        pending: torch.Tensor,
+        projected: Callable[[Group, torch.Tensor], torch.Tensor],
+        attend: Callable[[torch.Tensor], torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states [N, hidden] with what was `pending`, and what this layer has computed and not yet added.
+
+        `projected` gives the outputs of a group for inputs, `attend` what tokens attend to, of q, k and v side by side.
+        """
+        norm = self.own.input_layernorm
+        states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
+        inner = projected(self.out, attend(projected(self.qkv, inner)))
+        norm = self.own.post_attention_layernorm
+        states, inner = AddNorm.apply(states, inner, norm.weight, norm.variance_epsilon)
+        return states, projected(self.down, SwiGLU.apply(projected(self.gate_up, inner)))
+
 
 class Decoder:
     """The hidden states of a causal language model with LoRA, for training. Made once; holds the joined weights."""
@@ -98,9 +122,7 @@ class Decoder:
 
     def hidden(self, ids: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The last hidden states [N, hidden] of rows that stand one after the other in `ids` [N]."""
-        states = self.model.embed_tokens(ids)
-        angles = self.model.rotary_emb(states, rows.positions[None])
-        cosine, sine = (part[0].to(states.dtype).contiguous() for part in angles)
+        states, cosine, sine = self.begun(ids, rows.positions)
         repeat = self.model.gradient_checkpointing and self.model.training
         pending = torch.zeros_like(states)  # what the layer before has computed and not yet added
         for layer in self.layers:
@@ -109,6 +131,17 @@ class Decoder:
                 states, pending = torch.utils.checkpoint.checkpoint(self._layer, *arguments, use_reentrant=False)
             else:
                 states, pending = self._layer(*arguments)
+        return self.ended(states, pending)
+
+    def begun(self, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The states [N, hidden] of tokens before the first layer, and cosines and sines of their positions [N, D]."""
+        states = self.model.embed_tokens(ids)
+        angles = self.model.rotary_emb(states, positions[None])
+        cosine, sine = (part[0].to(states.dtype).contiguous() for part in angles)
+        return states, cosine, sine
+
+    def ended(self, states: torch.Tensor, pending: torch.Tensor) -> torch.Tensor:
+        """The last hidden states [N, hidden], of what the last layer gives."""
         norm = self.model.norm
         last: torch.Tensor = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)[1]
         return last
@@ -118,7 +151,7 @@ class Decoder:
         if not self.in_8_bits:
             return True
         one = self.layers[0]
-        weights = (group.weight for group in (one.qkv, one.out, one.gate_up, one.down))
+        weights = (group.weight for group in one.groups)
         dtype = base_of(one.down.modules[0]).weight.dtype
         return all(int8.sound(weight, dtype) for weight in weights if isinstance(weight, Int8))
 
@@ -126,8 +159,7 @@ class Decoder:
         """Give back the memory of the model's own weights, where they stand in a file and 8 bits are multiplied."""
         if self.in_8_bits:
             for layer in self.layers:
-                groups = (layer.qkv, layer.out, layer.gate_up, layer.down)
-                int8.set_aside([base_of(module).weight for group in groups for module in group.modules])
+                int8.set_aside([base_of(module).weight for group in layer.groups for module in group.modules])
 
     def _layer(
         self,
@@ -138,14 +170,12 @@ class Decoder:
         sine: torch.Tensor,
         rows: Rows,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        own = layer.own
-        norm = own.input_layernorm
-        states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
-        inner = self.attention(layer, project(layer.qkv, inner, self.by), cosine, sine, rows)
-        norm = own.post_attention_layernorm
-        states, inner = AddNorm.apply(states, project(layer.out, inner, self.by), norm.weight, norm.variance_epsilon)
-        inner = SwiGLU.apply(project(layer.gate_up, inner, self.by))
-        return states, project(layer.down, inner, self.by)
+        return layer.passed(
+            states,
+            pending,
+            lambda group, inputs: project(group, inputs, self.by),
+            lambda qkv: self.attention(layer, qkv, cosine, sine, rows),
+        )
 
     def attention(
         self, layer: Layer, qkv: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, rows: Rows

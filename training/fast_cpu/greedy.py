@@ -7,17 +7,18 @@ tuned model answer in one pass: weights are read once for both, and the adapters
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from training.fast_cpu import policy
 from training.fast_cpu.attention import Rows
-from training.fast_cpu.functions import AddNorm, SwiGLU, linear
+from training.fast_cpu.functions import linear
 from training.fast_cpu.inference import logits
 from training.fast_cpu.model_parts import base_of
 from training.llama import circles
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
     from training.fast_cpu.decoder import Decoder, Group, Layer
 
     Adapter = tuple[torch.Tensor | None, torch.Tensor | None]
-    # (layer's number, q, k and v side by side, cosine, sine) -> what the layer attends to
-    Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+    class Attend(Protocol):
+        """What a layer, of this number, attends to, of q, k and v side by side."""
+
+        def __call__(
+            self, number: int, qkv: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor
+        ) -> torch.Tensor: ...
+
 
 # Bytes of keys and values that are kept at once, and prompt tokens that are read together.
 KEPT, READ = 1 << 29, 1024
@@ -146,10 +153,9 @@ class _Passes:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self.adapters: list[list[Adapter]] = [
-            [group.adapters() for group in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-            for layer in decoder.layers
-        ]
+        self.adapters: dict[int, Adapter] = {
+            id(group): group.adapters() for layer in decoder.layers for group in layer.groups
+        }
 
     def read(self, prompts: Sequence[Sequence[int]], kept: _Kept, untuned: int) -> list[int]:
         """Read prompts into `kept`; the token after each."""
@@ -219,25 +225,16 @@ class _Passes:
 
     def _states(self, ids: torch.Tensor, positions: torch.Tensor, untuned: int, attend: Attend) -> torch.Tensor:
         """The last hidden states [N, hidden] of tokens [N], of which the first `untuned` are the base model's."""
-        model = self.decoder.model
-        states = model.embed_tokens(ids)
-        angles = model.rotary_emb(states, positions[None])
-        cosine, sine = (part[0].to(states.dtype).contiguous() for part in angles)
-        pending = torch.zeros_like(states)
-        for number, (layer, adapters) in enumerate(zip(self.decoder.layers, self.adapters, strict=True)):
-            norm = layer.own.input_layernorm
-            states, inner = AddNorm.apply(states, pending, norm.weight, norm.variance_epsilon)
-            inner = attend(number, self._projected(layer.qkv, adapters[0], inner, untuned), cosine, sine)
-            norm, inner = layer.own.post_attention_layernorm, self._projected(layer.out, adapters[1], inner, untuned)
-            states, inner = AddNorm.apply(states, inner, norm.weight, norm.variance_epsilon)
-            inner = SwiGLU.apply(self._projected(layer.gate_up, adapters[2], inner, untuned))
-            pending = self._projected(layer.down, adapters[3], inner, untuned)
-        last: torch.Tensor = AddNorm.apply(states, pending, model.norm.weight, model.norm.variance_epsilon)[1]
-        return last
+        states, cosine, sine = self.decoder.begun(ids, positions)
+        projected, pending = functools.partial(self._projected, untuned=untuned), torch.zeros_like(states)
+        for number, layer in enumerate(self.decoder.layers):
+            attended = functools.partial(attend, number, cosine=cosine, sine=sine)
+            states, pending = layer.passed(states, pending, projected, attended)
+        return self.decoder.ended(states, pending)
 
-    def _projected(self, group: Group, adapter: Adapter, inputs: torch.Tensor, untuned: int) -> torch.Tensor:
+    def _projected(self, group: Group, inputs: torch.Tensor, untuned: int) -> torch.Tensor:
         result = linear(inputs, group.weight, group.bias, self.decoder.by)
-        down, up = adapter
+        down, up = self.adapters[id(group)]
         if down is not None and up is not None and untuned < len(inputs):
             result[untuned:].addmm_(inputs[untuned:] @ down.t(), up.t())
         return result
