@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from training.fast_cpu import int8, kernels, packed, policy
+from training.fast_cpu import int8, kernels, packed, policy, shared
 from training.fast_cpu.attention import Attention, Rows
 from training.fast_cpu.functions import AddNorm, LoraLinear, SwiGLU, Weight
 from training.fast_cpu.int8 import Int8
@@ -119,6 +119,15 @@ class Decoder:
             self.packs = packs and not self.in_8_bits and _packs_exactly(self.model.layers[0])
             how = _in_8_bits if self.in_8_bits else _packed if self.packs else _joined
             self.layers = [Layer(layer, *map(how, _groups(layer))) for layer in self.model.layers]
+
+    def of_rows(self, ids: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The last hidden states of rows that stand one after the other in `ids` [N], and where each token's are among them
+        [N]; None where they are in the rows' own order, for nothing is shared."""
+        alike = shared.found(ids, lengths) if self.shares else None
+        if alike is None:
+            return self.hidden(ids, Rows(lengths)), None
+        self.shared = len(alike.ids), len(ids)
+        return self.hidden(alike.ids, alike.rows), alike.places
 
     def hidden(self, ids: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The last hidden states [N, hidden] of rows that stand one after the other in `ids` [N]."""

@@ -128,24 +128,17 @@ def _loss_by_hand(
     """The sum over the trained tokens, and how many they are."""
     import torch
 
-    from training.fast_cpu import shared
-    from training.fast_cpu.attention import Rows
     from training.fast_cpu.functions import HeadLoss
 
-    alike = shared.found(ids, lengths) if decoder.shares else None
-    if alike is None:
-        states = decoder.hidden(ids, Rows(lengths))
-    else:
-        decoder.shared = len(alike.ids), len(ids)
-        states = decoder.hidden(alike.ids, alike.rows)
+    states, computed = decoder.of_rows(ids, lengths)
     # What stands after each token; nothing after the last of a row.
     wanted = labels.roll(-1)
     wanted[[end - 1 for end in itertools.accumulate(lengths)]] = -100
     trained = (wanted != -100).nonzero().squeeze(1)
     places, targets, times = trained, wanted[trained], None
-    if alike is not None:
+    if computed is not None:
         # Rows may train the same token after the same beginning, too.
-        pairs = torch.stack((alike.places[trained], targets), 1)
+        pairs = torch.stack((computed[trained], targets), 1)
         pairs, times = pairs.unique(dim=0, return_counts=True)
         places, targets = pairs[:, 0], pairs[:, 1].contiguous()
     head = decoder.head

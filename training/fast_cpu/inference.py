@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from training.fast_cpu import policy, shared
-from training.fast_cpu.attention import Rows
+from training.fast_cpu import policy
 
 if TYPE_CHECKING:
     from training.fast_cpu.decoder import Decoder
@@ -26,13 +25,12 @@ def losses(decoder: Decoder, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
     ids = torch.tensor([token for row, _ in rows for token in row])
     each, start = [], 0
     with torch.no_grad():
-        alike = shared.found(ids, lengths) if decoder.shares else None
-        states = decoder.hidden(ids, Rows(lengths)) if alike is None else decoder.hidden(alike.ids, alike.rows)
+        states, computed = decoder.of_rows(ids, lengths)
         for length, (_, labels) in zip(lengths, rows, strict=True):
             wanted = [at for at in range(1, length) if labels[at] != IGNORED]
             places = torch.tensor(wanted) - 1 + start
             targets = torch.tensor([labels[at] for at in wanted])
-            each.append(_loss(decoder, states[places if alike is None else alike.places[places]], targets))
+            each.append(_loss(decoder, states[places if computed is None else computed[places]], targets))
             start += length
     return each
 
