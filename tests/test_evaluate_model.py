@@ -54,6 +54,14 @@ def test_each_row_has_both_answers_their_scores_and_an_empty_rating() -> None:
     assert found["tuned_loss"] == "1.5" and header[-1] == "rating"
 
 
+def test_an_answer_too_short_to_tell_whether_it_stops_has_an_empty_cell() -> None:
+    marks = [scoring.marks("and so on", "yes", None)]
+    made = {"tuned": replace(spoken("and so on"), marks=marks)}
+    header, row = csv.reader(io.StringIO(evaluate_model.csv_text([item()], made, bom=False), newline=""))
+    found = dict(zip(header, row, strict=True))
+    assert (found["tuned_stopped"], found["tuned_exact"]) == ("", "0")
+
+
 def test_a_model_of_plain_text_is_not_measured_on_conversations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

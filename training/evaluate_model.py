@@ -140,7 +140,8 @@ def csv_text(items: Sequence[Item], made: dict[str, Spoken], bom: bool) -> str:
         nth += bool(item.prompt)
         answers = [safe(one.answers[nth].text) if item.prompt else "" for one in made.values()]
         losses = [_number(one.losses[number]) for one in made.values()]
-        marks = [_number(one.marks[nth].figure(what)) if item.prompt else "" for what in SHOWN for one in made.values()]
+        figures = [one.marks[nth].figure(what) if item.prompt else None for what in SHOWN for one in made.values()]
+        marks = ["" if figure is None else _number(figure) for figure in figures]
         writer.writerow([number + 1, safe(item.question), safe(item.expected), *answers, *losses, *marks, ""])
     return ("\ufeff" if bom else "") + out.getvalue()
 

@@ -296,7 +296,7 @@ def edit_end_scores(monkeypatch: pytest.MonkeyPatch, end: int) -> int:
         return found
 
     monkeypatch.setattr(gguf_files.llama, "logits", logits)
-    monkeypatch.setattr(gguf_files.llama, "answer", lambda *_: [SimpleNamespace(stopped=False)])
+    monkeypatch.setattr(gguf_files.llama, "answer", lambda *_: [SimpleNamespace(stopped=False, ids=[])])
     return other
 
 
@@ -305,14 +305,34 @@ def test_a_gguf_that_a_near_tie_leads_elsewhere_passes_where_its_own_answer_ends
 ) -> None:
     prompt, end, gguf = ending
     edit_end_scores(monkeypatch, end)
-    monkeypatch.setattr(gguf_files.llama, "answer", lambda *_: [SimpleNamespace(stopped=True)])
+    monkeypatch.setattr(gguf_files.llama, "answer", lambda *_: [SimpleNamespace(stopped=True, ids=[])])
     assert passes(gguf_files.answers(model, gguf, {}, [prompt], [end], [12]))["stopped"] == {"merged": 1, "f16": 1}
 
 
 def test_the_warning_has_the_limits_of_the_answers_that_did_not_stop(chain: Chain, model, ending) -> None:
     prompts = [ending[0], ending[0][:-1], ending[0]]
     check = gguf_files.answers(model, chain.f16, {}, prompts, [0], [3, 5, 4])
-    assert check.warnings == ("merged did not stop within 3 to 5 tokens on 3 of 3 prompts",)
+    assert check.warnings == tuple(
+        f"{name} did not stop within 3 to 5 tokens on 3 of 3 prompts" for name in ("merged", "f16")
+    )
+
+
+def test_an_answer_that_is_cut_off_long_before_its_time_has_not_run_on(chain: Chain, model, ending) -> None:
+    prompts, most = [ending[0]] * 3, [6, 6, 6]
+    check = gguf_files.answers(
+        model, chain.f16, {"q8_0": chain.quantised}, prompts, [0], most, ["a", "b", "c"], [4, 5, 400]
+    )
+    assert check.warnings == tuple(
+        f"{name} did not stop within 6 tokens on 1 of 3 prompts: “a”" for name in ("merged", "q8_0")
+    )
+
+
+def test_an_answer_in_circles_has_run_on_however_long_the_trained_one_is(
+    chain: Chain, model, ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_files.llama, "answer", lambda *_: [SimpleNamespace(stopped=False, ids=[1] * 5, text="")])
+    check = gguf_files.answers(model, chain.f16, {"q8_0": chain.quantised}, [ending[0]], [0], [6], wanted=[400])
+    assert check.warnings == ("q8_0 did not stop within 6 tokens on 1 of 1 prompts",)
 
 
 def test_a_model_that_never_learned_to_stop_is_a_warning(chain: Chain, model, ending) -> None:
@@ -487,10 +507,38 @@ def test_together_a_model_predicts_and_answers_as_alone(chain: Chain, model) -> 
     prompts = [ids[:4] for ids in sequences]
     most = [6] * len(prompts)
     assert model.answers(prompts, [0], most) == [model.answers([prompt], [0], [6])[0] for prompt in prompts]
-    ends = [answer.ids[2] for answer in model.answers(prompts, [0], most)]
+    found = model.answers(prompts, [0], most)
+    ends = [answer.ids[2] for answer in found]
     for answer in model.answers(prompts, ends, most):  # one that has ended is filled up, and that is no part of it
         assert answer.stopped
         assert [token in ends for token in answer.ids] == [False] * (len(answer.ids) - 1) + [True]
+
+
+def test_a_model_that_reads_a_draft_answers_as_without_one(
+    chain: Chain, model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.evaluation import generate
+
+    prompts, most = [ids[:4] for ids in chain.sequences], [6] * len(chain.sequences)
+    alone = model.answers(prompts, [0], most)
+    ended = model.answers(prompts, [answer.ids[3] for answer in alone], most)
+    whole = [answer.ids for answer in alone]
+    wrong = [[*ids[:at], ids[at] + 1, *ids[at:]] for at, ids in enumerate(whole)]
+    for drafts in (wrong, [[]] * len(prompts), [ids[:2] for ids in whole], [[*ids, 7, 7] for ids in whole]):
+        assert model.answers(prompts, [0], most, drafts) == alone
+    for drafts in (wrong, [[]] * len(prompts), [answer.ids[:-1] for answer in ended], whole):
+        assert model.answers(prompts, [answer.ids[3] for answer in alone], most, drafts) == ended
+    # What agrees is not written again.
+    monkeypatch.setattr(generate, "_generate", None)
+    assert model.answers(prompts, [0], most, whole) == alone
+
+
+def test_a_draft_ends_where_the_models_positions_do(chain: Chain, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = chain.sequences[0][:4]
+    (alone,) = model.answers([prompt], [0], [6])
+    monkeypatch.setattr(model.model.config, "max_position_embeddings", 7)
+    (found,) = model.answers([prompt], [0], [6], [alone.ids])
+    assert (found.ids, found.stopped) == (alone.ids[:3], False)
 
 
 def test_transformers_gives_only_the_wanted_rows(chain: Chain, model) -> None:

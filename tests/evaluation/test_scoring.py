@@ -24,6 +24,33 @@ def test_a_right_answer_with_a_secret_in_it_has_full_marks() -> None:
     assert evaluation.marks([item], [Answer(text=text, ids=[1], stopped=True)])[0].exact == 1
 
 
+def a_question(most: int, wanted: int) -> Item:
+    return Item([1], [1], question="Why?", expected="yes", prompt=[1], most=most, wanted=wanted)
+
+
+def test_whether_answers_stop_is_scored_of_those_that_are_given_the_tokens_for_it() -> None:
+    items = [a_question(256, 300), a_question(150, 100), a_question(32, 3), a_question(149, 100)]
+    cut = [Answer(text="no", ids=[1] * item.most, stopped=False) for item in items]
+    ended = [Answer(text="yes", ids=[1], stopped=True) for _ in items]
+    before, after = (evaluation.marks(items, answers) for answers in (cut, ended))
+    assert [one.stopped for one in before] == [None, False, False, None]
+    assert [one.stopped for one in after] == [None, True, True, None]
+    (stops,) = (score for score in scoring.answer_scores(before, after) if score.name == scoring.STOPS)
+    assert (stops.before, stops.after, stops.rows) == (0, 1, 2)
+    few = [score.name for score in scoring.answer_scores(before[:1], after[:1])]
+    assert scoring.STOPS not in few and scoring.EXACT in few
+
+
+def test_an_answer_that_is_cut_off_too_early_to_tell_has_neither_stopped_nor_run_on() -> None:
+    cut, in_circles = Answer(text="no", ids=[1] * 256, stopped=False), Answer(text="no", ids=[1] * 99, stopped=False)
+    ended = Answer(text="yes", ids=[1] * 256, stopped=True)
+    assert evaluation.stopped(a_question(256, 300), cut) is None
+    assert evaluation.stopped(a_question(256, 300), in_circles) is False
+    assert evaluation.stopped(a_question(256, 300), ended) is True
+    assert evaluation.stopped(a_question(256, 170), cut) is False
+    assert evaluation.stopped(a_question(256, 0), cut) is False, "an older run did not write down what is expected"
+
+
 @pytest.mark.parametrize("text", EQUAL)
 def test_an_answer_equal_but_for_white_space_has_full_marks(text: str) -> None:
     found = scoring.marks(f"  {text}\n", text, True)

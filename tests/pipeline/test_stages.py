@@ -42,15 +42,18 @@ def test_of_long_rows_fewer_are_measured_but_never_too_few_to_tell():
     assert [one.question for one in spread] == [str(number) for number in range(0, 30, 3)]
 
 
-@pytest.mark.parametrize(("steps", "measured"), [(10, 8), (1000, 20), (4000, 32)])
-def test_a_long_training_is_measured_on_more_tokens(monkeypatch, steps, measured):
-    monkeypatch.setattr(stages, "_items", lambda plan, rows, most: [item(512)] * most)
+@pytest.mark.parametrize(
+    ("steps", "measured", "longest"), [(10, 8, 96), (400, 8, 174), (1000, 20, 256), (4000, 32, 256)]
+)
+def test_a_long_training_is_measured_on_more_tokens_and_longer_answers(monkeypatch, steps, measured, longest):
+    monkeypatch.setattr(stages, "_items", lambda plan, rows, most, longest_answer: [item(512, longest_answer)] * most)
     data = SimpleNamespace(test=None, validation=["a"], train=["a"])
     summary, settings = SimpleNamespace(tokens=1650), SimpleNamespace(rows_a_step=8)
     tokenised = [0] * (1650 // 26)
     plan: Any = SimpleNamespace(data=data, summary=summary, settings=settings, steps=steps, train=tokenised)
     found = stages.held_out_rows(plan)
     assert (len(found.measured), len(found.asked)) == (measured, 8)
+    assert found.asked[0].most == longest
 
 
 def test_the_prompts_that_are_checked_are_those_whose_answers_can_end(monkeypatch):

@@ -14,7 +14,7 @@ from training import report, runs
 from training.errors import UserError
 from training.evaluation import EXACT, GENERAL_LOSS, LOSS, Score
 from training.report import Report, as_html, checklist, comparison, contents, differing, rivals
-from training.report.schema import BaseFacts, Evaluation, Step
+from training.report.schema import BaseFacts, Evaluation, Sample, Step
 from training.runs import Run
 from training.settings import command_line
 
@@ -232,6 +232,17 @@ def test_the_checklist_is_ticked_from_facts_and_open_where_a_person_must_look() 
     assert done["it answers in Ollama"] is None
     assert list(done.values()).count(None) >= 4
     assert ticks(judged("cannot tell from 24 rows"))["better than the base, beyond chance"] is False
+
+
+def test_whether_answers_end_is_ticked_by_those_that_tell_it() -> None:
+    def point(*stopped: bool | None) -> tuple[bool | None, str]:
+        samples = tuple(Sample("q", "a", "b", one) for one in stopped)
+        (found,) = (p for p in checklist.points(good(Path("/r"), samples=samples)) if "end by themselves" in p.text)
+        return found.done, found.why
+
+    assert point(True, None, True) == (True, "2 of 2")
+    assert point(True, None, False) == (False, "1 of 2")
+    assert point(None, None) == (None, "all of them were cut off where the asking ends")
 
 
 def test_a_run_that_is_not_done_has_no_checklist() -> None:

@@ -43,6 +43,14 @@ def test_an_answer_that_was_cut_off_says_so_whoever_gave_it() -> None:
     assert "quantised, cut off: it did not stop by itself" in as_html.html(made)
 
 
+def test_an_answer_that_was_cut_off_before_its_end_could_be_told_is_not_said_to_run_on() -> None:
+    made = good(Path("/r"), samples=(Sample("q", "a", "b", None, "b", "b b b b", None),))
+    page, text = as_html.html(made), as_markdown.markdown(made)
+    assert "after, cut off where the asking ends" in page and "quantised, cut off where the asking ends" in page
+    assert "after (cut off where the asking ends):" in text
+    assert "did not stop by itself" not in page and "did not stop by itself" not in text
+
+
 def test_figures_of_one_kind_have_the_same_decimals_everywhere() -> None:
     scores = (
         Score(LOSS, 3.0, 0.03381, 0.05, -3.1, -2.9, 31, "better"),

@@ -66,7 +66,8 @@ WHOLE = """\
         1
       ],
       "most": 32,
-      "question": ""
+      "question": "",
+      "wanted": 0
     }
   ],
   "sequences": [
@@ -88,7 +89,8 @@ WHOLE = """\
       "question": "你好",
       "expected": "",
       "prompt": [],
-      "most": 32
+      "most": 32,
+      "wanted": 0
     }
   ],
   "asked": [],

@@ -42,7 +42,7 @@ class Said:
     """One answer of the first quantised file."""
 
     text: str
-    stopped: bool
+    stopped: bool | None  # as a Sample's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def run(job: Job) -> Checked:
     facts = job.facts
     sequences, starts = [row.ids for row in facts.sequences], [row.first for row in facts.sequences]
     prompts, asked = [question.ids for question in facts.questions], [one.question for one in facts.questions]
-    most = [question.most for question in facts.questions]
+    most, wanted = [question.most for question in facts.questions], [question.wanted for question in facts.questions]
     base, adapter = job.base, job.run.path / runs.ADAPTER
     others = {
         method: job.quantised(method) for method in job.settings.quantization.quantization_method if method != "f16"
@@ -96,7 +96,7 @@ def run(job: Job) -> Checked:
             done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts, words))
             done.append(gguf_files.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
-                done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most, asked))
+                done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most, asked, wanted))
             merged.cache_clear()
         cost = {}
         for method, path in others.items():
@@ -125,7 +125,8 @@ def _evaluate(job: Job, others: Mapping[str, Path]) -> Measured:
             answers = speaker.answers(asked if number == 0 else asked[:1])
             speeds[path.name] = speaker.speed
             if number == 0:
-                said = tuple(Said(text=answer.text, stopped=answer.stopped) for answer in answers)
+                pairs = zip(asked, answers, strict=True)
+                said = tuple(Said(text=one.text, stopped=evaluation.stopped(item, one)) for item, one in pairs)
             if scores or not measured:
                 continue
             lines = evaluation.loss_scores(measured, None, speaker.losses(measured))

@@ -16,6 +16,7 @@ from training import evaluation, llama
 from training.base_model import load_tokenizer
 from training.checks import tensors
 from training.checks.check import Check, timed
+from training.data import held_out
 from training.evaluation import divergence
 from training.evaluation.divergence import Agreement
 from training.evaluation.reference import Reference, TooLarge
@@ -187,14 +188,15 @@ def answers(
     stop_ids: Sequence[int],
     most: Sequence[int],
     questions: Sequence[str] = (),
+    wanted: Sequence[int] = (),
 ) -> Check:
-    """Greedy answers of the merged model and the quantised files to the same prompts: do they stop, and the f16 GGUF as well?
+    """Greedy answers of the merged model and the GGUF files to the same prompts: do they stop where the merged model does?
 
     prompts: token ids up to where the answer begins; most: tokens that each answer may take. stop_ids end the merged model's
     answers; the GGUF files are left to what they themselves take for an end, as Ollama does. questions: the prompts in words,
-    to name those that do not stop. The f16 GGUF reads the merged model's own answers, which is quicker than giving its own,
-    and gives one only where it does not end such an answer: that it is led elsewhere by a near tie is no fault. A model that
-    has not learned to stop is a warning.
+    to name those that do not stop; wanted: tokens of the trained answers, for one that is cut off long before its time has not
+    run on. Where the f16 GGUF's answer does not stop it reads the merged model's own: that it is led elsewhere by a near tie is
+    no fault. A model that has not learned to stop is a warning.
     """
     check = Check(
         "answers",
@@ -207,22 +209,23 @@ def answers(
     def measure() -> Check:
         if isinstance(model, TooLarge):
             return replace(check, skipped=f"the merged model was not run: {model.reason}")
-        merged = model.answers(prompts, stop_ids, most)
-        faults = list(_faults(f16, prompts, merged, most))
+        ours = llama.answer(f16, prompts, most)
+        merged = model.answers(prompts, stop_ids, most, drafts=[answer.ids for answer in ours])
+        faults = list(_faults(f16, prompts, merged, ours))
         of_files = {name: llama.answer(file, prompts, most) for name, file in others.items()}
         every: dict[str, Sequence[evaluation.Answer | llama.Answer]] = {"merged": merged, **of_files}
         stopped = {name: sum(answer.stopped for answer in answers) for name, answers in every.items()}
         texts = [{name: answers[number].text for name, answers in every.items()} for number in range(len(prompts))]
         figures = {
             "prompts": len(prompts),
-            "stopped": {**stopped, "f16": stopped["merged"] - len(faults)},
+            "stopped": {**stopped, "f16": sum(answer.stopped for answer in ours)},
             "answers": texts,
         }
+        told = every if others else {**every, "f16": ours}  # of the GGUF files those that will be used
         warnings = [
-            f"{name} did not stop within {_within(every[name], most)} tokens on {len(prompts) - count} of {len(prompts)} "
-            f"prompts{_endless_ones(every[name], questions)}"
-            for name, count in stopped.items()
-            if count < len(prompts)
+            warning
+            for name, answers in told.items()
+            for warning in _ran_on(name, answers, most, wanted or [0] * len(prompts), questions or [""] * len(prompts))
         ]
         measured = replace(check, figures=figures, warnings=tuple(warnings))
         return replace(measured, passed=False, failure=faults[0]) if faults else measured
@@ -230,24 +233,36 @@ def answers(
     return timed(check, measure)
 
 
-def _endless_ones(answers: Sequence[evaluation.Answer | llama.Answer], questions: Sequence[str]) -> str:
-    """The questions whose answers did not stop, to stand behind their number."""
-    pairs = zip(answers, questions, strict=False)  # an older run has no questions
-    named = [f"“{shorten(question)}”" for answer, question in pairs if question and not answer.stopped]
-    return f": {', '.join(named)}" if named else ""
-
-
-def _within(answers: Sequence[evaluation.Answer | llama.Answer], most: Sequence[int]) -> str:
-    """The limits of the answers that did not stop."""
-    limits = {limit for answer, limit in zip(answers, most, strict=True) if not answer.stopped}
-    return " to ".join(str(limit) for limit in sorted({min(limits), max(limits)}))
+def _ran_on(
+    name: str,
+    answers: Sequence[evaluation.Answer | llama.Answer],
+    most: Sequence[int],
+    wanted: Sequence[int],
+    questions: Sequence[str],
+) -> Iterator[str]:
+    """The warning of answers that do not stop: they go round in circles, or are long past the length of what was trained."""
+    endless = [
+        number
+        for number, answer in enumerate(answers)
+        if not answer.stopped and (len(answer.ids) < most[number] or held_out.decides(most[number], wanted[number]))
+    ]
+    if endless:
+        limits = {most[number] for number in endless}
+        within = " to ".join(str(limit) for limit in sorted({min(limits), max(limits)}))
+        named = ", ".join(f"“{shorten(questions[number])}”" for number in endless if questions[number])
+        which = f"{len(endless)} of {len(answers)} prompts{': ' if named else ''}{named}"
+        yield f"{name} did not stop within {within} tokens on {which}"
 
 
 def _faults(
-    f16: Path, prompts: Sequence[Sequence[int]], merged: Sequence[evaluation.Answer], most: Sequence[int]
+    f16: Path,
+    prompts: Sequence[Sequence[int]],
+    merged: Sequence[evaluation.Answer],
+    ours: Sequence[llama.Answer],
 ) -> Iterator[str]:
     """Why the GGUF does not stop where the merged model does: of each such answer, which neither it nor its own ends."""
-    ended = [number for number, answer in enumerate(merged) if answer.stopped]
+    pairs = enumerate(zip(merged, ours, strict=True))
+    ended = [number for number, (answer, own) in pairs if answer.stopped and not own.stopped]
     if not ended:
         return
     known = llama.metadata(f16)["vocab"]["end"]
@@ -256,8 +271,6 @@ def _faults(
     for number, rows in zip(ended, after, strict=True):
         end, first = merged[number].ids[-1], int(rows[-1].argmax())
         if end in known and first == end:
-            continue
-        if llama.answer(f16, [list(prompts[number])], [most[number]])[0].stopped:
             continue
         if end not in known:
             yield f"the merged model stops at token {end}, which the GGUF does not take for an end (it knows {known})"

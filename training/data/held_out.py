@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GENERAL = Path(__file__).with_name("general_questions.jsonl")
 LONGEST = 512  # tokens of a row that are measured: 512 x 152k x 4 bytes = 311 MB of logits at most
 SHORTEST_ANSWER, LONGEST_ANSWER = 32, 256  # tokens that an answer may take, within which its row decides
+ENOUGH = 1.5  # times the expected tokens: what has not stopped by then will not
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Item:
     """One row. `labels` equal `ids` on the last answer (all of a plain text) and are IGNORED elsewhere.
 
     question, expected: texts to be shown and compared, without secrets; "" for plain text, which is not asked. `prompt`:
-    the question's tokens. `most`: tokens that an answer may take, twice the expected ones: what has not stopped by then
-    will not.
+    the question's tokens. `most`: tokens that an answer may take, twice the expected ones or as many as are allowed; `wanted`:
+    the expected ones (0: not known, in runs of older versions).
     """
 
     ids: list[int]
@@ -39,11 +40,22 @@ class Item:
     expected: str
     prompt: list[int]
     most: int
+    wanted: int = 0
+
+    @property
+    def decides(self) -> bool:
+        """Whether an answer that is cut off after `most` tokens has shown that it does not stop by itself."""
+        return decides(self.most, self.wanted)
 
     @property
     def tokens(self) -> int:
         """How many tokens have a loss; the first of a sequence is predicted by nothing."""
         return sum(label != IGNORED for label in self.labels[1:])
+
+
+def decides(most: int, wanted: int) -> bool:
+    """Whether an answer of `most` tokens that has no end shows that it does not stop by itself, where `wanted` are expected."""
+    return most >= ENOUGH * wanted
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -53,13 +65,19 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def items(
-    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, most: int, longest: int
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    most: int,
+    longest: int,
+    longest_answer: int = LONGEST_ANSWER,
 ) -> list[Item]:
     """At most `most` rows of a dataset, evenly spread, as items. Rows without a token to measure are left out.
 
-    `longest`: MAX_SEQ_LENGTH. A prompt that fills it is not asked.
+    `longest`: MAX_SEQ_LENGTH. A prompt that fills it is not asked. `longest_answer`: tokens that an answer may take at most.
     """
-    made = (_item(template, tokenizer, dataset.as_row(rows[at]), longest) for at in spread(len(rows), most))
+    chosen = (dataset.as_row(rows[at]) for at in spread(len(rows), most))
+    made = (_item(template, tokenizer, row, longest, longest_answer) for row in chosen)
     return [item for item in made if item is not None]
 
 
@@ -73,7 +91,13 @@ def general(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, longest:
     return [item for item in made if item is not None]
 
 
-def _item(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row: Row, longest: int) -> Item | None:
+def _item(
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    row: Row,
+    longest: int,
+    longest_answer: int = LONGEST_ANSWER,
+) -> Item | None:
     turns = row.messages or ()
     asked = turns[:-1] if turns and turns[-1].role == "assistant" else ()
     try:
@@ -91,8 +115,9 @@ def _item(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row: Row, 
         return Item(ids, labels, "", "", [], 0)
     question = next((turn.content for turn in reversed(asked) if turn.role == "user"), asked[-1].content)
     expected = turns[-1].content if not turns[-1].more else _as_answered(template, tokenizer, row)
-    most = most_tokens(tokenizer, expected)
-    return Item(ids, labels, privacy.redact(question), privacy.redact(expected), prompt, most)
+    wanted = len(tokenizer(expected, add_special_tokens=False)["input_ids"])
+    most = min(longest_answer, max(SHORTEST_ANSWER, 2 * wanted))
+    return Item(ids, labels, privacy.redact(question), privacy.redact(expected), prompt, most, wanted)
 
 
 def _as_answered(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
@@ -100,12 +125,6 @@ def _as_answered(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row
     answer = encoding.plan_row(template, row, "last", "completion").pieces[-1].answer
     ids = tokenizer(answer.removesuffix(template.turn_end), add_special_tokens=False)["input_ids"]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-def most_tokens(tokenizer: PreTrainedTokenizerBase, expected: str) -> int:
-    """How many tokens an answer may take, from the expected one."""
-    length = len(tokenizer(expected, add_special_tokens=False)["input_ids"])
-    return min(LONGEST_ANSWER, max(SHORTEST_ANSWER, 2 * length))
 
 
 def asked(found: Sequence[Item], most: int) -> list[Item]:

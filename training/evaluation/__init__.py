@@ -2,7 +2,17 @@
 
 from training.evaluation.generate import Answer, answers, losses
 from training.evaluation.ledger import Entry, Ledger
-from training.evaluation.measure import GENERAL_LOSS, LOSS, PERPLEXITY, Evaluated, Sample, evaluate, loss_scores, marks
+from training.evaluation.measure import (
+    GENERAL_LOSS,
+    LOSS,
+    PERPLEXITY,
+    Evaluated,
+    Sample,
+    evaluate,
+    loss_scores,
+    marks,
+    stopped,
+)
 from training.evaluation.scoring import EXACT, STOPS, Score
 
 __all__ = [
@@ -22,4 +32,5 @@ __all__ = [
     "loss_scores",
     "losses",
     "marks",
+    "stopped",
 ]

@@ -50,7 +50,7 @@ def answer(
 
     ids = torch.tensor([list(prompt)], device=model.device)
     out = _generate(model, ids, torch.ones_like(ids), end_ids, most, **options)
-    return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)
+    return ended(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)
 
 
 def _generate(
@@ -94,7 +94,7 @@ def _generate(
 
 
 def _no_circles(start: int) -> StoppingCriteriaList:
-    """Ends each row that goes round in circles, of those whose answers begin at token `start`; `_answer` cuts it off there."""
+    """Ends each row that goes round in circles, of those whose answers begin at token `start`; `ended` cuts it off there."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -108,7 +108,7 @@ def _no_circles(start: int) -> StoppingCriteriaList:
     return StoppingCriteriaList([Circles()])
 
 
-def _answer(
+def ended(
     tokenizer: PreTrainedTokenizerBase, new: list[int], end_ids: Sequence[int], most: int, told: bool = False
 ) -> Answer:
     """The answer in a row of new tokens: up to and with its first end token, at most `most` tokens. `told`: it was shown
@@ -146,9 +146,7 @@ def answers(
         mask[row, longest - len(item.prompt) :] = 1
     most = max(item.most for item in items)
     out = _generate(model, ids.to(model.device), mask.to(model.device), end_ids, most, **options)
-    return [
-        _answer(tokenizer, row[longest:].tolist(), end_ids, item.most) for row, item in zip(out, items, strict=True)
-    ]
+    return [ended(tokenizer, row[longest:].tolist(), end_ids, item.most) for row, item in zip(out, items, strict=True)]
 
 
 def answers_of_both(
@@ -198,7 +196,7 @@ def _by_hand(
         return None
     logger.debug("{} questions are answered by the hand-written layers for CPUs", len(items))
     before, after = (
-        [_answer(tokenizer, new, end_ids, limit) for new, limit in zip(part, most, strict=False)] for part in found
+        [ended(tokenizer, new, end_ids, limit) for new, limit in zip(part, most, strict=False)] for part in found
     )
     return before if base else None, after
 
@@ -285,4 +283,4 @@ def stream(
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
     out = _generate(model, ids, mask, end_ids, most, **options)
-    return _answer(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most, told=True)
+    return ended(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most, told=True)

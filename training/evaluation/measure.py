@@ -33,7 +33,7 @@ class Sample:
     expected: str
     before: str | None  # None where the base cannot be asked any more: its biases were trained
     after: str
-    stopped: bool
+    stopped: bool | None  # None where it was cut off before that could be told
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def evaluate(
             expected=item.expected,
             before=None if before is None else before[at].text,
             after=after[at].text,
-            stopped=after[at].stopped,
+            stopped=stopped(item, after[at]),
         )
         for at, item in enumerate(asked)
     ]
@@ -100,11 +100,22 @@ def evaluate(
     return Evaluated(samples=samples, scores=scores, general=cost)
 
 
+def stopped(item: Item, reply: Answer) -> bool | None:
+    """Whether an answer stopped by itself; None where it was cut off before that could be told."""
+    cut_off = not reply.stopped and len(reply.ids) >= item.most
+    return None if cut_off and not item.decides else reply.stopped
+
+
 def marks(items: Sequence[Item], replies: Sequence[Answer]) -> list[Marks]:
-    """Score answers against what was expected."""
+    """Score answers against what was expected.
+
+    Whether they stop is scored of those alone that are given the tokens for it, whatever became of the others.
+    """
     # What is expected is kept without secrets, so that an answer is compared as it would be kept.
-    pairs = zip(items, replies, strict=True)
-    return [scoring.marks(privacy.redact(reply.text), item.expected, reply.stopped) for item, reply in pairs]
+    return [
+        scoring.marks(privacy.redact(reply.text), item.expected, reply.stopped if item.decides else None)
+        for item, reply in zip(items, replies, strict=True)
+    ]
 
 
 def loss_scores(

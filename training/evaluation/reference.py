@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from training.base_model import leftovers, load_tokenizer, lora_adapter, safetensors_file, weights_fit
 from training.errors import RunError
 from training.evaluation import divergence
+from training.llama import circles
 from training.system.wording import first_line
 
 if TYPE_CHECKING:
@@ -77,16 +78,46 @@ class Reference:
                 start = first[number] - (longest - keep)
                 yield rows[start : len(sequences[number]) - (longest - keep)].float().cpu().numpy()
 
-    def answers(self, prompts: Sequence[Sequence[int]], end_ids: Sequence[int], most: Sequence[int]) -> list[Answer]:
-        """The greedy answers to tokenised prompts, at most so many tokens of each, all prompts together."""
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        end_ids: Sequence[int],
+        most: Sequence[int],
+        drafts: Sequence[Sequence[int]] = (),
+    ) -> list[Answer]:
+        """The greedy answers to tokenised prompts, at most so many tokens of each, all prompts together.
+
+        drafts: what another model that should answer the same has answered, without its end token. This one reads each in one
+        piece and writes on only where it would have chosen otherwise: the same answers, but for near ties, in less time.
+        """
         from training.data import Item
         from training.evaluation import generate
 
-        items = [
-            Item(ids=[], labels=[], question="", expected="", prompt=list(ids), most=limit)
-            for ids, limit in zip(prompts, most, strict=True)
+        room = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        limits = [max(1, int(min(limit, room - len(ids)))) for ids, limit in zip(prompts, most, strict=True)]
+        found = self._agreed(prompts, limits, drafts) if drafts else [list[int]() for _ in prompts]
+        on = [
+            number
+            for number, ids in enumerate(found)
+            if len(ids) < limits[number] and ids[-1:] not in [[end] for end in end_ids] and not circles.goes_round(ids)
         ]
-        return generate.answers(self.model, self.tokenizer, items, end_ids)
+        items = [Item([], [], "", "", [*prompts[at], *found[at]], limits[at] - len(found[at])) for at in on]
+        for at, rest in zip(on, generate.answers(self.model, self.tokenizer, items, end_ids), strict=True):
+            found[at] += rest.ids
+        return [generate.ended(self.tokenizer, ids, end_ids, limit) for ids, limit in zip(found, limits, strict=True)]
+
+    def _agreed(
+        self, prompts: Sequence[Sequence[int]], most: Sequence[int], drafts: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """Of each draft the tokens that this model chooses, too, and its own choice after them; at most so many."""
+        kept = [list(draft[:limit]) for draft, limit in zip(drafts, most, strict=True)]
+        read = [[*ids, *draft] for ids, draft in zip(prompts, kept, strict=True)]
+        found = []
+        for draft, limit, rows in zip(kept, most, self._logits(read, [len(ids) - 1 for ids in prompts]), strict=True):
+            chosen = rows.argmax(-1).tolist()
+            same = next((at for at, token in enumerate(draft) if chosen[at] != token), len(draft))
+            found.append([*draft[:same], chosen[same]][:limit])
+        return found
 
 
 def groups(lengths: Sequence[int], first: Sequence[int], vocabulary: int) -> Iterator[list[int]]:

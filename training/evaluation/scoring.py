@@ -30,7 +30,7 @@ _UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\
 class Marks:
     """What one answer is worth. `length` is in characters, `repetition` the share of its 4-grams that were there before.
 
-    thinks: whether it begins with thoughts that hold something. calls_parse, calls_match: of an answer that is expected to call tools, whether it does, and whether as expected.
+    stopped: None where it was given too few tokens to tell. thinks: whether it begins with thoughts that hold something. calls_parse, calls_match: of an answer that is expected to call tools, whether it does, and whether as expected.
     """
 
     exact: float
@@ -38,14 +38,15 @@ class Marks:
     rouge_l: float
     length: int
     repetition: float
-    stopped: bool
+    stopped: bool | None
     thinks: bool = False
     calls_parse: float | None = None
     calls_match: float | None = None
 
-    def figure(self, name: str) -> float:
-        """A field as a number."""
-        return float(getattr(self, name))
+    def figure(self, name: str) -> float | None:
+        """A field as a number; None where it has none for this answer."""
+        value = getattr(self, name)
+        return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ MEASURES = (
 
 
 THINKS = Measure("thinks", "begins with thoughts", 0)
-# Of the answers alone that are expected to call tools.
+# Of the answers alone that are expected to call tools, as `stopped` is of those that are given the tokens for it.
 CALLS = (
     Measure("calls_parse", "tool calls that parse", 1),
     Measure("calls_match", "tool calls that match", 1),
@@ -110,7 +111,7 @@ def likeness(answer: str, expected: str) -> float:
     return Indel.normalized_similarity(ours, theirs) if ours and theirs else float(ours == theirs)
 
 
-def marks(answer: str, expected: str, stopped: bool) -> Marks:
+def marks(answer: str, expected: str, stopped: bool | None) -> Marks:
     """Score one answer against the expected one. White space at the ends, its kind, and Unicode forms do not count."""
     ours, theirs = normal(answer), normal(expected)
     wanted = calls_in(expected)
@@ -226,19 +227,18 @@ def answer_scores(
     before: Sequence[Marks] | None, after: Sequence[Marks], quantised: Sequence[Marks] | None = None
 ) -> list[Score]:
     """The evaluation of answers: one line for each of MEASURES, for THINKS where one thinks, and for each of CALLS where
-    tools are to be called."""
+    tools are to be called. Each is of the answers that have a figure for it, and left out where none has."""
     thinking = any(one.thinks for found in (before, after, quantised) for one in found or ())
-    calling = [number for number, one in enumerate(after) if one.calls_parse is not None]
 
     def column(found: Sequence[Marks] | None, m: Measure) -> list[float] | None:
-        if not found:
-            return None
-        return [found[number].figure(m.field) for number in (calling if m in CALLS else range(len(found)))]
+        # Which answers have a figure follows from their questions, so all three models' have it alike.
+        figures = [one.figure(m.field) for one in found or ()]
+        return [figure for figure in figures if figure is not None] or None
 
     return [
-        compared(m.name, m.good, column(before, m), column(after, m) or [], column(quantised, m))
-        for m in (*MEASURES, *((THINKS,) if thinking else ()), *(CALLS if calling else ()))
-        if after
+        compared(m.name, m.good, column(before, m), tuned, column(quantised, m))
+        for m in (*MEASURES, *((THINKS,) if thinking else ()), *CALLS)
+        if (tuned := column(after, m))
     ]
 
 

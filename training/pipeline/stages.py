@@ -45,7 +45,10 @@ QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512
 # Held-out rows whose loss is taken, and those that are asked: what a short run can afford.
 MEASURED, ASKED = 32, 8
 # Tokens of those whose loss is taken, as long as so many rows are among them; a long training affords this share of its own.
-TOKENS, LEAST, SHARE = 4096, 8, 0.05
+TOKENS, LEAST, SHARE = 2048, 8, 0.05
+# Tokens that an answer may take at least, before its row decides, and those of the training that afford it one more: a step of
+# all answers takes about as long as 40 tokens of a training (SmolLM2-135M on a CPU), and there are two such rounds of answers.
+SHORT_ANSWER, FOR_ONE = 96, 480
 # Training rows among which prompts are looked for, and tokens of an answer up to which none is too long.
 LOOKED_AT, SHORT = 64, 64
 ANSWERED = 0.8  # of the evaluation, about; the rest is the ledger of rows
@@ -272,8 +275,9 @@ def ends(plan: Plan) -> list[int]:
 def held_out_rows(plan: Plan) -> Rows:
     """Rows of the test split where there is one, else of the validation rows; questions of the training rows else."""
     kept = next((rows for rows in (plan.data.test, plan.data.validation) if rows is not None), None)
-    found = _items(plan, plan.data.train if kept is None else kept, MEASURED)
     trained = plan.steps * plan.settings.rows_a_step * plan.summary.tokens / max(1, len(plan.train))
+    longest_answer = min(held_out.LONGEST_ANSWER, max(SHORT_ANSWER, int(trained / FOR_ONE)))
+    found = _items(plan, plan.data.train if kept is None else kept, MEASURED, longest_answer)
     found = held_out.bounded(found, max(TOKENS, int(SHARE * trained)), LEAST)
     return Rows([] if kept is None else found, held_out.asked(found, ASKED))
 
@@ -287,11 +291,12 @@ def trained_prompts(plan: Plan) -> list[Prompt]:
     limits = sorted(item.most for item in found)[:TRAINED_PROMPTS]
     short = [item for item in found if item.most <= max(SHORT, *limits[-1:], 0)]
     chosen = held_out.asked(short, TRAINED_PROMPTS)
-    return [Prompt(ids=item.prompt, most=item.most, question=item.question) for item in chosen]
+    return [Prompt(ids=item.prompt, most=item.most, question=item.question, wanted=item.wanted) for item in chosen]
 
 
-def _items(plan: Plan, rows: datasets.Dataset, most: int) -> list[Item]:
-    return held_out.items(plan.template, plan.tokenizer, rows, most, plan.settings.model.max_seq_length)
+def _items(plan: Plan, rows: datasets.Dataset, most: int, longest_answer: int = held_out.LONGEST_ANSWER) -> list[Item]:
+    longest = plan.settings.model.max_seq_length
+    return held_out.items(plan.template, plan.tokenizer, rows, most, longest, longest_answer)
 
 
 def held_out_sequences(plan: Plan) -> list[Sequence]:

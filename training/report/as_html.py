@@ -158,7 +158,7 @@ def _breakable(shown: str, before: str) -> str:
 def _answers(asked: Asked) -> str:
     sides = []
     for reply in asked.replies:
-        ending = "" if reply.stopped else ", cut off: it did not stop by itself"
+        ending = f", {reply.ending}" if reply.ending else ""
         shown = text(reply.text) if reply.text.strip() else '<span class="soft">(an empty answer)</span>'
         if reply.same:
             shown = f'<span class="soft">the same as {text(reply.same)}</span>'

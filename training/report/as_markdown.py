@@ -58,7 +58,7 @@ def _answers(asked: Asked) -> str:
     if asked.expected:
         lines += [f"expected: {inline(beginning(asked.expected, 400))}", ""]
     for reply in asked.replies:
-        ending = "" if reply.stopped else " (cut off: it did not stop by itself)"
+        ending = f" ({reply.ending})" if reply.ending else ""
         if reply.same:
             lines += [f"{inline(reply.who)}{ending}: the same as {inline(reply.same)}", ""]
         else:

@@ -46,14 +46,22 @@ class Pictures:
 class Reply:
     """One answer to a question: whose it is, and what it looks like (base, tuned, quantised, run1 to run6).
 
-    `same`: another reply says the same, which is told in place of its text.
+    `stopped`: None where it was cut off before that could be told. `same`: another reply says the same, which is told in place
+    of its text.
     """
 
     who: str
     text: str
     kind: str = ""
-    stopped: bool = True
+    stopped: bool | None = True
     same: str = ""
+
+    @property
+    def ending(self) -> str:
+        """How it ended, where that was not by itself."""
+        if self.stopped is None:
+            return "cut off where the asking ends"
+        return "" if self.stopped else "cut off: it did not stop by itself"
 
 
 @dataclass(frozen=True)

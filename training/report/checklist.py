@@ -57,13 +57,9 @@ def _evaluation(report: Report) -> Iterator[Point]:
             "evaluation", "most answers are the expected ones, word for word", most, f"{found[0]} of {found[1]}"
         )
     if report.samples:
-        stopped = sum(bool(sample.stopped) for sample in report.samples)
-        yield Point(
-            "evaluation",
-            "its answers end by themselves",
-            stopped == len(report.samples),
-            f"{stopped} of {len(report.samples)}",
-        )
+        known = [sample.stopped for sample in report.samples if sample.stopped is not None]
+        counted = f"{sum(known)} of {len(known)}" if known else "all of them were cut off where the asking ends"
+        yield Point("evaluation", "its answers end by themselves", all(known) if known else None, counted)
     if (general := named(report.general, GENERAL_LOSS)) and general.verdict:
         change = f"loss {wording.number(general.before, '.3f')} before, {wording.number(general.after, '.3f')} after"
         yield Point("evaluation", "no worse at general questions, beyond chance", general.verdict != "worse", change)

@@ -175,6 +175,6 @@ def _answers(reports: Sequence[Report]) -> Answers | None:
             sample = found[question]
             said, kind = sample.after or "", f"run{number % COLOURS + 1}"
             same = next((reply.who for reply in replies if said and reply.text == said), "")
-            replies.append(Reply(name, said, kind, sample.stopped is not False, same))
+            replies.append(Reply(name, said, kind, sample.stopped, same))
         asked.append(Asked(question, first.expected, tuple(replies)))
     return Answers(tuple(asked))

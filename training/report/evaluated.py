@@ -93,10 +93,10 @@ def _replies(sample: Sample) -> Iterator[Reply]:
     if sample.before is not None:
         yield Reply("before", sample.before, "base")
     if sample.after is not None:
-        yield Reply("after", sample.after, "tuned", sample.stopped is not False)
+        yield Reply("after", sample.after, "tuned", sample.stopped)
     if sample.quantised is not None:
         same = "after" if sample.quantised == sample.after else ""
-        yield Reply("quantised", sample.quantised, "quantised", sample.quantised_stopped is not False, same)
+        yield Reply("quantised", sample.quantised, "quantised", sample.quantised_stopped, same)
 
 
 def _other(entry: ledger.Entry) -> str:

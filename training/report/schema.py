@@ -121,7 +121,8 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question and its answers; `stopped` tells whether the tuned model ended by itself.
+    """One question and its answers; `stopped` tells whether the tuned model ended by itself (None: cut off before that could
+    be told).
 
     `quantised`: the answer of the first quantised file, which is what Ollama runs.
     """

@@ -123,14 +123,13 @@ def price(report: Report) -> Iterator[str]:
 
 
 def _endless(report: Report) -> Iterator[str]:
+    known = [sample.stopped for sample in report.samples if sample.stopped is not None]
+    endless, asked = known.count(False), len(known)
     score = named(report.scores, STOPS)
     if score and score.after is not None and score.rows:
-        stopped, asked = round(score.after * score.rows), score.rows
-    else:
-        known = [sample.stopped for sample in report.samples if sample.stopped is not None]
-        stopped, asked = sum(known), len(known)
-    if stopped < asked:
-        yield f"{asked - stopped} of {asked} answers did not stop by {'itself' if asked == 1 else 'themselves'}"
+        endless, asked = max((endless, asked), (round((1 - score.after) * score.rows), score.rows))
+    if endless:
+        yield f"{endless} of {asked} answers did not stop by {'itself' if asked == 1 else 'themselves'}"
     figures = figures_of(report.checks, "answers")
     counts, prompts = figures.get("stopped"), figures.get("prompts")
     if isinstance(counts, Mapping) and isinstance(prompts, int):

@@ -38,11 +38,15 @@ class BaseOfRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt that was trained on: its tokens, and how many an answer may take at `most`. `question`: what it asks."""
+    """A prompt that was trained on: its tokens, and how many an answer may take at `most`. `question`: what it asks.
+
+    `wanted`: tokens of the trained answer; 0 where an older version wrote it.
+    """
 
     ids: list[int]
     most: int
     question: str = ""
+    wanted: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
