@@ -144,3 +144,20 @@ def test_a_row_that_is_taken_twice_is_measured_once(monkeypatch: pytest.MonkeyPa
     found = ledger.take(None, datasets.Dataset.from_list(held), (), 60)
     assert sorted(one.line for one in found) == [1, 2, 3] and len(asked) == 4
     assert {one.line: one.tokens for one in found} == {1: 2, 2: 2, 3: 4}
+
+
+@pytest.mark.parametrize(("seconds", "measured"), [(1.0, 4), (5.0, 4), (6.0, 8), (100.0, 20)])
+def test_no_more_rows_are_measured_than_are_over_in_time(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, measured: int
+) -> None:
+    now = [100.0]
+
+    def takes_three_seconds(model: object, rows: list[dict[str, object]], layers: object) -> list[Entry]:
+        now[0] += 3.0
+        return [_entry(int(str(row["line"])), 2.0, 1.0) for row in rows]
+
+    monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ledger, "_measured", takes_three_seconds)
+    held = [{"input_ids": [1, line], "labels": [1, line], "file": "a.jsonl", "line": line} for line in range(1, 21)]
+    found = ledger.take(None, datasets.Dataset.from_list(held), (), seconds)
+    assert len(found) == measured
