@@ -193,10 +193,9 @@ def answers(
     """Greedy answers of the merged model and the GGUF files to the same prompts: do they stop where the merged model does?
 
     prompts: token ids up to where the answer begins; most: tokens that each answer may take. stop_ids end the merged model's
-    answers; the GGUF files are left to what they themselves take for an end, as Ollama does. questions: the prompts in words,
-    to name those that do not stop; wanted: tokens of the trained answers, for one that is cut off long before its time has not
-    run on. Where the f16 GGUF's answer does not stop it reads the merged model's own: that it is led elsewhere by a near tie is
-    no fault. A model that has not learned to stop is a warning.
+    answers; the GGUF files are left to what they take for an end, as Ollama does. questions: the prompts in words, to name those
+    that do not stop; wanted: tokens of the trained answers, for what is cut off before its time has not run on. Where the f16
+    GGUF's answer does not stop it reads the merged model's: being led elsewhere by a near tie is no fault.
     """
     check = Check(
         "answers",

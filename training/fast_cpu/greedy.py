@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from training.fast_cpu import policy
+from training.fast_cpu import few_rows, policy
 from training.fast_cpu.attention import Rows
-from training.fast_cpu.functions import linear
 from training.fast_cpu.inference import logits
 from training.fast_cpu.model_parts import base_of
 from training.llama import circles
@@ -233,7 +232,7 @@ class _Passes:
         return self.decoder.ended(states, pending)
 
     def _projected(self, group: Group, inputs: torch.Tensor, untuned: int) -> torch.Tensor:
-        result = linear(inputs, group.weight, group.bias, self.decoder.by)
+        result = few_rows.linear(inputs, group.weight, group.bias, self.decoder.by)
         down, up = self.adapters[id(group)]
         if down is not None and up is not None and untuned < len(inputs):
             result[untuned:].addmm_(inputs[untuned:] @ down.t(), up.t())

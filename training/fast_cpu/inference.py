@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from training.fast_cpu import policy
+from training.fast_cpu import few_rows, policy
 
 if TYPE_CHECKING:
     from training.fast_cpu.decoder import Decoder
@@ -44,5 +44,5 @@ def _loss(decoder: Decoder, states: torch.Tensor, targets: torch.Tensor) -> floa
 
 def logits(decoder: Decoder, states: torch.Tensor) -> torch.Tensor:
     """What the output layer makes of states [tokens, hidden]: [tokens, vocabulary], in float32 at least."""
-    found = decoder.by.linear(states, decoder.head.weight, decoder.head.bias, None)
+    found = few_rows.linear(states, decoder.head.weight, decoder.head.bias, decoder.by)
     return found if found.dtype == torch.float64 else found.float()

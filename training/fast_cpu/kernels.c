@@ -9,6 +9,9 @@
 #ifndef T
 #include "bf16.h"
 
+/* So many elements one thread computes sooner than it wakes another: what the next token of some answers takes (greedy.py). */
+enum { ALONE = 1 << 15 };
+
 /* Which of the vectors of one head a token's is, in rows of text of [key-value head, token, group]. `first`: the first
  * token of its row of text, `length`: how many tokens that has. */
 static inline long place(long first, long length, long token, long head, long heads, long group) {
@@ -50,7 +53,7 @@ static inline double exact_exp(double x) { return exp(x); }
 /* y = x / sqrt(mean(x^2) + eps) * w, each row of `width`; with `added`, x + added is stored in `sum` and taken instead. */
 void NAME(rms_norm)(const T *x, const T *added, const T *w, T *sum, T *y, ACC *inverse, long rows, long width,
                     double eps, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (rows * width > ALONE)
     for (long row = 0; row < rows; row++) {
         const T *in = x + row * width;
         if (added) {
@@ -75,7 +78,7 @@ void NAME(rms_norm)(const T *x, const T *added, const T *w, T *sum, T *y, ACC *i
 /* The gradient with respect to x of the above, plus `more` (the gradient that reaches the sum by another way). */
 void NAME(rms_norm_backward)(const T *gradient, const T *more, const T *x, const T *w, const ACC *inverse, T *out,
                              long rows, long width, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (rows * width > ALONE)
     for (long row = 0; row < rows; row++) {
         const T *g = gradient + row * width, *in = x + row * width;
         ACC scale = inverse[row], dot = 0;
@@ -223,7 +226,7 @@ void NAME(softmax_backward)(T *gradient, const T *probabilities, long rows, long
 
 /* out = silu(gate) * up, of rows that hold gate and up side by side (`width` each). */
 void NAME(swiglu)(const T *both, T *out, long rows, long width, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (rows * width > ALONE)
     for (long row = 0; row < rows; row++) {
         const T *gate = both + row * 2 * width, *up = gate + width;
         T *to = out + row * width;
@@ -236,7 +239,7 @@ void NAME(swiglu)(const T *both, T *out, long rows, long width, int threads) {
 }
 
 void NAME(swiglu_backward)(const T *gradient, const T *both, T *out, long rows, long width, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) if (rows * width > ALONE)
     for (long row = 0; row < rows; row++) {
         const T *gate = both + row * 2 * width, *up = gate + width, *g = gradient + row * width;
         T *to_gate = out + row * 2 * width, *to_up = to_gate + width;

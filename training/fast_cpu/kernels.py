@@ -1,4 +1,4 @@
-"""Compile and call kernels.c, attention.c, int8.c and openblas.c: the parts of a decoder layer that are written for training on a CPU.
+"""Compile and call kernels.c, attention.c, int8.c, openblas.c and few_rows.c: the parts of a decoder layer that are written for training on a CPU.
 
 The library is compiled once for this machine's CPU (about two seconds) and kept under .cache/. No compiler: `load`
 says so, and training goes on without these.
@@ -21,7 +21,9 @@ from training.system import paths
 if TYPE_CHECKING:
     import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "int8.c", "openblas.c"))
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("kernels.c", "attention.c", "int8.c", "openblas.c", "few_rows.c")
+)
 HEADER = Path(__file__).with_name("bf16.h")
 CACHE = paths.CACHE / "kernels"
 # Sums may be taken in any order, which vector units need; NaN and infinity keep their meaning: training looks for them.
