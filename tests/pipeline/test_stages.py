@@ -43,17 +43,32 @@ def test_of_long_rows_fewer_are_measured_but_never_too_few_to_tell():
 
 
 @pytest.mark.parametrize(
-    ("steps", "measured", "longest"), [(10, 8, 96), (400, 8, 174), (1000, 20, 256), (4000, 32, 256)]
+    ("steps", "device", "measured", "longest"),
+    [(10, "cpu", 8, 128), (400, "cpu", 8, 209), (1000, "cpu", 20, 256), (4000, "cpu", 32, 256), (10, "cuda:0", 8, 256)],
 )
-def test_a_long_training_is_measured_on_more_tokens_and_longer_answers(monkeypatch, steps, measured, longest):
+def test_a_long_training_is_measured_on_more_tokens_and_longer_answers(monkeypatch, steps, device, measured, longest):
     monkeypatch.setattr(stages, "_items", lambda plan, rows, most, longest_answer: [item(512, longest_answer)] * most)
     data = SimpleNamespace(test=None, validation=["a"], train=["a"])
     summary, settings = SimpleNamespace(tokens=1650), SimpleNamespace(rows_a_step=8)
+    settings.hardware = SimpleNamespace(device=device)
     tokenised = [0] * (1650 // 26)
     plan: Any = SimpleNamespace(data=data, summary=summary, settings=settings, steps=steps, train=tokenised)
     found = stages.held_out_rows(plan)
     assert (len(found.measured), len(found.asked)) == (measured, 8)
     assert found.asked[0].most == longest
+
+
+def test_those_are_asked_first_whose_answers_need_not_be_cut_off():
+    def long(number: int) -> Item:
+        return Item([1], [1], f"long {number}", "Ada", [1], 128, 300)
+
+    def short(number: int) -> Item:
+        return Item([1], [1], f"short {number}", "Ada", [1], 128, 60)
+
+    rows = [one(number) for number in range(10) for one in (long, short)]
+    assert {item.question for item in held_out.asked(rows, 5)} == {f"short {number}" for number in range(0, 10, 2)}
+    few = held_out.asked([long(0), long(1), short(2), long(3), Item([1], [1], "", "", [], 0)], 3)
+    assert [item.question for item in few] == ["long 0", "long 1", "short 2"]
 
 
 def test_the_prompts_that_are_checked_are_those_whose_answers_can_end(monkeypatch):

@@ -128,9 +128,13 @@ def _as_answered(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, row
 
 
 def asked(found: Sequence[Item], most: int) -> list[Item]:
-    """At most `most` of the items that have a question, evenly spread."""
-    questions = [item for item in found if item.prompt]
-    return [questions[at] for at in spread(len(questions), most)]
+    """At most `most` of the items that have a question, evenly spread; first of those whose answers need not be cut off."""
+    questions = [at for at, item in enumerate(found) if item.prompt]
+    whole = [at for at in questions if found[at].decides]
+    others = [at for at in questions if not found[at].decides]
+    chosen = [whole[at] for at in spread(len(whole), most)]
+    chosen += [others[at] for at in spread(len(others), most - len(chosen))]
+    return [found[at] for at in sorted(chosen)]
 
 
 def bounded(found: Sequence[Item], tokens: int, least: int) -> list[Item]:

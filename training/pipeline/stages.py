@@ -46,9 +46,9 @@ QUESTIONS, TRAINED_PROMPTS, HELD_OUT, LONGEST = 3, 4, 16, 512
 MEASURED, ASKED = 32, 8
 # Tokens of those whose loss is taken, as long as so many rows are among them; a long training affords this share of its own.
 TOKENS, LEAST, SHARE = 2048, 8, 0.05
-# Tokens that an answer may take at least, before its row decides, and those of the training that afford it one more: a step of
-# all answers takes about as long as 40 tokens of a training (SmolLM2-135M on a CPU), and there are two such rounds of answers.
-SHORT_ANSWER, FOR_ONE = 96, 480
+# Tokens that an answer may take on a CPU at least, before its row decides, and those of the training that afford it one more:
+# the next token of all answers takes about as long as 40 tokens of a training there (SmolLM2-135M, tuned, base and quantised).
+SHORT_ANSWER, FOR_ONE = 128, 400
 # Training rows among which prompts are looked for, and tokens of an answer up to which none is too long.
 LOOKED_AT, SHORT = 64, 64
 ANSWERED = 0.8  # of the evaluation, about; the rest is the ledger of rows
@@ -276,7 +276,9 @@ def held_out_rows(plan: Plan) -> Rows:
     """Rows of the test split where there is one, else of the validation rows; questions of the training rows else."""
     kept = next((rows for rows in (plan.data.test, plan.data.validation) if rows is not None), None)
     trained = plan.steps * plan.settings.rows_a_step * plan.summary.tokens / max(1, len(plan.train))
-    longest_answer = min(held_out.LONGEST_ANSWER, max(SHORT_ANSWER, int(trained / FOR_ONE)))
+    longest_answer = held_out.LONGEST_ANSWER
+    if plan.settings.hardware.device == "cpu":
+        longest_answer = min(longest_answer, max(SHORT_ANSWER, int(trained / FOR_ONE)))
     found = _items(plan, plan.data.train if kept is None else kept, MEASURED, longest_answer)
     found = held_out.bounded(found, max(TOKENS, int(SHARE * trained)), LEAST)
     return Rows([] if kept is None else found, held_out.asked(found, ASKED))
