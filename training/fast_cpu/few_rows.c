@@ -35,11 +35,11 @@ __attribute__((always_inline)) static inline void few_tile(const float *x, const
         few_lanes read[FEW_WEIGHTS];
         for (int weight = 0; weight < weights; weight++) {
             read[weight] = *(const few_stored *)(w + weight * k + at);
-            __asm__("" : "+x"(read[weight]));
+            __asm__("" : "+v"(read[weight]));
         }
         for (int row = 0; row < rows; row++) {
             few_lanes own = *(const few_stored *)(x + row * k + at);
-            __asm__("" : "+x"(own)); /* read once: a compiler would read it again for each product, and reads are what is short */
+            __asm__("" : "+v"(own)); /* read once: a compiler would read it again for each product, and reads are what is short */
             for (int weight = 0; weight < weights; weight++) sums[row][weight] += own * read[weight];
         }
     }
