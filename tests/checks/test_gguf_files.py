@@ -531,6 +531,8 @@ def test_a_model_that_reads_a_draft_answers_as_without_one(
     # What agrees is not written again.
     monkeypatch.setattr(generate, "_generate", None)
     assert model.answers(prompts, [0], most, whole) == alone
+    ends = [answer.ids[3] for answer in alone]
+    assert model.answers(prompts, ends, most, [answer.ids[:-1] for answer in ended]) == ended
 
 
 def test_a_draft_ends_where_the_models_positions_do(chain: Chain, model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from loguru import logger
 
 from training import evaluation, ollama, runs
-from training.base_model import load_tokenizer
 from training.checks import as_read, gguf_files, logits
 from training.checks.check import Check, require
 from training.checks.private_things import private_things
@@ -88,12 +87,13 @@ def run(job: Job) -> Checked:
     with _room(job) as room:
         with ExitStack() as stack:
             # loaded once, when base + adapter has been freed, for every check that runs the merged model
-            merged = functools.cache(lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged")))
+            merged = functools.cache(
+                lambda: stack.enter_context(reference.opened(job.merged, keep=room / "merged", words=job.words))
+            )
             done.append(logits.merged_logits(base, adapter, merged, sequences, starts, rounding_loss=rounding))
             chats = chat_template.samples(job.template) if job.template else ()
-            words = load_tokenizer(job.merged)
-            done.append(gguf_files.gguf_tokenizer(job.f16, job.merged, chats, words))
-            done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts, words))
+            done.append(gguf_files.gguf_tokenizer(job.f16, job.merged, chats, job.words))
+            done.append(as_read.read_as_trained(job.f16, job.merged, job.template, facts.row_texts, job.words))
             done.append(gguf_files.f16_agrees(job.f16, merged(), sequences, starts, room))
             if prompts:
                 done.append(gguf_files.answers(merged(), job.f16, others, prompts, facts.end_ids, most, asked, wanted))

@@ -35,17 +35,21 @@ TOKENS, LOGITS = 1024, 1 << 28
 class Reference:
     """A loaded model of a folder. dtype: the float type that it computes in, whatever type its weights are stored in.
 
-    keep: a folder in which its logits are kept, because several checks ask for those of the same sequences.
+    keep: a folder in which its logits are kept, because several checks ask for those of the same sequences. words: its tokenizer,
+    where that is loaded already.
     """
 
     model: PreTrainedModel | PeftModel
     folder: Path
     dtype: str
     keep: Path | None = None
+    words: PreTrainedTokenizerBase | None = None
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The folder's own tokenizer, which logits need not. RunError where it has none."""
+        if self.words is not None:
+            return self.words
         if not _has_tokenizer(self.folder):
             raise RunError("model", "its folder has no tokenizer, so it cannot be asked")
         return load_tokenizer(self.folder)
@@ -165,7 +169,11 @@ def fitting(folder: Path, memory: int | None = None) -> str | TooLarge:
 
 @contextmanager
 def opened(
-    folder: Path, memory: int | None = None, adapter: Path | None = None, keep: Path | None = None
+    folder: Path,
+    memory: int | None = None,
+    adapter: Path | None = None,
+    keep: Path | None = None,
+    words: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[Reference | TooLarge]:
     """Load a model folder (with an adapter of PEFT's over it) on the CPU, or say why not; frees it afterwards."""
     dtype = fitting(folder, memory)
@@ -203,7 +211,7 @@ def opened(
             first = first_line(error)
             raise RunError("model", f"the adapter in {adapter} does not fit {folder}: {first}") from error
     try:
-        yield Reference(model=model.eval(), folder=folder, dtype=dtype, keep=keep)
+        yield Reference(model=model.eval(), folder=folder, dtype=dtype, keep=keep, words=words)
     finally:
         del model
         gc.collect()

@@ -122,7 +122,7 @@ def _merge(job: Job) -> dict[str, Any]:
 
 
 def _convert(job: Job) -> dict[str, Any]:
-    pairs = reader_metadata.pairs(reader_metadata.tokenizer(job.merged), job.template) | _provenance(job)
+    pairs = reader_metadata.pairs(job.words, job.template) | _provenance(job)
     with merging.without_template(job.merged) if job.facts.plain else nullcontext(job.merged) as folder:
         conversion.to_gguf(folder, job.f16, progress=job.told, pairs=pairs)
     return {"bytes": job.f16.stat().st_size}

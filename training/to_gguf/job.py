@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from training import llama, runs
-from training.base_model import base_files
+from training.base_model import base_files, load_tokenizer
 from training.errors import RunError
 from training.ollama import Chat
 from training.runs import Handover, checkpoint
 from training.to_gguf.chat import chat_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class _Made(TypedDict):
@@ -48,6 +52,11 @@ class Job(Handover):
     @property
     def merged(self) -> Path:
         return self.run.path / runs.MERGED
+
+    @functools.cached_property
+    def words(self) -> PreTrainedTokenizerBase:
+        """The merged model's tokenizer: a large one takes a second to load, and several stages and checks ask for it."""
+        return load_tokenizer(self.merged)
 
     @property
     def base(self) -> Path:
