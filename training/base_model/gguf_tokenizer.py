@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from training import llama
 from training.errors import UserError
-from training.llama import GGUF, process
+from training.llama import GGUF, Process, process
 from training.llama.hard_texts import HARD_TEXTS
 from training.system import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from training.llama.process import Process
 
 # llama.h: llama_token_attr. llama.cpp's flags and not the file's types: it corrects those of some well-known tokens.
 UNKNOWN, UNUSED, CONTROL, USER_DEFINED, BYTE, LSTRIP, RSTRIP = 1 << 0, 1 << 1, 1 << 3, 1 << 4, 1 << 5, 1 << 7, 1 << 8
