@@ -551,6 +551,7 @@ def test_a_damaged_unpacked_folder_is_made_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("forks")
 def test_a_gguf_file_and_the_same_file_in_ollamas_store_open_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,12 +87,17 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: Any, said: st
 # ---- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
+def proved(path: Path) -> int:
+    """How many texts the rebuilt tokenizer of a file cuts as llama.cpp does."""
+    with llama.opened(path, vocab_only=True) as opened:
+        vocabulary = gguf_tokenizer.read(gguf_file.read(path), opened)
+        return gguf_tokenizer.prove(gguf_tokenizer.build(vocabulary), opened, vocabulary)
+
+
 @pytest.mark.tiny
 @pytest.mark.parametrize("pre", ONE_OF_EACH)
 def test_every_pre_tokenizer_that_is_known_equals_llama_cpps(pre: str, tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "v.gguf", byte_vocabulary(pre))
-    vocabulary = gguf_tokenizer.read(gguf_file.read(path))
-    assert gguf_tokenizer.prove(gguf_tokenizer.build(vocabulary), path, vocabulary) > len(hard_texts.HARD_TEXTS)
+    assert proved(write_gguf(tmp_path / "v.gguf", byte_vocabulary(pre))) > len(hard_texts.HARD_TEXTS)
 
 
 @pytest.mark.embedded
@@ -102,8 +107,7 @@ def test_every_pre_tokenizer_equals_llama_cpps_with_a_real_vocabulary(pre: str, 
     real = gguf_file.read(VOCABULARIES / "ggml-vocab-gpt-2.gguf")
     pairs = {key: value for key, value in real.fields.items() if key.startswith("tokenizer.")}
     path = write_gguf(tmp_path / "v.gguf", pairs | {"general.architecture": "llama", "tokenizer.ggml.pre": pre})
-    vocabulary = gguf_tokenizer.read(gguf_file.read(path))
-    gguf_tokenizer.prove(gguf_tokenizer.build(vocabulary), path, vocabulary)
+    assert proved(path)
 
 
 @pytest.mark.embedded
@@ -123,9 +127,7 @@ def test_every_pre_tokenizer_equals_llama_cpps_with_a_real_vocabulary(pre: str, 
     ],
 )
 def test_the_tokenizers_of_real_models_equal_llama_cpps(name: str) -> None:
-    path = VOCABULARIES / f"ggml-vocab-{name}.gguf"
-    vocabulary = gguf_tokenizer.read(gguf_file.read(path))
-    assert gguf_tokenizer.prove(gguf_tokenizer.build(vocabulary), path, vocabulary) > len(hard_texts.HARD_TEXTS)
+    assert proved(VOCABULARIES / f"ggml-vocab-{name}.gguf") > len(hard_texts.HARD_TEXTS)
 
 
 @pytest.mark.embedded
@@ -202,6 +204,23 @@ def test_a_small_model_of_each_tokenizer_kind_is_unpacked_and_loads(tied: bool, 
     assert model.config.tie_word_embeddings is tied
     assert model.dtype.itemsize == 2
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.tiny
+def test_llama_cpp_is_started_once_for_the_tokenizer_and_once_for_the_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = byte_vocabulary("gpt-2")
+    gguf, begun = write_gguf(tmp_path / "m.gguf", model_pairs(vocabulary), model_tensors(vocabulary)), []
+
+    class Counted(process.Process):
+        def __init__(self, path: Path, vocab_only: bool, *adapter: Path) -> None:
+            begun.append(vocab_only)
+            super().__init__(path, vocab_only, *adapter)
+
+    monkeypatch.setattr(process, "Process", Counted)
+    gguf_file_to(gguf, tmp_path)
+    assert begun == [True, False]
 
 
 @pytest.mark.tiny

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import small
 from tests.support.ollama_server import FakeOllama, Model, running
 from training import llama
 from training.checks import on_blob
@@ -15,7 +16,8 @@ from training.system import files
 from training.to_gguf import adapter_gguf, conversion
 from training.to_gguf.job import Job
 
-pytestmark = pytest.mark.tiny
+pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
+undisturbed = small.undisturbed
 
 
 @pytest.fixture(scope="module")

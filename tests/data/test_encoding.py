@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -90,23 +92,30 @@ def _settings(chat: str = "auto", system: str | None = None, prompt: str | None 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory, embedded: Path) -> Callable[..., Any]:
-    """A real tokenizer by the name of llama.cpp's vocabulary file, with further special tokens if asked for."""
+    """A real tokenizer by the name of llama.cpp's vocabulary file, with further special tokens if asked for.
+
+    Each is loaded once, which takes up to three seconds. What is given is a copy with a chat template of its own.
+    """
     from transformers import AutoTokenizer
 
     folders: dict[str, Path] = {"embedded": embedded}
 
-    def load(name: str, *added: str) -> Any:
+    @functools.cache
+    def loaded(name: str, *added: str) -> Any:
+        words = AutoTokenizer.from_pretrained(folder_of(name))
+        if added:
+            words.add_special_tokens({"additional_special_tokens": list(added)})
+        return words
+
+    def folder_of(name: str) -> Path:
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp("vocabulary") / name
             folders[name].mkdir()
             vocabulary = gguf_tokenizer.read(gguf_file.read(LLAMA_CPP / f"ggml-vocab-{name}.gguf"))
             gguf_tokenizer.save(gguf_tokenizer.build(vocabulary), vocabulary, folders[name], None)
-        loaded = AutoTokenizer.from_pretrained(folders[name])
-        if added:
-            loaded.add_special_tokens({"additional_special_tokens": list(added)})
-        return loaded
+        return folders[name]
 
-    return load
+    return lambda name, *added: copy.copy(loaded(name, *added))
 
 
 @pytest.fixture(scope="session")
@@ -492,7 +501,7 @@ def test_the_only_named_template_is_the_models_own_and_of_several_one_must_be_ch
         chat_template.choose(None, _settings(), words)
 
 
-def test_a_template_for_tools_in_a_folder_of_its_own_does_not_stand_for_the_one_for_chats(
+def test_a_template_for_tools_in_afolder_of_its_own_does_not_stand_for_the_one_for_chats(
     tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:
     words = tokenizer("qwen2")

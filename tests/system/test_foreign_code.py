@@ -70,9 +70,14 @@ def mark(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing was trusted yet, and what transformers copies goes into the test's own folder."""
+def nothing_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was trusted yet."""
     monkeypatch.delenv(foreign_code.SWITCH, raising=False)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers copies goes into the test's own folder. A program that is told so begins in a Python of its own."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
@@ -185,6 +190,7 @@ for attempt in (
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("when", ["early", "late"])
 def test_transformers_runs_no_code_whichever_way_it_is_asked(when: str, tmp_path: Path, mark: Path) -> None:
     model = plant(folder(tmp_path / "m"), mark)
@@ -230,10 +236,13 @@ def test_the_converter_runs_no_code_of_a_folder_for_any_architecture(
 
 # ---- the programs ----------------------------------------------------------------------------------------------------
 
+# What begins in a Python of its own (`place`) shows that the program itself shuts the door; the others are the same program,
+# and begin in a fork of a process that has imported torch behind that door.
 LINE = "comes with Python code of its own (tokenizer_x.py), which is not run: TRUST_REMOTE_CODE = false"
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("place")
 def test_a_check_runs_no_code_of_a_folder_and_says_so_once(hostile: Path, tmp_path: Path, mark: Path) -> None:
     ended = finetune("--check", "--config", write_tiny_config(tmp_path, hostile))
     assert not mark.exists()
@@ -242,6 +251,7 @@ def test_a_check_runs_no_code_of_a_folder_and_says_so_once(hostile: Path, tmp_pa
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("place")
 def test_a_check_of_a_trusted_model_runs_its_code_also_in_the_converter(
     hostile: Path, tmp_path: Path, mark: Path
 ) -> None:
@@ -275,6 +285,7 @@ def serving(hostile: Path) -> Iterator[Hub]:
 
 
 @pytest.mark.tiny
+@pytest.mark.usefixtures("place")
 def test_no_code_of_a_model_on_the_hub_is_fetched_or_run(serving: Hub, tmp_path: Path, mark: Path) -> None:
     config = write_tiny_config(tmp_path, Path("org/bad"))
     home = tmp_path / "home"

@@ -222,8 +222,6 @@ def test_a_model_is_converted_and_quantised_and_progress_is_told(model, tmp_path
 @pytest.mark.tiny
 @pytest.mark.parametrize("where", [merging.TEMPLATE, merging.TOKENIZER_CONFIG])
 def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_path, where):
-    from gguf import GGUFReader
-
     job = Job(run=Run(tmp_path / "run"), settings=a_settings(), facts=some_facts(plain=True))
     job.f16.parent.mkdir(parents=True)
     folder = copy(tiny_model, tmp_path).rename(job.merged)
@@ -236,11 +234,10 @@ def test_the_gguf_of_a_model_of_plain_text_has_no_chat_template(tiny_model, tmp_
     pairs = reader_metadata.pairs(reader_metadata.tokenizer(folder), None)
     chats = conversion.to_gguf(folder, tmp_path / "chats.gguf", pairs=pairs)
     export_stages.STAGES["convert"][1](job)
-    fields = [GGUFReader(path).fields for path in (chats, job.f16)]
+    fields = [gguf_file.read(path).fields for path in (chats, job.f16)]
     assert fields[0].keys() - fields[1].keys() == {"tokenizer.chat_template"}
     assert fields[1].keys() <= fields[0].keys()
-    names = [bytes(one["general.name"].parts[-1]) if "general.name" in one else None for one in fields]
-    assert names[0] == names[1], "the converter takes it from the folder's"
+    assert fields[0].get("general.name") == fields[1].get("general.name"), "the converter takes it from the folder's"
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from training import llama
 from training.errors import UserError
-from training.llama import GGUF, process
+from training.llama import GGUF, Process, process
 from training.llama.hard_texts import HARD_TEXTS
 from training.system import files
 
@@ -92,8 +92,11 @@ class Vocabulary:
         return self.tokens[token] if 0 <= token < len(self.tokens) else None
 
 
-def read(gguf: GGUF) -> Vocabulary:
-    """What the file says about its tokenizer. Raises UserError when it says nothing."""
+def read(gguf: GGUF, opened: Process | None = None) -> Vocabulary:
+    """What the file says about its tokenizer. Raises UserError when it says nothing.
+
+    opened: a process of llama.cpp that has the file already.
+    """
     fields = {key.removeprefix("tokenizer."): value for key, value in gguf.fields.items()}
     tokens = fields.get("ggml.tokens")
     if not tokens:
@@ -107,7 +110,7 @@ def read(gguf: GGUF) -> Vocabulary:
         unknown=fields.get("ggml.unknown_token_id"),
         space_prefix=fields.get("ggml.add_space_prefix", True),
         chat_template=fields.get("chat_template"),
-        special=llama.metadata(gguf.path)["vocab"],
+        special=llama.metadata(opened or gguf.path)["vocab"],
     )
 
 
@@ -205,7 +208,7 @@ def _add_special(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
 
 
-def prove(tokenizer: Tokenizer, gguf: Path, vocabulary: Vocabulary) -> int:
+def prove(tokenizer: Tokenizer, gguf: Path | Process, vocabulary: Vocabulary) -> int:
     """Compare with llama.cpp's tokens of the same texts; gives their number. Raises UserError at the first difference."""
     attributes = vocabulary.special["attributes"]
     specials = [vocabulary.tokens[i] for i, flags in attributes.items() if flags & (CONTROL | USER_DEFINED)]

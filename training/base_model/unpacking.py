@@ -45,9 +45,10 @@ def unpack(path: Path, folder: Path, say: Callable[[str], None] = lambda text: N
     try:
         if gguf.fields.get("split.count", 0) > 1:
             raise UserError("it is one part of several; join them first with `llama-gguf-split --merge`")
-        vocabulary = gguf_tokenizer.read(gguf)
-        tokenizer = gguf_tokenizer.build(vocabulary)
-        texts = gguf_tokenizer.prove(tokenizer, path, vocabulary)
+        with llama.opened(path, vocab_only=True) as opened:
+            vocabulary = gguf_tokenizer.read(gguf, opened)
+            tokenizer = gguf_tokenizer.build(vocabulary)
+            texts = gguf_tokenizer.prove(tokenizer, opened, vocabulary)
         say(f"{path.name}: the rebuilt tokenizer equals llama.cpp's on {texts} texts")
         config = gguf_config.build(gguf, {name: vocabulary.special[name] for name in ("bos", "eos", "pad")})
         gguf_tokenizer.save(tokenizer, vocabulary, folder, getattr(config, "max_position_embeddings", None))
@@ -91,10 +92,11 @@ def agreement(path: Path, folder: Path, say: Callable[[str], None]) -> float | N
     if free < 1.5 * size:
         say(f"{path.name}: not compared with llama.cpp: {size >> 20} MB of weights, {free >> 20} MB of memory left")
         return None
-    ids = process.tokenise(path, [SAMPLE])[0]
-    special = llama.metadata(path)["vocab"]
-    ids = [special["bos"], *ids] if special["add_bos"] and special["bos"] >= 0 else ids
-    theirs = llama.log_softmax(llama.logits(path, [ids])[0])
+    with llama.opened(path) as opened:
+        ids = process.tokenise(opened, [SAMPLE])[0]
+        special = llama.metadata(opened)["vocab"]
+        ids = [special["bos"], *ids] if special["add_bos"] and special["bos"] >= 0 else ids
+        theirs = llama.log_softmax(llama.logits(opened, [ids])[0])
     dtype = torch.float32 if free > 3 * size else torch.bfloat16
     with _quiet():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
@@ -95,7 +95,11 @@ def names_a_secret(name: str) -> bool:
 
 def redact(text: str) -> str:
     """`text` with every key of a known shape, and every secret of this process's environment, replaced."""
-    for secret in _of_environment():
+    return _without(_of_environment(), text)
+
+
+def _without(secrets: Sequence[str], text: str) -> str:
+    for secret in secrets:
         text = text.replace(secret, HIDDEN)
     text = _PRIVATE_KEY.sub(HIDDEN, text)
     text = _KEYS.sub(HIDDEN, text)
@@ -128,8 +132,8 @@ def _of_environment() -> tuple[str, ...]:
     return _among(tuple(os.environb.items()))
 
 
-# Every text of a status and a report asks, and the environment seldom changes: looked through each time, it took a third
-# of what a short run takes on a processor.
+# Every text of a log asks, and the environment seldom changes: searched for secrets each time, it took a third of what a short
+# run takes on a processor.
 @functools.lru_cache(maxsize=4)
 def _among(environment: tuple[tuple[bytes, bytes], ...]) -> tuple[str, ...]:
     """The secrets among variables: values by the name of their variable, and passwords in addresses.
@@ -176,14 +180,20 @@ def hidden(value: object, name: str = "") -> object:
 
     `name`: the field that holds it.
     """
+    return _hidden(value, name, _of_environment())
+
+
+# The environment is looked through once for a status or a report, not for each of its texts and names: that was a third of
+# the server's work for a question after a run.
+def _hidden(value: object, name: str, secrets: Sequence[str]) -> object:
     if isinstance(value, str):
-        return value if name in PLACES else redact(writable(value))
+        return value if name in PLACES else _without(secrets, writable(value))
     if isinstance(value, float):
         return finite(value)
     if isinstance(value, Mapping):
-        return {hidden(key): hidden(item, str(key)) for key, item in value.items()}
+        return {_hidden(key, "", secrets): _hidden(item, str(key), secrets) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [hidden(item, name) for item in value]
+        return [_hidden(item, name, secrets) for item in value]
     return value
 
 
