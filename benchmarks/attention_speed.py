@@ -7,8 +7,6 @@ of one thread, so that other programs on the machine matter less; the better of 
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -42,14 +40,7 @@ def seconds(dtype: str, lengths: tuple[int, ...], shape: tuple[int, int, int]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--class", dest="name", choices=[one.name for one in cpu_class.here()])
-    name = parser.parse_args().name
-    if name and not os.environ.get(cpu_class.FORCED):
-        chosen = next(one for one in cpu_class.here() if one.name == name)
-        # Libraries read these when they are loaded.
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **dict(chosen.environ), cpu_class.FORCED: name})
-    chosen = cpu_class.keep_within()
+    chosen = cpu_class.asked_for(__doc__)
     import torch
 
     from training.fast_cpu import kernels

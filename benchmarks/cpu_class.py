@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,21 @@ def keep_within() -> CpuClass:
 
         kernels.FLAGS = tuple(f"-march={found.march}" if flag == "-march=native" else flag for flag in kernels.FLAGS)
     return found
+
+
+def asked_for(doc: str | None) -> CpuClass:
+    """The class that --class names on the command line, or this CPU's own; the process begins anew to be held to a lesser one.
+
+    `doc`: what --help says.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--class", dest="name", choices=[one.name for one in here()])
+    name = parser.parse_args().name
+    if name and not os.environ.get(FORCED):
+        chosen = next(one for one in here() if one.name == name)
+        # Libraries read these when they are loaded.
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **dict(chosen.environ), FORCED: name})
+    return keep_within()
 
 
 def line(chosen: CpuClass) -> str:

@@ -8,8 +8,6 @@ some rounds in turn, by all threads; beside them what reading the weights alone 
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -30,14 +28,7 @@ ROWS = (1, 4, 8, 16, 24, 32, 48)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--class", dest="name", choices=[one.name for one in cpu_class.here()])
-    name = parser.parse_args().name
-    if name and not os.environ.get(cpu_class.FORCED):
-        chosen = next(one for one in cpu_class.here() if one.name == name)
-        # Libraries read these when they are loaded.
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **dict(chosen.environ), cpu_class.FORCED: name})
-    print(cpu_class.line(cpu_class.keep_within()))
+    print(cpu_class.line(cpu_class.asked_for(__doc__)))
     for model, (layers, shapes, vocabulary) in MODELS.items():
         measure(model, layers, shapes, vocabulary)
 
