@@ -501,7 +501,7 @@ def test_the_only_named_template_is_the_models_own_and_of_several_one_must_be_ch
         chat_template.choose(None, _settings(), words)
 
 
-def test_a_template_for_tools_in_afolder_of_its_own_does_not_stand_for_the_one_for_chats(
+def test_a_template_for_tools_in_a_folder_of_its_own_does_not_stand_for_the_one_for_chats(
     tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:
     words = tokenizer("qwen2")
