@@ -22,7 +22,7 @@ import numpy as np
 from training.llama import together
 from training.llama.protocol import BLOCK
 from training.llama.sampling import GREEDY, Sampling
-from training.system import this_machine
+from training.system import this_machine, threads
 
 WARNING = 3  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
 
@@ -300,7 +300,7 @@ class _Context:
         # Each sequence has its own part.
         params.n_ctx, params.n_seq_max, params.kv_unified = self.size * sequences, sequences, False
         params.n_batch = params.n_ubatch = BLOCK
-        params.n_threads = params.n_threads_batch = physical_cores()
+        params.n_threads = params.n_threads_batch = threads.allowed(physical_cores())
         params.no_perf = True
         self.pointer = llama_cpp.llama_init_from_model(model, params)
         if not self.pointer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from training.report import gathering, model_card, schema
 from training.runs import Run, Stage, checkpoint
 from training.runs.progress import Reached, Teller
 from training.settings.names import NEED_IMPORTANCE_MATRIX
-from training.system import files, io_errors, records
+from training.system import files, io_errors, records, threads
 from training.system.events import Events
 from training.system.foreign_json import Damaged
 from training.to_gguf import conversion, importance, merging, provenance, reader_metadata
@@ -44,12 +44,21 @@ def export(
     `tell` hears of each stage that was done, and its seconds; `hear` how far the run is, now and then.
     """
     first = _gone(job, only) if only else ()
-    with llama.kept():  # the stages that ask llama.cpp change no file
+    # The stages that ask llama.cpp change no file.
+    with _threads(job), llama.kept():
         for name in _stages(job, only, first):
             _stage(job, name, name in first, tell, hear)
     if only in (None, "check"):
         tidy(job)
     job.run.update(stage=None)
+
+
+def _threads(job: Job) -> AbstractContextManager[None]:
+    """The run's own number of threads: of all its processes on this machine, for the export is one."""
+    hardware = job.settings.hardware
+    if hardware.num_threads == "auto":
+        return nullcontext()
+    return threads.at_most(hardware.num_threads * max(1, int(hardware.num_processes)))
 
 
 def _stages(job: Job, only: Stage | None, first: Sequence[Stage]) -> Iterator[Stage]:

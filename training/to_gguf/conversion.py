@@ -23,7 +23,7 @@ from typing import cast
 
 from training.errors import MachineError, RunError, UserError
 from training.settings.names import NEED_IMPORTANCE_MATRIX, QUANTISATIONS
-from training.system import files, foreign_json, forkserver, io_errors, shell, temporary
+from training.system import files, foreign_json, forkserver, io_errors, shell, temporary, threads
 from training.to_gguf import converter_traceback
 from training.to_gguf.conversion_worker import DONE
 
@@ -186,7 +186,7 @@ def _check_room(stage: str, out: Path, need: int) -> None:
 
 def work(stage: str, out: Path, need: int, arguments: Sequence[object], progress: Progress | None) -> list[str]:
     """Run conversion_worker.py; gives the lines it printed. RunError when it fails, whatever it died of."""
-    process = forkserver.popen(WORKER, arguments)
+    process = forkserver.popen(WORKER, arguments, extra=threads.variables())
     printed: list[str] = []
     with process:
         try:

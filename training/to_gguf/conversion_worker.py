@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # run as a script, training/ stands first on the path and would shadow installed packages
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from training.system import foreign_code, this_machine
+from training.system import foreign_code, this_machine, threads
 from training.system.parent_watch import end_with_parent
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def quantise(source: str, out: str, method: str, importance: str = "") -> int:
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = file_type(llama_cpp, method)
-    params.nthread = len(this_machine.processors())
+    params.nthread = threads.allowed(len(this_machine.processors()))
     rows = importance_rows(importance) if importance else {}
     if rows:
         params.imatrix = _matrix(llama_cpp, rows)
