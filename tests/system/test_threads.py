@@ -30,13 +30,16 @@ def test_a_number_that_is_none_allows_all(monkeypatch: pytest.MonkeyPatch, words
     assert threads.allowed(8) == 8
 
 
-@pytest.mark.parametrize(("wanted", "processes", "told"), [("auto", 1, 8), (2, 1, 2), (2, 3, 6)])
+@pytest.mark.parametrize(
+    ("wanted", "written", "processes", "told"),
+    [("auto", True, 1, 8), (2, False, 1, 8), (2, True, 1, 2), (2, True, 3, 6)],
+)
 def test_an_export_has_the_threads_of_all_processes_of_its_run(
-    monkeypatch: pytest.MonkeyPatch, wanted: int | str, processes: int, told: int
+    monkeypatch: pytest.MonkeyPatch, wanted: int | str, written: bool, processes: int, told: int
 ) -> None:
     monkeypatch.delenv(threads.MOST, raising=False)
     hardware = SimpleNamespace(num_threads=wanted, num_processes=processes)
-    job: Any = SimpleNamespace(settings=SimpleNamespace(hardware=hardware))
+    job: Any = SimpleNamespace(settings=SimpleNamespace(hardware=hardware, written=lambda key: written))
     with export_stages._threads(job):
         assert threads.allowed(8) == told
 

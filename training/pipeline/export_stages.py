@@ -54,11 +54,14 @@ def export(
 
 
 def _threads(job: Job) -> AbstractContextManager[None]:
-    """The run's own number of threads: of all its processes on this machine, for the export is one."""
+    """The number of threads that somebody wrote down for the run: for all its processes on a machine, for the export is one.
+
+    What was chosen for the machine that trained is no rule for the one that exports.
+    """
     hardware = job.settings.hardware
-    if hardware.num_threads == "auto":
+    if not job.settings.written("Hardware.NUM_THREADS") or hardware.num_threads == "auto":
         return nullcontext()
-    return threads.at_most(hardware.num_threads * max(1, int(hardware.num_processes)))
+    return threads.at_most(hardware.num_threads * hardware.num_processes)
 
 
 def _stages(job: Job, only: Stage | None, first: Sequence[Stage]) -> Iterator[Stage]:
