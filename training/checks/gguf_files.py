@@ -243,7 +243,7 @@ def _ran_on(
     endless = [
         number
         for number, answer in enumerate(answers)
-        if not answer.stopped and (len(answer.ids) < most[number] or held_out.decides(most[number], wanted[number]))
+        if held_out.stopped(answer.stopped, len(answer.ids), most[number], wanted[number]) is False
     ]
     if endless:
         limits = {most[number] for number in endless}

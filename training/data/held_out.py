@@ -58,6 +58,13 @@ def decides(most: int, wanted: int) -> bool:
     return most >= ENOUGH * wanted
 
 
+def stopped(by_itself: bool, length: int, most: int, wanted: int) -> bool | None:
+    """Whether an answer of `length` tokens, of `most` that it might take, stops by itself; None where it was cut off before that
+    could be told. One that is shorter and did not stop went round in circles (llama/circles.py)."""
+    cut_off = not by_itself and length >= most
+    return None if cut_off and not decides(most, wanted) else by_itself
+
+
 def spread(count: int, most: int) -> list[int]:
     """At most `most` row numbers out of `count`, evenly spread."""
     most = min(count, most)

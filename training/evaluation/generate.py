@@ -53,6 +53,13 @@ def answer(
     return ended(tokenizer, out[0, len(prompt) :].tolist(), end_ids, most)
 
 
+def at_most(model: PreTrainedModel | PeftModel, asked: int, most: int) -> int:
+    """How many of `most` tokens an answer may take after a prompt of `asked`: as far as the model's positions go, beyond which
+    Unsloth's generate() raises."""
+    room = getattr(model.config, "max_position_embeddings", None) or math.inf
+    return max(1, int(min(most, room - asked)))
+
+
 def _generate(
     model: PreTrainedModel | PeftModel,
     ids: torch.Tensor,
@@ -64,9 +71,7 @@ def _generate(
     """Continuations of prompts [rows, tokens], at most `most` tokens each; [rows, tokens + new]."""
     import torch
 
-    # Beyond it Unsloth's generate() raises.
-    room = getattr(model.config, "max_position_embeddings", None) or math.inf
-    most = max(1, int(min(most, room - ids.shape[1])))
+    most = at_most(model, ids.shape[1], most)
     # TRL switches it on; the loss of the experts' balance takes no such batch.
     if getattr(model.config, "output_router_logits", False):
         options["output_router_logits"] = False
@@ -181,8 +186,7 @@ def _by_hand(
     """The same by the hand-written layers; None where they are not for these prompts, or do not answer as the model."""
     from training.fast_cpu import greedy
 
-    room = getattr(model.config, "max_position_embeddings", None) or math.inf
-    most = [max(1, int(min(item.most, room - len(item.prompt)))) for item in items]
+    most = [at_most(model, len(item.prompt), item.most) for item in items]
     longest = max(len(item.prompt) + limit for item, limit in zip(items, most, strict=True))
     if layers.window is not None and longest > layers.window:
         return None

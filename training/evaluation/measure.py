@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from training.data import Item
+from training.data import Item, held_out
 from training.evaluation import scoring
 from training.evaluation.generate import Answer, answers_of_both, losses
 from training.evaluation.ledger import Ledger
@@ -102,8 +102,7 @@ def evaluate(
 
 def stopped(item: Item, reply: Answer) -> bool | None:
     """Whether an answer stopped by itself; None where it was cut off before that could be told."""
-    cut_off = not reply.stopped and len(reply.ids) >= item.most
-    return None if cut_off and not item.decides else reply.stopped
+    return held_out.stopped(reply.stopped, len(reply.ids), item.most, item.wanted)
 
 
 def marks(items: Sequence[Item], replies: Sequence[Answer]) -> list[Marks]:

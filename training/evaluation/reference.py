@@ -97,13 +97,12 @@ class Reference:
         from training.data import Item
         from training.evaluation import generate
 
-        room = getattr(self.model.config, "max_position_embeddings", None) or math.inf
-        limits = [max(1, int(min(limit, room - len(ids)))) for ids, limit in zip(prompts, most, strict=True)]
+        limits = [generate.at_most(self.model, len(ids), limit) for ids, limit in zip(prompts, most, strict=True)]
         found = self._agreed(prompts, limits, drafts) if drafts else [list[int]() for _ in prompts]
         on = [
             number
             for number, ids in enumerate(found)
-            if len(ids) < limits[number] and ids[-1:] not in [[end] for end in end_ids] and not circles.goes_round(ids)
+            if len(ids) < limits[number] and not (ids and ids[-1] in end_ids) and not circles.goes_round(ids)
         ]
         items = [Item([], [], "", "", [*prompts[at], *found[at]], limits[at] - len(found[at])) for at in on]
         for at, rest in zip(on, generate.answers(self.model, self.tokenizer, items, end_ids), strict=True):

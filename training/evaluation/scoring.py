@@ -30,7 +30,8 @@ _UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\
 class Marks:
     """What one answer is worth. `length` is in characters, `repetition` the share of its 4-grams that were there before.
 
-    stopped: None where it was given too few tokens to tell. thinks: whether it begins with thoughts that hold something. calls_parse, calls_match: of an answer that is expected to call tools, whether it does, and whether as expected.
+    stopped: None where it was given too few tokens to tell. thinks: whether it begins with thoughts that hold something.
+    calls_parse, calls_match: of an answer that is expected to call tools, whether it does, and whether as expected.
     """
 
     exact: float

@@ -183,7 +183,7 @@ def hidden(value: object, name: str = "") -> object:
     return _hidden(value, name, _of_environment())
 
 
-# The environment is looked through once for a status or a report, not for each of its texts and names: that was a third of
+# The environment is looked through once for a status or a report, not for each of its texts and names: that was a sixth of
 # the server's work for a question after a run.
 def _hidden(value: object, name: str, secrets: Sequence[str]) -> object:
     if isinstance(value, str):

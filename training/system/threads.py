@@ -37,4 +37,4 @@ def allowed(count: int) -> int:
 
 def variables() -> dict[str, str]:
     """What a process that has another's environment must be told of it."""
-    return {name: os.environ[name] for name in (MOST,) if name in os.environ}
+    return {MOST: os.environ[MOST]} if MOST in os.environ else {}
