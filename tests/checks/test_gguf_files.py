@@ -12,14 +12,16 @@ import pytest
 
 from tests.support.gguf import edit_end, edit_tensor
 from training import llama
-from training.base_model import lora_adapter
+from training.base_model import load_tokenizer, lora_adapter
 from training.checks import Check, gguf_files, require
 from training.checks import logits as checks
 from training.errors import RunError
 from training.evaluation import divergence, reference
 from training.evaluation.reference import TooLarge
 from training.llama import hard_texts
+from training.runs import Run
 from training.to_gguf import conversion, merging
+from training.to_gguf.job import Job
 
 pytestmark = [pytest.mark.tiny, pytest.mark.usefixtures("forks")]
 
@@ -533,6 +535,14 @@ def test_a_model_that_reads_a_draft_answers_as_without_one(
     assert model.answers(prompts, [0], most, whole) == alone
     ends = [answer.ids[3] for answer in alone]
     assert model.answers(prompts, ends, most, [answer.ids[:-1] for answer in ended]) == ended
+
+
+def test_a_tokenizer_that_is_loaded_already_is_not_loaded_again(chain: Chain) -> None:
+    words = load_tokenizer(chain.merged)
+    with reference.opened(chain.merged, words=words) as opened:
+        assert opened.tokenizer is words
+    job = Job(run=Run(chain.merged.parent), settings=None, facts=None)
+    assert job.merged == chain.merged and job.words is job.words
 
 
 def test_a_draft_ends_where_the_models_positions_do(chain: Chain, model, monkeypatch: pytest.MonkeyPatch) -> None:
